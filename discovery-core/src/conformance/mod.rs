@@ -1,0 +1,1 @@
+//! The laws of every backend, as tests.

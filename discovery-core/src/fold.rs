@@ -1,0 +1,140 @@
+use std::sync::Arc;
+
+use crate::{Change, Error, Instance, InstanceId, Snapshot, Update};
+
+/// What one watch knows of its service, and what each event makes of it: the laws W3 and W5 without any I/O.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Fold {
+    /// `None` until the first set.
+    snapshot: Option<Snapshot>,
+    /// `Some` while contact is lost.
+    lost: Option<Error>,
+}
+
+impl Fold {
+    /// Takes the whole set anew. Always an update: where changes could have been missed, watchers are told so.
+    pub(crate) fn reset(&mut self, instances: Vec<Instance>) -> Update {
+        let next = self.share(instances);
+        self.lost = None;
+        self.snapshot = Some(next.clone());
+        Update::Reset(next)
+    }
+
+    /// Takes the next whole state, which is an update only as far as it differs.
+    pub(crate) fn replace(&mut self, instances: Vec<Instance>) -> Option<Update> {
+        let former = self.snapshot.clone().unwrap_or_default();
+        let next = self.share(instances);
+        let change = former.diff(&next);
+        self.snapshot = Some(next);
+        (!change.is_empty()).then_some(Update::Change(change))
+    }
+
+    /// Takes one step, without what it would not change.
+    pub(crate) fn change(&mut self, upserts: Vec<Instance>, removes: Vec<InstanceId>) -> Option<Update> {
+        let former = self.snapshot.clone().unwrap_or_default();
+        let is_new = |one: &Instance| former.get(one.id().as_str()).is_none_or(|old| **old != *one);
+        let upserts = upserts.into_iter().filter(is_new).map(Arc::new).collect();
+        let removes = removes.into_iter().filter(|id| former.get(id.as_str()).is_some()).collect();
+        let change = Change::new(upserts, removes);
+        if change.is_empty() {
+            return None;
+        }
+        self.snapshot = Some(former.with(&change));
+        Some(Update::Change(change))
+    }
+
+    /// Takes a loss of contact, which is news once, and again when its kind changes.
+    pub(crate) fn lose(&mut self, error: Error) -> Option<Update> {
+        let is_news = self.lost.as_ref().is_none_or(|former| former.kind() != error.kind());
+        self.lost = Some(error.clone());
+        is_news.then_some(Update::Lost(error))
+    }
+
+    /// What one who joins now has missed (W1).
+    pub(crate) fn catch_up(&self) -> impl Iterator<Item = Update> + use<> {
+        let set = self.snapshot.clone().map(Update::Reset);
+        set.into_iter().chain(self.lost.clone().map(Update::Lost))
+    }
+
+    fn share(&self, instances: Vec<Instance>) -> Snapshot {
+        let next = Snapshot::from_iter(instances);
+        self.snapshot.as_ref().map_or_else(|| next.clone(), |former| next.clone().sharing(former))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{ErrorKind, snapshot::tests::any_snapshot};
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Change(Snapshot, Snapshot),
+        Lose(ErrorKind),
+        Replace(Snapshot),
+        Reset(Snapshot),
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            (any_snapshot(), any_snapshot()).prop_map(|(a, b)| Event::Change(a, b)),
+            Just(Event::Lose(ErrorKind::Unavailable)),
+            Just(Event::Lose(ErrorKind::PermissionDenied)),
+            any_snapshot().prop_map(Event::Replace),
+            any_snapshot().prop_map(Event::Reset),
+        ]
+    }
+
+    fn owned(set: &Snapshot) -> Vec<Instance> {
+        set.iter().map(|one| (**one).clone()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn consumers_hold_what_the_watch_holds(events in proptest::collection::vec(any_event(), 0..20)) {
+            let mut fold = Fold::default();
+            let mut held = Snapshot::default();
+            let mut last_lost = None;
+            for event in events {
+                let update = match event {
+                    Event::Reset(set) => Some(fold.reset(owned(&set))),
+                    // A source makes changes only after a reset.
+                    _ if fold.snapshot.is_none() => continue,
+                    Event::Lose(kind) => fold.lose(Error::new(kind, "lost")),
+                    _ if fold.lost.is_some() => continue,
+                    Event::Replace(set) => fold.replace(owned(&set)),
+                    Event::Change(upserts, removes) => {
+                        let removes = removes.iter().map(|one| one.id().clone());
+                        let removes = removes.filter(|id| upserts.get(id.as_str()).is_none()).collect();
+                        fold.change(owned(&upserts), removes)
+                    }
+                };
+                let Some(update) = update else { continue };
+                let next = held.apply(&update);
+                match &update {
+                    Update::Change(change) => {
+                        prop_assert!(!change.is_empty());
+                        prop_assert_eq!(&held.diff(&next), change, "a change is exactly what changed");
+                        last_lost = None;
+                    }
+                    Update::Lost(error) => {
+                        prop_assert_ne!(last_lost, Some(error.kind()), "one loss is told once");
+                        last_lost = Some(error.kind());
+                    }
+                    Update::Reset(set) => {
+                        let kept = |one: &&Arc<Instance>| held.get(one.id().as_str()).is_some_and(|old| old == *one);
+                        for one in set.iter().filter(kept) {
+                            prop_assert!(Arc::ptr_eq(one, held.get(one.id().as_str()).unwrap()));
+                        }
+                        last_lost = None;
+                    }
+                }
+                held = next;
+                let joined = fold.catch_up().fold(Snapshot::default(), |set, update| set.apply(&update));
+                prop_assert_eq!(&held, &joined, "one who joins late folds to the same set");
+            }
+        }
+    }
+}

@@ -1,0 +1,233 @@
+use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::{FutureExt, stream};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    Backoff, Entry, Error, ErrorKind, Feed, InstanceId, Resolver, ServiceName, Snapshot, Source, Updates,
+    fold::Fold,
+    reject::Rejects,
+    resolver::require_runtime,
+    share::{Attempt, Orphanage, Shared, Subscription, Watches},
+    source::Sink,
+};
+
+/// Makes a [`Resolver`] of a [`Source`]: recovery, sharing and the laws of the stream, the same for every backend.
+///
+/// Per service one attempt runs at a time, however many watch. When it fails, watchers get one [`Lost`](crate::Update::Lost)
+/// and the next attempt follows after a [`Backoff`] with full jitter, for as long as anybody watches. The last stream to be
+/// dropped ends the attempt at once. Panics of the source are errors.
+///
+/// `list` runs an attempt of its own up to its first set.
+#[derive(Debug)]
+pub struct Recovered<S>(Arc<Hub<S>>);
+
+/// How [`Recovered`] recovers.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// The waits between attempts; by default 100 ms to 10 s.
+    pub backoff: Backoff,
+    /// How long an attempt, or a `list`, may take up to its first set; by default 10 s.
+    pub first_set: Duration,
+    /// How long an attempt must have gone well for the backoff to start anew; by default 60 s.
+    pub steady: Duration,
+    /// How many updates a consumer may fall behind before it gets a `Reset` instead; by default 128, at least 1.
+    pub queue: usize,
+}
+
+#[derive(Debug)]
+struct Hub<S> {
+    source: Arc<S>,
+    recovery: Recovery,
+    watches: Arc<Watches>,
+    rejects: Arc<Rejects>,
+}
+
+impl<S: Source> Recovered<S> {
+    /// A resolver over a source, with the defaults of [`Recovery`].
+    pub fn new(source: impl Into<Arc<S>>) -> Self {
+        Self::with(source, Recovery::default())
+    }
+
+    /// A resolver over a source.
+    pub fn with(source: impl Into<Arc<S>>, recovery: Recovery) -> Self {
+        let (watches, rejects) = Default::default();
+        Self(Arc::new(Hub { source: source.into(), recovery, watches, rejects }))
+    }
+
+    /// The source.
+    pub fn source(&self) -> &Arc<S> {
+        &self.0.source
+    }
+
+    /// How many bad entries were skipped so far, each counted once per revision.
+    pub fn skipped(&self) -> u64 {
+        self.0.rejects.skipped()
+    }
+}
+
+impl<S> Clone for Recovered<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self {
+            backoff: Backoff::default(),
+            first_set: Duration::from_secs(10),
+            steady: Duration::from_secs(60),
+            queue: 128,
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Source> Resolver for Recovered<S> {
+    async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
+        let (sender, set) = oneshot::channel();
+        let sink =
+            Once { service: service.clone(), rejects: Arc::clone(&self.0.rejects), sender: Mutex::new(Some(sender)) };
+        let attempt = pin!(guard(&*self.0.source, service, Feed(Arc::new(sink))));
+        let first = async {
+            tokio::select! {
+                // The set counts, also when the attempt ends in the same moment.
+                biased;
+                Ok(set) = set => Ok(set),
+                error = attempt => Err(error),
+            }
+        };
+        let deadline = self.0.recovery.first_set;
+        let result = timeout(deadline, first).await.unwrap_or_else(|_| Err(no_set(deadline)));
+        result.map_err(|error| error.during("list").for_service(service))
+    }
+
+    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+        let subscription = self.0.join(service, Fold::default())?;
+        let first = (Arc::clone(&self.0), subscription);
+        Ok(Updates::new(stream::unfold(first, |(hub, mut subscription)| async move {
+            // A watch whose runtime is gone is taken up again on the one that polls this stream.
+            if subscription.shared().is_orphaned() {
+                let (service, fold) = (subscription.shared().service().clone(), subscription.shared().fold());
+                if let Ok(next) = hub.join(&service, fold) {
+                    subscription = next;
+                }
+            }
+            let update = subscription.next().await;
+            Some((update, (hub, subscription)))
+        })))
+    }
+}
+
+impl<S: Source> Hub<S> {
+    /// Joins the service's watch, or starts one from what an earlier one knew.
+    fn join(&self, service: &ServiceName, fold: Fold) -> Result<Subscription, Error> {
+        let runtime = require_runtime("watch")?;
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = watches.get(service).and_then(Weak::upgrade);
+        let shared = match &running {
+            Some(shared) if !shared.is_orphaned() => Arc::clone(shared),
+            _ => {
+                let shared = Shared::new(service.clone(), fold, self.recovery.queue.max(1), &self.watches);
+                let orphanage = Orphanage(Arc::downgrade(&shared));
+                let (source, rejects) = (Arc::clone(&self.source), Arc::clone(&self.rejects));
+                let task = runtime.spawn(run(source, rejects, self.recovery, service.clone(), orphanage));
+                shared.own(task.abort_handle());
+                watches.insert(service.clone(), Arc::downgrade(&shared));
+                shared
+            }
+        };
+        // Before `running` may drop a watch, whose drop takes this lock.
+        drop(watches);
+        Ok(Subscription::new(shared))
+    }
+}
+
+/// A watch's task: attempt after attempt, until the last stream aborts it.
+async fn run<S: Source>(
+    source: Arc<S>,
+    rejects: Arc<Rejects>,
+    recovery: Recovery,
+    service: ServiceName,
+    orphanage: Orphanage,
+) {
+    let mut delays = recovery.backoff.delays();
+    loop {
+        let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
+        let (started, mut first) = watch::channel(false);
+        let attempt = Attempt { shared: orphanage.0.clone(), number, rejects: Arc::clone(&rejects), started };
+        let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
+        let ended = tokio::select! {
+            biased;
+            error = &mut attempt => Some(error),
+            Ok(_) = first.wait_for(|started| *started) => None,
+            () = sleep(recovery.first_set) => Some(no_set(recovery.first_set)),
+        };
+        let error = match ended {
+            Some(error) => error,
+            None => {
+                let since = Instant::now();
+                let error = attempt.await;
+                if since.elapsed() >= recovery.steady {
+                    delays.reset();
+                }
+                error
+            }
+        };
+        let Some(shared) = orphanage.0.upgrade() else { return };
+        shared.lose(error.during("watch").for_service(&service));
+        drop(shared);
+        sleep(delays.next_delay()).await;
+    }
+}
+
+/// Follows once; whatever ends it, a panic too, is an error.
+async fn guard<S: Source>(source: &S, service: &ServiceName, feed: Feed) -> Error {
+    match AssertUnwindSafe(source.follow(service, feed)).catch_unwind().await {
+        Ok(Ok(())) => Error::new(ErrorKind::Unavailable, "the registry ended the watch"),
+        Ok(Err(error)) => error,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Error::new(ErrorKind::Internal, format!("the backend panicked: {}", text.escape_debug()))
+        }
+    }
+}
+
+fn no_set(deadline: Duration) -> Error {
+    Error::new(ErrorKind::DeadlineExceeded, format!("the registry gave no set within {deadline:?}"))
+}
+
+/// The feed of a `list`, which wants the first set only.
+#[derive(Debug)]
+struct Once {
+    service: ServiceName,
+    rejects: Arc<Rejects>,
+    sender: Mutex<Option<oneshot::Sender<Snapshot>>>,
+}
+
+impl Sink for Once {
+    fn reset(&self, entries: Vec<Entry>) {
+        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(sender) = sender {
+            let set = self.rejects.of_state(&self.service, entries).into_iter().collect();
+            // The caller may have given up.
+            let _ = sender.send(set);
+        }
+    }
+
+    fn replace(&self, _: Vec<Entry>) {}
+
+    fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
+}

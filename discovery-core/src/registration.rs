@@ -1,0 +1,263 @@
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::{Error, ErrorKind, Instance, InstanceId, ServiceName};
+
+/// One instance's place in the registry, held for as long as this lives.
+///
+/// The backend keeps it alive and heals it by itself; [`status`](Self::status) tells how it stands. Ending it in order is
+/// [`deregister`](Self::deregister). Dropping it asks the backend for the same without waiting: it neither blocks nor needs a
+/// runtime, and where the request is lost (the process ends at once) the lease ends the entry.
+#[must_use = "dropping a registration deregisters the instance"]
+pub struct Registration {
+    service: ServiceName,
+    instance: Mutex<Arc<Instance>>,
+    status: watch::Receiver<Status>,
+    /// `None` once deregistered, so that the drop does not ask again.
+    held: Option<Box<dyn Held>>,
+}
+
+/// How a registration stands.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Status {
+    /// It was ended by its owner, or with its backend.
+    Deregistered {
+        /// When that was.
+        since: Instant,
+    },
+    /// It is not known to be in the registry now; the backend keeps trying.
+    Lost {
+        /// When it was lost.
+        since: Instant,
+        /// Why, as of the last attempt.
+        error: Error,
+    },
+    /// It is in the registry.
+    Registered {
+        /// When it was written, the last time that it had to be.
+        since: Instant,
+    },
+    /// Another owner took the id over. Final.
+    Superseded {
+        /// When that was noticed.
+        since: Instant,
+    },
+}
+
+/// What a backend keeps behind a [`Registration`]; for authors of backends.
+#[async_trait]
+pub trait Held: fmt::Debug + Send + Sync {
+    /// Writes the instance's new weight and metadata in place; id and address are the same as before.
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error>;
+
+    /// Removes the entry, if it is still this registration's, and returns once it is gone.
+    async fn deregister(&self) -> Result<(), Error>;
+
+    /// Asks for the same without waiting, when the registration is dropped; must neither block nor spawn.
+    fn release(&self);
+}
+
+/// The backend's hand on the status of a [`Registration`]; for authors of backends.
+#[derive(Clone, Debug)]
+pub struct StatusWriter(watch::Sender<Status>);
+
+impl Registration {
+    /// Makes a registration of what a backend holds.
+    pub fn new(
+        service: ServiceName,
+        instance: Arc<Instance>,
+        status: &StatusWriter,
+        held: impl Held + 'static,
+    ) -> Self {
+        Self { service, instance: Mutex::new(instance), status: status.0.subscribe(), held: Some(Box::new(held)) }
+    }
+
+    /// The service.
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The instance's id.
+    pub fn id(&self) -> InstanceId {
+        self.instance().id().clone()
+    }
+
+    /// The instance as it was last written.
+    pub fn instance(&self) -> Arc<Instance> {
+        Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How the registration stands now.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until the status differs from the one that this returned last, or from the first, and returns it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, it has not consumed a status.
+    pub async fn changed(&mut self) -> Status {
+        if self.status.changed().await.is_err() {
+            // The backend is gone with its writer, so that the last word stands.
+            std::future::pending::<()>().await;
+        }
+        self.status.borrow_and_update().clone()
+    }
+
+    /// Changes weight and metadata in place, without a moment of absence.
+    ///
+    /// ```no_run
+    /// # async fn example(registration: discovery_core::Registration) -> Result<(), discovery_core::Error> {
+    /// use discovery_core::Weight;
+    ///
+    /// let less = Weight::new(10)?;
+    /// registration.update(|instance| instance.with_weight(less)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address; [`Conflict`](ErrorKind::Conflict) once superseded;
+    /// else what the registry answers. After a retryable error the backend goes on trying to write the new values.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, the new values may be written or not; a later update decides.
+    pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
+        let before = self.instance();
+        let after = change((*before).clone());
+        if (after.id(), after.address()) != (before.id(), before.address()) {
+            let message = "an update may change weight and metadata; another id or address is another registration";
+            return Err(Error::new(ErrorKind::InvalidInput, message).during("update").for_service(&self.service));
+        }
+        let after = Arc::new(after);
+        let held = self.held.as_ref().expect("only `deregister`, which consumes the registration, takes it");
+        held.update(Arc::clone(&after)).await?;
+        *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = after;
+        Ok(())
+    }
+
+    /// Ends the registration and returns once the entry is gone; of a superseded one, at once.
+    ///
+    /// # Errors
+    ///
+    /// What the registry answers, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded), with the time by which the lease will
+    /// end the entry; the backend has stopped renewing it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, the backend is asked to go on with it alone.
+    pub async fn deregister(mut self) -> Result<(), Error> {
+        let held = self.held.as_ref().expect("only this method, which consumes the registration, takes it");
+        held.deregister().await?;
+        self.held = None;
+        Ok(())
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Some(held) = &self.held {
+            held.release();
+        }
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registration")
+            .field("service", &self.service)
+            .field("instance", &self.instance())
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Status {
+    /// Registered as of now.
+    pub fn registered() -> Self {
+        Self::Registered { since: now() }
+    }
+
+    /// Lost as of now.
+    pub fn lost(error: Error) -> Self {
+        Self::Lost { since: now(), error }
+    }
+
+    /// Superseded as of now.
+    pub fn superseded() -> Self {
+        Self::Superseded { since: now() }
+    }
+
+    /// Deregistered as of now.
+    pub fn deregistered() -> Self {
+        Self::Deregistered { since: now() }
+    }
+
+    /// Whether the instance is in the registry, as far as the backend knows.
+    pub fn is_registered(&self) -> bool {
+        matches!(self, Self::Registered { .. })
+    }
+
+    /// Whether this status never changes any more.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Deregistered { .. } | Self::Superseded { .. })
+    }
+}
+
+impl StatusWriter {
+    /// A new registration's status.
+    pub fn new(status: Status) -> Self {
+        Self(watch::Sender::new(status))
+    }
+
+    /// Reports a status, unless the one before it was final. A further `Lost` keeps the time of the first.
+    pub fn set(&self, next: Status) {
+        self.0.send_if_modified(|status| {
+            let next = match (&*status, next) {
+                (status, _) if status.is_final() => return false,
+                (Status::Lost { since, .. }, Status::Lost { error, .. }) => Status::Lost { since: *since, error },
+                (_, next) => next,
+            };
+            *status = next;
+            true
+        });
+    }
+
+    /// The status last reported.
+    pub fn status(&self) -> Status {
+        self.0.borrow().clone()
+    }
+}
+
+/// The moment on tokio's clock, so that a paused clock rules statuses too.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_final_status_stays_and_a_loss_keeps_its_start() {
+        let writer = StatusWriter::new(Status::registered());
+        let error = Error::new(ErrorKind::Unavailable, "gone");
+        writer.set(Status::lost(error.clone()));
+        let Status::Lost { since: first, .. } = writer.status() else { panic!("not lost") };
+        writer.set(Status::lost(error));
+        assert!(matches!(writer.status(), Status::Lost { since, .. } if since == first));
+        writer.set(Status::superseded());
+        writer.set(Status::registered());
+        assert!(matches!(writer.status(), Status::Superseded { .. }));
+    }
+}

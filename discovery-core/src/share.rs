@@ -1,0 +1,196 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::{sync::broadcast, task::AbortHandle};
+
+use crate::{Entry, Error, ErrorKind, InstanceId, ServiceName, Update, fold::Fold, reject::Rejects, source::Sink};
+
+/// The watches that are running, one per service (W8).
+pub(crate) type Watches = Mutex<HashMap<ServiceName, Weak<Shared>>>;
+
+/// One running watch of one service. Streams hold it; the last one to drop it ends the task.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    service: ServiceName,
+    /// Publishing, joining and catching up happen under this lock, so that nobody misses or repeats an update.
+    state: Mutex<State>,
+    task: OnceLock<AbortHandle>,
+    /// The runtime that ran the task is gone.
+    orphaned: AtomicBool,
+    watches: Weak<Watches>,
+}
+
+#[derive(Debug)]
+struct State {
+    fold: Fold,
+    sender: broadcast::Sender<Update>,
+    /// Counts attempts, so that the hand of an earlier one does nothing.
+    attempt: u64,
+}
+
+impl Shared {
+    /// A watch that starts from what an earlier one knew, with a queue of `queue` updates.
+    pub(crate) fn new(service: ServiceName, fold: Fold, queue: usize, watches: &Arc<Watches>) -> Arc<Self> {
+        let state = State { fold, sender: broadcast::Sender::new(queue), attempt: 0 };
+        Arc::new(Self {
+            service,
+            state: Mutex::new(state),
+            task: OnceLock::new(),
+            orphaned: AtomicBool::new(false),
+            watches: Arc::downgrade(watches),
+        })
+    }
+
+    /// Hands over the task that feeds this watch.
+    pub(crate) fn own(&self, task: AbortHandle) {
+        self.task.set(task).expect("a watch is started once");
+    }
+
+    pub(crate) fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    pub(crate) fn is_orphaned(&self) -> bool {
+        self.orphaned.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn fold(&self) -> Fold {
+        self.lock().fold.clone()
+    }
+
+    /// Begins an attempt; what earlier ones still send is ignored from here on.
+    pub(crate) fn begin(&self) -> u64 {
+        let mut state = self.lock();
+        state.attempt += 1;
+        state.attempt
+    }
+
+    /// Ends the attempt with the reason.
+    pub(crate) fn lose(&self, error: Error) {
+        let mut state = self.lock();
+        state.attempt += 1;
+        let update = state.fold.lose(error);
+        state.publish(update);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+        if let Some(watches) = self.watches.upgrade() {
+            let mut watches = watches.lock().unwrap_or_else(PoisonError::into_inner);
+            // A newer watch of the service may stand there already.
+            if watches.get(&self.service).is_some_and(|other| other.strong_count() == 0) {
+                watches.remove(&self.service);
+            }
+        }
+    }
+}
+
+impl State {
+    fn publish(&self, update: Option<Update>) {
+        if let Some(update) = update {
+            // Nobody listens when the last stream is just being dropped.
+            let _ = self.sender.send(update);
+        }
+    }
+}
+
+/// Lives in a watch's task: tells the streams when the task goes before they do.
+#[derive(Debug)]
+pub(crate) struct Orphanage(pub(crate) Weak<Shared>);
+
+impl Drop for Orphanage {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.upgrade() {
+            shared.orphaned.store(true, Ordering::Release);
+            shared
+                .lose(Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").during("watch"));
+        }
+    }
+}
+
+/// One stream's place in a watch.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    shared: Arc<Shared>,
+    missed: VecDeque<Update>,
+    receiver: broadcast::Receiver<Update>,
+}
+
+impl Subscription {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        let state = shared.lock();
+        let (missed, receiver) = (state.fold.catch_up().collect(), state.sender.subscribe());
+        drop(state);
+        Self { shared, missed, receiver }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The next update; one who fell behind the queue gets the set instead of what it missed (W6).
+    pub(crate) async fn next(&mut self) -> Update {
+        loop {
+            if let Some(update) = self.missed.pop_front() {
+                return update;
+            }
+            match self.receiver.recv().await {
+                Ok(update) => return update,
+                Err(broadcast::error::RecvError::Lagged(_)) => *self = Self::new(Arc::clone(&self.shared)),
+                Err(broadcast::error::RecvError::Closed) => unreachable!("the shared watch holds a sender"),
+            }
+        }
+    }
+}
+
+/// The feed of one attempt of a shared watch.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) shared: Weak<Shared>,
+    pub(crate) number: u64,
+    pub(crate) rejects: Arc<Rejects>,
+    /// Told at the first set.
+    pub(crate) started: tokio::sync::watch::Sender<bool>,
+}
+
+impl Attempt {
+    fn publish(&self, step: impl FnOnce(&mut Fold, &ServiceName) -> Option<Update>) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        if state.attempt == self.number {
+            let update = step(&mut state.fold, &shared.service);
+            state.publish(update);
+        }
+    }
+}
+
+impl Sink for Attempt {
+    fn reset(&self, entries: Vec<Entry>) {
+        self.publish(|fold, service| Some(fold.reset(self.rejects.of_state(service, entries))));
+        self.started.send_replace(true);
+    }
+
+    fn replace(&self, entries: Vec<Entry>) {
+        self.publish(|fold, service| fold.replace(self.rejects.of_state(service, entries)));
+    }
+
+    fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {
+        self.publish(|fold, service| {
+            let (upserts, removes) = self.rejects.of_step(service, upserts, removes);
+            fold.change(upserts, removes)
+        });
+    }
+}

@@ -1,0 +1,90 @@
+use std::{fmt, pin::Pin, sync::Arc, task};
+
+use futures::{Stream, StreamExt, stream::BoxStream};
+
+use crate::{Error, Instance, InstanceId, Snapshot};
+
+/// One item of a service's address-event stream.
+///
+/// The laws of such a stream, whatever the backend; the conformance suite has one test for each:
+///
+/// - **W1** The first item is `Reset`, perhaps of an empty set, or `Lost` where the registry cannot be reached yet. One who
+///   joins late starts with the set as its watch has it, then `Lost` if contact is lost.
+/// - **W2** After each item the fold ([`Snapshot::apply`]) is the valid entries of one state that the registry really had, in
+///   the registry's order. A registry that itself went back (restored, wiped) is a `Reset`.
+/// - **W3** There is no gap: where changes could have been missed, a `Reset` follows. `Change` never carries an instance that
+///   did not change, and `Reset` keeps unchanged instances identical (the same [`Arc`]).
+/// - **W4** A stream never ends; dropping it stops it. Errors are items.
+/// - **W5** An outage is one `Lost`, and one more when the error's kind changes; the set stands as last known; the first item
+///   after `Lost` is `Reset`, even an equal one.
+/// - **W6** A slow consumer falls behind a bounded queue, then gets one `Reset`; it never delays others or the backend.
+/// - **W7** A bad entry is skipped, counted, and logged once per revision; the rest is served. A bad value over a good one
+///   counts as its removal.
+/// - **W8** Many watchers of one service share one upstream watch; the last one to drop closes it at once.
+/// - **W9** `order` never sees `order-history`; keys of deeper paths are not entries, and no bad ones either.
+/// - **W10** An unknown service is an empty set, not an error.
+#[derive(Clone, Debug)]
+#[expect(clippy::exhaustive_enums, reason = "folding must be total: who ignores an unknown update is wrong")]
+pub enum Update {
+    /// One atomic step of the registry.
+    Change(Change),
+    /// Contact with the registry is lost, and why; the set stands as last known, and the watch goes on trying.
+    Lost(Error),
+    /// The whole set: at the start, after an outage, and wherever changes could have been missed.
+    Reset(Snapshot),
+}
+
+/// What one step of the registry changed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Change {
+    upserts: Arc<[Arc<Instance>]>,
+    removes: Arc<[InstanceId]>,
+}
+
+/// A service's address-event stream: owned, endless, stopped by its drop.
+///
+/// See [`Update`] for its laws.
+pub struct Updates(BoxStream<'static, Update>);
+
+impl Change {
+    /// A change that sets `upserts` and removes `removes`; no id may stand in both.
+    pub fn new(upserts: Vec<Arc<Instance>>, removes: Vec<InstanceId>) -> Self {
+        Self { upserts: upserts.into(), removes: removes.into() }
+    }
+
+    /// The instances that are new or different.
+    pub fn upserts(&self) -> &[Arc<Instance>] {
+        &self.upserts
+    }
+
+    /// The instances that are gone.
+    pub fn removes(&self) -> &[InstanceId] {
+        &self.removes
+    }
+
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        self.upserts.is_empty() && self.removes.is_empty()
+    }
+}
+
+impl Updates {
+    /// Wraps a stream that keeps the laws of [`Update`].
+    pub fn new(stream: impl Stream<Item = Update> + Send + 'static) -> Self {
+        Self(stream.boxed())
+    }
+}
+
+impl Stream for Updates {
+    type Item = Update;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> task::Poll<Option<Update>> {
+        self.0.poll_next_unpin(context)
+    }
+}
+
+impl fmt::Debug for Updates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Updates").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,146 @@
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use futures::StreamExt;
+use tokio::{sync::watch, task::AbortHandle};
+
+use crate::{Error, ErrorKind, ServiceName, Snapshot, Update, Updates};
+
+/// The set of a service as it was last known, always at hand.
+///
+/// A task folds the updates for as long as a clone of the view lives. Cloning is cheap; [`current`](Self::current) takes no
+/// lock. Made by [`ResolverExt::view`](crate::ResolverExt::view).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery_core::Error> {
+/// use std::time::Duration;
+/// use discovery_core::{FixedResolver, Instance, ResolverExt};
+///
+/// let resolver = FixedResolver::new([Instance::new("10.0.0.1:80".parse()?)]);
+/// let view = resolver.view(&"payments".parse()?)?;
+/// view.ready(Duration::from_secs(1)).await?;
+/// assert_eq!(view.current().len(), 1);
+/// assert!(view.stale_since().is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct View {
+    service: ServiceName,
+    state: Arc<ArcSwap<State>>,
+    version: watch::Receiver<u64>,
+    _task: Arc<Task>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// `None` before the first set.
+    snapshot: Option<Snapshot>,
+    lost: Option<(Instant, Error)>,
+}
+
+/// Ends the folding task with the last view.
+struct Task(AbortHandle);
+
+impl View {
+    pub(crate) fn of(service: ServiceName, mut updates: Updates) -> Self {
+        let state: Arc<ArcSwap<State>> = Arc::default();
+        let (sender, version) = watch::channel(0);
+        let folded = Arc::clone(&state);
+        let task = tokio::spawn(async move {
+            while let Some(update) = updates.next().await {
+                folded.store(Arc::new(folded.load().after(&update)));
+                sender.send_modify(|version| *version += 1);
+            }
+        });
+        Self { service, state, version, _task: Arc::new(Task(task.abort_handle())) }
+    }
+
+    /// The service.
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The set as last known; empty before the first one.
+    pub fn current(&self) -> Snapshot {
+        self.state.load().snapshot.clone().unwrap_or_default()
+    }
+
+    /// Since when contact with the registry is lost, so that the set may be out of date; `None` while it is live.
+    pub fn stale_since(&self) -> Option<Instant> {
+        self.state.load().lost.as_ref().map(|(since, _)| *since)
+    }
+
+    /// Why contact with the registry is lost; `None` while it is live.
+    pub fn lost(&self) -> Option<Error> {
+        self.state.load().lost.as_ref().map(|(_, error)| error.clone())
+    }
+
+    /// Waits for the first set, at most for `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, caused by what keeps the registry away.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits.
+    pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+        let mut version = self.version.clone();
+        let first = version.wait_for(|_| self.state.load().snapshot.is_some());
+        if let Ok(Ok(_)) = tokio::time::timeout(limit, first).await {
+            return Ok(());
+        }
+        let error = Error::new(ErrorKind::DeadlineExceeded, format!("no set within {limit:?}"));
+        let error = error.during("resolve").for_service(&self.service);
+        Err(match self.lost() {
+            Some(lost) => error.because(lost),
+            None => error,
+        })
+    }
+
+    /// Waits until an update came since the one that this returned for last, and returns the set.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, it has not consumed an update.
+    pub async fn changed(&mut self) -> Snapshot {
+        if self.version.changed().await.is_err() {
+            // The runtime that folds is gone; the set stands.
+            std::future::pending::<()>().await;
+        }
+        self.current()
+    }
+}
+
+impl State {
+    fn after(&self, update: &Update) -> Self {
+        let snapshot = self.snapshot.clone().unwrap_or_default().apply(update);
+        match update {
+            Update::Change(_) | Update::Reset(_) => Self { snapshot: Some(snapshot), lost: None },
+            Update::Lost(error) => {
+                let since =
+                    self.lost.as_ref().map_or_else(|| tokio::time::Instant::now().into_std(), |(since, _)| *since);
+                Self { snapshot: self.snapshot.clone(), lost: Some((since, error.clone())) }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.load();
+        f.debug_struct("View").field("service", &self.service).field("state", &**state).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
