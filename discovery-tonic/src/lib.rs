@@ -1,1 +1,67 @@
-//! Placeholder.
+//! A balanced channel for tonic clients, over any [`Resolver`](discovery_core::Resolver).
+//!
+//! [`BalancedChannel`] takes the place of `tonic::transport::Channel` in a generated client:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use discovery_core::{Instance, Registry};
+//! use discovery_memory::MemoryBackend;
+//! use discovery_tonic::{BalancedChannel, ServedBy};
+//! use greeter::{Greeter, GreeterClient, GreetRequest};
+//! use tokio_stream::wrappers::TcpListenerStream;
+//!
+//! // A server, which registers once it listens.
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let instance = Instance::new(listener.local_addr()?.try_into()?);
+//! let server = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+//! tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+//! let backend = MemoryBackend::new();
+//! let registration = backend.register(&"greeter".parse()?, instance).await?;
+//!
+//! // A client, which finds it.
+//! let channel = BalancedChannel::new(backend, "greeter".parse()?)?;
+//! let mut greeter = GreeterClient::new(channel);
+//! let response = greeter.greet(GreetRequest::default()).await?;
+//! assert_eq!(response.get_ref().server, "one");
+//! let served_by = response.extensions().get::<ServedBy>().unwrap();
+//! assert_eq!(served_by.instance().id(), &registration.id());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It drives hyper's HTTP/2 connections itself, because what a balancer must know (that a connection ended, that a request was
+//! not processed, how many streams the peer allows) is lost behind tonic's own channel. It does not retry what may have been
+//! processed, resolves names only through its connector, and brings no TLS of its own: a connector does.
+//!
+//! [`balance`] holds the policies.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod balance;
+
+mod board;
+mod body;
+mod builder;
+mod call;
+mod channel;
+mod connection;
+mod connector;
+mod deadline;
+mod endpoint;
+mod hold;
+mod io;
+mod outlier;
+mod pool;
+mod response;
+mod served;
+mod settings;
+mod signals;
+mod status;
+
+pub use builder::Builder;
+pub use channel::{BalancedChannel, EndpointState, EndpointStatus, WaitForReady};
+pub use outlier::Ejection;
+pub use response::ResponseBody;
+pub use served::{ServedBy, Tried};
+pub use settings::EndpointSettings;

@@ -1,0 +1,194 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use tokio::sync::Notify;
+
+/// What is under way at one candidate, and how much may be.
+///
+/// One word counts the requests in flight and, among them, those not answered yet; it also says whether the candidate is closed,
+/// so that entering is one atomic step against both. On cache lines of its own, because every request writes it.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct Load {
+    /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 63: not answered yet.
+    word: AtomicU64,
+    /// What the peer allows at once.
+    limit: AtomicU32,
+    /// What is given to a peer that has not answered anything yet.
+    trial: AtomicU32,
+    /// Told when there is room again.
+    room: Option<Arc<Notify>>,
+}
+
+/// Why a [`Load`] takes no further request.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Full {
+    /// It takes none any more.
+    Closed,
+    /// As many as the peer allows are in flight.
+    Limit,
+    /// The peer has not answered anything yet and has enough on trial.
+    Trial,
+}
+
+impl Load {
+    /// Nothing in flight, at most `limit` at once, and at most `trial` before the first answer.
+    pub fn new(limit: u32, trial: u32) -> Self {
+        Self { word: AtomicU64::new(0), limit: AtomicU32::new(limit), trial: AtomicU32::new(trial), room: None }
+    }
+
+    /// The same, and wakes those who wait for room when there is some.
+    pub(crate) fn waking(limit: u32, trial: u32, room: Arc<Notify>) -> Self {
+        Self { room: Some(room), ..Self::new(limit, trial) }
+    }
+
+    /// The number of requests in flight, until their responses have ended.
+    pub fn in_flight(&self) -> u32 {
+        in_flight(self.word.load(Ordering::Relaxed))
+    }
+
+    /// The number of requests in flight that are not answered yet.
+    pub fn unanswered(&self) -> u32 {
+        (self.word.load(Ordering::Relaxed) >> 32) as u32
+    }
+
+    /// Whether it takes no requests any more.
+    pub fn is_closed(&self) -> bool {
+        self.word.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    /// Counts a request in, if there is room; `patient` callers leave room to peers that are on trial.
+    ///
+    /// # Errors
+    ///
+    /// Why there is none.
+    pub fn enter(&self, patient: bool) -> Result<(), Full> {
+        let before = self.word.fetch_add(ONE_REQUEST, Ordering::AcqRel);
+        let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
+        let limit = self.limit.load(Ordering::Relaxed);
+        if before & CLOSED == 0 && in_flight(before) < limit.min(trial) {
+            return Ok(());
+        }
+        self.word.fetch_sub(ONE_REQUEST, Ordering::AcqRel);
+        Err(match () {
+            () if before & CLOSED != 0 => Full::Closed,
+            () if in_flight(before) >= limit => Full::Limit,
+            () => Full::Trial,
+        })
+    }
+
+    /// Counts a request as answered: the peer is alive, which ends its trial.
+    pub fn answer(&self) {
+        self.word.fetch_sub(ONE_UNANSWERED, Ordering::AcqRel);
+        if !self.is_proven()
+            && self.trial.swap(u32::MAX, Ordering::AcqRel) != u32::MAX
+            && let Some(room) = &self.room
+        {
+            room.notify_waiters();
+        }
+    }
+
+    /// Counts a request out.
+    pub fn leave(&self, answered: bool) {
+        let before = self.word.fetch_sub(if answered { ONE_ANSWERED } else { ONE_REQUEST }, Ordering::AcqRel);
+        let limit = self.limit.load(Ordering::Relaxed).min(self.trial.load(Ordering::Relaxed));
+        if in_flight(before) >= limit
+            && let Some(room) = &self.room
+        {
+            room.notify_one();
+        }
+    }
+
+    /// Takes no requests any more; those in flight go on.
+    pub fn close(&self) {
+        self.word.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with nothing in flight.
+    pub fn close_if_idle(&self) -> bool {
+        match self.word.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(word) => word == CLOSED,
+        }
+    }
+
+    /// Takes over what the peer allows at once.
+    pub fn set_limit(&self, limit: u32) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Puts the peer on trial again: at most `trial` requests until it answers one.
+    pub fn set_trial(&self, trial: u32) {
+        self.trial.store(trial, Ordering::Relaxed);
+    }
+
+    /// Whether the peer has answered since it was last put on trial.
+    pub fn is_proven(&self) -> bool {
+        self.trial.load(Ordering::Relaxed) == u32::MAX
+    }
+}
+
+impl Default for Load {
+    /// Without limits.
+    fn default() -> Self {
+        Self::new(u32::MAX, u32::MAX)
+    }
+}
+
+fn in_flight(word: u64) -> u32 {
+    (word & (CLOSED - 1)) as u32
+}
+
+const CLOSED: u64 = 1 << 31;
+const ONE_UNANSWERED: u64 = 1 << 32;
+const ONE_ANSWERED: u64 = 1;
+const ONE_REQUEST: u64 = ONE_UNANSWERED | ONE_ANSWERED;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_counted_until_they_leave() {
+        let load = Load::default();
+        load.enter(true).unwrap();
+        load.enter(true).unwrap();
+        load.answer();
+        assert_eq!((load.in_flight(), load.unanswered()), (2, 1));
+        load.leave(true);
+        load.leave(false);
+        assert_eq!((load.in_flight(), load.unanswered()), (0, 0));
+    }
+
+    #[test]
+    fn limit_trial_and_close_refuse() {
+        let load = Load::new(3, 1);
+        load.enter(true).unwrap();
+        assert_eq!(load.enter(true), Err(Full::Trial));
+        load.enter(false).unwrap();
+        load.answer();
+        assert!(load.is_proven(), "the first answer ends the trial");
+        load.enter(true).unwrap();
+        assert_eq!(load.enter(true), Err(Full::Limit));
+        load.answer();
+        load.leave(true);
+        load.leave(true);
+        assert!(!load.close_if_idle());
+        load.leave(false);
+        assert!(load.close_if_idle() && load.is_closed());
+        assert_eq!(load.enter(false), Err(Full::Closed));
+        assert_eq!(load.in_flight(), 0);
+    }
+    #[tokio::test]
+    async fn room_wakes_one_who_waits() {
+        let room = Arc::new(Notify::new());
+        let load = Load::waking(1, u32::MAX, Arc::clone(&room));
+        load.enter(true).unwrap();
+        let waiting = room.notified();
+        load.leave(false);
+        waiting.await;
+    }
+}

@@ -1,0 +1,16 @@
+//! How an endpoint is picked: the published set, the policies, and the picker that both the channel and simulations use.
+//!
+//! A pick loads an immutable [`Set`](self) and touches no lock, no clock and no central task.
+
+mod alias;
+mod load;
+mod picker;
+mod policy;
+mod power_of_two;
+mod round_robin;
+
+pub use load::{Full, Load};
+pub use picker::{Candidate, Picked, Picker, Pickers};
+pub use policy::{Candidates, Draw, Policy};
+pub use power_of_two::PowerOfTwo;
+pub use round_robin::RoundRobin;

@@ -1,0 +1,190 @@
+use std::{fmt, ops::Deref, sync::Arc};
+
+use arc_swap::{ArcSwap, Cache};
+use discovery_core::Weight;
+
+use super::{Candidates, Draw, Load, Policy, alias::Alias, policy::Loads};
+
+/// Where a set of candidates is published, and pickers over it are made.
+///
+/// The channel publishes its ready endpoints here; a simulation may publish anything else and measures the same code.
+///
+/// ```
+/// use std::sync::Arc;
+/// use discovery_core::Weight;
+/// use discovery_tonic::balance::{Candidate, Load, Pickers, PowerOfTwo};
+///
+/// let pickers = Pickers::new(PowerOfTwo::default());
+/// let mut picker = pickers.picker();
+/// assert!(picker.pick(true).is_none());
+///
+/// let candidates = ["a", "b"].map(|name| Candidate::new(name, Weight::default(), Arc::new(Load::default())));
+/// pickers.publish(candidates);
+/// let first = picker.pick(true).unwrap();
+/// let second = picker.pick(true).unwrap();
+/// assert_ne!(*first, *second, "the one without a request in flight");
+/// ```
+pub struct Pickers<T> {
+    policy: Arc<dyn Policy>,
+    set: Arc<ArcSwap<Set<T>>>,
+}
+
+/// Picks candidates; one for each clone of a channel, because it caches the set.
+pub struct Picker<T> {
+    policy: Arc<dyn Policy>,
+    set: Cache<Arc<ArcSwap<Set<T>>>, Arc<Set<T>>>,
+}
+
+/// Something that can take requests.
+#[derive(Debug)]
+pub struct Candidate<T> {
+    item: T,
+    weight: Weight,
+    load: Arc<Load>,
+}
+
+/// A candidate that was picked; until its drop the request counts as in flight there.
+#[derive(Debug)]
+pub struct Picked<T> {
+    candidate: Arc<Candidate<T>>,
+    answered: bool,
+}
+
+struct Set<T> {
+    candidates: Box<[Arc<Candidate<T>>]>,
+    alias: Option<Alias>,
+}
+
+impl<T> Pickers<T> {
+    /// An empty set under a policy.
+    pub fn new(policy: impl Policy) -> Self {
+        Self::of(Arc::new(policy))
+    }
+
+    pub(crate) fn of(policy: Arc<dyn Policy>) -> Self {
+        Self { policy, set: Arc::new(ArcSwap::from_pointee(Set { candidates: Box::default(), alias: None })) }
+    }
+
+    /// A picker over what is published here, now and later.
+    pub fn picker(&self) -> Picker<T> {
+        Picker { policy: Arc::clone(&self.policy), set: Cache::new(Arc::clone(&self.set)) }
+    }
+
+    /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
+    pub fn publish(&self, candidates: impl IntoIterator<Item = Candidate<T>>) {
+        let mut candidates: Vec<_> = candidates.into_iter().map(Arc::new).collect();
+        if candidates.iter().any(|one| one.weight.value() > 0) {
+            candidates.retain(|one| one.weight.value() > 0);
+        }
+        let weights: Vec<u64> = candidates.iter().map(|one| one.weight.value().into()).collect();
+        let alias = Alias::new(&weights);
+        self.set.store(Arc::new(Set { candidates: candidates.into(), alias }));
+    }
+}
+
+impl<T> Picker<T> {
+    /// Picks a candidate and counts the request in; `None` where all are full, or there is none.
+    ///
+    /// `patient` callers leave room to candidates on trial.
+    #[inline]
+    pub fn pick(&mut self, patient: bool) -> Option<Picked<T>> {
+        let set = &**self.set.load();
+        if set.candidates.is_empty() {
+            return None;
+        }
+        let candidates = Candidates { loads: set, len: set.candidates.len(), alias: set.alias.as_ref() };
+        let n = self.policy.pick(&candidates, &mut Draw::default());
+        match set.candidates.get(n) {
+            Some(one) if one.load.enter(patient).is_ok() => {
+                Some(Picked { candidate: Arc::clone(one), answered: false })
+            }
+            _ => set.any_with_room(patient),
+        }
+    }
+}
+
+impl<T> Set<T> {
+    /// The least loaded candidate that has room.
+    #[cold]
+    fn any_with_room(&self, patient: bool) -> Option<Picked<T>> {
+        let start = fastrand::usize(..self.candidates.len());
+        let mut order: Vec<_> = self.candidates[start..].iter().chain(&self.candidates[..start]).collect();
+        order.sort_by_key(|one| one.load.in_flight());
+        let one = order.into_iter().find(|one| one.load.enter(patient).is_ok())?;
+        Some(Picked { candidate: Arc::clone(one), answered: false })
+    }
+}
+
+impl<T> Loads for Set<T> {
+    fn load(&self, n: usize) -> &Load {
+        &self.candidates[n].load
+    }
+
+    fn weight(&self, n: usize) -> Weight {
+        self.candidates[n].weight
+    }
+}
+
+impl<T> Candidate<T> {
+    /// A candidate of a weight, whose requests are counted in `load`.
+    pub fn new(item: T, weight: Weight, load: Arc<Load>) -> Self {
+        Self { item, weight, load }
+    }
+}
+
+impl<T> Picked<T> {
+    /// Where the request is counted.
+    pub fn load(&self) -> &Arc<Load> {
+        &self.candidate.load
+    }
+
+    /// Counts the request as answered, once; it stays in flight.
+    pub fn answer(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.candidate.load.answer();
+        }
+    }
+
+    /// Whether the request was answered.
+    pub fn is_answered(&self) -> bool {
+        self.answered
+    }
+}
+
+impl<T> Deref for Picked<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.candidate.item
+    }
+}
+
+impl<T> Drop for Picked<T> {
+    fn drop(&mut self) {
+        self.candidate.load.leave(self.answered);
+    }
+}
+
+impl<T> Clone for Pickers<T> {
+    fn clone(&self) -> Self {
+        Self { policy: Arc::clone(&self.policy), set: Arc::clone(&self.set) }
+    }
+}
+
+impl<T> Clone for Picker<T> {
+    fn clone(&self) -> Self {
+        Self { policy: Arc::clone(&self.policy), set: self.set.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Pickers<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pickers").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Picker<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Picker").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,109 @@
+use std::fmt;
+
+use super::{Load, alias::Alias};
+use discovery_core::Weight;
+
+/// Decides which of the candidates gets a request.
+///
+/// Called for every request, so it should take no lock and read no clock. What it returns is a wish: where that candidate is full,
+/// the least loaded one with room takes its place.
+///
+/// ```
+/// use discovery_tonic::balance::{Candidates, Draw, Policy};
+///
+/// /// Always the candidate with the fewest requests in flight.
+/// #[derive(Debug)]
+/// struct LeastLoaded;
+///
+/// impl Policy for LeastLoaded {
+///     fn pick(&self, candidates: &Candidates<'_>, _: &mut Draw) -> usize {
+///         (0..candidates.len()).min_by_key(|n| candidates.in_flight(*n)).expect("there is at least one candidate")
+///     }
+/// }
+/// ```
+pub trait Policy: fmt::Debug + Send + Sync + 'static {
+    /// The index of the candidate that shall get the request; there is at least one.
+    fn pick(&self, candidates: &Candidates<'_>, draw: &mut Draw) -> usize;
+}
+
+/// The endpoints that can take a request now, as a [`Policy`] sees them.
+///
+/// Endpoints of weight 0 are not among them, unless all have weight 0.
+pub struct Candidates<'a> {
+    pub(super) loads: &'a dyn Loads,
+    pub(super) len: usize,
+    pub(super) alias: Option<&'a Alias>,
+}
+
+/// A source of random numbers for one pick: the wyrand generator of the `fastrand` crate.
+#[derive(Debug)]
+pub struct Draw(fastrand::Rng);
+
+/// What hides the type of the endpoints from the policies.
+pub(super) trait Loads {
+    fn load(&self, n: usize) -> &Load;
+    fn weight(&self, n: usize) -> Weight;
+}
+
+impl Candidates<'_> {
+    /// How many there are, at least one.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The requests in flight at a candidate.
+    pub fn in_flight(&self, n: usize) -> u32 {
+        self.loads.load(n).in_flight()
+    }
+
+    /// A candidate's weight.
+    pub fn weight(&self, n: usize) -> Weight {
+        self.loads.weight(n)
+    }
+
+    /// A random candidate, each in proportion to its weight.
+    pub fn sample(&self, draw: &mut Draw) -> usize {
+        match self.alias {
+            Some(alias) => alias.sample(draw),
+            None => draw.below(self.len),
+        }
+    }
+
+    /// Whether all candidates have the same weight.
+    pub fn is_even(&self) -> bool {
+        self.alias.is_none()
+    }
+}
+
+impl fmt::Debug for Candidates<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Candidates").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Draw {
+    /// Numbers that follow from a seed, for tests and simulations.
+    pub fn seeded(seed: u64) -> Self {
+        Self(fastrand::Rng::with_seed(seed))
+    }
+
+    /// 32 random bits.
+    #[inline]
+    pub fn bits(&mut self) -> u32 {
+        (self.0.u64(..) >> 32) as u32
+    }
+
+    /// A number below `bound`, which is not 0: Lemire's multiplication without its rejection, whose bias is under `bound` / 2³².
+    #[inline]
+    pub fn below(&mut self, bound: usize) -> usize {
+        ((u64::from(self.bits()) * bound as u64) >> 32) as usize
+    }
+}
+
+impl Default for Draw {
+    /// Numbers from the thread's generator.
+    fn default() -> Self {
+        Self::seeded(fastrand::u64(..))
+    }
+}

@@ -1,0 +1,28 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Candidates, Draw, Policy};
+
+/// One candidate after the other, from a random start; weights are ignored, except that weight 0 gets nothing.
+///
+/// All clones of a channel share the counter, which every pick writes.
+#[derive(Debug)]
+pub struct RoundRobin(AtomicUsize);
+
+impl RoundRobin {
+    /// Starts anywhere, so that many clients do not begin with the same endpoint.
+    pub fn new() -> Self {
+        Self(AtomicUsize::new(fastrand::usize(..)))
+    }
+}
+
+impl Default for RoundRobin {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Policy for RoundRobin {
+    fn pick(&self, candidates: &Candidates<'_>, _: &mut Draw) -> usize {
+        self.0.fetch_add(1, Ordering::Relaxed) % candidates.len()
+    }
+}

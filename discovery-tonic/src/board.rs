@@ -1,0 +1,171 @@
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use discovery_core::{Error, Instance, InstanceId, ServiceName};
+use tokio::time::{Instant, sleep_until};
+
+use crate::{
+    EndpointState, EndpointStatus,
+    balance::{Picked, Pickers},
+    call::{Agent, Target},
+    connector::SharedError,
+    endpoint::{Endpoint, Phase},
+    signals::Signals,
+};
+
+/// Where the pool publishes and calls read.
+#[derive(Debug)]
+pub(crate) struct Board {
+    pub(crate) service: ServiceName,
+    pub(crate) agent: Agent,
+    /// How long a call without a deadline waits for an endpoint.
+    pub(crate) wait: Duration,
+    pub(crate) pickers: Pickers<Target>,
+    pub(crate) outlook: ArcSwap<Outlook>,
+    pub(crate) rows: ArcSwap<Vec<Row>>,
+    pub(crate) signals: Arc<Signals>,
+}
+
+/// What a call that finds no endpoint may expect.
+#[derive(Clone, Debug)]
+pub(crate) enum Outlook {
+    /// An endpoint makes its first attempt.
+    Connecting,
+    /// The service has no instances.
+    Empty { since: Instant },
+    /// No endpoint can be reached.
+    Failing { since: Instant, endpoints: usize, error: SharedError },
+    /// The registry could not be reached from the start.
+    Lost { since: Instant, error: Error },
+    /// There are endpoints, although all of them may be full.
+    Serving,
+    /// The first item of the watch has not come.
+    Waiting,
+}
+
+/// One endpoint as the pool last published it.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) out_until: Option<Instant>,
+    pub(crate) held_until: Option<Instant>,
+}
+
+impl Board {
+    /// Waits for an endpoint, preferably one that was not tried; fails at once where waiting leads nowhere, unless `wait` says
+    /// to wait all the same.
+    pub(crate) async fn wait_for_endpoint(
+        &self,
+        wait: bool,
+        tried: &[InstanceId],
+    ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
+        let mut picker = self.pickers.picker();
+        let start = Instant::now();
+        loop {
+            let (mut published, mut room) =
+                (Box::pin(self.signals.published.notified()), Box::pin(self.signals.room.notified()));
+            // Before the look, so that nothing that happens after it is missed.
+            published.as_mut().enable();
+            room.as_mut().enable();
+            let patient = start.elapsed() < PATIENCE;
+            let mut found = picker.pick(patient);
+            for _ in 0..tried.len().min(4) {
+                if found.as_ref().is_none_or(|picked| !tried.contains(picked.instance.id())) {
+                    break;
+                }
+                found = picker.pick(patient).or(found);
+            }
+            if let Some(picked) = found {
+                self.signals.sweep();
+                return Ok(picked);
+            }
+            let outlook = self.outlook.load_full();
+            let waited = start.elapsed() >= self.wait;
+            if waited || !(wait || outlook.is_worth_waiting()) {
+                return Err(outlook.explain(&self.service, waited.then_some(self.wait)));
+            }
+            tokio::select! {
+                () = published => {}
+                () = room => {}
+                () = sleep_until(start + PATIENCE), if patient => {}
+                () = sleep_until(start + self.wait) => {}
+            }
+        }
+    }
+
+    /// All endpoints of the set.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
+        self.rows.load().iter().map(Row::status).collect()
+    }
+}
+
+impl Row {
+    fn status(&self) -> EndpointStatus {
+        let phase = self.endpoint.phase();
+        let in_flight = self.endpoint.link().map_or(0, |link| link.load.in_flight());
+        let state = match phase {
+            Phase::BackingOff { .. } => EndpointState::BackingOff,
+            Phase::Connecting { .. } => EndpointState::Connecting,
+            Phase::Idle => EndpointState::Idle,
+            Phase::Ready(_) => EndpointState::Ready,
+        };
+        EndpointStatus {
+            instance: Arc::clone(&self.instance),
+            state,
+            in_flight,
+            failures: self.endpoint.failures(),
+            out_until: self.out_until.map(Instant::into_std),
+            held_until: self.held_until.map(Instant::into_std),
+        }
+    }
+}
+
+/// What keeps the endpoints away, as a call's error carries it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreached {
+    #[error(transparent)]
+    Connection(SharedError),
+    #[error(transparent)]
+    Registry(#[from] Error),
+}
+
+impl Outlook {
+    /// Whether an endpoint may turn up by itself in a moment.
+    fn is_worth_waiting(&self) -> bool {
+        match self {
+            Self::Connecting | Self::Serving | Self::Waiting => true,
+            Self::Empty { .. } | Self::Failing { .. } | Self::Lost { .. } => false,
+        }
+    }
+
+    /// Why a call fails: the service, since when, and the last error.
+    pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<Unreached>) {
+        let ago = |since: &Instant| humanly(since.elapsed());
+        let (reason, cause) = match self {
+            Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
+            Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
+            Self::Failing { since, endpoints, error } => {
+                let reason =
+                    format!("none of its {endpoints} endpoints has been reachable for {}: {error}", ago(since));
+                (reason, Some(Unreached::Connection(Arc::clone(error))))
+            }
+            Self::Lost { since, error } => {
+                let reason = format!("the registry has been out of reach for {}: {error}", ago(since));
+                (reason, Some(error.clone().into()))
+            }
+            Self::Serving => ("all its endpoints are busy".to_owned(), None),
+            Self::Waiting => ("the registry has not answered yet".to_owned(), None),
+        };
+        let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
+        (format!("no endpoint of {service}{waited}: {reason}"), cause)
+    }
+}
+
+/// A duration to the millisecond.
+fn humanly(duration: Duration) -> String {
+    format!("{:?}", Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
+}
+
+/// For so long a call leaves room to endpoints on trial.
+const PATIENCE: Duration = Duration::from_millis(50);

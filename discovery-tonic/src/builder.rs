@@ -1,0 +1,181 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName};
+use http::{HeaderValue, Uri};
+use hyper::rt::{Read, Write};
+use tower::Service;
+
+use crate::{
+    BalancedChannel, Ejection, EndpointSettings,
+    balance::{Pickers, Policy, PowerOfTwo},
+    board::{Board, Outlook},
+    call::Agent,
+    connector::{self, BoxError, Connector},
+    pool::{Config, Pool},
+    signals::Signals,
+};
+
+/// Builds a [`BalancedChannel`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery_core::Error> {
+/// use std::time::Duration;
+/// use discovery_core::FixedResolver;
+/// use discovery_tonic::{BalancedChannel, balance::RoundRobin};
+///
+/// let channel = BalancedChannel::builder(FixedResolver::new([]), "payments".parse()?)
+///     .policy(RoundRobin::new())
+///     .wait(Duration::from_secs(2))
+///     .build()?;
+/// assert!(channel.endpoints().is_empty());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct Builder {
+    resolver: Arc<dyn Resolver>,
+    service: ServiceName,
+    policy: Arc<dyn Policy>,
+    connector: Option<Connector>,
+    settings: Box<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>,
+    user_agent: Option<HeaderValue>,
+    backoff: Backoff,
+    wait: Duration,
+    drain: Duration,
+    hold: Option<Duration>,
+    ejection: Ejection,
+}
+
+impl Builder {
+    pub(crate) fn new(resolver: impl Resolver, service: ServiceName) -> Self {
+        Self {
+            resolver: Arc::new(resolver),
+            service,
+            policy: Arc::new(PowerOfTwo),
+            connector: None,
+            settings: Box::new(|_| EndpointSettings::default()),
+            user_agent: None,
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
+            wait: Duration::from_secs(10),
+            drain: Duration::from_secs(30),
+            hold: Some(Duration::from_secs(15)),
+            ejection: Ejection::default(),
+        }
+    }
+
+    /// How endpoints are picked; by default [`PowerOfTwo`].
+    pub fn policy(mut self, policy: impl Policy) -> Self {
+        self.policy = Arc::new(policy);
+        self
+    }
+
+    /// How connections are opened, from the endpoint's origin to its bytes; by default plain TCP, without delay and with keepalive.
+    ///
+    /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a connection in memory for tests on a
+    /// paused clock. The connector is given `http://address` or, with the scheme of
+    /// [`EndpointSettings::origin`], `https://address`.
+    pub fn connector<C>(mut self, connector: C) -> Self
+    where
+        C: Service<Uri> + Clone + Send + Sync + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+    {
+        self.connector = Some(connector::boxed(connector));
+        self
+    }
+
+    /// How each endpoint is connected, from its instance; called once for every endpoint.
+    pub fn endpoint(mut self, settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static) -> Self {
+        self.settings = Box::new(settings);
+        self
+    }
+
+    /// What stands before this library's name in the `user-agent` of every request.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) where it is no header value.
+    pub fn user_agent(mut self, agent: &str) -> Result<Self, Error> {
+        let agent = HeaderValue::from_str(&format!("{agent} {AGENT}"));
+        self.user_agent = Some(agent.map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, "invalid user agent: allowed is printable ASCII").because(error)
+        })?);
+        Ok(self)
+    }
+
+    /// The waits between attempts to connect an endpoint; by default 1 s to 30 s, after a good connection none.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How long a call without a deadline waits for an endpoint; by default 10 s.
+    pub fn wait(mut self, limit: Duration) -> Self {
+        self.wait = limit;
+        self
+    }
+
+    /// How long the calls of a removed endpoint may go on before its connection is cut; by default 30 s.
+    pub fn drain(mut self, limit: Duration) -> Self {
+        self.drain = limit;
+        self
+    }
+
+    /// How long endpoints that are connected are held where more than half of at least three vanish within a second, as they do
+    /// when a registry comes back having expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
+    pub fn hold(mut self, limit: Option<Duration>) -> Self {
+        self.hold = limit;
+        self
+    }
+
+    /// When endpoints are taken out, and for how long.
+    pub fn ejection(mut self, ejection: Ejection) -> Self {
+        self.ejection = ejection;
+        self
+    }
+
+    /// Builds the channel, which starts to follow the service and to connect at once.
+    ///
+    /// # Errors
+    ///
+    /// As of [`BalancedChannel::new`].
+    pub fn build(self) -> Result<BalancedChannel, Error> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
+            let error =
+                Error::new(ErrorKind::NoRuntime, "a balanced channel needs a tokio runtime, and none is running here");
+            error.during("connect").for_service(&self.service)
+        })?;
+        let updates = self.resolver.watch(&self.service)?;
+        let board = Arc::new(Board {
+            service: self.service,
+            agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
+            wait: self.wait,
+            pickers: Pickers::of(self.policy),
+            outlook: ArcSwap::from_pointee(Outlook::Waiting),
+            rows: ArcSwap::default(),
+            signals: Arc::new(Signals::default()),
+        });
+        let config = Config {
+            connector: self.connector.unwrap_or_else(connector::tcp),
+            settings: self.settings,
+            backoff: self.backoff,
+            drain: self.drain,
+            hold: self.hold,
+            ejection: self.ejection,
+        };
+        let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates));
+        Ok(BalancedChannel::of(board, task.abort_handle()))
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("service", &self.service).field("policy", &self.policy).finish_non_exhaustive()
+    }
+}
+
+/// By the form of the gRPC protocol: `grpc-` language `-` variant `/` version.
+const AGENT: &str = concat!("grpc-rust-discovery/", env!("CARGO_PKG_VERSION"));

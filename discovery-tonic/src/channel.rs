@@ -1,0 +1,211 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Error, ErrorKind, Instance, Resolver, ServiceName};
+use http::{Request, Response};
+use tokio::{task::AbortHandle, time::timeout};
+use tonic::Status;
+use tower::Service;
+
+use crate::{
+    Builder, ResponseBody,
+    balance::Picker,
+    board::{Board, Outlook},
+    call::{self, Target},
+};
+
+/// A channel for any generated tonic client that spreads requests over the live set of a service.
+///
+/// Cloning is cheap, and clones share everything. One control task follows the set, connects endpoints, replaces lost
+/// connections and takes hanging endpoints out, with or without traffic; it ends with the last clone and the last call.
+///
+/// What it promises, besides balancing by a [`Policy`](crate::balance::Policy):
+///
+/// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its SETTINGS seen, below its stream
+///   limit, not ejected.
+/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline. Nothing else is repeated.
+///   This needs a body that is at hand as a whole, of up to 64 KiB: unary and server-streaming calls.
+/// - **B3** No call outlives its deadline, its response stream included. A call waits only before the first set or while an
+///   endpoint makes its first attempt, without a deadline at most 10 s; otherwise it fails at once with `UNAVAILABLE` and the
+///   reason, unless it asks to wait ([`WaitForReady`]).
+/// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after that goes there; its calls end
+///   in peace, within a drain limit.
+/// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
+/// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at once, connected endpoints are
+///   held for a while ([`Builder::hold`]).
+/// - **B7** Discovery and connecting go on while no request flows.
+/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the set.
+/// - **B9** Each response says which instance served it ([`ServedBy`](crate::ServedBy)), each failure which were tried
+///   ([`Tried`](crate::Tried)).
+///
+/// ```no_run
+/// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
+/// use discovery_tonic::BalancedChannel;
+/// use greeter::{GreeterClient, GreetRequest};
+///
+/// let channel = BalancedChannel::new(backend, "greeter".parse()?)?;
+/// let mut greeter = GreeterClient::new(channel);
+/// greeter.greet(GreetRequest::default()).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct BalancedChannel {
+    shared: Arc<Shared>,
+    picker: Picker<Target>,
+}
+
+/// One endpoint of a channel, as [`BalancedChannel::endpoints`] shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndpointStatus {
+    /// The instance, as it is registered.
+    pub instance: Arc<Instance>,
+    /// Where its connection stands.
+    pub state: EndpointState,
+    /// The requests in flight on its connection, until their response streams end.
+    pub in_flight: u32,
+    /// The requests in a row without an answer.
+    pub failures: u32,
+    /// Until when it is ejected.
+    pub out_until: Option<Instant>,
+    /// Until when it is held at most, although the registry no longer has it.
+    pub held_until: Option<Instant>,
+}
+
+/// Where an endpoint's connection stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum EndpointState {
+    /// The last attempt failed; the next one follows after a wait.
+    BackingOff,
+    /// An attempt is being made.
+    Connecting,
+    /// No attempt has been made.
+    Idle,
+    /// Connected, the peer's SETTINGS seen.
+    Ready,
+}
+
+/// Makes a call wait for an endpoint where it would fail at once: an extension of the request.
+///
+/// It still ends at its deadline, or after the channel's limit of waiting.
+///
+/// ```
+/// use discovery_tonic::WaitForReady;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(WaitForReady);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
+pub struct WaitForReady;
+
+/// What the clones of a channel and its calls share.
+pub(crate) struct Shared {
+    board: Arc<Board>,
+    task: AbortHandle,
+}
+
+impl BalancedChannel {
+    /// A channel over the instances of a service, with the defaults of [`Builder`].
+    ///
+    /// Never waits; it starts to follow the service and to connect at once.
+    ///
+    /// # Errors
+    ///
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime, and what [`Resolver::watch`] says.
+    pub fn new(resolver: impl Resolver, service: ServiceName) -> Result<Self, Error> {
+        Self::builder(resolver, service).build()
+    }
+
+    /// A builder of a channel over the instances of a service.
+    pub fn builder(resolver: impl Resolver, service: ServiceName) -> Builder {
+        Builder::new(resolver, service)
+    }
+
+    pub(crate) fn of(board: Arc<Board>, task: AbortHandle) -> Self {
+        let picker = board.pickers.picker();
+        Self { shared: Arc::new(Shared { board, task }), picker }
+    }
+
+    /// The service.
+    pub fn service(&self) -> &ServiceName {
+        &self.shared.board.service
+    }
+
+    /// Waits until a request could be sent, at most for `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, with what keeps the endpoints away.
+    ///
+    /// # Cancel safety
+    ///
+    /// It only waits.
+    pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+        let board = &self.shared.board;
+        let serving = async {
+            loop {
+                let mut published = Box::pin(board.signals.published.notified());
+                published.as_mut().enable();
+                if matches!(**board.outlook.load(), Outlook::Serving) {
+                    return;
+                }
+                published.await;
+            }
+        };
+        timeout(limit, serving).await.map_err(|_| {
+            let (message, cause) = board.outlook.load().explain(&board.service, Some(limit));
+            let error = Error::new(ErrorKind::DeadlineExceeded, message);
+            match cause {
+                Some(cause) => error.because(cause),
+                None => error,
+            }
+        })
+    }
+
+    /// All endpoints of the set, as calls begun from now on see them.
+    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+        self.shared.board.endpoints()
+    }
+}
+
+impl Service<Request<tonic::body::Body>> for BalancedChannel {
+    type Response = Response<ResponseBody>;
+    type Error = Status;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Status>> + Send>>;
+
+    /// Always ready: picking, waiting and failing happen in the call, where its deadline is known.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        let first = self.picker.pick(true);
+        if first.is_some() {
+            self.shared.board.signals.sweep();
+        }
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { call::run(&shared.board, first, request).await })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for BalancedChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints = self.endpoints();
+        f.debug_struct("BalancedChannel").field("service", self.service()).field("endpoints", &endpoints).finish()
+    }
+}

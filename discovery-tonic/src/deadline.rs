@@ -1,0 +1,80 @@
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+
+/// When a call ends, from its `grpc-timeout` header; a malformed one counts as none, as in tonic.
+pub(crate) fn of(headers: &HeaderMap) -> Option<Instant> {
+    let timeout = parse(headers.get(NAME)?.to_str().ok()?)?;
+    // Beyond what the clock can tell is without a deadline.
+    Instant::now().checked_add(timeout)
+}
+
+/// Tells a further attempt what is left.
+pub(crate) fn rewrite(headers: &mut HeaderMap, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    headers.insert(NAME, print(left));
+}
+
+/// Reads `TimeoutValue TimeoutUnit` of the gRPC protocol: at most eight digits and a unit.
+fn parse(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+/// Prints in the finest unit that fits into eight digits.
+fn print(timeout: Duration) -> HeaderValue {
+    const MOST: u128 = 99_999_999;
+    let (value, unit) = match () {
+        () if timeout.as_nanos() <= MOST => (timeout.as_nanos(), 'n'),
+        () if timeout.as_micros() <= MOST => (timeout.as_micros(), 'u'),
+        () if timeout.as_millis() <= MOST => (timeout.as_millis(), 'm'),
+        () => (MOST.min(timeout.as_secs().into()), 'S'),
+    };
+    HeaderValue::try_from(format!("{value}{unit}")).expect("digits and a letter make a header value")
+}
+
+const NAME: &str = "grpc-timeout";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn all_units_are_read_and_all_else_is_none() {
+        for (text, nanos) in
+            [("1n", 1), ("2u", 2_000), ("3m", 3_000_000), ("4S", 4_000_000_000), ("1M", 60_000_000_000)]
+        {
+            assert_eq!(parse(text), Some(Duration::from_nanos(nanos)));
+        }
+        assert_eq!(parse("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for text in ["", "S", "1", "1s", "123456789S", "-1S", "1.5S", "1ä", "+1S"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back_within_a_unit(nanos in 0u64..99_999_999_000_000_000) {
+            let timeout = Duration::from_nanos(nanos);
+            let read = parse(print(timeout).to_str().unwrap()).unwrap();
+            prop_assert!(read <= timeout);
+            prop_assert!(timeout - read < Duration::from_secs(1));
+            prop_assert!(timeout - read <= timeout / 1_000);
+        }
+    }
+}

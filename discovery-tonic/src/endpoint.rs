@@ -1,0 +1,250 @@
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use discovery_core::{Address, Backoff};
+use http::uri::{Authority, Scheme};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    balance::Load,
+    connection::{Connection, Sender},
+    connector::{BoxError, Connector, SharedError},
+    hold,
+    io::Cut,
+    settings::EndpointSettings,
+    signals::Signals,
+};
+
+/// An instance as the channel sees it: one connection after another, and what calls report of it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: Address,
+    pub(crate) origin: (Scheme, Authority),
+    pub(crate) signals: Arc<Signals>,
+    /// Requests in a row without an answer.
+    failures: AtomicU32,
+    /// Answers so far; only whether it grows matters.
+    answers: AtomicU32,
+    phase: Mutex<Phase>,
+    draining: AtomicBool,
+    /// Makes the driver look again: at the connection, and at whether it shall drain.
+    look: Notify,
+}
+
+/// Where an endpoint stands.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    BackingOff {
+        error: SharedError,
+    },
+    /// `first`: nothing has failed since the endpoint was new, or since its last good connection.
+    Connecting {
+        first: bool,
+    },
+    Idle,
+    Ready(Link),
+}
+
+/// A connection that takes requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) sender: Sender,
+    pub(crate) load: Arc<Load>,
+}
+
+/// What drives an endpoint.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) connector: Connector,
+    pub(crate) settings: EndpointSettings,
+    pub(crate) backoff: Backoff,
+    pub(crate) drain: Duration,
+}
+
+/// Why a connection was let go.
+enum End {
+    Closed,
+    Drained,
+}
+
+impl Endpoint {
+    pub(crate) fn new(address: Address, settings: &EndpointSettings, signals: Arc<Signals>) -> Arc<Self> {
+        Arc::new(Self {
+            origin: settings.origin_of(&address),
+            address,
+            signals,
+            failures: AtomicU32::new(0),
+            answers: AtomicU32::new(0),
+            phase: Mutex::new(Phase::Idle),
+            draining: AtomicBool::new(false),
+            look: Notify::new(),
+        })
+    }
+
+    /// Counts an answer.
+    pub(crate) fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a failure; the pool decides what follows from it.
+    pub(crate) fn failed(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.signals.dirty.notify_one();
+    }
+
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn answers(&self) -> u32 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Starts counting failures anew, and takes one request at a time until one is answered.
+    pub(crate) fn put_on_trial(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        if let Phase::Ready(link) = &*self.lock() {
+            link.load.set_trial(1);
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.lock().clone()
+    }
+
+    /// The connection that takes requests.
+    pub(crate) fn link(&self) -> Option<Link> {
+        match &*self.lock() {
+            Phase::Ready(link) => Some(link.clone()),
+            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Idle => None,
+        }
+    }
+
+    /// Lets the driver end the connection once its requests have ended, or takes that back.
+    pub(crate) fn drain(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+        self.look.notify_one();
+    }
+
+    /// Makes the driver look at its connection: hyper does not tell of a GOAWAY while streams live.
+    pub(crate) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.lock() = phase;
+        self.signals.dirty.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Connects, serves and connects again, until the endpoint is drained.
+pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
+    let mut delays = plan.backoff.delays();
+    let mut first = true;
+    let mut former: Vec<(Cut, Arc<Load>)> = Vec::new();
+    loop {
+        endpoint.enter(Phase::Connecting { first });
+        let target = plan.settings.target(&endpoint.address);
+        let connect = Connection::open(&plan.connector, target, &plan.settings, &endpoint.signals);
+        let connected = tokio::select! {
+            connected = connect => connected,
+            () = drained(&endpoint) => return,
+        };
+        let error: BoxError = match connected {
+            Ok(connection) => {
+                let (since, load) = (Instant::now(), Arc::clone(connection.load()));
+                former.retain(|(_, load)| load.in_flight() > 0);
+                former.push((connection.cut(), Arc::clone(&load)));
+                match serve(&endpoint, connection, &former, plan.drain).await {
+                    End::Drained => return,
+                    End::Closed if load.is_proven() || since.elapsed() >= GOOD => {
+                        delays.reset();
+                        first = true;
+                        continue;
+                    }
+                    End::Closed => "the peer closed the connection before it answered anything".into(),
+                }
+            }
+            Err(error) => error,
+        };
+        first = false;
+        let until = Instant::now() + delays.next_delay();
+        endpoint.enter(Phase::BackingOff { error: error.into() });
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = drained(&endpoint) => return,
+        }
+    }
+}
+
+/// Offers a connection until it closes, or until the endpoint has drained.
+async fn serve(endpoint: &Endpoint, mut connection: Connection, all: &[(Cut, Arc<Load>)], limit: Duration) -> End {
+    endpoint.enter(Phase::Ready(connection.link()));
+    let mut draining_since = None;
+    loop {
+        let closed = tokio::select! {
+            // Polled first, so that every look is one at the connection too.
+            biased;
+            () = connection.closed() => true,
+            () = endpoint.look.notified() => connection.is_closed(),
+            () = sleep(DRAIN_TICK), if draining_since.is_some() => connection.is_closed(),
+        };
+        connection.update_limit();
+        if closed {
+            connection.load().close();
+            if !endpoint.is_draining() {
+                endpoint.enter(Phase::Connecting { first: true });
+                return End::Closed;
+            }
+        }
+        if !endpoint.is_draining() {
+            draining_since = None;
+            continue;
+        }
+        let since = *draining_since.get_or_insert_with(Instant::now);
+        // Kept for a moment even if idle, because the endpoint may be held after all.
+        let idle = closed || (since.elapsed() >= hold::WINDOW && connection.load().close_if_idle());
+        if idle && all.iter().all(|(_, load)| load.in_flight() == 0) {
+            return End::Drained;
+        }
+        if since.elapsed() >= limit {
+            connection.load().close();
+            all.iter().for_each(|(cut, _)| cut.cut());
+            return End::Drained;
+        }
+        if closed {
+            // The requests in flight go on without this future.
+            sleep(DRAIN_TICK).await;
+        }
+    }
+}
+
+/// Waits for the order to drain, for endpoints that have nothing to drain.
+async fn drained(endpoint: &Endpoint) {
+    while !endpoint.is_draining() {
+        endpoint.look.notified().await;
+    }
+}
+
+/// A connection that lived for so long was good, even if nobody used it.
+const GOOD: Duration = Duration::from_secs(1);
+const DRAIN_TICK: Duration = Duration::from_millis(20);

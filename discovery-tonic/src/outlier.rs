@@ -1,0 +1,223 @@
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// When an endpoint is taken out, and for how long.
+///
+/// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s, Finagle and Envoy 5.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Ejection {
+    /// So many requests in a row without an answer: connection lost, deadline passed, or `UNAVAILABLE`; by default 5. A
+    /// connection that has never answered anything gets no more than 2.
+    pub failures: u32,
+    /// So long without any answer while requests wait for one: by default 1 s.
+    pub silence: Duration,
+    /// How long it stays out the first time: by default 1 s, doubled each time that its probe fails.
+    pub shortest: Duration,
+    /// How long it stays out at most: by default 60 s.
+    pub longest: Duration,
+}
+
+/// What a sweep sees of an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observation {
+    pub(crate) now: Instant,
+    /// Requests in a row without an answer.
+    pub(crate) failures: u32,
+    /// Requests that wait for an answer.
+    pub(crate) unanswered: u32,
+    /// Answers so far; only whether it grows matters.
+    pub(crate) answers: u32,
+    /// Whether its connection has answered anything.
+    pub(crate) proven: bool,
+}
+
+/// What the sweeps know of one endpoint. It stays with the instance, whatever becomes of its connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outlier {
+    state: State,
+    /// Ejections in a row.
+    streak: u32,
+    answers: u32,
+    /// Since when requests wait without any answer.
+    silent_since: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    In,
+    Out {
+        until: Instant,
+    },
+    /// One request at a time, until one is answered.
+    Probing,
+}
+
+/// What a sweep does with an endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Verdict {
+    /// Nothing changes.
+    Stay,
+    /// It shall get no requests until then.
+    Eject { until: Instant },
+    /// It shall get one request at a time, until it answers.
+    Probe,
+    /// It answered: it is like any other again.
+    Restore,
+}
+
+impl Outlier {
+    pub(crate) fn new() -> Self {
+        Self { state: State::In, streak: 0, answers: 0, silent_since: None }
+    }
+
+    /// Until when it gets no requests.
+    pub(crate) fn out_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Out { until } => Some(until),
+            State::In | State::Probing => None,
+        }
+    }
+
+    /// Whether it gets one request at a time.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.state == State::Probing
+    }
+
+    /// Whether sweeps must go on although nothing is in flight.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.state == State::In
+    }
+
+    /// One step; `may_eject` says whether enough others are left.
+    pub(crate) fn step(&mut self, settings: &Ejection, seen: Observation, may_eject: bool) -> Verdict {
+        let answered = std::mem::replace(&mut self.answers, seen.answers) != seen.answers;
+        if answered || seen.unanswered == 0 {
+            self.silent_since = None;
+        } else {
+            self.silent_since.get_or_insert(seen.now);
+        }
+        let silent = self.silent_since.is_some_and(|since| seen.now - since >= settings.silence);
+        let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
+        match self.state {
+            State::In if (seen.failures >= most || silent) && may_eject => self.eject(settings, seen.now),
+            State::In => {
+                if answered && seen.failures == 0 {
+                    self.streak = 0;
+                }
+                Verdict::Stay
+            }
+            // A late answer is as good as a probe's.
+            State::Out { .. } | State::Probing if answered && seen.failures == 0 => {
+                self.state = State::In;
+                Verdict::Restore
+            }
+            State::Out { until } if seen.now >= until => {
+                self.state = State::Probing;
+                // What hangs since before the ejection must not fail the probe.
+                self.silent_since = None;
+                Verdict::Probe
+            }
+            State::Out { .. } => Verdict::Stay,
+            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now),
+            State::Probing => Verdict::Stay,
+        }
+    }
+
+    fn eject(&mut self, settings: &Ejection, now: Instant) -> Verdict {
+        let factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
+        let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
+        self.streak = self.streak.saturating_add(1);
+        self.silent_since = None;
+        self.state = State::Out { until };
+        Verdict::Eject { until }
+    }
+}
+
+impl Default for Ejection {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            silence: Duration::from_secs(1),
+            shortest: Duration::from_secs(1),
+            longest: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Whether one more of `total` endpoints may be taken out when `out` are: at most half of them.
+pub(crate) fn may_eject(out: usize, total: usize) -> bool {
+    (out + 1) * 2 <= total
+}
+
+/// Failures that a connection gets which has never answered.
+const UNPROVEN: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(now: Instant, failures: u32, unanswered: u32, answers: u32) -> Observation {
+        Observation { now, failures, unanswered, answers, proven: true }
+    }
+
+    #[test]
+    fn one_that_never_answered_gets_less_patience() {
+        let (settings, now) = (Ejection::default(), Instant::now());
+        let fresh = |failures| Observation { proven: false, ..seen(now, failures, 0, 0) };
+        assert_eq!(Outlier::new().step(&settings, fresh(1), true), Verdict::Stay);
+        assert!(matches!(Outlier::new().step(&settings, fresh(2), true), Verdict::Eject { .. }));
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_an_answered_probe_brings_back() {
+        let settings = Ejection::default();
+        let (mut outlier, start) = (Outlier::new(), Instant::now());
+        assert_eq!(outlier.step(&settings, seen(start, 4, 0, 7), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), false), Verdict::Stay, "too many are out");
+        let until = start + settings.shortest;
+        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Eject { until });
+        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Stay);
+        // The pool sets the failures back when it starts to probe.
+        assert_eq!(outlier.step(&settings, seen(until, 5, 0, 7), true), Verdict::Probe);
+        assert_eq!(outlier.step(&settings, seen(until, 0, 1, 7), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, seen(until, 0, 0, 8), true), Verdict::Restore);
+        assert!(outlier.is_idle());
+    }
+
+    #[test]
+    fn a_failed_probe_doubles_the_time_up_to_the_longest() {
+        let settings = Ejection::default();
+        let (mut outlier, mut now) = (Outlier::new(), Instant::now());
+        let mut times = Vec::new();
+        for failures in [5, 1, 1, 1, 1, 1, 1, 1] {
+            let Verdict::Eject { until } = outlier.step(&settings, seen(now, failures, 0, 0), true) else {
+                panic!("not ejected")
+            };
+            times.push((until - now).as_secs());
+            now = until;
+            assert_eq!(outlier.step(&settings, seen(now, 0, 0, 0), true), Verdict::Probe);
+        }
+        assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn silence_ejects_only_while_requests_wait_all_the_time() {
+        let settings = Ejection::default();
+        let (mut outlier, start) = (Outlier::new(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        assert_eq!(outlier.step(&settings, seen(at(0), 0, 3, 0), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, seen(at(900), 0, 3, 1), true), Verdict::Stay, "one was answered");
+        assert_eq!(outlier.step(&settings, seen(at(1000), 0, 2, 1), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, seen(at(1500), 0, 0, 1), true), Verdict::Stay, "nobody waits");
+        assert_eq!(outlier.step(&settings, seen(at(1600), 0, 1, 1), true), Verdict::Stay);
+        assert!(matches!(outlier.step(&settings, seen(at(2600), 0, 1, 1), true), Verdict::Eject { .. }));
+    }
+
+    #[test]
+    fn at_most_half_are_out() {
+        let most = |total| (0..).take_while(|out| may_eject(*out, total)).count();
+        assert_eq!([1, 2, 3, 4, 5, 10].map(most), [0, 1, 1, 2, 2, 5]);
+    }
+}

@@ -1,0 +1,330 @@
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Change, Error, Instance, InstanceId, Snapshot, Update, Updates};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use crate::{
+    balance::Candidate,
+    board::{Board, Outlook, Row},
+    call::Target,
+    connector::{BoxError, Connector},
+    endpoint::{Endpoint, Phase, Plan, drive},
+    hold::Hold,
+    outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
+    settings::EndpointSettings,
+    signals::SWEEP,
+};
+
+/// The control task of a channel: it follows the updates, drives the endpoints and publishes what calls read, with or without
+/// traffic.
+pub(crate) struct Pool {
+    board: Arc<Board>,
+    config: Config,
+    members: BTreeMap<InstanceId, Member>,
+    /// Removed endpoints whose requests are ending.
+    leaving: Vec<Member>,
+    drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
+    hold: Hold,
+    /// The set as the registry has it, which is without the held ones; `None` before the first.
+    set: Option<Snapshot>,
+    lost: Option<(Instant, Error)>,
+    next_sweep: Instant,
+    failing_since: Option<Instant>,
+    empty_since: Option<Instant>,
+}
+
+/// What a pool is built from.
+pub(crate) struct Config {
+    pub(crate) connector: Connector,
+    pub(crate) settings: Box<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>,
+    pub(crate) backoff: Backoff,
+    pub(crate) drain: Duration,
+    pub(crate) hold: Option<Duration>,
+    pub(crate) ejection: Ejection,
+}
+
+struct Member {
+    instance: Arc<Instance>,
+    endpoint: Arc<Endpoint>,
+    outlier: Outlier,
+    held_until: Option<Instant>,
+}
+
+impl Pool {
+    pub(crate) fn new(board: Arc<Board>, config: Config) -> Self {
+        Self {
+            board,
+            config,
+            members: BTreeMap::new(),
+            leaving: Vec::new(),
+            drivers: FuturesUnordered::new(),
+            hold: Hold::default(),
+            set: None,
+            lost: None,
+            next_sweep: Instant::now(),
+            failing_since: None,
+            empty_since: None,
+        }
+    }
+
+    /// Runs until it is dropped with its channel.
+    pub(crate) async fn run(mut self, mut updates: Updates) {
+        let mut stale = false;
+        loop {
+            let sweeping = self.board.signals.is_sweeping();
+            tokio::select! {
+                biased;
+                Some(update) = updates.next() => {
+                    self.apply(update);
+                    stale = true;
+                }
+                Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
+                    self.leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, &endpoint));
+                }
+                () = self.board.signals.dirty.notified() => {
+                    self.judge();
+                    stale = true;
+                }
+                () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
+                // Last, so that all that has happened is published at once.
+                () = std::future::ready(()), if stale => {
+                    self.publish();
+                    stale = false;
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, update: Update) {
+        let change = match update {
+            Update::Lost(error) => {
+                debug!(service = %self.board.service, error = %error.report(), "registry lost");
+                let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
+                self.lost = Some((since, error));
+                return;
+            }
+            Update::Change(change) => change,
+            Update::Reset(set) => self.set.clone().unwrap_or_default().diff(&set),
+        };
+        self.lost = None;
+        self.change(&change);
+    }
+
+    fn change(&mut self, change: &Change) {
+        let set = self.set.take().unwrap_or_default();
+        for instance in change.upserts() {
+            self.hold.forget(instance.id());
+            self.upsert(instance);
+        }
+        let now = Instant::now();
+        let held = match self.config.hold {
+            Some(_) => self.hold.step(now, set.len(), change.removes()),
+            None => Vec::new(),
+        };
+        for id in change.removes() {
+            if !held.contains(id) {
+                self.remove(id);
+            }
+        }
+        self.keep(held, now);
+        self.set = Some(set.with(change));
+    }
+
+    fn upsert(&mut self, instance: &Arc<Instance>) {
+        if let Some(member) = self.members.get_mut(instance.id()) {
+            if member.endpoint.address == *instance.address() {
+                // The connection and its statistics stay.
+                member.instance = Arc::clone(instance);
+                member.held_until = None;
+                return;
+            }
+            self.remove(instance.id());
+        }
+        let member = self.take_back(instance.id(), instance).unwrap_or_else(|| self.connect(instance));
+        self.members.insert(instance.id().clone(), member);
+    }
+
+    fn connect(&self, instance: &Arc<Instance>) -> Member {
+        let settings = (self.config.settings)(instance);
+        let endpoint = Endpoint::new(instance.address().clone(), &settings, Arc::clone(&self.board.signals));
+        let plan = Plan {
+            connector: self.config.connector.clone(),
+            settings,
+            backoff: self.config.backoff,
+            drain: self.config.drain,
+        };
+        let driven = Arc::clone(&endpoint);
+        self.drivers.push(async move { drive(Arc::clone(&driven), plan).map(|()| driven).await }.boxed());
+        Member { instance: Arc::clone(instance), endpoint, outlier: Outlier::new(), held_until: None }
+    }
+
+    /// Takes a leaving endpoint back, whose connection is still there: an entry that flapped, or one to hold.
+    fn take_back(&mut self, id: &InstanceId, instance: &Arc<Instance>) -> Option<Member> {
+        let fits = |member: &Member| {
+            member.instance.id() == id
+                && member.endpoint.address == *instance.address()
+                && member.endpoint.link().is_some_and(|link| !link.load.is_closed())
+        };
+        let mut member = self.leaving.swap_remove(self.leaving.iter().position(fits)?);
+        member.endpoint.drain(false);
+        member.instance = Arc::clone(instance);
+        Some(member)
+    }
+
+    fn remove(&mut self, id: &InstanceId) {
+        if let Some(mut member) = self.members.remove(id) {
+            member.held_until = None;
+            member.endpoint.drain(true);
+            self.leaving.push(member);
+        }
+    }
+
+    /// Holds the instances of a mass removal that are connected, for as long as the set may take to refill.
+    fn keep(&mut self, ids: Vec<InstanceId>, now: Instant) {
+        let Some(limit) = self.config.hold else { return };
+        let mut count = 0;
+        for id in ids {
+            if !self.members.contains_key(&id) {
+                let left = self.leaving.iter().find(|member| *member.instance.id() == id);
+                let Some(instance) = left.map(|member| Arc::clone(&member.instance)) else { continue };
+                let Some(member) = self.take_back(&id, &instance) else { continue };
+                self.members.insert(id.clone(), member);
+            }
+            match self.members.get_mut(&id) {
+                Some(member) if member.endpoint.link().is_some() => {
+                    member.held_until.get_or_insert(now + limit);
+                    count += 1;
+                }
+                _ => self.remove(&id),
+            }
+        }
+        if count > 0 {
+            warn!(service = %self.board.service, endpoints = count, "most instances vanished at once, held while they answer");
+            self.board.signals.sweep();
+        }
+    }
+
+    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
+    fn sweep(&mut self) -> bool {
+        let now = Instant::now();
+        self.next_sweep = now + SWEEP;
+        self.board.signals.count_sweep();
+        let over =
+            |member: &Member| member.held_until.is_some_and(|until| now >= until || member.endpoint.link().is_none());
+        let over: Vec<_> = self.members.iter().filter(|(_, member)| over(member)).map(|(id, _)| id.clone()).collect();
+        for id in &over {
+            info!(service = %self.board.service, instance = %id, "held endpoint let go");
+            self.remove(id);
+        }
+        let mut busy = !self.leaving.is_empty();
+        for member in self.members.values() {
+            if member.endpoint.link().is_some_and(|link| link.load.in_flight() > 0) {
+                member.endpoint.look();
+                busy = true;
+            }
+            busy |= member.held_until.is_some() || !member.outlier.is_idle();
+        }
+        let judged = self.judge();
+        if !busy {
+            self.board.signals.rest();
+        }
+        judged || !over.is_empty()
+    }
+
+    /// Takes endpoints out and brings them back; returns whether it did.
+    fn judge(&mut self) -> bool {
+        let now = Instant::now();
+        let connected = self.members.values().filter(|member| member.endpoint.link().is_some()).count();
+        let mut out = self.members.values().filter(|member| member.outlier.out_until().is_some()).count();
+        let mut changed = false;
+        for (id, member) in &mut self.members {
+            let link = member.endpoint.link();
+            let unanswered = link.as_ref().map_or(0, |link| link.load.unanswered());
+            let proven = link.is_none_or(|link| link.load.is_proven());
+            let (failures, answers) = (member.endpoint.failures(), member.endpoint.answers());
+            let seen = Observation { now, failures, unanswered, answers, proven };
+            let verdict = member.outlier.step(&self.config.ejection, seen, may_eject(out, connected));
+            match verdict {
+                Verdict::Stay => continue,
+                Verdict::Eject { until } => {
+                    out += 1;
+                    let out_for = until - now;
+                    info!(service = %self.board.service, instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
+                    self.board.signals.sweep();
+                }
+                Verdict::Probe => member.endpoint.put_on_trial(),
+                Verdict::Restore => info!(service = %self.board.service, instance = %id, "endpoint restored"),
+            }
+            changed = true;
+        }
+        changed
+    }
+
+    fn publish(&mut self) {
+        // An all-zero set counts as equal, but one of weight 0 does not step in for others that are away.
+        let all_zero = self.members.values().all(|member| member.instance.weight().value() == 0);
+        let takes = |member: &&Member| {
+            member.outlier.out_until().is_none() && (all_zero || member.instance.weight().value() > 0)
+        };
+        let candidates: Vec<_> = self.members.values().filter(takes).filter_map(Member::candidate).collect();
+        let outlook = self.outlook(!candidates.is_empty());
+        let rows = self.members.values().map(Member::row).collect();
+        // In this order: once the rows are without an endpoint, no pick finds it.
+        self.board.pickers.publish(candidates);
+        self.board.outlook.store(Arc::new(outlook));
+        self.board.rows.store(Arc::new(rows));
+        self.board.signals.published.notify_waiters();
+    }
+
+    fn outlook(&mut self, serving: bool) -> Outlook {
+        let now = Instant::now();
+        let Some(_) = &self.set else {
+            return match &self.lost {
+                Some((since, error)) => Outlook::Lost { since: *since, error: error.clone() },
+                None => Outlook::Waiting,
+            };
+        };
+        if self.members.is_empty() {
+            return Outlook::Empty { since: *self.empty_since.get_or_insert(now) };
+        }
+        self.empty_since = None;
+        if serving {
+            self.failing_since = None;
+            return Outlook::Serving;
+        }
+        let mut last = None;
+        for member in self.members.values() {
+            match member.endpoint.phase() {
+                Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
+                Phase::BackingOff { error, .. } => last = Some(error),
+                Phase::Connecting { first: false } | Phase::Ready(_) => {}
+            }
+        }
+        let since = *self.failing_since.get_or_insert(now);
+        let error = last.unwrap_or_else(|| BoxError::from("they are taken out or connecting again").into());
+        Outlook::Failing { since, endpoints: self.members.len(), error }
+    }
+}
+
+impl Member {
+    fn candidate(&self) -> Option<Candidate<Target>> {
+        let link = self.endpoint.link().filter(|link| !link.load.is_closed())?;
+        if self.outlier.is_probing() && !link.load.is_proven() {
+            link.load.set_trial(1);
+        }
+        let target =
+            Target { instance: Arc::clone(&self.instance), endpoint: Arc::clone(&self.endpoint), sender: link.sender };
+        Some(Candidate::new(target, self.instance.weight(), link.load))
+    }
+
+    fn row(&self) -> Row {
+        Row {
+            instance: Arc::clone(&self.instance),
+            endpoint: Arc::clone(&self.endpoint),
+            out_until: self.outlier.out_until(),
+            held_until: self.held_until,
+        }
+    }
+}

@@ -1,0 +1,95 @@
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::{Code, Status};
+
+use crate::{call::Attempt, served::Tried, status};
+
+/// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
+///
+/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and a lost connection is
+/// `UNAVAILABLE`.
+pub struct ResponseBody {
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// `None` once the body has ended.
+    live: Option<Live>,
+}
+
+struct Live {
+    body: Incoming,
+    attempt: Attempt,
+}
+
+impl ResponseBody {
+    pub(crate) fn new(body: Incoming, deadline: Option<Instant>, attempt: Attempt) -> Self {
+        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
+        Self { deadline, live: Some(Live { body, attempt }) }
+    }
+}
+
+impl Live {
+    fn tried(&self, cause: Option<hyper::Error>) -> Tried {
+        Tried::new(vec![self.attempt.instance().id().clone()], cause.map(Into::into))
+    }
+
+    fn fail(self, error: hyper::Error) -> Status {
+        let (code, message) = status::of_connection(&error);
+        if code == Code::Unavailable {
+            self.attempt.endpoint().failed();
+        }
+        let mut status = Status::new(code, message);
+        status.set_source(Arc::new(self.tried(Some(error))));
+        status
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Self { deadline, live } = &mut *self;
+        let Some(running) = live else { return Poll::Ready(None) };
+        // Before the body, which may be ready for ever.
+        if deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
+            let status = status::deadline_exceeded(running.tried(None));
+            *live = None;
+            return Poll::Ready(Some(Err(status)));
+        }
+        match ready!(Pin::new(&mut running.body).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                if frame.is_trailers() {
+                    *live = None;
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => Poll::Ready(live.take().map(|live| Err(live.fail(error)))),
+            None => {
+                *live = None;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.live.as_ref().is_none_or(|live| live.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.live.as_ref().map_or_else(|| SizeHint::with_exact(0), |live| live.body.size_hint())
+    }
+}
+
+impl fmt::Debug for ResponseBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseBody").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,116 @@
+use std::time::Duration;
+
+use discovery_core::{Address, Error, ErrorKind};
+use http::{
+    Uri,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+/// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint) returns.
+///
+/// ```
+/// use std::time::Duration;
+/// use discovery_tonic::EndpointSettings;
+///
+/// let settings = EndpointSettings::default().ping(Duration::from_secs(30), Duration::from_secs(10));
+/// ```
+#[derive(Clone, Debug)]
+pub struct EndpointSettings {
+    pub(crate) origin: Option<(Scheme, Authority)>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) ping: Option<(Duration, Duration)>,
+    pub(crate) stream_window: u32,
+    pub(crate) connection_window: u32,
+}
+
+impl EndpointSettings {
+    /// The scheme and the `:authority` that requests carry, such as `https://payments.internal`; by default `http` and the
+    /// instance's address. The connector is handed the instance's address with this scheme in any case.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) where scheme or authority is missing, or a path is given.
+    pub fn origin(mut self, origin: &str) -> Result<Self, Error> {
+        let parse = || {
+            let parts = origin.parse::<Uri>().ok()?.into_parts();
+            let bare = parts.path_and_query.is_none_or(|path| path == PathAndQuery::from_static("/"));
+            let http = parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
+            if bare {
+                Some((http?, parts.authority.filter(|authority| !authority.as_str().contains('@'))?))
+            } else {
+                None
+            }
+        };
+        self.origin = Some(parse().ok_or_else(|| {
+            let message = "invalid origin: allowed is http or https with a host, such as https://payments.internal";
+            Error::new(ErrorKind::InvalidInput, message)
+        })?);
+        Ok(self)
+    }
+
+    /// How long connecting may take, up to the peer's HTTP/2 SETTINGS; by default 1 s.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Pings the peer at this interval while calls are in flight, and drops the connection where no answer comes within
+    /// `timeout`; off by default, because servers may punish frequent pings (grpc-go: more often than every 5 minutes).
+    #[must_use]
+    pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.ping = Some((interval, timeout));
+        self
+    }
+
+    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection; by default 2 MiB and 5 MiB, hyper's.
+    #[must_use]
+    pub fn windows(mut self, stream: u32, connection: u32) -> Self {
+        (self.stream_window, self.connection_window) = (stream, connection);
+        self
+    }
+
+    /// Where the requests to an instance say that they go.
+    pub(crate) fn origin_of(&self, address: &Address) -> (Scheme, Authority) {
+        self.origin.clone().unwrap_or_else(|| (Scheme::HTTP, authority(address)))
+    }
+
+    /// What the connector is asked for.
+    pub(crate) fn target(&self, address: &Address) -> Uri {
+        let scheme = self.origin.as_ref().map_or(Scheme::HTTP, |(scheme, _)| scheme.clone());
+        let uri = Uri::builder().scheme(scheme).authority(authority(address)).path_and_query("/");
+        uri.build().expect("scheme, authority and path make a URI")
+    }
+}
+
+fn authority(address: &Address) -> Authority {
+    Authority::try_from(address.to_string()).expect("an address is a host and a port")
+}
+
+impl Default for EndpointSettings {
+    fn default() -> Self {
+        Self {
+            origin: None,
+            connect_timeout: Duration::from_secs(1),
+            ping: None,
+            stream_window: 2 << 20,
+            connection_window: 5 << 20,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        for origin in ["https://payments.internal", "http://h:1", "https://h/"] {
+            EndpointSettings::default().origin(origin).unwrap();
+        }
+        for origin in ["", "payments", "ftp://h", "https://", "https://h/path", "https://u:p@h"] {
+            let error = EndpointSettings::default().origin(origin).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{origin}");
+        }
+    }
+}

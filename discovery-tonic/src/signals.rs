@@ -1,0 +1,53 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering},
+};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+/// How calls, endpoints and the pool wake one another.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// An endpoint changed, or a call failed: the pool looks again.
+    pub(crate) dirty: Notify,
+    /// The pool published a set or an outlook.
+    pub(crate) published: Notify,
+    /// A full endpoint has room again.
+    pub(crate) room: Arc<Notify>,
+    /// The pool sweeps. It stops where nothing is under way, so that an idle channel costs nothing.
+    sweeping: AtomicBool,
+    /// Counts the sweeps: a clock that calls can read for nothing.
+    tick: AtomicU32,
+}
+
+impl Signals {
+    /// Makes the pool sweep while calls are under way.
+    #[inline]
+    pub(crate) fn sweep(&self) {
+        if !self.sweeping.load(Ordering::Relaxed) && !self.sweeping.swap(true, Ordering::AcqRel) {
+            self.dirty.notify_one();
+        }
+    }
+
+    pub(crate) fn is_sweeping(&self) -> bool {
+        self.sweeping.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn rest(&self) {
+        self.sweeping.store(false, Ordering::Release);
+    }
+
+    /// The number of sweeps so far, [`SWEEP`] apart while anything is under way.
+    #[inline]
+    pub(crate) fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_sweep(&self) {
+        self.tick.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The time between two sweeps.
+pub(crate) const SWEEP: Duration = Duration::from_millis(100);

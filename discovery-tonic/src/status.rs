@@ -1,0 +1,77 @@
+use std::{error::Error as StdError, sync::Arc};
+
+use h2::Reason;
+use tonic::{Code, Status};
+
+use crate::served::Tried;
+
+/// What is known of a request whose sending failed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// It may have been processed.
+    Ambiguous,
+    /// The peer says that it was not processed.
+    Refused,
+    /// It never left this process.
+    Unsent,
+}
+
+/// Looks for a proof that a request was not processed.
+///
+/// - GOAWAY from the peer: h2 fails only streams above the last one that the peer processed.
+/// - REFUSED_STREAM from the peer says so itself.
+/// - A user error means that h2 dropped the request while it waited for a place, its body never polled.
+///
+/// That hyper handed the message back is a proof too; the caller has seen that before. All else is ambiguous.
+pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
+    match h2_error(error) {
+        Some(error) if error.is_remote() && error.is_go_away() => Outcome::Refused,
+        Some(error) if error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM) => {
+            Outcome::Refused
+        }
+        Some(error) if error.is_reset() || error.is_go_away() || error.is_io() => Outcome::Ambiguous,
+        Some(error) if is_user(error) => Outcome::Unsent,
+        _ => Outcome::Ambiguous,
+    }
+}
+
+/// The code and text for a call or a response body that the connection failed, by the HTTP/2 mapping of the gRPC protocol.
+///
+/// An own table, since tonic's depends on its features.
+pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str) {
+    let reason = h2_error(error).filter(|error| error.is_reset()).and_then(h2::Error::reason);
+    match reason {
+        Some(Reason::CANCEL) => (Code::Cancelled, "the peer cancelled the call"),
+        Some(Reason::ENHANCE_YOUR_CALM) => (Code::ResourceExhausted, "the peer asks for less"),
+        Some(Reason::INADEQUATE_SECURITY) => (Code::PermissionDenied, "the peer asks for better transport security"),
+        Some(Reason::REFUSED_STREAM) => (Code::Unavailable, "the peer refused the call"),
+        Some(_) => (Code::Internal, "the peer reset the call"),
+        None => (Code::Unavailable, "the connection was lost"),
+    }
+}
+
+/// The status that the deadline ends a call with.
+pub(crate) fn deadline_exceeded(tried: Tried) -> Status {
+    let mut status = Status::deadline_exceeded("the deadline of the call passed");
+    status.set_source(Arc::new(tried));
+    status
+}
+
+/// h2's error behind hyper's.
+///
+/// The types meet only while hyper and this crate use the same major version of h2; a test of the connection guards that.
+pub(crate) fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut next = error.source();
+    while let Some(source) = next {
+        if let Some(error) = source.downcast_ref() {
+            return Some(error);
+        }
+        next = source.source();
+    }
+    None
+}
+
+/// h2 names its user errors by this alone: no remote peer, no io, no library.
+fn is_user(error: &h2::Error) -> bool {
+    !error.is_remote() && !error.is_library() && !error.is_io() && error.reason().is_none()
+}

@@ -1,0 +1,143 @@
+//! Endpoints that refuse, stay silent or hang: what they cost the callers (B1, B8; figures L1 and L2).
+
+mod support;
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use support::*;
+
+/// Calls that took longer are slow.
+const SLOW: Duration = Duration::from_millis(200);
+
+#[tokio::test]
+async fn one_of_four_refuses_and_no_call_fails() {
+    let servers = servers(3).await;
+    let refusing = refusing().await;
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([refusing])));
+    for _ in 0..2_000 {
+        let served = greet(&channel, None).await.expect("no call fails");
+        assert_ne!(served, refusing);
+    }
+    for server in &servers {
+        assert!(server.greeter.calls() > 500, "{} of 2000 calls", server.greeter.calls());
+    }
+}
+
+#[tokio::test]
+async fn one_of_four_is_silent_and_no_call_is_slow() {
+    let servers = servers(3).await;
+    let (silent, _tasks) = silent().await;
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([silent])));
+    for _ in 0..500 {
+        let start = Instant::now();
+        greet(&channel, None).await.expect("no call fails");
+        assert!(start.elapsed() < SLOW, "a call took {:?}", start.elapsed());
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
+    let servers = servers(3).await;
+    let (hung, requests, _tasks) = hung().await;
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
+    let mut slow = 0;
+    for _ in 0..2_000 {
+        let start = Instant::now();
+        // A failed call is a slow one: it ended at its deadline.
+        let result = greet(&channel, Some(Duration::from_millis(500))).await;
+        slow += usize::from(result.is_err() || start.elapsed() >= SLOW);
+    }
+    println!(
+        "{slow} of 2000 sequential calls were slow, {} requests reached the hung peer",
+        requests.load(Ordering::Relaxed)
+    );
+    assert!(slow <= 5, "{slow} slow calls");
+
+    // While it is out, one probe after the other, ever rarer.
+    let before = requests.load(Ordering::Relaxed);
+    let start = Instant::now();
+    let mut slow = 0;
+    while start.elapsed() < Duration::from_secs(8) {
+        slow += usize::from(greet(&channel, Some(Duration::from_millis(500))).await.is_err());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let probes = requests.load(Ordering::Relaxed) - before;
+    println!("then {probes} probes in 8 s, {slow} slow calls");
+    assert!(probes <= 4 && slow <= probes, "{probes} probes, {slow} slow calls");
+}
+
+#[tokio::test]
+async fn fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpoint() {
+    let servers = servers(3).await;
+    let (hung, requests, _tasks) = hung().await;
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let channel = channel.clone();
+        callers.spawn(async move {
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                let call = tokio::time::timeout(Duration::from_secs(1), greet(&channel, None));
+                if call.await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    callers.join_all().await;
+    let stuck = requests.load(Ordering::Relaxed);
+    println!("{stuck} requests of 50 callers reached the hung peer in 3 s");
+    assert!(stuck <= 6, "{stuck} requests, of which at most two are probes");
+}
+
+#[tokio::test]
+async fn a_hung_endpoint_that_answers_again_is_used_again() {
+    let servers = servers(3).await;
+    let (hung, _, tasks) = hung().await;
+    let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
+    let channel = channel(&backend);
+    let is_out = |channel: &discovery_tonic::BalancedChannel| {
+        channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some())
+    };
+    while !is_out(&channel) {
+        let _ = greet(&channel, Some(Duration::from_millis(50))).await;
+    }
+    // The process is replaced by one that works, at the same address.
+    drop(tasks);
+    let listener = loop {
+        match tokio::net::TcpListener::bind(hung).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let greeter = greeter::Greeter::new("again");
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    let server = tonic::transport::Server::builder().add_service(greeter.clone().into_service());
+    let server = tokio::spawn(server.serve_with_incoming(incoming));
+    let start = Instant::now();
+    while greeter.calls() < 10 {
+        greet(&channel, Some(Duration::from_secs(1))).await.unwrap();
+        assert!(start.elapsed() < Duration::from_secs(10), "not used again");
+    }
+    println!("used again after {:?}", start.elapsed());
+    server.abort();
+}
+
+#[tokio::test]
+async fn all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
+    let (a, b) = (refusing().await, refusing().await);
+    let channel = channel(&registry([a, b]));
+    let status = greet(&channel, None).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    let start = Instant::now();
+    let status = greet(&channel, None).await.unwrap_err();
+    assert!(start.elapsed() < SLOW);
+    for word in ["greeter", "2 endpoints", "has been reachable for", "connect error"] {
+        assert!(status.message().contains(word), "{}", status.message());
+    }
+    assert!(discovery_tonic::Tried::of(&status).unwrap().instances().is_empty());
+}

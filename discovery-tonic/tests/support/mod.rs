@@ -1,0 +1,197 @@
+//! Servers for the channel's tests: real tonic servers on real sockets, and listeners that misbehave in one way each.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "each test binary uses a part"
+)]
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Instance, ServiceName};
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{BalancedChannel, Builder, ServedBy};
+use futures::StreamExt;
+use greeter::{GreetReply, GreetRequest, Greeter, GreeterClient};
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Status};
+
+pub fn service() -> ServiceName {
+    "greeter".parse().unwrap()
+}
+
+/// A tonic server with a greeter.
+pub struct Server {
+    pub address: SocketAddr,
+    pub greeter: Greeter,
+    /// Connections accepted so far.
+    pub accepted: Arc<AtomicUsize>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    pub async fn start(name: &str) -> Self {
+        Self::start_with(name, tonic::transport::Server::builder()).await
+    }
+
+    pub async fn start_with(name: &str, mut builder: tonic::transport::Server) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (greeter, accepted) = (Greeter::new(name), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&accepted);
+        let incoming = TcpListenerStream::new(listener).inspect(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let (stop, stopped) = oneshot::channel::<()>();
+        let service = greeter.clone().into_service();
+        let task = tokio::spawn(async move {
+            let stopped = async { drop(stopped.await) };
+            builder.add_service(service).serve_with_incoming_shutdown(incoming, stopped).await.unwrap();
+        });
+        Self { address, greeter, accepted, stop: Some(stop), task }
+    }
+
+    pub fn instance(&self) -> Instance {
+        instance(self.address)
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// GOAWAY, then the end once the calls in flight have ended.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        self.task.await.unwrap();
+    }
+
+    /// GOAWAY alone.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+pub fn instance(address: SocketAddr) -> Instance {
+    Instance::new(address.try_into().unwrap())
+}
+
+pub async fn servers(count: usize) -> Vec<Server> {
+    let mut servers = Vec::new();
+    for n in 0..count {
+        servers.push(Server::start(&n.to_string()).await);
+    }
+    servers
+}
+
+/// An address that refuses connections.
+pub async fn refusing() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// Accepts connections and never says a word.
+pub async fn silent() -> (SocketAddr, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut kept = Vec::new();
+        loop {
+            kept.push(listener.accept().await.unwrap());
+        }
+    });
+    (address, tasks)
+}
+
+/// What a peer of raw h2 does with a request.
+pub type OnRequest = fn(&mut h2::server::SendResponse<bytes::Bytes>);
+
+/// Shakes hands, then treats every request alike; counts the requests.
+pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&requests);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let count = Arc::clone(&count);
+            connections.spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                let mut kept = Vec::new();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    count.fetch_add(1, Ordering::Relaxed);
+                    on_request(&mut respond);
+                    kept.push((request, respond));
+                }
+            });
+        }
+    });
+    (address, requests, tasks)
+}
+
+/// Shakes hands and never answers.
+pub async fn hung() -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    raw_h2(|_| {}).await
+}
+
+/// A registry in which somebody put these addresses.
+pub fn registry(addresses: impl IntoIterator<Item = SocketAddr>) -> MemoryBackend {
+    let backend = MemoryBackend::new();
+    for address in addresses {
+        backend.put(&service(), instance(address));
+    }
+    backend
+}
+
+pub fn channel(backend: &MemoryBackend) -> BalancedChannel {
+    builder(backend).build().unwrap()
+}
+
+pub fn builder(backend: &MemoryBackend) -> Builder {
+    BalancedChannel::builder(backend.clone(), service())
+}
+
+/// One call; who answered, as the response's extension says.
+pub async fn greet(channel: &BalancedChannel, timeout: Option<Duration>) -> Result<SocketAddr, Status> {
+    greet_with(channel, timeout, GreetRequest::default()).await.map(|(address, _)| address)
+}
+
+pub async fn greet_with(
+    channel: &BalancedChannel,
+    timeout: Option<Duration>,
+    request: GreetRequest,
+) -> Result<(SocketAddr, GreetReply), Status> {
+    let mut request = Request::new(request);
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
+    }
+    let response = GreeterClient::new(channel.clone()).greet(request).await?;
+    let served_by = response.extensions().get::<ServedBy>().expect("every response says who served it");
+    let address = served_by.instance().address().socket_addr().unwrap();
+    Ok((address, response.into_inner()))
+}
+
+/// Waits for what must come true soon.
+pub async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !check() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
