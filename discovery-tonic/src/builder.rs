@@ -124,8 +124,9 @@ impl Builder {
         self
     }
 
-    /// How long endpoints that are connected are held where more than half of at least three vanish within a second, as they do
-    /// when a registry comes back having expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
+    /// How long endpoints that are connected are held where more than half of at least three vanish in one step, or around an
+    /// outage of the registry, as they do when it comes back having expired everybody; by default 15 s, the default lifetime of a
+    /// lease. `None` turns it off.
     pub fn hold(mut self, limit: Option<Duration>) -> Self {
         self.hold = limit;
         self

@@ -222,7 +222,7 @@ async fn serve(endpoint: &Endpoint, mut connection: Connection, all: &[(Cut, Arc
         }
         let since = *draining_since.get_or_insert_with(Instant::now);
         // Kept for a moment even if idle, because the endpoint may be held after all.
-        let idle = closed || (since.elapsed() >= hold::WINDOW && connection.load().close_if_idle());
+        let idle = closed || (since.elapsed() >= hold::GRACE && connection.load().close_if_idle());
         if idle && all.iter().all(|(_, load)| load.in_flight() == 0) {
             return End::Drained;
         }

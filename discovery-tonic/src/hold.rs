@@ -3,51 +3,76 @@ use std::{collections::HashSet, time::Duration};
 use discovery_core::InstanceId;
 use tokio::time::Instant;
 
-/// Notices that most of a set vanishes at once, as it does when a registry comes back having expired everybody (B6).
+/// Notices that most of a set vanishes, as it does when a registry comes back having expired everybody (B6).
 ///
-/// *At once* is within a second, because expired leases are revoked one after the other: each is a step of its own, a few
-/// milliseconds apart.
+/// More than half of at least three instances in one step are a mass. Around an outage of the registry all steps count as one,
+/// because it revokes expired leases one after the other. Without an outage they do not: a scale-down in single steps is meant.
 #[derive(Debug, Default)]
-pub(crate) struct Hold {
-    since: Option<Instant>,
-    /// The size of the set when the window began.
+pub(crate) struct Hold(Option<Outage>);
+
+#[derive(Debug)]
+struct Outage {
+    /// The size of the set when contact was lost.
     before: usize,
+    /// When contact came back.
+    over: Option<Instant>,
     vanished: HashSet<InstanceId>,
 }
 
 impl Hold {
-    /// Takes one step: the set had `size` instances and loses `removed`.
+    /// Contact was lost while the set had `size` instances.
+    pub(crate) fn lose(&mut self, size: usize) {
+        let outage = self.0.get_or_insert_with(|| Outage { before: 0, over: None, vanished: HashSet::new() });
+        outage.before = outage.before.max(size);
+        outage.over = None;
+    }
+
+    /// Contact came back.
+    pub(crate) fn regain(&mut self, now: Instant) {
+        if let Some(outage) = &mut self.0 {
+            outage.over.get_or_insert(now);
+        }
+    }
+
+    /// Takes one step: the set had `size` instances and loses `removed`. An outage counts for `limit` after its end.
     ///
-    /// Returns the instances to hold, among them such as vanished a moment before; empty where this is no mass removal.
-    pub(crate) fn step(&mut self, now: Instant, size: usize, removed: &[InstanceId]) -> Vec<InstanceId> {
-        if removed.is_empty() {
-            return Vec::new();
-        }
-        if self.since.is_none_or(|since| now - since > WINDOW) {
-            *self = Self { since: Some(now), before: size, vanished: HashSet::new() };
-        }
-        self.vanished.extend(removed.iter().cloned());
-        if self.before >= FEWEST && self.vanished.len() * 2 > self.before {
-            self.vanished.iter().cloned().collect()
-        } else {
-            Vec::new()
-        }
+    /// Returns the instances to hold, among them such as vanished in earlier steps; empty where this is no mass.
+    pub(crate) fn step(
+        &mut self,
+        now: Instant,
+        limit: Duration,
+        size: usize,
+        removed: &[InstanceId],
+    ) -> Vec<InstanceId> {
+        self.0.take_if(|outage| outage.over.is_some_and(|over| now - over > limit));
+        let (before, vanished) = match &mut self.0 {
+            Some(outage) => {
+                outage.vanished.extend(removed.iter().cloned());
+                (outage.before.max(size), outage.vanished.iter().cloned().collect())
+            }
+            None => (size, removed.to_vec()),
+        };
+        if before >= FEWEST && vanished.len() * 2 > before { vanished } else { Vec::new() }
     }
 
     /// Takes note that an instance is back.
     pub(crate) fn forget(&mut self, id: &InstanceId) {
-        self.vanished.remove(id);
+        if let Some(outage) = &mut self.0 {
+            outage.vanished.remove(id);
+        }
     }
 }
 
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.
-pub(crate) const WINDOW: Duration = Duration::from_secs(1);
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// Below this there is no mass.
 const FEWEST: usize = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(15);
 
     fn ids(names: &[&str]) -> Vec<InstanceId> {
         names.iter().map(|name| name.parse().unwrap()).collect()
@@ -59,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_of_at_least_three_is_a_mass() {
+    fn more_than_half_of_at_least_three_in_one_step_is_a_mass() {
         let now = Instant::now();
         for (size, removed, held) in [
             (2, &["a", "b"][..], 0),
@@ -68,29 +93,36 @@ mod tests {
             (4, &["a", "b"][..], 0),
             (4, &["a", "b", "c"][..], 3),
             (8, &["a", "b", "c", "d", "e", "f"][..], 6),
+            (4, &[][..], 0),
         ] {
-            assert_eq!(Hold::default().step(now, size, &ids(removed)).len(), held, "{removed:?} of {size}");
+            assert_eq!(Hold::default().step(now, LIMIT, size, &ids(removed)).len(), held, "{removed:?} of {size}");
         }
     }
 
     #[test]
-    fn removals_within_a_second_add_up() {
-        let (mut hold, start) = (Hold::default(), Instant::now());
-        assert_eq!(hold.step(start, 4, &ids(&["a"])), []);
-        assert_eq!(hold.step(start, 3, &ids(&["b"])), []);
-        assert_eq!(sorted(hold.step(start, 2, &ids(&["c"]))), ids(&["a", "b", "c"]));
-
+    fn single_steps_add_up_around_an_outage_only() {
+        let now = Instant::now();
         let mut hold = Hold::default();
-        assert_eq!(hold.step(start, 4, &ids(&["a"])), []);
-        assert_eq!(hold.step(start, 3, &ids(&["b"])), []);
-        assert_eq!(hold.step(start + WINDOW * 2, 2, &ids(&["c"])), [], "a scale-down takes its time");
+        for (size, name) in [(4, "a"), (3, "b"), (2, "c"), (1, "d")] {
+            assert_eq!(hold.step(now, LIMIT, size, &ids(&[name])), []);
+        }
+
+        hold.lose(4);
+        hold.regain(now);
+        assert_eq!(hold.step(now, LIMIT, 4, &ids(&["a"])), []);
+        assert_eq!(hold.step(now, LIMIT, 3, &ids(&["b"])), []);
+        assert_eq!(sorted(hold.step(now, LIMIT, 2, &ids(&["c"]))), ids(&["a", "b", "c"]));
+
+        let later = now + LIMIT * 2;
+        assert_eq!(hold.step(later, LIMIT, 2, &ids(&["d"])), [], "the outage is long over");
     }
 
     #[test]
     fn what_is_back_did_not_vanish() {
         let (mut hold, now) = (Hold::default(), Instant::now());
-        hold.step(now, 4, &ids(&["a", "b"]));
+        hold.lose(4);
+        hold.step(now, LIMIT, 4, &ids(&["a", "b"]));
         hold.forget(&"a".parse().unwrap());
-        assert_eq!(hold.step(now, 3, &ids(&["c"])), []);
+        assert_eq!(hold.step(now, LIMIT, 3, &ids(&["c"])), []);
     }
 }

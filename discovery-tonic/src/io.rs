@@ -127,3 +127,63 @@ impl fmt::Debug for Cut {
         f.debug_struct("Cut").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// What the peer sent before it went away can be read; nothing can be written to it any more.
+    struct Gone(io::Cursor<Vec<u8>>);
+
+    impl tokio::io::AsyncRead for Gone {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, buffer)
+        }
+    }
+
+    impl tokio::io::AsyncWrite for Gone {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_leaves_the_end_to_the_read_side() {
+        let (wire, _cut) = Wire::new(Box::new(TokioIo::new(Gone(io::Cursor::new(b"GOAWAY".to_vec())))));
+        let mut wire = TokioIo::new(wire);
+        for _ in 0..2 {
+            wire.write_all(b"request").await.unwrap();
+            wire.flush().await.unwrap();
+        }
+        wire.shutdown().await.unwrap();
+        let mut read = String::new();
+        wire.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, "GOAWAY");
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_a_waiting_read() {
+        let (_peer, io) = tokio::io::duplex(64);
+        let (wire, cut) = Wire::new(Box::new(TokioIo::new(io)));
+        let mut wire = TokioIo::new(wire);
+        let reading = tokio::spawn(async move { wire.read_u8().await });
+        tokio::task::yield_now().await;
+        cut.cut();
+        assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

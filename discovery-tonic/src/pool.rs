@@ -101,6 +101,7 @@ impl Pool {
         let change = match update {
             Update::Lost(error) => {
                 debug!(service = %self.board.service, error = %error.report(), "registry lost");
+                self.hold.lose(self.set.as_ref().map_or(0, Snapshot::len));
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
                 self.lost = Some((since, error));
                 return;
@@ -109,6 +110,7 @@ impl Pool {
             Update::Reset(set) => self.set.clone().unwrap_or_default().diff(&set),
         };
         self.lost = None;
+        self.hold.regain(Instant::now());
         self.change(&change);
     }
 
@@ -120,13 +122,11 @@ impl Pool {
         }
         let now = Instant::now();
         let held = match self.config.hold {
-            Some(_) => self.hold.step(now, set.len(), change.removes()),
+            Some(limit) => self.hold.step(now, limit, set.len(), change.removes()),
             None => Vec::new(),
         };
-        for id in change.removes() {
-            if !held.contains(id) {
-                self.remove(id);
-            }
+        for id in change.removes().iter().filter(|id| !held.contains(id)) {
+            self.remove(id);
         }
         self.keep(held, now);
         self.set = Some(set.with(change));

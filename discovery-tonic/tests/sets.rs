@@ -1,0 +1,290 @@
+//! What changes of the set do to calls and connections (B4 to B7).
+
+mod support;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Metadata, Weight};
+use discovery_tonic::{BalancedChannel, balance::RoundRobin};
+use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
+use support::*;
+use tokio::task::JoinSet;
+
+/// Callers that go on until they are told to stop, and say what they met.
+struct Load {
+    callers: JoinSet<()>,
+    stop: Arc<AtomicBool>,
+    calls: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<tonic::Status>>>,
+}
+
+impl Load {
+    fn start(channel: &BalancedChannel, callers: usize) -> Self {
+        let mut load =
+            Self { callers: JoinSet::new(), stop: Arc::default(), calls: Arc::default(), failures: Arc::default() };
+        for _ in 0..callers {
+            let (channel, stop) = (channel.clone(), Arc::clone(&load.stop));
+            let (calls, failures) = (Arc::clone(&load.calls), Arc::clone(&load.failures));
+            load.callers.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let request = GreetRequest { delay_ms: 1, ..GreetRequest::default() };
+                    if let Err(status) = greet_with(&channel, Some(Duration::from_secs(5)), request).await {
+                        failures.lock().unwrap().push(status);
+                    }
+                    calls.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        load
+    }
+
+    async fn stop_without_failures(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.callers.join_all().await;
+        let failures = self.failures.lock().unwrap();
+        println!("{} of {} calls failed", failures.len(), self.calls.load(Ordering::Relaxed));
+        assert!(failures.is_empty(), "{} failed, such as {:?}", failures.len(), failures[0]);
+    }
+}
+
+fn shown(channel: &BalancedChannel) -> usize {
+    channel.endpoints().len()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
+    let servers = servers(8).await;
+    let backend = registry(servers[..4].iter().map(|server| server.address));
+    let channel = channel(&backend);
+    channel.ready(Duration::from_secs(5)).await.unwrap();
+    let load = Load::start(&channel, 16);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    for server in &servers[4..] {
+        backend.put(&service(), server.instance());
+    }
+    eventually("eight endpoints", || servers.iter().all(|server| server.greeter.calls() > 20)).await;
+
+    for server in &servers[2..] {
+        backend.remove(&service(), &server.address.to_string());
+    }
+    eventually("two endpoints", || shown(&channel) == 2).await;
+    let removed: u64 = servers[2..].iter().map(|server| server.greeter.calls()).sum();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Calls begun before the change may arrive a moment later.
+    let later: u64 = servers[2..].iter().map(|server| server.greeter.calls()).sum();
+    assert!(later - removed <= 16, "{} calls to removed instances", later - removed);
+    let settled = later;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let later: u64 = servers[2..].iter().map(|server| server.greeter.calls()).sum();
+    assert_eq!(later, settled, "no call started after the change goes to a removed instance");
+    load.stop_without_failures().await;
+}
+
+#[tokio::test]
+async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
+    let servers = servers(3).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = channel(&backend);
+    eventually("three endpoints ready", || ready(&channel) == 3).await;
+    let gone = servers[0].address;
+    for round in 0..50 {
+        backend.remove(&service(), &gone.to_string());
+        while channel.endpoints().iter().any(|one| one.instance.id().as_str() == gone.to_string()) {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..20 {
+            assert_ne!(greet(&channel, None).await.unwrap(), gone, "round {round}");
+        }
+        backend.put(&service(), servers[0].instance());
+        eventually("back", || ready(&channel) == 3).await;
+    }
+    assert_eq!(servers[0].accepted(), 1, "an entry that flaps costs no connection");
+}
+
+fn ready(channel: &BalancedChannel) -> usize {
+    let is_ready = |one: &&discovery_tonic::EndpointStatus| one.state == discovery_tonic::EndpointState::Ready;
+    channel.endpoints().iter().filter(is_ready).count()
+}
+
+#[tokio::test]
+async fn a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
+    let servers = servers(2).await;
+    let backend = registry([servers[0].address]);
+    let channel = builder(&backend).drain(Duration::from_secs(2)).build().unwrap();
+    let mut client = GreeterClient::new(channel.clone());
+    let request = |count| GreetManyRequest { count, interval_ms: 100, ..GreetManyRequest::default() };
+    let mut short = client.greet_many(request(10)).await.unwrap().into_inner();
+    let mut long = client.greet_many(request(1_000)).await.unwrap().into_inner();
+    let start = Instant::now();
+    backend.put(&service(), servers[1].instance());
+    backend.remove(&service(), &servers[0].address.to_string());
+
+    let mut messages = 0;
+    while short.message().await.expect("a stream shorter than the limit ends in peace").is_some() {
+        messages += 1;
+    }
+    assert_eq!(messages, 10);
+    let status = loop {
+        match long.message().await {
+            Ok(message) => assert!(message.is_some(), "a longer one is cut"),
+            Err(status) => break status,
+        }
+    };
+    let cut = start.elapsed();
+    println!("cut after {cut:?}");
+    assert_eq!(status.code(), tonic::Code::Unavailable);
+    assert!(cut > Duration::from_millis(1_900) && cut < Duration::from_secs(4), "{cut:?}");
+    assert_eq!(greet(&channel, None).await.unwrap(), servers[1].address);
+}
+
+#[tokio::test]
+async fn no_update_closes_the_connection_of_an_unchanged_endpoint() {
+    let servers = servers(2).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = channel(&backend);
+    eventually("two endpoints ready", || ready(&channel) == 2).await;
+    for n in 0..100u16 {
+        let metadata = Metadata::try_from([("n", n.to_string())]).unwrap();
+        let instance = servers[0].instance().with_weight(Weight::new(n + 1).unwrap()).with_metadata(metadata);
+        backend.put(&service(), instance);
+        if n % 10 == 0 {
+            backend.interrupt();
+            backend.restore();
+        }
+        greet(&channel, None).await.unwrap();
+    }
+    let newest = || channel.endpoints().iter().any(|one| one.instance.metadata().get("n") == Some("99"));
+    eventually("the last change", newest).await;
+    assert_eq!((servers[0].accepted(), servers[1].accepted()), (1, 1));
+}
+
+#[tokio::test]
+async fn endpoints_are_connected_and_replaced_without_a_request() {
+    let mut servers = servers(2).await;
+    let backend = registry([servers[0].address]);
+    let channel = channel(&backend);
+    eventually("connected", || servers[0].accepted() == 1 && ready(&channel) == 1).await;
+    for n in 0..1_000u16 {
+        backend.put(&service(), servers[0].instance().with_weight(Weight::new(n).unwrap()));
+    }
+    backend.put(&service(), servers[1].instance());
+    eventually("the second connected", || servers[1].accepted() == 1 && ready(&channel) == 2).await;
+    servers.remove(0).stop().await;
+    eventually("the loss is seen", || ready(&channel) == 1).await;
+}
+
+#[tokio::test]
+async fn a_mass_removal_is_held_while_the_endpoints_answer() {
+    let servers = servers(4).await;
+    for one_by_one in [false, true] {
+        let backend = registry(servers.iter().map(|server| server.address));
+        let held = builder(&backend).hold(Some(Duration::from_secs(2))).build().unwrap();
+        let not_held = builder(&backend).hold(None).build().unwrap();
+        for channel in [&held, &not_held] {
+            eventually("four endpoints ready", || ready(channel) == 4).await;
+        }
+        if one_by_one {
+            // As after an outage: leases are revoked one after the other.
+            backend.interrupt();
+            eventually("the outage is seen", || backend.watches(&service()) == 0).await;
+            backend.restore();
+            eventually("the outage is over", || backend.watches(&service()) == 1).await;
+            for server in &servers {
+                backend.remove(&service(), &server.address.to_string());
+            }
+        } else {
+            backend.wipe();
+        }
+        eventually("the channel without hold is empty", || shown(&not_held) == 0).await;
+        let status = greet(&not_held, None).await.unwrap_err();
+        assert_eq!(status.code(), tonic::Code::Unavailable);
+        for _ in 0..100 {
+            greet(&held, None).await.expect("held endpoints serve");
+        }
+        assert!(held.endpoints().iter().all(|one| one.held_until.is_some()));
+        let keeps = if one_by_one { 4 } else { 2 };
+        for server in &servers[..keeps] {
+            backend.put(&service(), server.instance());
+        }
+        eventually("what is not back is let go", || shown(&held) == keeps).await;
+        let none_held = || held.endpoints().iter().all(|one| one.held_until.is_none());
+        eventually("what is back is not held", none_held).await;
+    }
+}
+
+#[tokio::test]
+async fn a_held_endpoint_that_closes_is_let_go() {
+    let mut servers = servers(3).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = builder(&backend).hold(Some(Duration::from_secs(60))).build().unwrap();
+    eventually("ready", || ready(&channel) == 3).await;
+    backend.wipe();
+    eventually("held", || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count() == 3).await;
+    servers.remove(0).stop().await;
+    eventually("let go", || shown(&channel) == 2).await;
+}
+
+#[tokio::test]
+async fn traffic_goes_on_while_the_registry_is_out_of_reach() {
+    let servers = servers(2).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = channel(&backend);
+    eventually("ready", || ready(&channel) == 2).await;
+    backend.interrupt();
+    for _ in 0..200 {
+        greet(&channel, None).await.unwrap();
+    }
+    backend.restore();
+    greet(&channel, None).await.unwrap();
+    assert_eq!((servers[0].accepted(), servers[1].accepted()), (1, 1));
+}
+
+#[tokio::test]
+async fn weights_share_the_calls_and_weight_zero_gets_none() {
+    let servers = servers(3).await;
+    let backend = registry([]);
+    for (server, weight) in servers.iter().zip([100, 300, 0]) {
+        backend.put(&service(), server.instance().with_weight(Weight::new(weight).unwrap()));
+    }
+    let channel = channel(&backend);
+    eventually("ready", || ready(&channel) == 3).await;
+    let mut shares: HashMap<_, u32> = HashMap::new();
+    for _ in 0..4_000 {
+        *shares.entry(greet(&channel, None).await.unwrap()).or_default() += 1;
+    }
+    let share = f64::from(shares[&servers[0].address]) / 4_000.0;
+    println!("weight 100 of 400 got {share:.3}");
+    assert!((share - 0.25).abs() < 0.03, "{share}");
+    assert!(!shares.contains_key(&servers[2].address));
+
+    for server in &servers {
+        backend.put(&service(), server.instance().with_weight(Weight::new(0).unwrap()));
+    }
+    let zero = || channel.endpoints().iter().all(|one| one.instance.weight().value() == 0);
+    eventually("all weights zero", zero).await;
+    let mut shares: HashMap<_, u32> = HashMap::new();
+    for _ in 0..600 {
+        *shares.entry(greet(&channel, None).await.unwrap()).or_default() += 1;
+    }
+    assert!(shares.len() == 3 && shares.values().all(|calls| *calls > 120), "{shares:?}");
+}
+
+#[tokio::test]
+async fn round_robin_takes_turns() {
+    let servers = servers(3).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
+    eventually("ready", || ready(&channel) == 3).await;
+    for _ in 0..30 {
+        greet(&channel.clone(), None).await.unwrap();
+    }
+    assert!(servers.iter().all(|server| server.greeter.calls() == 10));
+}
