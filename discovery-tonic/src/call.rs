@@ -92,7 +92,7 @@ async fn attempts(
     loop {
         let picked = match next.take() {
             Some(picked) => picked,
-            None => match board.wait_for_endpoint(wait, &trail.former).await {
+            None => match board.wait_for_endpoint(wait, trail.all()).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     let mut status = Status::unavailable(message);
@@ -219,8 +219,13 @@ impl Trail {
         self.current = None;
     }
 
-    fn tried(&mut self, cause: Option<BoxError>) -> Tried {
+    fn all(&mut self) -> &[InstanceId] {
         self.former.extend(self.current.take());
+        &self.former
+    }
+
+    fn tried(&mut self, cause: Option<BoxError>) -> Tried {
+        self.all();
         Tried::new(mem::take(&mut self.former), cause)
     }
 }

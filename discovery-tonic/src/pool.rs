@@ -70,7 +70,9 @@ impl Pool {
     }
 
     /// Runs until it is dropped with its channel.
-    pub(crate) async fn run(mut self, mut updates: Updates) {
+    pub(crate) async fn run(mut self, updates: Updates) {
+        // A stream that ends breaks its law; the set stands then.
+        let mut updates = updates.fuse();
         let mut stale = false;
         loop {
             let sweeping = self.board.signals.is_sweeping();
@@ -265,10 +267,12 @@ impl Pool {
     fn publish(&mut self) {
         // An all-zero set counts as equal, but one of weight 0 does not step in for others that are away.
         let all_zero = self.members.values().all(|member| member.instance.weight().value() == 0);
-        let takes = |member: &&Member| {
-            member.outlier.out_until().is_none() && (all_zero || member.instance.weight().value() > 0)
-        };
-        let candidates: Vec<_> = self.members.values().filter(takes).filter_map(Member::candidate).collect();
+        let connected = self.members.values().filter(|member| member.endpoint.link().is_some());
+        let (out, rest): (Vec<_>, Vec<_>) = connected.partition(|member| member.outlier.out_until().is_some());
+        // Where less than half are left, something else is wrong than they: all are used.
+        let back = if rest.len() < out.len() { out } else { Vec::new() };
+        let takes = |member: &&Member| all_zero || member.instance.weight().value() > 0;
+        let candidates: Vec<_> = rest.into_iter().chain(back).filter(takes).filter_map(Member::candidate).collect();
         let outlook = self.outlook(!candidates.is_empty());
         let rows = self.members.values().map(Member::row).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.

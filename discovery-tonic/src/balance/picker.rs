@@ -31,7 +31,6 @@ pub struct Pickers<T> {
 
 /// Picks candidates; one for each clone of a channel, because it caches the set.
 pub struct Picker<T> {
-    policy: Arc<dyn Policy>,
     set: Cache<Arc<ArcSwap<Set<T>>>, Arc<Set<T>>>,
 }
 
@@ -51,6 +50,8 @@ pub struct Picked<T> {
 }
 
 struct Set<T> {
+    /// Here too, so that a picker is cloned with fewer reference counts.
+    policy: Arc<dyn Policy>,
     candidates: Box<[Arc<Candidate<T>>]>,
     alias: Option<Alias>,
 }
@@ -62,12 +63,13 @@ impl<T> Pickers<T> {
     }
 
     pub(crate) fn of(policy: Arc<dyn Policy>) -> Self {
-        Self { policy, set: Arc::new(ArcSwap::from_pointee(Set { candidates: Box::default(), alias: None })) }
+        let empty = Set { policy: Arc::clone(&policy), candidates: Box::default(), alias: None };
+        Self { policy, set: Arc::new(ArcSwap::from_pointee(empty)) }
     }
 
     /// A picker over what is published here, now and later.
     pub fn picker(&self) -> Picker<T> {
-        Picker { policy: Arc::clone(&self.policy), set: Cache::new(Arc::clone(&self.set)) }
+        Picker { set: Cache::new(Arc::clone(&self.set)) }
     }
 
     /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
@@ -78,7 +80,8 @@ impl<T> Pickers<T> {
         }
         let weights: Vec<u64> = candidates.iter().map(|one| one.weight.value().into()).collect();
         let alias = Alias::new(&weights);
-        self.set.store(Arc::new(Set { candidates: candidates.into(), alias }));
+        let policy = Arc::clone(&self.policy);
+        self.set.store(Arc::new(Set { policy, candidates: candidates.into(), alias }));
     }
 }
 
@@ -93,7 +96,7 @@ impl<T> Picker<T> {
             return None;
         }
         let candidates = Candidates { loads: set, len: set.candidates.len(), alias: set.alias.as_ref() };
-        let n = self.policy.pick(&candidates, &mut Draw::default());
+        let n = set.policy.pick(&candidates, &mut Draw::default());
         match set.candidates.get(n) {
             Some(one) if one.load.enter(patient).is_ok() => {
                 Some(Picked { candidate: Arc::clone(one), answered: false })
@@ -173,7 +176,7 @@ impl<T> Clone for Pickers<T> {
 
 impl<T> Clone for Picker<T> {
     fn clone(&self) -> Self {
-        Self { policy: Arc::clone(&self.policy), set: self.set.clone() }
+        Self { set: self.set.clone() }
     }
 }
 
@@ -185,6 +188,6 @@ impl<T> fmt::Debug for Pickers<T> {
 
 impl<T> fmt::Debug for Picker<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Picker").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Picker").finish_non_exhaustive()
     }
 }
