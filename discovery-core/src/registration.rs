@@ -19,6 +19,8 @@ pub struct Registration {
     service: ServiceName,
     instance: Mutex<Arc<Instance>>,
     status: watch::Receiver<Status>,
+    /// Held by an update from what it reads to what it writes, so that none undoes another.
+    updating: tokio::sync::Mutex<()>,
     /// `None` once deregistered, so that the drop does not ask again.
     held: Option<Box<dyn Held>>,
 }
@@ -76,7 +78,8 @@ impl Registration {
         status: &StatusWriter,
         held: impl Held + 'static,
     ) -> Self {
-        Self { service, instance: Mutex::new(instance), status: status.0.subscribe(), held: Some(Box::new(held)) }
+        let (status, held) = (status.0.subscribe(), Some(Box::new(held) as Box<dyn Held>));
+        Self { service, instance: Mutex::new(instance), status, updating: tokio::sync::Mutex::default(), held }
     }
 
     /// The service.
@@ -89,7 +92,7 @@ impl Registration {
         self.instance().id().clone()
     }
 
-    /// The instance as it was last written.
+    /// The instance as it is registered, or going to be after an update whose error was retryable.
     pub fn instance(&self) -> Arc<Instance> {
         Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -112,7 +115,7 @@ impl Registration {
         self.status.borrow_and_update().clone()
     }
 
-    /// Changes weight and metadata in place, without a moment of absence.
+    /// Changes weight and metadata in place, without a moment of absence; of several at once each sees what the former wrote.
     ///
     /// ```no_run
     /// # async fn example(registration: discovery_core::Registration) -> Result<(), discovery_core::Error> {
@@ -133,6 +136,7 @@ impl Registration {
     ///
     /// Dropped half-way, the new values may be written or not; a later update decides.
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
+        let _updating = self.updating.lock().await;
         let before = self.instance();
         let after = change((*before).clone());
         if (after.id(), after.address()) != (before.id(), before.address()) {
@@ -141,9 +145,12 @@ impl Registration {
         }
         let after = Arc::new(after);
         let held = self.held.as_ref().expect("only `deregister`, which consumes the registration, takes it");
-        held.update(Arc::clone(&after)).await?;
-        *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = after;
-        Ok(())
+        let result = held.update(Arc::clone(&after)).await;
+        // The next update starts from what the backend is going to write.
+        if result.as_ref().map_or_else(Error::is_retryable, |()| true) {
+            *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = after;
+        }
+        result
     }
 
     /// Ends the registration and returns once the entry is gone; of a superseded one, at once.

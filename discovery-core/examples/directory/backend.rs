@@ -1,0 +1,315 @@
+//! A backend that is a directory: one file per instance, read again and again.
+//!
+//! `<root>/services/<service>/<id>` holds the owner's token, a line break and the instance as JSON. A file appears and changes
+//! by a rename, so that nobody reads half of one; its owner touches it, and one that was not touched for a TTL counts as gone.
+//!
+//! It is honest about what it is not: there is no order of states, and its fence is a look before a rename, so that two owners
+//! who act within the same moment may both believe that they won until the next heartbeat. Its file calls are short and block.
+
+use std::{
+    fs::{self, File},
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use discovery_core::{
+    Backoff, BadEntry, Claim, Entry, Error, ErrorKind, Feed, Held, Instance, Recovered, Recovery, Registration,
+    Registry, Resolver, ServiceName, Snapshot, Source, Status, StatusWriter, Updates,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::AbortHandle,
+    time::sleep,
+};
+
+/// A registry in a directory, as one process holds it.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    files: Files,
+    owners: Mutex<Vec<AbortHandle>>,
+    resolver: Recovered<Polled>,
+}
+
+impl Directory {
+    /// Makes an empty registry in `root`, or leaves the one that is there.
+    pub(crate) fn create(root: &Path) -> Result<(), Error> {
+        fs::create_dir_all(root.join(SERVICES)).and_then(|()| fs::create_dir_all(root.join(TEMPORARY))).map_err(failed)
+    }
+
+    /// A handle on the registry in `root`, whether it can be reached now or not.
+    pub(crate) fn open(root: &Path, ttl: Duration) -> Result<Self, Error> {
+        let files = Files { root: root.to_owned(), ttl };
+        let mut recovery = Recovery::default();
+        recovery.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100))?;
+        let resolver = Recovered::with(Polled { files: files.clone(), open: Arc::default() }, recovery);
+        Ok(Self { files, owners: Mutex::default(), resolver })
+    }
+
+    /// Stops all heartbeats, as if the process had been killed.
+    pub(crate) fn abandon(&self) {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|owner| owner.abort());
+    }
+
+    /// How many bad files were skipped.
+    pub(crate) fn skipped(&self) -> u64 {
+        self.resolver.skipped()
+    }
+
+    /// How many watches read the directory now.
+    pub(crate) fn polls(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.resolver.source().open)
+    }
+}
+
+#[async_trait]
+impl Resolver for Directory {
+    async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
+        self.resolver.list(service).await
+    }
+
+    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+        self.resolver.watch(service)
+    }
+}
+
+#[async_trait]
+impl Registry for Directory {
+    async fn register_with(
+        &self,
+        service: &ServiceName,
+        instance: Instance,
+        claim: Claim,
+    ) -> Result<Registration, Error> {
+        let instance = Arc::new(instance);
+        let file =
+            Own { path: self.files.path(service, &instance), files: self.files.clone(), token: fastrand::u64(..) };
+        // No await between the write and the task that owns it, so that nobody can give up in between.
+        file.write(&instance, claim).map_err(|error| error.during("register").for_service(service))?;
+        let status = StatusWriter::new(Status::registered());
+        let (asks, asked) = mpsc::unbounded_channel();
+        let task = tokio::spawn(own(file, Arc::clone(&instance), status.clone(), asked));
+        let mut owners = self.owners.lock().unwrap_or_else(PoisonError::into_inner);
+        owners.retain(|owner| !owner.is_finished());
+        owners.push(task.abort_handle());
+        Ok(Registration::new(service.clone(), instance, &status, Asks(asks)))
+    }
+}
+
+/// The task of one registration: keeps the file until it is told to end, or its asker is gone.
+async fn own(file: Own, mut instance: Arc<Instance>, status: StatusWriter, mut asked: mpsc::UnboundedReceiver<Ask>) {
+    loop {
+        let ask = tokio::select! {
+            ask = asked.recv() => Some(ask),
+            () = sleep(file.files.ttl / 10) => None,
+        };
+        let kept = match &ask {
+            Some(Some(Ask::Update(next, _))) => {
+                instance = Arc::clone(next);
+                if file.is_mine() { file.write(&instance, Claim::TakeOver) } else { file.keep(&instance) }
+            }
+            Some(Some(Ask::End(_)) | None) => file.remove(),
+            None => file.keep(&instance),
+        };
+        let next = match &kept {
+            Err(error) if error.kind() == ErrorKind::Conflict => Status::superseded(),
+            Err(error) => Status::lost(error.clone()),
+            Ok(()) if matches!(ask, Some(Some(Ask::End(_)) | None)) => Status::deregistered(),
+            Ok(()) => Status::registered(),
+        };
+        if !(next.is_registered() && status.status().is_registered()) {
+            status.set(next);
+        }
+        match ask {
+            // Who asked may have given up.
+            Some(Some(Ask::Update(_, answer))) => drop(answer.send(kept)),
+            Some(Some(Ask::End(answer))) => return drop(answer.send(kept)),
+            Some(None) => return,
+            None => {}
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Ask {
+    End(oneshot::Sender<Result<(), Error>>),
+    Update(Arc<Instance>, oneshot::Sender<Result<(), Error>>),
+}
+
+/// What a registration holds: its end asks the task to remove the file.
+#[derive(Debug)]
+struct Asks(mpsc::UnboundedSender<Ask>);
+
+impl Asks {
+    async fn ask(&self, ask: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Ask) -> Result<(), Error> {
+        let (sender, answer) = oneshot::channel();
+        // Where the task is gone, so is the answer.
+        let _ = self.0.send(ask(sender));
+        answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the backend is gone")))
+    }
+}
+
+#[async_trait]
+impl Held for Asks {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        self.ask(|answer| Ask::Update(instance, answer)).await
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        self.ask(Ask::End).await
+    }
+
+    fn release(&self) {
+        // The drop of the sender, which follows, is the request.
+    }
+}
+
+/// The reading half: a whole state every now and then.
+#[derive(Debug)]
+struct Polled {
+    files: Files,
+    open: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Source for Polled {
+    async fn follow(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let _open = Open(&self.open);
+        let mut live = feed.reset(self.files.read(service)?);
+        loop {
+            sleep(POLL).await;
+            live.replace(self.files.read(service)?);
+        }
+    }
+}
+
+struct Open<'a>(&'a AtomicUsize);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Files {
+    root: PathBuf,
+    ttl: Duration,
+}
+
+impl Files {
+    fn path(&self, service: &ServiceName, instance: &Instance) -> PathBuf {
+        self.root.join(SERVICES).join(service.as_str()).join(instance.id().as_str())
+    }
+
+    fn read(&self, service: &ServiceName) -> Result<Vec<Entry>, Error> {
+        // The root says whether the registry is there; a service that was never registered has no directory.
+        let services = self.root.join(SERVICES);
+        fs::metadata(&services).map_err(failed)?;
+        let Some(listing) = found(fs::read_dir(services.join(service.as_str())))? else { return Ok(Vec::new()) };
+        let mut entries = Vec::new();
+        for file in listing {
+            let path = file.map_err(failed)?.path();
+            if path.is_file() && self.is_alive(&path) {
+                entries.extend(found(fs::read(&path))?.map(|bytes| entry(&path, &bytes)));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn is_alive(&self, path: &Path) -> bool {
+        let touched = fs::metadata(path).and_then(|file| file.modified());
+        touched.is_ok_and(|touched| touched.elapsed().map_or(true, |age| age < self.ttl))
+    }
+}
+
+/// A file as its owner sees it.
+#[derive(Debug)]
+struct Own {
+    files: Files,
+    path: PathBuf,
+    token: u64,
+}
+
+impl Own {
+    fn is_mine(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|text| text.lines().next() == Some(self.token.to_string().as_str()))
+    }
+
+    fn write(&self, instance: &Instance, claim: Claim) -> Result<(), Error> {
+        let temporary = self.files.root.join(TEMPORARY).join(self.token.to_string());
+        let json = serde_json::to_string(instance).map_err(io::Error::from).map_err(failed)?;
+        let directory = self.path.parent().expect("an instance's path has its service's directory");
+        if claim == Claim::IfAbsent && !self.files.is_alive(&self.path) {
+            found(fs::remove_file(&self.path))?;
+        }
+        fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
+        fs::create_dir_all(directory).map_err(failed)?;
+        fs::write(&temporary, format!("{}\n{json}", self.token)).map_err(failed)?;
+        let placed = match claim {
+            Claim::IfAbsent => fs::hard_link(&temporary, &self.path).and_then(|()| fs::remove_file(&temporary)),
+            _ => fs::rename(&temporary, &self.path),
+        };
+        placed.map_err(|error| {
+            // It may have been renamed already.
+            let _ = fs::remove_file(&temporary);
+            failed(error)
+        })
+    }
+
+    /// Renews the file, or heals it; another's stands.
+    #[expect(clippy::disallowed_methods, reason = "files have the system's time")]
+    fn keep(&self, instance: &Instance) -> Result<(), Error> {
+        match self.is_mine() {
+            true => File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now())).map_err(failed),
+            false => self.write(instance, Claim::IfAbsent),
+        }
+    }
+
+    /// Removes the file where it is this owner's.
+    fn remove(&self) -> Result<(), Error> {
+        fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
+        if self.is_mine() { found(fs::remove_file(&self.path)).map(|_| ()) } else { Ok(()) }
+    }
+}
+
+fn entry(path: &Path, bytes: &[u8]) -> Entry {
+    let id = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
+    let json = bytes.splitn(2, |byte| *byte == b'\n').nth(1).unwrap_or_default();
+    let error = match serde_json::from_slice::<Instance>(json) {
+        Ok(instance) if Some(instance.id()) == id.as_ref() => return Entry::Valid(instance),
+        Ok(_) => Error::new(ErrorKind::InvalidInput, "the file's name is not the instance's id"),
+        Err(error) => Error::new(ErrorKind::InvalidInput, "the file holds no instance").because(error),
+    };
+    let mut hash = DefaultHasher::new();
+    bytes.hash(&mut hash);
+    Entry::Bad(BadEntry { key: path.display().to_string(), id, revision: hash.finish(), error })
+}
+
+/// What may be missing.
+fn found<T>(result: io::Result<T>) -> Result<Option<T>, Error> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some).map_err(failed),
+    }
+}
+
+fn failed(error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::AlreadyExists => ErrorKind::Conflict,
+        io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::new(kind, "a file operation failed").because(error)
+}
+
+const SERVICES: &str = "services";
+const TEMPORARY: &str = "temporary";
+const POLL: Duration = Duration::from_millis(20);

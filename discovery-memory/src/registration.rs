@@ -1,0 +1,68 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use discovery_core::{Error, ErrorKind, Held, Instance, Status};
+
+use crate::{
+    lease::keep,
+    state::{Store, key},
+};
+
+/// What stands behind a registration: its number among the owners of the registry.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) store: Arc<Store>,
+    pub(crate) process: u64,
+    pub(crate) number: u64,
+}
+
+#[async_trait]
+impl Held for Owned {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        keep(&self.store);
+        let mut state = self.store.lock();
+        if let Some(owner) = state.owners.get_mut(&self.number) {
+            // Healing writes what stands here, also where the registry cannot be reached now.
+            owner.instance = instance;
+        }
+        state.reach(self.process).map_err(|error| error.during("update"))?;
+        state.heal(self.number);
+        if state.owners.contains_key(&self.number) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, "another owner took the id over").during("update"))
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        self.end().map_err(|error| error.during("deregister"))
+    }
+
+    fn release(&self) {
+        // The entry of a registry out of reach goes with its lease.
+        let _ = self.end();
+    }
+}
+
+impl Owned {
+    /// Ends the registration; twice is as good as once.
+    fn end(&self) -> Result<(), Error> {
+        let mut state = self.store.lock();
+        let Some(owner) = state.owners.remove(&self.number) else {
+            // Superseded, ended before, or crashed with its handle.
+            return if state.crashed.contains(&self.process) { state.reach(self.process) } else { Ok(()) };
+        };
+        owner.status.set(Status::deregistered());
+        let key = key(&owner.service, owner.instance.id().as_str());
+        let Some(stored) = state.entries.get(&key).filter(|stored| stored.owner == Some(self.number)) else {
+            return Ok(());
+        };
+        if let Err(error) = state.reach(self.process) {
+            let left =
+                stored.ends.map_or(state.ttl, |ends| ends.saturating_duration_since(tokio::time::Instant::now()));
+            let message = format!("the registry cannot be reached; the lease ends the entry within {left:?}");
+            return Err(Error::new(ErrorKind::DeadlineExceeded, message).for_service(&owner.service).because(error));
+        }
+        state.remove([key]);
+        Ok(())
+    }
+}

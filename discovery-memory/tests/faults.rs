@@ -1,0 +1,140 @@
+//! What the faults do, beyond the laws.
+
+use std::time::Duration;
+
+use discovery_core::{Change, Claim, ErrorKind, Instance, Registry, Resolver, ServiceName, Status, Update};
+use discovery_memory::MemoryBackend;
+use futures::{FutureExt, StreamExt};
+
+fn payments() -> ServiceName {
+    "payments".parse().unwrap()
+}
+
+fn instance(number: u8) -> Instance {
+    Instance::new(format!("10.0.0.{number}:80").parse().unwrap())
+}
+
+#[test]
+fn registering_and_dropping_need_no_runtime() {
+    let backend = MemoryBackend::new();
+    let registration = backend.register(&payments(), instance(1)).now_or_never().unwrap().unwrap();
+    assert!(backend.expire(&payments(), "10.0.0.1:80"));
+    assert!(matches!(registration.status(), Status::Lost { .. }));
+    drop(registration);
+    assert_eq!(backend.watch(&payments()).unwrap_err().kind(), ErrorKind::NoRuntime);
+}
+
+#[test]
+fn what_is_due_happens_at_the_next_call_where_no_runtime_was() {
+    let backend = MemoryBackend::with_ttl(Duration::from_millis(10));
+    let process = backend.another();
+    let _killed = process.register(&payments(), instance(1)).now_or_never().unwrap().unwrap();
+    process.crash();
+    std::thread::sleep(Duration::from_millis(20));
+    let claimed = backend.register_with(&payments(), instance(1), Claim::IfAbsent).now_or_never().unwrap();
+    assert!(claimed.unwrap().status().is_registered(), "the lease of the killed process has ended");
+}
+
+#[tokio::test(start_paused = true)]
+async fn held_updates_come_in_their_order_and_lists_do_not_wait() {
+    let backend = MemoryBackend::new();
+    let mut updates = backend.watch(&payments()).unwrap();
+    assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
+    backend.hold();
+    backend.put(&payments(), instance(1));
+    backend.put(&payments(), instance(2));
+    backend.remove(&payments(), "10.0.0.1:80");
+    assert_eq!(backend.list(&payments()).await.unwrap().len(), 1);
+    assert!(tokio::time::timeout(Duration::from_secs(60), updates.next()).await.is_err());
+    backend.release();
+    let told: Vec<Change> = updates
+        .take(3)
+        .map(|update| match update {
+            Update::Change(change) => change,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+        .await;
+    let steps: Vec<_> = told.iter().map(|change| (change.upserts().len(), change.removes().len())).collect();
+    assert_eq!(steps, [(1, 0), (1, 0), (0, 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deregistration_out_of_reach_says_by_when_the_lease_ends_it() {
+    let backend = MemoryBackend::new();
+    let registration = backend.register(&payments(), instance(1)).await.unwrap();
+    backend.interrupt();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let error = registration.deregister().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(error.to_string().contains("within 10s"), "{error}");
+    backend.restore();
+    assert_eq!(backend.list(&payments()).await.unwrap().len(), 1);
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert!(backend.list(&payments()).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_longer_than_the_ttl_empties_the_registry_and_all_come_back() {
+    let backend = MemoryBackend::new();
+    let registrations = [
+        backend.register(&payments(), instance(1)).await.unwrap(),
+        backend.another().register(&payments(), instance(2)).await.unwrap(),
+    ];
+    backend.interrupt();
+    tokio::time::sleep(Duration::from_secs(14)).await;
+    assert!(registrations.iter().all(|one| one.status().is_registered()), "the leases last");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for one in &registrations {
+        assert!(matches!(one.status(), Status::Lost { error, .. } if error.kind() == ErrorKind::Unavailable));
+    }
+    backend.restore();
+    assert!(backend.list(&payments()).await.unwrap().is_empty());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(backend.list(&payments()).await.unwrap().len(), 2);
+    assert!(registrations.iter().all(|one| one.status().is_registered()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_during_an_outage_is_written_after_it() {
+    let backend = MemoryBackend::new();
+    let registration = backend.register(&payments(), instance(1)).await.unwrap();
+    backend.interrupt();
+    let metadata = || [("zone", "b")].try_into().unwrap();
+    let error = registration.update(|one| one.with_metadata(metadata())).await.unwrap_err();
+    assert!(error.is_retryable());
+    backend.restore();
+    let set = backend.list(&payments()).await.unwrap();
+    assert_eq!(set.get("10.0.0.1:80").unwrap().metadata().get("zone"), Some("b"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crashed_handle_is_closed() {
+    let backend = MemoryBackend::new();
+    let process = backend.another();
+    let registration = process.register(&payments(), instance(1)).await.unwrap();
+    let mut updates = process.watch(&payments()).unwrap();
+    updates.next().await;
+    process.crash();
+    assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Closed));
+    assert_eq!(process.list(&payments()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(registration.deregister().await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(backend.list(&payments()).await.unwrap().len(), 1, "its entry lasts as long as its lease");
+}
+
+#[tokio::test(start_paused = true)]
+async fn timers_and_watches_end_by_themselves() {
+    let backend = MemoryBackend::new();
+    let registration = backend.register(&payments(), instance(1)).await.unwrap();
+    let updates = backend.watch(&payments()).unwrap();
+    for _ in 0..10 {
+        backend.expire(&payments(), "10.0.0.1:80");
+        backend.interrupt();
+        backend.restore();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+    }
+    assert!(registration.status().is_registered());
+    drop((updates, registration, backend));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
