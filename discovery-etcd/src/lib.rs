@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The etcd backend of `discovery`.
+//!
+//! [`EtcdBackend`] is a [`Registry`](discovery_core::Registry) and a [`Resolver`](discovery_core::Resolver) on an etcd cluster:
+//!
+//! - Each instance is one key under a lease, by default in the format of etcd's own Go client ([`EtcdNaming`]), so that Go
+//!   programs find Rust servers and the other way round:
+//!   `payments/10.0.7.4:50051` → `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}`.
+//! - A service is read by a linearizable list at one revision and a watch from the next one.
+//! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.
+//! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
+//!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.
+//!
+//! Building this crate needs `protoc`, for etcd-client.
+//!
+//! What may go wrong in the registry is limited there, not here: give resolvers read access to their prefix alone, and registrars
+//! read and write access to their services. Whoever may write a service's prefix decides where its clients connect.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod backend;
+mod client;
+mod config;
+mod failover;
+mod layout;
+mod lease;
+mod registry;
+mod watch;
+
+pub use backend::EtcdBackend;
+pub use config::EtcdConfig;
+pub use layout::{EtcdNaming, Layout};

@@ -1,1 +1,25 @@
-//! Placeholder.
+//! What the tests that cross crates stand on: real etcd processes, and a network that fails on demand.
+//!
+//! Nothing here is particular to `discovery`: who tests against etcd may copy the files [`etcd`](Etcd) and [`proxy`](Proxy).
+
+mod etcd;
+mod proxy;
+mod raw;
+
+pub use etcd::Etcd;
+pub use proxy::{Fault, Proxy};
+pub use raw::Raw;
+
+use std::time::{Duration, Instant};
+
+/// Waits until something holds, and returns how long that took; fails the test after `bound`.
+pub async fn eventually(what: &str, bound: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    loop {
+        if holds().await {
+            return start.elapsed();
+        }
+        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -79,7 +79,9 @@ impl Fleet {
         sleep(Duration::from_millis(500)).await;
         let (held, of_held) = self.held.stop().await;
         let (not_held, of_not_held) = self.not_held.stop().await;
-        println!("{what}: {held} of {of_held} calls failed, without hold {not_held} of {of_not_held}; registered again after {took:?}");
+        println!(
+            "{what}: {held} of {of_held} calls failed, without hold {not_held} of {of_not_held}; registered again after {took:?}"
+        );
         assert_eq!(held, 0, "{what}: calls failed");
         for registration in self.registrations {
             assert_eq!(registration.service(), &self.service);

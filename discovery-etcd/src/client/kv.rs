@@ -1,0 +1,123 @@
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+};
+
+use super::{Failure, MAX_ANSWER_BYTES, Member};
+
+/// One entry as etcd holds it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Vec<u8>,
+    /// 0 where it has no lease, and so no end.
+    pub(crate) lease: i64,
+    pub(crate) revision: i64,
+}
+
+/// Part of a range, as it was at one revision.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) more: bool,
+    pub(crate) revision: i64,
+    pub(crate) cluster: u64,
+}
+
+/// What must hold of an entry for a put to happen.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Guard {
+    /// There is no entry.
+    Absent,
+    /// Nothing.
+    Any,
+    /// The entry's lease is this one. 0 holds of an entry without a lease, and where there is none.
+    Lease(i64),
+}
+
+/// How a guarded put ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Put {
+    /// The guard did not hold; this stands there, if anything.
+    Refused(Option<Row>),
+    /// Written, at this revision.
+    Written(i64),
+}
+
+impl Member {
+    /// Reads up to `limit` entries of `[from, to)`, linearizably, at `revision` or, where that is 0, as they are now.
+    pub(crate) async fn page(&self, from: Vec<u8>, to: Vec<u8>, limit: i64, revision: i64) -> Result<Page, Failure> {
+        self.call("list", async |client| {
+            let options = GetOptions::new()
+                .with_range(to)
+                .with_limit(limit)
+                .with_revision(revision)
+                .with_sort(SortTarget::Key, SortOrder::Ascend);
+            let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+            let mut answer = kv.get(from, Some(options)).await?;
+            let header = answer.take_header();
+            Ok(Page {
+                more: answer.more(),
+                rows: answer.take_kvs().into_iter().map(Row::from).collect(),
+                revision: header.as_ref().map_or(0, |header| header.revision()),
+                cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
+            })
+        })
+        .await
+    }
+
+    /// Reads one entry, linearizably.
+    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<Option<Row>, Failure> {
+        self.call("read", async |client| {
+            let mut answer = client.kv_client().get(key, None).await?;
+            Ok(answer.take_kvs().into_iter().next().map(Row::from))
+        })
+        .await
+    }
+
+    /// Puts an entry under a lease if the guard holds, else reads it.
+    pub(crate) async fn put(&self, key: Vec<u8>, value: Vec<u8>, lease: i64, guard: Guard) -> Result<Put, Failure> {
+        self.call("put", async |client| {
+            let compare = match guard {
+                Guard::Absent => vec![Compare::create_revision(key.clone(), CompareOp::Equal, 0)],
+                Guard::Any => vec![],
+                Guard::Lease(lease) => vec![Compare::lease(key.clone(), CompareOp::Equal, lease)],
+            };
+            let put = TxnOp::put(key.clone(), value, Some(PutOptions::new().with_lease(lease)));
+            let txn = Txn::new().when(compare).and_then([put]).or_else([TxnOp::get(key, None)]);
+            let answer = client.kv_client().txn(txn).await?;
+            if answer.succeeded() {
+                return Ok(Put::Written(answer.header().map_or(0, |header| header.revision())));
+            }
+            let row = answer.op_responses().into_iter().find_map(|answer| match answer {
+                TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
+                _ => None,
+            });
+            Ok(Put::Refused(row.map(Row::from)))
+        })
+        .await
+    }
+
+    /// Deletes an entry if its lease is this one, else reads it: `None` means that it is gone.
+    pub(crate) async fn delete(&self, key: Vec<u8>, lease: i64) -> Result<Option<Row>, Failure> {
+        self.call("delete", async |client| {
+            let compare = Compare::lease(key.clone(), CompareOp::Equal, lease);
+            let delete = TxnOp::delete(key.clone(), None);
+            let txn = Txn::new().when([compare]).and_then([delete]).or_else([TxnOp::get(key, None)]);
+            let answer = client.kv_client().txn(txn).await?;
+            let row = answer.op_responses().into_iter().find_map(|answer| match answer {
+                TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
+                _ => None,
+            });
+            Ok(row.map(Row::from))
+        })
+        .await
+    }
+}
+
+impl From<KeyValue> for Row {
+    fn from(entry: KeyValue) -> Self {
+        let (lease, revision) = (entry.lease(), entry.mod_revision());
+        let (key, value) = entry.into_key_value();
+        Self { key, value, lease, revision }
+    }
+}

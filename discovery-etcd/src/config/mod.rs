@@ -1,0 +1,214 @@
+mod parse;
+mod settings;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use discovery_core::Backoff;
+
+pub(crate) use settings::Settings;
+
+use crate::layout::{EtcdNaming, Layout};
+
+/// How to reach etcd and how to keep entries there: filled by setters, or read from a URL.
+///
+/// ```text
+/// etcd://user:password@10.0.0.1:2379,10.0.0.2:2379/prod?ttl=15s&request_timeout=5s
+/// ```
+///
+/// Members without a port get 2379. The path is the prefix of all keys. User and password are percent-encoded. Parameters are
+/// the setters' names without `with_`, and durations are written as `15s` or `500ms`. What is not known is refused.
+///
+/// [`EtcdBackend::connect`](crate::EtcdBackend::connect) checks everything in one step; reading a URL checks it too.
+///
+/// ```
+/// use std::time::Duration;
+/// use discovery_etcd::EtcdConfig;
+///
+/// let config = EtcdConfig::new(["10.0.0.1:2379", "10.0.0.2:2379"]).with_prefix("prod").with_ttl(Duration::from_secs(10));
+/// let same: EtcdConfig = "etcd://10.0.0.1,10.0.0.2/prod?ttl=10s".parse()?;
+/// assert_eq!(format!("{config:?}"), format!("{same:?}"));
+///
+/// let error = "etcd://10.0.0.1/prod?tls=yes".parse::<EtcdConfig>().unwrap_err();
+/// assert!(error.to_string().contains("unknown parameter"));
+/// # Ok::<(), discovery_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct EtcdConfig {
+    pub(crate) members: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) allow_plaintext_credentials: bool,
+    pub(crate) ttl: Duration,
+    pub(crate) deadline: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) ping_interval: Duration,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) layout: Arc<dyn Layout>,
+}
+
+impl EtcdConfig {
+    /// A configuration with defaults, for the members of one cluster, each written `host:port`.
+    pub fn new<M: Into<String>>(members: impl IntoIterator<Item = M>) -> Self {
+        Self {
+            members: members.into_iter().map(Into::into).collect(),
+            prefix: String::new(),
+            credentials: None,
+            allow_plaintext_credentials: false,
+            ttl: Duration::from_secs(15),
+            deadline: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(3),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
+                .expect("100 ms to 5 s lies within the bounds"),
+            layout: Arc::new(EtcdNaming::default()),
+        }
+    }
+
+    /// Sets what all keys begin with, one or more path segments; by default nothing.
+    ///
+    /// It is taken as it is, so that a leading `/` is part of the keys; in a URL that takes a second `/`.
+    #[must_use]
+    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets the user and the password.
+    ///
+    /// They travel in clear, since TLS is not available yet. So they are refused unless all members are loopback addresses or
+    /// [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) says that the network is trusted.
+    #[must_use]
+    pub fn with_credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.credentials = Some(Credentials { user: user.into(), password: Secret(password.into()) });
+        self
+    }
+
+    /// Allows credentials to travel in clear to members that are not loopback addresses.
+    #[must_use]
+    pub fn with_allow_plaintext_credentials(mut self, allow: bool) -> Self {
+        self.allow_plaintext_credentials = allow;
+        self
+    }
+
+    /// Sets how long entries outlive a process that died, in whole seconds from 1 s to 1 day; by default 15 s.
+    ///
+    /// etcd grants no less than 1.5 times its election timeout. What it granted is what counts, and what
+    /// [`granted_ttl`](crate::EtcdBackend::granted_ttl) returns.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets how long an operation of a caller may take in all, retries included; by default 10 s.
+    #[must_use]
+    pub fn with_deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Sets how long connecting to a member may take; by default 2 s.
+    #[must_use]
+    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a member may take to answer one request; by default 5 s.
+    #[must_use]
+    pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Sets how often a connection with open streams is pinged; by default every 10 s.
+    ///
+    /// It bounds how long a frozen member goes unnoticed. etcd ends connections that are pinged more often than its
+    /// `--grpc-keepalive-min-time`, by default 5 s.
+    #[must_use]
+    pub fn with_ping_interval(mut self, interval: Duration) -> Self {
+        self.ping_interval = interval;
+        self
+    }
+
+    /// Sets how long a ping may stay unanswered before the connection counts as lost; by default 3 s.
+    #[must_use]
+    pub fn with_ping_timeout(mut self, timeout: Duration) -> Self {
+        self.ping_timeout = timeout;
+        self
+    }
+
+    /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. Not part of the URL.
+    #[must_use]
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. Not part of the URL.
+    #[must_use]
+    pub fn with_layout(mut self, layout: impl Layout) -> Self {
+        self.layout = Arc::new(layout);
+        self
+    }
+}
+
+impl fmt::Debug for EtcdConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Members as the settings have them; raw ones may hold a password in the wrong place.
+        let members = self.members.iter().map(|text| settings::member(text).map(|one| one.to_string()));
+        let members: Vec<_> = members.map(|one| one.unwrap_or_else(|_| "(invalid)".to_owned())).collect();
+        f.debug_struct("EtcdConfig")
+            .field("members", &members)
+            .field("prefix", &self.prefix)
+            .field("credentials", &self.credentials)
+            .field("allow_plaintext_credentials", &self.allow_plaintext_credentials)
+            .field("ttl", &self.ttl)
+            .field("deadline", &self.deadline)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("request_timeout", &self.request_timeout)
+            .field("ping_interval", &self.ping_interval)
+            .field("ping_timeout", &self.ping_timeout)
+            .field("backoff", &self.backoff)
+            .field("layout", &self.layout)
+            .finish()
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Credentials {
+    user: String,
+    password: Secret,
+}
+
+impl Credentials {
+    pub(crate) fn user(&self) -> &str {
+        &self.user
+    }
+
+    pub(crate) fn password(&self) -> &Secret {
+        &self.password
+    }
+}
+
+/// Text that is never shown.
+#[derive(Clone)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that sends it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}

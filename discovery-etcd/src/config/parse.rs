@@ -1,0 +1,172 @@
+use std::{str::FromStr, time::Duration};
+
+use discovery_core::Error;
+use percent_encoding::percent_decode_str;
+
+use super::{
+    EtcdConfig,
+    settings::{Settings, invalid},
+};
+
+impl FromStr for EtcdConfig {
+    type Err = Error;
+
+    /// # Errors
+    ///
+    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput), with what is wrong and what is allowed, and never with the
+    /// URL, which may hold a password.
+    fn from_str(url: &str) -> Result<Self, Error> {
+        let rest = url.strip_prefix("etcd://").ok_or_else(|| invalid("invalid URL: it begins with etcd://"))?;
+        if rest.contains('#') {
+            return Err(invalid("invalid URL: a fragment means nothing here; write # in a password as %23"));
+        }
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, hosts) = match authority.rsplit_once('@') {
+            Some((user, hosts)) => (Some(user), hosts),
+            None => (None, authority),
+        };
+        let mut config = Self::new(hosts.split(',').filter(|_| !hosts.is_empty()));
+        config.prefix = decode(path, "prefix")?;
+        if let Some(user) = user {
+            let (user, password) = user.split_once(':').unwrap_or((user, ""));
+            config = config.with_credentials(decode(user, "user")?, decode(password, "password")?);
+        }
+        let mut seen = Vec::new();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if seen.contains(&name) {
+                return Err(invalid(format!("invalid URL: the parameter {} is given twice", shown(&name))));
+            }
+            config.set(&name, &value)?;
+            seen.push(name);
+        }
+        Settings::check(&config)?;
+        Ok(config)
+    }
+}
+
+impl EtcdConfig {
+    fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
+        let place = match name {
+            "allow_plaintext_credentials" => {
+                self.allow_plaintext_credentials = value.parse().map_err(|_| {
+                    invalid("invalid allow_plaintext_credentials in the URL: allowed are true and false")
+                })?;
+                return Ok(());
+            }
+            "connect_timeout" => &mut self.connect_timeout,
+            "deadline" => &mut self.deadline,
+            "ping_interval" => &mut self.ping_interval,
+            "ping_timeout" => &mut self.ping_timeout,
+            "request_timeout" => &mut self.request_timeout,
+            "ttl" => &mut self.ttl,
+            _ => {
+                return Err(invalid(format!(
+                    "invalid URL: unknown parameter {}; known are allow_plaintext_credentials, connect_timeout, deadline, ping_interval, ping_timeout, request_timeout and ttl",
+                    shown(name)
+                )));
+            }
+        };
+        *place = duration(name, value)?;
+        Ok(())
+    }
+}
+
+fn duration(name: &str, value: &str) -> Result<Duration, Error> {
+    humantime::parse_duration(value).map_err(|_| {
+        invalid(format!("invalid {name} {} in the URL: allowed are durations such as 15s or 500ms", shown(value)))
+    })
+}
+
+fn decode(text: &str, what: &'static str) -> Result<String, Error> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    Ok(decoded.map_err(|_| invalid(format!("invalid {what} in the URL: it is not UTF-8")))?.into_owned())
+}
+
+/// Quoted, escaped and cut.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use discovery_core::ErrorKind;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_url_fills_everything() {
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?ttl=20s&deadline=3s&request_timeout=1s500ms&connect_timeout=300ms&ping_interval=6s&ping_timeout=2s";
+        let config: EtcdConfig = url.parse().unwrap();
+        let settings = Settings::check(&config).unwrap();
+        let members: Vec<_> = settings.members.iter().map(ToString::to_string).collect();
+        assert_eq!(members, ["127.0.0.1:2379", "[::1]:3379"]);
+        assert_eq!(settings.prefix, "a/b/");
+        let credentials = settings.credentials.unwrap();
+        assert_eq!((credentials.user(), credentials.password().reveal()), ("us@er", "p:w/"));
+        assert_eq!(settings.ttl, Duration::from_secs(20));
+        assert_eq!(settings.request_timeout, Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn prefixes_are_taken_as_they_are() {
+        for (url, prefix) in [("etcd://a", ""), ("etcd://a/", ""), ("etcd://a/p/", "p/"), ("etcd://a//p", "/p/")] {
+            let config: EtcdConfig = url.parse().unwrap();
+            assert_eq!(Settings::check(&config).unwrap().prefix, prefix, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_what_is_allowed() {
+        for (url, said) in [
+            ("http://a", "etcd://"),
+            ("etcd://", "allowed are 1 to 16"),
+            ("etcd:///p", "allowed are 1 to 16"),
+            ("etcd://a,,b", "invalid address"),
+            ("etcd://a,a:2379", "named twice"),
+            ("etcd://a:0", "port"),
+            ("etcd://a/p#x", "fragment"),
+            ("etcd://a/p//q", "invalid prefix"),
+            ("etcd://a/p%00", "invalid prefix"),
+            ("etcd://a?ttl=0s", "whole seconds from 1 s to 1 day"),
+            ("etcd://a?ttl=1500ms", "whole seconds"),
+            ("etcd://a?ttl=15", "durations such as 15s"),
+            ("etcd://a?ttl=", "durations such as 15s"),
+            ("etcd://a?ttl=5s&ttl=5s", "given twice"),
+            ("etcd://a?Ttl=5s", "unknown parameter"),
+            ("etcd://a?deadline=0s", "invalid deadline"),
+            ("etcd://user@127.0.0.1", "belong together"),
+            ("etcd://user:@127.0.0.1", "belong together"),
+            ("etcd://:pw@127.0.0.1", "belong together"),
+            ("etcd://u:secret@10.0.0.1", "in clear"),
+            ("etcd://u:secret@127.0.0.1,etcd.example", "in clear"),
+            ("etcd://u:secret@10.0.0.1?allow_plaintext_credentials=maybe", "true and false"),
+        ] {
+            let error = url.parse::<EtcdConfig>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url}");
+            assert!(error.to_string().contains(said), "{url}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+        let many: Vec<_> = (0..17).map(|n| format!("h{n}")).collect();
+        assert!(Settings::check(&EtcdConfig::new(many)).is_err());
+        let misplaced = EtcdConfig::new(["u:canary@h:1"]);
+        let error = Settings::check(&misplaced).unwrap_err();
+        assert!(!format!("{misplaced:?} {error}").contains("canary"));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config: EtcdConfig = "etcd://u:canary@10.0.0.1?allow_plaintext_credentials=true".parse().unwrap();
+        let settings = Settings::check(&config).unwrap();
+        let member = crate::client::Member::new(settings.members[0].clone(), &settings);
+        assert!(!format!("{config:?} {settings:?} {member:?}").contains("canary"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_configuration_or_an_error(rest in ".{0,80}") {
+            let _ = format!("etcd://{rest}").parse::<EtcdConfig>();
+        }
+    }
+}

@@ -1,0 +1,125 @@
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Address, Backoff, Error, ErrorKind, Host};
+
+use super::{Credentials, EtcdConfig};
+use crate::layout::Layout;
+
+/// A configuration that was checked; later code checks nothing again.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// At least one, and no two the same.
+    pub(crate) members: Vec<Address>,
+    /// Empty, or ends in `/`.
+    pub(crate) prefix: String,
+    pub(crate) credentials: Option<Credentials>,
+    pub(crate) ttl: Duration,
+    pub(crate) deadline: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) request_timeout: Duration,
+    pub(crate) ping_interval: Duration,
+    pub(crate) ping_timeout: Duration,
+    pub(crate) backoff: Backoff,
+    pub(crate) layout: Arc<dyn Layout>,
+}
+
+impl Settings {
+    pub(crate) fn check(config: &EtcdConfig) -> Result<Self, Error> {
+        let members = members(&config.members)?;
+        let is_loopback = |member: &Address| matches!(member.host(), Host::Ip(ip) if ip.is_loopback());
+        if let Some(credentials) = &config.credentials {
+            if credentials.user().is_empty() || credentials.password().reveal().is_empty() {
+                return Err(invalid("invalid credentials: a user and a password belong together"));
+            }
+            if !config.allow_plaintext_credentials && !members.iter().all(is_loopback) {
+                return Err(invalid(
+                    "invalid credentials: they would travel in clear; allowed are loopback members, or `allow_plaintext_credentials` on a trusted network",
+                ));
+            }
+        }
+        let ttl = config.ttl;
+        if !(TTL_MIN..=TTL_MAX).contains(&ttl) || ttl.subsec_nanos() != 0 {
+            return Err(invalid(format!("invalid ttl {ttl:?}: allowed are whole seconds from 1 s to 1 day")));
+        }
+        for (name, value, min) in [
+            ("deadline", config.deadline, Duration::from_millis(100)),
+            ("connect_timeout", config.connect_timeout, Duration::from_millis(10)),
+            ("request_timeout", config.request_timeout, Duration::from_millis(10)),
+            ("ping_interval", config.ping_interval, Duration::from_secs(1)),
+            ("ping_timeout", config.ping_timeout, Duration::from_millis(10)),
+        ] {
+            if value < min || value > Duration::from_secs(3600) {
+                return Err(invalid(format!("invalid {name} {value:?}: allowed are {min:?} to 1 h")));
+            }
+        }
+        Ok(Self {
+            members,
+            prefix: prefix(&config.prefix)?,
+            credentials: config.credentials.clone(),
+            ttl,
+            deadline: config.deadline,
+            connect_timeout: config.connect_timeout,
+            request_timeout: config.request_timeout,
+            ping_interval: config.ping_interval,
+            ping_timeout: config.ping_timeout,
+            backoff: config.backoff,
+            layout: Arc::clone(&config.layout),
+        })
+    }
+}
+
+/// Reads one member; the port may be left out.
+pub(super) fn member(text: &str) -> Result<Address, Error> {
+    // Whoever puts a password here must not find it in an error.
+    if text.contains('@') {
+        return Err(invalid("invalid member: credentials have a place of their own"));
+    }
+    if text.starts_with("https://") {
+        return Err(invalid("invalid member: TLS is not available yet; allowed is host:port"));
+    }
+    let text = text.strip_prefix("http://").unwrap_or(text);
+    let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+        && !text.ends_with(']');
+    if has_port { text.parse() } else { format!("{text}:2379").parse() }
+}
+
+fn members(texts: &[String]) -> Result<Vec<Address>, Error> {
+    if texts.is_empty() || texts.len() > MAX_MEMBERS {
+        return Err(invalid(format!("invalid list of {} members: allowed are 1 to {MAX_MEMBERS}", texts.len())));
+    }
+    let mut members = Vec::with_capacity(texts.len());
+    for text in texts {
+        let member = member(text)?;
+        if members.contains(&member) {
+            return Err(invalid(format!("invalid list of members: {member} is named twice")));
+        }
+        members.push(member);
+    }
+    Ok(members)
+}
+
+fn prefix(text: &str) -> Result<String, Error> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let segments = text.strip_prefix('/').unwrap_or(text).split('/');
+    let is_segment =
+        |one: &str| !one.is_empty() && !matches!(one, "." | "..") && one.bytes().all(|byte| byte.is_ascii_graphic());
+    if text.len() > MAX_PREFIX_BYTES || !segments.into_iter().all(is_segment) {
+        return Err(invalid(format!(
+            "invalid prefix {:?}: allowed are at most {MAX_PREFIX_BYTES} bytes of path segments of printable ASCII",
+            text.chars().take(64).collect::<String>()
+        )));
+    }
+    Ok(format!("{text}/"))
+}
+
+pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message).during("configure etcd")
+}
+
+const TTL_MIN: Duration = Duration::from_secs(1);
+const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+const MAX_MEMBERS: usize = 16;
+const MAX_PREFIX_BYTES: usize = 512;

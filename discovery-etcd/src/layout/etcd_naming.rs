@@ -1,0 +1,301 @@
+use std::{collections::BTreeMap, fmt};
+
+use discovery_core::{Address, Error, ErrorKind, Instance, InstanceId, Metadata, ServiceName, Weight};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::{Number, Value};
+
+use super::Layout;
+
+/// The format of etcd's own Go client (`client/v3/naming`): its gRPC resolver finds these instances, and these are found.
+///
+/// ```text
+/// <prefix>/<service>/<id>   {"Op":0,"Addr":"10.0.7.4:50051","Metadata":{"weight":300,"zone":"eu-1a"}}
+/// ```
+///
+/// A Go client with the target `etcd:///<prefix>/<service>` resolves them.
+///
+/// Written: the bytes that Go would write. The weight is the number `weight` in the metadata, and left out where it is 100; no
+/// metadata at all is `null`.
+///
+/// Read, as tolerantly as Go reads it: fields in any order and case, unknown ones ignored, the last of doubles taken, `Op`
+/// ignored. Numbers and booleans in the metadata become text, and other values JSON text; `null` is left out. Metadata that is no
+/// object is kept as text under the key `metadata`. A weight is rounded and brought into 0 to 10,000. Refused as bad entries are
+/// values above 64 KiB, a missing or refused address, a weight that is no number (guessing one could send load to who must not
+/// get it), and metadata beyond the bounds of [`Metadata`].
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct EtcdNaming {}
+
+impl Layout for EtcdNaming {
+    fn range(&self, service: &ServiceName) -> String {
+        format!("{service}/")
+    }
+
+    fn tail(&self, id: &InstanceId) -> String {
+        id.to_string()
+    }
+
+    fn id(&self, tail: &str) -> Option<Result<InstanceId, Error>> {
+        (!tail.contains('/')).then(|| tail.parse())
+    }
+
+    fn encode(&self, instance: &Instance) -> Vec<u8> {
+        let mut metadata: BTreeMap<&str, Value> =
+            instance.metadata().iter().map(|(key, value)| (key, Value::from(value))).collect();
+        if instance.weight() != Weight::default() {
+            metadata.insert(WEIGHT, instance.weight().value().into());
+        }
+        let written = Written {
+            op: 0,
+            addr: instance.address().to_string(),
+            metadata: (!metadata.is_empty()).then_some(metadata),
+        };
+        let text = serde_json::to_string(&written).expect("text, numbers and maps with text keys are JSON");
+        go_escaped(&text).into_bytes()
+    }
+
+    fn decode(&self, id: InstanceId, value: &[u8]) -> Result<Instance, Error> {
+        if value.len() > MAX_VALUE_BYTES {
+            return Err(invalid(format!("it has {} bytes; at most {MAX_VALUE_BYTES} are read", value.len())));
+        }
+        let read: Read =
+            serde_json::from_slice(value).map_err(|error| invalid("it is not the JSON expected").because(error))?;
+        let address = read.addr.filter(|text| !text.is_empty()).ok_or_else(|| invalid("it has no Addr"))?;
+        let address: Address = address.parse()?;
+        let (weight, metadata) = of_metadata(read.metadata)?;
+        Ok(Instance::new(address).with_id(id).with_weight(weight).with_metadata(metadata))
+    }
+}
+
+/// Go's struct, in the order of its fields.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(rename = "Op")]
+    op: u8,
+    #[serde(rename = "Addr")]
+    addr: String,
+    #[serde(rename = "Metadata")]
+    metadata: Option<BTreeMap<&'a str, Value>>,
+}
+
+#[derive(Debug, Default)]
+struct Read {
+    addr: Option<String>,
+    metadata: Value,
+}
+
+impl<'de> Deserialize<'de> for Read {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Read;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with Addr")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
+                let mut read = Read::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name.eq_ignore_ascii_case("Addr") {
+                        // In Go, `null` leaves what an earlier field of the name has set.
+                        read.addr = map.next_value::<Option<String>>()?.or(read.addr);
+                    } else if name.eq_ignore_ascii_case("Metadata") {
+                        read.metadata = map.next_value()?;
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(read)
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+fn of_metadata(value: Value) -> Result<(Weight, Metadata), Error> {
+    let (mut weight, mut metadata) = (Weight::default(), Metadata::default());
+    match value {
+        Value::Null => {}
+        Value::Object(entries) => {
+            for (key, value) in entries {
+                if key == WEIGHT {
+                    weight = of_weight(&value)?;
+                } else if let Some(text) = of_value(value) {
+                    metadata.insert(key, text)?;
+                }
+            }
+        }
+        other => {
+            if let Some(text) = of_value(other) {
+                metadata.insert("metadata", text)?;
+            }
+        }
+    }
+    Ok((weight, metadata))
+}
+
+fn of_value(value: Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) => Some(text),
+        other => Some(other.to_string()),
+    }
+}
+
+fn of_weight(value: &Value) -> Result<Weight, Error> {
+    let number = match value {
+        Value::Null => return Ok(Weight::default()),
+        Value::Number(number) => Number::as_f64(number),
+        Value::String(text) => text.trim().parse::<f64>().ok(),
+        _ => None,
+    };
+    let number = number.filter(|number| number.is_finite());
+    let number = number.ok_or_else(|| invalid("its weight is not a number"))?;
+    // The clamp makes the cast exact.
+    let rounded = number.round().clamp(0.0, f64::from(Weight::MAX.value())) as u16;
+    Weight::new(rounded)
+}
+
+/// What Go's encoder escapes besides: all of it stands inside of strings, as JSON has none of it elsewhere.
+fn go_escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => {
+                out.push_str(&format!("\\u{:04x}", u32::from(c)));
+            }
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+const WEIGHT: &str = "weight";
+const MAX_VALUE_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn decode(value: &str) -> Result<Instance, Error> {
+        EtcdNaming::default().decode("a1".parse().unwrap(), value.as_bytes())
+    }
+
+    #[test]
+    fn the_bytes_are_those_of_go() {
+        let plain = Instance::new("127.0.0.1:2000".parse().unwrap());
+        let text = |instance: &Instance| String::from_utf8(EtcdNaming::default().encode(instance)).unwrap();
+        assert_eq!(text(&plain), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
+        let heavy = plain.clone().with_weight(Weight::new(200).unwrap());
+        assert_eq!(text(&heavy), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"weight":200}}"#);
+        let full = heavy.with_metadata([("zone", "a<b>&\"\n\u{2028}"), ("Az", "")].try_into().unwrap());
+        let wanted = r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":{"Az":"","weight":200,"zone":"a\u003cb\u003e\u0026\"\n\u2028"}}"#;
+        assert_eq!(text(&full), wanted);
+    }
+
+    #[test]
+    fn what_go_programs_wrote_is_read() {
+        for (value, weight, metadata) in [
+            (r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#, 100, vec![]),
+            (r#"{"Op":1,"Addr":"127.0.0.1:2000"}"#, 100, vec![]),
+            (r#"{"ADDR":"127.0.0.1:2000","new":[1,{}]}"#, 100, vec![]),
+            (r#"{"Addr":"1.1.1.1:1","addr":"127.0.0.1:2000","aDDr":null}"#, 100, vec![]),
+            (r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":"x"}"#, 100, vec![("metadata", "x")]),
+            (
+                r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":"{\"name\":\"h\"}"}"#,
+                100,
+                vec![("metadata", r#"{"name":"h"}"#)],
+            ),
+            (
+                r#"{"Addr":"127.0.0.1:2000","Metadata":{"a":1,"b":true,"c":null,"d":[1],"weight":"7"}}"#,
+                7,
+                vec![("a", "1"), ("b", "true"), ("d", "[1]")],
+            ),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":-3}}"#, 0, vec![]),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":1e9}}"#, 10_000, vec![]),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":2.6}}"#, 3, vec![]),
+        ] {
+            let instance = decode(value).unwrap_or_else(|error| panic!("{value}: {error:?}"));
+            assert_eq!(instance.address().to_string(), "127.0.0.1:2000", "{value}");
+            assert_eq!(instance.weight().value(), weight, "{value}");
+            assert_eq!(instance.metadata().iter().collect::<Vec<_>>(), metadata, "{value}");
+        }
+    }
+
+    #[test]
+    fn bad_values_say_what_is_wrong() {
+        for (value, said) in [
+            ("", "not the JSON expected"),
+            ("null", "not the JSON expected"),
+            ("[]", "not the JSON expected"),
+            ("{}", "no Addr"),
+            (r#"{"Addr":""}"#, "no Addr"),
+            (r#"{"Addr":7}"#, "not the JSON expected"),
+            (r#"{"Addr":":56449"}"#, "host is empty"),
+            (r#"{"Addr":"127.0.0.1"}"#, "no port"),
+            (r#"{"Addr":"unix:/var/run/x.sock"}"#, "invalid address"),
+            (r#"{"Addr":"169.254.169.254:80"}"#, "link-local"),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":"heavy"}}"#, "weight is not a number"),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":"NaN"}}"#, "weight is not a number"),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":{"a b":""}}"#, "invalid metadata key"),
+            (&format!(r#"{{"Addr":"127.0.0.1:2000","x":"{}"}}"#, "x".repeat(65_536)), "at most 65536"),
+            (&"[".repeat(60_000), "not the JSON expected"),
+        ] {
+            let error = decode(value).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            let text = error.report().to_string();
+            assert!(text.contains(said), "{}: {text}", value.chars().take(80).collect::<String>());
+        }
+    }
+
+    #[test]
+    fn keys_of_deeper_paths_are_nobodys() {
+        let layout = EtcdNaming::default();
+        assert!(layout.id("x/y").is_none());
+        assert!(layout.id("/").is_none());
+        assert!(layout.id("").unwrap().is_err());
+        assert!(layout.id("a b").unwrap().is_err());
+        assert_eq!(layout.id("10.0.0.1:80").unwrap().unwrap().as_str(), "10.0.0.1:80");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            weight in 0u16..=10_000,
+            entries in proptest::collection::btree_map("[!-~]{1,20}", ".{0,40}", 0..8),
+        ) {
+            prop_assume!(!entries.contains_key(WEIGHT));
+            let instance = Instance::new("[2001:db8::7]:50051".parse().unwrap())
+                .with_id("a1".parse().unwrap())
+                .with_weight(Weight::new(weight).unwrap())
+                .with_metadata(entries.try_into().unwrap());
+            let layout = EtcdNaming::default();
+            prop_assert_eq!(layout.decode("a1".parse().unwrap(), &layout.encode(&instance)).unwrap(), instance);
+        }
+
+        #[test]
+        fn any_bytes_are_an_instance_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = EtcdNaming::default().decode("a1".parse().unwrap(), &bytes);
+        }
+
+        #[test]
+        fn any_json_is_an_instance_or_an_error(
+            addr in "[a-z0-9.:\\[\\]]{0,20}",
+            metadata in "(null|[0-9]{1,400}|\"[a-z]{0,9}\"|\\{\"weight\":[0-9]{1,30}(e[0-9]{1,3})?\\})",
+        ) {
+            let _ = decode(&format!(r#"{{"Addr":"{addr}","Metadata":{metadata}}}"#));
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The one lease of a backend handle: granted with the first registration, renewed by one task on one stream, revoked with the
+//! last.
+
+mod clock;
+
+use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use discovery_core::{Backoff, Error, ErrorKind};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+use tracing::debug;
+
+use crate::{
+    client::{Reason, Renewals},
+    failover::{Chosen, Cluster},
+};
+use clock::{Due, LeaseClock, Link};
+
+/// What those under the lease see of it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    state: watch::Sender<LeaseState>,
+    book: Mutex<Book>,
+    /// Wakes the task when somebody comes or the last one goes, when the lease is found gone, and at the end.
+    wake: Notify,
+}
+
+/// How the lease stands.
+#[derive(Clone, Debug)]
+pub(crate) enum LeaseState {
+    /// etcd keeps it, as far as can be known.
+    Held { id: i64 },
+    /// Nobody needs one.
+    Idle,
+    /// There is none, and why; another is being granted.
+    Lost { error: Error },
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    tenants: usize,
+    /// The last lease ids of this handle, the newest last: entries under them are its own.
+    ids: VecDeque<i64>,
+    clock: Option<LeaseClock>,
+    /// A lease that was found gone by somebody's write.
+    gone: Option<i64>,
+    /// The handle is gone; the task ends with the last tenant.
+    orphaned: bool,
+    /// The task has ended, and no lease is left that it could end.
+    over: bool,
+}
+
+/// A registration's claim on the lease; the lease is kept while there is one.
+#[derive(Debug)]
+pub(crate) struct Tenancy(Arc<Lease>);
+
+impl Lease {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { state: watch::Sender::new(LeaseState::Idle), book: Mutex::default(), wake: Notify::new() })
+    }
+
+    /// Moves in. The state read afterwards is one that will be kept.
+    pub(crate) fn enter(self: &Arc<Self>) -> Tenancy {
+        self.book().tenants += 1;
+        self.wake.notify_one();
+        Tenancy(Arc::clone(self))
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<LeaseState> {
+        self.state.subscribe()
+    }
+
+    /// Whether an entry under this lease was written by this handle.
+    pub(crate) fn is_own(&self, id: i64) -> bool {
+        self.book().ids.contains(&id)
+    }
+
+    /// Tells that etcd does not know this lease any more.
+    pub(crate) fn report_gone(&self, id: i64) {
+        self.book().gone = Some(id);
+        self.wake.notify_one();
+    }
+
+    /// The time that etcd granted.
+    pub(crate) fn granted(&self) -> Option<Duration> {
+        self.book().clock.map(|clock| clock.granted())
+    }
+
+    /// In how much time the lease will have ended if it is not renewed, and whether others have it renewed.
+    pub(crate) fn remaining(&self) -> (Duration, bool) {
+        let book = self.book();
+        let ends = book.clock.map(|clock| clock.ends().saturating_duration_since(Instant::now()));
+        // etcd counts from when it got the renewal and looks for ended leases twice a second.
+        (ends.unwrap_or_default() + Duration::from_secs(1), book.tenants > 0)
+    }
+
+    /// Ends the task once the last tenant is gone.
+    pub(crate) fn orphan(&self) {
+        self.book().orphaned = true;
+        self.wake.notify_one();
+    }
+
+    /// Whether the task has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.book().over
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Marks the lease as idle, unless somebody moved in.
+    fn vacate(&self) -> bool {
+        let book = self.book();
+        if book.tenants > 0 {
+            return false;
+        }
+        // Under the lock, so that who moves in after this sees it.
+        self.state.send_replace(LeaseState::Idle);
+        true
+    }
+
+    pub(crate) fn new_id(&self) -> i64 {
+        // Of the system's randomness, since leases are what tells owners apart.
+        let id = (RandomState::new().hash_one(Instant::now()) >> 1).max(1).cast_signed();
+        let mut book = self.book();
+        if book.ids.len() == REMEMBERED {
+            book.ids.pop_front();
+        }
+        book.ids.push_back(id);
+        id
+    }
+}
+
+impl Drop for Tenancy {
+    fn drop(&mut self) {
+        let mut book = self.0.book();
+        book.tenants -= 1;
+        if book.tenants == 0 {
+            self.0.wake.notify_one();
+        }
+    }
+}
+
+/// The task that keeps the lease.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) ttl: Duration,
+    pub(crate) backoff: Backoff,
+}
+
+/// Why a lease is kept no longer.
+enum Over {
+    Lost(Error),
+    Vacant,
+}
+
+impl Keeper {
+    pub(crate) async fn run(self) {
+        while self.wanted().await {
+            let Some((id, clock)) = self.grant().await else { continue };
+            debug!(lease = format_args!("{id:x}"), granted = ?clock.granted(), "lease granted");
+            if clock.granted() != self.ttl {
+                debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted another ttl than asked for");
+            }
+            self.lease.state.send_replace(LeaseState::Held { id });
+            match self.keep(id, clock).await {
+                Over::Vacant => self.revoke(id).await,
+                Over::Lost(error) => {
+                    let registrations = self.lease.book().tenants;
+                    debug!(registrations, error = %error.report(), "lease lost");
+                    self.lease.state.send_replace(LeaseState::Lost { error });
+                }
+            }
+        }
+        self.lease.book().over = true;
+        self.lease.state.send_replace(LeaseState::Idle);
+    }
+
+    /// Waits until a lease is wanted; `false` at the end.
+    async fn wanted(&self) -> bool {
+        loop {
+            let (tenants, orphaned) = {
+                let book = self.lease.book();
+                (book.tenants, book.orphaned)
+            };
+            match (tenants, orphaned) {
+                (1.., _) => return true,
+                (0, true) => return false,
+                (0, false) => self.lease.wake.notified().await,
+            }
+        }
+    }
+
+    /// Grants a lease, however long that takes; `None` once nobody wants it any more.
+    ///
+    /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
+    async fn grant(&self) -> Option<(i64, LeaseClock)> {
+        let (id, first) = (self.lease.new_id(), Instant::now());
+        let mut delays = self.backoff.delays();
+        // After an outage everybody comes at once, unless they wait first.
+        if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
+            self.pause(delays.next_delay()).await;
+        }
+        loop {
+            if self.lease.vacate() {
+                self.revoke(id).await;
+                return None;
+            }
+            let sent = Instant::now();
+            let granted = self.cluster.run(|member| async move { member.grant(id, self.ttl).await }).await;
+            let (granted, sent) = match granted {
+                // An attempt before this one was done; its time counts from then.
+                Err(failure) if failure.reason == Reason::LeaseExists => {
+                    (self.cluster.run(|member| async move { member.granted(id).await }).await, first)
+                }
+                other => (other, sent),
+            };
+            match granted {
+                Ok(granted) if !granted.is_zero() => {
+                    let clock = LeaseClock::new(granted, sent);
+                    self.lease.book().clock = Some(clock);
+                    return Some((id, clock));
+                }
+                Ok(_) => {}
+                Err(failure) => {
+                    self.lease.state.send_replace(LeaseState::Lost { error: failure.error });
+                }
+            }
+            self.pause(delays.next_delay()).await;
+        }
+    }
+
+    /// Renews the lease until it is lost or nobody needs it.
+    async fn keep(&self, id: i64, mut clock: LeaseClock) -> Over {
+        let mut delays = Backoff::new(Duration::from_millis(20), Duration::from_millis(500))
+            .expect("20 to 500 ms lies within the bounds")
+            .delays();
+        let mut stream: Option<(Renewals, Chosen)> = None;
+        let mut link = Link::Closed;
+        let mut last = Error::new(ErrorKind::DeadlineExceeded, "etcd did not renew the lease in time");
+        loop {
+            if self.lease.vacate() {
+                return Over::Vacant;
+            }
+            if self.lease.book().gone == Some(id) {
+                return Over::Lost(gone());
+            }
+            match clock.due(link, Instant::now()) {
+                Due::Lost => return Over::Lost(last),
+                Due::Switch => {
+                    if let Some((_, chosen)) = stream.take() {
+                        self.cluster.failed(&chosen);
+                    }
+                    link = Link::Closed;
+                }
+                Due::Open(until) => {
+                    let (chosen, sent) = (self.cluster.choose(&[]), Instant::now());
+                    let opened = timeout_at(until, chosen.member.renew(id)).await;
+                    let failure = match opened {
+                        Ok(Ok(renewals)) => {
+                            let granted = clock.granted();
+                            self.confirm(&mut clock, granted, sent);
+                            self.cluster.succeeded(&chosen);
+                            delays.reset();
+                            (stream, link) = (Some((renewals, chosen)), Link::Quiet);
+                            continue;
+                        }
+                        Ok(Err(failure)) if failure.reason == Reason::LeaseGone => return Over::Lost(gone()),
+                        Ok(Err(failure)) => Some(failure),
+                        Err(_) => None,
+                    };
+                    if failure.as_ref().is_some_and(|failure| failure.reason == Reason::Token) {
+                        chosen.member.forget_token().await;
+                    } else {
+                        self.cluster.failed(&chosen);
+                    }
+                    last = failure.map_or(last, |failure| failure.error);
+                    let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
+                    self.pause(wait.saturating_duration_since(Instant::now())).await;
+                }
+                Due::Renew => {
+                    let Some((renewals, _)) = &mut stream else { unreachable!("a link is quiet only with a stream") };
+                    let sent = Instant::now();
+                    link = match renewals.ask().await {
+                        Ok(()) => Link::Asked(sent),
+                        Err(failure) => {
+                            last = failure.error;
+                            stream = None;
+                            Link::Closed
+                        }
+                    };
+                }
+                Due::Wait(until) => {
+                    let Some((renewals, chosen)) = &mut stream else { unreachable!("without a stream one is opened") };
+                    tokio::select! {
+                        answer = renewals.answer() => match (answer, link) {
+                            (Ok(granted), _) if granted.is_zero() => return Over::Lost(gone()),
+                            (Ok(granted), Link::Asked(sent)) => {
+                                self.confirm(&mut clock, granted, sent);
+                                link = Link::Quiet;
+                            }
+                            // Nothing was asked.
+                            (Ok(_), _) => {}
+                            (Err(failure), _) => {
+                                if failure.reason == Reason::Token {
+                                    chosen.member.forget_token().await;
+                                } else {
+                                    self.cluster.failed(chosen);
+                                }
+                                last = failure.error;
+                                (stream, link) = (None, Link::Closed);
+                            }
+                        },
+                        () = sleep_until(until) => {}
+                        () = self.lease.wake.notified() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn confirm(&self, clock: &mut LeaseClock, granted: Duration, sent: Instant) {
+        clock.confirm(granted, sent);
+        self.lease.book().clock = Some(*clock);
+    }
+
+    /// Ends a lease that nobody needs. Where that fails, it ends by itself.
+    async fn revoke(&self, id: i64) {
+        if let Err(failure) = self.cluster.run(|member| async move { member.revoke(id).await }).await {
+            debug!(error = %failure.error.report(), "lease left to end by itself");
+        }
+        self.lease.book().clock = None;
+    }
+
+    /// Waits, but not longer than anybody waits for the lease.
+    async fn pause(&self, wait: Duration) {
+        let vacant = async {
+            loop {
+                self.lease.wake.notified().await;
+                if self.lease.book().tenants == 0 {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = vacant => {}
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Unavailable, "etcd ended the lease")
+}
+
+/// How many of its own leases a handle knows; entries under older ones ended long ago.
+const REMEMBERED: usize = 64;

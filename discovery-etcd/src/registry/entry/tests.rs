@@ -1,0 +1,350 @@
+use proptest::prelude::*;
+use tokio::time::advance;
+
+use super::*;
+use crate::client::Guard;
+
+type Answer = oneshot::Receiver<Result<(), Error>>;
+
+const KEY: &str = "payments/a";
+
+fn entry() -> Entry {
+    let place = Place { service: "payments".parse().unwrap(), id: "a".parse().unwrap(), key: KEY.to_owned() };
+    Entry::new(place, Lease::new(), Backoff::default())
+}
+
+fn held(lease: &Lease) -> LeaseState {
+    LeaseState::Held { id: lease.new_id() }
+}
+
+fn id_of(state: &LeaseState) -> i64 {
+    match state {
+        LeaseState::Held { id } => *id,
+        _ => panic!("not held"),
+    }
+}
+
+fn lost() -> LeaseState {
+    LeaseState::Lost { error: Error::new(ErrorKind::Unavailable, "no etcd") }
+}
+
+fn claim(entry: &mut Entry, number: u64, value: &str, claim: Claim) -> (StatusWriter, Answer) {
+    let status = StatusWriter::new(Status::lost(Error::new(ErrorKind::DeadlineExceeded, "waiting")));
+    let (reply, answer) = oneshot::channel();
+    entry.take(Command::Claim { number, value: value.into(), claim, status: status.clone(), reply });
+    (status, answer)
+}
+
+fn release(entry: &mut Entry, number: u64) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    entry.take(Command::Release { number: Some(number), reply: Some(reply) });
+    answer
+}
+
+fn row(lease: i64, value: &str, revision: i64) -> Row {
+    Row { key: KEY.into(), value: value.into(), lease, revision }
+}
+
+fn no_answer() -> Failure {
+    Failure { reason: Reason::Member, error: Error::new(ErrorKind::DeadlineExceeded, "no answer") }
+}
+
+/// Registers under a lease, at revision 5.
+fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
+    let (status, mut answer) = claim(entry, 1, "v", Claim::TakeOver);
+    assert!(matches!(entry.next(lease), Next::Write { guard: Guard::Any, .. }));
+    entry.written(id_of(lease), Ok(Put::Written(5)));
+    assert!(answer.try_recv().unwrap().is_ok() && status.status().is_registered());
+    assert!(matches!(entry.next(lease), Next::Watch(6)));
+    assert!(matches!(entry.next(lease), Next::Wait(None)));
+    status
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_registered_is_removed_again() {
+    let mut entry = entry();
+    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
+    let lease = held(&entry.lease);
+    let status = registered(&mut entry, &lease);
+    let mut gone = release(&mut entry, 1);
+    assert!(matches!(status.status(), Status::Deregistered { .. }));
+    assert!(matches!(entry.next(&lease), Next::Remove(id) if id == id_of(&lease)));
+    assert!(gone.try_recv().is_err(), "not before it is answered");
+    entry.removed(id_of(&lease), Ok(None), false);
+    assert!(gone.try_recv().unwrap().is_ok());
+    assert!(matches!(entry.next(&lease), Next::Exit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
+    let mut entry = entry();
+    let first = held(&entry.lease);
+    let status = registered(&mut entry, &first);
+    assert!(matches!(entry.next(&lost()), Next::Wait(None)));
+    assert!(matches!(status.status(), Status::Lost { .. }));
+    let second = held(&entry.lease);
+    assert!(matches!(entry.next(&second), Next::Write { guard: Guard::Lease(0), .. }));
+    // etcd was only away, and has it under the former lease still.
+    entry.written(id_of(&second), Ok(Put::Refused(Some(row(id_of(&first), "v", 5)))));
+    assert!(matches!(entry.next(&second), Next::Write { guard: Guard::Lease(id), .. } if id == id_of(&first)));
+    // Its data was wiped, too: revisions begin anew, and so must the watch.
+    entry.written(id_of(&second), Ok(Put::Written(2)));
+    assert!(status.status().is_registered());
+    assert!(matches!(entry.next(&second), Next::Watch(3)));
+
+    entry.next(&lost());
+    let third = held(&entry.lease);
+    assert!(matches!(entry.next(&third), Next::Write { guard: Guard::Lease(0), .. }));
+    entry.written(id_of(&third), Ok(Put::Refused(Some(row(77, "w", 9)))));
+    assert!(matches!(entry.next(&third), Next::Exit), "nothing is left to do, nor to remove");
+    assert!(matches!(status.status(), Status::Superseded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_do_to_it_is_repaired_or_final() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let status = registered(&mut entry, &lease);
+    entry.take(Command::Seen { revision: 5, row: None });
+    assert!(matches!(entry.next(&lease), Next::Wait(None)), "older than the last write");
+    entry.take(Command::Seen { revision: 6, row: Some(row(id_of(&lease), "v", 6)) });
+    assert!(matches!(entry.next(&lease), Next::Wait(None)), "as it should be");
+    entry.take(Command::Seen { revision: 7, row: None });
+    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Lease(0), .. }));
+    entry.written(id_of(&lease), Ok(Put::Written(8)));
+    assert!(status.status().is_registered());
+    entry.take(Command::Seen { revision: 9, row: Some(row(77, "v", 9)) });
+    assert!(matches!(entry.next(&lease), Next::Exit));
+    assert!(matches!(status.status(), Status::Superseded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_later_claim_of_a_handle_owns() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let first = registered(&mut entry, &lease);
+    let (_, mut refused) = claim(&mut entry, 2, "w", Claim::IfAbsent);
+    assert_eq!(refused.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
+    assert!(first.status().is_registered());
+    let (second, _answer) = claim(&mut entry, 3, "w", Claim::TakeOver);
+    assert!(matches!(first.status(), Status::Superseded { .. }));
+    assert!(release(&mut entry, 1).try_recv().unwrap().is_ok(), "of the superseded at once");
+    assert!(matches!(entry.next(&lease), Next::Write { value, guard: Guard::Any, .. } if value == b"w"));
+    entry.written(id_of(&lease), Ok(Put::Written(6)));
+    assert!(second.status().is_registered());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_of_a_free_place_yields_to_who_is_there() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let (_, mut answer) = claim(&mut entry, 1, "v", Claim::IfAbsent);
+    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Absent, .. }));
+    entry.written(id_of(&lease), Err(no_answer()));
+    assert!(matches!(entry.next(&lease), Next::Wait(Some(_))));
+    advance(Duration::from_secs(1)).await;
+    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Absent, .. }));
+    entry.written(id_of(&lease), Ok(Put::Refused(Some(row(77, "w", 3)))));
+    assert!(matches!(entry.next(&lease), Next::Exit));
+    assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_in_doubt_is_removed_twice() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
+    entry.next(&lease);
+    entry.written(id_of(&lease), Err(no_answer()));
+    release(&mut entry, 1);
+    assert!(matches!(entry.next(&lease), Next::Remove(_)));
+    entry.removed(id_of(&lease), Ok(None), true);
+    assert!(matches!(entry.next(&lease), Next::Wait(Some(_))), "a frozen member may do it yet");
+    advance(Duration::from_secs(1)).await;
+    assert!(matches!(entry.next(&lease), Next::Remove(_)));
+    entry.removed(id_of(&lease), Ok(None), true);
+    assert!(matches!(entry.next(&lease), Next::Exit));
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    /// Our own handle registers or deregisters.
+    Claim(bool),
+    Release,
+    Update,
+    /// Another handle takes the place over or leaves it.
+    Other,
+    OtherLeaves,
+    /// Somebody's hand.
+    Delete,
+    Overwrite,
+    /// The lease ends in etcd, and is known to be lost.
+    Expire,
+    /// A call is made; it is answered, or done without an answer, or lost before it is done.
+    Call(u8),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        any::<bool>().prop_map(Event::Claim),
+        Just(Event::Release),
+        Just(Event::Update),
+        Just(Event::Other),
+        Just(Event::OtherLeaves),
+        Just(Event::Delete),
+        Just(Event::Overwrite),
+        Just(Event::Expire),
+        (0u8..3).prop_map(Event::Call),
+        (0u8..3).prop_map(Event::Call),
+        (0u8..3).prop_map(Event::Call),
+    ]
+}
+
+const OTHER: i64 = 77;
+
+/// One key of etcd, and a watch of it.
+#[derive(Default)]
+struct World {
+    row: Option<Row>,
+    revision: i64,
+    watched_from: Option<i64>,
+    events: Vec<Command>,
+}
+
+impl World {
+    fn set(&mut self, row: Option<(i64, Vec<u8>)>) {
+        if row.is_none() && self.row.is_none() {
+            return;
+        }
+        self.revision += 1;
+        let revision = self.revision;
+        self.row = row.map(|(lease, value)| Row { key: KEY.into(), value, lease, revision });
+        if self.watched_from.is_some_and(|from| from <= revision) {
+            self.events.push(Command::Seen { revision, row: self.row.clone() });
+        }
+    }
+
+    /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done. `None` where nothing is to do.
+    fn call(&mut self, entry: &mut Entry, lease: &LeaseState, how: u8) -> Option<()> {
+        let answered = how == 0;
+        match entry.next(lease) {
+            Next::Exit | Next::Wait(_) => return None,
+            Next::Watch(from) => {
+                self.watched_from = Some(from);
+                if self.row.as_ref().is_some_and(|row| row.revision >= from)
+                    || (self.revision >= from && self.row.is_none())
+                {
+                    self.events.push(Command::Seen { revision: self.revision, row: self.row.clone() });
+                }
+            }
+            Next::Read => entry.read(if answered { Ok(self.row.clone()) } else { Err(no_answer()) }),
+            Next::Remove(id) => {
+                let holds = self.row.as_ref().map_or(0, |row| row.lease) == id;
+                let left = if holds { None } else { self.row.clone() };
+                if how != 2 && holds {
+                    self.set(None);
+                }
+                entry.removed(id, if answered { Ok(left) } else { Err(no_answer()) }, false);
+            }
+            Next::Write { value, lease: id, guard } => {
+                assert_eq!(id, id_of(lease));
+                let lease_of = self.row.as_ref().map_or(0, |row| row.lease);
+                let holds = match guard {
+                    Guard::Absent => self.row.is_none(),
+                    Guard::Any => true,
+                    Guard::Lease(id) => lease_of == id,
+                };
+                let is_claim = entry.owner.as_ref().is_some_and(|owner| owner.intent == Intent::TakeOver);
+                assert!(lease_of != OTHER || !holds || is_claim, "only a new claim takes over");
+                let before = self.row.clone();
+                if how != 2 && holds {
+                    self.set(Some((id, value)));
+                }
+                let put = if holds { Put::Written(self.revision) } else { Put::Refused(before) };
+                entry.written(id, if answered { Ok(put) } else { Err(no_answer()) });
+            }
+        }
+        Some(())
+    }
+}
+
+proptest! {
+    /// Whatever happens in whatever order, once it is over either the owner's entry stands, or another's, or none.
+    #[test]
+    fn all_ends_well(events in proptest::collection::vec(any_event(), 0..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            let (mut entry, mut world) = (entry(), World::default());
+            let mut lease = held(&entry.lease);
+            let (mut number, mut statuses, mut answers) = (0, Vec::new(), Vec::new());
+            for event in events {
+                match event {
+                    Event::Claim(over) => {
+                        number += 1;
+                        let how = if over { Claim::TakeOver } else { Claim::IfAbsent };
+                        let (status, answer) = claim(&mut entry, number, &format!("v{number}"), how);
+                        statuses.push(status);
+                        answers.push(answer);
+                    }
+                    Event::Release => answers.push(release(&mut entry, number)),
+                    Event::Update => {
+                        let (reply, answer) = oneshot::channel();
+                        entry.take(Command::Update { number, value: b"updated".to_vec(), reply });
+                        answers.push(answer);
+                    }
+                    Event::Other => world.set(Some((OTHER, b"other".to_vec()))),
+                    Event::OtherLeaves => {
+                        if world.row.as_ref().is_some_and(|row| row.lease == OTHER) {
+                            world.set(None);
+                        }
+                    }
+                    Event::Delete => world.set(None),
+                    Event::Overwrite => world.set(Some((0, b"by hand".to_vec()))),
+                    Event::Expire => {
+                        if world.row.as_ref().is_some_and(|row| row.lease == id_of(&lease)) {
+                            world.set(None);
+                        }
+                        entry.next(&lost());
+                        lease = held(&entry.lease);
+                        entry.resume();
+                    }
+                    Event::Call(how) => {
+                        world.call(&mut entry, &lease, how);
+                    }
+                }
+                for event in std::mem::take(&mut world.events) {
+                    entry.take(event);
+                }
+            }
+            // From here on all is answered.
+            for _ in 0..30 {
+                let mut calls = 0;
+                while world.call(&mut entry, &lease, 0).is_some() {
+                    calls += 1;
+                    assert!(calls < 100, "it goes round in circles");
+                    for event in std::mem::take(&mut world.events) {
+                        entry.take(event);
+                    }
+                }
+                advance(Duration::from_secs(1)).await;
+            }
+            for mut answer in answers {
+                assert!(answer.try_recv().is_ok(), "everybody who asked is answered");
+            }
+            match &entry.owner {
+                Some(owner) => {
+                    assert!(owner.status.status().is_registered());
+                    let row = world.row.expect("the owner's entry stands");
+                    assert_eq!((row.lease, &row.value), (id_of(&lease), &owner.value));
+                }
+                None => {
+                    assert!(matches!(entry.next(&lease), Next::Exit));
+                    assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "nothing of ours is left");
+                }
+            }
+            let live = statuses.iter().filter(|status| status.status().is_registered()).count();
+            assert_eq!(live, usize::from(entry.owner.is_some()), "one owner at most");
+        });
+    }
+}

@@ -1,0 +1,224 @@
+use std::{collections::HashMap, sync::Arc};
+
+use discovery_core::Backoff;
+use tokio::{
+    sync::mpsc,
+    time::{Duration, sleep},
+};
+use tracing::debug;
+
+use super::entry::Command;
+use crate::{
+    client::{Canceled, Event, Message, Reason, WatchStream},
+    failover::{Chosen, Cluster},
+};
+
+/// Watches a handle's own entries, one watch for each, all on one stream, so that what others do to them is known at once.
+#[derive(Debug)]
+pub(super) struct Sentry {
+    cluster: Arc<Cluster>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    /// By the ids that the watches have in etcd; never used twice, since messages of a former watch may still come.
+    posts: HashMap<i64, Post>,
+    last_id: i64,
+}
+
+/// What the sentry is asked for.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Watch a key from a revision on, and tell them.
+    Watch { key: String, from: i64, tell: mpsc::UnboundedSender<Command> },
+    /// Stop watching a key.
+    Leave { key: String },
+}
+
+#[derive(Debug)]
+struct Post {
+    key: String,
+    /// The first revision that is not known.
+    from: i64,
+    tell: mpsc::UnboundedSender<Command>,
+    /// Whether the present stream carries it.
+    asked: bool,
+}
+
+impl Sentry {
+    pub(super) fn new(cluster: Arc<Cluster>, orders: mpsc::UnboundedReceiver<Order>) -> Self {
+        Self { cluster, orders, posts: HashMap::new(), last_id: 0 }
+    }
+
+    /// Runs until nobody can give orders any more.
+    pub(super) async fn run(mut self) {
+        let mut delays = Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
+            .expect("50 ms to 2 s lies within the bounds")
+            .delays();
+        loop {
+            if self.posts.is_empty() {
+                let Some(order) = self.orders.recv().await else { return };
+                self.obey(order);
+                continue;
+            }
+            let chosen = self.cluster.choose(&[]);
+            match self.open(&chosen).await {
+                Ok(stream) => match self.attend(stream).await {
+                    Over::Closed => return,
+                    Over::Idle => {
+                        delays.reset();
+                        continue;
+                    }
+                    Over::Broken { reason, used } => {
+                        self.blame(&chosen, reason).await;
+                        if used {
+                            delays.reset();
+                        }
+                    }
+                },
+                Err(reason) => self.blame(&chosen, reason).await,
+            }
+            sleep(delays.next_delay()).await;
+        }
+    }
+
+    /// Opens a stream with the first of the watches; the others follow on it.
+    async fn open(&mut self, chosen: &Chosen) -> Result<WatchStream, Reason> {
+        for post in self.posts.values_mut() {
+            post.asked = false;
+        }
+        let Some((id, post)) = self.posts.iter_mut().next() else { return Err(Reason::Member) };
+        post.asked = true;
+        let opened = chosen.member.watch(post.key.clone().into_bytes(), Vec::new(), post.from, *id).await;
+        opened.map_err(|failure| {
+            debug!(error = %failure.error.report(), "own entries not watched");
+            failure.reason
+        })
+    }
+
+    async fn blame(&self, chosen: &Chosen, reason: Reason) {
+        match reason {
+            Reason::Token => chosen.member.forget_token().await,
+            Reason::Member => self.cluster.failed(chosen),
+            _ => {}
+        }
+    }
+
+    /// Asks for all watches while reading answers: who only asks fills the stream's window and waits for ever.
+    async fn attend(&mut self, mut stream: WatchStream) -> Over {
+        let mut waiting: Vec<i64> = self.posts.iter().filter(|(_, post)| !post.asked).map(|(id, _)| *id).collect();
+        let mut left: Vec<i64> = Vec::new();
+        let mut used = false;
+        loop {
+            if self.posts.is_empty() {
+                return Over::Idle;
+            }
+            waiting.retain(|id| self.posts.contains_key(id));
+            let next = waiting.last().and_then(|id| self.posts.get(id).map(|post| (*id, post.key.clone(), post.from)));
+            enum Happened {
+                Asked,
+                Left,
+                Message(Message),
+                Order(Option<Order>),
+                Broken(Reason),
+            }
+            // Asking borrows the stream as reading does, so only one of both is polled; a full queue gives way to reading.
+            let happened = if let Some((id, key, from)) = next {
+                let asking = tokio::time::timeout(Duration::from_millis(20), stream.add(key.into_bytes(), from, id));
+                match asking.await {
+                    Ok(Ok(())) => {
+                        waiting.pop();
+                        if let Some(post) = self.posts.get_mut(&id) {
+                            post.asked = true;
+                        }
+                        Happened::Asked
+                    }
+                    Ok(Err(failure)) => Happened::Broken(failure.reason),
+                    Err(_) => match stream.next().await {
+                        Ok(message) => Happened::Message(message),
+                        Err(failure) => Happened::Broken(failure.reason),
+                    },
+                }
+            } else if let Some(id) = left.pop() {
+                match tokio::time::timeout(Duration::from_millis(20), stream.cancel(id)).await {
+                    // What is not canceled only costs events that nobody minds.
+                    Ok(Ok(())) | Err(_) => Happened::Left,
+                    Ok(Err(failure)) => Happened::Broken(failure.reason),
+                }
+            } else {
+                tokio::select! {
+                    message = stream.next() => message.map_or_else(|failure| Happened::Broken(failure.reason), Happened::Message),
+                    order = self.orders.recv() => Happened::Order(order),
+                }
+            };
+            match happened {
+                Happened::Asked | Happened::Left => {}
+                Happened::Broken(reason) => return Over::Broken { reason, used },
+                Happened::Order(None) => return Over::Closed,
+                Happened::Order(Some(order)) => match self.obey(order) {
+                    Obeyed::Added(id) => waiting.push(id),
+                    Obeyed::Left(id) => left.push(id),
+                    Obeyed::Nothing => {}
+                },
+                Happened::Message(message) => {
+                    used = true;
+                    self.report(message);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, order: Order) -> Obeyed {
+        match order {
+            Order::Watch { key, from, tell } => {
+                self.last_id += 1;
+                self.posts.insert(self.last_id, Post { key, from, tell, asked: false });
+                Obeyed::Added(self.last_id)
+            }
+            Order::Leave { key } => {
+                let id = self.posts.iter().find(|(_, post)| post.key == key).map(|(id, _)| *id);
+                match id.and_then(|id| self.posts.remove(&id).map(|post| (id, post))) {
+                    Some((id, post)) if post.asked => Obeyed::Left(id),
+                    _ => Obeyed::Nothing,
+                }
+            }
+        }
+    }
+
+    fn report(&mut self, message: Message) {
+        if let Some(canceled) = message.canceled {
+            // Also the answer to our own cancel, whose post is gone.
+            if let Some(post) = self.posts.remove(&message.watch) {
+                if let Canceled::Failed(failure) = canceled {
+                    debug!(error = %failure.error.report(), "watch of an own entry canceled");
+                }
+                // Nobody minds where the worker is gone.
+                let _ = post.tell.send(Command::Unwatched);
+            }
+            return;
+        }
+        let Some(post) = self.posts.get_mut(&message.watch) else { return };
+        for event in message.events {
+            let (seen, revision) = match event {
+                Event::Put(row) => {
+                    let revision = row.revision;
+                    (Some(row), revision)
+                }
+                Event::Delete { revision, .. } => (None, revision),
+                Event::Unknown => continue,
+            };
+            post.from = post.from.max(revision + 1);
+            let _ = post.tell.send(Command::Seen { revision, row: seen });
+        }
+    }
+}
+
+enum Obeyed {
+    Added(i64),
+    Left(i64),
+    Nothing,
+}
+
+/// Why a stream is attended no longer.
+enum Over {
+    Broken { reason: Reason, used: bool },
+    Closed,
+    Idle,
+}

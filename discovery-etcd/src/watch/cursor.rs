@@ -1,0 +1,202 @@
+use std::collections::BTreeSet;
+
+use discovery_core::{Error, ErrorKind};
+
+use crate::client::{Canceled, Event, Failure, Message};
+
+/// Where a watch stands in etcd's history: what each message makes of it, without any I/O.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    /// All changes up to here are passed on.
+    revision: i64,
+    cluster: u64,
+    /// The events of an answer whose last part is still to come.
+    parts: Vec<Event>,
+}
+
+/// The changes of one revision, no two of one key.
+pub(super) type Step = Vec<Event>;
+
+/// Why a message cannot be followed by others.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Canceled(Failure),
+    Compacted,
+    /// What must not happen: another cluster, a history that goes back, an unknown event.
+    Strange(Error),
+}
+
+/// How a watch ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// It is time for a fresh list.
+    Audit,
+    Broken(Error),
+    Compacted,
+}
+
+impl Cursor {
+    /// Stands after a list at `revision`.
+    pub(super) fn new(revision: i64, cluster: u64) -> Self {
+        Self { revision, cluster, parts: Vec::new() }
+    }
+
+    /// The first revision that is still to come.
+    pub(super) fn next_revision(&self) -> i64 {
+        self.revision + 1
+    }
+
+    /// Takes a message and gives the steps that are complete with it.
+    pub(super) fn advance(&mut self, message: Message) -> Result<Vec<Step>, Stop> {
+        match message.canceled {
+            Some(Canceled::Compacted) => return Err(Stop::Compacted),
+            Some(Canceled::Failed(failure)) => return Err(Stop::Canceled(failure)),
+            None => {}
+        }
+        if message.cluster != self.cluster {
+            return Err(strange("the watch was answered by another cluster"));
+        }
+        self.parts.extend(message.events);
+        if message.fragment {
+            return Ok(Vec::new());
+        }
+        let mut steps: Vec<(i64, Step)> = Vec::new();
+        let mut reached = 0;
+        for event in std::mem::take(&mut self.parts) {
+            let revision = revision_of(&event)?;
+            if revision < reached {
+                return Err(strange("the events of the watch are out of order"));
+            }
+            reached = revision;
+            // Sent twice: some releases go back after a partition.
+            if revision <= self.revision {
+                continue;
+            }
+            match steps.last_mut() {
+                Some((last, step)) if *last == revision => step.push(event),
+                _ => steps.push((revision, vec![event])),
+            }
+        }
+        if let Some((last, _)) = steps.last() {
+            self.revision = *last;
+        } else if message.revision != 0 && message.revision < self.revision && reached == 0 {
+            // A member that lags answers so too; a fresh list, which is linearizable, tells which.
+            return Err(strange("the registry's history went back"));
+        }
+        Ok(steps.into_iter().map(|(_, step)| last_of_each_key(step)).collect())
+    }
+}
+
+/// etcd changes a key at most once per revision; who says otherwise is answered by the last word.
+fn last_of_each_key(step: Step) -> Step {
+    let mut seen = BTreeSet::new();
+    let mut kept: Step = step.into_iter().rev().filter(|event| seen.insert(key_of(event).to_vec())).collect();
+    kept.reverse();
+    kept
+}
+
+fn key_of(event: &Event) -> &[u8] {
+    match event {
+        Event::Delete { key, .. } => key,
+        Event::Put(row) => &row.key,
+        Event::Unknown => &[],
+    }
+}
+
+fn revision_of(event: &Event) -> Result<i64, Stop> {
+    match event {
+        Event::Delete { revision, .. } => Ok(*revision),
+        Event::Put(row) => Ok(row.revision),
+        Event::Unknown => Err(strange("the watch carried an event of an unknown type")),
+    }
+}
+
+fn strange(message: &'static str) -> Stop {
+    Stop::Strange(Error::new(ErrorKind::Unavailable, message).during("watch"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::client::Row;
+
+    fn put(key: &str, revision: i64) -> Event {
+        Event::Put(Row { key: key.into(), value: Vec::new(), lease: 1, revision })
+    }
+
+    fn delete(key: &str, revision: i64) -> Event {
+        Event::Delete { key: key.into(), revision }
+    }
+
+    fn message(revision: i64, fragment: bool, events: Vec<Event>) -> Message {
+        Message { cluster: 7, revision, fragment, events, ..Message::default() }
+    }
+
+    #[test]
+    fn one_revision_is_one_step() {
+        let mut cursor = Cursor::new(10, 7);
+        assert!(cursor.advance(message(10, false, vec![])).unwrap().is_empty(), "created");
+        let steps = cursor.advance(message(12, false, vec![put("a", 11), put("b", 12), delete("c", 12)])).unwrap();
+        assert_eq!(steps, [vec![put("a", 11)], vec![put("b", 12), delete("c", 12)]]);
+        assert_eq!(cursor.next_revision(), 13);
+    }
+
+    #[test]
+    fn a_revision_in_parts_is_passed_on_whole() {
+        let mut cursor = Cursor::new(10, 7);
+        assert!(cursor.advance(message(11, true, vec![put("a", 11)])).unwrap().is_empty());
+        assert!(cursor.advance(message(11, true, vec![put("b", 11)])).unwrap().is_empty());
+        assert_eq!(cursor.next_revision(), 11, "resuming in mid-fragment would lose what is held back");
+        let steps = cursor.advance(message(11, false, vec![put("c", 11)])).unwrap();
+        assert_eq!(steps, [vec![put("a", 11), put("b", 11), put("c", 11)]]);
+    }
+
+    #[test]
+    fn what_was_seen_is_dropped_and_the_last_word_counts() {
+        let mut cursor = Cursor::new(10, 7);
+        let steps = cursor.advance(message(12, false, vec![put("a", 9), put("a", 10), put("b", 11), delete("b", 11)]));
+        assert_eq!(steps.unwrap(), [vec![delete("b", 11)]]);
+        assert!(cursor.advance(message(12, false, vec![put("b", 11)])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn strange_messages_end_the_watch() {
+        let at = |message| Cursor::new(10, 7).advance(message).unwrap_err();
+        assert!(matches!(at(Message { cluster: 8, ..message(11, false, vec![]) }), Stop::Strange(_)));
+        assert!(matches!(at(message(9, false, vec![])), Stop::Strange(_)));
+        assert!(matches!(at(message(12, false, vec![put("a", 12), put("a", 11)])), Stop::Strange(_)));
+        assert!(matches!(at(message(12, false, vec![Event::Unknown])), Stop::Strange(_)));
+        let canceled = Message { canceled: Some(Canceled::Compacted), ..Message::default() };
+        assert!(matches!(at(canceled), Stop::Compacted), "its header has no revision and no cluster");
+    }
+
+    proptest! {
+        #[test]
+        fn steps_ascend_and_nothing_is_lost_or_repeated(
+            sizes in proptest::collection::vec(1usize..5, 1..12),
+            cuts in proptest::collection::vec(any::<bool>(), 60),
+        ) {
+            // A history, sent in messages that end with a revision, in parts, with some of it sent twice.
+            let history: Vec<(i64, Vec<Event>)> = sizes
+                .iter()
+                .zip(1..)
+                .map(|(size, revision)| (revision, (0..*size).map(|n| put(&n.to_string(), revision)).collect()))
+                .collect();
+            let (mut cursor, mut got, mut cuts) = (Cursor::new(0, 7), Vec::new(), cuts.into_iter().cycle());
+            for (revision, events) in &history {
+                let mut rest = events.clone();
+                while rest.len() > 1 && cuts.next().unwrap() {
+                    let part = rest.remove(0);
+                    got.extend(cursor.advance(message(*revision, true, vec![part])).unwrap());
+                }
+                got.extend(cursor.advance(message(*revision, false, rest)).unwrap());
+                if cuts.next().unwrap() {
+                    prop_assert!(cursor.advance(message(*revision, false, events.clone())).unwrap().is_empty());
+                }
+            }
+            prop_assert_eq!(got, history.into_iter().map(|(_, events)| events).collect::<Vec<_>>());
+        }
+    }
+}

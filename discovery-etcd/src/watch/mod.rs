@@ -1,0 +1,275 @@
+//! One attempt at following a service: a list in pages at one revision, then a watch from the next one.
+
+mod cursor;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use discovery_core::{BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+use tracing::debug;
+
+use crate::{
+    client::{Event, Failure, Page, Reason, Row},
+    failover::Cluster,
+    layout::Layout,
+};
+use cursor::{Cursor, Ended, Step};
+
+/// Reads services from etcd.
+#[derive(Debug)]
+pub(crate) struct EtcdSource {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) layout: Arc<dyn Layout>,
+    pub(crate) prefix: String,
+    /// Whether the backend was closed.
+    pub(crate) closed: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Source for EtcdSource {
+    async fn follow(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let mut closed = self.closed.clone();
+        tokio::select! {
+            biased;
+            // An error means that the handle is gone, which streams outlive.
+            Ok(_) = closed.wait_for(|closed| *closed) => Err(closed_error()),
+            result = self.follow_open(service, feed) => result,
+        }
+    }
+}
+
+impl EtcdSource {
+    /// Lists and watches; where the watch breaks but some member answers, lists anew and goes on.
+    ///
+    /// A watch is not resumed on another member: after a restore or a wipe its revisions may mean another history. The list
+    /// costs little, and equal instances stay the same ones for all who watch.
+    async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let range = Range::of(self, service);
+        let mut open = Open::Feed(feed);
+        let (mut short, mut reached) = (0, 0);
+        loop {
+            let started = Instant::now();
+            let (rows, revision, cluster) = self.list(&range).await?;
+            let entries = rows.into_iter().filter_map(|row| range.entry(row).map(|(_, entry)| entry));
+            let went_back = revision < reached;
+            let mut live = open.put(entries, went_back);
+            let mut cursor = Cursor::new(revision, cluster);
+            let ended = self.watch(&range, &mut live, &mut cursor).await;
+            reached = cursor.next_revision() - 1;
+            short = if started.elapsed() < STEADY { short + 1 } else { 0 };
+            let is_audit = matches!(ended, Ended::Audit);
+            let error = match ended {
+                Ended::Audit | Ended::Compacted => None,
+                Ended::Broken(error) => Some(error),
+            };
+            if short > MAX_SHORT {
+                return Err(error.unwrap_or_else(|| {
+                    Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
+                }));
+            }
+            debug!(%service, revision, error = error.map(|error| error.report().to_string()), "listing anew");
+            open = if is_audit { Open::Audit(live) } else { Open::Live(live) };
+        }
+    }
+
+    /// The whole range, as it was at one revision.
+    async fn list(&self, range: &Range<'_>) -> Result<(Vec<Row>, i64, u64), Error> {
+        let mut limit = PAGE;
+        let mut restarts = 0;
+        'anew: loop {
+            let (mut rows, mut revision, mut cluster): (Vec<Row>, _, _) = (Vec::new(), 0, 0);
+            let mut from = range.from.clone();
+            loop {
+                let page = self.cluster.run(|member| {
+                    let (from, to) = (from.clone(), range.to.clone());
+                    async move { member.page(from, to, limit, revision).await }
+                });
+                let page: Page = match page.await {
+                    Ok(page) => page,
+                    Err(failure) if failure.reason == Reason::TooLarge && limit > 1 => {
+                        limit = (limit / 8).max(1);
+                        continue;
+                    }
+                    // Compacted in between, or gone back on another member.
+                    Err(failure) if revision != 0 && restarts < MAX_RESTARTS && is_of_history(&failure) => {
+                        restarts += 1;
+                        continue 'anew;
+                    }
+                    Err(failure) => return Err(failure.error),
+                };
+                if cluster != 0 && page.cluster != cluster {
+                    return Err(Error::new(ErrorKind::Unavailable, "the members belong to different clusters"));
+                }
+                cluster = page.cluster;
+                if revision == 0 {
+                    revision = page.revision;
+                }
+                let last = page.rows.last().map(|row| row.key.clone());
+                rows.extend(page.rows);
+                match last {
+                    Some(mut last) if page.more => {
+                        // The least key after the last one.
+                        last.push(0);
+                        from = last;
+                    }
+                    _ => return Ok((rows, revision, cluster)),
+                }
+            }
+        }
+    }
+
+    /// Passes on changes until the watch ends.
+    async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor) -> Ended {
+        let chosen = self.cluster.choose(&[]);
+        let opened = chosen.member.watch(range.from.clone(), range.to.clone(), cursor.next_revision(), 0).await;
+        let mut stream = match opened {
+            Ok(stream) => stream,
+            Err(failure) => return self.broken(&chosen, failure).await,
+        };
+        let audit = sleep_until(Instant::now() + AUDIT.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        tokio::pin!(audit);
+        loop {
+            let message = tokio::select! {
+                message = stream.next() => message,
+                () = &mut audit => return Ended::Audit,
+            };
+            match message.map(|message| cursor.advance(message)) {
+                Ok(Ok(steps)) => {
+                    for step in steps {
+                        range.apply(step, live);
+                    }
+                }
+                Ok(Err(cursor::Stop::Canceled(failure))) | Err(failure) => return self.broken(&chosen, failure).await,
+                Ok(Err(cursor::Stop::Compacted)) => return Ended::Compacted,
+                Ok(Err(cursor::Stop::Strange(error))) => {
+                    self.cluster.failed(&chosen);
+                    return Ended::Broken(error);
+                }
+            }
+        }
+    }
+
+    async fn broken(&self, chosen: &crate::failover::Chosen, failure: Failure) -> Ended {
+        match failure.reason {
+            Reason::Token => chosen.member.forget_token().await,
+            Reason::Refused => {}
+            _ => self.cluster.failed(chosen),
+        }
+        Ended::Broken(failure.error)
+    }
+}
+
+/// The keys of one service, and how they are read.
+struct Range<'a> {
+    layout: &'a dyn Layout,
+    from: Vec<u8>,
+    to: Vec<u8>,
+}
+
+impl<'a> Range<'a> {
+    fn of(source: &'a EtcdSource, service: &ServiceName) -> Self {
+        let from = format!("{}{}", source.prefix, source.layout.range(service)).into_bytes();
+        let to = end_of_prefix(&from);
+        Self { layout: &*source.layout, from, to }
+    }
+
+    /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.
+    fn id(&self, key: &[u8]) -> Option<Result<InstanceId, Error>> {
+        let tail = key.strip_prefix(&*self.from)?;
+        match std::str::from_utf8(tail) {
+            Ok(tail) => self.layout.id(tail),
+            Err(_) => Some(Err(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8"))),
+        }
+    }
+
+    fn entry(&self, row: Row) -> Option<(Option<InstanceId>, Entry)> {
+        let id = self.id(&row.key)?;
+        let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
+        let id = id.ok();
+        let entry = read.map_or_else(
+            |error| {
+                let key = String::from_utf8_lossy(&row.key).into_owned();
+                Entry::Bad(BadEntry { key, id: id.clone(), revision: row.revision.unsigned_abs(), error })
+            },
+            Entry::Valid,
+        );
+        Some((id, entry))
+    }
+
+    /// Passes on all changes of one revision as one.
+    fn apply(&self, step: Step, live: &mut Live) {
+        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        for event in step {
+            match event {
+                Event::Put(row) => upserts.extend(self.entry(row).map(|(_, entry)| entry)),
+                Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
+                Event::Unknown => unreachable!("the cursor stops at what it does not know"),
+            }
+        }
+        if !upserts.is_empty() || !removes.is_empty() {
+            live.change(upserts, removes);
+        }
+    }
+}
+
+/// Where the next set goes.
+enum Open {
+    /// To one where nothing should have been missed, so that only differences are news.
+    Audit(Live),
+    Feed(Feed),
+    /// To one where changes may have been missed.
+    Live(Live),
+}
+
+impl Open {
+    fn put(self, entries: impl Iterator<Item = Entry>, went_back: bool) -> Live {
+        match self {
+            Self::Feed(feed) => feed.reset(entries),
+            Self::Audit(mut live) if !went_back => {
+                live.replace(entries);
+                live
+            }
+            Self::Audit(mut live) | Self::Live(mut live) => {
+                live.reset(entries);
+                live
+            }
+        }
+    }
+}
+
+/// The error of every call on a backend that was closed.
+pub(crate) fn closed_error() -> Error {
+    Error::new(ErrorKind::Closed, "the backend was closed")
+}
+
+fn is_of_history(failure: &Failure) -> bool {
+    matches!(failure.reason, Reason::Compacted | Reason::Member)
+}
+
+/// The least key that is above all with this prefix, which ends in a separator and so below 0xff.
+fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // All keys above.
+    vec![0]
+}
+
+/// Small enough for most sets to fit the decoder, large enough for few round trips.
+const PAGE: i64 = 500;
+/// How often one list starts anew because its revision was compacted in between.
+const MAX_RESTARTS: u32 = 3;
+/// A round of list and watch that lasted this long went well.
+const STEADY: Duration = Duration::from_secs(5);
+/// How many rounds in a row may be shorter before the attempt counts as failed, and the backoff rules.
+const MAX_SHORT: u32 = 3;
+/// How long a watch is trusted without a fresh list, give or take a fifth: it finds lost events and withdrawn permissions.
+const AUDIT: Duration = Duration::from_secs(600);

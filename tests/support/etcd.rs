@@ -1,0 +1,290 @@
+use std::{
+    env,
+    ffi::OsString,
+    fmt, fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::Raw;
+
+/// Real etcd processes of one cluster, on free ports and in a folder of their own; killed and cleaned up when this drops.
+///
+/// The program is `$ETCD`, or `etcd` of the `PATH`. Where there is none the test fails and says what to do: a test that skips
+/// itself is a test that nobody runs.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    flags: Vec<&'static str>,
+    folder: TempDir,
+}
+
+#[derive(Debug)]
+struct Member {
+    client_port: u16,
+    peer_port: u16,
+    process: Mutex<Option<Process>>,
+}
+
+/// One running process; killed when this drops.
+struct Process(Child);
+
+impl Etcd {
+    /// Starts a cluster of one member and waits until it answers.
+    pub async fn start() -> Self {
+        Self::start_members(1).await
+    }
+
+    /// Starts a cluster of one member with more flags.
+    pub async fn start_with(flags: &[&'static str]) -> Self {
+        Self::start_all(1, flags).await
+    }
+
+    /// Starts a cluster of this many members and waits until all answer.
+    pub async fn start_members(count: usize) -> Self {
+        Self::start_all(count, &[]).await
+    }
+
+    async fn start_all(count: usize, flags: &[&'static str]) -> Self {
+        // Between finding free ports and using them another process may take one.
+        for _ in 0..5 {
+            let mut etcd = Self::prepare(count);
+            etcd.flags.extend(flags);
+            for place in 0..count {
+                etcd.run(place);
+            }
+            if etcd.try_ready().await {
+                return etcd;
+            }
+        }
+        panic!("etcd did not start in five attempts; see its messages with ETCD_LOG=1");
+    }
+
+    /// Prepares a cluster of one member without starting it, so that its address is known before it listens.
+    pub fn absent() -> Self {
+        Self::prepare(1)
+    }
+
+    fn prepare(count: usize) -> Self {
+        // In memory where that is possible: what is tested is not the disk.
+        let shm = Path::new("/dev/shm");
+        let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        let mut ports = free_ports(2 * count).into_iter();
+        let mut port = || ports.next().expect("as many as were asked for");
+        let member = |_| Member { client_port: port(), peer_port: port(), process: Mutex::default() };
+        let flags = Vec::new();
+        Self { members: (0..count).map(member).collect(), flags, folder: folder.expect("a temporary folder") }
+    }
+
+    /// The members' addresses, `host:port`.
+    pub fn members(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect()
+    }
+
+    /// The address of the only member, or of the first one.
+    pub fn address(&self) -> String {
+        self.members().remove(0)
+    }
+
+    /// A client of its own for what tests do by hand.
+    pub async fn raw(&self) -> Raw {
+        Raw::connect(&self.members()).await
+    }
+
+    /// Starts a member that was stopped or killed, on its former ports and data, and waits until it answers.
+    pub async fn restart(&self, place: usize) {
+        self.run(place);
+        self.ready(place).await;
+    }
+
+    /// Starts what [`absent`](Self::absent) prepared, and waits until it answers.
+    pub async fn appear(&self) {
+        self.restart(0).await;
+    }
+
+    /// Kills a member: SIGKILL.
+    pub fn kill(&self, place: usize) {
+        self.process(place).take();
+    }
+
+    /// Ends a member in order: SIGTERM.
+    pub fn stop(&self, place: usize) {
+        if let Some(mut process) = self.process(place).take() {
+            process.signal("TERM");
+            process.0.wait().expect("the process was started here");
+        }
+    }
+
+    /// Freezes a member, which keeps its connections: SIGSTOP.
+    pub fn pause(&self, place: usize) {
+        self.process(place).as_ref().expect("the member runs").signal("STOP");
+    }
+
+    /// Wakes a frozen member: SIGCONT.
+    pub fn resume(&self, place: usize) {
+        self.process(place).as_ref().expect("the member runs").signal("CONT");
+    }
+
+    /// Kills all members, removes all data, starts them again on the same ports, and waits until they answer.
+    pub async fn wipe(&self) {
+        for place in 0..self.members.len() {
+            self.kill(place);
+            let _ = fs::remove_dir_all(self.data(place));
+        }
+        for place in 0..self.members.len() {
+            self.run(place);
+        }
+        for place in 0..self.members.len() {
+            self.ready(place).await;
+        }
+    }
+
+    /// The value of one of a member's metrics.
+    pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
+        let text = http_get(self.members[place].client_port, "/metrics")?;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    fn process(&self, place: usize) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn data(&self, place: usize) -> PathBuf {
+        self.folder.path().join(format!("m{place}"))
+    }
+
+    fn run(&self, place: usize) {
+        let client = |member: &Member| format!("http://127.0.0.1:{}", member.client_port);
+        let peer = |member: &Member| format!("http://127.0.0.1:{}", member.peer_port);
+        let member = &self.members[place];
+        let cluster: Vec<String> =
+            self.members.iter().enumerate().map(|(place, member)| format!("m{place}={}", peer(member))).collect();
+        let mut command = Command::new(program());
+        command
+            .args(["--name", &format!("m{place}")])
+            .arg("--data-dir")
+            .arg(self.data(place))
+            .args(["--listen-client-urls", &client(member), "--advertise-client-urls", &client(member)])
+            .args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)])
+            .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
+            // The shortest lease is 1.5 election timeouts, rounded up: 2 s.
+            .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
+            // So that tests can ping more often than the default of 5 s allows.
+            .args(["--grpc-keepalive-min-time", "1s", "--logger", "zap"])
+            .args(&self.flags)
+            .env_clear()
+            .stdin(Stdio::null());
+        if has_flag("--unsafe-no-fsync") {
+            command.arg("--unsafe-no-fsync");
+        }
+        if env::var_os("ETCD_LOG").is_none() {
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+        }
+        let child = command.spawn().unwrap_or_else(|error| missing(&error));
+        *self.process(place) = Some(Process(child));
+    }
+
+    async fn try_ready(&self) -> bool {
+        let start = Instant::now();
+        while start.elapsed() < START {
+            let mut healthy = 0;
+            for (place, member) in self.members.iter().enumerate() {
+                if self.process(place).as_mut().is_none_or(|process| !process.is_running()) {
+                    return false;
+                }
+                healthy += usize::from(is_healthy(member.client_port));
+            }
+            if healthy == self.members.len() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+
+    async fn ready(&self, place: usize) {
+        let start = Instant::now();
+        let port = self.members[place].client_port;
+        while !is_healthy(port) {
+            let runs = self.process(place).as_mut().is_some_and(Process::is_running);
+            assert!(runs, "etcd ended while it started; see its messages with ETCD_LOG=1");
+            assert!(start.elapsed() < START, "etcd does not answer {START:?} after its start");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Process {
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status();
+        assert!(status.expect("`kill` is there").success(), "the process takes the signal {name}");
+    }
+
+    fn is_running(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SIGKILL, which ends a frozen process too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Process").field(&self.0.id()).finish()
+    }
+}
+
+fn program() -> OsString {
+    env::var_os("ETCD").unwrap_or_else(|| "etcd".into())
+}
+
+fn has_flag(flag: &str) -> bool {
+    static HELP: OnceLock<String> = OnceLock::new();
+    let help = HELP.get_or_init(|| {
+        let output = Command::new(program()).arg("--help").output().unwrap_or_else(|error| missing(&error));
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    });
+    help.contains(flag)
+}
+
+fn missing(error: &std::io::Error) -> ! {
+    panic!(
+        "these tests need etcd 3.4 or later, and {:?} cannot be run: {error}. Install it (Debian: apt install etcd-server; or \
+         https://github.com/etcd-io/etcd/releases), or name the program in the variable ETCD",
+        program()
+    )
+}
+
+/// Ports that were free a moment ago, all different.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}
+
+fn is_healthy(port: u16) -> bool {
+    http_get(port, "/health").is_some_and(|answer| answer.contains("true"))
+}
+
+fn http_get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_millis(200)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// Generous, since many tests start at once.
+const START: Duration = Duration::from_secs(30);

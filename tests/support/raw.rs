@@ -1,0 +1,84 @@
+use std::fmt;
+
+use etcd_client::{Client, CompactionOptions, GetOptions, PutOptions};
+
+/// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
+pub struct Raw(Client);
+
+impl Raw {
+    /// Connects to the members.
+    pub async fn connect(members: &[String]) -> Self {
+        Self(Client::connect(members, None).await.expect("etcd answers"))
+    }
+
+    /// Puts a value, without a lease.
+    pub async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) {
+        self.0.put(key, value, None).await.expect("etcd answers");
+    }
+
+    /// Puts a value under a lease.
+    pub async fn put_leased(&mut self, key: &str, value: impl Into<Vec<u8>>, lease: i64) {
+        self.0.put(key, value, Some(PutOptions::new().with_lease(lease))).await.expect("etcd answers");
+    }
+
+    /// Deletes a key.
+    pub async fn delete(&mut self, key: &str) {
+        self.0.delete(key, None).await.expect("etcd answers");
+    }
+
+    /// The value and the lease of a key; the lease is 0 where it has none.
+    pub async fn entry(&mut self, key: &str) -> Option<(Vec<u8>, i64)> {
+        let answer = self.0.get(key, None).await.expect("etcd answers");
+        answer.kvs().first().map(|entry| (entry.value().to_vec(), entry.lease()))
+    }
+
+    /// All keys.
+    pub async fn keys(&mut self) -> Vec<String> {
+        let options = GetOptions::new().with_all_keys().with_keys_only();
+        let answer = self.0.get("", Some(options)).await.expect("etcd answers");
+        answer.kvs().iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect()
+    }
+
+    /// All leases.
+    pub async fn leases(&mut self) -> Vec<i64> {
+        let answer = self.0.leases().await.expect("etcd answers");
+        answer.leases().iter().map(|lease| lease.id()).collect()
+    }
+
+    /// Grants a lease.
+    pub async fn grant(&mut self, ttl: i64) -> i64 {
+        self.0.lease_grant(ttl, None).await.expect("etcd answers").id()
+    }
+
+    /// Ends a lease.
+    pub async fn revoke(&mut self, lease: i64) {
+        self.0.lease_revoke(lease).await.expect("etcd answers");
+    }
+
+    /// Forgets all history up to now.
+    pub async fn compact(&mut self) {
+        let answer = self.0.get("any", None).await.expect("etcd answers");
+        let revision = answer.header().expect("answers have headers").revision();
+        let options = CompactionOptions::new().with_physical();
+        self.0.compact(revision, Some(options)).await.expect("etcd answers");
+    }
+
+    /// Makes a user that may do everything, and lets in nobody but users. This client is shut out then.
+    pub async fn enable_auth(&mut self, password: &str) {
+        self.0.user_add("root", password, None).await.expect("etcd answers");
+        self.0.user_grant_role("root", "root").await.expect("etcd answers");
+        self.0.auth_enable().await.expect("etcd answers");
+    }
+
+    /// The revision of the store.
+    pub async fn revision(&mut self) -> i64 {
+        let answer = self.0.get("any", None).await.expect("etcd answers");
+        answer.header().expect("answers have headers").revision()
+    }
+}
+
+impl fmt::Debug for Raw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raw").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,686 @@
+//! The etcd backend against real etcd processes and their faults.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use discovery_core::{
+    Backoff, Claim, ErrorKind, Instance, Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status,
+    Update, Updates, Weight,
+};
+use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use futures::{StreamExt, future::join_all};
+use support::{Etcd, Fault, Proxy, eventually};
+use tokio::time::{sleep, timeout};
+
+const TTL: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
+
+/// A configuration for tests: short, but with nothing turned off.
+fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
+    EtcdConfig::new(members)
+        .with_ttl(TTL)
+        .with_request_timeout(Duration::from_secs(1))
+        .with_deadline(Duration::from_secs(5))
+        .with_connect_timeout(Duration::from_millis(500))
+        .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).unwrap())
+        .with_ping_interval(Duration::from_secs(1))
+        .with_ping_timeout(Duration::from_millis(500))
+}
+
+fn connect(etcd: &Etcd) -> EtcdBackend {
+    EtcdBackend::connect(config(etcd.members())).unwrap()
+}
+
+fn payments() -> ServiceName {
+    "payments".parse().unwrap()
+}
+
+fn instance(number: u16) -> Instance {
+    Instance::new(format!("10.0.{}.{}:80", number / 250, number % 250 + 1).parse().unwrap())
+}
+
+async fn register(backend: &EtcdBackend, number: u16) -> Registration {
+    backend.register(&payments(), instance(number)).await.unwrap()
+}
+
+async fn count(backend: &EtcdBackend) -> Option<usize> {
+    backend.list(&payments()).await.ok().map(|set| set.len())
+}
+
+/// Folds a stream until the set is as wanted, and returns the updates on the way.
+async fn until(updates: &mut Updates, set: &mut Snapshot, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
+    let mut seen = Vec::new();
+    while !wanted(set) {
+        let next = timeout(SOON, updates.next()).await;
+        let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?}")).unwrap();
+        *set = set.apply(&update);
+        seen.push(update);
+    }
+    seen
+}
+
+/// One loss, told again only where its kind changed, and then the set.
+fn assert_one_outage(seen: &[Update]) {
+    let [losses @ .., Update::Reset(_)] = seen else { panic!("no Reset at the end: {seen:?}") };
+    assert!(!losses.is_empty() && losses.iter().all(|update| matches!(update, Update::Lost(_))), "{seen:?}");
+}
+
+async fn until_registered(registration: &Registration, bound: Duration) -> Duration {
+    eventually("registered", bound, async || registration.status().is_registered()).await
+}
+
+async fn until_lost(registration: &Registration, bound: Duration) -> Duration {
+    eventually("lost", bound, async || matches!(registration.status(), Status::Lost { .. })).await
+}
+
+async fn until_superseded(registration: &Registration, bound: Duration) -> Duration {
+    eventually("superseded", bound, async || matches!(registration.status(), Status::Superseded { .. })).await
+}
+
+#[tokio::test]
+async fn a_service_is_registered_watched_updated_and_deregistered() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_prefix("prod")).unwrap();
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
+    assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
+    let one = instance(1).with_metadata([("zone", "a")].try_into().unwrap());
+    let registration = backend.register(&payments(), one.clone()).await.unwrap();
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+
+    let mut raw = etcd.raw().await;
+    let (value, lease) = raw.entry("prod/payments/10.0.0.2:80").await.expect("the key that Go's resolver reads");
+    assert_eq!(String::from_utf8(value).unwrap(), r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":{"zone":"a"}}"#);
+    assert_ne!(lease, 0);
+
+    let heavy = Weight::new(300).unwrap();
+    registration.update(|one| one.with_weight(heavy)).await.unwrap();
+    let seen = until(&mut updates, &mut set, |set| set.iter().any(|one| one.weight() == heavy)).await;
+    assert!(seen.iter().all(|update| matches!(update, Update::Change(change) if change.removes().is_empty())));
+    let (value, same_lease) = raw.entry("prod/payments/10.0.0.2:80").await.unwrap();
+    let value = String::from_utf8(value).unwrap();
+    assert_eq!(value, r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":{"weight":300,"zone":"a"}}"#);
+    assert_eq!(lease, same_lease, "an update needs no other lease");
+
+    registration.deregister().await.unwrap();
+    assert!(raw.keys().await.is_empty(), "deregister returns once it is gone");
+    until(&mut updates, &mut set, Snapshot::is_empty).await;
+    eventually("the lease is revoked with the last registration", SOON, async || raw.leases().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_process_may_start_before_etcd() {
+    let etcd = Etcd::absent();
+    let backend = connect(&etcd);
+    let mut updates = backend.watch(&payments()).unwrap();
+    assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Unavailable));
+    let error = backend.list(&payments()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+
+    let registering = tokio::spawn({
+        let backend = backend.clone();
+        async move { register(&backend, 1).await }
+    });
+    sleep(Duration::from_millis(300)).await;
+    etcd.appear().await;
+    let registration = timeout(SOON, registering).await.unwrap().unwrap();
+    assert!(registration.status().is_registered());
+    until(&mut updates, &mut Snapshot::default(), |set| set.len() == 1).await;
+}
+
+#[tokio::test]
+async fn without_etcd_calls_fail_within_their_deadline_and_leave_nothing() {
+    let etcd = Etcd::absent();
+    let backend = EtcdBackend::connect(config(etcd.members()).with_deadline(Duration::from_secs(1))).unwrap();
+    let start = Instant::now();
+    let error = backend.register(&payments(), instance(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    etcd.appear().await;
+    sleep(Duration::from_millis(700)).await;
+    let mut raw = etcd.raw().await;
+    assert!(raw.keys().await.is_empty(), "what was given up is not written later");
+    eventually("nor does a lease stay", SOON, async || raw.leases().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_restart_within_the_ttl_moves_nothing() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let registration = register(&backend, 1).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    let first = Arc::clone(set.iter().next().unwrap());
+    etcd.kill(0);
+    etcd.restart(0).await;
+    let mut seen = Vec::new();
+    while !matches!(seen.last(), Some(Update::Reset(_))) {
+        let update = timeout(SOON, updates.next()).await.unwrap().unwrap();
+        set = set.apply(&update);
+        seen.push(update);
+    }
+    assert_one_outage(&seen);
+    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &first));
+    assert!(registration.status().is_registered());
+    sleep(Duration::from_secs(6)).await;
+    assert!(registration.status().is_registered(), "it is renewed on");
+    assert_eq!(count(&backend).await, Some(1));
+}
+
+#[tokio::test]
+async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let registration = register(&backend, 1).await;
+    etcd.stop(0);
+    let lost = until_lost(&registration, TTL + Duration::from_secs(1)).await;
+    sleep(TTL).await;
+    etcd.restart(0).await;
+    let back = until_registered(&registration, SOON).await;
+    assert_eq!(count(&backend).await, Some(1));
+    let mut raw = etcd.raw().await;
+    let (_, lease) = raw.entry("payments/10.0.0.2:80").await.unwrap();
+    eventually("one lease is left", SOON, async || raw.leases().await == [lease]).await;
+    println!("lost {lost:?} after the stop, back {back:?} after the restart");
+}
+
+#[tokio::test]
+async fn a_freeze_longer_than_the_ttl_is_healed_on_waking() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let registrations = join_all((0..5).map(|number| register(&backend, number))).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 5).await;
+    etcd.pause(0);
+    let start = Instant::now();
+    until_lost(&registrations[0], TTL + Duration::from_secs(1)).await;
+    let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
+    println!("the watch was lost {:?} after the freeze: {}", start.elapsed(), error.report());
+    assert_eq!(set.len(), 5);
+    sleep(TTL).await;
+    etcd.resume(0);
+    for registration in &registrations {
+        until_registered(registration, SOON).await;
+    }
+    println!("all healed {:?} after the freeze", start.elapsed());
+    eventually("all are listed", SOON, async || count(&backend).await == Some(5)).await;
+    until(&mut updates, &mut set, |set| set.len() == 5).await;
+}
+
+#[tokio::test]
+async fn wiped_data_comes_back_by_itself() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let registrations = join_all((0..10).map(|number| register(&backend, number))).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 10).await;
+    etcd.wipe().await;
+    let took = eventually("all are listed", SOON, async || count(&backend).await == Some(10)).await;
+    println!("10 registrations back {took:?} after the wipe");
+    for registration in &registrations {
+        until_registered(registration, SOON).await;
+    }
+    // Revisions begin anew, and still each registration knows what is done to it.
+    let mut raw = etcd.raw().await;
+    raw.delete("payments/10.0.0.2:80").await;
+    let back = async || raw.entry("payments/10.0.0.2:80").await.is_some();
+    eventually("repaired", Duration::from_secs(1), back).await;
+    let mut model = Snapshot::default();
+    let list = backend.list(&payments()).await.unwrap();
+    until(&mut updates, &mut model, |set| *set == list).await;
+}
+
+#[tokio::test]
+async fn the_later_of_two_registrars_owns_a_thousand_times() {
+    let etcd = Etcd::start().await;
+    let (a, b) = (connect(&etcd), connect(&etcd));
+    let mut raw = etcd.raw().await;
+    // The last of each handle, so that leases stay.
+    let (_anchor_a, _anchor_b) = (register(&a, 1).await, register(&b, 2).await);
+    let id = "shared".parse::<discovery_core::InstanceId>().unwrap();
+    let with_weight = |round: u16| instance(9).with_id(id.clone()).with_weight(Weight::new(round).unwrap());
+    let mut former: Option<Registration> = None;
+    for round in 0..1000u16 {
+        let backend = if round % 2 == 0 { &a } else { &b };
+        let registration = backend.register(&payments(), with_weight(round)).await.unwrap();
+        if let Some(former) = former.replace(registration) {
+            if round % 100 == 1 {
+                until_superseded(&former, Duration::from_secs(1)).await;
+            }
+            if round % 3 == 0 {
+                drop(former);
+            } else {
+                former.deregister().await.unwrap();
+            }
+        }
+        let (value, _) = raw.entry("payments/shared").await.expect("the entry of the later one stands");
+        let read = EtcdNaming::default().decode(id.clone(), &value).unwrap();
+        assert_eq!(read.weight().value(), round, "the later one owns");
+        assert!(former.as_ref().unwrap().status().is_registered(), "round {round}");
+    }
+    former.unwrap().deregister().await.unwrap();
+    assert!(raw.entry("payments/shared").await.is_none());
+}
+
+#[tokio::test]
+async fn one_handle_keeps_the_order_of_its_own_registrations() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let first = register(&backend, 1).await;
+    let second = register(&backend, 1).await;
+    assert!(matches!(first.status(), Status::Superseded { .. }), "the status says so at once");
+    let error = backend.register_with(&payments(), instance(1), Claim::IfAbsent).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert_eq!(first.update(|one| one).await.unwrap_err().kind(), ErrorKind::Conflict);
+    first.deregister().await.unwrap();
+    assert_eq!(count(&backend).await, Some(1), "the former one removes nothing");
+    second.deregister().await.unwrap();
+    assert_eq!(count(&backend).await, Some(0));
+    let third = backend.register_with(&payments(), instance(1), Claim::IfAbsent).await.unwrap();
+    assert!(third.status().is_registered());
+}
+
+#[tokio::test]
+async fn only_whole_segments_are_a_service() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let mut raw = etcd.raw().await;
+    let value = EtcdNaming::default().encode(&instance(1));
+    for key in ["foobar/1", "foo", "foo-/1", "foo./1", "foo0", "foo/x/y", "foo/x/", "foo//1", "fo/1", "xfoo/1"] {
+        raw.put(key, value.clone()).await;
+    }
+    raw.put("foo/real", value).await;
+    let foo: ServiceName = "foo".parse().unwrap();
+    let set = backend.list(&foo).await.unwrap();
+    assert_eq!(set.iter().map(|one| one.id().to_string()).collect::<Vec<_>>(), ["real"]);
+    assert_eq!(backend.skipped(), 0);
+}
+
+#[tokio::test]
+async fn a_bad_value_hides_nothing_else() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let mut raw = etcd.raw().await;
+    let _good = register(&backend, 1).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    raw.put("payments/bad", "{\"Addr\":\"169.254.169.254:80\"}").await;
+    raw.put("payments/other", EtcdNaming::default().encode(&instance(2))).await;
+    until(&mut updates, &mut set, |set| set.len() == 2).await;
+    assert_eq!(backend.skipped(), 1);
+    assert_eq!(count(&backend).await, Some(2));
+    assert_eq!(backend.skipped(), 1, "the same value counts once");
+    // A bad value over a good one removes it.
+    raw.put("payments/other", "?").await;
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    assert_eq!(backend.skipped(), 2);
+}
+
+#[tokio::test]
+async fn a_ttl_below_the_minimum_is_raised_and_said() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(1))).unwrap();
+    assert_eq!(backend.granted_ttl(), None);
+    let registration = register(&backend, 1).await;
+    assert_eq!(backend.granted_ttl(), Some(Duration::from_secs(2)));
+    sleep(Duration::from_secs(5)).await;
+    assert!(registration.status().is_registered(), "what was granted is what it is renewed by");
+    assert_eq!(count(&backend).await, Some(1));
+}
+
+#[tokio::test]
+async fn what_is_done_by_hand_is_repaired_within_a_second() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(30))).unwrap();
+    let registration = register(&backend, 1).await;
+    let (mut raw, key) = (etcd.raw().await, "payments/10.0.0.2:80");
+    let (value, lease) = raw.entry(key).await.unwrap();
+    let bound = Duration::from_secs(1);
+
+    raw.delete(key).await;
+    let deleted = eventually("put again", bound, async || raw.entry(key).await.is_some()).await;
+    raw.put(key, "by hand").await;
+    let overwritten =
+        eventually("overwritten", bound, async || raw.entry(key).await == Some((value.clone(), lease))).await;
+    raw.put_leased(key, "by hand", lease).await;
+    eventually("overwritten", bound, async || raw.entry(key).await == Some((value.clone(), lease))).await;
+    raw.revoke(lease).await;
+    let revoked = eventually("under another lease", bound, async || {
+        raw.entry(key).await.is_some_and(|(_, other)| ![0, lease].contains(&other))
+    })
+    .await;
+    until_registered(&registration, bound).await;
+    println!("repaired after a delete in {deleted:?}, an overwrite in {overwritten:?}, a revoke in {revoked:?}");
+
+    // Another owner's is left alone.
+    let other = raw.grant(60).await;
+    raw.put_leased(key, value.clone(), other).await;
+    let superseded = until_superseded(&registration, bound).await;
+    println!("superseded in {superseded:?}");
+    registration.deregister().await.unwrap();
+    assert_eq!(raw.entry(key).await, Some((value, other)));
+}
+
+#[tokio::test]
+async fn two_of_three_members_refusing_fail_no_operation() {
+    let etcd = Etcd::start().await;
+    let refused = Proxy::to("127.0.0.1:1").await;
+    let refused_too = Proxy::to("127.0.0.1:1").await;
+    refused.set(Fault::Refuse);
+    refused_too.set(Fault::Refuse);
+    sleep(Duration::from_millis(50)).await;
+    for _ in 0..5 {
+        let members = [refused.address(), etcd.address(), refused_too.address()];
+        let backend = EtcdBackend::connect(config(members)).unwrap();
+        let mut slowest = Duration::ZERO;
+        for number in 0..20 {
+            let start = Instant::now();
+            let registration = register(&backend, number).await;
+            assert_eq!(count(&backend).await, Some(1));
+            registration.deregister().await.unwrap();
+            slowest = slowest.max(start.elapsed());
+        }
+        println!("the slowest round of three calls took {slowest:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_member_is_left() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let backend = EtcdBackend::connect(config([proxy.address(), etcd.address()])).unwrap();
+    let registration = register(&backend, 1).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    proxy.set(Fault::BlackHole);
+    let start = Instant::now();
+    let other = register(&backend, 2).await;
+    let registered = start.elapsed();
+    let seen = until(&mut updates, &mut set, |set| set.len() == 2).await;
+    println!("past the silent member: registered in {registered:?}, watched in {:?}", start.elapsed());
+    assert!(!seen.iter().any(|update| matches!(update, Update::Lost(_))), "another member answered: {seen:?}");
+    sleep(TTL * 2).await;
+    assert!(registration.status().is_registered() && other.status().is_registered());
+    assert_eq!(count(&backend).await, Some(2));
+}
+
+#[tokio::test]
+async fn three_members_lose_one_after_the_other_and_nothing_goes() {
+    let etcd = Etcd::start_members(3).await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let observer = EtcdBackend::connect(config(etcd.members())).unwrap();
+    let registration = register(&backend, 1).await;
+    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    for place in 0..3 {
+        etcd.kill(place);
+        sleep(Duration::from_secs(3)).await;
+        etcd.restart(place).await;
+        eventually("listed", SOON, async || count(&observer).await == Some(1)).await;
+    }
+    assert!(registration.status().is_registered());
+    while let Ok(Some(update)) = timeout(Duration::from_millis(100), updates.next()).await {
+        set = set.apply(&update);
+        assert_eq!(set.len(), 1, "{update:?}");
+    }
+}
+
+#[tokio::test]
+async fn close_removes_everything_and_ends_the_handle() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let registrations = join_all((0..100).map(|number| register(&backend, number))).await;
+    let mut updates = backend.watch(&payments()).unwrap();
+    assert!(matches!(updates.next().await, Some(Update::Reset(_))));
+    let start = Instant::now();
+    backend.close().await.unwrap();
+    println!("100 registrations closed in {:?}", start.elapsed());
+    let mut raw = etcd.raw().await;
+    assert!(raw.keys().await.is_empty());
+    assert!(raw.leases().await.is_empty());
+    for registration in registrations {
+        assert!(matches!(registration.status(), Status::Deregistered { .. }));
+        registration.deregister().await.unwrap();
+    }
+    assert_eq!(backend.register(&payments(), instance(1)).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(backend.list(&payments()).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(backend.watch(&payments()).unwrap_err().kind(), ErrorKind::Closed);
+    let lost = async {
+        loop {
+            if let Some(Update::Lost(error)) = updates.next().await {
+                return error;
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, lost).await.unwrap().kind(), ErrorKind::Closed);
+    backend.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn rounds_of_registering_leave_no_keys_leases_or_tasks() {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    // Whose connection has tasks of its own.
+    assert!(raw.keys().await.is_empty());
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let before = tasks.num_alive_tasks();
+    let backend = connect(&etcd);
+    for number in 0..200 {
+        let registration = register(&backend, number % 7).await;
+        if number % 2 == 0 {
+            registration.deregister().await.unwrap();
+        } else {
+            drop(registration);
+        }
+    }
+    let _ = backend.view(&payments()).unwrap();
+    eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
+    eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
+    let registration = register(&backend, 1).await;
+    drop(backend);
+    assert!(registration.status().is_registered(), "it needs no handle");
+    drop(registration);
+    eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
+    eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
+    eventually("no tasks", SOON, async || tasks.num_alive_tasks() <= before).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_missed_compacted_history_is_reset() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let (backend, writer) = (EtcdBackend::connect(config([proxy.address()])).unwrap(), connect(&etcd));
+    let _kept = register(&writer, 1).await;
+    let gone = register(&writer, 2).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 2).await;
+    let kept = Arc::clone(set.iter().next().unwrap());
+    proxy.set(Fault::Refuse);
+    gone.deregister().await.unwrap();
+    let _come = register(&writer, 3).await;
+    let mut raw = etcd.raw().await;
+    for _ in 0..100 {
+        raw.put("elsewhere", "x").await;
+    }
+    raw.compact().await;
+    proxy.set(Fault::None);
+    let wanted = writer.list(&payments()).await.unwrap();
+    let seen = until(&mut updates, &mut set, |set| *set == wanted).await;
+    assert_one_outage(&seen);
+    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
+}
+
+#[tokio::test]
+async fn five_thousand_instances_of_a_kilobyte_are_listed() {
+    let etcd = Etcd::start().await;
+    let backend = connect(&etcd);
+    let raws = join_all((0..8).map(|_| etcd.raw())).await;
+    let fill = raws.into_iter().zip(0u16..).map(|(mut raw, part)| async move {
+        for number in 0..625 {
+            let one = instance(part * 625 + number);
+            let one = one.with_metadata([("filler", "x".repeat(950))].try_into().unwrap());
+            raw.put(&format!("payments/{}", one.id()), EtcdNaming::default().encode(&one)).await;
+        }
+    });
+    join_all(fill).await;
+    let start = Instant::now();
+    let set = backend.list(&payments()).await.unwrap();
+    println!("5,000 instances of 1 kB listed in {:?}", start.elapsed());
+    assert_eq!(set.len(), 5000);
+    let (mut updates, mut watched) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut watched, |watched| *watched == set).await;
+}
+
+#[tokio::test]
+async fn a_thousand_registrations_share_a_lease() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let start = Instant::now();
+    let registrations = join_all((0..1000).map(|number| register(&backend, number))).await;
+    println!("1,000 registered in {:?}", start.elapsed());
+    let mut raw = etcd.raw().await;
+    assert_eq!(raw.leases().await.len(), 1);
+    let lease = raw.leases().await[0];
+    let watchers = "etcd_debugging_mvcc_watcher_total";
+    eventually("each watches its entry", SOON, async || etcd.metric(0, watchers) == Some(1000.0)).await;
+    assert_eq!(etcd.metric(0, "etcd_debugging_mvcc_watch_stream_total"), Some(1.0), "on one stream");
+    raw.revoke(lease).await;
+    let start = Instant::now();
+    eventually("all are back", SOON, async || count(&backend).await == Some(1000)).await;
+    for registration in &registrations {
+        until_registered(registration, SOON).await;
+    }
+    println!("1,000 back {:?} after their lease was revoked", start.elapsed());
+    let start = Instant::now();
+    backend.close().await.unwrap();
+    println!("1,000 closed in {:?}", start.elapsed());
+    assert!(raw.keys().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_is_lost_is_made_certain() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let backend = EtcdBackend::connect(config([proxy.address()])).unwrap();
+    let mut raw = etcd.raw().await;
+    for (round, claim) in (1u16..).zip([Claim::TakeOver, Claim::IfAbsent, Claim::TakeOver, Claim::IfAbsent]) {
+        let registering = tokio::spawn({
+            let backend = backend.clone();
+            async move { backend.register_with(&payments(), instance(round), claim).await }
+        });
+        proxy.set(Fault::LoseAnswers);
+        sleep(Duration::from_millis(400)).await;
+        proxy.set(Fault::None);
+        let registration = timeout(SOON, registering).await.unwrap().unwrap().unwrap();
+        assert_eq!(raw.keys().await.len(), 1);
+        // The connection is good again, and the deregistering loses its answer instead.
+        proxy.set(Fault::LoseAnswers);
+        let gone = tokio::spawn(registration.deregister());
+        sleep(Duration::from_millis(400)).await;
+        proxy.set(Fault::None);
+        timeout(SOON, gone).await.unwrap().unwrap().unwrap();
+        assert!(raw.keys().await.is_empty());
+    }
+    eventually("no lease is left", SOON, async || raw.leases().await.is_empty()).await;
+}
+
+#[tokio::test]
+async fn deregistering_without_etcd_says_when_the_lease_ends() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let settings = config([proxy.address()]).with_deadline(Duration::from_millis(700));
+    let backend = EtcdBackend::connect(settings).unwrap();
+    let registration = register(&backend, 1).await;
+    proxy.set(Fault::BlackHole);
+    let start = Instant::now();
+    let error = registration.deregister().await.unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(error.to_string().contains("ends in at most"), "{error}");
+    let mut raw = etcd.raw().await;
+    let took =
+        eventually("the lease ends it", TTL + Duration::from_secs(1), async || raw.keys().await.is_empty()).await;
+    println!("{error}; it was gone after {took:?}");
+}
+
+#[tokio::test]
+async fn many_handles_come_back_together_after_an_outage() {
+    let etcd = Etcd::start().await;
+    let handles: Vec<EtcdBackend> = (0..50).map(|_| connect(&etcd)).collect();
+    let registrations = join_all(handles.iter().zip(0..).map(|(handle, number)| register(handle, number))).await;
+    etcd.kill(0);
+    sleep(TTL * 3).await;
+    etcd.restart(0).await;
+    let start = Instant::now();
+    for registration in &registrations {
+        until_registered(registration, SOON).await;
+    }
+    println!("50 handles back {:?} after etcd was", start.elapsed());
+    let ids: BTreeMap<_, _> =
+        handles[0].list(&payments()).await.unwrap().iter().map(|one| (one.id().clone(), ())).collect();
+    assert_eq!(ids.len(), 50);
+}
+
+#[tokio::test]
+async fn credentials_are_used_and_renewed() {
+    // Tokens end after 2 s, or when the member restarts.
+    let etcd = Etcd::start_with(&["--auth-token", "simple", "--auth-token-ttl", "2"]).await;
+    etcd.raw().await.enable_auth("canary").await;
+    let with =
+        |password: &str| EtcdBackend::connect(config(etcd.members()).with_credentials("root", password)).unwrap();
+
+    for stranger in [connect(&etcd), with("wrong")] {
+        for error in [
+            stranger.list(&payments()).await.unwrap_err(),
+            stranger.register(&payments(), instance(1)).await.unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{}", error.report());
+        }
+    }
+
+    let (backend, writer) = (with("canary"), with("canary"));
+    let registration = register(&backend, 1).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    sleep(Duration::from_secs(4)).await;
+    assert!(registration.status().is_registered());
+    let second = register(&writer, 2).await;
+    until(&mut updates, &mut set, |set| set.len() == 2).await;
+
+    etcd.kill(0);
+    etcd.restart(0).await;
+    eventually("listed again", SOON, async || count(&backend).await == Some(2)).await;
+    let third = register(&backend, 3).await;
+    until(&mut updates, &mut set, |set| set.len() == 3).await;
+    for registration in [&registration, &second, &third] {
+        until_registered(registration, SOON).await;
+    }
+    assert!(!format!("{backend:?} {registration:?}").contains("canary"));
+}
+
+#[test]
+fn a_handle_outlives_the_runtime_that_first_used_it() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (keeper, first, second) = (runtime(), runtime(), runtime());
+    let etcd = keeper.block_on(Etcd::start());
+    let (backend, registration) = first.block_on(async {
+        let backend = connect(&etcd);
+        let registration = register(&backend, 1).await;
+        (backend, registration)
+    });
+    assert!(matches!(EtcdBackend::connect(config(etcd.members())), Err(error) if error.kind() == ErrorKind::NoRuntime));
+    drop(first);
+    let Status::Lost { error, .. } = registration.status() else { panic!("{:?}", registration.status()) };
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    second.block_on(async {
+        eventually("a list on another runtime", SOON, async || count(&backend).await.is_some()).await;
+        let error = backend.register(&payments(), instance(2)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{}", error.report());
+        eventually("the lease ends what the runtime kept", SOON, async || count(&backend).await == Some(0)).await;
+    });
+    // Outside of any runtime.
+    drop((registration, backend));
+}

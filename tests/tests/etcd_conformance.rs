@@ -1,0 +1,159 @@
+//! The laws of every backend, on real etcd processes.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use discovery_core::{
+    Backoff, Error, Instance, InstanceId, ServiceName,
+    conformance::{Capabilities, Harness, Process, Timings},
+};
+use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use support::{Etcd, Fault, Proxy};
+use tokio::runtime::{Builder, Runtime};
+
+discovery_core::conformance_tests! { EtcdHarness::start().await, #[tokio::test] }
+
+/// One etcd behind a proxy, and processes that are handles, each on a runtime of its own so that it can be killed.
+struct EtcdHarness {
+    etcd: Etcd,
+    proxy: Proxy,
+    runtimes: Mutex<Vec<Slot>>,
+}
+
+/// A runtime, until it is ended by a kill or with its test; not simply dropped, since that would wait.
+type Slot = Arc<Mutex<Option<Runtime>>>;
+
+fn end(slot: &Slot) {
+    if let Some(runtime) = slot.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        runtime.shutdown_background();
+    }
+}
+
+impl Drop for EtcdHarness {
+    fn drop(&mut self) {
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(end);
+    }
+}
+
+impl EtcdHarness {
+    async fn start() -> Self {
+        let etcd = Etcd::start().await;
+        let proxy = Proxy::to(etcd.address()).await;
+        Self { etcd, proxy, runtimes: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Harness for EtcdHarness {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::ALL
+    }
+
+    fn timings(&self) -> Timings {
+        let (quiet, settle) = (Duration::from_millis(500), Duration::from_secs(10));
+        Timings { queue: 128, quiet, settle, ttl: Duration::from_secs(2) }
+    }
+
+    async fn process(&self) -> Process {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let config = EtcdConfig::new([self.proxy.address()])
+            .with_ttl(Duration::from_secs(2))
+            .with_request_timeout(Duration::from_secs(1))
+            .with_deadline(Duration::from_secs(5))
+            .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap())
+            .with_ping_interval(Duration::from_secs(2))
+            .with_ping_timeout(Duration::from_millis(500))
+            .with_layout(Explosive(EtcdNaming::default()));
+        let backend = {
+            let _guard = runtime.enter();
+            EtcdBackend::connect(config).unwrap()
+        };
+        let reader = backend.clone();
+        let slot: Slot = Arc::new(Mutex::new(Some(runtime)));
+        self.runtimes.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&slot));
+        Process::new(backend).counting_skipped(move || reader.skipped()).killed_by(move || end(&slot))
+    }
+
+    async fn interrupt(&self) {
+        self.proxy.set(Fault::Refuse);
+    }
+
+    async fn refuse(&self) {
+        // Silence is an outage of another kind than refused connections.
+        self.proxy.set(Fault::BlackHole);
+    }
+
+    async fn restore(&self) {
+        self.proxy.set(Fault::None);
+    }
+
+    async fn expire(&self, service: &ServiceName, id: &InstanceId) {
+        let mut raw = self.etcd.raw().await;
+        let (_, lease) = raw.entry(&format!("{service}/{id}")).await.expect("the entry is there");
+        raw.revoke(lease).await;
+    }
+
+    async fn remove(&self, service: &ServiceName, id: &InstanceId) {
+        self.etcd.raw().await.delete(&format!("{service}/{id}")).await;
+    }
+
+    async fn wipe(&self) {
+        self.etcd.wipe().await;
+    }
+
+    async fn put_bad(&self, service: &ServiceName, id: &InstanceId) {
+        self.etcd.raw().await.put(&format!("{service}/{id}"), "{").await;
+    }
+
+    async fn put_deeper(&self, service: &ServiceName) {
+        let value = EtcdNaming::default().encode(&Instance::new("10.9.9.9:80".parse().unwrap()));
+        self.etcd.raw().await.put(&format!("{service}/deeper/10.9.9.9:80"), value).await;
+    }
+
+    async fn panic_watches(&self, service: &ServiceName) {
+        let mut raw = self.etcd.raw().await;
+        let key = format!("{service}/explosive");
+        raw.put(&key, EXPLOSIVE).await;
+        raw.delete(&key).await;
+    }
+
+    async fn upstream_watches(&self, _: &ServiceName) -> usize {
+        // A watch is opened just after the first set.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let all = self.etcd.metric(0, "etcd_debugging_mvcc_watcher_total").expect("etcd counts its watchers") as usize;
+        // Each registration watches its own entry.
+        all.saturating_sub(self.etcd.raw().await.keys().await.len())
+    }
+}
+
+/// etcd's format, with a value that makes whoever reads it panic.
+#[derive(Debug)]
+struct Explosive(EtcdNaming);
+
+const EXPLOSIVE: &str = "explosive";
+
+impl Layout for Explosive {
+    fn range(&self, service: &ServiceName) -> String {
+        self.0.range(service)
+    }
+
+    fn tail(&self, id: &InstanceId) -> String {
+        self.0.tail(id)
+    }
+
+    fn id(&self, tail: &str) -> Option<Result<InstanceId, Error>> {
+        self.0.id(tail)
+    }
+
+    fn encode(&self, instance: &Instance) -> Vec<u8> {
+        self.0.encode(instance)
+    }
+
+    fn decode(&self, id: InstanceId, value: &[u8]) -> Result<Instance, Error> {
+        assert!(value != EXPLOSIVE.as_bytes(), "told to panic");
+        self.0.decode(id, value)
+    }
+}

@@ -1,0 +1,146 @@
+//! The examples as a user meets them: programs that are started, read and ended.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::OnceLock,
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout},
+    time::timeout,
+};
+
+/// A running example and what it has printed.
+struct Program {
+    name: String,
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    printed: Vec<String>,
+}
+
+impl Program {
+    fn start(example: &str, arguments: &[&str]) -> Self {
+        let mut command = tokio::process::Command::new(examples().join(example));
+        let mut child = command.args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let name = [&[example], arguments].concat().join(" ");
+        Self { name, child, lines, printed: Vec::new() }
+    }
+
+    /// Reads on up to a line that satisfies `wanted`.
+    async fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+        let found = timeout(LIMIT, async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                self.printed.push(line.clone());
+                if wanted(&line) {
+                    return Some(line);
+                }
+            }
+            None
+        });
+        let found = found.await.unwrap_or_default();
+        found.unwrap_or_else(|| panic!("{} did not print {what}, but:\n{}", self.name, self.printed.join("\n")))
+    }
+
+    fn terminate(&self) {
+        let pid = self.child.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the program's end, which must be a good one, and returns all that it printed.
+    async fn end(mut self) -> Vec<String> {
+        let status = timeout(LIMIT, async {
+            while let Some(line) = self.lines.next_line().await.unwrap() {
+                self.printed.push(line);
+            }
+            self.child.wait().await.unwrap()
+        });
+        let good = status.await.is_ok_and(|status| status.success());
+        assert!(good, "{} did not end well:\n{}", self.name, self.printed.join("\n"));
+        self.printed
+    }
+}
+
+/// The folder of the examples, built as the workspace's tests are, so that nothing is compiled twice.
+fn examples() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        // <target>/<profile>/deps/<this test>
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--workspace", "--all-features", "--examples", "--quiet", "--target-dir"]);
+        build.arg(profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success(), "the examples do not build");
+        profile.join("examples")
+    })
+}
+
+/// The quickstart checks its own counts and fails where they are wrong; here it must have come to its end and said so.
+fn assert_quickstart(printed: &[String]) {
+    let tallies: Vec<&String> = printed.iter().filter(|line| line.contains(" calls, ")).collect();
+    assert_eq!(tallies.len(), 4, "{printed:#?}");
+    for (phase, tally) in tallies.iter().enumerate() {
+        // The third is the kill, which costs what was in flight there.
+        assert!(phase == 2 || tally.contains(" 0 failed"), "{printed:#?}");
+    }
+    for (phase, serving) in [(0, vec![1, 2, 3, 4]), (1, vec![1, 2, 3, 4]), (2, vec![1, 3, 4]), (3, vec![1, 4])] {
+        for server in 1..=4 {
+            let answered = tallies[phase].contains(&format!("greeter-{server} "));
+            assert_eq!(answered, serving.contains(&server), "greeter-{server} in phase {phase}: {printed:#?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn quickstart_on_memory() {
+    assert_quickstart(&Program::start("quickstart", &[]).end().await);
+}
+
+#[tokio::test]
+async fn quickstart_on_etcd() {
+    let etcd = support::Etcd::start().await;
+    let registry = format!("etcd://{}/quickstart?ttl=2s", etcd.address());
+    assert_quickstart(&Program::start("quickstart", &["--registry", &registry]).end().await);
+}
+
+#[tokio::test]
+async fn servers_come_and_go_under_a_client() {
+    let etcd = support::Etcd::start().await;
+    let registry = format!("etcd://{}/greeters?ttl=5s", etcd.address());
+    let start_server = |name| Program::start("greeter-server", &["--registry", &registry, name]);
+
+    let mut one = start_server("one");
+    let serves = one.line("its address", |line| line.starts_with("one serves greeter at ")).await;
+    let address = serves.rsplit(' ').next().unwrap();
+
+    let mut client = Program::start("greeter-client", &["--registry", &registry]);
+    client.line("the first server", |line| line.starts_with(&format!("+ {address} "))).await;
+    client.line("answers of the first", |line| line.contains("answered by [one ")).await;
+
+    let two = start_server("two");
+    client.line("the second server", |line| line.starts_with("+ ")).await;
+    client.line("answers of both", |line| line.contains("[one ") && line.contains(", two ")).await;
+
+    one.terminate();
+    client.line("that the first is gone", |line| line == format!("- {address}")).await;
+    one.line("its end", |line| line == "one stopped").await;
+    one.end().await;
+    client.line("answers of the second alone", |line| line.contains("answered by [two ")).await;
+
+    client.terminate();
+    let printed = client.end().await;
+    let total = printed.last().unwrap();
+    assert!(total.starts_with("in all: ") && total.contains(" calls, 0 failed; "), "{printed:#?}");
+    two.terminate();
+    two.end().await;
+}
+
+/// For starting up, connecting, and what takes a lease to end, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
