@@ -119,6 +119,8 @@ impl<S: Source> Resolver for Recovered<S> {
         Ok(Updates::new(stream::unfold(first, |(hub, mut subscription)| async move {
             // A watch whose runtime is gone is taken up again on the one that polls this stream.
             if subscription.shared().is_orphaned() {
+                // A runtime that is shutting down lets no watch live: there this stream must give way to be dropped.
+                tokio::task::yield_now().await;
                 let (service, fold) = (subscription.shared().service().clone(), subscription.shared().fold());
                 if let Ok(next) = hub.join(&service, fold) {
                     subscription = next;
@@ -230,4 +232,69 @@ impl Sink for Once {
     fn replace(&self, _: Vec<Entry>) {}
 
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::Live;
+
+    #[derive(Debug)]
+    struct Steady;
+
+    #[async_trait]
+    impl Source for Steady {
+        async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+            let _live: Live = feed.reset([]);
+            std::future::pending().await
+        }
+    }
+
+    /// The watch's task is aborted first, and the stream's task must not go round in circles for that.
+    #[test]
+    fn a_stream_ends_with_its_runtime() {
+        for workers in [1, 2] {
+            let (done, ended) = mpsc::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+                let runtime = runtime.expect("a runtime");
+                let resolver = Recovered::new(Steady);
+                for n in 0..50 {
+                    let resolver = resolver.clone();
+                    let service = format!("service-{n}").parse().expect("a name");
+                    runtime.spawn(async move {
+                        let mut updates = resolver.watch(&service).expect("a runtime");
+                        while updates.next().await.is_some() {}
+                    });
+                }
+                std::thread::sleep(Duration::from_millis(100));
+                drop(runtime);
+                let _ = done.send(());
+            });
+            ended.recv_timeout(Duration::from_secs(10)).expect("the runtime shuts down");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_goes_on_when_the_runtime_that_ran_it_is_gone() {
+        let resolver = Recovered::new(Steady);
+        let service: ServiceName = "payments".parse().unwrap();
+        let (asked, watched) = (resolver.clone(), service.clone());
+        let start = move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let updates = runtime.block_on(async { asked.watch(&watched).unwrap() });
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            updates
+        };
+        let mut updates = std::thread::spawn(start).join().unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 2 || !matches!(seen.last(), Some(crate::Update::Reset(_))) {
+            seen.push(timeout(Duration::from_secs(5), updates.next()).await.unwrap().unwrap());
+        }
+        assert!(seen.iter().any(|update| matches!(update, crate::Update::Lost(_))), "{seen:?}");
+    }
 }

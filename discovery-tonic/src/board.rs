@@ -6,8 +6,9 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::{
     EndpointState, EndpointStatus,
+    attempt::Target,
     balance::{Picked, Pickers},
-    call::{Agent, Target},
+    call::Agent,
     connector::SharedError,
     endpoint::{Endpoint, Phase},
     signals::Signals,

@@ -1,6 +1,6 @@
 use std::{
     collections::VecDeque,
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll, Waker},
 };
 
@@ -25,30 +25,31 @@ pub(crate) enum RequestBody {
 impl RequestBody {
     /// Looks at a body without waiting. Fails where the body does, for example when the message is too large.
     pub(crate) fn new(mut body: tonic::body::Body) -> Result<Self, Status> {
-        let mut head = VecDeque::new();
         let mut context = Context::from_waker(Waker::noop());
-        loop {
-            match pin!(&mut body).poll_frame(&mut context) {
-                Poll::Ready(None) => break,
-                Poll::Ready(Some(frame)) => head.push_back(frame?),
-                Poll::Pending => return Ok(Self::Stream { head, rest: body }),
-            }
-            if head.len() > 1 || head.iter().any(|frame| frame.data_ref().is_none_or(|data| data.len() > MAX_KEPT)) {
-                return Ok(Self::Stream { head, rest: body });
-            }
-            if body.is_end_stream() {
-                break;
-            }
+        let first = match Pin::new(&mut body).poll_frame(&mut context) {
+            Poll::Ready(None) => return Ok(Self::Kept(None)),
+            Poll::Ready(Some(frame)) => frame?,
+            Poll::Pending => return Ok(Self::Stream { head: VecDeque::new(), rest: body }),
+        };
+        let first = match first.into_data() {
+            Ok(data) if data.len() <= MAX_KEPT => data,
+            Ok(data) => return Ok(Self::Stream { head: [Frame::data(data)].into(), rest: body }),
+            Err(other) => return Ok(Self::Stream { head: [other].into(), rest: body }),
+        };
+        if body.is_end_stream() {
+            return Ok(Self::Kept(Some(first)));
         }
-        Ok(Self::Kept(head.pop_front().and_then(|frame| frame.into_data().ok())))
+        match Pin::new(&mut body).poll_frame(&mut context) {
+            Poll::Ready(None) => Ok(Self::Kept(Some(first))),
+            Poll::Ready(Some(second)) => Ok(Self::Stream { head: [Frame::data(first), second?].into(), rest: body }),
+            Poll::Pending => Ok(Self::Stream { head: [Frame::data(first)].into(), rest: body }),
+        }
     }
+}
 
-    /// The same body again, if it is kept and not yet sent.
-    pub(crate) fn again(&self) -> Option<Self> {
-        match self {
-            Self::Kept(bytes) => Some(Self::Kept(bytes.clone())),
-            Self::Stream { .. } => None,
-        }
+impl Default for RequestBody {
+    fn default() -> Self {
+        Self::Kept(None)
     }
 }
 
@@ -87,16 +88,15 @@ mod tests {
     use super::*;
 
     fn kept(body: &RequestBody) -> bool {
-        body.again().is_some()
+        matches!(body, RequestBody::Kept(_))
     }
 
     #[tokio::test]
-    async fn one_small_frame_is_kept_and_can_be_sent_twice() {
+    async fn one_small_frame_is_kept() {
         let body = tonic::body::Body::new(Full::new(Bytes::from_static(b"hello")));
         let body = RequestBody::new(body).unwrap();
-        let again = body.again().unwrap();
+        assert!(kept(&body));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
-        assert_eq!(again.collect().await.unwrap().to_bytes(), "hello");
         assert!(kept(&RequestBody::new(tonic::body::Body::empty()).unwrap()));
     }
 

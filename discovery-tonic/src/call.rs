@@ -1,253 +1,219 @@
 use std::{mem, sync::Arc};
 
-use discovery_core::{Instance, InstanceId};
+use bytes::Bytes;
+use discovery_core::InstanceId;
+use futures::future::BoxFuture;
 use http::{
-    Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
     header::USER_AGENT,
     uri::{self, PathAndQuery},
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use crate::{
-    WaitForReady,
+    attempt::{Attempt, Target, with_tried},
     balance::Picked,
-    board::Board,
     body::RequestBody,
-    connection::{Failure, Sender},
+    channel::Shared,
     connector::BoxError,
     deadline,
-    endpoint::Endpoint,
     response::ResponseBody,
-    served::{ServedBy, Tried},
+    served::Tried,
     status::{self, Outcome},
 };
 
-/// What the pool publishes of a ready endpoint.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) instance: Arc<Instance>,
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) sender: Sender,
+/// What a call keeps besides its request: all that further attempts need.
+pub(crate) struct Call {
+    /// What it takes to send the request again; `None` where the body streams.
+    spare: Option<Spare>,
+    /// The request's, until the response takes them.
+    pub(crate) extensions: Extensions,
+    pub(crate) deadline: Option<Instant>,
+    refusals: u32,
+    /// The instances that it was sent to.
+    tried: Vec<InstanceId>,
 }
 
-/// A request at an endpoint; counted there until its drop.
-#[derive(Debug)]
-pub(crate) struct Attempt {
-    picked: Picked<Target>,
-    deadline: Option<Instant>,
-    tick: u32,
-}
-
-/// The instances that a call was sent to. The first one, which nearly always is the only one, needs no allocation.
-#[derive(Debug, Default)]
-struct Trail {
-    current: Option<InstanceId>,
-    former: Vec<InstanceId>,
-}
-
-/// What a call sends, as often as it has to.
-struct Outgoing {
+/// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is nearly never needed.
+struct Spare {
     method: Method,
     path: PathAndQuery,
-    headers: HeaderMap,
-    body: RequestBody,
+    headers: Box<[(HeaderName, HeaderValue)]>,
+    body: Option<Bytes>,
 }
 
-/// One call: its attempts under its deadline. `first` is what the channel's own picker found.
-pub(crate) async fn run(
-    board: &Board,
-    first: Option<Picked<Target>>,
-    request: Request<tonic::body::Body>,
-) -> Result<Response<ResponseBody>, Status> {
-    let deadline = deadline::of(request.headers());
-    let mut trail = Trail::default();
-    match deadline {
-        None => attempts(board, first, request, None, &mut trail).await,
-        Some(end) => match timeout_at(end, attempts(board, first, request, deadline, &mut trail)).await {
-            Ok(result) => result,
-            Err(_) => Err(status::deadline_exceeded(trail.tried(None))),
-        },
+/// Makes a call wait for an endpoint where it would fail at once: an extension of the request.
+///
+/// It still ends at its deadline, or after the channel's limit of waiting.
+///
+/// ```
+/// use discovery_tonic::WaitForReady;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(WaitForReady);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
+pub struct WaitForReady;
+
+impl Call {
+    /// Takes a request from tonic: what the call keeps, and what it sends.
+    pub(crate) fn new(
+        agent: &Agent,
+        mut request: Request<tonic::body::Body>,
+    ) -> Result<(Self, Request<RequestBody>), Status> {
+        let deadline = deadline::of(request.headers());
+        agent.sign(request.headers_mut());
+        *request.version_mut() = Version::HTTP_2;
+        let extensions = mem::take(request.extensions_mut());
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts, RequestBody::new(body)?);
+        let spare = Spare::of(&request);
+        Ok((Self { spare, extensions, deadline, refusals: 0, tried: Vec::new() }, request))
     }
-}
 
-async fn attempts(
-    board: &Board,
-    mut next: Option<Picked<Target>>,
-    request: Request<tonic::body::Body>,
-    deadline: Option<Instant>,
-    trail: &mut Trail,
-) -> Result<Response<ResponseBody>, Status> {
-    let (parts, body) = request.into_parts();
-    let wait = parts.extensions.get::<WaitForReady>().is_some();
-    let mut outgoing = Outgoing {
-        method: parts.method,
-        path: parts.uri.into_parts().path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
-        headers: parts.headers,
-        body: RequestBody::new(body)?,
-    };
-    board.agent.sign(&mut outgoing.headers);
-    let mut refusals = 0;
-    loop {
-        let picked = match next.take() {
-            Some(picked) => picked,
-            None => match board.wait_for_endpoint(wait, trail.all()).await {
+    /// Waits for an endpoint and goes on from there; all within the deadline.
+    pub(crate) fn go_on(
+        mut self,
+        shared: Arc<Shared>,
+        request: Request<RequestBody>,
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
+        Box::pin(async move {
+            let Some(end) = self.deadline else { return self.attempts(&shared, request).await };
+            match timeout_at(end, self.attempts(&shared, request)).await {
+                Ok(result) => result,
+                Err(_) => Err(self.fail(status::deadline_exceeded(), None)),
+            }
+        })
+    }
+
+    async fn attempts(
+        &mut self,
+        shared: &Shared,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<ResponseBody>, Status> {
+        let wait = self.extensions.get::<WaitForReady>().is_some();
+        loop {
+            let picked = match shared.board.wait_for_endpoint(wait, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
-                    let mut status = Status::unavailable(message);
-                    status.set_source(Arc::new(trail.tried(cause.map(Into::into))));
-                    return Err(status);
+                    return Err(self.fail(Status::unavailable(message), cause.map(Into::into)));
                 }
-            },
-        };
-        let attempt = Attempt { tick: picked.endpoint.signals.tick(), picked, deadline };
-        trail.step(attempt.instance().id());
-        let again = outgoing.body.again().map(|body| (outgoing.headers.clone(), body));
-        let (method, path) = (outgoing.method.clone(), outgoing.path.clone());
-        let failure = match attempt.picked.sender.send(outgoing.into_request(&attempt.picked.endpoint.origin)).await {
-            Ok(response) => return attempt.finish(response, parts.extensions, trail),
-            Err(failure) => failure,
-        };
-        let error = match failure {
-            Failure { request: Some(request), .. } => {
-                attempt.retire();
-                outgoing = Outgoing::of(request, path);
-                trail.unsent();
-                continue;
+            };
+            if let Some(deadline) = self.deadline {
+                deadline::rewrite(request.headers_mut(), deadline);
             }
-            Failure { error, request: None } => error,
-        };
-        let outcome = status::outcome(&error);
-        let repeat = match outcome {
+            aim(&mut request, &picked);
+            let answer = picked.sender.send(request);
+            let attempt = Attempt::new(picked, self.deadline);
+            // Noted before the wait, at whose deadline this future is dropped.
+            self.tried.push(attempt.instance().id().clone());
+            match answer.await {
+                Ok(response) => {
+                    self.tried.pop();
+                    return self.finish(attempt, response);
+                }
+                Err(error) => {
+                    self.tried.pop();
+                    request = self.restore(&attempt, error)?;
+                }
+            }
+        }
+    }
+
+    /// Takes the answer to an attempt.
+    pub(crate) fn finish(
+        &mut self,
+        attempt: Attempt,
+        response: Response<Incoming>,
+    ) -> Result<Response<ResponseBody>, Status> {
+        attempt.finish(response, mem::take(&mut self.extensions)).map_err(|(status, attempt)| {
+            self.tried.push(attempt.instance().id().clone());
+            self.fail(status, None)
+        })
+    }
+
+    /// Makes the request whole again after a failed attempt, where it provably was not processed.
+    pub(crate) fn restore(
+        &mut self,
+        attempt: &Attempt,
+        mut error: TrySendError<Request<RequestBody>>,
+    ) -> Result<Request<RequestBody>, Status> {
+        if let Some(request) = error.take_message() {
+            attempt.retire();
+            return Ok(request);
+        }
+        self.tried.push(attempt.instance().id().clone());
+        let error = error.into_error();
+        let repeat = match status::outcome(&error) {
             Outcome::Ambiguous => false,
             Outcome::Refused => {
-                refusals += 1;
-                refusals <= MAX_REFUSALS
+                self.refusals += 1;
+                self.refusals <= MAX_REFUSALS
             }
             Outcome::Unsent => true,
         };
-        match again {
-            Some((headers, body)) if repeat => {
+        match &self.spare {
+            Some(spare) if repeat => {
                 if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
                     attempt.retire();
                 }
-                outgoing = Outgoing { method, path, headers, body };
-                if let Some(deadline) = deadline {
-                    deadline::rewrite(&mut outgoing.headers, deadline);
-                }
+                Ok(spare.request())
             }
             _ => {
                 attempt.endpoint().failed();
                 let (code, message) = status::of_connection(&error);
-                let mut status = Status::new(code, message);
-                status.set_source(Arc::new(trail.tried(Some(error.into()))));
-                return Err(status);
+                Err(self.fail(Status::new(code, message), Some(error.into())))
             }
         }
     }
-}
 
-impl Attempt {
-    pub(crate) fn instance(&self) -> &Arc<Instance> {
-        &self.picked.instance
+    /// The end of a call whose deadline passed while `attempt` waited for its answer.
+    pub(crate) fn expire(&mut self, attempt: &Attempt) -> Status {
+        self.tried.push(attempt.instance().id().clone());
+        self.fail(status::deadline_exceeded(), None)
     }
 
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.picked.endpoint
-    }
-
-    /// Takes the connection out of the picks at once: it said that it takes no more.
-    fn retire(&self) {
-        self.picked.load().close();
-        self.picked.endpoint.look();
-    }
-
-    /// Takes the response's headers: what they say of the endpoint, and what the caller gets.
-    fn finish(
-        mut self,
-        mut response: Response<Incoming>,
-        mut extensions: Extensions,
-        trail: &mut Trail,
-    ) -> Result<Response<ResponseBody>, Status> {
-        self.picked.answer();
-        // A server that fails before its first message sends all in one: there is no body that could carry who served.
-        let failed = response.headers().get(GRPC_STATUS).filter(|code| *code != "0");
-        let failed = failed.and_then(|_| Status::from_header_map(response.headers()));
-        let unavailable = match &failed {
-            Some(status) => status.code() == Code::Unavailable,
-            None => response.status() != StatusCode::OK,
-        };
-        if unavailable {
-            self.endpoint().failed();
-        } else {
-            self.endpoint().answered();
-        }
-        if let Some(mut status) = failed {
-            status.set_source(Arc::new(trail.tried(None)));
-            return Err(status);
-        }
-        // The request's extensions have done their work; their allocation serves again.
-        extensions.clear();
-        extensions.extend(mem::take(response.extensions_mut()));
-        extensions.insert(ServedBy(Arc::clone(self.instance())));
-        *response.extensions_mut() = extensions;
-        let deadline = self.deadline;
-        Ok(response.map(|body| ResponseBody::new(body, deadline, self)))
+    fn fail(&mut self, status: Status, cause: Option<BoxError>) -> Status {
+        with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
     }
 }
 
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if self.picked.is_answered() {
-            return;
-        }
-        let sweeps = self.picked.endpoint.signals.tick().wrapping_sub(self.tick);
-        if sweeps > PATIENCE || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.picked.endpoint.failed();
-        }
-    }
-}
-
-impl Trail {
-    fn step(&mut self, id: &InstanceId) {
-        self.former.extend(self.current.replace(id.clone()));
+impl Spare {
+    fn of(request: &Request<RequestBody>) -> Option<Self> {
+        let RequestBody::Kept(body) = request.body() else { return None };
+        let headers = request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(root);
+        Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
     }
 
-    /// The last step did not happen after all.
-    fn unsent(&mut self) {
-        self.current = None;
-    }
-
-    fn all(&mut self) -> &[InstanceId] {
-        self.former.extend(self.current.take());
-        &self.former
-    }
-
-    fn tried(&mut self, cause: Option<BoxError>) -> Tried {
-        self.all();
-        Tried::new(mem::take(&mut self.former), cause)
-    }
-}
-
-impl Outgoing {
-    fn of(request: Request<RequestBody>, path: PathAndQuery) -> Self {
-        let (parts, body) = request.into_parts();
-        Self { method: parts.method, path, headers: parts.headers, body }
-    }
-
-    fn into_request(self, (scheme, authority): &(uri::Scheme, uri::Authority)) -> Request<RequestBody> {
-        let mut parts = uri::Parts::default();
-        parts.scheme = Some(scheme.clone());
-        parts.authority = Some(authority.clone());
-        parts.path_and_query = Some(self.path);
-        let mut request = Request::new(self.body);
-        *request.method_mut() = self.method;
-        *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+    fn request(&self) -> Request<RequestBody> {
+        let mut request = Request::new(RequestBody::Kept(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.path.clone().into();
         *request.version_mut() = Version::HTTP_2;
-        *request.headers_mut() = self.headers;
+        let headers = request.headers_mut();
+        for (name, value) in &self.headers {
+            headers.append(name, value.clone());
+        }
         request
     }
+}
+
+/// Addresses a request to an endpoint.
+pub(crate) fn aim(request: &mut Request<RequestBody>, target: &Picked<Target>) {
+    let (scheme, authority) = &target.endpoint.origin;
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(scheme.clone());
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(mem::take(request.uri_mut()).into_parts().path_and_query.unwrap_or_else(root));
+    *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+}
+
+fn root() -> PathAndQuery {
+    PathAndQuery::from_static("/")
 }
 
 /// What the channel calls itself, after whatever the request says of its own.
@@ -256,19 +222,13 @@ pub(crate) struct Agent(pub(crate) HeaderValue);
 
 impl Agent {
     fn sign(&self, headers: &mut HeaderMap) {
-        let signed = match headers.get(USER_AGENT) {
-            None => self.0.clone(),
-            Some(own) => {
-                let all = [own.as_bytes(), b" ", self.0.as_bytes()].concat();
-                HeaderValue::from_bytes(&all).expect("two header values and a space make a header value")
-            }
-        };
-        headers.insert(USER_AGENT, signed);
+        if let Some(own) = headers.insert(USER_AGENT, self.0.clone()) {
+            let all = [own.as_bytes(), b" ", self.0.as_bytes()].concat();
+            let all = HeaderValue::from_bytes(&all).expect("two header values and a space make a header value");
+            headers.insert(USER_AGENT, all);
+        }
     }
 }
 
-const GRPC_STATUS: &str = "grpc-status";
 /// gRFC A6 allows one transparent retry of what the peer refused; a rolling restart may lead from one leaving server to the next.
 const MAX_REFUSALS: u32 = 3;
-/// After so many sweeps without an answer a call that its caller gives up counts against the endpoint.
-const PATIENCE: u32 = 2;

@@ -15,9 +15,11 @@ use tower::Service;
 
 use crate::{
     Builder, ResponseBody,
+    attempt::{Attempt, Target},
     balance::Picker,
     board::{Board, Outlook},
-    call::{self, Target},
+    call::{Call, aim},
+    flight::Flight,
 };
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
@@ -33,7 +35,7 @@ use crate::{
 ///   This needs a body that is at hand as a whole, of up to 64 KiB: unary and server-streaming calls.
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before the first set or while an
 ///   endpoint makes its first attempt, without a deadline at most 10 s; otherwise it fails at once with `UNAVAILABLE` and the
-///   reason, unless it asks to wait ([`WaitForReady`]).
+///   reason, unless it asks to wait ([`WaitForReady`](crate::WaitForReady)).
 /// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after that goes there; its calls end
 ///   in peace, within a drain limit.
 /// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
@@ -93,23 +95,9 @@ pub enum EndpointState {
     Ready,
 }
 
-/// Makes a call wait for an endpoint where it would fail at once: an extension of the request.
-///
-/// It still ends at its deadline, or after the channel's limit of waiting.
-///
-/// ```
-/// use discovery_tonic::WaitForReady;
-///
-/// let mut request = tonic::Request::new(());
-/// request.extensions_mut().insert(WaitForReady);
-/// ```
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-#[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
-pub struct WaitForReady;
-
 /// What the clones of a channel and its calls share.
 pub(crate) struct Shared {
-    board: Arc<Board>,
+    pub(crate) board: Arc<Board>,
     task: AbortHandle,
 }
 
@@ -188,12 +176,17 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
-        let first = self.picker.pick(true);
-        if first.is_some() {
-            self.shared.board.signals.sweep();
-        }
         let shared = Arc::clone(&self.shared);
-        Box::pin(async move { call::run(&shared.board, first, request).await })
+        let (call, mut request) = match Call::new(&shared.board.agent, request) {
+            Ok(call) => call,
+            Err(status) => return Box::pin(std::future::ready(Err(status))),
+        };
+        let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request) };
+        shared.board.signals.sweep();
+        aim(&mut request, &picked);
+        let answer = picked.sender.send(request);
+        let attempt = Attempt::new(picked, call.deadline);
+        Box::pin(Flight::new(answer, attempt, call, shared))
     }
 }
 

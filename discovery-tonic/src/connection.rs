@@ -1,12 +1,29 @@
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::Duration,
+};
 
+use futures::task::AtomicWaker;
 use http::{Request, Response, Uri};
 use hyper::{
     body::Incoming,
-    client::conn::http2::{Builder, SendRequest},
+    client::conn::{
+        TrySendError,
+        http2::{Builder, SendRequest},
+    },
 };
-use hyper_util::rt::{TokioExecutor, TokioTimer};
-use tokio::time::{sleep, timeout};
+use hyper_util::rt::TokioTimer;
+use tokio::{
+    task::{AbortHandle, JoinHandle},
+    time::{sleep, timeout},
+};
 use tower::{Service, ServiceExt};
 
 use crate::{
@@ -14,31 +31,41 @@ use crate::{
     body::RequestBody,
     connector::{BoxError, Connector},
     endpoint::Link,
-    io::{Cut, Wire},
+    io::Wire,
     settings::EndpointSettings,
     signals::Signals,
 };
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
+///
+/// Two tasks serve it, as any connection of hyper's: the one of its socket and the one that hands it requests. Dropping the owner
+/// ends the second, and the first once its streams have ended, or at once by a [`Cut`].
+#[derive(Debug)]
 pub(crate) struct Connection {
-    future: Option<hyper::client::conn::http2::Connection<Wire, RequestBody, TokioExecutor>>,
     link: Link,
+    eye: Arc<Eye>,
     cut: Cut,
+    task: JoinHandle<()>,
 }
 
 /// Where requests enter a connection.
 #[derive(Clone)]
 pub(crate) struct Sender(SendRequest<RequestBody>);
 
-/// A request that could not be sent, or whose answer did not come.
-pub(crate) struct Failure {
-    pub(crate) error: hyper::Error,
-    /// The request, if it never left this process.
-    pub(crate) request: Option<Request<RequestBody>>,
+/// Ends a connection at once, with everything on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cut(Arc<OnceLock<AbortHandle>>);
+
+/// Makes the connection's task look at what hyper does not tell: a GOAWAY while streams live, another stream limit.
+#[derive(Debug, Default)]
+struct Eye {
+    open: AtomicBool,
+    waker: AtomicWaker,
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, both within the connect timeout.
+    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended` when the connection takes no
+    /// requests any more.
     ///
     /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100 streams until SETTINGS come. With
     /// no streams allowed at first, a limit above 0 means that they have come; they do not wake the connection's future, so
@@ -48,11 +75,12 @@ impl Connection {
         target: Uri,
         settings: &EndpointSettings,
         signals: &Signals,
+        ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
         let open = async {
             let io = connector.clone().ready().await?.call(target).await?;
-            let (wire, cut) = Wire::new(io);
-            let mut builder = Builder::new(TokioExecutor::new());
+            let cut = Cut::default();
+            let mut builder = Builder::new(cut.clone());
             builder
                 .timer(TokioTimer::new())
                 .initial_max_send_streams(0)
@@ -61,7 +89,7 @@ impl Connection {
             if let Some((interval, timeout)) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
             }
-            let (sender, mut future) = builder.handshake(wire).await?;
+            let (sender, mut future) = builder.handshake(Wire::new(io)).await?;
             while future.current_max_send_streams() == 0 {
                 tokio::select! {
                     ended = &mut future => {
@@ -72,34 +100,38 @@ impl Connection {
                 }
             }
             let load = Load::waking(streams(future.current_max_send_streams()), TRIAL, Arc::clone(&signals.room));
-            Ok(Self { future: Some(future), link: Link { sender: Sender(sender), load: Arc::new(load) }, cut })
+            let (load, eye) = (Arc::new(load), Arc::new(Eye::default()));
+            let (watched, seeing) = (Arc::clone(&load), Arc::clone(&eye));
+            let task = tokio::spawn(async move {
+                let mut future = pin!(future);
+                poll_fn(|context| {
+                    seeing.waker.register(context.waker());
+                    // Its end means "no new requests"; why is of no use to those who come after.
+                    let ended = future.as_mut().poll(context).is_ready();
+                    if !ended && seeing.open.swap(false, Ordering::AcqRel) {
+                        watched.set_limit(streams(future.current_max_send_streams()));
+                    }
+                    if ended { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+                watched.close();
+                ended();
+            });
+            Ok(Self { link: Link { sender: Sender(sender), load }, eye, cut, task })
         };
         let limit = settings.connect_timeout;
         timeout(limit, open).await.unwrap_or_else(|_| Err(format!("no HTTP/2 connection within {limit:?}").into()))
     }
 
-    /// Drives the connection until it takes no requests any more. May be dropped and called again.
-    pub(crate) async fn closed(&mut self) {
-        match &mut self.future {
-            // The end means "no new requests"; why is of no use to those who come after.
-            Some(future) => {
-                let _ = future.await;
-                self.future = None;
-            }
-            None => std::future::pending().await,
-        }
+    /// Looks at the connection once more.
+    pub(crate) fn look(&self) {
+        self.eye.open.store(true, Ordering::Release);
+        self.eye.waker.wake();
     }
 
-    /// Whether it takes no requests any more, as of the last poll.
+    /// Whether it takes no requests any more.
     pub(crate) fn is_closed(&self) -> bool {
-        self.future.is_none() || self.link.sender.0.is_closed()
-    }
-
-    /// Takes over the peer's stream limit, which may change at any time.
-    pub(crate) fn update_limit(&self) {
-        if let Some(future) = &self.future {
-            self.link.load.set_limit(streams(future.current_max_send_streams()));
-        }
+        self.task.is_finished() || self.link.load.is_closed()
     }
 
     pub(crate) fn link(&self) -> Link {
@@ -115,19 +147,39 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 impl Sender {
     /// Sends a request; resolves at the response's headers.
     pub(crate) fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, Failure>> + use<> {
-        let sent = self.0.clone().try_send_request(request);
-        async move {
-            sent.await.map_err(|mut error| {
-                let request = error.take_message();
-                Failure { error: error.into_error(), request }
-            })
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.0.clone().try_send_request(request)
+    }
+}
+
+impl Cut {
+    pub(crate) fn cut(&self) {
+        if let Some(socket) = self.0.get() {
+            socket.abort();
         }
+    }
+}
+
+/// Spawns hyper's tasks, the first of which holds the socket; the others, one a request, end with it.
+impl<F> hyper::rt::Executor<F> for Cut
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        // Boxed, because hyper's future is large and tokio moves it several times: 2,500 instructions a call.
+        let task = tokio::spawn(Box::pin(future));
+        self.0.get_or_init(|| task.abort_handle());
     }
 }
 
@@ -138,12 +190,6 @@ fn streams(limit: usize) -> u32 {
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("link", &self.link).finish_non_exhaustive()
     }
 }
 

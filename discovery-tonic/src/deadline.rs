@@ -1,11 +1,11 @@
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 /// When a call ends, from its `grpc-timeout` header; a malformed one counts as none, as in tonic.
 pub(crate) fn of(headers: &HeaderMap) -> Option<Instant> {
-    let timeout = parse(headers.get(NAME)?.to_str().ok()?)?;
+    let timeout = parse(headers.get(&NAME)?.to_str().ok()?)?;
     // Beyond what the clock can tell is without a deadline.
     Instant::now().checked_add(timeout)
 }
@@ -46,7 +46,7 @@ fn print(timeout: Duration) -> HeaderValue {
     HeaderValue::try_from(format!("{value}{unit}")).expect("digits and a letter make a header value")
 }
 
-const NAME: &str = "grpc-timeout";
+const NAME: HeaderName = HeaderName::from_static("grpc-timeout");
 
 #[cfg(test)]
 mod tests {

@@ -15,10 +15,9 @@ use tokio::{
 
 use crate::{
     balance::Load,
-    connection::{Connection, Sender},
+    connection::{Connection, Cut, Sender},
     connector::{BoxError, Connector, SharedError},
     hold,
-    io::Cut,
     settings::EndpointSettings,
     signals::Signals,
 };
@@ -164,7 +163,9 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     loop {
         endpoint.enter(Phase::Connecting { first });
         let target = plan.settings.target(&endpoint.address);
-        let connect = Connection::open(&plan.connector, target, &plan.settings, &endpoint.signals);
+        let looker = Arc::clone(&endpoint);
+        let ended = move || looker.look();
+        let connect = Connection::open(&plan.connector, target, &plan.settings, &endpoint.signals, ended);
         let connected = tokio::select! {
             connected = connect => connected,
             () = drained(&endpoint) => return,
@@ -197,18 +198,15 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
 }
 
 /// Offers a connection until it closes, or until the endpoint has drained.
-async fn serve(endpoint: &Endpoint, mut connection: Connection, all: &[(Cut, Arc<Load>)], limit: Duration) -> End {
+async fn serve(endpoint: &Endpoint, connection: Connection, all: &[(Cut, Arc<Load>)], limit: Duration) -> End {
     endpoint.enter(Phase::Ready(connection.link()));
     let mut draining_since = None;
     loop {
-        let closed = tokio::select! {
-            // Polled first, so that every look is one at the connection too.
-            biased;
-            () = connection.closed() => true,
-            () = endpoint.look.notified() => connection.is_closed(),
-            () = sleep(DRAIN_TICK), if draining_since.is_some() => connection.is_closed(),
-        };
-        connection.update_limit();
+        tokio::select! {
+            () = endpoint.look.notified() => connection.look(),
+            () = sleep(DRAIN_TICK), if draining_since.is_some() => {}
+        }
+        let closed = connection.is_closed();
         if closed {
             connection.load().close();
             if !endpoint.is_draining() {
@@ -230,10 +228,6 @@ async fn serve(endpoint: &Endpoint, mut connection: Connection, all: &[(Cut, Arc
             connection.load().close();
             all.iter().for_each(|(cut, _)| cut.cut());
             return End::Drained;
-        }
-        if closed {
-            // The requests in flight go on without this future.
-            sleep(DRAIN_TICK).await;
         }
     }
 }

@@ -1,14 +1,9 @@
 use std::{
-    fmt, io,
+    io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     task::{Context, Poll, ready},
 };
 
-use futures::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 /// What a connector may hand out: bytes both ways.
@@ -16,33 +11,20 @@ pub(crate) trait Io: Read + Write + Send + Unpin {}
 
 impl<T: Read + Write + Send + Unpin> Io for T {}
 
-/// A connection's bytes, with two repairs that hyper does not have.
+/// A connection's bytes, read first.
 ///
-/// - *Read first*: a peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is read, and
-///   with it the proof that the requests above it were not processed. So a failed write is swallowed, and the end is left to
-///   the read side, which sees GOAWAY, then the end or the same error.
-/// - *Cut*: hyper's socket task lives on with its streams after everyone else has let go; the owner's [`Cut`] ends it.
+/// A peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is read, and with it the proof
+/// that the requests above it were not processed. So a failed write is swallowed, and the end is left to the read side, which
+/// sees GOAWAY, then the end or the same error.
 pub(crate) struct Wire {
     io: Box<dyn Io>,
-    cut: Arc<State>,
     /// A write failed: nothing more is written, and the read side decides.
     mute: bool,
 }
 
-/// The owner's hand on a [`Wire`].
-#[derive(Clone)]
-pub(crate) struct Cut(Arc<State>);
-
-#[derive(Default)]
-struct State {
-    is_cut: AtomicBool,
-    reader: AtomicWaker,
-}
-
 impl Wire {
-    pub(crate) fn new(io: Box<dyn Io>) -> (Self, Cut) {
-        let cut = Arc::new(State::default());
-        (Self { io, cut: Arc::clone(&cut), mute: false }, Cut(cut))
+    pub(crate) fn new(io: Box<dyn Io>) -> Self {
+        Self { io, mute: false }
     }
 
     /// What a write step means for hyper: a failure is a success that leads nowhere.
@@ -57,24 +39,12 @@ impl Wire {
     }
 }
 
-impl Cut {
-    /// Ends the connection at once, with everything on it.
-    pub(crate) fn cut(&self) {
-        self.0.is_cut.store(true, Ordering::Release);
-        self.0.reader.wake();
-    }
-}
-
 impl Read for Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        self.cut.reader.register(context.waker());
-        if self.cut.is_cut.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by its owner")));
-        }
         Pin::new(&mut *self.io).poll_read(context, buffer)
     }
 }
@@ -122,12 +92,6 @@ impl Write for Wire {
     }
 }
 
-impl fmt::Debug for Cut {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cut").finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use hyper_util::rt::TokioIo;
@@ -164,8 +128,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_write_leaves_the_end_to_the_read_side() {
-        let (wire, _cut) = Wire::new(Box::new(TokioIo::new(Gone(io::Cursor::new(b"GOAWAY".to_vec())))));
-        let mut wire = TokioIo::new(wire);
+        let mut wire = TokioIo::new(Wire::new(Box::new(TokioIo::new(Gone(io::Cursor::new(b"GOAWAY".to_vec()))))));
         for _ in 0..2 {
             wire.write_all(b"request").await.unwrap();
             wire.flush().await.unwrap();
@@ -174,16 +137,5 @@ mod tests {
         let mut read = String::new();
         wire.read_to_string(&mut read).await.unwrap();
         assert_eq!(read, "GOAWAY");
-    }
-
-    #[tokio::test]
-    async fn a_cut_ends_a_waiting_read() {
-        let (_peer, io) = tokio::io::duplex(64);
-        let (wire, cut) = Wire::new(Box::new(TokioIo::new(io)));
-        let mut wire = TokioIo::new(wire);
-        let reading = tokio::spawn(async move { wire.read_u8().await });
-        tokio::task::yield_now().await;
-        cut.cut();
-        assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     }
 }

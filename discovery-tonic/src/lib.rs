@@ -40,6 +40,7 @@
 
 pub mod balance;
 
+mod attempt;
 mod board;
 mod body;
 mod builder;
@@ -49,6 +50,7 @@ mod connection;
 mod connector;
 mod deadline;
 mod endpoint;
+mod flight;
 mod hold;
 mod io;
 mod outlier;
@@ -60,7 +62,8 @@ mod signals;
 mod status;
 
 pub use builder::Builder;
-pub use channel::{BalancedChannel, EndpointState, EndpointStatus, WaitForReady};
+pub use call::WaitForReady;
+pub use channel::{BalancedChannel, EndpointState, EndpointStatus};
 pub use outlier::Ejection;
 pub use response::ResponseBody;
 pub use served::{ServedBy, Tried};

@@ -6,9 +6,9 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::{
+    attempt::Target,
     balance::Candidate,
     board::{Board, Outlook, Row},
-    call::Target,
     connector::{BoxError, Connector},
     endpoint::{Endpoint, Phase, Plan, drive},
     hold::Hold,

@@ -1,7 +1,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,7 +10,11 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
-use crate::{call::Attempt, served::Tried, status};
+use crate::{
+    attempt::{Attempt, with_tried},
+    served::Tried,
+    status,
+};
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
@@ -46,9 +49,7 @@ impl Live {
         if code == Code::Unavailable {
             self.attempt.endpoint().failed();
         }
-        let mut status = Status::new(code, message);
-        status.set_source(Arc::new(self.tried(Some(error))));
-        status
+        with_tried(Status::new(code, message), self.tried(Some(error)))
     }
 }
 
@@ -61,7 +62,7 @@ impl Body for ResponseBody {
         let Some(running) = live else { return Poll::Ready(None) };
         // Before the body, which may be ready for ever.
         if deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
-            let status = status::deadline_exceeded(running.tried(None));
+            let status = with_tried(status::deadline_exceeded(), running.tried(None));
             *live = None;
             return Poll::Ready(Some(Err(status)));
         }

@@ -1,9 +1,7 @@
-use std::{error::Error as StdError, sync::Arc};
+use std::error::Error as StdError;
 
 use h2::Reason;
 use tonic::{Code, Status};
-
-use crate::served::Tried;
 
 /// What is known of a request whose sending failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -51,10 +49,8 @@ pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str) {
 }
 
 /// The status that the deadline ends a call with.
-pub(crate) fn deadline_exceeded(tried: Tried) -> Status {
-    let mut status = Status::deadline_exceeded("the deadline of the call passed");
-    status.set_source(Arc::new(tried));
-    status
+pub(crate) fn deadline_exceeded() -> Status {
+    Status::deadline_exceeded("the deadline of the call passed")
 }
 
 /// h2's error behind hyper's.

@@ -232,6 +232,7 @@ async fn rolling_graceful_restarts_lose_nothing() {
         backend.put(&service(), server.instance());
         servers.push_back(server);
     }
+    channel.ready(Duration::from_secs(5)).await.unwrap();
     let mut callers = JoinSet::new();
     let end = Instant::now() + Duration::from_secs(6);
     for _ in 0..32 {

@@ -46,6 +46,7 @@ impl Load {
     }
 
     /// The number of requests in flight, until their responses have ended.
+    #[inline]
     pub fn in_flight(&self) -> u32 {
         in_flight(self.word.load(Ordering::Relaxed))
     }
@@ -65,22 +66,29 @@ impl Load {
     /// # Errors
     ///
     /// Why there is none.
+    #[inline]
     pub fn enter(&self, patient: bool) -> Result<(), Full> {
         let before = self.word.fetch_add(ONE_REQUEST, Ordering::AcqRel);
         let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
-        let limit = self.limit.load(Ordering::Relaxed);
-        if before & CLOSED == 0 && in_flight(before) < limit.min(trial) {
+        // A closed word is above any limit, so that one comparison asks for both.
+        if (before as u32) < self.limit.load(Ordering::Relaxed).min(trial).min(MOST) {
             return Ok(());
         }
+        Err(self.refuse(before))
+    }
+
+    #[cold]
+    fn refuse(&self, before: u64) -> Full {
         self.word.fetch_sub(ONE_REQUEST, Ordering::AcqRel);
-        Err(match () {
+        match () {
             () if before & CLOSED != 0 => Full::Closed,
-            () if in_flight(before) >= limit => Full::Limit,
+            () if in_flight(before) >= self.limit.load(Ordering::Relaxed) => Full::Limit,
             () => Full::Trial,
-        })
+        }
     }
 
     /// Counts a request as answered: the peer is alive, which ends its trial.
+    #[inline]
     pub fn answer(&self) {
         self.word.fetch_sub(ONE_UNANSWERED, Ordering::AcqRel);
         if !self.is_proven()
@@ -92,6 +100,7 @@ impl Load {
     }
 
     /// Counts a request out.
+    #[inline]
     pub fn leave(&self, answered: bool) {
         let before = self.word.fetch_sub(if answered { ONE_ANSWERED } else { ONE_REQUEST }, Ordering::AcqRel);
         let limit = self.limit.load(Ordering::Relaxed).min(self.trial.load(Ordering::Relaxed));
@@ -126,6 +135,7 @@ impl Load {
     }
 
     /// Whether the peer has answered since it was last put on trial.
+    #[inline]
     pub fn is_proven(&self) -> bool {
         self.trial.load(Ordering::Relaxed) == u32::MAX
     }
@@ -138,11 +148,13 @@ impl Default for Load {
     }
 }
 
+#[inline]
 fn in_flight(word: u64) -> u32 {
     (word & (CLOSED - 1)) as u32
 }
 
 const CLOSED: u64 = 1 << 31;
+const MOST: u32 = CLOSED as u32;
 const ONE_UNANSWERED: u64 = 1 << 32;
 const ONE_ANSWERED: u64 = 1;
 const ONE_REQUEST: u64 = ONE_UNANSWERED | ONE_ANSWERED;

@@ -3,7 +3,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 use arc_swap::{ArcSwap, Cache};
 use discovery_core::Weight;
 
-use super::{Candidates, Draw, Load, Policy, alias::Alias, policy::Loads};
+use super::{Candidates, Draw, Load, Policy, alias::Alias};
 
 /// Where a set of candidates is published, and pickers over it are made.
 ///
@@ -32,6 +32,7 @@ pub struct Pickers<T> {
 /// Picks candidates; one for each clone of a channel, because it caches the set.
 pub struct Picker<T> {
     set: Cache<Arc<ArcSwap<Set<T>>>, Arc<Set<T>>>,
+    draw: Draw,
 }
 
 /// Something that can take requests.
@@ -53,6 +54,9 @@ struct Set<T> {
     /// Here too, so that a picker is cloned with fewer reference counts.
     policy: Arc<dyn Policy>,
     candidates: Box<[Arc<Candidate<T>>]>,
+    /// The candidates' loads and weights, apart from what the policies need not know.
+    loads: Box<[Arc<Load>]>,
+    weights: Box<[Weight]>,
     alias: Option<Alias>,
 }
 
@@ -63,13 +67,13 @@ impl<T> Pickers<T> {
     }
 
     pub(crate) fn of(policy: Arc<dyn Policy>) -> Self {
-        let empty = Set { policy: Arc::clone(&policy), candidates: Box::default(), alias: None };
+        let empty = Set::new(Arc::clone(&policy), Vec::new());
         Self { policy, set: Arc::new(ArcSwap::from_pointee(empty)) }
     }
 
     /// A picker over what is published here, now and later.
     pub fn picker(&self) -> Picker<T> {
-        Picker { set: Cache::new(Arc::clone(&self.set)) }
+        Picker { set: Cache::new(Arc::clone(&self.set)), draw: Draw::default() }
     }
 
     /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
@@ -78,10 +82,7 @@ impl<T> Pickers<T> {
         if candidates.iter().any(|one| one.weight.value() > 0) {
             candidates.retain(|one| one.weight.value() > 0);
         }
-        let weights: Vec<u64> = candidates.iter().map(|one| one.weight.value().into()).collect();
-        let alias = Alias::new(&weights);
-        let policy = Arc::clone(&self.policy);
-        self.set.store(Arc::new(Set { policy, candidates: candidates.into(), alias }));
+        self.set.store(Arc::new(Set::new(Arc::clone(&self.policy), candidates)));
     }
 }
 
@@ -95,8 +96,8 @@ impl<T> Picker<T> {
         if set.candidates.is_empty() {
             return None;
         }
-        let candidates = Candidates { loads: set, len: set.candidates.len(), alias: set.alias.as_ref() };
-        let n = set.policy.pick(&candidates, &mut Draw::default());
+        let candidates = Candidates { loads: &set.loads, weights: &set.weights, alias: set.alias.as_ref() };
+        let n = set.policy.pick(&candidates, &mut self.draw);
         match set.candidates.get(n) {
             Some(one) if one.load.enter(patient).is_ok() => {
                 Some(Picked { candidate: Arc::clone(one), answered: false })
@@ -107,6 +108,13 @@ impl<T> Picker<T> {
 }
 
 impl<T> Set<T> {
+    fn new(policy: Arc<dyn Policy>, candidates: Vec<Arc<Candidate<T>>>) -> Self {
+        let loads = candidates.iter().map(|one| Arc::clone(&one.load)).collect();
+        let weights: Box<[Weight]> = candidates.iter().map(|one| one.weight).collect();
+        let alias = Alias::new(&weights.iter().map(|weight| weight.value().into()).collect::<Vec<u64>>());
+        Self { policy, candidates: candidates.into(), loads, weights, alias }
+    }
+
     /// The least loaded candidate that has room.
     #[cold]
     fn any_with_room(&self, patient: bool) -> Option<Picked<T>> {
@@ -115,16 +123,6 @@ impl<T> Set<T> {
         order.sort_by_key(|one| one.load.in_flight());
         let one = order.into_iter().find(|one| one.load.enter(patient).is_ok())?;
         Some(Picked { candidate: Arc::clone(one), answered: false })
-    }
-}
-
-impl<T> Loads for Set<T> {
-    fn load(&self, n: usize) -> &Load {
-        &self.candidates[n].load
-    }
-
-    fn weight(&self, n: usize) -> Weight {
-        self.candidates[n].weight
     }
 }
 
@@ -142,6 +140,7 @@ impl<T> Picked<T> {
     }
 
     /// Counts the request as answered, once; it stays in flight.
+    #[inline]
     pub fn answer(&mut self) {
         if !std::mem::replace(&mut self.answered, true) {
             self.candidate.load.answer();
@@ -163,6 +162,7 @@ impl<T> Deref for Picked<T> {
 }
 
 impl<T> Drop for Picked<T> {
+    #[inline]
     fn drop(&mut self) {
         self.candidate.load.leave(self.answered);
     }
@@ -176,7 +176,7 @@ impl<T> Clone for Pickers<T> {
 
 impl<T> Clone for Picker<T> {
     fn clone(&self) -> Self {
-        Self { set: self.set.clone() }
+        Self { set: self.set.clone(), draw: Draw::default() }
     }
 }
 

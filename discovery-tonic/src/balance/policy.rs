@@ -1,7 +1,8 @@
-use std::fmt;
+use std::{fmt, sync::Arc};
+
+use discovery_core::Weight;
 
 use super::{Load, alias::Alias};
-use discovery_core::Weight;
 
 /// Decides which of the candidates gets a request.
 ///
@@ -30,8 +31,10 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
 ///
 /// Endpoints of weight 0 are not among them, unless all have weight 0.
 pub struct Candidates<'a> {
-    pub(super) loads: &'a dyn Loads,
-    pub(super) len: usize,
+    /// Not empty.
+    pub(super) loads: &'a [Arc<Load>],
+    /// As many as the loads.
+    pub(super) weights: &'a [Weight],
     pub(super) alias: Option<&'a Alias>,
 }
 
@@ -39,38 +42,37 @@ pub struct Candidates<'a> {
 #[derive(Debug)]
 pub struct Draw(fastrand::Rng);
 
-/// What hides the type of the endpoints from the policies.
-pub(super) trait Loads {
-    fn load(&self, n: usize) -> &Load;
-    fn weight(&self, n: usize) -> Weight;
-}
-
 impl Candidates<'_> {
     /// How many there are, at least one.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
-        self.len
+        self.loads.len()
     }
 
     /// The requests in flight at a candidate.
+    #[inline]
     pub fn in_flight(&self, n: usize) -> u32 {
-        self.loads.load(n).in_flight()
+        self.loads[n].in_flight()
     }
 
     /// A candidate's weight.
+    #[inline]
     pub fn weight(&self, n: usize) -> Weight {
-        self.loads.weight(n)
+        self.weights[n]
     }
 
     /// A random candidate, each in proportion to its weight.
+    #[inline]
     pub fn sample(&self, draw: &mut Draw) -> usize {
         match self.alias {
             Some(alias) => alias.sample(draw),
-            None => draw.below(self.len),
+            None => draw.below(self.len()),
         }
     }
 
     /// Whether all candidates have the same weight.
+    #[inline]
     pub fn is_even(&self) -> bool {
         self.alias.is_none()
     }
@@ -78,7 +80,7 @@ impl Candidates<'_> {
 
 impl fmt::Debug for Candidates<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Candidates").field("len", &self.len).finish_non_exhaustive()
+        f.debug_struct("Candidates").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -94,11 +96,23 @@ impl Draw {
         (self.0.u64(..) >> 32) as u32
     }
 
+    /// Two numbers below bounds that are not 0, for the price of one.
+    #[inline]
+    pub fn pair_below(&mut self, first: usize, second: usize) -> (usize, usize) {
+        let bits = self.0.u64(..);
+        (scale(bits >> 32, first), scale(bits & u64::from(u32::MAX), second))
+    }
+
     /// A number below `bound`, which is not 0: Lemire's multiplication without its rejection, whose bias is under `bound` / 2³².
     #[inline]
     pub fn below(&mut self, bound: usize) -> usize {
-        ((u64::from(self.bits()) * bound as u64) >> 32) as usize
+        scale(self.bits().into(), bound)
     }
+}
+
+#[inline]
+fn scale(bits: u64, bound: usize) -> usize {
+    ((bits * bound as u64) >> 32) as usize
 }
 
 impl Default for Draw {

@@ -16,14 +16,14 @@ impl Policy for PowerOfTwo {
         if len == 1 {
             return 0;
         }
-        let first = candidates.sample(draw);
         if candidates.is_even() {
+            let (first, step) = draw.pair_below(len, len - 1);
             // One of the others, each equally likely.
-            let step = 1 + draw.below(len - 1);
-            let second = if first + step < len { first + step } else { first + step - len };
+            let second = first + 1 + step;
+            let second = if second < len { second } else { second - len };
             return if candidates.in_flight(second) < candidates.in_flight(first) { second } else { first };
         }
-        let mut second = candidates.sample(draw);
+        let (first, mut second) = (candidates.sample(draw), candidates.sample(draw));
         if second == first {
             second = candidates.sample(draw);
         }
