@@ -1,1 +1,42 @@
-//! Placeholder.
+//! Service discovery for Rust: register, resolve, and balance tonic clients over the live set.
+//!
+//! This crate re-exports the others and parses URLs ([`connect`]). Each cargo feature adds one of them and changes nothing else:
+//!
+//! | Feature | Adds | Needs |
+//! |---|---|---|
+//! | `memory` | `MemoryBackend`, and `memory:` in URLs | |
+//! | `etcd` | `EtcdBackend`, and `etcd://` in URLs | `protoc` while it is built |
+//! | `tonic` | `BalancedChannel` | |
+//! | `full` | all of them | `protoc` while it is built |
+//!
+//! Who writes a backend depends on the crate `discovery-core`, which has the parts for it.
+#![cfg_attr(all(feature = "memory", feature = "tonic"), doc = "")]
+#![cfg_attr(all(feature = "memory", feature = "tonic"), doc = include_str!("../README.md"))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod connect;
+
+pub use connect::connect;
+#[doc(inline)]
+pub use discovery_core::{
+    Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Metadata,
+    Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Update, Updates, View, Weight,
+};
+
+#[cfg(feature = "etcd")]
+pub use discovery_etcd as etcd;
+#[cfg(feature = "etcd")]
+#[doc(inline)]
+pub use discovery_etcd::EtcdBackend;
+
+#[cfg(feature = "memory")]
+pub use discovery_memory as memory;
+#[cfg(feature = "memory")]
+#[doc(inline)]
+pub use discovery_memory::MemoryBackend;
+
+#[cfg(feature = "tonic")]
+pub use discovery_tonic as tonic;
+#[cfg(feature = "tonic")]
+#[doc(inline)]
+pub use discovery_tonic::BalancedChannel;

@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use discovery_core::{Error, Instance, InstanceId, ServiceName};
@@ -147,12 +147,15 @@ impl Outlook {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
             Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
             Self::Failing { since, endpoints, error } => {
-                let reason =
-                    format!("none of its {endpoints} endpoints has been reachable for {}: {error}", ago(since));
+                let reason = format!(
+                    "none of its {endpoints} endpoints has been reachable for {}: {}",
+                    ago(since),
+                    with_causes(&**error)
+                );
                 (reason, Some(Unreached::Connection(Arc::clone(error))))
             }
             Self::Lost { since, error } => {
-                let reason = format!("the registry has been out of reach for {}: {error}", ago(since));
+                let reason = format!("the registry has been out of reach for {}: {}", ago(since), error.report());
                 (reason, Some(error.clone().into()))
             }
             Self::Serving => ("all its endpoints are busy".to_owned(), None),
@@ -161,6 +164,12 @@ impl Outlook {
         let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
         (format!("no endpoint of {service}{waited}: {reason}"), cause)
     }
+}
+
+/// An error and what caused it, in one line.
+fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// A duration to the millisecond.

@@ -1,0 +1,243 @@
+use std::sync::Arc;
+
+use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance};
+
+/// Opens the backend that a URL names.
+///
+/// | URL | Backend | Feature |
+/// |---|---|---|
+/// | `etcd://user:password@host:2379,host:2379/prefix?ttl=15s` | etcd; members need no port if it is 2379; user, prefix and parameters may be left out | `etcd` |
+/// | `memory:` | a registry in this process, a new one with each call | `memory` |
+/// | `fixed://host:80,host:81` | exactly these instances, for every service; it takes no registrations | |
+///
+/// Returns at once: a registry that cannot be reached shows in the calls on the backend, which goes on trying.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery::Error> {
+/// use discovery::Resolver;
+///
+/// let backend = discovery::connect("fixed://10.0.0.1:80,10.0.0.2:80")?;
+/// assert_eq!(backend.list(&"payments".parse()?).await?.len(), 2);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that is not allowed, with what is;
+/// [`Unsupported`](ErrorKind::Unsupported) where its scheme is not compiled in, with the cargo feature that is missing;
+/// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime. An error never repeats the URL, which may hold a password.
+pub fn connect(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    open(url).map_err(|error| error.during("connect"))
+}
+
+fn open(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    let (scheme, rest) = url.split_once(':').ok_or_else(no_scheme)?;
+    match scheme {
+        "etcd" => etcd(url),
+        "fixed" => fixed(rest),
+        "memory" => memory(rest),
+        _ => Err(unknown(scheme, rest)),
+    }
+}
+
+#[cfg(feature = "etcd")]
+fn etcd(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    // Such a sign in a password ends the part that user and password stand in, so that they would be read, and quoted, as an
+    // address.
+    if url.trim_start_matches("etcd://").split_once(['/', '?', '#']).is_some_and(|(_, rest)| rest.contains('@')) {
+        return Err(invalid("an etcd:// URL has an @ after its members; write / ? # and @ as %2F %3F %23 and %40"));
+    }
+    let config: discovery_etcd::EtcdConfig = url.parse()?;
+    require_runtime()?;
+    Ok(Arc::new(discovery_etcd::EtcdBackend::connect(config)?))
+}
+
+#[cfg(not(feature = "etcd"))]
+fn etcd(_: &str) -> Result<Arc<dyn Backend>, Error> {
+    Err(missing("etcd"))
+}
+
+#[cfg(feature = "memory")]
+fn memory(rest: &str) -> Result<Arc<dyn Backend>, Error> {
+    if !matches!(rest, "" | "//") {
+        return Err(invalid("a memory: URL names nothing after its scheme; allowed is memory:"));
+    }
+    require_runtime()?;
+    Ok(Arc::new(discovery_memory::MemoryBackend::new()))
+}
+
+#[cfg(not(feature = "memory"))]
+fn memory(_: &str) -> Result<Arc<dyn Backend>, Error> {
+    Err(missing("memory"))
+}
+
+fn fixed(rest: &str) -> Result<Arc<dyn Backend>, Error> {
+    const ALLOWED: &str =
+        "a fixed: URL is a list of addresses and nothing else; allowed is fixed://host:port,host:port";
+    let list = rest.strip_prefix("//").filter(|list| !list.is_empty()).ok_or_else(|| invalid(ALLOWED))?;
+    // An address is quoted in the error about it, so what could hold a secret must not get there.
+    if list.contains(['@', '/', '?', '#']) {
+        return Err(invalid(ALLOWED));
+    }
+    let instances: Vec<Instance> =
+        list.split(',').map(|text| text.parse::<Address>().map(Instance::new)).collect::<Result<_, _>>()?;
+    require_runtime()?;
+    Ok(Arc::new(FixedResolver::new(instances)))
+}
+
+/// Asked of every scheme, so that code which runs on one of them runs on all.
+fn require_runtime() -> Result<(), Error> {
+    let handle = tokio::runtime::Handle::try_current();
+    handle.map(drop).map_err(|_| Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here"))
+}
+
+fn no_scheme() -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("the URL has no scheme; allowed are {SCHEMES}"))
+}
+
+/// Names the scheme only where it is one: `name:password@host` starts like a URL too.
+fn unknown(scheme: &str, rest: &str) -> Error {
+    let grammar = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    if !rest.starts_with("//") || scheme.is_empty() || scheme.len() > 32 || !scheme.chars().all(grammar) {
+        return no_scheme();
+    }
+    Error::new(ErrorKind::InvalidInput, format!("the scheme {scheme}:// is unknown; allowed are {SCHEMES}"))
+}
+
+#[cfg(not(all(feature = "etcd", feature = "memory")))]
+fn missing(feature: &'static str) -> Error {
+    let message =
+        format!("this program was built without {feature}; enable the cargo feature `{feature}` of `discovery`");
+    Error::new(ErrorKind::Unsupported, message)
+}
+
+fn invalid(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+const SCHEMES: &str = "etcd://, fixed:// and memory:";
+
+#[cfg(test)]
+mod tests {
+    use discovery_core::{Instance, Registry, Resolver, ServiceName};
+
+    use super::*;
+
+    fn service() -> ServiceName {
+        "payments".parse().unwrap()
+    }
+
+    #[test]
+    fn bad_urls_say_what_is_allowed() {
+        for (url, expected) in [
+            ("", "the URL has no scheme; allowed are etcd://, fixed:// and memory:"),
+            ("payments", "the URL has no scheme"),
+            (":", "the URL has no scheme"),
+            ("://h:1", "the URL has no scheme"),
+            ("host:2379", "the URL has no scheme"),
+            ("http://h:1", "the scheme http:// is unknown; allowed are etcd://, fixed:// and memory:"),
+            ("consul://h:1", "the scheme consul:// is unknown"),
+            ("ETCD://h:1", "the scheme ETCD:// is unknown"),
+            ("fixed", "the URL has no scheme"),
+            ("fixed:", "allowed is fixed://host:port,host:port"),
+            ("fixed://", "allowed is fixed://host:port,host:port"),
+            ("fixed:h:1", "allowed is fixed://host:port,host:port"),
+            ("fixed://h:1/path", "allowed is fixed://host:port,host:port"),
+            ("fixed://h:1?weight=3", "allowed is fixed://host:port,host:port"),
+            ("fixed://h", "invalid address \"h\": it has no port"),
+            ("fixed://h:1,", "invalid address \"\""),
+            ("fixed://h:1,h:0", "invalid address \"h:0\": the port"),
+            ("fixed://h:1,169.254.169.254:80", "link-local addresses are refused"),
+        ] {
+            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url:?}: {error}");
+            assert!(error.to_string().contains(expected), "{url:?}: {error}");
+            assert_eq!(error.operation(), Some("connect"), "{url:?}");
+        }
+    }
+
+    #[test]
+    fn errors_keep_secrets() {
+        for url in [
+            "hunter2",
+            "root:hunter2@h:2379",
+            "hunter2:root@h:2379",
+            "hunter2:",
+            "hunter2\n://h:2379",
+            "consul://root:hunter2@h:2379",
+            "fixed://root:hunter2@h:1",
+            "fixed://h:1?password=hunter2",
+            "memory://root:hunter2@h:1",
+            "etcd://root:hunter2@h:1,,/?ttl=soon",
+            "etcd://root:hunter2@",
+            "etcd://root:hunter2@h:99999",
+            "etcd://root:hunter2@10.1.2.3:2379",
+            "etcd://root:hunter2/2@10.1.2.3:2379",
+            "etcd://root:hunter2?2@10.1.2.3:2379",
+            "etcd://root:hunter2#2@10.1.2.3:2379",
+            "etcd:root:hunter2@h:1",
+        ] {
+            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            assert!(!format!("{error} {error:?} {}", error.report()).contains("hunter2"), "{url:?}: {error:?}");
+        }
+    }
+
+    #[test]
+    fn outside_a_runtime_is_a_typed_error() {
+        let compiled_in = [
+            Some("fixed://h:1"),
+            cfg!(feature = "memory").then_some("memory:"),
+            cfg!(feature = "etcd").then_some("etcd://127.0.0.1:2379"),
+        ];
+        for url in compiled_in.into_iter().flatten() {
+            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            assert_eq!(error.kind(), ErrorKind::NoRuntime, "{url:?}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn fixed_resolves_its_list_and_takes_no_registration() {
+        let backend = connect("fixed://10.0.0.2:80,[2001:db8::1]:80").unwrap();
+        let set = backend.list(&service()).await.unwrap();
+        let addresses: Vec<String> = set.iter().map(|one| one.address().to_string()).collect();
+        assert_eq!(addresses, ["10.0.0.2:80", "[2001:db8::1]:80"]);
+
+        let error = backend.register(&service(), Instance::new("10.0.0.3:80".parse().unwrap())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[cfg(feature = "memory")]
+    #[tokio::test]
+    async fn memory_is_a_new_registry_with_each_call() {
+        let (one, other) = (connect("memory:").unwrap(), connect("memory:").unwrap());
+        let _registration = one.register(&service(), Instance::new("10.0.0.1:80".parse().unwrap())).await.unwrap();
+        assert_eq!(one.list(&service()).await.unwrap().len(), 1);
+        assert_eq!(other.list(&service()).await.unwrap().len(), 0);
+    }
+
+    #[cfg(feature = "memory")]
+    #[test]
+    fn memory_takes_nothing_after_its_scheme() {
+        let error = connect("memory:shared").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("allowed is memory:"), "{error}");
+    }
+
+    #[cfg(not(feature = "memory"))]
+    #[test]
+    fn a_scheme_left_out_names_its_feature() {
+        let error = connect("memory:").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("`memory`"), "{error}");
+    }
+
+    #[cfg(not(feature = "etcd"))]
+    #[test]
+    fn etcd_left_out_names_its_feature() {
+        let error = connect("etcd://127.0.0.1:2379").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("`etcd`"), "{error}");
+    }
+}
