@@ -168,8 +168,13 @@ impl Outlook {
 
 /// An error and what caused it, in one line.
 fn with_causes(error: &(dyn StdError + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.extend([": ", &cause.to_string()]);
+        next = cause.source();
+    }
+    line
 }
 
 /// A duration to the millisecond.
