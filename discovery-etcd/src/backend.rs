@@ -11,7 +11,7 @@ use crate::{
     config::{EtcdConfig, Settings},
     failover::Cluster,
     registry::Registrar,
-    watch::{EtcdSource, closed_error},
+    watch::{EtcdSource, Pace, closed_error},
 };
 
 /// A handle on a registry kept in etcd.
@@ -56,6 +56,7 @@ impl EtcdBackend {
             cluster: Arc::clone(&cluster),
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
+            pace: Pace::of(settings.ttl),
             closed: closed.subscribe(),
         };
         let mut recovery = Recovery::default();

@@ -6,6 +6,10 @@
 //!   programs find Rust servers and the other way round:
 //!   `payments/10.0.7.4:50051` → `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}`.
 //! - A service is read by a linearizable list at one revision and a watch from the next one.
+//! - While a watch runs, the member that serves it is asked for the number of the service's entries, once in a third of the
+//!   [ttl](EtcdConfig::with_ttl), and no more often than twice a second. So a frozen member, a cluster without a leader, and a
+//!   watch that is silent about changes are noticed, and watchers are told of an outage within two thirds of the ttl (for a ttl
+//!   of 2 s and more; after 8 s at most).
 //! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
 //!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.

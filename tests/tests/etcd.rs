@@ -13,7 +13,12 @@ use discovery_core::{
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::{StreamExt, future::join_all};
 use support::{Etcd, Fault, Proxy, eventually};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 const TTL: Duration = Duration::from_secs(2);
 const SOON: Duration = Duration::from_secs(10);
@@ -208,6 +213,83 @@ async fn a_freeze_longer_than_the_ttl_is_healed_on_waking() {
     println!("all healed {:?} after the freeze", start.elapsed());
     eventually("all are listed", SOON, async || count(&backend).await == Some(5)).await;
     until(&mut updates, &mut set, |set| set.len() == 5).await;
+}
+
+/// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
+#[tokio::test]
+async fn a_freeze_is_told_within_a_ttl() {
+    let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
+    let backend = EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(ttl)).unwrap();
+    let mut updates = backend.watch(&payments()).unwrap();
+    // At other moments between two looks of the watch each time.
+    for phase in [0, 450, 900] {
+        while !matches!(timeout(SOON, updates.next()).await.unwrap(), Some(Update::Reset(_))) {}
+        sleep(Duration::from_millis(1100 + phase)).await;
+        etcd.pause(0);
+        let start = Instant::now();
+        let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
+        let told = start.elapsed();
+        println!("told {told:?} after the freeze: {}", error.report());
+        assert!(told < ttl, "{told:?}");
+        etcd.resume(0);
+    }
+}
+
+/// The watch's connection carries nothing any more, which only pings would notice; what else is asked goes on another one.
+#[tokio::test]
+async fn a_stuck_watch_is_opened_anew() {
+    let etcd = Etcd::start().await;
+    let (address, stall) = stalling_proxy(etcd.address()).await;
+    let config = EtcdConfig::new([address]).with_ttl(Duration::from_secs(9));
+    let backend = EtcdBackend::connect(config.with_request_timeout(Duration::from_millis(300))).unwrap();
+    let writer = connect(&etcd);
+    let gone = register(&writer, 1).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    // The set is there a moment before the watch is open.
+    sleep(Duration::from_millis(500)).await;
+    stall.send_replace(true);
+    assert_eq!(count(&backend).await, Some(1), "on a second connection");
+    gone.deregister().await.unwrap();
+    let start = Instant::now();
+    let seen = until(&mut updates, &mut set, Snapshot::is_empty).await;
+    println!("the stuck watch was opened anew {:?} after what it did not tell", start.elapsed());
+    assert!(matches!(&seen[..], [Update::Reset(_)]), "nothing else: {seen:?}");
+    assert!(start.elapsed() < Duration::from_secs(9), "long before a ping");
+}
+
+/// A proxy whose first connection gives no more answers once it is told so.
+async fn stalling_proxy(target: String) -> (String, watch::Sender<bool>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let stall = watch::Sender::new(false);
+    let mut first = Some(stall.subscribe());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let (mut stalled, target) = (first.take(), target.clone());
+            tokio::spawn(async move {
+                let server = TcpStream::connect(target).await.unwrap();
+                let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+                    (client.into_split(), server.into_split());
+                let answers = async {
+                    let mut buffer = vec![0; 64 << 10];
+                    while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
+                        if let Some(stalled) = &mut stalled {
+                            let _ = stalled.wait_for(|stalled| !stalled).await;
+                        }
+                        if to_client.write_all(&buffer[..count]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = answers => {}
+                    _ = tokio::io::copy(&mut from_client, &mut to_server) => {}
+                }
+            });
+        }
+    });
+    (address, stall)
 }
 
 #[tokio::test]

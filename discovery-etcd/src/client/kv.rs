@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
 };
@@ -21,6 +23,17 @@ pub(crate) struct Page {
     pub(crate) more: bool,
     pub(crate) revision: i64,
     pub(crate) cluster: u64,
+}
+
+/// A range without its entries.
+#[derive(Clone, Debug)]
+pub(crate) struct Glance {
+    pub(crate) cluster: u64,
+    /// The store's, not the range's.
+    pub(crate) revision: i64,
+    pub(crate) count: i64,
+    /// The revision of the newest entry, 0 where there is none; `None` where it was not asked for.
+    pub(crate) newest: Option<i64>,
 }
 
 /// What must hold of an entry for a put to happen.
@@ -60,6 +73,35 @@ impl Member {
                 rows: answer.take_kvs().into_iter().map(Row::from).collect(),
                 revision: header.as_ref().map_or(0, |header| header.revision()),
                 cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
+            })
+        })
+        .await
+    }
+
+    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all within `deadline`.
+    ///
+    /// Finding it makes etcd read the whole range; the answer is small either way.
+    pub(crate) async fn glance(
+        &self,
+        from: Vec<u8>,
+        to: Vec<u8>,
+        newest: bool,
+        deadline: Duration,
+    ) -> Result<Glance, Failure> {
+        self.call_within("watch", deadline, async |client| {
+            let options = GetOptions::new().with_range(to);
+            let options = if newest {
+                options.with_keys_only().with_limit(1).with_sort(SortTarget::Mod, SortOrder::Descend)
+            } else {
+                options.with_count_only()
+            };
+            let answer = client.kv_client().get(from, Some(options)).await?;
+            let header = answer.header();
+            Ok(Glance {
+                cluster: header.map_or(0, |header| header.cluster_id()),
+                revision: header.map_or(0, |header| header.revision()),
+                count: answer.count(),
+                newest: newest.then(|| answer.kvs().first().map_or(0, |entry| entry.mod_revision())),
             })
         })
         .await

@@ -15,7 +15,7 @@ use etcd_client::{Client, ConnectOptions};
 use tokio::{sync::Mutex, time::timeout};
 
 pub(crate) use failure::{Failure, Reason};
-pub(crate) use kv::{Guard, Page, Put, Row};
+pub(crate) use kv::{Glance, Guard, Page, Put, Row};
 pub(crate) use lease::Renewals;
 pub(crate) use watch::{Canceled, Event, Message, WatchStream};
 
@@ -63,15 +63,29 @@ impl Member {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.call_within(operation, self.request_timeout, call).await
+    }
+
+    /// Runs a call that may have less time than others.
+    async fn call_within<T, F>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        call: impl FnOnce(Client) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let deadline = deadline.min(self.request_timeout);
         let mut number = 0;
         let work = async {
             let client;
             (number, client) = self.client().await?;
             call(client).await
         };
-        let result = match timeout(self.request_timeout, work).await {
+        let result = match timeout(deadline, work).await {
             Ok(result) => result.map_err(|error| Failure::from_client(error, operation, &self.address)),
-            Err(_) => Err(Failure::silent(operation, &self.address, self.request_timeout)),
+            Err(_) => Err(Failure::silent(operation, &self.address, deadline)),
         };
         if result.as_ref().is_err_and(|failure| matches!(failure.reason, Reason::Member | Reason::Token)) {
             self.forget(number);

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use discovery_core::Address;
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 
@@ -45,14 +47,17 @@ pub(crate) enum Event {
 
 impl Member {
     /// Opens a stream with a watch of `[from, to)`, or of the key `from` alone where `to` is empty, from `revision` on.
+    ///
+    /// That may take no longer than `deadline`, nor than any request.
     pub(crate) async fn watch(
         &self,
         from: Vec<u8>,
         to: Vec<u8>,
         revision: i64,
         id: i64,
+        deadline: Duration,
     ) -> Result<WatchStream, Failure> {
-        self.call("watch", async |client| {
+        self.call_within("watch", deadline, async |client| {
             let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
             let (requests, answers) = client.watch(from, Some(options(to, revision, id))).await?.split();
             Ok(WatchStream { requests, answers, member: self.address.clone() })

@@ -98,6 +98,9 @@ impl EtcdConfig {
     ///
     /// etcd grants no less than 1.5 times its election timeout. What it granted is what counts, and what
     /// [`granted_ttl`](crate::EtcdBackend::granted_ttl) returns.
+    ///
+    /// It also rules how fast watchers notice an outage: give those that only watch the ttl of those that register. Each watched
+    /// service costs one small read per third of the ttl, between every 500 ms and every 5 s.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -127,7 +130,7 @@ impl EtcdConfig {
 
     /// Sets how often a connection with open streams is pinged; by default every 10 s.
     ///
-    /// It bounds how long a frozen member goes unnoticed. etcd ends connections that are pinged more often than its
+    /// Watches and leases notice a frozen member by themselves; pings clear its connections away. etcd ends connections that are pinged more often than its
     /// `--grpc-keepalive-min-time`, by default 5 s.
     #[must_use]
     pub fn with_ping_interval(mut self, interval: Duration) -> Self {

@@ -20,6 +20,11 @@ impl FromStr for EtcdConfig {
         if rest.contains('#') {
             return Err(invalid("invalid URL: a fragment means nothing here; write # in a password as %23"));
         }
+        // A bare / or ? in a password ends the part that user and password stand in, so that they would be read, and quoted,
+        // as an address.
+        if rest.split_once(['/', '?']).is_some_and(|(_, rest)| rest.contains('@')) {
+            return Err(invalid("invalid URL: an @ after the members; write / ? and @ as %2F %3F and %40"));
+        }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, hosts) = match authority.rsplit_once('@') {
@@ -139,6 +144,8 @@ mod tests {
             ("etcd://user@127.0.0.1", "belong together"),
             ("etcd://user:@127.0.0.1", "belong together"),
             ("etcd://:pw@127.0.0.1", "belong together"),
+            ("etcd://u:secret/x@127.0.0.1", "an @ after the members"),
+            ("etcd://u:secret?x@127.0.0.1", "an @ after the members"),
             ("etcd://u:secret@10.0.0.1", "in clear"),
             ("etcd://u:secret@127.0.0.1,etcd.example", "in clear"),
             ("etcd://u:secret@10.0.0.1?allow_plaintext_credentials=maybe", "true and false"),

@@ -86,7 +86,8 @@ impl Sentry {
         }
         let Some((id, post)) = self.posts.iter_mut().next() else { return Err(Reason::Member) };
         post.asked = true;
-        let opened = chosen.member.watch(post.key.clone().into_bytes(), Vec::new(), post.from, *id).await;
+        let opened =
+            chosen.member.watch(post.key.clone().into_bytes(), Vec::new(), post.from, *id, Duration::MAX).await;
         opened.map_err(|failure| {
             debug!(error = %failure.error.report(), "own entries not watched");
             failure.reason

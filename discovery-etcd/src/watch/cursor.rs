@@ -41,6 +41,15 @@ impl Cursor {
         Self { revision, cluster, parts: Vec::new() }
     }
 
+    /// The revision up to which all is passed on.
+    pub(super) fn reached(&self) -> i64 {
+        self.revision
+    }
+
+    pub(super) fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
     /// The first revision that is still to come.
     pub(super) fn next_revision(&self) -> i64 {
         self.revision + 1

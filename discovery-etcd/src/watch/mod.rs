@@ -1,23 +1,29 @@
 //! One attempt at following a service: a list in pages at one revision, then a watch from the next one.
+//!
+//! A watch that is cut off says nothing, as one does where nothing happens. So while it runs, small reads on the member that
+//! serves it show whether that answers, and whether the watch tells what it should (see [`Pace`]).
 
 mod cursor;
+mod pulse;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
 };
 use tracing::debug;
 
 use crate::{
-    client::{Event, Failure, Page, Reason, Row},
-    failover::Cluster,
+    client::{Event, Failure, Glance, Page, Reason, Row},
+    failover::{Chosen, Cluster},
     layout::Layout,
 };
 use cursor::{Cursor, Ended, Step};
+pub(crate) use pulse::Pace;
+use pulse::Pulse;
 
 /// Reads services from etcd.
 #[derive(Debug)]
@@ -25,6 +31,7 @@ pub(crate) struct EtcdSource {
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) prefix: String,
+    pub(crate) pace: Pace,
     /// Whether the backend was closed.
     pub(crate) closed: watch::Receiver<bool>,
 }
@@ -43,7 +50,8 @@ impl Source for EtcdSource {
 }
 
 impl EtcdSource {
-    /// Lists and watches; where the watch breaks but some member answers, lists anew and goes on.
+    /// Lists and watches; where the watch breaks but some member answers at once, lists anew and goes on. Otherwise the attempt
+    /// ends, so that watchers know of the outage while it lasts: what they see after it may be its doing.
     ///
     /// A watch is not resumed on another member: after a restore or a wipe its revisions may mean another history. The list
     /// costs little, and equal instances stay the same ones for all who watch.
@@ -51,15 +59,26 @@ impl EtcdSource {
         let range = Range::of(self, service);
         let mut open = Open::Feed(feed);
         let (mut short, mut reached) = (0, 0);
+        let mut broken: Option<Error> = None;
         loop {
             let started = Instant::now();
-            let (rows, revision, cluster) = self.list(&range).await?;
+            let (rows, revision, cluster) = match (&open, broken.take()) {
+                (Open::Feed(_), _) => self.list(&range).await?,
+                (_, None) => self.list_within(&range, self.pace.patience()).await?,
+                (_, Some(broken)) => match self.list_within(&range, self.pace.relist).await {
+                    Ok(listed) => listed,
+                    Err(error) if error.is_retryable() => return Err(broken),
+                    // More to the point, and nothing that passes.
+                    Err(error) => return Err(error),
+                },
+            };
+            let mut pulse = Pulse::new(rows.len(), revision);
             let entries = rows.into_iter().filter_map(|row| range.entry(row).map(|(_, entry)| entry));
             let went_back = revision < reached;
             let mut live = open.put(entries, went_back);
             let mut cursor = Cursor::new(revision, cluster);
-            let ended = self.watch(&range, &mut live, &mut cursor).await;
-            reached = cursor.next_revision() - 1;
+            let ended = self.watch(&range, &mut live, &mut cursor, &mut pulse).await;
+            reached = cursor.reached();
             short = if started.elapsed() < STEADY { short + 1 } else { 0 };
             let is_audit = matches!(ended, Ended::Audit);
             let error = match ended {
@@ -71,9 +90,19 @@ impl EtcdSource {
                     Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
                 }));
             }
-            debug!(%service, revision, error = error.map(|error| error.report().to_string()), "listing anew");
+            let report = error.as_ref().map(|error| error.report().to_string());
+            debug!(%service, revision, error = report, "listing anew");
+            broken = error;
             open = if is_audit { Open::Audit(live) } else { Open::Live(live) };
         }
+    }
+
+    async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<(Vec<Row>, i64, u64), Error> {
+        let listed = timeout(bound, self.list(range)).await;
+        listed.unwrap_or_else(|_| {
+            let message = format!("no etcd member gave a list within {bound:?}");
+            Err(Error::new(ErrorKind::DeadlineExceeded, message).during("list"))
+        })
     }
 
     /// The whole range, as it was at one revision.
@@ -122,21 +151,43 @@ impl EtcdSource {
         }
     }
 
-    /// Passes on changes until the watch ends.
-    async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor) -> Ended {
+    /// Passes on changes until the watch ends or cannot be trusted.
+    async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor, pulse: &mut Pulse) -> Ended {
         let chosen = self.cluster.choose(&[]);
-        let opened = chosen.member.watch(range.from.clone(), range.to.clone(), cursor.next_revision(), 0).await;
+        let (from, to) = (range.from.clone(), range.to.clone());
+        let opened = chosen.member.watch(from, to, cursor.next_revision(), 0, self.pace.patience()).await;
         let mut stream = match opened {
             Ok(stream) => stream,
             Err(failure) => return self.broken(&chosen, failure).await,
         };
         let audit = sleep_until(Instant::now() + AUDIT.mul_f64(0.8 + 0.4 * fastrand::f64()));
         tokio::pin!(audit);
+        let mut ticks = interval_at(Instant::now() + self.pace.interval, self.pace.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beat: Option<Beat<'_>> = None;
         loop {
             let message = tokio::select! {
-                message = stream.next() => message,
+                // What the watch has said already counts when it is judged.
+                biased;
                 () = &mut audit => return Ended::Audit,
+                message = stream.next() => message,
+                seen = answer(&mut beat), if beat.is_some() => {
+                    beat = None;
+                    match self.judge(&chosen, seen, cursor, pulse).await {
+                        Some(ended) => return ended,
+                        None => continue,
+                    }
+                }
+                _ = ticks.tick(), if beat.is_none() => {
+                    let newest = pulse.beat(cursor.reached());
+                    let (from, to) = (range.from.clone(), range.to.clone());
+                    beat = Some(Box::pin(chosen.member.glance(from, to, newest, self.pace.deadline)));
+                    continue;
+                }
             };
+            if message.as_ref().is_ok_and(|message| !message.events.is_empty()) {
+                pulse.hear();
+            }
             match message.map(|message| cursor.advance(message)) {
                 Ok(Ok(steps)) => {
                     for step in steps {
@@ -153,13 +204,47 @@ impl EtcdSource {
         }
     }
 
-    async fn broken(&self, chosen: &crate::failover::Chosen, failure: Failure) -> Ended {
+    /// Whether a beat's answer, or the lack of one, ends the watch.
+    async fn judge(
+        &self,
+        chosen: &Chosen,
+        seen: Result<Glance, Failure>,
+        cursor: &Cursor,
+        pulse: &mut Pulse,
+    ) -> Option<Ended> {
+        let wrong = match seen {
+            Ok(seen) if seen.cluster != cursor.cluster() => "the member belongs to another cluster by now",
+            Ok(seen) => pulse.answered(&seen, cursor.reached()).err()?,
+            Err(failure) if failure.is_member() => return Some(self.broken(chosen, failure).await),
+            // The member answers, if only that it is too busy, or minds a token, which the next beat renews. What lasts is
+            // found by the audit.
+            Err(failure) => {
+                debug!(error = %failure.error.report(), "the watch could not be checked");
+                return None;
+            }
+        };
+        self.cluster.failed(chosen);
+        Some(Ended::Broken(Error::new(ErrorKind::Unavailable, wrong).during("watch")))
+    }
+
+    async fn broken(&self, chosen: &Chosen, failure: Failure) -> Ended {
         match failure.reason {
             Reason::Token => chosen.member.forget_token().await,
             Reason::Refused => {}
             _ => self.cluster.failed(chosen),
         }
         Ended::Broken(failure.error)
+    }
+}
+
+/// A small read that is on its way.
+type Beat<'a> = Pin<Box<dyn Future<Output = Result<Glance, Failure>> + Send + 'a>>;
+
+/// The answer to a beat. Cancel safe.
+async fn answer(beat: &mut Option<Beat<'_>>) -> Result<Glance, Failure> {
+    match beat {
+        Some(beat) => beat.await,
+        None => std::future::pending().await,
     }
 }
 
