@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The benchmarks of discovery, with their peers in the same run.
+//!
+//! `make bench` runs the `benches` binary, which starts [servers](servers::Servers) in a process of their own, counts the
+//! instructions of small drivers (`src/bin`) with [callgrind], and prints one [table]. Only what holds on any machine is
+//! judged: ratios of counts, and lost or slow calls.
+
+pub mod bare;
+pub mod caller;
+pub mod callgrind;
+pub mod clients;
+pub mod figures;
+pub mod machine;
+pub mod servers;
+pub mod table;
+
+/// What ends a benchmark early.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -40,7 +40,7 @@ pub(crate) struct Call {
 struct Spare {
     method: Method,
     path: PathAndQuery,
-    headers: Box<[(HeaderName, HeaderValue)]>,
+    headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
 }
 
@@ -184,7 +184,9 @@ impl Call {
 impl Spare {
     fn of(request: &Request<RequestBody>) -> Option<Self> {
         let RequestBody::Kept(body) = request.body() else { return None };
-        let headers = request.headers().iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        // The iterator cannot tell its length.
+        let mut headers = Vec::with_capacity(request.headers().len());
+        headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
         let path = request.uri().path_and_query().cloned().unwrap_or_else(root);
         Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
     }

@@ -1,0 +1,89 @@
+//! Sends the same unary calls over any client, in the same way.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use greeter::{GreetReply, GreetRequest, GreeterClient};
+use tonic::{Request, Response, Status, body::Body, client::GrpcService, codegen::StdError};
+
+/// What a generated client takes.
+pub trait Transport:
+    GrpcService<
+        Body,
+        Error: Into<StdError>,
+        ResponseBody: http_body::Body<Data = bytes::Bytes, Error: Into<StdError> + Send> + Send + 'static,
+    > + Clone
+{
+}
+
+impl<T> Transport for T where
+    T: GrpcService<
+            Body,
+            Error: Into<StdError>,
+            ResponseBody: http_body::Body<Data = bytes::Bytes, Error: Into<StdError> + Send> + Send + 'static,
+        > + Clone
+{
+}
+
+/// A client that calls.
+#[derive(Clone, Debug)]
+pub struct Caller<T> {
+    client: GreeterClient<T>,
+    deadline: Option<Duration>,
+}
+
+impl<T: Transport> Caller<T> {
+    /// A caller over a transport; its calls carry the deadline, if there is one.
+    pub fn new(transport: T, deadline: Option<Duration>) -> Self {
+        Self { client: GreeterClient::new(transport), deadline }
+    }
+
+    /// One call with a payload of 64 bytes, which comes back.
+    ///
+    /// # Errors
+    ///
+    /// What the call ends with.
+    pub async fn call(&mut self) -> Result<Response<GreetReply>, Status> {
+        let mut request = Request::new(GreetRequest { payload: vec![7; 64], ..GreetRequest::default() });
+        if let Some(deadline) = self.deadline {
+            request.set_timeout(deadline);
+        }
+        self.client.greet(request).await
+    }
+
+    /// One call after the other over one client.
+    ///
+    /// # Errors
+    ///
+    /// What the first failed call ends with.
+    pub async fn in_sequence(&mut self, operations: usize) -> Result<(), Status> {
+        for _ in 0..operations {
+            self.call().await?;
+        }
+        Ok(())
+    }
+
+    /// So many calls under way all the time, each over a clone, as handlers of another server write it.
+    ///
+    /// # Errors
+    ///
+    /// What the first failed call ends with.
+    pub async fn at_once(&self, width: usize, operations: usize) -> Result<(), Status> {
+        let start = || {
+            let mut caller = self.clone();
+            async move { caller.call().await }
+        };
+        let mut running = FuturesUnordered::new();
+        let mut started = 0;
+        loop {
+            while started < operations && running.len() < width {
+                running.push(start());
+                started += 1;
+            }
+            match running.next().await {
+                Some(result) => drop(result?),
+                None => return Ok(()),
+            }
+        }
+    }
+}

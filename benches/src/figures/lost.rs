@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    Failure,
+    caller::{Caller, Transport},
+    clients,
+    servers::{Kind, Servers},
+    table::Row,
+};
+
+/// How many calls ended badly.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    failed: u32,
+    /// Those that failed or took until their deadline.
+    slow: u32,
+}
+
+/// L1: one of four endpoints refuses connections.
+pub(super) async fn refusing() -> Result<Vec<Row>, Failure> {
+    let servers = servers_and(Kind::Refusing)?;
+    let ours = tally(clients::ours(servers.addresses())?, 1, CALLS).await;
+    let tonic = tally(clients::tonic_balanced(servers.addresses())?, 1, CALLS).await;
+    let row = Row::new("L1", format!("failed of {CALLS} calls, 1 of 4 endpoints refuses"), ours.failed.into());
+    Ok(vec![row.against(TONIC, tonic.failed.into()).most(0.0)])
+}
+
+/// L2: one of four endpoints accepts and stays silent, or shakes hands and never answers.
+pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
+    let (silent, hung) = (servers_and(Kind::Silent)?, servers_and(Kind::Hung)?);
+    let ours_silent = tally(clients::ours(silent.addresses())?, 1, CALLS).await;
+    let ours_wide = tally(clients::ours(hung.addresses())?, 50, CALLS).await;
+    let channel = clients::ours(hung.addresses())?;
+    let ours_hung = tally(channel.clone(), 1, CALLS).await;
+    let (later, calls) = later(channel).await;
+    // Few calls, most of the time waiting, so both at once.
+    let (tonic_silent, tonic_hung) = tokio::join!(
+        tally(clients::tonic_balanced(silent.addresses())?, 1, FEWER),
+        tally(clients::tonic_balanced(hung.addresses())?, 1, FEWER)
+    );
+    let row = |what: String, ours: Tally| Row::new("L2", what, ours.slow.into());
+    let slow = "slow (1 s) or failed";
+    Ok(vec![
+        row(format!("{slow} of {CALLS} calls, 1 of 4 endpoints accepts and is silent"), ours_silent)
+            .against(TONIC_FEWER, tonic_silent.slow.into())
+            .most(0.0),
+        row(format!("{slow} of {CALLS} calls, 1 of 4 endpoints shakes hands and never answers"), ours_hung)
+            .against(TONIC_FEWER, tonic_hung.slow.into())
+            .most(5.0),
+        row("the same, 50 at once".to_owned(), ours_wide).most(5.0),
+        row(format!("the same, of {calls} calls in the next {} s: probes alone", LATER.as_secs()), later).most(PROBES),
+    ])
+}
+
+fn servers_and(kind: Kind) -> Result<Servers, Failure> {
+    Servers::start(&[Kind::Greeter, Kind::Greeter, Kind::Greeter, kind])
+}
+
+/// Calls from a cold start, so many at once.
+async fn tally<T: Transport>(transport: T, width: usize, calls: u32) -> Tally {
+    let caller = Caller::new(transport, Some(SLOW));
+    let results = stream::iter(0..calls).map(|_| call(caller.clone())).buffer_unordered(width);
+    results.fold(Tally::default(), |tally, one| async move { tally.and(one) }).await
+}
+
+/// Calls for a while, with pauses.
+async fn later<T: Transport>(transport: T) -> (Tally, u32) {
+    let caller = Caller::new(transport, Some(SLOW));
+    let (mut tally, mut calls) = (Tally::default(), 0);
+    let start = Instant::now();
+    while start.elapsed() < LATER {
+        tally = tally.and(call(caller.clone()).await);
+        calls += 1;
+        sleep(PAUSE).await;
+    }
+    (tally, calls)
+}
+
+async fn call<T: Transport>(mut caller: Caller<T>) -> Tally {
+    let start = Instant::now();
+    let result = caller.call().await;
+    let failed = result.is_err();
+    Tally { failed: failed.into(), slow: (failed || start.elapsed() >= SLOW).into() }
+}
+
+impl Tally {
+    fn and(self, other: Self) -> Self {
+        Self { failed: self.failed + other.failed, slow: self.slow + other.slow }
+    }
+}
+
+const CALLS: u32 = 2_000;
+/// tonic's slow calls go on for ever; these take half a minute.
+const FEWER: u32 = 99;
+const SLOW: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(2);
+/// An ejection lasts 1 s and twice as long after each probe that fails, itself after 1 s: one slow call at 1, 4, 9 and 18 s.
+const PROBES: f64 = 4.0;
+const TONIC: &str = "tonic `balance_list`";
+const TONIC_FEWER: &str = "tonic `balance_list`, of its first 99";

@@ -1,0 +1,25 @@
+//! The figures that are measured, and their targets.
+
+mod calls;
+mod lost;
+mod pick;
+
+use crate::{Failure, table::Row};
+
+/// Their names, in the order of the table.
+pub const NAMES: [&str; 4] = ["F1", "F3", "L1", "L2"];
+
+/// Measures one of [`NAMES`].
+///
+/// # Errors
+///
+/// Where a part of the measurement fails; a missed target is none.
+pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
+    match name {
+        "F1" => pick::rows(),
+        "F3" => calls::rows(),
+        "L1" => lost::refusing().await,
+        "L2" => lost::silent_and_hung().await,
+        other => Err(format!("no figure {other}").into()),
+    }
+}

@@ -1,0 +1,87 @@
+//! Servers in a process of their own, so that nothing of them is counted with a client.
+
+use std::{
+    fmt,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    str::FromStr,
+};
+
+use crate::{Failure, callgrind::driver};
+
+/// How a server behaves.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Answers.
+    Greeter,
+    /// Shakes hands, takes calls and never answers one.
+    Hung,
+    /// Refuses connections.
+    Refusing,
+    /// Accepts connections and never says a word.
+    Silent,
+}
+
+/// A process of the `servers` binary; it ends with this value.
+#[derive(Debug)]
+pub struct Servers {
+    child: Child,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Servers {
+    /// Starts one server of each kind and waits until all have their addresses.
+    ///
+    /// # Errors
+    ///
+    /// Where the binary is missing or ends before it has named all addresses.
+    pub fn start(kinds: &[Kind]) -> Result<Self, Failure> {
+        let mut command = Command::new(driver("servers")?);
+        command.args(kinds.iter().map(Kind::to_string));
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().ok_or("the servers have no output")?;
+        let mut servers = Self { child, addresses: Vec::new() };
+        for line in BufReader::new(stdout).lines().take(kinds.len()) {
+            servers.addresses.push(line?.parse()?);
+        }
+        if servers.addresses.len() < kinds.len() {
+            return Err("the servers ended before they had all addresses".into());
+        }
+        Ok(servers)
+    }
+
+    /// Where they listen, in the order of their kinds.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        // Whoever has ended by itself needs no end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Greeter => "greeter",
+            Self::Hung => "hung",
+            Self::Refusing => "refusing",
+            Self::Silent => "silent",
+        })
+    }
+}
+
+impl FromStr for Kind {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Result<Self, Failure> {
+        let all = [Self::Greeter, Self::Hung, Self::Refusing, Self::Silent];
+        all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("no kind of server: {text}").into())
+    }
+}

@@ -1,0 +1,154 @@
+//! The one table: figure, ours, peer, ratio, target, verdict.
+
+use std::fmt;
+
+/// All rows of a run.
+#[derive(Debug, Default)]
+pub struct Table(Vec<Row>);
+
+/// One measured figure.
+#[derive(Clone, Debug)]
+pub struct Row {
+    figure: &'static str,
+    what: String,
+    ours: f64,
+    peer: Option<(&'static str, f64)>,
+    target: Target,
+}
+
+/// What a figure has to reach.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    /// Ours is at most so much more than the peer.
+    More(f64),
+    /// Ours is at most this.
+    Most(f64),
+    /// Nothing: it is printed alone.
+    Printed,
+    /// Ours is at most this part of the peer.
+    Ratio(f64),
+}
+
+impl Table {
+    /// Adds rows.
+    pub fn extend(&mut self, rows: Vec<Row>) {
+        self.0.extend(rows);
+    }
+
+    /// Whether any row missed its target.
+    #[must_use]
+    pub fn missed(&self) -> bool {
+        self.0.iter().any(Row::missed)
+    }
+}
+
+impl Row {
+    /// A figure that is printed without being judged, until a target is set.
+    pub fn new(figure: &'static str, what: impl Into<String>, ours: f64) -> Self {
+        Self { figure, what: what.into(), ours, peer: None, target: Target::Printed }
+    }
+
+    /// What the peer of this name needs.
+    #[must_use]
+    pub fn against(mut self, peer: &'static str, value: f64) -> Self {
+        self.peer = Some((peer, value));
+        self
+    }
+
+    /// Ours has to be at most this part of the peer.
+    #[must_use]
+    pub fn ratio(mut self, limit: f64) -> Self {
+        self.target = Target::Ratio(limit);
+        self
+    }
+
+    /// Ours has to be at most this.
+    #[must_use]
+    pub fn most(mut self, limit: f64) -> Self {
+        self.target = Target::Most(limit);
+        self
+    }
+
+    /// Ours has to be at most so much more than the peer.
+    #[must_use]
+    pub fn more(mut self, limit: f64) -> Self {
+        self.target = Target::More(limit);
+        self
+    }
+
+    fn ratio_of(&self) -> Option<f64> {
+        self.peer.filter(|(_, value)| *value > 0.0).map(|(_, value)| self.ours / value)
+    }
+
+    /// A ratio or difference without a peer is not reached.
+    fn missed(&self) -> bool {
+        match self.target {
+            Target::More(limit) => self.peer.is_none_or(|(_, value)| self.ours - value > limit + ROUNDING),
+            Target::Most(limit) => self.ours > limit,
+            Target::Printed => false,
+            Target::Ratio(limit) => self.ratio_of().is_none_or(|ratio| ratio > limit),
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "| Figure | What | Ours | Peer | | Ratio | Target | Verdict |")?;
+        writeln!(f, "|---|---|---:|---|---:|---:|---:|---|")?;
+        self.0.iter().try_for_each(|row| writeln!(f, "{row}"))
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (peer, value) = self.peer.map(|(peer, value)| (peer, number(value))).unwrap_or_default();
+        let ratio = self.ratio_of().map(|ratio| format!("{ratio:.3}")).unwrap_or_default();
+        let target = match self.target {
+            Target::More(limit) => format!("≤ +{limit}"),
+            Target::Most(limit) => format!("≤ {limit}"),
+            Target::Printed => String::new(),
+            Target::Ratio(limit) => format!("≤ {limit:.2}×"),
+        };
+        let verdict = match self.target {
+            Target::Printed => "printed",
+            _ if self.missed() => "MISSED",
+            _ => "reached",
+        };
+        let (figure, what, ours) = (self.figure, &self.what, number(self.ours));
+        write!(f, "| {figure} | {what} | {ours} | {peer} | {value} | {ratio} | {target} | {verdict} |")
+    }
+}
+
+/// Whole numbers in groups of three; small ones with one decimal where they have any.
+fn number(value: f64) -> String {
+    if value < 1_000.0 {
+        return format!("{value:.1}").trim_end_matches(".0").to_owned();
+    }
+    let digits = format!("{value:.0}");
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
+}
+
+/// A difference of two numbers with one decimal.
+const ROUNDING: f64 = 1e-6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_missed_beyond_its_limit_and_without_its_peer() {
+        let row = |ours| Row::new("F0", "things", ours);
+        assert!(!row(10.0).against("peer", 100.0).ratio(0.1).missed());
+        assert!(row(11.0).against("peer", 100.0).ratio(0.1).missed());
+        assert!(row(10.0).ratio(0.1).missed());
+        assert!(!row(3.1).against("peer", 2.1).more(1.0).missed());
+        assert!(row(3.2).against("peer", 2.1).more(1.0).missed());
+        assert!(row(1.0).most(0.0).missed() && !row(1.0).missed());
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([0.0, 33.5, 262.0, 69_734.4, 1_234_567.0].map(number), ["0", "33.5", "262", "69,734", "1,234,567"]);
+    }
+}
