@@ -64,11 +64,10 @@ impl Board {
         let mut picker = self.pickers.picker();
         let start = Instant::now();
         loop {
-            let (mut published, mut room) =
-                (Box::pin(self.signals.published.notified()), Box::pin(self.signals.room.notified()));
-            // Before the look, so that nothing that happens after it is missed.
+            // Both before the look, so that nothing that happens after it is missed.
+            let mut published = Box::pin(self.signals.published.notified());
             published.as_mut().enable();
-            room.as_mut().enable();
+            let mut room = self.signals.room.wait();
             let patient = start.elapsed() < PATIENCE;
             let mut found = picker.pick(patient);
             for _ in 0..tried.len().min(4) {
@@ -88,7 +87,7 @@ impl Board {
             }
             tokio::select! {
                 () = published => {}
-                () = room => {}
+                () = room.turn.as_mut() => {}
                 () = sleep_until(start + PATIENCE), if patient => {}
                 () = sleep_until(start + self.wait) => {}
             }

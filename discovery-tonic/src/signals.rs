@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use crate::balance::Room;
+
 /// How calls, endpoints and the pool wake one another.
 #[derive(Debug, Default)]
 pub(crate) struct Signals {
@@ -13,8 +15,8 @@ pub(crate) struct Signals {
     pub(crate) dirty: Notify,
     /// The pool published a set or an outlook.
     pub(crate) published: Notify,
-    /// A full endpoint has room again.
-    pub(crate) room: Arc<Notify>,
+    /// Where calls wait while all endpoints are full.
+    pub(crate) room: Arc<Room>,
     /// The pool sweeps. It stops where nothing is under way, so that an idle channel costs nothing.
     sweeping: AtomicBool,
     /// Counts the sweeps: a clock that calls can read for nothing.

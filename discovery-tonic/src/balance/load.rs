@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
-use tokio::sync::Notify;
+use super::room::Room;
 
 /// What is under way at one candidate, and how much may be.
 ///
@@ -19,7 +19,7 @@ pub struct Load {
     /// What is given to a peer that has not answered anything yet.
     trial: AtomicU32,
     /// Told when there is room again.
-    room: Option<Arc<Notify>>,
+    room: Option<Arc<Room>>,
 }
 
 /// Why a [`Load`] takes no further request.
@@ -41,7 +41,7 @@ impl Load {
     }
 
     /// The same, and wakes those who wait for room when there is some.
-    pub(crate) fn waking(limit: u32, trial: u32, room: Arc<Notify>) -> Self {
+    pub(crate) fn waking(limit: u32, trial: u32, room: Arc<Room>) -> Self {
         Self { room: Some(room), ..Self::new(limit, trial) }
     }
 
@@ -68,7 +68,7 @@ impl Load {
     /// Why there is none.
     #[inline]
     pub fn enter(&self, patient: bool) -> Result<(), Full> {
-        let before = self.word.fetch_add(ONE_REQUEST, Ordering::AcqRel);
+        let before = self.word.fetch_add(ONE_REQUEST, Ordering::SeqCst);
         let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
         // A closed word is above any limit, so that one comparison asks for both.
         if (before as u32) < self.limit.load(Ordering::Relaxed).min(trial).min(MOST) {
@@ -91,23 +91,25 @@ impl Load {
     #[inline]
     pub fn answer(&self) {
         self.word.fetch_sub(ONE_UNANSWERED, Ordering::AcqRel);
-        if !self.is_proven()
-            && self.trial.swap(u32::MAX, Ordering::AcqRel) != u32::MAX
-            && let Some(room) = &self.room
-        {
-            room.notify_waiters();
+        if !self.is_proven() {
+            self.prove();
+        }
+    }
+
+    #[cold]
+    fn prove(&self) {
+        self.trial.store(u32::MAX, Ordering::SeqCst);
+        if let Some(room) = &self.room {
+            room.many_left();
         }
     }
 
     /// Counts a request out.
     #[inline]
     pub fn leave(&self, answered: bool) {
-        let before = self.word.fetch_sub(if answered { ONE_ANSWERED } else { ONE_REQUEST }, Ordering::AcqRel);
-        let limit = self.limit.load(Ordering::Relaxed).min(self.trial.load(Ordering::Relaxed));
-        if in_flight(before) >= limit
-            && let Some(room) = &self.room
-        {
-            room.notify_one();
+        self.word.fetch_sub(if answered { ONE_ANSWERED } else { ONE_REQUEST }, Ordering::SeqCst);
+        if let Some(room) = &self.room {
+            room.one_left();
         }
     }
 
@@ -126,7 +128,10 @@ impl Load {
 
     /// Takes over what the peer allows at once.
     pub fn set_limit(&self, limit: u32) {
-        self.limit.store(limit, Ordering::Relaxed);
+        let before = self.limit.swap(limit, Ordering::SeqCst);
+        if let Some(room) = self.room.as_ref().filter(|_| limit > before) {
+            room.many_left();
+        }
     }
 
     /// Puts the peer on trial again: at most `trial` requests until it answers one.
@@ -194,13 +199,29 @@ mod tests {
         assert_eq!(load.enter(false), Err(Full::Closed));
         assert_eq!(load.in_flight(), 0);
     }
-    #[tokio::test]
-    async fn room_wakes_one_who_waits() {
-        let room = Arc::new(Notify::new());
-        let load = Load::waking(1, u32::MAX, Arc::clone(&room));
-        load.enter(true).unwrap();
-        let waiting = room.notified();
-        load.leave(false);
-        waiting.await;
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn no_place_stays_empty_while_somebody_waits() {
+        let room = Arc::new(Room::default());
+        let load = Arc::new(Load::waking(3, u32::MAX, Arc::clone(&room)));
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            let (room, load) = (Arc::clone(&room), Arc::clone(&load));
+            callers.spawn(async move {
+                for _ in 0..200 {
+                    loop {
+                        let mut waiting = room.wait();
+                        if load.enter(true).is_ok() {
+                            break;
+                        }
+                        waiting.turn.as_mut().await;
+                    }
+                    tokio::task::yield_now().await;
+                    load.leave(false);
+                }
+            });
+        }
+        let all = tokio::time::timeout(std::time::Duration::from_secs(20), callers.join_all());
+        all.await.expect("all callers get their turns");
+        assert_eq!(load.in_flight(), 0);
     }
 }

@@ -7,10 +7,12 @@ mod load;
 mod picker;
 mod policy;
 mod power_of_two;
+mod room;
 mod round_robin;
 
 pub use load::{Full, Load};
 pub use picker::{Candidate, Picked, Picker, Pickers};
 pub use policy::{Candidates, Draw, Policy};
 pub use power_of_two::PowerOfTwo;
+pub(crate) use room::Room;
 pub use round_robin::RoundRobin;
