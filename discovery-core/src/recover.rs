@@ -114,16 +114,16 @@ impl<S: Source> Resolver for Recovered<S> {
     }
 
     fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
-        let subscription = self.0.join(service, Fold::default())?;
+        let subscription = Subscription::new(self.0.join(service, Fold::default())?);
         let first = (Arc::clone(&self.0), subscription);
         Ok(Updates::new(stream::unfold(first, |(hub, mut subscription)| async move {
             // A watch whose runtime is gone is taken up again on the one that polls this stream.
-            if subscription.shared().is_orphaned() {
+            if subscription.shared().is_orphaned() && subscription.is_drained() {
                 // A runtime that is shutting down lets no watch live: there this stream must give way to be dropped.
                 tokio::task::yield_now().await;
                 let (service, fold) = (subscription.shared().service().clone(), subscription.shared().fold());
-                if let Ok(next) = hub.join(&service, fold) {
-                    subscription = next;
+                if let Ok(shared) = hub.join(&service, fold) {
+                    subscription = Subscription::resumed(shared);
                 }
             }
             let update = subscription.next().await;
@@ -134,7 +134,7 @@ impl<S: Source> Resolver for Recovered<S> {
 
 impl<S: Source> Hub<S> {
     /// Joins the service's watch, or starts one from what an earlier one knew.
-    fn join(&self, service: &ServiceName, fold: Fold) -> Result<Subscription, Error> {
+    fn join(&self, service: &ServiceName, fold: Fold) -> Result<Arc<Shared>, Error> {
         let runtime = require_runtime("watch")?;
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let running = watches.get(service).and_then(Weak::upgrade);
@@ -152,7 +152,7 @@ impl<S: Source> Hub<S> {
         };
         // Before `running` may drop a watch, whose drop takes this lock.
         drop(watches);
-        Ok(Subscription::new(shared))
+        Ok(shared)
     }
 }
 
@@ -167,24 +167,26 @@ async fn run<S: Source>(
     let mut delays = recovery.backoff.delays();
     loop {
         let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
-        let (started, mut first) = watch::channel(false);
-        let attempt = Attempt { shared: orphanage.0.clone(), number, rejects: Arc::clone(&rejects), started };
-        let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
-        let ended = tokio::select! {
-            biased;
-            error = &mut attempt => Some(error),
-            Ok(_) = first.wait_for(|started| *started) => None,
-            () = sleep(recovery.first_set) => Some(no_set(recovery.first_set)),
-        };
-        let error = match ended {
-            Some(error) => error,
-            None => {
-                let since = Instant::now();
-                let error = attempt.await;
-                if since.elapsed() >= recovery.steady {
-                    delays.reset();
+        let error = {
+            let (started, mut first) = watch::channel(false);
+            let attempt = Attempt { shared: orphanage.0.clone(), number, rejects: Arc::clone(&rejects), started };
+            let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
+            let ended = tokio::select! {
+                biased;
+                error = &mut attempt => Some(error),
+                Ok(_) = first.wait_for(|started| *started) => None,
+                () = sleep(recovery.first_set) => Some(no_set(recovery.first_set)),
+            };
+            match ended {
+                Some(error) => error,
+                None => {
+                    let since = Instant::now();
+                    let error = attempt.await;
+                    if since.elapsed() >= recovery.steady {
+                        delays.reset();
+                    }
+                    error
                 }
-                error
             }
         };
         let Some(shared) = orphanage.0.upgrade() else { return };
@@ -196,7 +198,8 @@ async fn run<S: Source>(
 
 /// Follows once; whatever ends it, a panic too, is an error.
 async fn guard<S: Source>(source: &S, service: &ServiceName, feed: Feed) -> Error {
-    match AssertUnwindSafe(source.follow(service, feed)).catch_unwind().await {
+    // Called inside too: who writes the future by hand may panic before there is one.
+    match AssertUnwindSafe(async { source.follow(service, feed).await }).catch_unwind().await {
         Ok(Ok(())) => Error::new(ErrorKind::Unavailable, "the registry ended the watch"),
         Ok(Err(error)) => error,
         Err(panic) => {
@@ -252,6 +255,46 @@ mod tests {
             let _live: Live = feed.reset([]);
             std::future::pending().await
         }
+    }
+
+    /// Panics, before there is a future and after; what follows is told all the same.
+    #[derive(Debug)]
+    struct Panics;
+
+    impl Source for Panics {
+        fn follow<'life0, 'life1, 'async_trait>(
+            &'life0 self,
+            _: &'life1 ServiceName,
+            _: Feed,
+        ) -> std::pin::Pin<Box<dyn Future<Output = Result<(), Error>> + Send + 'async_trait>>
+        where
+            'life0: 'async_trait,
+            'life1: 'async_trait,
+            Self: 'async_trait,
+        {
+            panic!("no future")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runtime_that_goes_after_a_panic_leaves_no_stream_asleep() {
+        let resolver = Recovered::new(Panics);
+        let service: ServiceName = "payments".parse().unwrap();
+        assert_eq!(resolver.list(&service).await.unwrap_err().kind(), ErrorKind::Internal);
+        let (asked, watched) = (resolver.clone(), service.clone());
+        let start = move || {
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let updates = runtime.block_on(async {
+                let mut updates = asked.watch(&watched).unwrap();
+                updates.next().await.unwrap();
+                updates
+            });
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            updates
+        };
+        let mut updates = std::thread::spawn(start).join().unwrap();
+        let next = timeout(Duration::from_secs(5), updates.next()).await.expect("not asleep").unwrap();
+        assert!(matches!(next, crate::Update::Lost(_)), "{next:?}");
     }
 
     /// The watch's task is aborted first, and the stream's task must not go round in circles for that.

@@ -115,8 +115,12 @@ impl Drop for Orphanage {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
             shared.orphaned.store(true, Ordering::Release);
-            shared
-                .lose(Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").during("watch"));
+            let error = Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").during("watch");
+            let mut state = shared.lock();
+            state.attempt += 1;
+            // Told even if it is no news, since it is what wakes the streams.
+            let update = state.fold.lose(error.clone()).unwrap_or(Update::Lost(error));
+            state.publish(Some(update));
         }
     }
 }
@@ -135,6 +139,20 @@ impl Subscription {
         let (missed, receiver) = (state.fold.catch_up().collect(), state.sender.subscribe());
         drop(state);
         Self { shared, missed, receiver }
+    }
+
+    /// Whether everything was taken that the watch told so far.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.missed.is_empty() && self.receiver.is_empty()
+    }
+
+    /// The same for one who knows what the watch before this one knew.
+    pub(crate) fn resumed(shared: Arc<Shared>) -> Self {
+        let mut joined = Self::new(shared);
+        if matches!(joined.missed.back(), Some(Update::Lost(_))) {
+            joined.missed.clear();
+        }
+        joined
     }
 
     pub(crate) fn shared(&self) -> &Shared {

@@ -1,13 +1,17 @@
 use std::{mem, sync::Arc};
 
 use discovery_core::Instance;
-use http::{Extensions, HeaderName, Response, StatusCode};
-use hyper::body::Incoming;
+use http::{
+    Extensions, HeaderName, Request, Response, StatusCode, Uri,
+    uri::{self, Authority, PathAndQuery, Scheme},
+};
+use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::{
     balance::Picked,
+    body::RequestBody,
     connection::Sender,
     endpoint::Endpoint,
     response::ResponseBody,
@@ -19,6 +23,7 @@ use crate::{
 pub(crate) struct Target {
     pub(crate) instance: Arc<Instance>,
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) origin: (Scheme, Authority),
     pub(crate) sender: Sender,
 }
 
@@ -31,9 +36,17 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    pub(crate) fn new(picked: Picked<Target>, deadline: Option<Instant>) -> Self {
+    /// Sends a request to where it was picked for; the answer resolves at the response's headers.
+    pub(crate) fn send(
+        mut picked: Picked<Target>,
+        mut request: Request<RequestBody>,
+        deadline: Option<Instant>,
+    ) -> (Self, impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>) {
+        aim(&mut request, &picked.origin);
+        let answer = picked.sender.send(request);
+        picked.sent();
         let tick = picked.endpoint.signals.tick();
-        Self { picked, deadline, tick }
+        (Self { picked, deadline, tick }, answer)
     }
 
     pub(crate) fn instance(&self) -> &Arc<Instance> {
@@ -65,12 +78,14 @@ impl Attempt {
             Some(status) => status.code() == Code::Unavailable,
             None => response.status() != StatusCode::OK,
         };
+        self.endpoint().answered();
         if unavailable {
             self.endpoint().failed();
-        } else {
-            self.endpoint().answered();
         }
         if let Some(status) = failed {
+            if !unavailable {
+                self.endpoint().succeeded();
+            }
             return Err((status, self));
         }
         extensions.clear();
@@ -96,12 +111,22 @@ impl Drop for Attempt {
     }
 }
 
+/// Addresses a request to an origin.
+fn aim(request: &mut Request<RequestBody>, (scheme, authority): &(Scheme, Authority)) {
+    let path = mem::take(request.uri_mut()).into_parts().path_and_query;
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(scheme.clone());
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
+}
+
 /// A status whose source says who was tried.
 pub(crate) fn with_tried(mut status: Status, tried: Tried) -> Status {
     status.set_source(Arc::new(tried));
     status
 }
 
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// After so many sweeps without an answer a call that its caller gives up counts against the endpoint.
 const PATIENCE: u32 = 2;

@@ -54,11 +54,12 @@ pub(crate) struct Row {
 }
 
 impl Board {
-    /// Waits for an endpoint, preferably one that was not tried; fails at once where waiting leads nowhere, unless `wait` says
-    /// to wait all the same.
+    /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at once where waiting leads
+    /// nowhere, unless `wait` says to wait all the same.
     pub(crate) async fn wait_for_endpoint(
         &self,
         wait: bool,
+        limit: Option<Instant>,
         tried: &[InstanceId],
     ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
         let mut picker = self.pickers.picker();
@@ -69,27 +70,32 @@ impl Board {
             published.as_mut().enable();
             let mut room = self.signals.room.wait();
             let patient = start.elapsed() < PATIENCE;
-            let mut found = picker.pick(patient);
-            for _ in 0..tried.len().min(4) {
-                if found.as_ref().is_none_or(|picked| !tried.contains(picked.instance.id())) {
-                    break;
-                }
-                found = picker.pick(patient).or(found);
-            }
+            let found = match tried {
+                [] => picker.pick(patient),
+                _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
+            };
             if let Some(picked) = found {
                 self.signals.sweep();
                 return Ok(picked);
             }
             let outlook = self.outlook.load_full();
-            let waited = start.elapsed() >= self.wait;
+            let waited = limit.is_some_and(|limit| Instant::now() >= limit);
             if waited || !(wait || outlook.is_worth_waiting()) {
                 return Err(outlook.explain(&self.service, waited.then_some(self.wait)));
             }
+            // The sweeps look at connections whose peers may allow more by now.
+            self.signals.sweep();
+            let end = async {
+                match limit {
+                    Some(limit) => sleep_until(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = published => {}
                 () = room.turn.as_mut() => {}
                 () = sleep_until(start + PATIENCE), if patient => {}
-                () = sleep_until(start + self.wait) => {}
+                () = end => {}
             }
         }
     }
@@ -182,4 +188,4 @@ fn humanly(duration: Duration) -> String {
 }
 
 /// For so long a call leaves room to endpoints on trial.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(200);

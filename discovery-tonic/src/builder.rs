@@ -12,6 +12,7 @@ use crate::{
     board::{Board, Outlook},
     call::Agent,
     connector::{self, BoxError, Connector},
+    endpoint::Settings,
     pool::{Config, Pool},
     signals::Signals,
 };
@@ -39,7 +40,7 @@ pub struct Builder {
     service: ServiceName,
     policy: Arc<dyn Policy>,
     connector: Option<Connector>,
-    settings: Box<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>,
+    settings: Settings,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
     wait: Duration,
@@ -55,7 +56,7 @@ impl Builder {
             service,
             policy: Arc::new(PowerOfTwo),
             connector: None,
-            settings: Box::new(|_| EndpointSettings::default()),
+            settings: Arc::new(|_| EndpointSettings::default()),
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
             wait: Duration::from_secs(10),
@@ -87,9 +88,9 @@ impl Builder {
         self
     }
 
-    /// How each endpoint is connected, from its instance; called once for every endpoint.
+    /// How each endpoint is connected, from its instance; asked before every attempt.
     pub fn endpoint(mut self, settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static) -> Self {
-        self.settings = Box::new(settings);
+        self.settings = Arc::new(settings);
         self
     }
 
@@ -153,7 +154,7 @@ impl Builder {
         let board = Arc::new(Board {
             service: self.service,
             agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
-            wait: self.wait,
+            wait: self.wait.min(FAR),
             pickers: Pickers::of(self.policy),
             outlook: ArcSwap::from_pointee(Outlook::Waiting),
             rows: ArcSwap::default(),
@@ -164,8 +165,8 @@ impl Builder {
             settings: self.settings,
             backoff: self.backoff,
             drain: self.drain,
-            hold: self.hold,
-            ejection: self.ejection,
+            hold: self.hold.map(|hold| hold.min(FAR)),
+            ejection: Ejection { shortest: self.ejection.shortest.min(FAR), ..self.ejection },
         };
         let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates));
         Ok(BalancedChannel::of(board, task.abort_handle()))
@@ -178,5 +179,7 @@ impl fmt::Debug for Builder {
     }
 }
 
+/// What is added to an instant, which cannot take everything that a duration can say.
+const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// By the form of the gRPC protocol: `grpc-` language `-` variant `/` version.
 const AGENT: &str = concat!("grpc-rust-discovery/", env!("CARGO_PKG_VERSION"));

@@ -4,17 +4,15 @@ use bytes::Bytes;
 use discovery_core::InstanceId;
 use futures::future::BoxFuture;
 use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
-    header::USER_AGENT,
-    uri::{self, PathAndQuery},
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header::USER_AGENT,
+    uri::PathAndQuery,
 };
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::{
-    attempt::{Attempt, Target, with_tried},
-    balance::Picked,
+    attempt::{Attempt, with_tried},
     body::RequestBody,
     channel::Shared,
     connector::BoxError,
@@ -95,8 +93,10 @@ impl Call {
         mut request: Request<RequestBody>,
     ) -> Result<Response<ResponseBody>, Status> {
         let wait = self.extensions.get::<WaitForReady>().is_some();
+        // All waits of the call together; where it has a deadline, that ends them.
+        let limit = self.deadline.is_none().then(|| Instant::now() + shared.board.wait);
         loop {
-            let picked = match shared.board.wait_for_endpoint(wait, &self.tried).await {
+            let picked = match shared.board.wait_for_endpoint(wait, limit, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     return Err(self.fail(Status::unavailable(message), cause.map(Into::into)));
@@ -105,9 +105,7 @@ impl Call {
             if let Some(deadline) = self.deadline {
                 deadline::rewrite(request.headers_mut(), deadline);
             }
-            aim(&mut request, &picked);
-            let answer = picked.sender.send(request);
-            let attempt = Attempt::new(picked, self.deadline);
+            let (attempt, answer) = Attempt::send(picked, request, self.deadline);
             // Noted before the wait, at whose deadline this future is dropped.
             self.tried.push(attempt.instance().id().clone());
             match answer.await {
@@ -159,12 +157,16 @@ impl Call {
             Some(spare) if repeat => {
                 if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
                     attempt.retire();
+                } else {
+                    attempt.endpoint().failed();
                 }
                 Ok(spare.request())
             }
             _ => {
-                attempt.endpoint().failed();
-                let (code, message) = status::of_connection(&error);
+                let (code, message, of_peer) = status::of_connection(&error);
+                if of_peer {
+                    attempt.endpoint().failed();
+                }
                 Err(self.fail(Status::new(code, message), Some(error.into())))
             }
         }
@@ -187,7 +189,7 @@ impl Spare {
         // The iterator cannot tell its length.
         let mut headers = Vec::with_capacity(request.headers().len());
         headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
-        let path = request.uri().path_and_query().cloned().unwrap_or_else(root);
+        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
     }
 
@@ -202,20 +204,6 @@ impl Spare {
         }
         request
     }
-}
-
-/// Addresses a request to an endpoint.
-pub(crate) fn aim(request: &mut Request<RequestBody>, target: &Picked<Target>) {
-    let (scheme, authority) = &target.endpoint.origin;
-    let mut parts = uri::Parts::default();
-    parts.scheme = Some(scheme.clone());
-    parts.authority = Some(authority.clone());
-    parts.path_and_query = Some(mem::take(request.uri_mut()).into_parts().path_and_query.unwrap_or_else(root));
-    *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
-}
-
-fn root() -> PathAndQuery {
-    PathAndQuery::from_static("/")
 }
 
 /// What the channel calls itself, after whatever the request says of its own.

@@ -18,7 +18,7 @@ use crate::{
     attempt::{Attempt, Target},
     balance::Picker,
     board::{Board, Outlook},
-    call::{Call, aim},
+    call::Call,
     flight::Flight,
 };
 
@@ -177,15 +177,13 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let (call, mut request) = match Call::new(&shared.board.agent, request) {
+        let (call, request) = match Call::new(&shared.board.agent, request) {
             Ok(call) => call,
             Err(status) => return Box::pin(std::future::ready(Err(status))),
         };
         let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request) };
         shared.board.signals.sweep();
-        aim(&mut request, &picked);
-        let answer = picked.sender.send(request);
-        let attempt = Attempt::new(picked, call.deadline);
+        let (attempt, answer) = Attempt::send(picked, request, call.deadline);
         Box::pin(Flight::new(answer, attempt, call, shared))
     }
 }

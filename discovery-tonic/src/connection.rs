@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
+use discovery_core::Address;
 use futures::task::AtomicWaker;
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use hyper::{
     body::Incoming,
     client::conn::{
@@ -60,6 +61,8 @@ pub(crate) struct Cut(Arc<OnceLock<AbortHandle>>);
 #[derive(Debug, Default)]
 struct Eye {
     open: AtomicBool,
+    /// The owner is gone.
+    shut: AtomicBool,
     waker: AtomicWaker,
 }
 
@@ -72,13 +75,13 @@ impl Connection {
     /// that it is polled on a tick.
     pub(crate) async fn open(
         connector: &Connector,
-        target: Uri,
+        address: &Address,
         settings: &EndpointSettings,
         signals: &Signals,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
         let open = async {
-            let io = connector.clone().ready().await?.call(target).await?;
+            let io = connector.clone().ready().await?.call(settings.target(address)).await?;
             let cut = Cut::default();
             let mut builder = Builder::new(cut.clone());
             builder
@@ -107,17 +110,28 @@ impl Connection {
                 poll_fn(|context| {
                     seeing.waker.register(context.waker());
                     // Its end means "no new requests"; why is of no use to those who come after.
-                    let ended = future.as_mut().poll(context).is_ready();
-                    if !ended && seeing.open.swap(false, Ordering::AcqRel) {
+                    if seeing.shut.load(Ordering::Acquire) || future.as_mut().poll(context).is_ready() {
+                        return Poll::Ready(());
+                    }
+                    if seeing.open.swap(false, Ordering::AcqRel) {
                         watched.set_limit(streams(future.current_max_send_streams()));
                     }
-                    if ended { Poll::Ready(()) } else { Poll::Pending }
+                    Poll::Pending
                 })
                 .await;
                 watched.close();
                 ended();
+                // A request that is being handed over as the queue goes away would stay in it, neither sent nor handed back.
+                while watched.is_sending() {
+                    sleep(HANDOVER_TICK).await;
+                }
             });
-            Ok(Self { link: Link { sender: Sender(sender), load }, eye, cut, task })
+            Ok(Self {
+                link: Link { origin: settings.origin_of(address), sender: Sender(sender), load },
+                eye,
+                cut,
+                task,
+            })
         };
         let limit = settings.connect_timeout;
         timeout(limit, open).await.unwrap_or_else(|_| Err(format!("no HTTP/2 connection within {limit:?}").into()))
@@ -149,7 +163,8 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.task.abort();
+        self.eye.shut.store(true, Ordering::Release);
+        self.eye.waker.wake();
     }
 }
 
@@ -193,6 +208,7 @@ impl fmt::Debug for Sender {
     }
 }
 
+const HANDOVER_TICK: Duration = Duration::from_millis(1);
 const SETTINGS_TICK: Duration = Duration::from_millis(5);
 /// How many requests a connection gets before its first answer, so that a peer that shakes hands and then hangs hurts few.
 const TRIAL: u32 = 4;

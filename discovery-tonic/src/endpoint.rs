@@ -1,4 +1,5 @@
 use std::{
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -6,7 +7,8 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Address, Backoff};
+use discovery_core::{Address, Backoff, Instance};
+use futures::FutureExt;
 use http::uri::{Authority, Scheme};
 use tokio::{
     sync::Notify,
@@ -26,7 +28,6 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: Address,
-    pub(crate) origin: (Scheme, Authority),
     pub(crate) signals: Arc<Signals>,
     /// Requests in a row without an answer.
     failures: AtomicU32,
@@ -55,29 +56,34 @@ pub(crate) enum Phase {
 /// A connection that takes requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
+    /// Where the requests say that they go.
+    pub(crate) origin: (Scheme, Authority),
     pub(crate) sender: Sender,
     pub(crate) load: Arc<Load>,
 }
 
 /// What drives an endpoint.
-#[derive(Debug)]
 pub(crate) struct Plan {
+    pub(crate) instance: Arc<Instance>,
     pub(crate) connector: Connector,
-    pub(crate) settings: EndpointSettings,
+    pub(crate) settings: Settings,
     pub(crate) backoff: Backoff,
     pub(crate) drain: Duration,
 }
 
+/// The user's hook: how an instance is connected.
+pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
+
 /// Why a connection was let go.
 enum End {
     Closed,
-    Drained,
+    /// The order came at this moment.
+    Drained(Instant),
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: Address, settings: &EndpointSettings, signals: Arc<Signals>) -> Arc<Self> {
+    pub(crate) fn new(address: Address, signals: Arc<Signals>) -> Arc<Self> {
         Arc::new(Self {
-            origin: settings.origin_of(&address),
             address,
             signals,
             failures: AtomicU32::new(0),
@@ -88,9 +94,13 @@ impl Endpoint {
         })
     }
 
-    /// Counts an answer.
+    /// Counts an answer, whatever it says: the peer is there.
     pub(crate) fn answered(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends a row of failures.
+    pub(crate) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
         }
@@ -159,24 +169,21 @@ impl Endpoint {
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     let mut delays = plan.backoff.delays();
     let mut first = true;
-    let mut former: Vec<(Cut, Arc<Load>)> = Vec::new();
+    // The connections whose requests may still be in flight, the present one among them.
+    let mut all: Vec<(Cut, Arc<Load>)> = Vec::new();
     loop {
         endpoint.enter(Phase::Connecting { first });
-        let target = plan.settings.target(&endpoint.address);
-        let looker = Arc::clone(&endpoint);
-        let ended = move || looker.look();
-        let connect = Connection::open(&plan.connector, target, &plan.settings, &endpoint.signals, ended);
         let connected = tokio::select! {
-            connected = connect => connected,
-            () = drained(&endpoint) => return,
+            connected = connect(&endpoint, &plan) => connected,
+            () = drained(&endpoint) => return settle(&all, plan.drain).await,
         };
         let error: BoxError = match connected {
             Ok(connection) => {
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));
-                former.retain(|(_, load)| load.in_flight() > 0);
-                former.push((connection.cut(), Arc::clone(&load)));
-                match serve(&endpoint, connection, &former, plan.drain).await {
-                    End::Drained => return,
+                all.retain(|(_, load)| load.in_flight() > 0);
+                all.push((connection.cut(), Arc::clone(&load)));
+                match serve(&endpoint, connection, plan.drain).await {
+                    End::Drained(since) => return settle(&all, plan.drain.saturating_sub(since.elapsed())).await,
                     End::Closed if load.is_proven() || since.elapsed() >= GOOD => {
                         delays.reset();
                         first = true;
@@ -192,13 +199,25 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
         endpoint.enter(Phase::BackingOff { error: error.into() });
         tokio::select! {
             () = sleep_until(until) => {}
-            () = drained(&endpoint) => return,
+            () = drained(&endpoint) => return settle(&all, plan.drain).await,
         }
     }
 }
 
-/// Offers a connection until it closes, or until the endpoint has drained.
-async fn serve(endpoint: &Endpoint, connection: Connection, all: &[(Cut, Arc<Load>)], limit: Duration) -> End {
+/// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed attempt.
+async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, BoxError> {
+    let attempt = async {
+        let settings = (plan.settings)(&plan.instance);
+        let looker = Arc::clone(endpoint);
+        let ended = move || looker.look();
+        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, ended).await
+    };
+    let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
+    attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()))
+}
+
+/// Offers a connection until it closes, or until the endpoint is drained of what is on it.
+async fn serve(endpoint: &Endpoint, connection: Connection, limit: Duration) -> End {
     endpoint.enter(Phase::Ready(connection.link()));
     let mut draining_since = None;
     loop {
@@ -209,26 +228,33 @@ async fn serve(endpoint: &Endpoint, connection: Connection, all: &[(Cut, Arc<Loa
         let closed = connection.is_closed();
         if closed {
             connection.load().close();
-            if !endpoint.is_draining() {
+        }
+        if !endpoint.is_draining() {
+            if closed {
                 endpoint.enter(Phase::Connecting { first: true });
                 return End::Closed;
             }
-        }
-        if !endpoint.is_draining() {
             draining_since = None;
             continue;
         }
         let since = *draining_since.get_or_insert_with(Instant::now);
         // Kept for a moment even if idle, because the endpoint may be held after all.
-        let idle = closed || (since.elapsed() >= hold::GRACE && connection.load().close_if_idle());
-        if idle && all.iter().all(|(_, load)| load.in_flight() == 0) {
-            return End::Drained;
-        }
-        if since.elapsed() >= limit {
+        let idle = since.elapsed() >= hold::GRACE && connection.load().close_if_idle();
+        if closed || idle || since.elapsed() >= limit {
             connection.load().close();
-            all.iter().for_each(|(cut, _)| cut.cut());
-            return End::Drained;
+            return End::Drained(since);
         }
+    }
+}
+
+/// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
+async fn settle(all: &[(Cut, Arc<Load>)], limit: Duration) {
+    let since = Instant::now();
+    while all.iter().any(|(_, load)| load.in_flight() > 0) {
+        if since.elapsed() >= limit {
+            return all.iter().for_each(|(cut, _)| cut.cut());
+        }
+        sleep(DRAIN_TICK).await;
     }
 }
 

@@ -21,7 +21,8 @@ struct Outage {
 
 impl Hold {
     /// Contact was lost while the set had `size` instances.
-    pub(crate) fn lose(&mut self, size: usize) {
+    pub(crate) fn lose(&mut self, now: Instant, limit: Duration, size: usize) {
+        self.expire(now, limit);
         let outage = self.0.get_or_insert_with(|| Outage { before: 0, over: None, vanished: HashSet::new() });
         outage.before = outage.before.max(size);
         outage.over = None;
@@ -44,7 +45,7 @@ impl Hold {
         size: usize,
         removed: &[InstanceId],
     ) -> Vec<InstanceId> {
-        self.0.take_if(|outage| outage.over.is_some_and(|over| now - over > limit));
+        self.expire(now, limit);
         let (before, vanished) = match &mut self.0 {
             Some(outage) => {
                 outage.vanished.extend(removed.iter().cloned());
@@ -53,6 +54,10 @@ impl Hold {
             None => (size, removed.to_vec()),
         };
         if before >= FEWEST && vanished.len() * 2 > before { vanished } else { Vec::new() }
+    }
+
+    fn expire(&mut self, now: Instant, limit: Duration) {
+        self.0.take_if(|outage| outage.over.is_some_and(|over| now - over > limit));
     }
 
     /// Takes note that an instance is back.
@@ -107,7 +112,7 @@ mod tests {
             assert_eq!(hold.step(now, LIMIT, size, &ids(&[name])), []);
         }
 
-        hold.lose(4);
+        hold.lose(now, LIMIT, 4);
         hold.regain(now);
         assert_eq!(hold.step(now, LIMIT, 4, &ids(&["a"])), []);
         assert_eq!(hold.step(now, LIMIT, 3, &ids(&["b"])), []);
@@ -115,12 +120,19 @@ mod tests {
 
         let later = now + LIMIT * 2;
         assert_eq!(hold.step(later, LIMIT, 2, &ids(&["d"])), [], "the outage is long over");
+
+        let mut hold = Hold::default();
+        hold.lose(now, LIMIT, 8);
+        hold.regain(now);
+        hold.step(now, LIMIT, 8, &ids(&["a", "b", "c", "d"]));
+        hold.lose(later, LIMIT, 4);
+        assert_eq!(hold.step(later, LIMIT, 4, &ids(&["e"])), [], "the next outage counts for itself");
     }
 
     #[test]
     fn what_is_back_did_not_vanish() {
         let (mut hold, now) = (Hold::default(), Instant::now());
-        hold.lose(4);
+        hold.lose(now, LIMIT, 4);
         hold.step(now, LIMIT, 4, &ids(&["a", "b"]));
         hold.forget(&"a".parse().unwrap());
         assert_eq!(hold.step(now, LIMIT, 3, &ids(&["c"])), []);

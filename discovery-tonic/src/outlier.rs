@@ -11,7 +11,8 @@ pub struct Ejection {
     /// So many requests in a row without an answer: connection lost, deadline passed, or `UNAVAILABLE`; by default 5. A
     /// connection that has never answered anything gets no more than 2.
     pub failures: u32,
-    /// So long without any answer while requests wait for one: by default 1 s.
+    /// So long without any answer while requests wait for one: by default 1 s. Where all calls of a service take longer, so
+    /// should this; an endpoint that answers is back at once.
     pub silence: Duration,
     /// How long it stays out the first time: by default 1 s, doubled each time that its probe fails.
     pub shortest: Duration,
@@ -42,6 +43,8 @@ pub(crate) struct Outlier {
     answers: u32,
     /// Since when requests wait without any answer.
     silent_since: Option<Instant>,
+    /// The requests that hung when it was last probed, which say nothing of the probe.
+    hanging: u32,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -69,7 +72,7 @@ pub(crate) enum Verdict {
 
 impl Outlier {
     pub(crate) fn new() -> Self {
-        Self { state: State::In, streak: 0, answers: 0, silent_since: None }
+        Self { state: State::In, streak: 0, answers: 0, silent_since: None, hanging: 0 }
     }
 
     /// Until when it gets no requests.
@@ -93,7 +96,8 @@ impl Outlier {
     /// One step; `may_eject` says whether enough others are left.
     pub(crate) fn step(&mut self, settings: &Ejection, seen: Observation, may_eject: bool) -> Verdict {
         let answered = std::mem::replace(&mut self.answers, seen.answers) != seen.answers;
-        if answered || seen.unanswered == 0 {
+        self.hanging = self.hanging.min(seen.unanswered);
+        if answered || seen.unanswered == self.hanging {
             self.silent_since = None;
         } else {
             self.silent_since.get_or_insert(seen.now);
@@ -111,12 +115,12 @@ impl Outlier {
             // A late answer is as good as a probe's.
             State::Out { .. } | State::Probing if answered && seen.failures == 0 => {
                 self.state = State::In;
+                self.hanging = 0;
                 Verdict::Restore
             }
             State::Out { until } if seen.now >= until => {
                 self.state = State::Probing;
-                // What hangs since before the ejection must not fail the probe.
-                self.silent_since = None;
+                (self.silent_since, self.hanging) = (None, seen.unanswered);
                 Verdict::Probe
             }
             State::Out { .. } => Verdict::Stay,
@@ -213,6 +217,19 @@ mod tests {
         assert_eq!(outlier.step(&settings, seen(at(1500), 0, 0, 1), true), Verdict::Stay, "nobody waits");
         assert_eq!(outlier.step(&settings, seen(at(1600), 0, 1, 1), true), Verdict::Stay);
         assert!(matches!(outlier.step(&settings, seen(at(2600), 0, 1, 1), true), Verdict::Eject { .. }));
+    }
+
+    #[test]
+    fn what_hangs_from_before_does_not_fail_the_probe() {
+        let settings = Ejection::default();
+        let (mut outlier, start) = (Outlier::new(), Instant::now());
+        let at = |millis| start + Duration::from_millis(millis);
+        outlier.step(&settings, seen(at(0), 0, 3, 0), true);
+        assert!(matches!(outlier.step(&settings, seen(at(1000), 0, 3, 0), true), Verdict::Eject { .. }));
+        assert_eq!(outlier.step(&settings, seen(at(2000), 0, 3, 0), true), Verdict::Probe);
+        assert_eq!(outlier.step(&settings, seen(at(9000), 0, 3, 0), true), Verdict::Stay, "nobody has probed");
+        assert_eq!(outlier.step(&settings, seen(at(9100), 0, 4, 0), true), Verdict::Stay);
+        assert!(matches!(outlier.step(&settings, seen(at(10_100), 0, 4, 0), true), Verdict::Eject { .. }));
     }
 
     #[test]

@@ -10,10 +10,9 @@ use crate::{
     balance::Candidate,
     board::{Board, Outlook, Row},
     connector::{BoxError, Connector},
-    endpoint::{Endpoint, Phase, Plan, drive},
+    endpoint::{Endpoint, Phase, Plan, Settings, drive},
     hold::Hold,
     outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
-    settings::EndpointSettings,
     signals::SWEEP,
 };
 
@@ -38,7 +37,7 @@ pub(crate) struct Pool {
 /// What a pool is built from.
 pub(crate) struct Config {
     pub(crate) connector: Connector,
-    pub(crate) settings: Box<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>,
+    pub(crate) settings: Settings,
     pub(crate) backoff: Backoff,
     pub(crate) drain: Duration,
     pub(crate) hold: Option<Duration>,
@@ -74,13 +73,15 @@ impl Pool {
         // A stream that ends breaks its law; the set stands then.
         let mut updates = updates.fuse();
         let mut stale = false;
+        // Updates in a row, so that those that come without end do not keep the last ones from being published.
+        let mut row = 0;
         loop {
             let sweeping = self.board.signals.is_sweeping();
             tokio::select! {
                 biased;
-                Some(update) = updates.next() => {
+                Some(update) = updates.next(), if row < MOST_IN_A_ROW => {
                     self.apply(update);
-                    stale = true;
+                    (stale, row) = (true, row + 1);
                 }
                 Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
                     self.leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, &endpoint));
@@ -93,7 +94,7 @@ impl Pool {
                 // Last, so that all that has happened is published at once.
                 () = std::future::ready(()), if stale => {
                     self.publish();
-                    stale = false;
+                    (stale, row) = (false, 0);
                 }
             }
         }
@@ -103,7 +104,8 @@ impl Pool {
         let change = match update {
             Update::Lost(error) => {
                 debug!(service = %self.board.service, error = %error.report(), "registry lost");
-                self.hold.lose(self.set.as_ref().map_or(0, Snapshot::len));
+                let size = self.set.as_ref().map_or(0, Snapshot::len);
+                self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), size);
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
                 self.lost = Some((since, error));
                 return;
@@ -149,11 +151,11 @@ impl Pool {
     }
 
     fn connect(&self, instance: &Arc<Instance>) -> Member {
-        let settings = (self.config.settings)(instance);
-        let endpoint = Endpoint::new(instance.address().clone(), &settings, Arc::clone(&self.board.signals));
+        let endpoint = Endpoint::new(instance.address().clone(), Arc::clone(&self.board.signals));
         let plan = Plan {
+            instance: Arc::clone(instance),
             connector: self.config.connector.clone(),
-            settings,
+            settings: Arc::clone(&self.config.settings),
             backoff: self.config.backoff,
             drain: self.config.drain,
         };
@@ -220,17 +222,20 @@ impl Pool {
             info!(service = %self.board.service, instance = %id, "held endpoint let go");
             self.remove(id);
         }
-        let mut busy = !self.leaving.is_empty();
+        // First rest, then look: a call that begins in between wakes the pool again.
+        self.board.signals.rest();
+        let wanted = self.board.signals.room.is_wanted();
+        let mut busy = wanted || !self.leaving.is_empty();
         for member in self.members.values() {
-            if member.endpoint.link().is_some_and(|link| link.load.in_flight() > 0) {
+            if member.endpoint.link().is_some_and(|link| wanted || link.load.in_flight() > 0) {
                 member.endpoint.look();
                 busy = true;
             }
             busy |= member.held_until.is_some() || !member.outlier.is_idle();
         }
         let judged = self.judge();
-        if !busy {
-            self.board.signals.rest();
+        if busy {
+            self.board.signals.go_on();
         }
         judged || !over.is_empty()
     }
@@ -238,8 +243,9 @@ impl Pool {
     /// Takes endpoints out and brings them back; returns whether it did.
     fn judge(&mut self) -> bool {
         let now = Instant::now();
-        let connected = self.members.values().filter(|member| member.endpoint.link().is_some()).count();
-        let mut out = self.members.values().filter(|member| member.outlier.out_until().is_some()).count();
+        let takers: Vec<&Member> = self.takers().collect();
+        let connected = takers.iter().filter(|member| member.endpoint.link().is_some()).count();
+        let mut out = takers.iter().filter(|member| member.outlier.out_until().is_some()).count();
         let mut changed = false;
         for (id, member) in &mut self.members {
             let link = member.endpoint.link();
@@ -265,14 +271,11 @@ impl Pool {
     }
 
     fn publish(&mut self) {
-        // An all-zero set counts as equal, but one of weight 0 does not step in for others that are away.
-        let all_zero = self.members.values().all(|member| member.instance.weight().value() == 0);
-        let connected = self.members.values().filter(|member| member.endpoint.link().is_some());
+        let connected = self.takers().filter(|member| member.endpoint.link().is_some());
         let (out, rest): (Vec<_>, Vec<_>) = connected.partition(|member| member.outlier.out_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
         let back = if rest.len() < out.len() { out } else { Vec::new() };
-        let takes = |member: &&Member| all_zero || member.instance.weight().value() > 0;
-        let candidates: Vec<_> = rest.into_iter().chain(back).filter(takes).filter_map(Member::candidate).collect();
+        let candidates: Vec<_> = rest.into_iter().chain(back).filter_map(Member::candidate).collect();
         let outlook = self.outlook(!candidates.is_empty());
         let rows = self.members.values().map(Member::row).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
@@ -280,6 +283,14 @@ impl Pool {
         self.board.outlook.store(Arc::new(outlook));
         self.board.rows.store(Arc::new(rows));
         self.board.signals.published.notify_waiters();
+    }
+
+    /// The members that shall get requests. An all-zero set counts as equal, but one of weight 0 does not step in for others that
+    /// are away.
+    fn takers(&self) -> impl Iterator<Item = &Member> {
+        let weight = |member: &Member| member.instance.weight().value();
+        let all_zero = self.members.values().all(|member| weight(member) == 0);
+        self.members.values().filter(move |member| all_zero || weight(member) > 0)
     }
 
     fn outlook(&mut self, serving: bool) -> Outlook {
@@ -302,6 +313,8 @@ impl Pool {
         for member in self.members.values() {
             match member.endpoint.phase() {
                 Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
+                // It was lost a moment ago, and its driver is about to connect again.
+                Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
                 Phase::BackingOff { error, .. } => last = Some(error),
                 Phase::Connecting { first: false } | Phase::Ready(_) => {}
             }
@@ -315,11 +328,16 @@ impl Pool {
 impl Member {
     fn candidate(&self) -> Option<Candidate<Target>> {
         let link = self.endpoint.link().filter(|link| !link.load.is_closed())?;
-        if self.outlier.is_probing() && !link.load.is_proven() {
+        // A connection that came after the verdict; while requests wait, the trial counts them already.
+        if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
             link.load.set_trial(1);
         }
-        let target =
-            Target { instance: Arc::clone(&self.instance), endpoint: Arc::clone(&self.endpoint), sender: link.sender };
+        let target = Target {
+            instance: Arc::clone(&self.instance),
+            endpoint: Arc::clone(&self.endpoint),
+            origin: link.origin,
+            sender: link.sender,
+        };
         Some(Candidate::new(target, self.instance.weight(), link.load))
     }
 
@@ -332,3 +350,5 @@ impl Member {
         }
     }
 }
+
+const MOST_IN_A_ROW: u32 = 64;

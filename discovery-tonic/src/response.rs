@@ -11,7 +11,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
 use crate::{
-    attempt::{Attempt, with_tried},
+    attempt::{Attempt, GRPC_STATUS, with_tried},
     served::Tried,
     status,
 };
@@ -45,8 +45,8 @@ impl Live {
     }
 
     fn fail(self, error: hyper::Error) -> Status {
-        let (code, message) = status::of_connection(&error);
-        if code == Code::Unavailable {
+        let (code, message, of_peer) = status::of_connection(&error);
+        if of_peer && code == Code::Unavailable {
             self.attempt.endpoint().failed();
         }
         with_tried(Status::new(code, message), self.tried(Some(error)))
@@ -68,6 +68,12 @@ impl Body for ResponseBody {
         }
         match ready!(Pin::new(&mut running.body).poll_frame(context)) {
             Some(Ok(frame)) => {
+                let unavailable = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
+                if unavailable.is_some_and(|code| code == UNAVAILABLE) {
+                    running.attempt.endpoint().failed();
+                } else {
+                    running.attempt.endpoint().succeeded();
+                }
                 if frame.is_trailers() {
                     *live = None;
                 }
@@ -95,3 +101,6 @@ impl fmt::Debug for ResponseBody {
         f.debug_struct("ResponseBody").finish_non_exhaustive()
     }
 }
+
+/// [`Code::Unavailable`] as it travels.
+const UNAVAILABLE: &str = "14";

@@ -27,7 +27,7 @@ impl Signals {
     /// Makes the pool sweep while calls are under way.
     #[inline]
     pub(crate) fn sweep(&self) {
-        if !self.sweeping.load(Ordering::Relaxed) && !self.sweeping.swap(true, Ordering::AcqRel) {
+        if !self.sweeping.load(Ordering::SeqCst) && !self.sweeping.swap(true, Ordering::SeqCst) {
             self.dirty.notify_one();
         }
     }
@@ -36,8 +36,14 @@ impl Signals {
         self.sweeping.load(Ordering::Acquire)
     }
 
+    /// Rests, unless a look around after this says otherwise; a call that begins meanwhile wakes the pool.
     pub(crate) fn rest(&self) {
-        self.sweeping.store(false, Ordering::Release);
+        self.sweeping.store(false, Ordering::SeqCst);
+    }
+
+    /// Goes on sweeping.
+    pub(crate) fn go_on(&self) {
+        self.sweeping.store(true, Ordering::SeqCst);
     }
 
     /// The number of sweeps so far, [`SWEEP`] apart while anything is under way.

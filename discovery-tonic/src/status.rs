@@ -33,18 +33,24 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     }
 }
 
-/// The code and text for a call or a response body that the connection failed, by the HTTP/2 mapping of the gRPC protocol.
+/// The code and text for a call or a response body that the connection failed, by the HTTP/2 mapping of the gRPC protocol, and
+/// whether it was the peer's or the connection's doing.
 ///
 /// An own table, since tonic's depends on its features.
-pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str) {
-    let reason = h2_error(error).filter(|error| error.is_reset()).and_then(h2::Error::reason);
-    match reason {
-        Some(Reason::CANCEL) => (Code::Cancelled, "the peer cancelled the call"),
-        Some(Reason::ENHANCE_YOUR_CALM) => (Code::ResourceExhausted, "the peer asks for less"),
-        Some(Reason::INADEQUATE_SECURITY) => (Code::PermissionDenied, "the peer asks for better transport security"),
-        Some(Reason::REFUSED_STREAM) => (Code::Unavailable, "the peer refused the call"),
-        Some(_) => (Code::Internal, "the peer reset the call"),
-        None => (Code::Unavailable, "the connection was lost"),
+pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
+    let reset = h2_error(error).filter(|error| error.is_reset());
+    match reset.map(|error| (error.is_remote(), error.reason())) {
+        None => (Code::Unavailable, "the connection was lost", true),
+        Some((false, _)) => {
+            (Code::Internal, "the call was reset on this side, as when its request's body fails", false)
+        }
+        Some((true, Some(Reason::CANCEL))) => (Code::Cancelled, "the peer cancelled the call", true),
+        Some((true, Some(Reason::ENHANCE_YOUR_CALM))) => (Code::ResourceExhausted, "the peer asks for less", true),
+        Some((true, Some(Reason::INADEQUATE_SECURITY))) => {
+            (Code::PermissionDenied, "the peer asks for better transport security", true)
+        }
+        Some((true, Some(Reason::REFUSED_STREAM))) => (Code::Unavailable, "the peer refused the call", true),
+        Some((true, _)) => (Code::Internal, "the peer reset the call", true),
     }
 }
 

@@ -7,16 +7,17 @@ use super::room::Room;
 
 /// What is under way at one candidate, and how much may be.
 ///
-/// One word counts the requests in flight and, among them, those not answered yet; it also says whether the candidate is closed,
-/// so that entering is one atomic step against both. On cache lines of its own, because every request writes it.
+/// One word counts the requests in flight, among them those not answered yet, and those that are just being handed over; it also
+/// says whether the candidate is closed, so that entering is one atomic step against all of it. On cache lines of its own, because
+/// every request writes it.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Load {
-    /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 63: not answered yet.
+    /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 53: not answered yet. Bits 54 to 63: being handed over.
     word: AtomicU64,
     /// What the peer allows at once.
     limit: AtomicU32,
-    /// What is given to a peer that has not answered anything yet.
+    /// How many may wait for an answer at a peer that has not answered anything yet.
     trial: AtomicU32,
     /// Told when there is room again.
     room: Option<Arc<Room>>,
@@ -53,7 +54,12 @@ impl Load {
 
     /// The number of requests in flight that are not answered yet.
     pub fn unanswered(&self) -> u32 {
-        (self.word.load(Ordering::Relaxed) >> 32) as u32
+        unanswered(self.word.load(Ordering::Relaxed))
+    }
+
+    /// Whether a request is just being handed over.
+    pub(crate) fn is_sending(&self) -> bool {
+        self.word.load(Ordering::SeqCst) >> 54 != 0
     }
 
     /// Whether it takes no requests any more.
@@ -68,10 +74,10 @@ impl Load {
     /// Why there is none.
     #[inline]
     pub fn enter(&self, patient: bool) -> Result<(), Full> {
-        let before = self.word.fetch_add(ONE_REQUEST, Ordering::SeqCst);
+        let before = self.word.fetch_add(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst);
         let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
         // A closed word is above any limit, so that one comparison asks for both.
-        if (before as u32) < self.limit.load(Ordering::Relaxed).min(trial).min(MOST) {
+        if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST) && unanswered(before) < trial {
             return Ok(());
         }
         Err(self.refuse(before))
@@ -79,18 +85,29 @@ impl Load {
 
     #[cold]
     fn refuse(&self, before: u64) -> Full {
-        self.word.fetch_sub(ONE_REQUEST, Ordering::AcqRel);
+        let now = self.word.fetch_sub(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst) - IN_FLIGHT;
+        let limit = self.limit.load(Ordering::Relaxed);
+        // One who came while this stood in the word was turned away for nothing.
+        if let Some(room) = self.room.as_ref().filter(|_| in_flight(now) < limit) {
+            room.one_left();
+        }
         match () {
             () if before & CLOSED != 0 => Full::Closed,
-            () if in_flight(before) >= self.limit.load(Ordering::Relaxed) => Full::Limit,
+            () if in_flight(before) >= limit => Full::Limit,
             () => Full::Trial,
         }
+    }
+
+    /// Counts a request as handed over.
+    #[inline]
+    pub(crate) fn sent(&self) {
+        self.word.fetch_sub(SENDING, Ordering::SeqCst);
     }
 
     /// Counts a request as answered: the peer is alive, which ends its trial.
     #[inline]
     pub fn answer(&self) {
-        self.word.fetch_sub(ONE_UNANSWERED, Ordering::AcqRel);
+        self.word.fetch_sub(UNANSWERED, Ordering::AcqRel);
         if !self.is_proven() {
             self.prove();
         }
@@ -104,10 +121,11 @@ impl Load {
         }
     }
 
-    /// Counts a request out.
+    /// Counts a request out that was handed over or answered before, or not.
     #[inline]
-    pub fn leave(&self, answered: bool) {
-        self.word.fetch_sub(if answered { ONE_ANSWERED } else { ONE_REQUEST }, Ordering::SeqCst);
+    pub fn leave(&self, sent: bool, answered: bool) {
+        let parts = IN_FLIGHT + u64::from(!answered) * UNANSWERED + u64::from(!sent) * SENDING;
+        self.word.fetch_sub(parts, Ordering::SeqCst);
         if let Some(room) = &self.room {
             room.one_left();
         }
@@ -115,7 +133,7 @@ impl Load {
 
     /// Takes no requests any more; those in flight go on.
     pub fn close(&self) {
-        self.word.fetch_or(CLOSED, Ordering::AcqRel);
+        self.word.fetch_or(CLOSED, Ordering::SeqCst);
     }
 
     /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with nothing in flight.
@@ -134,9 +152,9 @@ impl Load {
         }
     }
 
-    /// Puts the peer on trial again: at most `trial` requests until it answers one.
+    /// Puts the peer on trial again: at most `trial` requests more until it answers one.
     pub fn set_trial(&self, trial: u32) {
-        self.trial.store(trial, Ordering::Relaxed);
+        self.trial.store(self.unanswered().saturating_add(trial), Ordering::Relaxed);
     }
 
     /// Whether the peer has answered since it was last put on trial.
@@ -158,11 +176,16 @@ fn in_flight(word: u64) -> u32 {
     (word & (CLOSED - 1)) as u32
 }
 
+#[inline]
+fn unanswered(word: u64) -> u32 {
+    (word >> 32) as u32 & 0x3f_ffff
+}
+
 const CLOSED: u64 = 1 << 31;
 const MOST: u32 = CLOSED as u32;
-const ONE_UNANSWERED: u64 = 1 << 32;
-const ONE_ANSWERED: u64 = 1;
-const ONE_REQUEST: u64 = ONE_UNANSWERED | ONE_ANSWERED;
+const IN_FLIGHT: u64 = 1;
+const UNANSWERED: u64 = 1 << 32;
+const SENDING: u64 = 1 << 54;
 
 #[cfg(test)]
 mod tests {
@@ -173,10 +196,11 @@ mod tests {
         let load = Load::default();
         load.enter(true).unwrap();
         load.enter(true).unwrap();
+        load.sent();
         load.answer();
         assert_eq!((load.in_flight(), load.unanswered()), (2, 1));
-        load.leave(true);
-        load.leave(false);
+        load.leave(false, true);
+        load.leave(true, false);
         assert_eq!((load.in_flight(), load.unanswered()), (0, 0));
     }
 
@@ -191,10 +215,13 @@ mod tests {
         load.enter(true).unwrap();
         assert_eq!(load.enter(true), Err(Full::Limit));
         load.answer();
-        load.leave(true);
-        load.leave(true);
+        load.leave(false, true);
+        load.leave(false, true);
         assert!(!load.close_if_idle());
-        load.leave(false);
+        assert!(load.is_sending());
+        load.sent();
+        assert!(!load.is_sending());
+        load.leave(true, false);
         assert!(load.close_if_idle() && load.is_closed());
         assert_eq!(load.enter(false), Err(Full::Closed));
         assert_eq!(load.in_flight(), 0);
@@ -216,7 +243,7 @@ mod tests {
                         waiting.turn.as_mut().await;
                     }
                     tokio::task::yield_now().await;
-                    load.leave(false);
+                    load.leave(false, false);
                 }
             });
         }

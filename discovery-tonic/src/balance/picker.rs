@@ -47,6 +47,7 @@ pub struct Candidate<T> {
 #[derive(Debug)]
 pub struct Picked<T> {
     candidate: Arc<Candidate<T>>,
+    sent: bool,
     answered: bool,
 }
 
@@ -99,11 +100,17 @@ impl<T> Picker<T> {
         let candidates = Candidates { loads: &set.loads, weights: &set.weights, alias: set.alias.as_ref() };
         let n = set.policy.pick(&candidates, &mut self.draw);
         match set.candidates.get(n) {
-            Some(one) if one.load.enter(patient).is_ok() => {
-                Some(Picked { candidate: Arc::clone(one), answered: false })
-            }
-            _ => set.any_with_room(patient),
+            Some(one) if one.load.enter(patient).is_ok() => Some(Picked::new(one)),
+            _ => set.any_with_room(patient, |_| false),
         }
+    }
+}
+
+impl<T> Picker<T> {
+    /// Picks a candidate other than those to avoid, if there is one with room.
+    pub(crate) fn pick_other(&mut self, patient: bool, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
+        let set = &**self.set.load();
+        if set.candidates.is_empty() { None } else { set.any_with_room(patient, avoid) }
     }
 }
 
@@ -115,14 +122,14 @@ impl<T> Set<T> {
         Self { policy, candidates: candidates.into(), loads, weights, alias }
     }
 
-    /// The least loaded candidate that has room.
+    /// The least loaded candidate that has room; one to avoid only where there is no other.
     #[cold]
-    fn any_with_room(&self, patient: bool) -> Option<Picked<T>> {
+    fn any_with_room(&self, patient: bool, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
         let start = fastrand::usize(..self.candidates.len());
         let mut order: Vec<_> = self.candidates[start..].iter().chain(&self.candidates[..start]).collect();
-        order.sort_by_key(|one| one.load.in_flight());
+        order.sort_by_cached_key(|one| (avoid(&one.item), one.load.in_flight()));
         let one = order.into_iter().find(|one| one.load.enter(patient).is_ok())?;
-        Some(Picked { candidate: Arc::clone(one), answered: false })
+        Some(Picked::new(one))
     }
 }
 
@@ -134,6 +141,19 @@ impl<T> Candidate<T> {
 }
 
 impl<T> Picked<T> {
+    #[inline]
+    fn new(candidate: &Arc<Candidate<T>>) -> Self {
+        Self { candidate: Arc::clone(candidate), sent: false, answered: false }
+    }
+
+    /// Counts the request as handed over.
+    #[inline]
+    pub(crate) fn sent(&mut self) {
+        if !std::mem::replace(&mut self.sent, true) {
+            self.candidate.load.sent();
+        }
+    }
+
     /// Where the request is counted.
     pub fn load(&self) -> &Arc<Load> {
         &self.candidate.load
@@ -164,7 +184,7 @@ impl<T> Deref for Picked<T> {
 impl<T> Drop for Picked<T> {
     #[inline]
     fn drop(&mut self) {
-        self.candidate.load.leave(self.answered);
+        self.candidate.load.leave(self.sent, self.answered);
     }
 }
 

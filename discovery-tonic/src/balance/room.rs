@@ -34,9 +34,14 @@ impl Room {
     /// There is one place more.
     #[inline]
     pub(crate) fn one_left(&self) {
-        if self.waiting.load(Ordering::SeqCst) > 0 {
+        if self.is_wanted() {
             self.line.notify_one();
         }
+    }
+
+    /// Whether anybody waits.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.waiting.load(Ordering::SeqCst) > 0
     }
 
     /// There may be many.
