@@ -152,7 +152,7 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
 
 #[tokio::test]
 async fn what_the_peer_refused_is_sent_elsewhere() {
-    let refuse: OnRequest = |respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
+    let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
     let (refusing, refused, _tasks) = raw_h2(refuse).await;
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address, refusing]));
@@ -167,7 +167,7 @@ async fn what_the_peer_refused_is_sent_elsewhere() {
 
 #[tokio::test]
 async fn what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
-    let fail: OnRequest = |respond| respond.send_reset(h2::Reason::INTERNAL_ERROR);
+    let fail: OnRequest = |_, respond| respond.send_reset(h2::Reason::INTERNAL_ERROR);
     let (failing, requests, _tasks) = raw_h2(fail).await;
     let channel = channel(&registry([failing]));
     let status = greet(&channel, None).await.unwrap_err();

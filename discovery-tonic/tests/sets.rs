@@ -109,11 +109,6 @@ async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
     assert_eq!(servers[0].accepted(), 1, "an entry that flaps costs no connection");
 }
 
-fn ready(channel: &BalancedChannel) -> usize {
-    let is_ready = |one: &&discovery_tonic::EndpointStatus| one.state == discovery_tonic::EndpointState::Ready;
-    channel.endpoints().iter().filter(is_ready).count()
-}
-
 #[tokio::test]
 async fn a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
     let servers = servers(2).await;

@@ -87,15 +87,17 @@ impl Load {
     fn refuse(&self, before: u64) -> Full {
         let now = self.word.fetch_sub(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst) - IN_FLIGHT;
         let limit = self.limit.load(Ordering::Relaxed);
-        // One who came while this stood in the word was turned away for nothing.
+        if before & CLOSED != 0 {
+            return Full::Closed;
+        }
+        if in_flight(before) < limit {
+            return Full::Trial;
+        }
+        // Others in passing stood in the word, or left meanwhile: somebody was turned away for nothing.
         if let Some(room) = self.room.as_ref().filter(|_| in_flight(now) < limit) {
             room.one_left();
         }
-        match () {
-            () if before & CLOSED != 0 => Full::Closed,
-            () if in_flight(before) >= limit => Full::Limit,
-            () => Full::Trial,
-        }
+        Full::Limit
     }
 
     /// Counts a request as handed over.
@@ -250,5 +252,26 @@ mod tests {
         let all = tokio::time::timeout(std::time::Duration::from_secs(20), callers.join_all());
         all.await.expect("all callers get their turns");
         assert_eq!(load.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_greater_limit_wakes_all_who_wait() {
+        let room = Arc::new(Room::default());
+        let load = Load::waking(0, u32::MAX, Arc::clone(&room));
+        let (mut one, mut other) = (room.wait(), room.wait());
+        assert_eq!(load.enter(false), Err(Full::Limit));
+        load.set_limit(100);
+        tokio::join!(one.turn.as_mut(), other.turn.as_mut());
+    }
+
+    #[test]
+    fn a_trial_counts_what_waits_for_an_answer() {
+        let load = Load::new(u32::MAX, u32::MAX);
+        load.enter(true).unwrap();
+        load.answer();
+        load.enter(true).unwrap();
+        load.set_trial(1);
+        load.enter(true).expect("one more than the one that hangs, whatever streams there are");
+        assert_eq!(load.enter(true), Err(Full::Trial));
     }
 }

@@ -116,8 +116,8 @@ pub async fn silent() -> (SocketAddr, JoinSet<()>) {
     (address, tasks)
 }
 
-/// What a peer of raw h2 does with a request.
-pub type OnRequest = fn(&mut h2::server::SendResponse<bytes::Bytes>);
+/// What a peer of raw h2 does with its n-th request.
+pub type OnRequest = fn(usize, &mut h2::server::SendResponse<bytes::Bytes>);
 
 /// Shakes hands, then treats every request alike; counts the requests.
 pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
@@ -135,8 +135,7 @@ pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, Joi
                 let mut connection = h2::server::handshake(socket).await.unwrap();
                 let mut kept = Vec::new();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
-                    count.fetch_add(1, Ordering::Relaxed);
-                    on_request(&mut respond);
+                    on_request(count.fetch_add(1, Ordering::Relaxed), &mut respond);
                     kept.push((request, respond));
                 }
             });
@@ -145,9 +144,21 @@ pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, Joi
     (address, requests, tasks)
 }
 
+/// Answers with a status and nothing else.
+pub fn answer(respond: &mut h2::server::SendResponse<bytes::Bytes>, status: &str) {
+    let response = http::Response::builder().header("content-type", "application/grpc").header("grpc-status", status);
+    respond.send_response(response.body(()).unwrap(), true).unwrap();
+}
+
+/// The endpoints that are ready.
+pub fn ready(channel: &BalancedChannel) -> usize {
+    let endpoints = channel.endpoints();
+    endpoints.iter().filter(|one| one.state == discovery_tonic::EndpointState::Ready).count()
+}
+
 /// Shakes hands and never answers.
 pub async fn hung() -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
-    raw_h2(|_| {}).await
+    raw_h2(|_, _| {}).await
 }
 
 /// A registry in which somebody put these addresses.

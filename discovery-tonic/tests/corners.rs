@@ -1,0 +1,228 @@
+//! Corners in which calls were once lost, one test for each.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Backoff, Entry, Error, Feed, Recovered, ServiceName, Source, Weight};
+use discovery_tonic::{BalancedChannel, Tried, balance::RoundRobin};
+use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
+use support::*;
+use tokio::task::JoinSet;
+use tonic::Code;
+
+const UNAVAILABLE: &str = "14";
+const NOT_FOUND: &str = "5";
+
+/// A registry that never says anything.
+#[derive(Debug)]
+struct Mute;
+
+#[tonic::async_trait]
+impl Source for Mute {
+    async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+        std::future::pending::<()>().await;
+        drop(feed.reset(Vec::<Entry>::new()));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn places_that_are_freed_at_once_wake_as_many() {
+    let server = Server::start_with("a", tonic::transport::Server::builder().max_concurrent_streams(2)).await;
+    let channel = channel(&registry([server.address]));
+    greet(&channel, None).await.unwrap();
+    for _ in 0..3 {
+        let mut callers = JoinSet::new();
+        for n in 0..4 {
+            let channel = channel.clone();
+            callers.spawn(async move {
+                let (wait, delay_ms) = if n < 2 { (0, 200) } else { (20, 1) };
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                let request = GreetRequest { delay_ms, ..GreetRequest::default() };
+                greet_with(&channel, Some(Duration::from_secs(2)), request).await.map(|(address, _)| address)
+            });
+        }
+        for answer in callers.join_all().await {
+            answer.expect("no caller waits while there is room");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_live_stream_does_not_keep_its_endpoint_out() {
+    // A stream, then failures until it is out, then all is well.
+    let (mending, requests, _tasks) = raw_h2(|n, respond| match n {
+        0 => drop(respond.send_response(http::Response::new(()), false).unwrap()),
+        1..=5 => answer(respond, UNAVAILABLE),
+        _ => answer(respond, NOT_FOUND),
+    })
+    .await;
+    let other = Server::start("other").await;
+    let backend = registry([mending]);
+    let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
+    let request = GreetManyRequest { count: 1, ..GreetManyRequest::default() };
+    let _stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap();
+    backend.put(&service(), other.instance());
+    eventually("two endpoints", || ready(&channel) == 2).await;
+    while channel.endpoints().iter().all(|one| one.out_until.is_none()) {
+        let _ = greet(&channel, None).await;
+    }
+    let start = Instant::now();
+    while requests.load(Ordering::Relaxed) < 50 {
+        let _ = greet(&channel, None).await;
+        assert!(start.elapsed() < Duration::from_secs(5), "it is not probed");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_of_weight_zero_does_not_let_the_only_other_one_be_taken_out() {
+    let (failing, _, _tasks) = raw_h2(|_, respond| answer(respond, UNAVAILABLE)).await;
+    let idle = Server::start("idle").await;
+    let backend = registry([failing]);
+    backend.put(&service(), idle.instance().with_weight(Weight::new(0).unwrap()));
+    let channel = channel(&backend);
+    eventually("two endpoints", || ready(&channel) == 2).await;
+    for _ in 0..20 {
+        let status = greet(&channel, None).await.unwrap_err();
+        assert!(!Tried::of(&status).unwrap().instances().is_empty(), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refused_call_goes_to_another_endpoint_though_it_is_busier() {
+    let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
+    let (refusing, _, _tasks) = raw_h2(refuse).await;
+    let server = Server::start("one").await;
+    let backend = registry([server.address]);
+    let channel = channel(&backend);
+    greet(&channel, None).await.unwrap();
+    let mut slow = JoinSet::new();
+    for _ in 0..30 {
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: 5_000, ..GreetRequest::default() };
+        slow.spawn(async move { drop(greet_with(&channel, None, request).await) });
+    }
+    eventually("thirty calls", || server.greeter.calls() == 31).await;
+    backend.put(&service(), instance(refusing));
+    eventually("two endpoints", || ready(&channel) == 2).await;
+    for _ in 0..50 {
+        let served = greet(&channel, Some(Duration::from_secs(2))).await.expect("refused, so sent to the other");
+        assert_eq!(served, server.address);
+    }
+}
+
+#[tokio::test]
+async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
+    for wait in [Duration::from_millis(100), Duration::MAX] {
+        let channel = BalancedChannel::builder(Recovered::new(Mute), service()).wait(wait).build().unwrap();
+        let start = Instant::now();
+        let status = greet(&channel, Some(Duration::from_millis(400))).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        assert!(start.elapsed() >= Duration::from_millis(390), "{:?}", start.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn the_drain_limit_binds_streams_of_former_connections() {
+    let (mut old, new) = (Server::start("old").await, Server::start("new").await);
+    let backend = registry([old.address]);
+    let channel = builder(&backend).drain(Duration::from_secs(1)).build().unwrap();
+    let request = GreetManyRequest { count: 100_000, interval_ms: 50, ..GreetManyRequest::default() };
+    let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
+    stream.message().await.unwrap();
+    old.begin_stop();
+    eventually("GOAWAY is seen while the stream lives", || ready(&channel) == 0).await;
+    backend.put(&service(), new.instance());
+    backend.remove(&service(), &old.address.to_string());
+    let start = Instant::now();
+    while stream.message().await.is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(5), "the stream goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
+    let server = Server::start("one").await;
+    let (hook, connector) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+    let connect = tower::service_fn(move |uri: http::Uri| {
+        let panics = connector.swap(false, Ordering::Relaxed);
+        async move {
+            assert!(!panics, "a fault of the connector");
+            let stream = tokio::net::TcpStream::connect(uri.authority().unwrap().as_str()).await;
+            stream.map(hyper_util::rt::TokioIo::new)
+        }
+    });
+    let settings = move |_: &_| {
+        assert!(!hook.swap(false, Ordering::Relaxed), "a fault of the hook");
+        discovery_tonic::EndpointSettings::default()
+    };
+    let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(10)).unwrap();
+    let channel = builder(&registry([server.address])).connector(connect).endpoint(settings).backoff(backoff);
+    let channel = channel.build().unwrap();
+    channel.ready(Duration::from_secs(5)).await.unwrap();
+    assert_eq!(greet(&channel, None).await.unwrap(), server.address);
+}
+
+#[tokio::test]
+async fn a_hold_may_be_for_ever() {
+    let servers = servers(3).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let channel = builder(&backend).hold(Some(Duration::MAX)).build().unwrap();
+    eventually("three endpoints", || ready(&channel) == 3).await;
+    backend.wipe();
+    let held = || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count();
+    eventually("all are held", || held() == 3).await;
+}
+
+#[tokio::test]
+async fn a_request_body_that_fails_is_not_the_peers_fault() {
+    let server = Server::start("one").await;
+    let channel = channel(&registry([server.address]));
+    for _ in 0..3 {
+        let mut client = GreeterClient::new(channel.clone()).max_encoding_message_size(1_000);
+        let (sender, requests) = tokio::sync::mpsc::channel(1);
+        let sending = tokio::spawn(async move {
+            for size in [0, 5_000] {
+                let _ = sender.send(GreetRequest { payload: vec![0; size], ..GreetRequest::default() }).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        client.greet_all(tokio_stream::wrappers::ReceiverStream::new(requests)).await.unwrap_err();
+        sending.await.unwrap();
+        assert_eq!(channel.endpoints()[0].failures, 0);
+    }
+}
+
+/// A request that is handed over in the moment in which its connection ends must come back, or the call would hang.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_hangs_where_connections_age() {
+    let aging = tonic::transport::Server::builder().max_connection_age(Duration::from_millis(50));
+    let server = Server::start_with("a", aging).await;
+    let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(2)).unwrap();
+    let channel = builder(&registry([server.address])).backoff(backoff).build().unwrap();
+    greet(&channel, None).await.unwrap();
+    let mut callers = JoinSet::new();
+    for _ in 0..4 {
+        let channel = channel.clone();
+        callers.spawn(async move {
+            let (mut calls, mut hung, start) = (0, 0, Instant::now());
+            while start.elapsed() < Duration::from_secs(4) {
+                calls += 1;
+                let result = greet(&channel, Some(Duration::from_secs(3))).await;
+                hung += u32::from(result.is_err_and(|status| status.code() == Code::DeadlineExceeded));
+            }
+            (calls, hung)
+        });
+    }
+    let (calls, hung) = callers.join_all().await.into_iter().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    println!("{hung} of {calls} calls hung over {} connections", server.accepted());
+    assert_eq!(hung, 0);
+}
