@@ -25,8 +25,7 @@ pub struct Load {
 
 /// Why a [`Load`] takes no further request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Full {
+pub(crate) enum Full {
     /// It takes none any more.
     Closed,
     /// As many as the peer allows are in flight.
@@ -63,7 +62,7 @@ impl Load {
     }
 
     /// Whether it takes no requests any more.
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
@@ -73,7 +72,7 @@ impl Load {
     ///
     /// Why there is none.
     #[inline]
-    pub fn enter(&self, patient: bool) -> Result<(), Full> {
+    pub(crate) fn enter(&self, patient: bool) -> Result<(), Full> {
         let before = self.word.fetch_add(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst);
         let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
         // A closed word is above any limit, so that one comparison asks for both.
@@ -108,7 +107,7 @@ impl Load {
 
     /// Counts a request as answered: the peer is alive, which ends its trial.
     #[inline]
-    pub fn answer(&self) {
+    pub(crate) fn answer(&self) {
         self.word.fetch_sub(UNANSWERED, Ordering::AcqRel);
         if !self.is_proven() {
             self.prove();
@@ -125,7 +124,7 @@ impl Load {
 
     /// Counts a request out that was handed over or answered before, or not.
     #[inline]
-    pub fn leave(&self, sent: bool, answered: bool) {
+    pub(crate) fn leave(&self, sent: bool, answered: bool) {
         let parts = IN_FLIGHT + u64::from(!answered) * UNANSWERED + u64::from(!sent) * SENDING;
         self.word.fetch_sub(parts, Ordering::SeqCst);
         if let Some(room) = &self.room {
@@ -134,12 +133,12 @@ impl Load {
     }
 
     /// Takes no requests any more; those in flight go on.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.word.fetch_or(CLOSED, Ordering::SeqCst);
     }
 
     /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with nothing in flight.
-    pub fn close_if_idle(&self) -> bool {
+    pub(crate) fn close_if_idle(&self) -> bool {
         match self.word.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
             Err(word) => word == CLOSED,
@@ -147,7 +146,7 @@ impl Load {
     }
 
     /// Takes over what the peer allows at once.
-    pub fn set_limit(&self, limit: u32) {
+    pub(crate) fn set_limit(&self, limit: u32) {
         let before = self.limit.swap(limit, Ordering::SeqCst);
         if let Some(room) = self.room.as_ref().filter(|_| limit > before) {
             room.many_left();
@@ -155,13 +154,13 @@ impl Load {
     }
 
     /// Puts the peer on trial again: at most `trial` requests more until it answers one.
-    pub fn set_trial(&self, trial: u32) {
+    pub(crate) fn set_trial(&self, trial: u32) {
         self.trial.store(self.unanswered().saturating_add(trial), Ordering::Relaxed);
     }
 
     /// Whether the peer has answered since it was last put on trial.
     #[inline]
-    pub fn is_proven(&self) -> bool {
+    pub(crate) fn is_proven(&self) -> bool {
         self.trial.load(Ordering::Relaxed) == u32::MAX
     }
 }

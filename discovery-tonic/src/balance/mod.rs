@@ -1,6 +1,6 @@
 //! How an endpoint is picked: the published set, the policies, and the picker that both the channel and simulations use.
 //!
-//! A pick loads an immutable [`Set`](self) and touches no lock, no clock and no central task.
+//! A pick loads an immutable set and touches no lock, no clock and no central task.
 
 mod alias;
 mod load;
@@ -10,7 +10,7 @@ mod power_of_two;
 mod room;
 mod round_robin;
 
-pub use load::{Full, Load};
+pub use load::Load;
 pub use picker::{Candidate, Picked, Picker, Pickers};
 pub use policy::{Candidates, Draw, Policy};
 pub use power_of_two::PowerOfTwo;
