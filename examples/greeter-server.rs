@@ -53,6 +53,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     );
 
     // Registered once it listens, not before.
+    println!("{name} listens at {address}, and registers");
     let backend = discovery::connect(&registry)?;
     let mut registration = backend.register(&service, Instance::new(address.clone())).await?;
     println!("{name} serves {service} at {address}");

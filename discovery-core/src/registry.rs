@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 
@@ -71,6 +71,12 @@ pub enum Claim {
 pub trait Backend: Registry + Resolver {}
 
 impl<T: Registry + Resolver + ?Sized> Backend for T {}
+
+impl fmt::Debug for dyn Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Backend")
+    }
+}
 
 #[async_trait]
 impl<T: Registry + ?Sized> Registry for Arc<T> {

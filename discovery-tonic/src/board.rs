@@ -136,6 +136,19 @@ pub(crate) enum Unreached {
     Registry(#[from] Error),
 }
 
+impl Unreached {
+    /// The error and what caused it, in one line.
+    pub(crate) fn report(&self) -> String {
+        let mut line = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            line.extend([": ", &cause.to_string()]);
+            next = cause.source();
+        }
+        line
+    }
+}
+
 impl Outlook {
     /// Whether an endpoint may turn up by itself in a moment.
     fn is_worth_waiting(&self) -> bool {
@@ -145,22 +158,18 @@ impl Outlook {
         }
     }
 
-    /// Why a call fails: the service, since when, and the last error.
+    /// Why a call fails: the service and since when, and what keeps the endpoints away.
     pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<Unreached>) {
         let ago = |since: &Instant| humanly(since.elapsed());
         let (reason, cause) = match self {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
             Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
             Self::Failing { since, endpoints, error } => {
-                let reason = format!(
-                    "none of its {endpoints} endpoints has been reachable for {}: {}",
-                    ago(since),
-                    with_causes(&**error)
-                );
+                let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
                 (reason, Some(Unreached::Connection(Arc::clone(error))))
             }
             Self::Lost { since, error } => {
-                let reason = format!("the registry has been out of reach for {}: {}", ago(since), error.report());
+                let reason = format!("the registry has been out of reach for {}", ago(since));
                 (reason, Some(error.clone().into()))
             }
             Self::Serving => ("all its endpoints are busy".to_owned(), None),
@@ -169,17 +178,6 @@ impl Outlook {
         let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
         (format!("no endpoint of {service}{waited}: {reason}"), cause)
     }
-}
-
-/// An error and what caused it, in one line.
-fn with_causes(error: &(dyn StdError + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        line.extend([": ", &cause.to_string()]);
-        next = cause.source();
-    }
-    line
 }
 
 /// A duration to the millisecond.

@@ -99,7 +99,9 @@ impl Call {
             let picked = match shared.board.wait_for_endpoint(wait, limit, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
-                    return Err(self.fail(Status::unavailable(message), cause.map(Into::into)));
+                    // A status is all that many callers look at, so it tells the cause too.
+                    let told = cause.as_ref().map(|cause| format!("{message}: {}", cause.report()));
+                    return Err(self.fail(Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
                 }
             };
             if let Some(deadline) = self.deadline {

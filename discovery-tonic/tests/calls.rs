@@ -78,6 +78,8 @@ async fn a_registry_that_is_lost_from_the_start_fails_calls_with_the_reason() {
     let tried = Tried::of(&status).unwrap();
     let cause = std::error::Error::source(tried).unwrap();
     assert!(cause.to_string().contains("not for you"), "{cause}");
+    let error = channel.ready(Duration::from_millis(50)).await.unwrap_err();
+    assert_eq!(error.report().to_string().matches("not for you").count(), 1, "{}", error.report());
 }
 
 #[tokio::test]

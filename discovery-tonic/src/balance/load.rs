@@ -23,6 +23,10 @@ pub struct Load {
     room: Option<Arc<Room>>,
 }
 
+/// What one request stands for in the word: it is in flight, and perhaps still being handed over, or without an answer.
+#[derive(Debug)]
+pub(crate) struct Share(u64);
+
 /// Why a [`Load`] takes no further request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Full {
@@ -72,19 +76,21 @@ impl Load {
     ///
     /// Why there is none.
     #[inline]
-    pub(crate) fn enter(&self, patient: bool) -> Result<(), Full> {
-        let before = self.word.fetch_add(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst);
-        let trial = if patient { self.trial.load(Ordering::Relaxed) } else { u32::MAX };
+    pub(crate) fn enter(&self, patient: bool) -> Result<Share, Full> {
+        let before = self.word.fetch_add(WHOLE, Ordering::SeqCst);
         // A closed word is above any limit, so that one comparison asks for both.
-        if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST) && unanswered(before) < trial {
-            return Ok(());
+        if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST) {
+            let trial = self.trial.load(Ordering::Relaxed);
+            if trial == u32::MAX || !patient || unanswered(before) < trial {
+                return Ok(Share(WHOLE));
+            }
         }
         Err(self.refuse(before))
     }
 
     #[cold]
     fn refuse(&self, before: u64) -> Full {
-        let now = self.word.fetch_sub(IN_FLIGHT + UNANSWERED + SENDING, Ordering::SeqCst) - IN_FLIGHT;
+        let now = self.word.fetch_sub(WHOLE, Ordering::SeqCst) - IN_FLIGHT;
         let limit = self.limit.load(Ordering::Relaxed);
         if before & CLOSED != 0 {
             return Full::Closed;
@@ -99,16 +105,16 @@ impl Load {
         Full::Limit
     }
 
-    /// Counts a request as handed over.
+    /// Counts a request as handed over, once.
     #[inline]
-    pub(crate) fn sent(&self) {
-        self.word.fetch_sub(SENDING, Ordering::SeqCst);
+    pub(crate) fn sent(&self, share: &mut Share) {
+        self.word.fetch_sub(share.take(SENDING), Ordering::SeqCst);
     }
 
-    /// Counts a request as answered: the peer is alive, which ends its trial.
+    /// Counts a request as answered, once: the peer is alive, which ends its trial.
     #[inline]
-    pub(crate) fn answer(&self) {
-        self.word.fetch_sub(UNANSWERED, Ordering::AcqRel);
+    pub(crate) fn answer(&self, share: &mut Share) {
+        self.word.fetch_sub(share.take(UNANSWERED), Ordering::SeqCst);
         if !self.is_proven() {
             self.prove();
         }
@@ -122,11 +128,10 @@ impl Load {
         }
     }
 
-    /// Counts a request out that was handed over or answered before, or not.
+    /// Counts a request out.
     #[inline]
-    pub(crate) fn leave(&self, sent: bool, answered: bool) {
-        let parts = IN_FLIGHT + u64::from(!answered) * UNANSWERED + u64::from(!sent) * SENDING;
-        self.word.fetch_sub(parts, Ordering::SeqCst);
+    pub(crate) fn leave(&self, share: &Share) {
+        self.word.fetch_sub(share.0, Ordering::SeqCst);
         if let Some(room) = &self.room {
             room.one_left();
         }
@@ -165,6 +170,19 @@ impl Load {
     }
 }
 
+impl Share {
+    pub(crate) fn is_answered(&self) -> bool {
+        self.0 & UNANSWERED == 0
+    }
+
+    #[inline]
+    fn take(&mut self, part: u64) -> u64 {
+        let taken = self.0 & part;
+        self.0 -= taken;
+        taken
+    }
+}
+
 impl Default for Load {
     /// Without limits.
     fn default() -> Self {
@@ -187,6 +205,7 @@ const MOST: u32 = CLOSED as u32;
 const IN_FLIGHT: u64 = 1;
 const UNANSWERED: u64 = 1 << 32;
 const SENDING: u64 = 1 << 54;
+const WHOLE: u64 = IN_FLIGHT + UNANSWERED + SENDING;
 
 #[cfg(test)]
 mod tests {
@@ -195,38 +214,37 @@ mod tests {
     #[test]
     fn requests_are_counted_until_they_leave() {
         let load = Load::default();
-        load.enter(true).unwrap();
-        load.enter(true).unwrap();
-        load.sent();
-        load.answer();
+        let (mut one, other) = (load.enter(true).unwrap(), load.enter(true).unwrap());
+        assert!(load.is_sending());
+        load.sent(&mut one);
+        load.answer(&mut one);
+        load.answer(&mut one);
+        assert!(one.is_answered() && !other.is_answered());
         assert_eq!((load.in_flight(), load.unanswered()), (2, 1));
-        load.leave(false, true);
-        load.leave(true, false);
-        assert_eq!((load.in_flight(), load.unanswered()), (0, 0));
+        load.leave(&one);
+        load.leave(&other);
+        assert_eq!((load.in_flight(), load.unanswered(), load.is_sending()), (0, 0, false));
     }
 
     #[test]
     fn limit_trial_and_close_refuse() {
         let load = Load::new(3, 1);
-        load.enter(true).unwrap();
-        assert_eq!(load.enter(true), Err(Full::Trial));
-        load.enter(false).unwrap();
-        load.answer();
+        let mut one = load.enter(true).unwrap();
+        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+        let two = load.enter(false).unwrap();
+        load.answer(&mut one);
         assert!(load.is_proven(), "the first answer ends the trial");
-        load.enter(true).unwrap();
-        assert_eq!(load.enter(true), Err(Full::Limit));
-        load.answer();
-        load.leave(false, true);
-        load.leave(false, true);
+        let three = load.enter(true).unwrap();
+        assert_eq!(load.enter(true).unwrap_err(), Full::Limit);
+        load.leave(&one);
+        load.leave(&two);
         assert!(!load.close_if_idle());
-        assert!(load.is_sending());
-        load.sent();
-        assert!(!load.is_sending());
-        load.leave(true, false);
+        load.leave(&three);
         assert!(load.close_if_idle() && load.is_closed());
-        assert_eq!(load.enter(false), Err(Full::Closed));
+        assert_eq!(load.enter(false).unwrap_err(), Full::Closed);
         assert_eq!(load.in_flight(), 0);
     }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_place_stays_empty_while_somebody_waits() {
         let room = Arc::new(Room::default());
@@ -236,15 +254,15 @@ mod tests {
             let (room, load) = (Arc::clone(&room), Arc::clone(&load));
             callers.spawn(async move {
                 for _ in 0..200 {
-                    loop {
+                    let share = loop {
                         let mut waiting = room.wait();
-                        if load.enter(true).is_ok() {
-                            break;
+                        if let Ok(share) = load.enter(true) {
+                            break share;
                         }
                         waiting.turn.as_mut().await;
-                    }
+                    };
                     tokio::task::yield_now().await;
-                    load.leave(false, false);
+                    load.leave(&share);
                 }
             });
         }
@@ -258,7 +276,7 @@ mod tests {
         let room = Arc::new(Room::default());
         let load = Load::waking(0, u32::MAX, Arc::clone(&room));
         let (mut one, mut other) = (room.wait(), room.wait());
-        assert_eq!(load.enter(false), Err(Full::Limit));
+        assert_eq!(load.enter(false).unwrap_err(), Full::Limit);
         load.set_limit(100);
         tokio::join!(one.turn.as_mut(), other.turn.as_mut());
     }
@@ -266,11 +284,11 @@ mod tests {
     #[test]
     fn a_trial_counts_what_waits_for_an_answer() {
         let load = Load::new(u32::MAX, u32::MAX);
-        load.enter(true).unwrap();
-        load.answer();
-        load.enter(true).unwrap();
+        let mut stream = load.enter(true).unwrap();
+        load.answer(&mut stream);
+        let _hanging = load.enter(true).unwrap();
         load.set_trial(1);
-        load.enter(true).expect("one more than the one that hangs, whatever streams there are");
-        assert_eq!(load.enter(true), Err(Full::Trial));
+        let _probe = load.enter(true).expect("one more than the one that hangs, whatever streams there are");
+        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
     }
 }

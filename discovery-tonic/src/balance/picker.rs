@@ -3,7 +3,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 use arc_swap::{ArcSwap, Cache};
 use discovery_core::Weight;
 
-use super::{Candidates, Draw, Load, Policy, alias::Alias};
+use super::{Candidates, Draw, Load, Policy, alias::Alias, load::Share};
 
 /// Where a set of candidates is published, and pickers over it are made.
 ///
@@ -47,8 +47,7 @@ pub struct Candidate<T> {
 #[derive(Debug)]
 pub struct Picked<T> {
     candidate: Arc<Candidate<T>>,
-    sent: bool,
-    answered: bool,
+    share: Share,
 }
 
 struct Set<T> {
@@ -100,8 +99,11 @@ impl<T> Picker<T> {
         let candidates = Candidates { loads: &set.loads, weights: &set.weights, alias: set.alias.as_ref() };
         let n = set.policy.pick(&candidates, &mut self.draw);
         match set.candidates.get(n) {
-            Some(one) if one.load.enter(patient).is_ok() => Some(Picked::new(one)),
-            _ => set.any_with_room(patient, |_| false),
+            Some(one) => match one.load.enter(patient) {
+                Ok(share) => Some(Picked { candidate: Arc::clone(one), share }),
+                Err(_) => set.any_with_room(patient, |_| false),
+            },
+            None => set.any_with_room(patient, |_| false),
         }
     }
 }
@@ -128,8 +130,11 @@ impl<T> Set<T> {
         let start = fastrand::usize(..self.candidates.len());
         let mut order: Vec<_> = self.candidates[start..].iter().chain(&self.candidates[..start]).collect();
         order.sort_by_cached_key(|one| (avoid(&one.item), one.load.in_flight()));
-        let one = order.into_iter().find(|one| one.load.enter(patient).is_ok())?;
-        Some(Picked::new(one))
+        let enter = |one: &Arc<Candidate<T>>| {
+            let share = one.load.enter(patient).ok()?;
+            Some(Picked { candidate: Arc::clone(one), share })
+        };
+        order.into_iter().find_map(enter)
     }
 }
 
@@ -141,17 +146,10 @@ impl<T> Candidate<T> {
 }
 
 impl<T> Picked<T> {
-    #[inline]
-    fn new(candidate: &Arc<Candidate<T>>) -> Self {
-        Self { candidate: Arc::clone(candidate), sent: false, answered: false }
-    }
-
     /// Counts the request as handed over.
     #[inline]
     pub(crate) fn sent(&mut self) {
-        if !std::mem::replace(&mut self.sent, true) {
-            self.candidate.load.sent();
-        }
+        self.candidate.load.sent(&mut self.share);
     }
 
     /// Where the request is counted.
@@ -162,14 +160,12 @@ impl<T> Picked<T> {
     /// Counts the request as answered, once; it stays in flight.
     #[inline]
     pub fn answer(&mut self) {
-        if !std::mem::replace(&mut self.answered, true) {
-            self.candidate.load.answer();
-        }
+        self.candidate.load.answer(&mut self.share);
     }
 
     /// Whether the request was answered.
     pub fn is_answered(&self) -> bool {
-        self.answered
+        self.share.is_answered()
     }
 }
 
@@ -184,7 +180,7 @@ impl<T> Deref for Picked<T> {
 impl<T> Drop for Picked<T> {
     #[inline]
     fn drop(&mut self) {
-        self.candidate.load.leave(self.sent, self.answered);
+        self.candidate.load.leave(&self.share);
     }
 }
 
