@@ -21,8 +21,15 @@ use crate::Raw;
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
-    flags: Vec<&'static str>,
+    flags: Vec<String>,
     folder: TempDir,
+}
+
+/// How a cluster is set up, before it starts.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    members: usize,
+    flags: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -38,50 +45,23 @@ struct Process(Child);
 impl Etcd {
     /// Starts a cluster of one member and waits until it answers.
     pub async fn start() -> Self {
-        Self::start_members(1).await
-    }
-
-    /// Starts a cluster of one member with more flags.
-    pub async fn start_with(flags: &[&'static str]) -> Self {
-        Self::start_all(1, flags).await
+        Setup::default().start().await
     }
 
     /// Starts a cluster of this many members and waits until all answer.
     pub async fn start_members(count: usize) -> Self {
-        Self::start_all(count, &[]).await
+        Setup::default().members(count).start().await
     }
 
-    async fn start_all(count: usize, flags: &[&'static str]) -> Self {
-        // Between finding free ports and using them another process may take one.
-        for _ in 0..5 {
-            let mut etcd = Self::prepare(count);
-            etcd.flags.extend(flags);
-            for place in 0..count {
-                etcd.run(place);
-            }
-            if etcd.try_ready().await {
-                return etcd;
-            }
-        }
-        panic!("etcd did not start in five attempts; see its messages with ETCD_LOG=1");
+    /// Sets up a cluster of one member that is otherwise than by default.
+    pub fn setup() -> Setup {
+        Setup::default()
     }
 
     /// Prepares a cluster of one member without starting it, so that its address is known before it listens.
     pub fn absent() -> Self {
-        Self::prepare(1)
+        Setup::default().prepare()
     }
-
-    fn prepare(count: usize) -> Self {
-        // In memory where that is possible: what is tested is not the disk.
-        let shm = Path::new("/dev/shm");
-        let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-        let mut ports = free_ports(2 * count).into_iter();
-        let mut port = || ports.next().expect("as many as were asked for");
-        let member = |_| Member { client_port: port(), peer_port: port(), process: Mutex::default() };
-        let flags = Vec::new();
-        Self { members: (0..count).map(member).collect(), flags, folder: folder.expect("a temporary folder") }
-    }
-
     /// The members' addresses, `host:port`.
     pub fn members(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect()
@@ -218,6 +198,54 @@ impl Etcd {
             assert!(start.elapsed() < START, "etcd does not answer {START:?} after its start");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+}
+
+impl Setup {
+    /// How many members the cluster has; by default one.
+    #[must_use]
+    pub fn members(mut self, count: usize) -> Self {
+        self.members = count;
+        self
+    }
+
+    /// One more flag for every member.
+    #[must_use]
+    pub fn flag(mut self, flag: impl Into<String>) -> Self {
+        self.flags.push(flag.into());
+        self
+    }
+
+    /// Starts the cluster and waits until all members answer.
+    pub async fn start(self) -> Etcd {
+        // Between finding free ports and using them another process may take one.
+        for _ in 0..5 {
+            let etcd = self.clone().prepare();
+            for place in 0..self.members {
+                etcd.run(place);
+            }
+            if etcd.try_ready().await {
+                return etcd;
+            }
+        }
+        panic!("etcd did not start in five attempts; see its messages with ETCD_LOG=1");
+    }
+
+    fn prepare(self) -> Etcd {
+        // In memory where that is possible: what is tested is not the disk.
+        let shm = Path::new("/dev/shm");
+        let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
+        let mut ports = free_ports(2 * self.members).into_iter();
+        let mut port = || ports.next().expect("as many as were asked for");
+        let member = |_| Member { client_port: port(), peer_port: port(), process: Mutex::default() };
+        let members = (0..self.members).map(member).collect();
+        Etcd { members, flags: self.flags, folder: folder.expect("a temporary folder") }
+    }
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { members: 1, flags: Vec::new() }
     }
 }
 

@@ -6,7 +6,7 @@ mod etcd;
 mod proxy;
 mod raw;
 
-pub use etcd::Etcd;
+pub use etcd::{Etcd, Setup};
 pub use proxy::{Fault, Proxy};
 pub use raw::Raw;
 

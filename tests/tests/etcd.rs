@@ -709,7 +709,7 @@ async fn many_handles_come_back_together_after_an_outage() {
 #[tokio::test]
 async fn credentials_are_used_and_renewed() {
     // Tokens end after 2 s, or when the member restarts.
-    let etcd = Etcd::start_with(&["--auth-token", "simple", "--auth-token-ttl", "2"]).await;
+    let etcd = Etcd::setup().flag("--auth-token=simple").flag("--auth-token-ttl=2").start().await;
     etcd.raw().await.enable_auth("canary").await;
     let with =
         |password: &str| EtcdBackend::connect(config(etcd.members()).with_credentials("root", password)).unwrap();
