@@ -1,10 +1,12 @@
-//! What the tests that cross crates stand on: real etcd processes, and a network that fails on demand.
+//! What the tests that cross crates stand on: real etcd processes, a network that fails on demand, and the [`scene`].
 //!
-//! Nothing here is particular to `discovery`: who tests against etcd may copy the files [`etcd`](Etcd) and [`proxy`](Proxy).
+//! But for the scene nothing here is particular to `discovery`: who tests against etcd may copy the files [`etcd`](Etcd) and
+//! [`proxy`](Proxy).
 
 mod etcd;
 mod proxy;
 mod raw;
+pub mod scene;
 
 pub use etcd::{Etcd, Setup};
 pub use proxy::{Fault, Proxy};

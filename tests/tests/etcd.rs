@@ -7,83 +7,23 @@ use std::{
 };
 
 use discovery_core::{
-    Backoff, Claim, ErrorKind, Instance, Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status,
-    Update, Updates, Weight,
+    Claim, ErrorKind, Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Update, Weight,
 };
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::{StreamExt, future::join_all};
-use support::{Etcd, Fault, Proxy, eventually};
+use support::{
+    Etcd, Fault, Proxy, eventually,
+    scene::{
+        SOON, TTL, assert_one_outage, config, connect, connect_to, count, instance, payments, register, until,
+        until_lost, until_registered, until_superseded,
+    },
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     time::{sleep, timeout},
 };
-
-const TTL: Duration = Duration::from_secs(2);
-const SOON: Duration = Duration::from_secs(10);
-
-/// A configuration for tests: short, but with nothing turned off.
-fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
-    EtcdConfig::new(members)
-        .with_ttl(TTL)
-        .with_request_timeout(Duration::from_secs(1))
-        .with_deadline(Duration::from_secs(5))
-        .with_connect_timeout(Duration::from_millis(500))
-        .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).unwrap())
-        .with_ping_interval(Duration::from_secs(1))
-        .with_ping_timeout(Duration::from_millis(500))
-}
-
-fn connect(etcd: &Etcd) -> EtcdBackend {
-    EtcdBackend::connect(config(etcd.members())).unwrap()
-}
-
-fn payments() -> ServiceName {
-    "payments".parse().unwrap()
-}
-
-fn instance(number: u16) -> Instance {
-    Instance::new(format!("10.0.{}.{}:80", number / 250, number % 250 + 1).parse().unwrap())
-}
-
-async fn register(backend: &EtcdBackend, number: u16) -> Registration {
-    backend.register(&payments(), instance(number)).await.unwrap()
-}
-
-async fn count(backend: &EtcdBackend) -> Option<usize> {
-    backend.list(&payments()).await.ok().map(|set| set.len())
-}
-
-/// Folds a stream until the set is as wanted, and returns the updates on the way.
-async fn until(updates: &mut Updates, set: &mut Snapshot, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
-    let mut seen = Vec::new();
-    while !wanted(set) {
-        let next = timeout(SOON, updates.next()).await;
-        let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?}")).unwrap();
-        *set = set.apply(&update);
-        seen.push(update);
-    }
-    seen
-}
-
-/// One loss, told again only where its kind changed, and then the set.
-fn assert_one_outage(seen: &[Update]) {
-    let [losses @ .., Update::Reset(_)] = seen else { panic!("no Reset at the end: {seen:?}") };
-    assert!(!losses.is_empty() && losses.iter().all(|update| matches!(update, Update::Lost(_))), "{seen:?}");
-}
-
-async fn until_registered(registration: &Registration, bound: Duration) -> Duration {
-    eventually("registered", bound, async || registration.status().is_registered()).await
-}
-
-async fn until_lost(registration: &Registration, bound: Duration) -> Duration {
-    eventually("lost", bound, async || matches!(registration.status(), Status::Lost { .. })).await
-}
-
-async fn until_superseded(registration: &Registration, bound: Duration) -> Duration {
-    eventually("superseded", bound, async || matches!(registration.status(), Status::Superseded { .. })).await
-}
 
 #[tokio::test]
 async fn a_service_is_registered_watched_updated_and_deregistered() {
@@ -456,7 +396,7 @@ async fn two_of_three_members_refusing_fail_no_operation() {
     sleep(Duration::from_millis(50)).await;
     for _ in 0..5 {
         let members = [refused.address(), etcd.address(), refused_too.address()];
-        let backend = EtcdBackend::connect(config(members)).unwrap();
+        let backend = connect_to(members);
         let mut slowest = Duration::ZERO;
         for number in 0..20 {
             let start = Instant::now();
@@ -473,7 +413,7 @@ async fn two_of_three_members_refusing_fail_no_operation() {
 async fn a_silent_member_is_left() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(config([proxy.address(), etcd.address()])).unwrap();
+    let backend = connect_to([proxy.address(), etcd.address()]);
     let registration = register(&backend, 1).await;
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -493,7 +433,7 @@ async fn a_silent_member_is_left() {
 async fn three_members_lose_one_after_the_other_and_nothing_goes() {
     let etcd = Etcd::start_members(3).await;
     let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
-    let observer = EtcdBackend::connect(config(etcd.members())).unwrap();
+    let observer = connect(&etcd);
     let registration = register(&backend, 1).await;
     let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -574,7 +514,7 @@ async fn rounds_of_registering_leave_no_keys_leases_or_tasks() {
 async fn a_watch_that_missed_compacted_history_is_reset() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let (backend, writer) = (EtcdBackend::connect(config([proxy.address()])).unwrap(), connect(&etcd));
+    let (backend, writer) = (connect_to([proxy.address()]), connect(&etcd));
     let _kept = register(&writer, 1).await;
     let gone = register(&writer, 2).await;
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
@@ -646,7 +586,7 @@ async fn a_thousand_registrations_share_a_lease() {
 async fn a_write_whose_answer_is_lost_is_made_certain() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(config([proxy.address()])).unwrap();
+    let backend = connect_to([proxy.address()]);
     let mut raw = etcd.raw().await;
     for (round, claim) in (1u16..).zip([Claim::TakeOver, Claim::IfAbsent, Claim::TakeOver, Claim::IfAbsent]) {
         let registering = tokio::spawn({
