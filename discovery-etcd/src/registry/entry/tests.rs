@@ -1,8 +1,9 @@
+use discovery_core::Claim;
 use proptest::prelude::*;
-use tokio::time::advance;
+use tokio::{sync::oneshot, time::advance};
 
 use super::*;
-use crate::client::Guard;
+use crate::client::{Failure, Put, Reason};
 
 type Answer = oneshot::Receiver<Result<(), Error>>;
 

@@ -1,0 +1,128 @@
+use std::time::Duration;
+
+use discovery_core::Status;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::{Entry, answer, conflict, is_final, superseded};
+use crate::{
+    client::{Failure, Put, Reason, Row},
+    registry::decide::{Act, Intent},
+};
+
+/// What etcd answers to what was done about the entry.
+impl Entry {
+    /// Takes the answer to a write.
+    pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
+        match answer {
+            Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
+            Ok(Put::Refused(row)) => self.seen = Some(row),
+            Err(failure) if failure.reason == Reason::LeaseGone => {
+                self.dead = Some(lease);
+                self.lease.report_gone(lease);
+            }
+            Err(failure) => self.failed(failure),
+        }
+    }
+
+    fn failed(&mut self, failure: Failure) {
+        self.pause = Some(Instant::now() + self.delays.next_delay());
+        // The entry may be written or not.
+        self.seen = None;
+        self.doubt |= failure.is_member();
+        let Some(owner) = &mut self.owner else { return };
+        let is_final = is_final(&failure.error);
+        if owner.intent != Intent::Heal {
+            owner.status.set(Status::lost(failure.error.clone()));
+            if is_final {
+                self.give_up(failure.error);
+            }
+        } else {
+            if !owner.status.status().is_registered() {
+                owner.status.set(Status::lost(failure.error.clone()));
+            }
+            if is_final {
+                answer(owner.waiting.drain(..), &Err(failure.error));
+            }
+        }
+    }
+
+    /// Takes what is certain about the entry.
+    pub(super) fn settle(&mut self, act: Act) {
+        let Some(owner) = &mut self.owner else { return };
+        match act {
+            Act::Done(revision) => {
+                if !owner.status.status().is_registered() {
+                    if owner.intent == Intent::Heal {
+                        info!(service = %self.place.service, id = %self.place.id, "registered again");
+                    }
+                    owner.status.set(Status::registered());
+                }
+                owner.intent = Intent::Heal;
+                // What is done is done under the lease that was tried last.
+                owner.held = self.left;
+                answer(owner.waiting.drain(..), &Ok(()));
+                (self.seen, self.recheck) = (None, None);
+                self.written = revision;
+                self.delays.reset();
+            }
+            Act::Conflict => {
+                self.left = None;
+                self.give_up(conflict());
+            }
+            Act::Superseded => {
+                warn!(service = %self.place.service, id = %self.place.id, "registration superseded by another owner");
+                owner.status.set(Status::superseded());
+                answer(owner.waiting.drain(..), &Err(superseded()));
+                self.left = None;
+                self.owner = None;
+            }
+            Act::Write(_) => unreachable!("a write is not certain before it is answered"),
+        }
+    }
+
+    /// Takes the answer to a removal under `lease`; `is_renewed` says whether that is kept for others.
+    pub(in crate::registry) fn removed(
+        &mut self,
+        lease: i64,
+        answered: Result<Option<Row>, Failure>,
+        is_renewed: bool,
+    ) {
+        match answered {
+            Ok(Some(row)) if row.lease != lease && self.lease.is_own(row.lease) => self.left = Some(row.lease),
+            Ok(_) => {
+                if std::mem::take(&mut self.doubt) {
+                    // Whatever member was frozen with the write has done it by then, or lost it. So once more.
+                    self.pause = Some(Instant::now() + Duration::from_secs(1));
+                } else {
+                    self.left = None;
+                }
+                answer(self.leaving.drain(..), &Ok(()));
+            }
+            Err(failure) => {
+                debug!(error = %failure.error.report(), "entry not removed yet");
+                // By then its lease has ended.
+                let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
+                if !is_renewed && self.released.is_none_or(|since| since.elapsed() > patience) {
+                    self.left = None;
+                    answer(self.leaving.drain(..), &Err(failure.error));
+                }
+                self.pause = Some(Instant::now() + self.delays.next_delay());
+            }
+        }
+    }
+
+    /// Takes what was read, because the watch ended and things may have happened since.
+    pub(in crate::registry) fn read(&mut self, answered: Result<Option<Row>, Failure>) {
+        self.recheck = None;
+        match answered {
+            Ok(row) => {
+                if let Some(row) = &row {
+                    self.written = row.revision;
+                }
+                self.seen(row);
+            }
+            Err(_) => self.recheck = Some(Instant::now() + self.recheck_delays.next_delay()),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+mod answer;
+mod command;
+
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Delays, Error, ErrorKind, InstanceId, ServiceName, Status, StatusWriter};
+use tokio::time::Instant;
+use tracing::warn;
+
+pub(super) use command::{Command, Reply};
+
+use super::decide::{Act, Intent, Seen, decide};
+use crate::{
+    client::{Guard, Row},
+    lease::{Lease, LeaseState, Tenancy},
+};
+
+/// What a handle knows and wants of one entry: every decision about it, without the I/O.
+///
+/// Several registrations of one id follow one another here, the last one being the owner; between handles the entry's lease
+/// decides.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) place: Place,
+    lease: Arc<Lease>,
+    owner: Option<Owner>,
+    /// What stands in etcd as far as was seen since the last write; `None` where nothing was.
+    seen: Option<Option<Row>>,
+    /// The revision of the last write; what is older was known then.
+    written: i64,
+    /// The lease of the last write that was tried and of which nothing is known to be gone.
+    left: Option<i64>,
+    /// Who waits for the removal.
+    leaving: Vec<Reply>,
+    /// Not to be asked again before then.
+    pause: Option<Instant>,
+    delays: Delays,
+    /// The lease under which the entry was when its watch began.
+    watched: Option<i64>,
+    /// When to read the entry because its watch ended.
+    recheck: Option<Instant>,
+    recheck_delays: Delays,
+    /// Since when nobody owns it.
+    released: Option<Instant>,
+    /// A lease that etcd did not know; another one is to come.
+    dead: Option<i64>,
+    /// A write was not answered and may still be done, by a member that was frozen with it.
+    doubt: bool,
+}
+
+/// Which entry it is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) service: ServiceName,
+    pub(super) id: InstanceId,
+    pub(super) key: String,
+}
+
+#[derive(Debug)]
+struct Owner {
+    number: u64,
+    value: Vec<u8>,
+    intent: Intent,
+    status: StatusWriter,
+    /// Who waits for the value to be written.
+    waiting: Vec<Reply>,
+    /// The lease under which it stands as it should.
+    held: Option<i64>,
+    _tenancy: Tenancy,
+}
+
+/// What to do next about an entry.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// Nothing is left to do, now or later.
+    Exit,
+    /// Read the entry.
+    Read,
+    /// Delete it, if it still is under this lease.
+    Remove(i64),
+    /// Wait for news, at most until then.
+    Wait(Option<Instant>),
+    /// Watch it from this revision on, in place of any former watch.
+    Watch(i64),
+    /// Put this value under this lease, if the guard holds.
+    Write { value: Vec<u8>, lease: i64, guard: Guard },
+}
+
+impl Entry {
+    pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff) -> Self {
+        let recheck = Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
+            .expect("500 ms to 30 s lies within the bounds");
+        Self {
+            place,
+            lease,
+            owner: None,
+            seen: None,
+            written: 0,
+            left: None,
+            leaving: Vec::new(),
+            pause: None,
+            delays: backoff.delays(),
+            watched: None,
+            recheck: None,
+            recheck_delays: recheck.delays(),
+            released: None,
+            dead: None,
+            doubt: false,
+        }
+    }
+
+    /// What to do now, by all that is known.
+    pub(super) fn next(&mut self, lease: &LeaseState) -> Next {
+        loop {
+            match self.step(lease) {
+                Ok(next) => return next,
+                Err(act) => self.settle(act),
+            }
+        }
+    }
+
+    /// What to do now, or what is certain now.
+    fn step(&mut self, lease: &LeaseState) -> Result<Next, Act> {
+        let now = Instant::now();
+        let pause = self.pause.filter(|until| *until > now);
+        let Some(owner) = &mut self.owner else {
+            return Ok(match (self.left, pause) {
+                (None, _) => Next::Exit,
+                (Some(_), Some(until)) => Next::Wait(Some(until)),
+                (Some(lease), None) => Next::Remove(lease),
+            });
+        };
+        let id = match lease {
+            LeaseState::Held { id } if self.dead != Some(*id) => *id,
+            LeaseState::Held { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
+            LeaseState::Lost { error } => {
+                self.lost(error.clone());
+                // Given up where it cannot become one.
+                return if self.owner.is_some() { Ok(Next::Wait(None)) } else { self.step(lease) };
+            }
+        };
+        if owner.held == Some(id) {
+            // A watch that began under another lease may wait for a revision of a history that is no more.
+            if self.watched != Some(id) && self.recheck.is_none() {
+                self.watched = Some(id);
+                return Ok(Next::Watch(self.written + 1));
+            }
+            return Ok(match self.recheck {
+                Some(at) if at <= now => Next::Read,
+                at => Next::Wait(at),
+            });
+        }
+        if owner.held.take().is_some() {
+            // Another lease came without a moment in which there was none to see.
+            self.seen = None;
+        }
+        if let Some(until) = pause {
+            return Ok(Next::Wait(Some(until)));
+        }
+        let seen = match &self.seen {
+            None => Seen::Nothing,
+            Some(None) => Seen::Absent,
+            Some(Some(row)) => Seen::Entry(row),
+        };
+        match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
+            Act::Write(guard) => {
+                // From here on there may be an entry, whatever is answered.
+                self.left = Some(id);
+                Ok(Next::Write { value: owner.value.clone(), lease: id, guard })
+            }
+            act => Err(act),
+        }
+    }
+
+    /// Forgets a pause, because the lease changed.
+    pub(super) fn resume(&mut self) {
+        self.pause = None;
+    }
+
+    /// The lease is lost, and the entry with it.
+    fn lost(&mut self, error: Error) {
+        let Some(owner) = &mut self.owner else { return };
+        if owner.held.take().is_some() {
+            warn!(service = %self.place.service, id = %self.place.id, error = %error.report(), "registration lost");
+        }
+        self.seen = None;
+        self.dead = None;
+        let is_final = is_final(&error);
+        owner.status.set(Status::lost(error.clone()));
+        if owner.intent != Intent::Heal && is_final {
+            self.give_up(error);
+        }
+    }
+
+    /// A registration that never was cannot become one.
+    fn give_up(&mut self, error: Error) {
+        if let Some(owner) = &mut self.owner {
+            answer(owner.waiting.drain(..), &Err(error));
+        }
+        self.release();
+    }
+
+    /// Whether the entry has a watch, which is forgotten with this.
+    pub(super) fn leave(&mut self) -> bool {
+        self.watched.take().is_some()
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // In order, there is no owner any more. Else the runtime went, and nobody keeps the entry.
+        if let Some(owner) = &self.owner {
+            owner.status.set(Status::lost(Error::new(
+                ErrorKind::Internal,
+                "the runtime that kept the registration was shut down",
+            )));
+        }
+    }
+}
+
+fn answer(replies: impl IntoIterator<Item = Reply>, result: &Result<(), Error>) {
+    for reply in replies {
+        // Who asked may have given up.
+        let _ = reply.send(result.clone());
+    }
+}
+
+fn conflict() -> Error {
+    Error::new(ErrorKind::Conflict, "another owner's entry lives")
+}
+
+pub(super) fn superseded() -> Error {
+    Error::new(ErrorKind::Conflict, "another owner took the id over")
+}
+
+/// Whether trying again cannot help before somebody changes something.
+fn is_final(error: &Error) -> bool {
+    !error.is_retryable()
+}
+
+#[cfg(test)]
+mod tests;
