@@ -9,7 +9,7 @@ mod raw;
 pub mod scene;
 
 pub use etcd::{Etcd, Setup};
-pub use proxy::{Fault, Proxy};
+pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;
 
 use std::time::{Duration, Instant};

@@ -1,20 +1,29 @@
+mod fault;
+mod relay;
+mod syn_hole;
+#[cfg(test)]
+mod tests;
+
 use std::{
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket},
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
 
+pub use self::{fault::Fault, syn_hole::SynHole};
+use self::{fault::Network, relay::Relay};
+
 /// A TCP proxy that fails on demand: what is between a client and a server when the network is bad.
+///
+/// Two of them in a row do two things at once, such as delaying and throttling.
 ///
 /// ```no_run
 /// # async fn example() {
@@ -28,34 +37,31 @@ use tokio::{
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    fault: watch::Sender<Fault>,
+    network: watch::Sender<Network>,
     accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
-}
-
-/// What the network does.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[expect(clippy::exhaustive_enums, reason = "tests name them")]
-pub enum Fault {
-    /// Connections are taken and stay open, and nothing goes through. What is sent meanwhile arrives when that ends.
-    BlackHole,
-    /// Requests arrive, answers do not, and the connection is cut soon after: who asked cannot know what was done.
-    LoseAnswers,
-    /// All goes through.
-    None,
-    /// Connections are cut, and new ones refused.
-    Refuse,
 }
 
 impl Proxy {
     /// Starts a proxy to an address.
     pub async fn to(target: impl Into<String>) -> Self {
+        Self::start(target.into(), None).await
+    }
+
+    /// Starts a proxy to an address that tells clients apart by an HTTP/1 header of their requests, so that they can be
+    /// [treated differently](Self::set_for).
+    pub async fn telling_apart(target: impl Into<String>, header: &str) -> Self {
+        Self::start(target.into(), Some(header)).await
+    }
+
+    async fn start(target: String, header: Option<&str>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
-        let (fault, faults) = watch::channel(Fault::None);
+        let network = watch::Sender::new(Network::to(target));
         let accepted = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(run(listener, address, target.into(), faults, Arc::clone(&accepted)));
-        Self { address, fault, accepted, task }
+        let header = header.map(|name| format!("\r\n{name}: "));
+        let task = tokio::spawn(run(listener, address, network.subscribe(), header, Arc::clone(&accepted)));
+        Self { address, network, accepted, task }
     }
 
     /// Where it listens, `host:port`.
@@ -63,9 +69,30 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Changes what the network does, at once.
+    /// Changes what the network does, within milliseconds; what is set for less than that may never happen.
     pub fn set(&self, fault: Fault) {
-        self.fault.send_replace(fault);
+        self.network.send_modify(|network| network.of_all = fault);
+    }
+
+    /// Changes what the network does to one client of those that it [tells apart](Self::telling_apart), whatever it does to all.
+    pub fn set_for(&self, client: &str, fault: Fault) {
+        self.network.send_modify(|network| {
+            network.of_one.insert(client.to_owned(), fault);
+        });
+    }
+
+    /// Lets all go through again, whomever it was set for.
+    pub fn heal(&self) {
+        self.network.send_modify(|network| {
+            network.of_all = Fault::None;
+            network.of_one.clear();
+        });
+    }
+
+    /// Leads to another address from now on; present connections are cut.
+    pub fn lead_to(&self, target: impl Into<String>) {
+        let target = target.into();
+        self.network.send_modify(|network| network.target = target);
     }
 
     /// How many connections it has taken so far.
@@ -80,82 +107,71 @@ impl Drop for Proxy {
     }
 }
 
+/// The port of a proxy, which stays its own while nobody listens there.
+#[derive(Debug)]
+enum Door {
+    Open(TcpListener),
+    Shut(Option<TcpSocket>),
+}
+
+impl Door {
+    fn shut(&mut self, address: SocketAddr) {
+        // The listener has to go first.
+        *self = Self::Shut(None);
+        let bound = TcpSocket::new_v4().and_then(|socket| {
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(socket)
+        });
+        *self = Self::Shut(Some(bound.expect("the port was its own a moment ago")));
+    }
+
+    fn open(&mut self) {
+        if let Self::Shut(socket) = self {
+            let socket = socket.take().expect("it is there while the door is shut");
+            *self = Self::Open(socket.listen(1024).expect("the port is its own"));
+        }
+    }
+}
+
 async fn run(
     listener: TcpListener,
     address: SocketAddr,
-    target: String,
-    mut faults: watch::Receiver<Fault>,
+    mut network: watch::Receiver<Network>,
+    header: Option<String>,
     accepted: Arc<AtomicUsize>,
 ) {
-    let mut listener = Some(listener);
+    let mut door = Door::Open(listener);
+    let mut target = network.borrow().target.clone();
     let mut relays = JoinSet::new();
     loop {
-        if *faults.borrow_and_update() == Fault::Refuse {
-            // Without a listener the system refuses.
-            listener = None;
+        let now = network.borrow_and_update().clone();
+        if target != now.target {
+            target = now.target;
             relays.shutdown().await;
-        } else if listener.is_none() {
-            listener = TcpListener::bind(address).await.ok();
+        }
+        match (&door, now.of_all == Fault::Refuse) {
+            (Door::Open(_), true) => {
+                door.shut(address);
+                relays.shutdown().await;
+            }
+            (Door::Shut(_), false) => door.open(),
+            _ => {}
         }
         let accept = async {
-            match &listener {
-                Some(listener) => listener.accept().await,
-                None => std::future::pending().await,
+            match &door {
+                Door::Open(listener) => listener.accept().await,
+                Door::Shut(_) => std::future::pending().await,
             }
         };
         tokio::select! {
             Ok((client, _)) = accept => {
                 accepted.fetch_add(1, Ordering::Relaxed);
-                relays.spawn(relay(client, target.clone(), faults.clone()));
+                let relay = Relay::new(network.clone(), header.clone());
+                relays.spawn(relay.run(client, target.clone()));
             }
             Some(_) = relays.join_next() => {}
-            changed = faults.changed() => if changed.is_err() { return },
+            changed = network.changed() => if changed.is_err() { return },
         }
-    }
-}
-
-async fn relay(client: TcpStream, target: String, mut faults: watch::Receiver<Fault>) {
-    let _ = client.set_nodelay(true);
-    // Connecting goes through no black hole either.
-    if faults.wait_for(|fault| *fault != Fault::BlackHole).await.is_err() {
-        return;
-    }
-    let Ok(server) = TcpStream::connect(target).await else { return };
-    let _ = server.set_nodelay(true);
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let requests = async {
-        let (mut faults, mut buffer) = (faults.clone(), vec![0; 64 << 10]);
-        loop {
-            let Ok(count @ 1..) = from_client.read(&mut buffer).await else { return };
-            if faults.wait_for(|fault| *fault != Fault::BlackHole).await.is_err() {
-                return;
-            }
-            if to_server.write_all(&buffer[..count]).await.is_err() {
-                return;
-            }
-            if *faults.borrow() == Fault::LoseAnswers {
-                // Time for it to be done.
-                tokio::time::sleep(Duration::from_millis(150)).await;
-                return;
-            }
-        }
-    };
-    let answers = async {
-        let (mut faults, mut buffer) = (faults.clone(), vec![0; 64 << 10]);
-        loop {
-            let Ok(count @ 1..) = from_server.read(&mut buffer).await else { return };
-            if faults.wait_for(|fault| *fault != Fault::BlackHole).await.is_err() {
-                return;
-            }
-            if *faults.borrow() != Fault::LoseAnswers && to_client.write_all(&buffer[..count]).await.is_err() {
-                return;
-            }
-        }
-    };
-    // When one side is gone, so is the other.
-    tokio::select! {
-        () = requests => {}
-        () = answers => {}
     }
 }
