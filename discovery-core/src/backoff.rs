@@ -35,6 +35,12 @@ impl Backoff {
         Ok(Self { min, max })
     }
 
+    /// The same backoff with no wait above `max`, unless the first one is longer than that.
+    #[must_use]
+    pub fn at_most(self, max: Duration) -> Self {
+        Self { min: self.min, max: self.max.min(max).max(self.min) }
+    }
+
     /// The waits of a new run of failures.
     pub fn delays(self) -> Delays {
         Delays { backoff: self, attempt: 0 }
@@ -79,6 +85,15 @@ mod tests {
         let bounds: Vec<_> = (0..9).map(|attempt| backoff.bound(attempt).as_millis()).collect();
         assert_eq!(bounds, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert_eq!(backoff.bound(u32::MAX), Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_lower_maximum_leaves_the_first_wait() {
+        let second = Duration::from_secs(1);
+        let bounds = |backoff: Backoff| [0, 9].map(|attempt| backoff.bound(attempt).as_millis());
+        assert_eq!(bounds(Backoff::default().at_most(second)), [100, 1000]);
+        assert_eq!(bounds(Backoff::default().at_most(second * 60)), [100, 10_000]);
+        assert_eq!(bounds(Backoff::new(second * 2, second * 4).unwrap().at_most(second)), [2000, 2000]);
     }
 
     #[test]

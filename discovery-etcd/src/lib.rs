@@ -27,6 +27,7 @@ mod config;
 mod failover;
 mod layout;
 mod lease;
+mod pause;
 mod registry;
 mod watch;
 

@@ -146,6 +146,9 @@ impl EtcdConfig {
     }
 
     /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. Not part of the URL.
+    ///
+    /// While no member can be reached, registrations wait no longer than 1 s, unless the first wait is longer, so that they are back
+    /// soon after etcd is.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;

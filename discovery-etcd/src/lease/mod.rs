@@ -20,6 +20,7 @@ use tracing::debug;
 use crate::{
     client::{Reason, Renewals},
     failover::{Chosen, Cluster},
+    pause::Pauses,
 };
 use clock::{Due, LeaseClock, Link};
 
@@ -206,10 +207,10 @@ impl Keeper {
     /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
     async fn grant(&self) -> Option<(i64, LeaseClock)> {
         let (id, first) = (self.lease.new_id(), Instant::now());
-        let mut delays = self.backoff.delays();
+        let mut pauses = Pauses::new(self.backoff);
         // After an outage everybody comes at once, unless they wait first.
         if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
-            self.pause(delays.next_delay()).await;
+            self.pause(pauses.first()).await;
         }
         loop {
             if self.lease.vacate() {
@@ -231,12 +232,14 @@ impl Keeper {
                     self.lease.book().clock = Some(clock);
                     return Some((id, clock));
                 }
-                Ok(_) => {}
+                // It came and ended before its answer did.
+                Ok(_) => self.pause(pauses.first()).await,
                 Err(failure) => {
+                    let wait = pauses.after(&failure);
                     self.lease.state.send_replace(LeaseState::Lost { error: failure.error });
+                    self.pause(wait).await;
                 }
             }
-            self.pause(delays.next_delay()).await;
         }
     }
 

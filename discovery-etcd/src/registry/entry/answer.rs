@@ -26,7 +26,7 @@ impl Entry {
     }
 
     fn failed(&mut self, failure: Failure) {
-        self.pause = Some(Instant::now() + self.delays.next_delay());
+        self.pause = Some(Instant::now() + self.pauses.after(&failure));
         // The entry may be written or not.
         self.seen = None;
         self.doubt |= failure.is_member();
@@ -64,7 +64,7 @@ impl Entry {
                 answer(owner.waiting.drain(..), &Ok(()));
                 (self.seen, self.recheck) = (None, None);
                 self.written = revision;
-                self.delays.reset();
+                self.pauses.reset();
             }
             Act::Conflict => {
                 self.left = None;
@@ -101,13 +101,13 @@ impl Entry {
             }
             Err(failure) => {
                 debug!(error = %failure.error.report(), "entry not removed yet");
+                self.pause = Some(Instant::now() + self.pauses.after(&failure));
                 // By then its lease has ended.
                 let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
                 if !is_renewed && self.released.is_none_or(|since| since.elapsed() > patience) {
                     self.left = None;
                     answer(self.leaving.drain(..), &Err(failure.error));
                 }
-                self.pause = Some(Instant::now() + self.delays.next_delay());
             }
         }
     }

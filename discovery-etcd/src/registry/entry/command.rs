@@ -89,7 +89,7 @@ impl Entry {
         // What they wait to be gone is this one's now.
         answer(self.leaving.drain(..), &Ok(()));
         (self.seen, self.pause, self.released) = (None, None, None);
-        self.delays.reset();
+        self.pauses.reset();
     }
 
     pub(super) fn release(&mut self) {
@@ -99,7 +99,7 @@ impl Entry {
         answer(owner.waiting.drain(..), &Err(given_up));
         (self.seen, self.pause) = (None, None);
         self.released = Some(Instant::now());
-        self.delays.reset();
+        self.pauses.reset();
     }
 
     /// Another, or time, changed the entry.

@@ -13,6 +13,7 @@ use super::decide::{Act, Intent, Seen, decide};
 use crate::{
     client::{Guard, Row},
     lease::{Lease, LeaseState, Tenancy},
+    pause::Pauses,
 };
 
 /// What a handle knows and wants of one entry: every decision about it, without the I/O.
@@ -34,7 +35,7 @@ pub(super) struct Entry {
     leaving: Vec<Reply>,
     /// Not to be asked again before then.
     pause: Option<Instant>,
-    delays: Delays,
+    pauses: Pauses,
     /// The lease under which the entry was when its watch began.
     watched: Option<i64>,
     /// When to read the entry because its watch ended.
@@ -99,7 +100,7 @@ impl Entry {
             left: None,
             leaving: Vec::new(),
             pause: None,
-            delays: backoff.delays(),
+            pauses: Pauses::new(backoff),
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
