@@ -19,6 +19,9 @@ use crate::{
 /// All registrations of a handle and its clones are kept by one lease. Cloning is cheap. With the last clone, registration and
 /// stream its tasks and connections end by themselves.
 ///
+/// Who registers an id again through the same handle takes over once that is written. Where it fails, the former registration is the
+/// owner still.
+///
 /// ```no_run
 /// # async fn example() -> Result<(), discovery_core::Error> {
 /// use discovery_core::{Instance, Registry};
@@ -75,7 +78,7 @@ impl EtcdBackend {
     /// # Errors
     ///
     /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where etcd did not confirm in time, with the time by which the lease will
-    /// have ended what is left.
+    /// have ended what is left. Tasks go on trying for at most twice the ttl and 10 s, and then end.
     ///
     /// # Cancel safety
     ///

@@ -62,6 +62,10 @@ impl Entry {
                 // What is done is done under the lease that was tried last.
                 owner.held = self.left;
                 answer(owner.waiting.drain(..), &Ok(()));
+                if let Some(former) = self.former.take() {
+                    former.supersede();
+                }
+                answer(self.leaving.drain(..), &Ok(()));
                 (self.seen, self.recheck) = (None, None);
                 self.written = revision;
                 self.pauses.reset();

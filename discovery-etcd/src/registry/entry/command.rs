@@ -29,32 +29,23 @@ impl Entry {
     pub(in crate::registry) fn take(&mut self, command: Command) {
         match command {
             Command::Claim { number, value, claim, status, reply } => self.claim(number, value, claim, status, reply),
-            Command::Update { number, value, reply } => match &mut self.owner {
-                Some(owner) if owner.number == number => {
-                    owner.value = value;
-                    owner.waiting.push(reply);
-                    // What stood there with the former value is the entry's own.
-                    if let Some(lease) = owner.held.take() {
-                        let row = Row {
-                            key: self.place.key.clone().into_bytes(),
-                            value: Vec::new(),
-                            lease,
-                            revision: self.written,
-                        };
-                        self.seen = Some(Some(row));
-                    }
-                    self.pause = None;
-                }
-                _ => answer([reply], &Err(superseded())),
-            },
+            Command::Update { number, value, reply } => self.update(number, value, reply),
             Command::Release { number, reply } => {
-                let is_owner = |owner: &Owner| number.is_none_or(|number| owner.number == number);
-                if self.owner.as_ref().is_some_and(is_owner) {
+                let is_meant = |owner: &mut Owner| number.is_none_or(|number| owner.number == number);
+                let former = self.former.take_if(is_meant);
+                let waits_for_former = former.is_some();
+                if let Some(former) = former {
+                    former.release();
+                }
+                if self.owner.as_mut().is_some_and(is_meant) {
                     self.release();
                 }
-                match (&self.owner, reply) {
-                    (None, Some(reply)) if self.left.is_some() => self.leaving.push(reply),
-                    (_, reply) => answer(reply, &Ok(())),
+                match reply {
+                    // What stands there goes with the first write of the owner, or with the owner.
+                    Some(reply) if waits_for_former || (self.owner.is_none() && self.left.is_some()) => {
+                        self.leaving.push(reply);
+                    }
+                    reply => answer(reply, &Ok(())),
                 }
             }
             Command::Seen { revision, row } => {
@@ -75,12 +66,15 @@ impl Entry {
             return;
         }
         let intent = Intent::from(claim);
-        if let Some(former) = &mut self.owner {
-            if intent == Intent::IfAbsent {
+        match self.owner.take() {
+            Some(owner) if intent == Intent::IfAbsent => {
+                self.owner = Some(owner);
                 return answer([reply], &Err(conflict()));
             }
-            former.status.set(Status::superseded());
-            answer(former.waiting.drain(..), &Err(superseded()));
+            // Not before it is certain that this one stands in its place.
+            Some(owner) if owner.intent == Intent::Heal => self.former = Some(owner),
+            Some(owner) => owner.supersede(),
+            None => {}
         }
         // Entered before the former one leaves, so that the lease stays.
         let tenancy = self.lease.enter();
@@ -92,14 +86,37 @@ impl Entry {
         self.pauses.reset();
     }
 
+    fn update(&mut self, number: u64, value: Vec<u8>, reply: Reply) {
+        if let Some(former) = self.former.as_mut().filter(|former| former.number == number) {
+            former.value = value;
+            former.waiting.push(reply);
+            return;
+        }
+        let Some(owner) = self.owner.as_mut().filter(|owner| owner.number == number) else {
+            return answer([reply], &Err(superseded()));
+        };
+        owner.value = value;
+        owner.waiting.push(reply);
+        // What stood there with the former value is the entry's own.
+        if let Some(lease) = owner.held.take() {
+            let key = self.place.key.clone().into_bytes();
+            self.seen = Some(Some(Row { key, value: Vec::new(), lease, revision: self.written }));
+        }
+        self.pause = None;
+    }
+
+    /// Ends the owner; the one before it owns again, if the ended one was never written.
     pub(super) fn release(&mut self) {
-        let Some(mut owner) = self.owner.take() else { return };
-        owner.status.set(Status::deregistered());
-        let given_up = Error::new(ErrorKind::Closed, "the registration was given up");
-        answer(owner.waiting.drain(..), &Err(given_up));
+        let Some(owner) = self.owner.take() else { return };
+        owner.release();
         (self.seen, self.pause) = (None, None);
-        self.released = Some(Instant::now());
         self.pauses.reset();
+        self.owner = self.former.take();
+        match &mut self.owner {
+            // The ended one may have been written all the same.
+            Some(owner) => owner.held = None,
+            None => self.released = Some(Instant::now()),
+        }
     }
 
     /// Another, or time, changed the entry.

@@ -18,13 +18,15 @@ use crate::{
 
 /// What a handle knows and wants of one entry: every decision about it, without the I/O.
 ///
-/// Several registrations of one id follow one another here, the last one being the owner; between handles the entry's lease
-/// decides.
+/// Several registrations of one id follow one another here, each the owner from its claim on, and the former one superseded from
+/// its first write on; between handles the entry's lease decides.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) place: Place,
     lease: Arc<Lease>,
     owner: Option<Owner>,
+    /// The owner before one that was never written yet; owns again if that is given up.
+    former: Option<Owner>,
     /// What stands in etcd as far as was seen since the last write; `None` where nothing was.
     seen: Option<Option<Row>>,
     /// The revision of the last write; what is older was known then.
@@ -70,6 +72,21 @@ struct Owner {
     _tenancy: Tenancy,
 }
 
+impl Owner {
+    /// Ends it for another registration's sake.
+    fn supersede(mut self) {
+        self.status.set(Status::superseded());
+        answer(self.waiting.drain(..), &Err(superseded()));
+    }
+
+    /// Ends it for its own sake.
+    fn release(mut self) {
+        self.status.set(Status::deregistered());
+        let given_up = Error::new(ErrorKind::Closed, "the registration was given up");
+        answer(self.waiting.drain(..), &Err(given_up));
+    }
+}
+
 /// What to do next about an entry.
 #[derive(Debug)]
 pub(super) enum Next {
@@ -95,6 +112,7 @@ impl Entry {
             place,
             lease,
             owner: None,
+            former: None,
             seen: None,
             written: 0,
             left: None,
@@ -187,7 +205,9 @@ impl Entry {
         self.seen = None;
         self.dead = None;
         let is_final = is_final(&error);
-        owner.status.set(Status::lost(error.clone()));
+        for owner in self.former.iter().chain([&*owner]) {
+            owner.status.set(Status::lost(error.clone()));
+        }
         if owner.intent != Intent::Heal && is_final {
             self.give_up(error);
         }
@@ -210,7 +230,7 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         // In order, there is no owner any more. Else the runtime went, and nobody keeps the entry.
-        if let Some(owner) = &self.owner {
+        for owner in self.owner.iter().chain(&self.former) {
             owner.status.set(Status::lost(Error::new(
                 ErrorKind::Internal,
                 "the runtime that kept the registration was shut down",
