@@ -20,7 +20,8 @@ pub use connect::connect;
 #[doc(inline)]
 pub use discovery_core::{
     Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Metadata,
-    Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Update, Updates, View, Weight,
+    Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses, Update, Updates, View,
+    Weight,
 };
 
 #[cfg(feature = "etcd")]

@@ -41,7 +41,7 @@ pub use fixed::FixedResolver;
 pub use instance::{Instance, Metadata, Weight};
 pub use name::{InstanceId, ServiceName};
 pub use recover::{Recovered, Recovery};
-pub use registration::{Held, Registration, Status, StatusWriter};
+pub use registration::{Held, Registration, Status, StatusWriter, Statuses};
 pub use registry::{Backend, Claim, Registry};
 pub use resolver::{Resolver, ResolverExt};
 pub use snapshot::Snapshot;

@@ -53,6 +53,23 @@ pub enum Status {
     },
 }
 
+/// The statuses of a [`Registration`], for tasks that do not hold it: a health endpoint, a metric, a log.
+///
+/// Made by [`Registration::statuses`], cloned cheaply, and of no influence: the registration ends with its own handle.
+///
+/// ```
+/// # async fn example(registration: discovery_core::Registration) {
+/// let mut statuses = registration.statuses();
+/// tokio::spawn(async move {
+///     while let Some(status) = statuses.changed().await {
+///         println!("registered: {}", status.is_registered());
+///     }
+/// });
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Statuses(watch::Receiver<Status>);
+
 /// What a backend keeps behind a [`Registration`]; for authors of backends.
 #[async_trait]
 pub trait Held: fmt::Debug + Send + Sync {
@@ -102,7 +119,8 @@ impl Registration {
         self.status.borrow().clone()
     }
 
-    /// Waits until the status differs from the one that this returned last, or from the first, and returns it.
+    /// Waits until the status differs from the one that this returned last, or from the first, and returns it. Other tasks follow it
+    /// through [`statuses`](Self::statuses).
     ///
     /// # Cancel safety
     ///
@@ -113,6 +131,13 @@ impl Registration {
             std::future::pending::<()>().await;
         }
         self.status.borrow_and_update().clone()
+    }
+
+    /// The statuses from now on, for other tasks to follow.
+    pub fn statuses(&self) -> Statuses {
+        let mut statuses = self.status.clone();
+        statuses.mark_unchanged();
+        Statuses(statuses)
     }
 
     /// Changes weight and metadata in place, without a moment of absence; of several at once each sees what the former wrote.
@@ -186,6 +211,27 @@ impl fmt::Debug for Registration {
             .field("instance", &self.instance())
             .field("status", &self.status())
             .finish_non_exhaustive()
+    }
+}
+
+impl Statuses {
+    /// How the registration stands now, or how it ended.
+    pub fn current(&self) -> Status {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until the status differs from the one that this returned last, or from the one when this was made, and returns it;
+    /// `None` once it cannot change any more. Of several changes in the meantime it returns the last.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, it has not consumed a status.
+    pub async fn changed(&mut self) -> Option<Status> {
+        if self.0.has_changed().is_ok_and(|changed| !changed) && self.0.borrow().is_final() {
+            return None;
+        }
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
     }
 }
 
@@ -266,5 +312,49 @@ mod tests {
         writer.set(Status::superseded());
         writer.set(Status::registered());
         assert!(matches!(writer.status(), Status::Superseded { .. }));
+    }
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[async_trait]
+    impl Held for Nothing {
+        async fn update(&self, _: Arc<Instance>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn deregister(&self) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn release(&self) {}
+    }
+
+    #[tokio::test]
+    async fn statuses_are_followed_without_the_registration_until_the_last() {
+        let writer = StatusWriter::new(Status::registered());
+        let instance = Arc::new(Instance::new("10.0.0.1:80".parse().unwrap()));
+        let registration = Registration::new("payments".parse().unwrap(), instance, &writer, Nothing);
+        let mut statuses = registration.statuses();
+        let mut other = statuses.clone();
+        assert!(statuses.current().is_registered());
+        writer.set(Status::lost(Error::new(ErrorKind::Unavailable, "gone")));
+        assert!(matches!(statuses.changed().await, Some(Status::Lost { .. })));
+        writer.set(Status::registered());
+        assert!(statuses.changed().await.unwrap().is_registered());
+        drop(registration);
+        writer.set(Status::deregistered());
+        for statuses in [&mut statuses, &mut other] {
+            assert!(matches!(statuses.changed().await, Some(Status::Deregistered { .. })));
+            assert!(statuses.changed().await.is_none(), "although the writer lives");
+        }
+        assert!(matches!(statuses.current(), Status::Deregistered { .. }));
+
+        let writer = StatusWriter::new(Status::registered());
+        let mut statuses = Statuses(writer.0.subscribe());
+        writer.set(Status::superseded());
+        drop(writer);
+        assert!(statuses.changed().await.unwrap().is_final(), "also where nobody can write any more");
+        assert!(statuses.changed().await.is_none());
     }
 }
