@@ -1,0 +1,157 @@
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::Error;
+
+/// How a registration stands.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Status {
+    /// It was ended by its owner, or with its backend.
+    Deregistered {
+        /// When that was.
+        since: Instant,
+    },
+    /// It is not known to be in the registry now; the backend keeps trying.
+    Lost {
+        /// When it was lost.
+        since: Instant,
+        /// Why, as of the last attempt.
+        error: Error,
+    },
+    /// It is in the registry.
+    Registered {
+        /// When it was written, the last time that it had to be.
+        since: Instant,
+    },
+    /// Another owner took the id over. Final.
+    Superseded {
+        /// When that was noticed.
+        since: Instant,
+    },
+}
+
+/// The statuses of a [`Registration`](crate::Registration), for tasks that do not hold it: a health endpoint, a metric, a log.
+///
+/// Made by [`Registration::statuses`](crate::Registration::statuses), cloned cheaply, and of no influence: the registration ends
+/// with its own handle.
+///
+/// ```
+/// # async fn example(registration: discovery_core::Registration) {
+/// let mut statuses = registration.statuses();
+/// tokio::spawn(async move {
+///     while let Some(status) = statuses.changed().await {
+///         println!("registered: {}", status.is_registered());
+///     }
+/// });
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Statuses(pub(crate) watch::Receiver<Status>);
+
+/// The backend's hand on the status of a [`Registration`](crate::Registration); for authors of backends.
+#[derive(Clone, Debug)]
+pub struct StatusWriter(pub(crate) watch::Sender<Status>);
+
+impl Statuses {
+    /// How the registration stands now, or how it ended.
+    pub fn current(&self) -> Status {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until the status differs from the one that this returned last, or from the one when this was made, and returns it;
+    /// `None` once it cannot change any more. Of several changes in the meantime it returns the last.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, it has not consumed a status.
+    pub async fn changed(&mut self) -> Option<Status> {
+        if self.0.has_changed().is_ok_and(|changed| !changed) && self.0.borrow().is_final() {
+            return None;
+        }
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
+    }
+}
+
+impl Status {
+    /// Registered as of now.
+    pub fn registered() -> Self {
+        Self::Registered { since: now() }
+    }
+
+    /// Lost as of now.
+    pub fn lost(error: Error) -> Self {
+        Self::Lost { since: now(), error }
+    }
+
+    /// Superseded as of now.
+    pub fn superseded() -> Self {
+        Self::Superseded { since: now() }
+    }
+
+    /// Deregistered as of now.
+    pub fn deregistered() -> Self {
+        Self::Deregistered { since: now() }
+    }
+
+    /// Whether the instance is in the registry, as far as the backend knows.
+    pub fn is_registered(&self) -> bool {
+        matches!(self, Self::Registered { .. })
+    }
+
+    /// Whether this status never changes any more.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Deregistered { .. } | Self::Superseded { .. })
+    }
+}
+
+impl StatusWriter {
+    /// A new registration's status.
+    pub fn new(status: Status) -> Self {
+        Self(watch::Sender::new(status))
+    }
+
+    /// Reports a status, unless the one before it was final. A further `Lost` keeps the time of the first.
+    pub fn set(&self, next: Status) {
+        self.0.send_if_modified(|status| {
+            let next = match (&*status, next) {
+                (status, _) if status.is_final() => return false,
+                (Status::Lost { since, .. }, Status::Lost { error, .. }) => Status::Lost { since: *since, error },
+                (_, next) => next,
+            };
+            *status = next;
+            true
+        });
+    }
+
+    /// The status last reported.
+    pub fn status(&self) -> Status {
+        self.0.borrow().clone()
+    }
+}
+
+/// The moment on tokio's clock, so that a paused clock rules statuses too.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    #[test]
+    fn a_final_status_stays_and_a_loss_keeps_its_start() {
+        let writer = StatusWriter::new(Status::registered());
+        let error = Error::new(ErrorKind::Unavailable, "gone");
+        writer.set(Status::lost(error.clone()));
+        let Status::Lost { since: first, .. } = writer.status() else { panic!("not lost") };
+        writer.set(Status::lost(error));
+        assert!(matches!(writer.status(), Status::Lost { since, .. } if since == first));
+        writer.set(Status::superseded());
+        writer.set(Status::registered());
+        assert!(matches!(writer.status(), Status::Superseded { .. }));
+    }
+}
