@@ -1,3 +1,6 @@
+mod peers;
+mod saved;
+
 use std::{
     env,
     ffi::OsString,
@@ -12,7 +15,10 @@ use std::{
 
 use tempfile::TempDir;
 
+use self::peers::Peers;
 use crate::Raw;
+
+pub use self::saved::Saved;
 
 /// Real etcd processes of one cluster, on free ports and in a folder of their own; killed and cleaned up when this drops.
 ///
@@ -21,6 +27,7 @@ use crate::Raw;
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
+    peers: Option<Peers>,
     flags: Vec<String>,
     folder: TempDir,
 }
@@ -29,6 +36,7 @@ pub struct Etcd {
 #[derive(Clone, Debug)]
 pub struct Setup {
     members: usize,
+    peers_through_proxies: bool,
     flags: Vec<String>,
 }
 
@@ -62,6 +70,7 @@ impl Etcd {
     pub fn absent() -> Self {
         Setup::default().prepare()
     }
+
     /// The members' addresses, `host:port`.
     pub fn members(&self) -> Vec<String> {
         self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect()
@@ -125,7 +134,35 @@ impl Etcd {
         }
     }
 
-    /// The value of one of a member's metrics.
+    /// Cuts a member off from its peers, both ways, in a cluster of [such members](Setup::peers_through_proxies). Clients still
+    /// reach it.
+    pub fn isolate(&self, place: usize) {
+        self.peers().isolate(place, &self.id(place));
+    }
+
+    /// Ends all that [`isolate`](Self::isolate) did.
+    pub fn heal(&self) {
+        self.peers().heal();
+    }
+
+    /// The member that says that it leads.
+    pub fn leader(&self) -> Option<usize> {
+        (0..self.members.len()).find(|place| self.metric(*place, "etcd_server_is_leader") == Some(1.0))
+    }
+
+    /// Copies the data of a member that has ended.
+    pub fn save(&self, place: usize) -> Saved {
+        assert!(self.process(place).is_none(), "a member that runs writes its data");
+        Saved::of(&self.data(place))
+    }
+
+    /// Sets the data of a member that has ended back to what they were.
+    pub fn restore(&self, place: usize, saved: &Saved) {
+        assert!(self.process(place).is_none(), "a member that runs writes its data");
+        saved.restore(&self.data(place));
+    }
+
+    /// The value of one of a member's metrics, which is named with its labels.
     pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
         let text = http_get(self.members[place].client_port, "/metrics")?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
@@ -136,23 +173,36 @@ impl Etcd {
         self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn peers(&self) -> &Peers {
+        self.peers.as_ref().expect("the cluster was set up with peers_through_proxies")
+    }
+
+    /// A member's id, as it tells its peers.
+    fn id(&self, place: usize) -> String {
+        let text = http_get(self.members[place].client_port, "/metrics").expect("the member answers");
+        let id = text.lines().find_map(|line| line.strip_prefix(r#"etcd_server_id{server_id=""#)?.split('"').next());
+        id.expect("etcd names its id among its metrics").to_owned()
+    }
+
     fn data(&self, place: usize) -> PathBuf {
         self.folder.path().join(format!("m{place}"))
     }
 
     fn run(&self, place: usize) {
         let client = |member: &Member| format!("http://127.0.0.1:{}", member.client_port);
-        let peer = |member: &Member| format!("http://127.0.0.1:{}", member.peer_port);
         let member = &self.members[place];
+        let own_peer = |place: usize| format!("127.0.0.1:{}", self.members[place].peer_port);
+        let peer = |place| self.peers.as_ref().map_or_else(|| own_peer(place), |peers| peers.address(place));
         let cluster: Vec<String> =
-            self.members.iter().enumerate().map(|(place, member)| format!("m{place}={}", peer(member))).collect();
+            (0..self.members.len()).map(|place| format!("m{place}=http://{}", peer(place))).collect();
         let mut command = Command::new(program());
         command
             .args(["--name", &format!("m{place}")])
             .arg("--data-dir")
             .arg(self.data(place))
             .args(["--listen-client-urls", &client(member), "--advertise-client-urls", &client(member)])
-            .args(["--listen-peer-urls", &peer(member), "--initial-advertise-peer-urls", &peer(member)])
+            .args(["--listen-peer-urls", &format!("http://{}", own_peer(place))])
+            .args(["--initial-advertise-peer-urls", &format!("http://{}", peer(place))])
             .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
             // The shortest lease is 1.5 election timeouts, rounded up: 2 s.
             .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
@@ -209,6 +259,13 @@ impl Setup {
         self
     }
 
+    /// Makes members reach each other through proxies, so that [`Etcd::isolate`] works.
+    #[must_use]
+    pub fn peers_through_proxies(mut self) -> Self {
+        self.peers_through_proxies = true;
+        self
+    }
+
     /// One more flag for every member.
     #[must_use]
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
@@ -220,7 +277,10 @@ impl Setup {
     pub async fn start(self) -> Etcd {
         // Between finding free ports and using them another process may take one.
         for _ in 0..5 {
-            let etcd = self.clone().prepare();
+            let mut etcd = self.clone().prepare();
+            if self.peers_through_proxies {
+                etcd.peers = Some(Peers::before(etcd.members.iter().map(|member| member.peer_port)).await);
+            }
             for place in 0..self.members {
                 etcd.run(place);
             }
@@ -239,13 +299,13 @@ impl Setup {
         let mut port = || ports.next().expect("as many as were asked for");
         let member = |_| Member { client_port: port(), peer_port: port(), process: Mutex::default() };
         let members = (0..self.members).map(member).collect();
-        Etcd { members, flags: self.flags, folder: folder.expect("a temporary folder") }
+        Etcd { members, peers: None, flags: self.flags, folder: folder.expect("a temporary folder") }
     }
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { members: 1, flags: Vec::new() }
+        Self { members: 1, peers_through_proxies: false, flags: Vec::new() }
     }
 }
 

@@ -8,7 +8,7 @@ mod proxy;
 mod raw;
 pub mod scene;
 
-pub use etcd::{Etcd, Setup};
+pub use etcd::{Etcd, Saved, Setup};
 pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;
 
