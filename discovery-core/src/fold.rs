@@ -25,8 +25,8 @@ impl Fold {
         let former = self.snapshot.clone().unwrap_or_default();
         let next = self.share(instances);
         let change = former.diff(&next);
-        self.snapshot = Some(next);
-        (!change.is_empty()).then_some(Update::Change(change))
+        self.snapshot = Some(next.clone());
+        (!change.is_empty()).then(|| Update::Change(change.between(former, next)))
     }
 
     /// Takes one step, without what it would not change.
@@ -39,8 +39,9 @@ impl Fold {
         if change.is_empty() {
             return None;
         }
-        self.snapshot = Some(former.with(&change));
-        Some(Update::Change(change))
+        let next = former.with(&change);
+        self.snapshot = Some(next.clone());
+        Some(Update::Change(change.between(former, next)))
     }
 
     /// Takes a loss of contact, which is news once, and again when its kind changes.
@@ -115,6 +116,8 @@ mod tests {
                 let next = held.apply(&update);
                 match &update {
                     Update::Change(change) => {
+                        let copied = Change::new(change.upserts().to_vec(), change.removes().to_vec());
+                        prop_assert_eq!(&held.with(&copied), &next, "folded by hand it is the same set");
                         prop_assert!(!change.is_empty());
                         prop_assert_eq!(&held.diff(&next), change, "a change is exactly what changed");
                         last_lost = None;
@@ -134,6 +137,7 @@ mod tests {
                 held = next;
                 let joined = fold.catch_up().fold(Snapshot::default(), |set, update| set.apply(&update));
                 prop_assert_eq!(&held, &joined, "one who joins late folds to the same set");
+                prop_assert!(held.is_same(&joined), "and all hold it once");
             }
         }
     }

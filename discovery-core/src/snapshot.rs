@@ -53,6 +53,9 @@ impl Snapshot {
     /// The set after a change.
     #[must_use]
     pub fn with(&self, change: &Change) -> Self {
+        if let Some(next) = change.next_of(self) {
+            return next.clone();
+        }
         let mut next: BTreeMap<&InstanceId, &Arc<Instance>> = self.iter().map(|one| (one.id(), one)).collect();
         for id in change.removes() {
             next.remove(id);
@@ -68,8 +71,16 @@ impl Snapshot {
         Change::new(upserts.collect(), removes.collect())
     }
 
-    /// The same set, in which every instance equal to one of `former` is that very one.
+    /// Whether both are one allocation.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The same set, in which every instance equal to one of `former` is that very one; an equal set is `former` itself.
     pub(crate) fn sharing(self, former: &Self) -> Self {
+        if self == *former {
+            return former.clone();
+        }
         let shared =
             |one: &Arc<Instance>| former.get(one.id().as_str()).filter(|old| *old == one).unwrap_or(one).clone();
         Self(self.iter().map(shared).collect())

@@ -35,10 +35,15 @@ pub enum Update {
 }
 
 /// What one step of the registry changed.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
+///
+/// Consumers that fold the changes of one watch with [`Snapshot::apply`] hold the same allocation after each, however many they
+/// are.
+#[derive(Clone, Default)]
 pub struct Change {
     upserts: Arc<[Arc<Instance>]>,
     removes: Arc<[InstanceId]>,
+    /// The sets before and after the change, where a watch made it: who holds the one gets the other, without a copy of its own.
+    step: Option<(Snapshot, Snapshot)>,
 }
 
 /// A service's address-event stream: owned, endless, stopped by its drop.
@@ -49,7 +54,17 @@ pub struct Updates(BoxStream<'static, Update>);
 impl Change {
     /// A change that sets `upserts` and removes `removes`; no id may stand in both.
     pub fn new(upserts: Vec<Arc<Instance>>, removes: Vec<InstanceId>) -> Self {
-        Self { upserts: upserts.into(), removes: removes.into() }
+        Self { upserts: upserts.into(), removes: removes.into(), step: None }
+    }
+
+    /// The same change as the step between two sets.
+    pub(crate) fn between(self, former: Snapshot, next: Snapshot) -> Self {
+        Self { step: Some((former, next)), ..self }
+    }
+
+    /// The set that follows, where `former` is the very set that this change was made from.
+    pub(crate) fn next_of(&self, former: &Snapshot) -> Option<&Snapshot> {
+        self.step.as_ref().filter(|(known, _)| known.is_same(former)).map(|(_, next)| next)
     }
 
     /// The instances that are new or different.
@@ -65,6 +80,20 @@ impl Change {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         self.upserts.is_empty() && self.removes.is_empty()
+    }
+}
+
+impl PartialEq for Change {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.upserts, &self.removes) == (&other.upserts, &other.removes)
+    }
+}
+
+impl Eq for Change {}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Change").field("upserts", &self.upserts).field("removes", &self.removes).finish()
     }
 }
 
