@@ -1,14 +1,17 @@
-//! What the tests that cross crates stand on: real etcd processes, a network that fails on demand, and the [`scene`].
+//! What the tests that cross crates stand on: real etcd processes, an etcd that misbehaves on demand, a network that fails on
+//! demand, and the [`scene`].
 //!
-//! But for the scene nothing here is particular to `discovery`: who tests against etcd may copy the files [`etcd`](Etcd) and
-//! [`proxy`](Proxy).
+//! But for the scene nothing here is particular to `discovery`: who tests against etcd may copy the files of [`Etcd`], [`Fake`]
+//! and [`Proxy`].
 
 mod etcd;
+mod fake;
 mod proxy;
 mod raw;
 pub mod scene;
 
 pub use etcd::{Etcd, Saved, Setup};
+pub use fake::{Before, Fake, Method};
 pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;
 

@@ -1,0 +1,248 @@
+//! An etcd in this process that can be told to misbehave.
+
+mod script;
+mod service;
+mod store;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use etcd_client::proto::{
+    PbKvServer, PbLeaseGrantResponse, PbLeaseKeepAliveResponse, PbLeaseServer, PbLeaseTimeToLiveResponse,
+    PbRangeRequest, PbRangeResponse, PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Status, transport::Server};
+
+use script::Scripts;
+pub use script::{Before, Method};
+use service::Services;
+use store::Store;
+
+/// A server of etcd's protocol over real sockets, of one member, which keeps its data in memory.
+///
+/// By itself it is honest: entries, revisions, history, leases, transactions, watches with fragments, and compaction are as
+/// etcd has them, as far as clients that register and resolve need them. What it lacks is refused as unimplemented; requests for
+/// progress are never answered. Scripts make it misbehave: [`before`](Self::before) holds calls up or fails them, and the
+/// others change what the honest server is about to say. A later script takes the place of the former one of its kind.
+///
+/// It notes when it was asked for what, so that tests can count attempts.
+///
+/// ```no_run
+/// # async fn example() {
+/// use support::{Fake, Method};
+///
+/// let fake = Fake::start().await;
+/// fake.edit_watches(|mut message| {
+///     message.header = None;
+///     vec![Ok(message)]
+/// });
+/// // ... what is tested watches at `fake.address()` ...
+/// assert!(fake.asked(Method::Watch).len() < 10);
+/// fake.be_honest();
+/// # }
+/// ```
+pub struct Fake {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+/// What the handle and the services have in common.
+struct Shared {
+    store: Mutex<Store>,
+    /// The revision, for watches to wait on.
+    changed: watch::Sender<i64>,
+    scripts: Mutex<Scripts>,
+    log: Mutex<Vec<(Method, Instant)>>,
+    watches: AtomicUsize,
+}
+
+impl Fake {
+    /// Starts a server on a free port.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            changed: watch::Sender::new(1),
+            scripts: Mutex::default(),
+            log: Mutex::default(),
+            watches: AtomicUsize::default(),
+        });
+        let services = Services(Arc::clone(&shared));
+        let server = Server::builder()
+            .add_service(PbKvServer::new(services.clone()).max_decoding_message_size(LARGE))
+            .add_service(PbLeaseServer::new(services.clone()))
+            .add_service(PbWatchServer::new(services))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { server.await.expect("it serves until it is dropped") });
+        let expiring = Arc::clone(&shared);
+        let expiry = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                expiring.write(Store::expire);
+            }
+        });
+        Self { address, shared, tasks: [server, expiry] }
+    }
+
+    /// Where it listens, `host:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Puts and, where the value is `None`, deletes entries, all in one revision and without a lease.
+    pub fn write<K: Into<Vec<u8>>>(&self, entries: impl IntoIterator<Item = (K, Option<Vec<u8>>)>) {
+        let entries = entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
+        self.shared.write(|store| store.write(entries, 0));
+    }
+
+    /// Forgets all history up to now.
+    pub fn compact(&self) {
+        self.shared.write(|store| store.compact(i64::MAX));
+    }
+
+    /// The revision of the store.
+    pub fn revision(&self) -> i64 {
+        self.shared.store().revision()
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<String> {
+        self.shared.store().keys()
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> Vec<i64> {
+        self.shared.store().leases()
+    }
+
+    /// When it was asked for this, so far.
+    pub fn asked(&self, method: Method) -> Vec<Instant> {
+        let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.iter().filter(|(asked, _)| *asked == method).map(|(_, at)| *at).collect()
+    }
+
+    /// How many streams of watches are open.
+    pub fn open_watches(&self) -> usize {
+        self.shared.watches.load(Ordering::Relaxed)
+    }
+
+    /// Ends all scripts; what was held up stays so.
+    pub fn be_honest(&self) {
+        *self.shared.scripts() = Scripts::default();
+    }
+
+    /// Decides of each call, before anything is done, what becomes of it. Streams are calls too, when they are opened.
+    pub fn before(&self, script: impl FnMut(Method) -> Before + Send + 'static) {
+        self.shared.scripts().before = Some(Box::new(script));
+    }
+
+    /// Changes answers to reads of ranges, counting ones included.
+    pub fn edit_ranges(
+        &self,
+        script: impl FnMut(&PbRangeRequest, PbRangeResponse) -> Result<PbRangeResponse, Status> + Send + 'static,
+    ) {
+        self.shared.scripts().range = Some(Box::new(script));
+    }
+
+    /// Changes answers to transactions, which are done all the same.
+    pub fn edit_txns(
+        &self,
+        script: impl FnMut(&PbTxnRequest, PbTxnResponse) -> Result<PbTxnResponse, Status> + Send + 'static,
+    ) {
+        self.shared.scripts().txn = Some(Box::new(script));
+    }
+
+    /// Changes answers to grants of leases, which are granted all the same.
+    pub fn edit_grants(
+        &self,
+        mut script: impl FnMut(PbLeaseGrantResponse) -> Result<PbLeaseGrantResponse, Status> + Send + 'static,
+    ) {
+        self.shared.scripts().grant = Some(Box::new(move |(), answer| script(answer)));
+    }
+
+    /// Changes answers to questions after a lease's time.
+    pub fn edit_times(
+        &self,
+        mut script: impl FnMut(PbLeaseTimeToLiveResponse) -> Result<PbLeaseTimeToLiveResponse, Status> + Send + 'static,
+    ) {
+        self.shared.scripts().time_to_live = Some(Box::new(move |(), answer| script(answer)));
+    }
+
+    /// Changes each answer on streams of renewals into none, one or many; an error ends the stream.
+    pub fn edit_renewals(
+        &self,
+        script: impl FnMut(PbLeaseKeepAliveResponse) -> Vec<Result<PbLeaseKeepAliveResponse, Status>> + Send + 'static,
+    ) {
+        self.shared.scripts().renewal = Some(Box::new(script));
+    }
+
+    /// Changes each answer on streams of watches into none, one or many; an error ends the stream.
+    ///
+    /// The first answer to a new watch is the one with `created`.
+    pub fn edit_watches(
+        &self,
+        script: impl FnMut(PbWatchResponse) -> Vec<Result<PbWatchResponse, Status>> + Send + 'static,
+    ) {
+        self.shared.scripts().watch = Some(Box::new(script));
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl fmt::Debug for Fake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fake").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn scripts(&self) -> MutexGuard<'_, Scripts> {
+        self.scripts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the store, and wakes watches where that made a revision.
+    fn write<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        let result = change(&mut store);
+        let revision = store.revision();
+        self.changed.send_if_modified(|last| std::mem::replace(last, revision) != revision);
+        result
+    }
+
+    /// Notes a call and does to it what the script says.
+    async fn begin(&self, method: Method) -> Result<(), Status> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).push((method, Instant::now()));
+        let before = self.scripts().before.as_mut().map_or(Before::Serve, |script| script(method));
+        match before {
+            Before::Fail(status) => Err(status),
+            Before::Never => std::future::pending().await,
+            Before::Serve => Ok(()),
+            Before::Wait(time) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// As much as anybody sends.
+const LARGE: usize = 64 << 20;
