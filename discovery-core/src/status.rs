@@ -61,7 +61,8 @@ impl Statuses {
     }
 
     /// Waits until the status differs from the one that this returned last, or from the one when this was made, and returns it;
-    /// `None` once it cannot change any more. Of several changes in the meantime it returns the last.
+    /// `None` once it cannot change any more. Of several changes in the meantime it returns the last. A loss is one change, and one
+    /// more where its error becomes one of another kind.
     ///
     /// # Cancel safety
     ///
@@ -113,16 +114,22 @@ impl StatusWriter {
         Self(watch::Sender::new(status))
     }
 
-    /// Reports a status, unless the one before it was final. A further `Lost` keeps the time of the first.
+    /// Reports a status, unless the one before it was final.
+    ///
+    /// A further `Lost` keeps the time of the first, and counts as a change only if its error is of another kind: who waits for a
+    /// change hears of a loss once, not of each attempt.
     pub fn set(&self, next: Status) {
         self.0.send_if_modified(|status| {
-            let next = match (&*status, next) {
+            let (next, is_change) = match (&*status, next) {
                 (status, _) if status.is_final() => return false,
-                (Status::Lost { since, .. }, Status::Lost { error, .. }) => Status::Lost { since: *since, error },
-                (_, next) => next,
+                (Status::Lost { since, error: former }, Status::Lost { error, .. }) => {
+                    let is_other = error.kind() != former.kind();
+                    (Status::Lost { since: *since, error }, is_other)
+                }
+                (_, next) => (next, true),
             };
             *status = next;
-            true
+            is_change
         });
     }
 
@@ -148,8 +155,14 @@ mod tests {
         let error = Error::new(ErrorKind::Unavailable, "gone");
         writer.set(Status::lost(error.clone()));
         let Status::Lost { since: first, .. } = writer.status() else { panic!("not lost") };
-        writer.set(Status::lost(error));
-        assert!(matches!(writer.status(), Status::Lost { since, .. } if since == first));
+        let mut statuses = Statuses(writer.0.subscribe());
+        writer.set(Status::lost(Error::new(ErrorKind::Unavailable, "still gone")));
+        assert!(
+            matches!(writer.status(), Status::Lost { since, error } if since == first && error.to_string() == "still gone")
+        );
+        assert!(!statuses.0.has_changed().unwrap(), "the same loss");
+        writer.set(Status::lost(Error::new(ErrorKind::PermissionDenied, "and not allowed")));
+        assert!(matches!(statuses.0.borrow_and_update().clone(), Status::Lost { since, .. } if since == first));
         writer.set(Status::superseded());
         writer.set(Status::registered());
         assert!(matches!(writer.status(), Status::Superseded { .. }));
