@@ -169,6 +169,15 @@ impl Etcd {
         line.rsplit(' ').next()?.parse().ok()
     }
 
+    /// How many messages a member has got for a method of gRPC, such as `LeaseKeepAlive`, since it started.
+    pub fn requests(&self, place: usize, method: &str) -> u64 {
+        let text = http_get(self.members[place].client_port, "/metrics").expect("the member answers");
+        let method = format!("grpc_method=\"{method}\"");
+        let is_meant = |line: &&str| line.starts_with("grpc_server_msg_received_total{") && line.contains(&method);
+        let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        text.lines().filter(is_meant).filter_map(count).sum::<f64>() as u64
+    }
+
     fn process(&self, place: usize) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner)
     }
