@@ -7,11 +7,12 @@
 //! | `memory` | `MemoryBackend`, and `memory:` in URLs | |
 //! | `etcd` | `EtcdBackend`, and `etcd://` in URLs | `protoc` while it is built |
 //! | `tonic` | `BalancedChannel` | |
+//! | `server` | `RegisteredServer`, and `tonic` | |
 //! | `full` | all of them | `protoc` while it is built |
 //!
 //! Who writes a backend depends on the crate `discovery-core`, which has the parts for it.
-#![cfg_attr(all(feature = "memory", feature = "tonic"), doc = "")]
-#![cfg_attr(all(feature = "memory", feature = "tonic"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(feature = "memory", feature = "server"), doc = "")]
+#![cfg_attr(all(feature = "memory", feature = "server"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod connect;
@@ -41,3 +42,6 @@ pub use discovery_tonic as tonic;
 #[cfg(feature = "tonic")]
 #[doc(inline)]
 pub use discovery_tonic::BalancedChannel;
+#[cfg(feature = "server")]
+#[doc(inline)]
+pub use discovery_tonic::server::RegisteredServer;

@@ -39,6 +39,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod balance;
+#[cfg(feature = "server")]
+pub mod server;
 
 mod attempt;
 mod board;

@@ -1,0 +1,155 @@
+use std::{fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
+
+use discovery_core::{Address, Error, ErrorKind, Instance, Registry, ServiceName};
+use futures::future::BoxFuture;
+use tokio::{net::TcpListener, sync::Mutex};
+use tonic_health::server::HealthReporter;
+
+use super::{RegisteredServer, advertise, health::Health};
+
+/// Builds a [`RegisteredServer`].
+#[must_use]
+pub struct Builder {
+    plan: Plan,
+    advertise: Option<Address>,
+    describe: Box<dyn FnOnce(Instance) -> Instance + Send>,
+}
+
+/// What a server's life goes by.
+pub(super) struct Plan {
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) service: ServiceName,
+    /// Locked once, by the one who waits for it.
+    pub(super) ready: Mutex<BoxFuture<'static, ()>>,
+    pub(super) health: Option<Health>,
+    pub(super) stop_on_signals: bool,
+    pub(super) drain: Duration,
+    pub(super) limit: Duration,
+}
+
+impl Builder {
+    pub(super) fn new(registry: impl Registry, service: ServiceName) -> Self {
+        let plan = Plan {
+            registry: Arc::new(registry),
+            service,
+            ready: Mutex::new(Box::pin(std::future::ready(()))),
+            health: None,
+            stop_on_signals: false,
+            drain: Duration::from_secs(5),
+            limit: Duration::from_secs(30),
+        };
+        Self { plan, advertise: None, describe: Box::new(|instance| instance) }
+    }
+
+    /// Where others reach the server, if not where it listens, as behind a translated or a forwarded port.
+    ///
+    /// By default the address that it is bound to, with the port that it really got; and bound to the unspecified address, that of
+    /// the interface which the default route goes through.
+    pub fn advertise(mut self, address: Address) -> Self {
+        self.advertise = Some(address);
+        self
+    }
+
+    /// What else the registry shall know: id, weight, metadata.
+    ///
+    /// ```
+    /// # fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+    /// use discovery_core::Weight;
+    /// use discovery_tonic::server::RegisteredServer;
+    ///
+    /// let weight = Weight::new(200)?;
+    /// let builder = RegisteredServer::builder(backend, "greeter".parse()?).instance(move |instance| instance.with_weight(weight));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn instance(mut self, describe: impl FnOnce(Instance) -> Instance + Send + 'static) -> Self {
+        self.describe = Box::new(describe);
+        self
+    }
+
+    /// Registers only once this has resolved: caches are warm, the health check has passed. By default at once.
+    ///
+    /// Connections are accepted meanwhile, so a check may call the server itself.
+    pub fn ready(mut self, ready: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.plan.ready = Mutex::new(Box::pin(ready));
+        self
+    }
+
+    /// Tells the server's health (`grpc.health.v1`) by this reporter: for the server as a whole and for the gRPC services named, such
+    /// as `greeter.Greeter`, SERVING from before it registers until it shall stop, else NOT_SERVING.
+    ///
+    /// The service that answers with it is the other half of [`tonic_health::server::health_reporter`].
+    pub fn health<S: Into<String>>(mut self, reporter: HealthReporter, services: impl IntoIterator<Item = S>) -> Self {
+        self.plan.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
+        self
+    }
+
+    /// Takes ctrl-c, and SIGTERM where there is one, as orders to stop: the first one in order, the second one at once.
+    pub fn stop_on_signals(mut self) -> Self {
+        self.plan.stop_on_signals = true;
+        self
+    }
+
+    /// How long the server serves on after it has left the registry, so that callers hear of that first; by default 5 s.
+    pub fn drain(mut self, time: Duration) -> Self {
+        self.plan.drain = time;
+        self
+    }
+
+    /// How long what is in flight after the drain time may take before it is cut; by default 30 s.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.plan.limit = limit;
+        self
+    }
+
+    /// Listens at an address; port 0 is any that is free. Callers may connect from here on, and are served once
+    /// [`serve`](RegisteredServer::serve) is awaited.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) where the address cannot be bound, or where it is the unspecified one and no route
+    /// leads out; [`InvalidInput`](ErrorKind::InvalidInput) where it is none that may be registered.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, nothing listens.
+    pub async fn bind(self, address: SocketAddr) -> Result<RegisteredServer, Error> {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.map_err(|error| self.error(format!("cannot listen at {address}"), error))?;
+        self.listen(listener)
+    }
+
+    /// Takes a listener that is there already, as one handed over by a supervisor.
+    ///
+    /// # Errors
+    ///
+    /// As of [`bind`](Self::bind), and [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
+    pub fn on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
+            return Err(error.during("listen").for_service(&self.plan.service));
+        }
+        let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
+        let listener = listener.map_err(|error| self.error("cannot listen".to_owned(), error))?;
+        self.listen(listener)
+    }
+
+    fn listen(self, listener: TcpListener) -> Result<RegisteredServer, Error> {
+        let bound = listener.local_addr().map_err(|error| self.error("cannot listen".to_owned(), error))?;
+        let address = self.advertise.clone().map_or_else(|| advertise::address(bound), Ok);
+        let address = address.map_err(|error| error.during("listen").for_service(&self.plan.service))?;
+        Ok(RegisteredServer::new(self.plan, listener, (self.describe)(Instance::new(address))))
+    }
+
+    fn error(&self, message: String, cause: std::io::Error) -> Error {
+        Error::new(ErrorKind::Unavailable, message).because(cause).during("listen").for_service(&self.plan.service)
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Builder");
+        shown.field("service", &self.plan.service).field("drain", &self.plan.drain).field("limit", &self.plan.limit);
+        shown.finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,20 @@
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+/// What the server says of its health.
+pub(super) struct Health {
+    reporter: HealthReporter,
+    /// The gRPC services; the empty name is the server as a whole.
+    services: Vec<String>,
+}
+
+impl Health {
+    pub(super) fn new(reporter: HealthReporter, services: impl Iterator<Item = String>) -> Self {
+        Self { reporter, services: std::iter::once(String::new()).chain(services).collect() }
+    }
+
+    pub(super) async fn say(&self, status: ServingStatus) {
+        for service in &self.services {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+use std::{fmt, future::Future, mem, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Error, ErrorKind, Instance, Registry, ServiceName};
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use tonic_health::ServingStatus;
+use tracing::{info, warn};
+
+use super::{
+    Builder,
+    builder::Plan,
+    handle::{Entry, ServerHandle, Stage},
+    incoming::{Connections, Incoming},
+    orders::GoAway,
+};
+use crate::connector::BoxError;
+
+/// A server that is registered while it serves; see the [module](super).
+///
+/// It listens from when it is built. Dropped, or with the future of [`serve`](Self::serve) dropped, it is cut off, and deregisters
+/// without waiting.
+#[must_use = "it serves once `serve` is awaited"]
+pub struct RegisteredServer {
+    plan: Plan,
+    listener: TcpListener,
+    instance: Instance,
+    /// The handles only borrow it, so that it goes with the server.
+    entry: Arc<Mutex<Entry>>,
+    handle: ServerHandle,
+}
+
+/// How a server ended that was told to.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Stopped {
+    /// How many connections were cut, because what was on them outlasted the limit, or because a second order came.
+    pub cut: usize,
+}
+
+impl RegisteredServer {
+    /// Starts to build a server that is registered under `service` while it serves.
+    pub fn builder(registry: impl Registry, service: ServiceName) -> Builder {
+        Builder::new(registry, service)
+    }
+
+    pub(super) fn new(plan: Plan, listener: TcpListener, instance: Instance) -> Self {
+        let entry = Arc::new(Mutex::new(Entry::Planned(instance.clone())));
+        let handle = ServerHandle::new(plan.service.clone(), Arc::downgrade(&entry));
+        Self { plan, listener, instance, entry, handle }
+    }
+
+    /// The instance as it was built; what [`ServerHandle::update`] changes later does not show here.
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Where it listens, with the port that it really got.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable), where the system does not say.
+    pub fn local_addr(&self) -> Result<SocketAddr, Error> {
+        let address = self.listener.local_addr();
+        address.map_err(|error| Error::new(ErrorKind::Unavailable, "the listener has no address").because(error))
+    }
+
+    /// A hand on the server while it runs: to stop it, to change its weight, to see how far it is.
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// Runs the server through its life, and returns once it has stopped.
+    ///
+    /// `serve` is given the connections and the signal that ends them: what tonic's `serve_with_incoming_shutdown` takes, so that any
+    /// router, layer and setting of tonic's can be used.
+    ///
+    /// ```no_run
+    /// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+    /// use greeter::Greeter;
+    /// use tonic::transport::Server;
+    ///
+    /// let router = Server::builder().add_service(Greeter::new("one").into_service());
+    /// server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What the registry answers where trying again is of no use, as [`PermissionDenied`](ErrorKind::PermissionDenied); the server has
+    /// stopped in order then. [`Unavailable`](ErrorKind::Unavailable), with the cause, where `serve` ended by itself, or where the
+    /// system lets nobody listen for signals.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped half-way, connections are cut, and the registration is asked to end without waiting.
+    pub async fn serve<F, E>(self, serve: impl FnOnce(Incoming, GoAway) -> F) -> Result<Stopped, Error>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<BoxError>,
+    {
+        let (orders, service, on_signals) =
+            (self.handle.orders.clone(), self.plan.service.clone(), self.plan.stop_on_signals);
+        let signals = async { if on_signals { orders.follow_signals().await } else { std::future::pending().await } };
+        let result = tokio::select! {
+            // Listening before anybody can have heard of the server.
+            biased;
+            error = signals => {
+                let message = "the system lets nobody listen for the signals that stop a process";
+                Err(Error::new(ErrorKind::Unavailable, message).because(error))
+            }
+            result = self.run(serve) => result,
+        };
+        result.map_err(|error| error.during("serve").for_service(&service))
+    }
+
+    async fn run<F, E>(self, serve: impl FnOnce(Incoming, GoAway) -> F) -> Result<Stopped, Error>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<BoxError>,
+    {
+        let connections = Connections::default();
+        let _cut = connections.cut_on_drop();
+        let (tell, told) = oneshot::channel::<()>();
+        // A sender that is gone means the same.
+        let told = GoAway::new(async { told.await.unwrap_or_default() });
+        let mut serving = pin!(serve(Incoming::new(self.listener, connections.clone()), told));
+        let life = Life { plan: self.plan, entry: self.entry, handle: self.handle };
+
+        let left = tokio::select! {
+            ended = &mut serving => {
+                life.leave().await;
+                life.enter(Stage::Stopped);
+                return Err(by_itself(ended.err().map(Into::into)));
+            }
+            left = life.until_left() => left,
+        };
+        life.enter(Stage::Finishing);
+        // Nobody listens where it ended at this moment.
+        let _ = tell.send(());
+        let ended = tokio::select! {
+            ended = &mut serving => Some(ended),
+            () = sleep(life.plan.limit) => None,
+            () = life.handle.orders.reach(2) => None,
+        };
+        let mut cut = 0;
+        if ended.is_none() {
+            cut = connections.open();
+            connections.cut();
+            // Each ends by itself now. What goes on all the same is dropped.
+            let _ = timeout(LAST, serving).await;
+        }
+        life.enter(Stage::Stopped);
+        left?;
+        match ended {
+            Some(Err(error)) => Err(by_itself(Some(error.into()))),
+            Some(Ok(())) | None => Ok(Stopped { cut }),
+        }
+    }
+}
+
+/// What a server does besides serving.
+struct Life {
+    plan: Plan,
+    entry: Arc<Mutex<Entry>>,
+    handle: ServerHandle,
+}
+
+impl Life {
+    /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
+    async fn until_left(&self) -> Result<(), Error> {
+        let orders = &self.handle.orders;
+        // A reporter begins with SERVING.
+        self.say(ServingStatus::NotServing).await;
+        let registered = tokio::select! {
+            biased;
+            () = orders.reach(1) => Ok(()),
+            Err(error) = self.register() => Err(error),
+        };
+        self.enter(Stage::Draining);
+        self.say(ServingStatus::NotServing).await;
+        let drain = async {
+            let (since, drain) = (Instant::now(), self.plan.drain);
+            // Who cannot hear that it left will not hear it in more time either.
+            let rest = if self.leave().await { drain } else { drain.saturating_sub(since.elapsed()) };
+            sleep(rest).await;
+        };
+        tokio::select! {
+            () = drain => {}
+            () = orders.reach(2) => {}
+        }
+        registered
+    }
+
+    /// Registers once the server is ready, as soon as the registry can be reached.
+    async fn register(&self) -> Result<(), Error> {
+        self.plan.ready.lock().await.as_mut().await;
+        self.say(ServingStatus::Serving).await;
+        let mut delays = Backoff::default().delays();
+        loop {
+            // Locked meanwhile, so that an update goes into what is registered, or into the registration.
+            let mut entry = self.entry.lock().await;
+            let Entry::Planned(instance) = &*entry else { return Ok(()) };
+            match self.plan.registry.register(&self.plan.service, instance.clone()).await {
+                Ok(registration) => {
+                    *entry = Entry::Registered(registration);
+                    self.enter(Stage::Serving);
+                    return Ok(());
+                }
+                Err(error) if error.is_retryable() => {
+                    warn!(service = %self.plan.service, error = %error.report(), "server not registered yet");
+                }
+                Err(error) => return Err(error),
+            }
+            drop(entry);
+            sleep(delays.next_delay()).await;
+        }
+    }
+
+    /// Leaves the registry; whether that is confirmed.
+    async fn leave(&self) -> bool {
+        let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
+        let Entry::Registered(registration) = entry else { return true };
+        let result = registration.deregister().await;
+        if let Err(error) = &result {
+            warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
+        }
+        result.is_ok()
+    }
+
+    fn enter(&self, stage: Stage) {
+        info!(service = %self.plan.service, ?stage, "server");
+        self.handle.stage.send_replace(stage);
+    }
+
+    async fn say(&self, status: ServingStatus) {
+        if let Some(health) = &self.plan.health {
+            health.say(status).await;
+        }
+    }
+}
+
+fn by_itself(cause: Option<BoxError>) -> Error {
+    let error = Error::new(ErrorKind::Unavailable, "the server ended by itself");
+    match cause {
+        Some(cause) => error.because(cause),
+        None => error,
+    }
+}
+
+impl fmt::Debug for RegisteredServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("RegisteredServer");
+        shown.field("service", &self.plan.service).field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+/// How long the server's future may take to end once all its connections are cut.
+const LAST: Duration = Duration::from_secs(1);

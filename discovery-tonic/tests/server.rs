@@ -1,0 +1,319 @@
+//! A server's life in the registry, over real sockets.
+#![cfg(feature = "server")]
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Error, ErrorKind, FixedResolver, Resolver, Weight};
+use discovery_memory::MemoryBackend;
+use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
+use greeter::{GreetManyRequest, GreetRequest, Greeter, GreeterClient};
+use support::{greet, service};
+use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::timeout};
+use tonic::{Code, Status, transport::Channel};
+
+const SHORT: Duration = Duration::from_millis(300);
+const SOON: Duration = Duration::from_secs(5);
+
+/// A server that runs, and what tests do to it.
+struct Running {
+    address: SocketAddr,
+    handle: ServerHandle,
+    task: JoinHandle<Result<Stopped, Error>>,
+}
+
+impl Running {
+    async fn start(builder: Builder) -> Self {
+        let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        assert_eq!(server.instance().address().socket_addr(), Some(address));
+        let router = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+        let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
+        Self { address, handle, task: tokio::spawn(serve) }
+    }
+
+    async fn serving(builder: Builder) -> Self {
+        let server = Self::start(builder).await;
+        timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+        server
+    }
+
+    async fn client(&self) -> GreeterClient<Channel> {
+        GreeterClient::new(connect(self.address).await)
+    }
+
+    /// A call that the server answers after this time; started once this returns.
+    async fn slow_call(&self, time: Duration) -> JoinHandle<Result<(), Status>> {
+        let mut client = self.client().await;
+        let interval_ms = time.as_millis().try_into().unwrap();
+        let request = GreetManyRequest { count: 2, interval_ms, ..GreetManyRequest::default() };
+        let mut answers = client.greet_many(request).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            while answers.message().await?.is_some() {}
+            Ok(())
+        })
+    }
+
+    async fn ended(self) -> Result<Stopped, Error> {
+        timeout(SOON, self.task).await.expect("the server ends").unwrap()
+    }
+}
+
+async fn connect(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+fn builder(backend: &MemoryBackend) -> Builder {
+    RegisteredServer::builder(backend.clone(), service()).drain(SHORT).limit(SHORT)
+}
+
+async fn registered(backend: &MemoryBackend) -> usize {
+    backend.list(&service()).await.unwrap().len()
+}
+
+#[tokio::test]
+async fn a_server_leaves_the_registry_then_drains_then_ends() {
+    let backend = MemoryBackend::new();
+    let server = Running::serving(builder(&backend)).await;
+    assert_eq!(registered(&backend).await, 1);
+    let mut client = server.client().await;
+    client.greet(GreetRequest::default()).await.unwrap();
+
+    let start = Instant::now();
+    server.handle.stop();
+    server.handle.reached(Stage::Draining).await;
+    while registered(&backend).await > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(start.elapsed() < SHORT, "it leaves first");
+    // Old callers and new ones are served while they may not have heard of it.
+    client.greet(GreetRequest::default()).await.unwrap();
+    server.client().await.greet(GreetRequest::default()).await.unwrap();
+
+    server.handle.reached(Stage::Finishing).await;
+    let drained = start.elapsed();
+    assert!(drained >= SHORT, "{drained:?}");
+    let address = server.address;
+    assert_eq!(server.ended().await.unwrap().cut, 0);
+    assert!(start.elapsed() < drained + SHORT, "idle connections end at once");
+    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_finished_within_the_limit() {
+    let backend = MemoryBackend::new();
+    let server = Running::serving(builder(&backend).limit(SOON)).await;
+    let call = server.slow_call(3 * SHORT).await;
+    server.handle.stop();
+    assert_eq!(server.ended().await.unwrap().cut, 0);
+    call.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_outlasts_the_limit_is_cut() {
+    let backend = MemoryBackend::new();
+    let server = Running::serving(builder(&backend)).await;
+    let call = server.slow_call(Duration::from_secs(60)).await;
+    let start = Instant::now();
+    server.handle.stop();
+    assert_eq!(server.ended().await.unwrap().cut, 1);
+    assert!((2 * SHORT..SOON).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_second_order_stops_at_once() {
+    for stage in [Stage::Draining, Stage::Finishing] {
+        let backend = MemoryBackend::new();
+        let long = Duration::from_secs(60);
+        let drain = if stage == Stage::Draining { long } else { Duration::ZERO };
+        let server = Running::serving(builder(&backend).drain(drain).limit(long)).await;
+        let call = server.slow_call(long).await;
+        server.handle.stop();
+        server.handle.reached(stage).await;
+        server.handle.stop();
+        assert_eq!(server.ended().await.unwrap().cut, 1, "{stage:?}");
+        assert_eq!(registered(&backend).await, 0);
+        assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_ready_is_not_registered_but_serves() {
+    let backend = MemoryBackend::new();
+    let (ready, wait) = oneshot::channel::<()>();
+    let server = Running::start(builder(&backend).ready(async { wait.await.unwrap_or_default() })).await;
+    server.client().await.greet(GreetRequest::default()).await.unwrap();
+    tokio::time::sleep(SHORT).await;
+    assert_eq!((registered(&backend).await, server.handle.stage()), (0, Stage::Starting));
+    ready.send(()).unwrap();
+    timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+    assert_eq!(registered(&backend).await, 1);
+}
+
+#[tokio::test]
+async fn an_order_before_it_is_ready_stops_a_server_all_the_same() {
+    let backend = MemoryBackend::new();
+    let server = Running::start(builder(&backend).ready(std::future::pending())).await;
+    server.handle.stop();
+    server.ended().await.unwrap();
+    assert_eq!(registered(&backend).await, 0);
+}
+
+#[tokio::test]
+async fn without_the_registry_a_server_starts_serves_and_stops() {
+    let backend = MemoryBackend::new();
+    backend.interrupt();
+    let server = Running::start(builder(&backend)).await;
+    server.client().await.greet(GreetRequest::default()).await.unwrap();
+    assert_eq!(server.handle.stage(), Stage::Starting);
+    backend.restore();
+    timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+    assert_eq!(registered(&backend).await, 1);
+
+    backend.interrupt();
+    server.client().await.greet(GreetRequest::default()).await.unwrap();
+    server.handle.stop();
+    server.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_for_good_ends_the_server_with_its_error() {
+    let server = Running::start(RegisteredServer::builder(FixedResolver::new([]), service()).drain(SHORT)).await;
+    let error = server.ended().await.unwrap_err();
+    assert_eq!((error.kind(), error.service()), (ErrorKind::Unsupported, Some(&service())));
+}
+
+#[tokio::test]
+async fn weight_and_metadata_change_while_it_runs_and_before() {
+    let backend = MemoryBackend::new();
+    let (ready, wait) = oneshot::channel::<()>();
+    let server = Running::start(builder(&backend).ready(async { wait.await.unwrap_or_default() })).await;
+    let weight = |weight| move |instance: discovery_core::Instance| instance.with_weight(Weight::new(weight).unwrap());
+    server.handle.update(weight(7)).await.unwrap();
+    let another = |instance: discovery_core::Instance| instance.with_id("another".parse().unwrap());
+    assert_eq!(server.handle.update(another).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    ready.send(()).unwrap();
+    server.handle.reached(Stage::Serving).await;
+    let seen = async || backend.list(&service()).await.unwrap().iter().next().unwrap().weight().value();
+    assert_eq!(seen().await, 7);
+    server.handle.update(weight(8)).await.unwrap();
+    assert_eq!(seen().await, 8);
+    assert_eq!(server.handle.update(another).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+
+    server.handle.stop();
+    let handle = server.handle.clone();
+    server.ended().await.unwrap();
+    assert_eq!(handle.update(weight(9)).await.unwrap_err().kind(), ErrorKind::Closed);
+    assert_eq!(handle.stage(), Stage::Stopped);
+}
+
+#[tokio::test]
+async fn health_is_told_before_the_registry_and_taken_back_first() {
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+    let backend = MemoryBackend::new();
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let (ready, wait) = oneshot::channel::<()>();
+    let builder =
+        builder(&backend).health(reporter, ["greeter.v1.Greeter"]).ready(async { wait.await.unwrap_or_default() });
+    let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (address, handle) = (server.local_addr().unwrap(), server.handle());
+    let router = tonic::transport::Server::builder().add_service(health);
+    let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
+
+    let mut client = HealthClient::new(connect(address).await);
+    let check = async |client: &mut HealthClient<Channel>, service: &str| {
+        let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+        answer.map(|answer| answer.into_inner().status())
+    };
+    assert_eq!(check(&mut client, "").await.unwrap(), ServingStatus::NotServing);
+    ready.send(()).unwrap();
+    handle.reached(Stage::Serving).await;
+    for service in ["", "greeter.v1.Greeter"] {
+        assert_eq!(check(&mut client, service).await.unwrap(), ServingStatus::Serving);
+    }
+    handle.stop();
+    handle.reached(Stage::Draining).await;
+    tokio::time::sleep(SHORT / 3).await;
+    for service in ["", "greeter.v1.Greeter"] {
+        assert_eq!(check(&mut client, service).await.unwrap(), ServingStatus::NotServing);
+    }
+    assert_eq!(check(&mut client, "another").await.unwrap_err().code(), Code::NotFound);
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_dropped_cuts_its_callers_and_leaves() {
+    let backend = MemoryBackend::new();
+    let server = Running::serving(builder(&backend)).await;
+    let call = server.slow_call(Duration::from_secs(60)).await;
+    server.task.abort();
+    assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
+    let gone = async {
+        while registered(&backend).await > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, gone).await.unwrap();
+    // The handle holds nothing that the server had.
+    let error = server.handle.update(|instance| instance).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+}
+
+#[tokio::test]
+async fn a_server_that_ends_by_itself_leaves_and_says_so() {
+    let backend = MemoryBackend::new();
+    let server = builder(&backend).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (fail, failed) = oneshot::channel::<()>();
+    let handle = server.handle();
+    let task = tokio::spawn(server.serve(|incoming, _| async move {
+        let _incoming = incoming;
+        failed.await.unwrap();
+        Err(std::io::Error::other("out of luck"))
+    }));
+    handle.reached(Stage::Serving).await;
+    fail.send(()).unwrap();
+    let error = task.await.unwrap().unwrap_err();
+    let report = error.report().to_string();
+    assert!(report.contains("ended by itself") && report.ends_with("out of luck"), "{report}");
+    assert_eq!(registered(&backend).await, 0);
+}
+
+#[tokio::test]
+async fn a_fleet_is_replaced_under_load_without_a_failed_call() {
+    let backend = MemoryBackend::new();
+    let channel = support::channel(&backend);
+    let mut fleet = Vec::new();
+    for _ in 0..3 {
+        fleet.push(Running::serving(builder(&backend)).await);
+    }
+    channel.ready(SOON).await.unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let caller = tokio::spawn(async move {
+        let mut calls = 0;
+        while !stopped.load(Ordering::Relaxed) {
+            greet(&channel, Some(SOON)).await.unwrap();
+            calls += 1;
+        }
+        calls
+    });
+    for _ in 0..3 {
+        fleet.push(Running::serving(builder(&backend)).await);
+        let old = fleet.remove(0);
+        old.handle.stop();
+        assert_eq!(old.ended().await.unwrap().cut, 0);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let calls = caller.await.expect("no call fails");
+    assert!(calls > 100, "{calls}");
+}
