@@ -46,18 +46,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
         builder = builder.advertise(address);
     }
     let server = builder.bind(listen).await?;
-    println!("{name} listens at {}, and registers as {service}", server.instance().address());
+    let (handle, address) = (server.handle(), server.instance().address().clone());
+    println!("{name} listens at {address}, and registers");
 
-    let handle = server.handle();
-    let told = name.clone();
+    let life = name.clone();
     tokio::spawn(async move {
-        for stage in [Stage::Serving, Stage::Draining, Stage::Finishing] {
-            handle.reached(stage).await;
-            println!("{told}: {stage:?}");
-        }
+        handle.reached(Stage::Serving).await;
+        println!("{life} serves {service} at {address}");
+        handle.reached(Stage::Draining).await;
+        println!("{life} leaves");
     });
     let router = Server::builder().add_service(Greeter::new(&name).into_service());
     let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
-    println!("{name} stopped; {} connections were cut", stopped.cut);
+    if stopped.cut > 0 {
+        println!("{name}: {} connections outlasted the limit, and were cut", stopped.cut);
+    }
+    println!("{name} stopped");
     Ok(())
 }

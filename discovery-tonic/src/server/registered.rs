@@ -232,7 +232,7 @@ impl Life {
     }
 
     fn enter(&self, stage: Stage) {
-        info!(service = %self.plan.service, ?stage, "server");
+        info!(service = %self.plan.service, ?stage, "server stage");
         self.handle.stage.send_replace(stage);
     }
 
