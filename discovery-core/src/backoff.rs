@@ -41,6 +41,16 @@ impl Backoff {
         Self { min: self.min, max: self.max.min(max).max(self.min) }
     }
 
+    /// The longest first wait.
+    pub fn min(self) -> Duration {
+        self.min
+    }
+
+    /// The longest wait of all.
+    pub fn max(self) -> Duration {
+        self.max
+    }
+
     /// The waits of a new run of failures.
     pub fn delays(self) -> Delays {
         Delays { backoff: self, attempt: 0 }

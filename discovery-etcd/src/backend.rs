@@ -46,14 +46,15 @@ impl EtcdBackend {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput), with what is wrong in the configuration and what is allowed;
-    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
+    /// [`InvalidInput`](ErrorKind::InvalidInput), with what is wrong in the configuration, or in the files that it names, and
+    /// what is allowed; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Unsupported`](ErrorKind::Unsupported) where
+    /// it asks for TLS in a program that was built without.
     pub fn connect(config: EtcdConfig) -> Result<Self, Error> {
         let settings = Settings::check(&config)?;
         let runtime = Handle::try_current().map_err(|_| {
             Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").during("connect to etcd")
         })?;
-        let cluster = Arc::new(Cluster::new(&settings));
+        let cluster = Arc::new(Cluster::new(&settings)?);
         let closed = watch::Sender::new(false);
         let source = EtcdSource {
             cluster: Arc::clone(&cluster),

@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Backoff, Delays};
+use discovery_core::{Address, Backoff, Delays, Error};
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    client::{Failure, Member, Reason},
+    client::{Dial, Failure, Member, Reason},
     config::Settings,
 };
 
@@ -29,13 +29,16 @@ pub(crate) struct Chosen {
 }
 
 impl Cluster {
-    pub(crate) fn new(settings: &Settings) -> Self {
-        let members: Vec<_> =
-            settings.members.iter().map(|address| Arc::new(Member::new(address.clone(), settings))).collect();
+    /// Reads the files that TLS needs; connects to nobody yet.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+        let dial = Arc::new(Dial::new(settings)?);
+        let member =
+            |address: &Address| Arc::new(Member::new(address.clone(), Arc::clone(&dial), settings.request_timeout));
+        let members: Vec<_> = settings.members.iter().map(member).collect();
         // Handles spread over the members.
         let first = fastrand::usize(..members.len());
         let failover = Mutex::new(Failover::new(members.len(), first, settings.backoff));
-        Self { members, failover }
+        Ok(Self { members, failover })
     }
 
     /// Runs a call on one member, and on the next ones where the member fails.
@@ -59,10 +62,8 @@ impl Cluster {
                         return Err(failure);
                     }
                 }
-                Err(failure) if failure.reason == Reason::Token && !authenticated => {
-                    authenticated = true;
-                    chosen.member.forget_token().await;
-                }
+                // The next call on the member authenticates anew.
+                Err(failure) if failure.reason == Reason::Token && !authenticated => authenticated = true,
                 other => {
                     self.succeeded(&chosen);
                     return other;

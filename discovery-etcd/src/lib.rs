@@ -32,5 +32,5 @@ mod registry;
 mod watch;
 
 pub use backend::EtcdBackend;
-pub use config::EtcdConfig;
+pub use config::{EtcdConfig, EtcdTls};
 pub use layout::{EtcdNaming, Layout};

@@ -1,17 +1,16 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use discovery_core::Address;
 use etcd_client::{LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::time::timeout;
 
-use super::{Failure, Member};
+use super::{Failure, Member, Origin};
 
 /// The stream on which one lease is renewed.
 #[derive(Debug)]
 pub(crate) struct Renewals {
     requests: LeaseKeeper,
     answers: LeaseKeepAliveStream,
-    member: Address,
+    origin: Origin,
 }
 
 impl Member {
@@ -44,12 +43,11 @@ impl Member {
     }
 
     /// Opens a stream of renewals; that it opens is the answer to the first one.
-    pub(crate) async fn renew(&self, id: i64) -> Result<Renewals, Failure> {
-        self.call("renew", async |client| {
-            let (requests, answers) = client.lease_client().keep_alive(id).await?;
-            Ok(Renewals { requests, answers, member: self.address.clone() })
-        })
-        .await
+    pub(crate) async fn renew(self: &Arc<Self>, id: i64) -> Result<Renewals, Failure> {
+        let opened =
+            self.open("renew", self.request_timeout, async |client| client.lease_client().keep_alive(id).await);
+        let ((requests, answers), number) = opened.await?;
+        Ok(Renewals { requests, answers, origin: Origin { member: Arc::clone(self), number } })
     }
 }
 
@@ -58,8 +56,8 @@ impl Renewals {
     pub(crate) async fn ask(&mut self) -> Result<(), Failure> {
         // Waits only where a hundred requests are queued, and then the stream is of no use.
         match timeout(Duration::from_millis(100), self.requests.keep_alive()).await {
-            Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.member)),
-            Err(_) => Err(Failure::ended("renew", &self.member)),
+            Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.origin.member.address)),
+            Err(_) => Err(Failure::ended("renew", &self.origin.member.address)),
         }
     }
 
@@ -69,8 +67,8 @@ impl Renewals {
     pub(crate) async fn answer(&mut self) -> Result<Duration, Failure> {
         match self.answers.message().await {
             Ok(Some(answer)) => Ok(of_seconds(answer.ttl())),
-            Ok(None) => Err(Failure::ended("renew", &self.member)),
-            Err(error) => Err(Failure::from_client(error, "renew", &self.member)),
+            Ok(None) => Err(Failure::ended("renew", &self.origin.member.address)),
+            Err(error) => Err(self.origin.note(Failure::from_client(error, "renew", &self.origin.member.address))),
         }
     }
 }

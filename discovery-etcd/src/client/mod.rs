@@ -3,59 +3,66 @@
 //! Nothing outside this folder names etcd-client. One client never holds two members, because its balancer sends a share of the
 //! calls to a dead one for ever; choosing a member is the work of `failover`.
 
+mod dial;
 mod failure;
 mod kv;
 mod lease;
+#[cfg(feature = "tls")]
+mod tls;
 mod watch;
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use discovery_core::Address;
-use etcd_client::{Client, ConnectOptions};
-use tokio::{sync::Mutex, time::timeout};
+use etcd_client::Client;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
+pub(crate) use dial::Dial;
 pub(crate) use failure::{Failure, Reason};
 pub(crate) use kv::{Glance, Guard, Page, Put, Row};
 pub(crate) use lease::Renewals;
 pub(crate) use watch::{Canceled, Event, Message, WatchStream};
 
-use crate::config::Settings;
-
 /// One member, connected to when it is first asked.
 pub(crate) struct Member {
     address: Address,
-    options: ConnectOptions,
+    dial: Arc<Dial>,
     request_timeout: Duration,
     /// Held while connecting, which only waits where credentials are sent.
     slot: Mutex<Slot>,
+    /// Clients up to this number are not used any more.
+    forgotten: AtomicU64,
 }
 
-/// The client in use. Each has a number, so that who failed with one does not throw away the next.
+/// The client in use. Each has a number, from 1 on, so that who failed with one does not throw away the next.
 #[derive(Default)]
 struct Slot {
     number: u64,
     client: Option<Client>,
+    /// When the member last refused the credentials, and how.
+    refused: Option<(Instant, Failure)>,
+}
+
+/// Which client a stream runs on.
+#[derive(Debug)]
+struct Origin {
+    member: Arc<Member>,
+    number: u64,
 }
 
 impl Member {
-    pub(crate) fn new(address: Address, settings: &Settings) -> Self {
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(settings.connect_timeout)
-            .with_keep_alive(settings.ping_interval, settings.ping_timeout)
-            // etcd ends connections that are pinged while nothing is open on them.
-            .with_keep_alive_while_idle(false)
-            .with_tcp_keepalive(settings.ping_interval)
-            .with_require_leader(true);
-        if let Some(credentials) = &settings.credentials {
-            options =
-                options.with_user(credentials.user(), credentials.password().reveal()).with_auto_token_refresh(true);
-        }
-        Self { address, options, request_timeout: settings.request_timeout, slot: Mutex::default() }
-    }
-
-    /// Authenticates anew with the next call: what is done where a stream, that etcd-client does not mind, lost its token.
-    pub(crate) async fn forget_token(&self) {
-        self.slot.lock().await.client = None;
+    pub(crate) fn new(address: Address, dial: Arc<Dial>, request_timeout: Duration) -> Self {
+        Self { address, dial, request_timeout, slot: Mutex::default(), forgotten: AtomicU64::new(0) }
     }
 
     /// Runs a call under the deadline of a request, connecting included.
@@ -76,52 +83,89 @@ impl Member {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.open(operation, deadline, call).await.map(|(answer, _)| answer)
+    }
+
+    /// Runs a call, and says on which client.
+    ///
+    /// A client that lost its member or its token is not used again: it does not come back by itself once its token, or the
+    /// runtime that it was made in, is gone. Streams that are open on it go on.
+    async fn open<T, F>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        call: impl FnOnce(Client) -> F,
+    ) -> Result<(T, u64), Failure>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
         let deadline = deadline.min(self.request_timeout);
-        let mut number = 0;
+        let mut used = 0;
         let work = async {
-            let client;
-            (number, client) = self.client().await?;
-            call(client).await
+            let (number, client) = self.client().await?;
+            used = number;
+            let answered = call(client).await;
+            answered.map_err(|error| Failure::from_client(error, operation, &self.address))
         };
         let result = match timeout(deadline, work).await {
-            Ok(result) => result.map_err(|error| Failure::from_client(error, operation, &self.address)),
+            Ok(result) => result,
             Err(_) => Err(Failure::silent(operation, &self.address, deadline)),
         };
         if result.as_ref().is_err_and(|failure| matches!(failure.reason, Reason::Member | Reason::Token)) {
-            self.forget(number);
+            self.forget(used);
         }
-        result
+        result.map(|answer| (answer, used))
     }
 
-    async fn client(&self) -> Result<(u64, Client), etcd_client::Error> {
+    /// The client in use, or a new one. A member that refused the credentials is not asked again at once, however many ask:
+    /// checking a password is hard work for etcd, by design.
+    async fn client(&self) -> Result<(u64, Client), Failure> {
         let mut slot = self.slot.lock().await;
-        if let Some(client) = &slot.client {
+        if let Some(client) = &slot.client
+            && slot.number > self.forgotten.load(Ordering::Acquire)
+        {
             return Ok((slot.number, client.clone()));
         }
-        let connected = Client::connect([self.address.to_string()], Some(self.options.clone())).await?;
+        slot.client = None;
+        if let Some((when, failure)) = &slot.refused
+            && when.elapsed() < REFUSED
+        {
+            return Err(failure.clone());
+        }
+        let connected = Client::connect([self.address.to_string()], Some(self.dial.options())).await;
+        let client = connected.map_err(|error| {
+            let failure = Failure::from_client(error, "authenticate", &self.address);
+            slot.refused = (failure.reason == Reason::Token).then(|| (Instant::now(), failure.clone()));
+            failure
+        })?;
         slot.number += 1;
-        slot.client = Some(connected.clone());
-        Ok((slot.number, connected))
+        slot.client = Some(client.clone());
+        Ok((slot.number, client))
     }
 
-    /// Makes the next call connect anew: a client does not come back by itself once its token, or the runtime that it was made
-    /// in, is gone. Streams that are open on it go on.
     fn forget(&self, number: u64) {
-        // Who connects at this moment makes a new one anyway.
-        if let Ok(mut slot) = self.slot.try_lock()
-            && slot.number == number
-        {
-            slot.client = None;
+        self.forgotten.fetch_max(number, Ordering::Release);
+    }
+}
+
+impl Origin {
+    /// Where a stream lost its token, the next call authenticates anew; etcd-client does not see to that.
+    fn note(&self, failure: Failure) -> Failure {
+        if failure.reason == Reason::Token {
+            self.member.forget(self.number);
         }
+        failure
     }
 }
 
 impl fmt::Debug for Member {
-    /// Prints the address alone: etcd-client's options would print the password.
+    /// Prints the address alone.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Member").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
+/// How long a refusal of the credentials is taken for what the member would say again.
+const REFUSED: Duration = Duration::from_secs(1);
 /// The largest answer that is decoded; a page that is larger is asked for in smaller ones.
 const MAX_ANSWER_BYTES: usize = 32 << 20;

@@ -1,16 +1,15 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use discovery_core::Address;
 use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
 
-use super::{Failure, MAX_ANSWER_BYTES, Member, failure::of_cancel};
+use super::{Failure, MAX_ANSWER_BYTES, Member, Origin, failure::of_cancel};
 
 /// A stream that carries one or more watches.
 #[derive(Debug)]
 pub(crate) struct WatchStream {
     requests: WatchRequestSender,
     answers: WatchResponseStream,
-    member: Address,
+    origin: Origin,
 }
 
 /// One answer on a watch stream.
@@ -50,19 +49,20 @@ impl Member {
     ///
     /// That may take no longer than `deadline`, nor than any request.
     pub(crate) async fn watch(
-        &self,
+        self: &Arc<Self>,
         from: Vec<u8>,
         to: Vec<u8>,
         revision: i64,
         id: i64,
         deadline: Duration,
     ) -> Result<WatchStream, Failure> {
-        self.call_within("watch", deadline, async |client| {
+        let opened = self.open("watch", deadline, async |client| {
             let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-            let (requests, answers) = client.watch(from, Some(options(to, revision, id))).await?.split();
-            Ok(WatchStream { requests, answers, member: self.address.clone() })
-        })
-        .await
+            client.watch(from, Some(options(to, revision, id))).await
+        });
+        let (stream, number) = opened.await?;
+        let (requests, answers) = stream.split();
+        Ok(WatchStream { requests, answers, origin: Origin { member: Arc::clone(self), number } })
     }
 }
 
@@ -70,20 +70,29 @@ impl WatchStream {
     /// Adds a watch of one key under an id of the caller's. Cancel safe: either asked or not.
     pub(crate) async fn add(&mut self, key: Vec<u8>, revision: i64, id: i64) -> Result<(), Failure> {
         let added = self.requests.watch(key, Some(options(Vec::new(), revision, id))).await;
-        added.map_err(|error| Failure::from_client(error, "watch", &self.member))
+        added.map_err(|error| Failure::from_client(error, "watch", &self.origin.member.address))
     }
 
     /// Ends one watch. Cancel safe: either asked or not.
     pub(crate) async fn cancel(&mut self, id: i64) -> Result<(), Failure> {
-        self.requests.cancel(id).await.map_err(|error| Failure::from_client(error, "watch", &self.member))
+        self.requests
+            .cancel(id)
+            .await
+            .map_err(|error| Failure::from_client(error, "watch", &self.origin.member.address))
     }
 
     /// The next answer. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Message, Failure> {
         match self.answers.message().await {
-            Ok(Some(answer)) => Ok(Message::from(answer)),
-            Ok(None) => Err(Failure::ended("watch", &self.member)),
-            Err(error) => Err(Failure::from_client(error, "watch", &self.member)),
+            Ok(Some(answer)) => {
+                let mut message = Message::from(answer);
+                if let Some(Canceled::Failed(failure)) = message.canceled {
+                    message.canceled = Some(Canceled::Failed(self.origin.note(failure)));
+                }
+                Ok(message)
+            }
+            Ok(None) => Err(Failure::ended("watch", &self.origin.member.address)),
+            Err(error) => Err(self.origin.note(Failure::from_client(error, "watch", &self.origin.member.address))),
         }
     }
 }

@@ -1,24 +1,50 @@
+mod deserialize;
+mod fields;
 mod parse;
 mod settings;
+mod tls;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use discovery_core::Backoff;
 
 pub(crate) use settings::Settings;
+#[cfg(feature = "tls")]
+pub(crate) use settings::invalid;
+pub use tls::EtcdTls;
+#[cfg(feature = "tls")]
+pub(crate) use tls::Pem;
 
 use crate::layout::{EtcdNaming, Layout};
 
-/// How to reach etcd and how to keep entries there: filled by setters, or read from a URL.
+/// How to reach etcd and how to keep entries there: filled by setters, or read from a URL or through serde.
 ///
 /// ```text
-/// etcd://user:password@10.0.0.1:2379,10.0.0.2:2379/prod?ttl=15s&request_timeout=5s
+/// etcd://user:password@10.0.0.1:2379,10.0.0.2:2379/prod?ttl=15s&ca_file=/etc/etcd/ca.pem
 /// ```
 ///
 /// Members without a port get 2379. The path is the prefix of all keys. User and password are percent-encoded. Parameters are
-/// the setters' names without `with_`, and durations are written as `15s` or `500ms`. What is not known is refused.
+/// the setters' names without `with_`, those of [`EtcdTls`] among them, and durations are written as `15s` or `500ms`. What is not
+/// known is refused.
 ///
-/// [`EtcdBackend::connect`](crate::EtcdBackend::connect) checks everything in one step; reading a URL checks it too.
+/// Through serde the fields have the same names; `members` is a list of texts, and `prefix`, `user` and `password` are fields too:
+///
+/// ```toml
+/// members = ["etcd-1.internal", "etcd-2.internal", "etcd-3.internal"]
+/// prefix = "prod"
+/// user = "payments"
+/// password = "…"
+/// ca_file = "/etc/etcd/ca.pem"
+/// ttl = "10s"
+/// backoff_max = "2s"
+/// ```
+///
+/// A member may be written with `https://` or `http://`, as etcdctl takes it. That decides nothing, and is refused where it
+/// contradicts [TLS](Self::with_tls) or its absence.
+///
+/// [`EtcdBackend::connect`](crate::EtcdBackend::connect) checks everything in one step; reading a URL or fields checks all but the
+/// contents of files. No error of this crate quotes a password or a key; a format may quote the line that it stands in, as
+/// the crate `toml` does.
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,9 +54,13 @@ use crate::layout::{EtcdNaming, Layout};
 /// let same: EtcdConfig = "etcd://10.0.0.1,10.0.0.2/prod?ttl=10s".parse()?;
 /// assert_eq!(format!("{config:?}"), format!("{same:?}"));
 ///
-/// let error = "etcd://10.0.0.1/prod?tls=yes".parse::<EtcdConfig>().unwrap_err();
+/// let same: EtcdConfig =
+///     serde_json::from_str(r#"{ "members": ["10.0.0.1", "10.0.0.2"], "prefix": "prod", "ttl": "10s" }"#)?;
+/// assert_eq!(format!("{config:?}"), format!("{same:?}"));
+///
+/// let error = "etcd://10.0.0.1/prod?lifetime=10s".parse::<EtcdConfig>().unwrap_err();
 /// assert!(error.to_string().contains("unknown parameter"));
-/// # Ok::<(), discovery_core::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct EtcdConfig {
@@ -38,13 +68,15 @@ pub struct EtcdConfig {
     pub(crate) prefix: String,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) allow_plaintext_credentials: bool,
+    pub(crate) tls: Option<EtcdTls>,
     pub(crate) ttl: Duration,
     pub(crate) deadline: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
-    pub(crate) backoff: Backoff,
+    pub(crate) backoff_min: Duration,
+    pub(crate) backoff_max: Duration,
     pub(crate) layout: Arc<dyn Layout>,
 }
 
@@ -56,14 +88,15 @@ impl EtcdConfig {
             prefix: String::new(),
             credentials: None,
             allow_plaintext_credentials: false,
+            tls: None,
             ttl: Duration::from_secs(15),
             deadline: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(3),
-            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5))
-                .expect("100 ms to 5 s lies within the bounds"),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
             layout: Arc::new(EtcdNaming::default()),
         }
     }
@@ -79,7 +112,7 @@ impl EtcdConfig {
 
     /// Sets the user and the password.
     ///
-    /// They travel in clear, since TLS is not available yet. So they are refused unless all members are loopback addresses or
+    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all members are loopback addresses or
     /// [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) says that the network is trusted.
     #[must_use]
     pub fn with_credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
@@ -91,6 +124,15 @@ impl EtcdConfig {
     #[must_use]
     pub fn with_allow_plaintext_credentials(mut self, allow: bool) -> Self {
         self.allow_plaintext_credentials = allow;
+        self
+    }
+
+    /// Reaches the members over TLS.
+    ///
+    /// In a URL and through serde there is TLS where `ca_file` is given; `cert_file`, `key_file` and `server_name` go with it.
+    #[must_use]
+    pub fn with_tls(mut self, tls: EtcdTls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -114,7 +156,7 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets how long connecting to a member may take; by default 2 s.
+    /// Sets how long connecting to a member may take, and how long the TLS handshake after that; by default 2 s.
     #[must_use]
     pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -145,17 +187,18 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. Not part of the URL.
+    /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. By name they are `backoff_min` and
+    /// `backoff_max`.
     ///
     /// While no member can be reached, registrations wait no longer than 1 s, unless the first wait is longer, so that they are back
     /// soon after etcd is.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = backoff;
+        (self.backoff_min, self.backoff_max) = (backoff.min(), backoff.max());
         self
     }
 
-    /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. Not part of the URL.
+    /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. It has no name in a URL.
     #[must_use]
     pub fn with_layout(mut self, layout: impl Layout) -> Self {
         self.layout = Arc::new(layout);
@@ -166,20 +209,23 @@ impl EtcdConfig {
 impl fmt::Debug for EtcdConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Members as the settings have them; raw ones may hold a password in the wrong place.
-        let members = self.members.iter().map(|text| settings::member(text).map(|one| one.to_string()));
+        let members =
+            self.members.iter().map(|text| settings::member(text, self.tls.is_some()).map(|one| one.to_string()));
         let members: Vec<_> = members.map(|one| one.unwrap_or_else(|_| "(invalid)".to_owned())).collect();
         f.debug_struct("EtcdConfig")
             .field("members", &members)
             .field("prefix", &self.prefix)
             .field("credentials", &self.credentials)
             .field("allow_plaintext_credentials", &self.allow_plaintext_credentials)
+            .field("tls", &self.tls)
             .field("ttl", &self.ttl)
             .field("deadline", &self.deadline)
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
             .field("ping_interval", &self.ping_interval)
             .field("ping_timeout", &self.ping_timeout)
-            .field("backoff", &self.backoff)
+            .field("backoff_min", &self.backoff_min)
+            .field("backoff_max", &self.backoff_max)
             .field("layout", &self.layout)
             .finish()
     }

@@ -1,10 +1,11 @@
-use std::{str::FromStr, time::Duration};
+use std::str::FromStr;
 
 use discovery_core::Error;
 use percent_encoding::percent_decode_str;
 
 use super::{
     EtcdConfig,
+    fields::{NAMES, shown},
     settings::{Settings, invalid},
 };
 
@@ -14,7 +15,8 @@ impl FromStr for EtcdConfig {
     /// # Errors
     ///
     /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput), with what is wrong and what is allowed, and never with the
-    /// URL, which may hold a password.
+    /// URL, which may hold a password; [`Unsupported`](discovery_core::ErrorKind::Unsupported) where it asks for TLS in a program
+    /// that was built without.
     fn from_str(url: &str) -> Result<Self, Error> {
         let rest = url.strip_prefix("etcd://").ok_or_else(|| invalid("invalid URL: it begins with etcd://"))?;
         if rest.contains('#') {
@@ -42,7 +44,10 @@ impl FromStr for EtcdConfig {
             if seen.contains(&name) {
                 return Err(invalid(format!("invalid URL: the parameter {} is given twice", shown(&name))));
             }
-            config.set(&name, &value)?;
+            if !config.set(&name, &value)? {
+                let known = NAMES.join(", ");
+                return Err(invalid(format!("invalid URL: unknown parameter {}; known are {known}", shown(&name))));
+            }
             seen.push(name);
         }
         Settings::check(&config)?;
@@ -50,51 +55,15 @@ impl FromStr for EtcdConfig {
     }
 }
 
-impl EtcdConfig {
-    fn set(&mut self, name: &str, value: &str) -> Result<(), Error> {
-        let place = match name {
-            "allow_plaintext_credentials" => {
-                self.allow_plaintext_credentials = value.parse().map_err(|_| {
-                    invalid("invalid allow_plaintext_credentials in the URL: allowed are true and false")
-                })?;
-                return Ok(());
-            }
-            "connect_timeout" => &mut self.connect_timeout,
-            "deadline" => &mut self.deadline,
-            "ping_interval" => &mut self.ping_interval,
-            "ping_timeout" => &mut self.ping_timeout,
-            "request_timeout" => &mut self.request_timeout,
-            "ttl" => &mut self.ttl,
-            _ => {
-                return Err(invalid(format!(
-                    "invalid URL: unknown parameter {}; known are allow_plaintext_credentials, connect_timeout, deadline, ping_interval, ping_timeout, request_timeout and ttl",
-                    shown(name)
-                )));
-            }
-        };
-        *place = duration(name, value)?;
-        Ok(())
-    }
-}
-
-fn duration(name: &str, value: &str) -> Result<Duration, Error> {
-    humantime::parse_duration(value).map_err(|_| {
-        invalid(format!("invalid {name} {} in the URL: allowed are durations such as 15s or 500ms", shown(value)))
-    })
-}
-
 fn decode(text: &str, what: &'static str) -> Result<String, Error> {
     let decoded = percent_decode_str(text).decode_utf8();
     Ok(decoded.map_err(|_| invalid(format!("invalid {what} in the URL: it is not UTF-8")))?.into_owned())
 }
 
-/// Quoted, escaped and cut.
-fn shown(text: &str) -> String {
-    format!("{:?}", text.chars().take(64).collect::<String>())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use discovery_core::ErrorKind;
     use proptest::prelude::*;
 
@@ -141,6 +110,13 @@ mod tests {
             ("etcd://a?ttl=5s&ttl=5s", "given twice"),
             ("etcd://a?Ttl=5s", "unknown parameter"),
             ("etcd://a?deadline=0s", "invalid deadline"),
+            ("etcd://a?backoff_max=2h", "invalid backoff"),
+            ("etcd://a?user=u", "unknown parameter"),
+            ("etcd://a?ca_file=", "invalid ca_file: it is empty"),
+            ("etcd://a?server_name=b", "`ca_file` names nobody to trust"),
+            ("etcd://a?cert_file=c&key_file=k", "`ca_file` names nobody to trust"),
+            ("etcd://a?ca_file=ca&cert_file=c", "`cert_file` and `key_file` belong together"),
+            ("etcd://a?ca_file=ca&key_file=k", "`cert_file` and `key_file` belong together"),
             ("etcd://user@127.0.0.1", "belong together"),
             ("etcd://user:@127.0.0.1", "belong together"),
             ("etcd://:pw@127.0.0.1", "belong together"),
@@ -163,11 +139,23 @@ mod tests {
     }
 
     #[test]
+    fn tls_needs_its_feature() {
+        let read = "etcd://u:p@etcd.example?ca_file=/a/ca.pem".parse::<EtcdConfig>();
+        if cfg!(feature = "tls") {
+            assert!(read.is_ok(), "credentials are safe then");
+        } else {
+            let error = read.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.to_string().contains("`etcd-tls`"), "{error}");
+        }
+    }
+
+    #[test]
     fn secrets_are_not_shown() {
         let config: EtcdConfig = "etcd://u:canary@10.0.0.1?allow_plaintext_credentials=true".parse().unwrap();
         let settings = Settings::check(&config).unwrap();
-        let member = crate::client::Member::new(settings.members[0].clone(), &settings);
-        assert!(!format!("{config:?} {settings:?} {member:?}").contains("canary"));
+        let cluster = crate::failover::Cluster::new(&settings).unwrap();
+        assert!(!format!("{config:?} {settings:?} {cluster:?}").contains("canary"));
     }
 
     proptest! {

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Address, Backoff, Error, ErrorKind, Host};
 
-use super::{Credentials, EtcdConfig};
+use super::{Credentials, EtcdConfig, EtcdTls};
 use crate::layout::Layout;
 
 /// A configuration that was checked; later code checks nothing again.
@@ -13,6 +13,9 @@ pub(crate) struct Settings {
     /// Empty, or ends in `/`.
     pub(crate) prefix: String,
     pub(crate) credentials: Option<Credentials>,
+    /// Complete; its files are not read yet.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it was refused then"))]
+    pub(crate) tls: Option<EtcdTls>,
     pub(crate) ttl: Duration,
     pub(crate) deadline: Duration,
     pub(crate) connect_timeout: Duration,
@@ -25,15 +28,16 @@ pub(crate) struct Settings {
 
 impl Settings {
     pub(crate) fn check(config: &EtcdConfig) -> Result<Self, Error> {
-        let members = members(&config.members)?;
+        let members = members(&config.members, config.tls.is_some())?;
+        config.tls.as_ref().map_or(Ok(()), EtcdTls::check)?;
         let is_loopback = |member: &Address| matches!(member.host(), Host::Ip(ip) if ip.is_loopback());
         if let Some(credentials) = &config.credentials {
             if credentials.user().is_empty() || credentials.password().reveal().is_empty() {
                 return Err(invalid("invalid credentials: a user and a password belong together"));
             }
-            if !config.allow_plaintext_credentials && !members.iter().all(is_loopback) {
+            if config.tls.is_none() && !config.allow_plaintext_credentials && !members.iter().all(is_loopback) {
                 return Err(invalid(
-                    "invalid credentials: they would travel in clear; allowed are loopback members, or `allow_plaintext_credentials` on a trusted network",
+                    "invalid credentials: they would travel in clear; allowed are TLS (`ca_file`), loopback members, or `allow_plaintext_credentials` on a trusted network",
                 ));
             }
         }
@@ -56,40 +60,49 @@ impl Settings {
             members,
             prefix: prefix(&config.prefix)?,
             credentials: config.credentials.clone(),
+            tls: config.tls.clone(),
             ttl,
             deadline: config.deadline,
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
             ping_interval: config.ping_interval,
             ping_timeout: config.ping_timeout,
-            backoff: config.backoff,
+            backoff: Backoff::new(config.backoff_min, config.backoff_max)
+                .map_err(|error| invalid(error.to_string()))?,
             layout: Arc::clone(&config.layout),
         })
     }
 }
 
-/// Reads one member; the port may be left out.
-pub(super) fn member(text: &str) -> Result<Address, Error> {
+/// Reads one member; the port may be left out. A scheme must fit what there is: TLS or none.
+pub(super) fn member(text: &str, has_tls: bool) -> Result<Address, Error> {
     // Whoever puts a password here must not find it in an error.
     if text.contains('@') {
         return Err(invalid("invalid member: credentials have a place of their own"));
     }
-    if text.starts_with("https://") {
-        return Err(invalid("invalid member: TLS is not available yet; allowed is host:port"));
-    }
-    let text = text.strip_prefix("http://").unwrap_or(text);
+    let text = match text.split_once("://") {
+        Some(("https", text)) if has_tls => text,
+        Some(("https", _)) => {
+            return Err(invalid("invalid member: https:// needs `ca_file`, the authorities to trust"));
+        }
+        Some(("http", _)) if has_tls => {
+            return Err(invalid("invalid member: http:// is in clear; with TLS, allowed are host:port and https://"));
+        }
+        Some(("http", text)) => text,
+        _ => text,
+    };
     let has_port = text.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
         && !text.ends_with(']');
     if has_port { text.parse() } else { format!("{text}:2379").parse() }
 }
 
-fn members(texts: &[String]) -> Result<Vec<Address>, Error> {
+fn members(texts: &[String], has_tls: bool) -> Result<Vec<Address>, Error> {
     if texts.is_empty() || texts.len() > MAX_MEMBERS {
         return Err(invalid(format!("invalid list of {} members: allowed are 1 to {MAX_MEMBERS}", texts.len())));
     }
     let mut members = Vec::with_capacity(texts.len());
     for text in texts {
-        let member = member(text)?;
+        let member = member(text, has_tls)?;
         if members.contains(&member) {
             return Err(invalid(format!("invalid list of members: {member} is named twice")));
         }
@@ -115,7 +128,7 @@ fn prefix(text: &str) -> Result<String, Error> {
     Ok(format!("{text}/"))
 }
 
-pub(super) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidInput, message).during("configure etcd")
 }
 

@@ -282,9 +282,7 @@ impl Keeper {
                         Ok(Err(failure)) => Some(failure),
                         Err(_) => None,
                     };
-                    if failure.as_ref().is_some_and(|failure| failure.reason == Reason::Token) {
-                        chosen.member.forget_token().await;
-                    } else {
+                    if failure.as_ref().is_none_or(|failure| failure.reason != Reason::Token) {
                         self.cluster.failed(&chosen);
                     }
                     last = failure.map_or(last, |failure| failure.error);
@@ -315,9 +313,7 @@ impl Keeper {
                             // Nothing was asked.
                             (Ok(_), _) => {}
                             (Err(failure), _) => {
-                                if failure.reason == Reason::Token {
-                                    chosen.member.forget_token().await;
-                                } else {
+                                if failure.reason != Reason::Token {
                                     self.cluster.failed(chosen);
                                 }
                                 last = failure.error;

@@ -67,13 +67,13 @@ impl Sentry {
                         continue;
                     }
                     Over::Broken { reason, used } => {
-                        self.blame(&chosen, reason).await;
+                        self.blame(&chosen, reason);
                         if used {
                             delays.reset();
                         }
                     }
                 },
-                Err(reason) => self.blame(&chosen, reason).await,
+                Err(reason) => self.blame(&chosen, reason),
             }
             sleep(delays.next_delay()).await;
         }
@@ -94,11 +94,9 @@ impl Sentry {
         })
     }
 
-    async fn blame(&self, chosen: &Chosen, reason: Reason) {
-        match reason {
-            Reason::Token => chosen.member.forget_token().await,
-            Reason::Member => self.cluster.failed(chosen),
-            _ => {}
+    fn blame(&self, chosen: &Chosen, reason: Reason) {
+        if reason == Reason::Member {
+            self.cluster.failed(chosen);
         }
     }
 
@@ -158,6 +156,12 @@ impl Sentry {
                     Obeyed::Left(id) => left.push(id),
                     Obeyed::Nothing => {}
                 },
+                Happened::Message(Message { watch, canceled: Some(Canceled::Failed(failure)), .. })
+                    if watch < 0 || failure.reason == Reason::Token =>
+                {
+                    debug!(error = %failure.error.report(), "watch of an own entry refused");
+                    return Over::Broken { reason: failure.reason, used: false };
+                }
                 Happened::Message(message) => {
                     used = true;
                     self.report(message);

@@ -158,7 +158,7 @@ impl EtcdSource {
         let opened = chosen.member.watch(from, to, cursor.next_revision(), 0, self.pace.patience()).await;
         let mut stream = match opened {
             Ok(stream) => stream,
-            Err(failure) => return self.broken(&chosen, failure).await,
+            Err(failure) => return self.broken(&chosen, failure),
         };
         let audit = sleep_until(Instant::now() + AUDIT.mul_f64(0.8 + 0.4 * fastrand::f64()));
         tokio::pin!(audit);
@@ -194,7 +194,7 @@ impl EtcdSource {
                         range.apply(step, live);
                     }
                 }
-                Ok(Err(cursor::Stop::Canceled(failure))) | Err(failure) => return self.broken(&chosen, failure).await,
+                Ok(Err(cursor::Stop::Canceled(failure))) | Err(failure) => return self.broken(&chosen, failure),
                 Ok(Err(cursor::Stop::Compacted)) => return Ended::Compacted,
                 Ok(Err(cursor::Stop::Strange(error))) => {
                     self.cluster.failed(&chosen);
@@ -215,9 +215,15 @@ impl EtcdSource {
         let wrong = match seen {
             Ok(seen) if seen.cluster != cursor.cluster() => "the member belongs to another cluster by now",
             Ok(seen) => pulse.answered(&seen, cursor.reached()).err()?,
-            Err(failure) if failure.is_member() => return Some(self.broken(chosen, failure).await),
-            // The member answers, if only that it is too busy, or minds a token, which the next beat renews. What lasts is
-            // found by the audit.
+            // etcd goes on telling changes to those whose credentials or permission it has withdrawn; who watches is told.
+            Err(failure)
+                if failure.is_member()
+                    || failure.error.kind() == ErrorKind::PermissionDenied
+                    || (failure.reason == Reason::Token && pulse.lock_out()) =>
+            {
+                return Some(self.broken(chosen, failure));
+            }
+            // The member answers, if only that it is too busy. What lasts is found by the audit.
             Err(failure) => {
                 debug!(error = %failure.error.report(), "the watch could not be checked");
                 return None;
@@ -227,11 +233,9 @@ impl EtcdSource {
         Some(Ended::Broken(Error::new(ErrorKind::Unavailable, wrong).during("watch")))
     }
 
-    async fn broken(&self, chosen: &Chosen, failure: Failure) -> Ended {
-        match failure.reason {
-            Reason::Token => chosen.member.forget_token().await,
-            Reason::Refused => {}
-            _ => self.cluster.failed(chosen),
+    fn broken(&self, chosen: &Chosen, failure: Failure) -> Ended {
+        if !matches!(failure.reason, Reason::Refused | Reason::Token) {
+            self.cluster.failed(chosen);
         }
         Ended::Broken(failure.error)
     }

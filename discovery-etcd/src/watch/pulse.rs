@@ -26,6 +26,8 @@ pub(super) struct Pulse {
     reached: i64,
     /// The range has changed, and the watch did not say so yet.
     is_overdue: bool,
+    /// The last beat was refused for its token.
+    is_locked_out: bool,
 }
 
 impl Pulse {
@@ -42,6 +44,7 @@ impl Pulse {
             at_former: 0,
             reached: revision,
             is_overdue: false,
+            is_locked_out: false,
         }
     }
 
@@ -64,6 +67,12 @@ impl Pulse {
         asks
     }
 
+    /// Takes note of a beat that was refused for its token. The first time the token may just have ended, and the next beat has
+    /// another one; returns whether that was refused too.
+    pub(super) fn lock_out(&mut self) -> bool {
+        std::mem::replace(&mut self.is_locked_out, true)
+    }
+
     /// Takes the answer to the last beat, the watch having reached a revision by now; an error says why not to trust it.
     pub(super) fn answered(&mut self, seen: &Glance, reached: i64) -> Result<(), &'static str> {
         if seen.revision < self.reached {
@@ -77,6 +86,7 @@ impl Pulse {
         if let Some(newest) = seen.newest {
             (self.newest, self.checked) = (newest, seen.revision);
         }
+        self.is_locked_out = false;
         self.is_overdue = self.newest > reached || (seen.count != self.count && is_silent);
         (self.count, self.revision) = (seen.count, seen.revision);
         Ok(())

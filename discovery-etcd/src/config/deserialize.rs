@@ -1,0 +1,196 @@
+use std::fmt;
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, Visitor},
+};
+
+use super::{
+    EtcdConfig,
+    fields::{NAMES, shown},
+    settings::Settings,
+};
+
+impl<'de> Deserialize<'de> for EtcdConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = EtcdConfig;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the fields of an etcd configuration")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EtcdConfig, A::Error> {
+        let mut config = EtcdConfig::new::<String>([]);
+        let (mut user, mut password) = (String::new(), String::new());
+        let mut seen: Vec<String> = Vec::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if seen.contains(&name) {
+                return Err(A::Error::custom(format_args!("the field {} is given twice", shown(&name))));
+            }
+            match name.as_str() {
+                "members" => config.members = map.next_value()?,
+                "password" => password = text(&name, map.next_value()?)?,
+                "prefix" => config.prefix = text(&name, map.next_value()?)?,
+                "user" => user = text(&name, map.next_value()?)?,
+                name if NAMES.contains(&name) => {
+                    let value = text(name, map.next_value()?)?;
+                    config.set(name, &value).map_err(A::Error::custom)?;
+                }
+                name => {
+                    let known = NAMES.join(", ");
+                    return Err(A::Error::custom(format_args!(
+                        "unknown field {}; known are members, password, prefix, user, {known}",
+                        shown(name)
+                    )));
+                }
+            }
+            seen.push(name);
+        }
+        if seen.iter().any(|name| name == "user" || name == "password") {
+            config = config.with_credentials(user, password);
+        }
+        Settings::check(&config).map_err(A::Error::custom)?;
+        Ok(config)
+    }
+}
+
+/// A value, which any of the formats may write in its way. Of one that is neither text nor a truth value nothing is kept, since
+/// serde's own errors quote what they refuse, and that may be a password of digits alone.
+enum Value {
+    Other,
+    Text(String),
+}
+
+fn text<E: serde::de::Error>(name: &str, value: Value) -> Result<String, E> {
+    match value {
+        Value::Text(text) => Ok(text),
+        Value::Other => Err(E::custom(format_args!("invalid {name}: allowed is a value in quotes"))),
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Scalar)
+    }
+}
+
+struct Scalar;
+
+impl Visitor<'_> for Scalar {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value in quotes")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Text(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_i128<E>(self, _: i128) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_u128<E>(self, _: u128) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+        Ok(Value::Other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(value: serde_json::Value) -> Result<EtcdConfig, String> {
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn fields_are_those_of_the_url() {
+        let fields = json!({
+            "members": ["127.0.0.1", "[::1]:3379"], "prefix": "a/b", "user": "us@er", "password": "p:w/",
+            "allow_plaintext_credentials": true, "backoff_max": "4s", "backoff_min": "50ms", "connect_timeout": "300ms",
+            "deadline": "3s", "ping_interval": "6s", "ping_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
+        });
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
+        let (config, same) = (read(fields).unwrap(), url.parse::<EtcdConfig>().unwrap());
+        assert_eq!(format!("{config:?}"), format!("{same:?}"));
+        assert_eq!(config.credentials.unwrap().password().reveal(), same.credentials.unwrap().password().reveal());
+        assert!(read(json!({ "members": ["etcd.example"] })).is_ok(), "the rest has defaults");
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn fields_of_tls_are_those_of_the_url() {
+        let fields = json!({
+            "members": ["https://etcd.example"], "user": "u", "password": "p",
+            "ca_file": "/a/ca.pem", "cert_file": "/a/c.pem", "key_file": "/a/k.pem", "server_name": "etcd",
+        });
+        let url = "etcd://u:p@etcd.example?ca_file=/a/ca.pem&cert_file=/a/c.pem&key_file=%2Fa%2Fk.pem&server_name=etcd";
+        let same = url.parse::<EtcdConfig>().unwrap();
+        assert_eq!(format!("{:?}", read(fields).unwrap()), format!("{same:?}"));
+    }
+
+    #[test]
+    fn bad_fields_are_refused_with_what_is_allowed() {
+        for (fields, said) in [
+            (json!([]), "the fields of an etcd configuration"),
+            (json!({}), "allowed are 1 to 16"),
+            (json!({ "members": [] }), "allowed are 1 to 16"),
+            (json!({ "members": "a" }), "a sequence"),
+            (json!({ "members": ["a", "u:secret@b"] }), "credentials have a place of their own"),
+            (json!({ "members": ["a"], "Ttl": "5s" }), "unknown field \"Ttl\"; known are members, password, "),
+            (json!({ "members": ["a"], "tls": { "ca_file": "x" } }), "unknown field \"tls\""),
+            (json!({ "members": ["a"], "ttl": 15 }), "invalid ttl: allowed is a value in quotes"),
+            (json!({ "members": ["a"], "ttl": "15" }), "durations such as 15s"),
+            (json!({ "members": ["a"], "ttl": "0s" }), "whole seconds from 1 s to 1 day"),
+            (json!({ "members": ["a"], "ttl": null }), "a value in quotes"),
+            (json!({ "members": ["a"], "backoff_min": "9s" }), "the shorter first"),
+            (json!({ "members": ["a"], "allow_plaintext_credentials": "maybe" }), "allowed are true and false"),
+            (json!({ "members": ["127.0.0.1"], "user": "u" }), "belong together"),
+            (json!({ "members": ["127.0.0.1"], "password": "secret" }), "belong together"),
+            (
+                json!({ "members": ["127.0.0.1"], "password": 5_313_373 }),
+                "invalid password: allowed is a value in quotes",
+            ),
+            (json!({ "members": ["a"], "user": "u", "password": "secret" }), "in clear"),
+            (json!({ "members": ["a"], "cert_file": "c", "key_file": "k" }), "`ca_file` names nobody to trust"),
+            (json!({ "members": ["a"], "ca_file": "ca", "cert_file": "c" }), "belong together"),
+            (json!({ "members": ["a"], "ca_file": "ca", "key_file": "k" }), "belong together"),
+            (json!({ "members": ["a"], "ca_file": "" }), "invalid ca_file: it is empty"),
+            (json!({ "members": ["https://a"] }), "needs `ca_file`"),
+            (json!({ "members": ["http://a"], "ca_file": "ca" }), "in clear"),
+        ] {
+            let told = fields.to_string();
+            let error = read(fields).unwrap_err();
+            assert!(error.contains(said), "{told}: {error}");
+            assert!(!error.contains("secret") && !error.contains("5313373"), "{error}");
+        }
+        let twice = r#"{ "members": ["a"], "ttl": "5s", "ttl": "5s" }"#;
+        assert!(serde_json::from_str::<EtcdConfig>(twice).unwrap_err().to_string().contains("given twice"));
+    }
+}

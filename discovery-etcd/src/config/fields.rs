@@ -1,0 +1,90 @@
+//! The one table of what can be set by name, in a URL and through serde.
+
+use std::time::Duration;
+
+use discovery_core::Error;
+
+use super::{
+    EtcdConfig,
+    settings::invalid,
+    tls::{EtcdTls, Pem},
+};
+
+/// What [`EtcdConfig::set`] knows: parameters of a URL, and fields beside those that have places of their own there.
+pub(super) const NAMES: [&str; 13] = [
+    "allow_plaintext_credentials",
+    "backoff_max",
+    "backoff_min",
+    "ca_file",
+    "cert_file",
+    "connect_timeout",
+    "deadline",
+    "key_file",
+    "ping_interval",
+    "ping_timeout",
+    "request_timeout",
+    "server_name",
+    "ttl",
+];
+
+impl EtcdConfig {
+    /// Sets what has this name; `false` where nothing has. Values are read, and checked later, all in one step.
+    pub(super) fn set(&mut self, name: &str, value: &str) -> Result<bool, Error> {
+        let place = match name {
+            "allow_plaintext_credentials" => {
+                let allowed = "invalid allow_plaintext_credentials: allowed are true and false";
+                self.allow_plaintext_credentials = value.parse().map_err(|_| invalid(allowed))?;
+                return Ok(true);
+            }
+            "ca_file" | "cert_file" | "key_file" | "server_name" => {
+                if value.is_empty() {
+                    return Err(invalid(format!("invalid {name}: it is empty")));
+                }
+                let tls = self.tls.get_or_insert_with(EtcdTls::new);
+                match name {
+                    "ca_file" => tls.ca = Some(Pem::File(value.into())),
+                    "cert_file" => tls.cert = Some(Pem::File(value.into())),
+                    "key_file" => tls.key = Some(Pem::File(value.into())),
+                    _ => tls.server_name = Some(value.to_owned()),
+                }
+                return Ok(true);
+            }
+            "backoff_max" => &mut self.backoff_max,
+            "backoff_min" => &mut self.backoff_min,
+            "connect_timeout" => &mut self.connect_timeout,
+            "deadline" => &mut self.deadline,
+            "ping_interval" => &mut self.ping_interval,
+            "ping_timeout" => &mut self.ping_timeout,
+            "request_timeout" => &mut self.request_timeout,
+            "ttl" => &mut self.ttl,
+            _ => return Ok(false),
+        };
+        *place = duration(name, value)?;
+        Ok(true)
+    }
+}
+
+fn duration(name: &str, value: &str) -> Result<Duration, Error> {
+    humantime::parse_duration(value)
+        .map_err(|_| invalid(format!("invalid {name} {}: allowed are durations such as 15s or 500ms", shown(value))))
+}
+
+/// Quoted, escaped and cut.
+pub(super) fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_those_that_can_be_set() {
+        for name in NAMES {
+            let set = ["true", "5s"].iter().any(|value| matches!(EtcdConfig::new(["a"]).set(name, value), Ok(true)));
+            assert!(set, "{name}");
+        }
+        assert!(!EtcdConfig::new(["a"]).set("password", "x").unwrap(), "it has a place of its own");
+        assert!(NAMES.is_sorted(), "as errors print them");
+    }
+}
