@@ -1,21 +1,29 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::{BadEntry, Entry, Instance, InstanceId, ServiceName};
 
-/// Keeps bad entries out of the sets: counts them, and logs each once per revision (W7).
+/// Keeps bad entries out of the sets: counts them, and logs each once per revision, within [bounds](QUIET) (W7).
 #[derive(Debug, Default)]
 pub(crate) struct Rejects {
-    /// The bad entries that stand in the registry now, as far as seen.
-    standing: Mutex<HashMap<ServiceName, HashMap<String, Standing>>>,
+    state: Mutex<State>,
     skipped: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The bad entries that stand in the registry now, as far as seen.
+    standing: HashMap<ServiceName, HashMap<String, Standing>>,
+    log: Log,
 }
 
 #[derive(Debug)]
@@ -24,12 +32,16 @@ struct Standing {
     id: Option<InstanceId>,
 }
 
+/// When which entry was logged last, whether it still stands or not.
+#[derive(Debug, Default)]
+struct Log(HashMap<(ServiceName, String), Instant>);
+
 impl Rejects {
     /// The instances of a whole state.
     pub(crate) fn of_state(&self, service: &ServiceName, entries: Vec<Entry>) -> Vec<Instance> {
         let (instances, bad) = split(entries);
-        let keys: Vec<&str> = bad.iter().map(|entry| entry.key.as_str()).collect();
-        self.with(service, |standing| standing.retain(|key, _| keys.contains(&key.as_str())));
+        let keys: HashSet<&str> = bad.iter().map(|entry| entry.key.as_str()).collect();
+        self.lock().retain(service, |key, _| keys.contains(key));
         self.note(service, bad);
         instances
     }
@@ -42,10 +54,8 @@ impl Rejects {
         mut removes: Vec<InstanceId>,
     ) -> (Vec<Instance>, Vec<InstanceId>) {
         let (instances, bad) = split(entries);
-        self.with(service, |standing| {
-            let mended = |id: &InstanceId| removes.contains(id) || instances.iter().any(|one| one.id() == id);
-            standing.retain(|_, entry| !entry.id.as_ref().is_some_and(mended));
-        });
+        let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
+        self.lock().retain(service, |_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
         removes.extend(bad.iter().filter_map(|entry| entry.id.clone()));
         self.note(service, bad);
         (instances, removes)
@@ -58,27 +68,63 @@ impl Rejects {
 
     fn note(&self, service: &ServiceName, bad: Vec<BadEntry>) {
         for BadEntry { key, id, revision, error } in bad {
-            let standing = Standing { revision, id };
-            let shown = key.escape_debug().to_string();
-            let mut all = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-            let former = all.entry(service.clone()).or_default().insert(key, standing);
-            drop(all);
-            if former.is_none_or(|former| former.revision != revision) {
-                self.skipped.fetch_add(1, Ordering::Relaxed);
-                warn!(%service, key = shown, revision, error = %error.report(), "bad entry skipped");
+            let mut state = self.lock();
+            let of_service = state.standing.entry(service.clone()).or_default();
+            let former = of_service.insert(key.clone(), Standing { revision, id });
+            if former.is_some_and(|former| former.revision == revision) {
+                continue;
+            }
+            self.skipped.fetch_add(1, Ordering::Relaxed);
+            let shown = cut(key.escape_debug().to_string());
+            let is_logged = state.log.admits((service.clone(), key), Instant::now());
+            drop(state);
+            if is_logged {
+                warn!(%service, key = shown, revision, error = cut(error.report().to_string()), "bad entry skipped");
             }
         }
     }
 
-    fn with(&self, service: &ServiceName, change: impl FnOnce(&mut HashMap<String, Standing>)) {
-        let mut all = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(standing) = all.get_mut(service) {
-            change(standing);
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn retain(&mut self, service: &ServiceName, mut stands: impl FnMut(&str, &Standing) -> bool) {
+        if let Some(standing) = self.standing.get_mut(service) {
+            standing.retain(|key, entry| stands(key, entry));
             if standing.is_empty() {
-                all.remove(service);
+                self.standing.remove(service);
             }
         }
     }
+}
+
+impl Log {
+    /// Whether an entry is to be logged now.
+    fn admits(&mut self, entry: (ServiceName, String), now: Instant) -> bool {
+        let is_recent = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
+        if self.0.get(&entry).is_some_and(is_recent) {
+            return false;
+        }
+        if self.0.len() >= MAX_LINES {
+            self.0.retain(|_, at| is_recent(at));
+        }
+        let has_room = self.0.len() < MAX_LINES;
+        if has_room {
+            self.0.insert(entry, now);
+        }
+        has_room
+    }
+}
+
+/// Text for the log, of bounded length.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn split(entries: Vec<Entry>) -> (Vec<Instance>, Vec<BadEntry>) {
@@ -91,6 +137,14 @@ fn split(entries: Vec<Entry>) -> (Vec<Instance>, Vec<BadEntry>) {
     }
     (instances, bad)
 }
+
+/// For so long an entry is not logged again, though it be written anew: who may write to the registry must not be able to fill
+/// the log. The count tells of all.
+const QUIET: Duration = Duration::from_secs(60);
+/// How many lines are logged in that time, whatever number of entries they are about.
+const MAX_LINES: usize = 1000;
+/// How many characters of a key or an error are logged.
+const MAX_SHOWN: usize = 512;
 
 #[cfg(test)]
 mod tests {
@@ -118,6 +172,25 @@ mod tests {
         rejects.of_step(&service, vec![bad("a", 2)], Vec::new());
         assert_eq!(rejects.skipped(), 3, "bad again after it was good");
         rejects.of_state(&service, Vec::new());
-        assert!(rejects.standing.lock().unwrap().is_empty(), "nothing is remembered of what is gone");
+        assert!(rejects.lock().standing.is_empty(), "nothing is remembered of what is gone");
+    }
+
+    #[test]
+    fn an_entry_is_logged_once_a_minute_and_all_of_them_not_too_often() {
+        let entry = |key: u64| ("payments".parse::<ServiceName>().unwrap(), key.to_string());
+        let (mut log, start) = (Log::default(), Instant::now());
+        assert!(log.admits(entry(0), start));
+        assert!(!log.admits(entry(0), start + QUIET / 2));
+        assert!(log.admits(entry(0), start + QUIET));
+        let logged = (0..100_000).filter(|key| log.admits(entry(*key), start + QUIET)).count();
+        assert_eq!((logged, log.0.len()), (MAX_LINES - 1, MAX_LINES));
+        assert!(!log.admits(entry(0), start + QUIET * 3 / 2));
+        assert!(log.admits(entry(0), start + QUIET * 2), "room again");
+    }
+
+    #[test]
+    fn what_is_logged_has_bounds() {
+        assert_eq!(cut("ä".repeat(512)), "ä".repeat(512));
+        assert_eq!(cut("ä".repeat(1_000_000)), format!("{}…", "ä".repeat(512)));
     }
 }

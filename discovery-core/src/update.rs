@@ -18,8 +18,8 @@ use crate::{Error, Instance, InstanceId, Snapshot};
 /// - **W5** An outage is one `Lost`, and one more when the error's kind changes; the set stands as last known; the first item
 ///   after `Lost` is `Reset`, even an equal one.
 /// - **W6** A slow consumer falls behind a bounded queue, then gets one `Reset`; it never delays others or the backend.
-/// - **W7** A bad entry is skipped, counted, and logged once per revision; the rest is served. A bad value over a good one
-///   counts as its removal.
+/// - **W7** A bad entry is skipped, counted, and logged once per revision, but not more often than once a minute; the rest is
+///   served. A bad value over a good one counts as its removal.
 /// - **W8** Many watchers of one service share one upstream watch; the last one to drop closes it at once.
 /// - **W9** `order` never sees `order-history`; keys of deeper paths are not entries, and no bad ones either.
 /// - **W10** An unknown service is an empty set, not an error.
