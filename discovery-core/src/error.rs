@@ -37,7 +37,7 @@ pub enum ErrorKind {
     NoRuntime,
     /// The registry knows who asks and refuses. Final until someone grants it.
     PermissionDenied,
-    /// The registry is full, or asked for less. Retryable.
+    /// The registry is full, asked for less, or holds more of a service than is read. Retryable.
     ResourceExhausted,
     /// The registry does not accept the credentials. Final until someone mends them.
     Unauthenticated,

@@ -51,6 +51,11 @@ impl Fold {
         is_news.then_some(Update::Lost(error))
     }
 
+    /// The number of instances.
+    pub(crate) fn len(&self) -> usize {
+        self.snapshot.as_ref().map_or(0, Snapshot::len)
+    }
+
     /// What one who joins now has missed (W1).
     pub(crate) fn catch_up(&self) -> impl Iterator<Item = Update> + use<> {
         let set = self.snapshot.clone().map(Update::Reset);

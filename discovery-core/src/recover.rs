@@ -17,7 +17,7 @@ use crate::{
     fold::Fold,
     reject::Rejects,
     resolver::require_runtime,
-    share::{Attempt, Orphanage, Shared, Subscription, Watches},
+    share::{Attempt, Orphanage, Progress, Shared, Subscription, Watches},
     source::Sink,
 };
 
@@ -43,6 +43,12 @@ pub struct Recovery {
     pub steady: Duration,
     /// How many updates a consumer may fall behind before it gets a `Reset` instead; by default 128, at least 1.
     pub queue: usize,
+    /// How many entries a service may have, bad ones included; by default 20,000.
+    ///
+    /// A service that has more is not followed: its `list` fails and its watchers get a `Lost`, both of the kind
+    /// [`ResourceExhausted`](ErrorKind::ResourceExhausted), while the set stands as last known. A part of the entries would be
+    /// no state that the registry ever had, and nobody can tell which part is worth having.
+    pub entries: usize,
 }
 
 #[derive(Debug)]
@@ -89,6 +95,7 @@ impl Default for Recovery {
             first_set: Duration::from_secs(10),
             steady: Duration::from_secs(60),
             queue: 128,
+            entries: 20_000,
         }
     }
 }
@@ -97,14 +104,18 @@ impl Default for Recovery {
 impl<S: Source> Resolver for Recovered<S> {
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
         let (sender, set) = oneshot::channel();
-        let sink =
-            Once { service: service.clone(), rejects: Arc::clone(&self.0.rejects), sender: Mutex::new(Some(sender)) };
+        let sink = Once {
+            service: service.clone(),
+            rejects: Arc::clone(&self.0.rejects),
+            limit: self.0.recovery.entries,
+            sender: Mutex::new(Some(sender)),
+        };
         let attempt = pin!(guard(&*self.0.source, service, Feed(Arc::new(sink))));
         let first = async {
             tokio::select! {
                 // The set counts, also when the attempt ends in the same moment.
                 biased;
-                Ok(set) = set => Ok(set),
+                Ok(set) = set => set,
                 error = attempt => Err(error),
             }
         };
@@ -167,26 +178,33 @@ async fn run<S: Source>(
     loop {
         let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
         let error = {
-            let (started, mut first) = watch::channel(false);
-            let attempt = Attempt { shared: orphanage.0.clone(), number, rejects: Arc::clone(&rejects), started };
+            let (progress, mut seen) = watch::channel(Progress::Opening);
+            let (shared, rejects, limit) = (orphanage.0.clone(), Arc::clone(&rejects), recovery.entries);
+            let attempt = Attempt { shared, number, rejects, limit, progress };
             let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
             let ended = tokio::select! {
                 biased;
                 error = &mut attempt => Some(error),
-                Ok(_) = first.wait_for(|started| *started) => None,
+                Ok(_) = seen.wait_for(|progress| *progress != Progress::Opening) => None,
                 () = sleep(recovery.first_set) => Some(no_set(recovery.first_set)),
             };
-            match ended {
+            let error = match ended {
                 Some(error) => error,
                 None => {
                     let since = Instant::now();
-                    let error = attempt.await;
+                    let error = tokio::select! {
+                        biased;
+                        Ok(_) = seen.wait_for(|progress| *progress == Progress::Full) => too_many(recovery.entries),
+                        error = &mut attempt => error,
+                    };
                     if since.elapsed() >= recovery.steady {
                         delays.reset();
                     }
                     error
                 }
-            }
+            };
+            // Whatever the source made of it.
+            if *seen.borrow() == Progress::Full { too_many(recovery.entries) } else { error }
         };
         let Some(shared) = orphanage.0.upgrade() else { return };
         shared.lose(error.during("watch").for_service(&service));
@@ -213,19 +231,35 @@ fn no_set(deadline: Duration) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, format!("the registry gave no set within {deadline:?}"))
 }
 
+fn too_many(limit: usize) -> Error {
+    Error::new(
+        ErrorKind::ResourceExhausted,
+        format!("the service has more than {limit} entries, so it is not followed"),
+    )
+}
+
 /// The feed of a `list`, which wants the first set only.
 #[derive(Debug)]
 struct Once {
     service: ServiceName,
     rejects: Arc<Rejects>,
-    sender: Mutex<Option<oneshot::Sender<Snapshot>>>,
+    limit: usize,
+    sender: Mutex<Option<oneshot::Sender<Result<Snapshot, Error>>>>,
 }
 
 impl Sink for Once {
+    fn limit(&self) -> usize {
+        self.limit
+    }
+
     fn reset(&self, entries: Vec<Entry>) {
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(sender) = sender {
-            let set = self.rejects.of_state(&self.service, entries).into_iter().collect();
+            let set = if entries.len() > self.limit {
+                Err(too_many(self.limit))
+            } else {
+                Ok(self.rejects.of_state(&self.service, entries).into_iter().collect())
+            };
             // The caller may have given up.
             let _ = sender.send(set);
         }
@@ -253,6 +287,55 @@ mod tests {
         async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
             let _live: Live = feed.reset([]);
             std::future::pending().await
+        }
+    }
+
+    /// Has as many instances as its watchers are told to ask for; sets one more with each step.
+    #[derive(Debug)]
+    struct Growing(watch::Receiver<u8>);
+
+    #[async_trait]
+    impl Source for Growing {
+        async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+            let entry = |number: u8| Entry::Valid(crate::Instance::new(format!("10.0.0.{number}:80").parse().unwrap()));
+            let mut wanted = self.0.clone();
+            let mut held = *wanted.borrow_and_update();
+            let mut live = feed.reset((0..held).map(entry));
+            loop {
+                let wanted = *wanted.wait_for(|wanted| *wanted != held).await.unwrap();
+                if wanted > held {
+                    live.change((held..wanted).map(entry), []);
+                } else {
+                    live.replace((0..wanted).map(entry));
+                }
+                held = wanted;
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_of_too_many_entries_is_lost_and_its_set_stands() {
+        let (wanted, seen) = watch::channel(2);
+        let resolver = Recovered::with(Growing(seen), Recovery { entries: 3, ..Recovery::default() });
+        let service: ServiceName = "payments".parse().unwrap();
+        let mut updates = resolver.watch(&service).unwrap();
+        let mut set = Snapshot::default();
+        for (number, count) in [(2, 2), (3, 3), (4, 3), (2, 2), (5, 2), (3, 3)] {
+            wanted.send_replace(number);
+            let update = updates.next().await.unwrap();
+            set = set.apply(&update);
+            assert_eq!(set.len(), count, "{update:?}");
+            let listed = resolver.list(&service).await;
+            if number > 3 {
+                let crate::Update::Lost(error) = update else { panic!("{update:?}") };
+                assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+                assert_eq!(listed.unwrap_err().kind(), ErrorKind::ResourceExhausted);
+                // Told once, however often it is tried.
+                let more = timeout(Duration::from_secs(60), updates.next()).await;
+                assert!(more.is_err(), "{more:?}");
+            } else {
+                assert_eq!(listed.unwrap(), set);
+            }
         }
     }
 

@@ -61,6 +61,11 @@ impl Rejects {
         (instances, removes)
     }
 
+    /// How many bad entries a service has now, as far as seen.
+    pub(crate) fn standing(&self, service: &ServiceName) -> usize {
+        self.lock().standing.get(service).map_or(0, HashMap::len)
+    }
+
     /// How many bad entries were met so far.
     pub(crate) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)

@@ -8,7 +8,9 @@ use std::{
 
 use tokio::{sync::broadcast, task::AbortHandle};
 
-use crate::{Entry, Error, ErrorKind, InstanceId, ServiceName, Update, fold::Fold, reject::Rejects, source::Sink};
+use crate::{
+    Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Update, fold::Fold, reject::Rejects, source::Sink,
+};
 
 /// The watches that are running, one per service (W8).
 pub(crate) type Watches = Mutex<HashMap<ServiceName, Weak<Shared>>>;
@@ -180,35 +182,73 @@ pub(crate) struct Attempt {
     pub(crate) shared: Weak<Shared>,
     pub(crate) number: u64,
     pub(crate) rejects: Arc<Rejects>,
-    /// Told at the first set.
-    pub(crate) started: tokio::sync::watch::Sender<bool>,
+    /// How many entries are taken at most.
+    pub(crate) limit: usize,
+    pub(crate) progress: tokio::sync::watch::Sender<Progress>,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Progress {
+    /// Before the first set.
+    Opening,
+    /// The set follows the registry.
+    Live,
+    /// There are too many entries; what the attempt still tells is ignored.
+    Full,
 }
 
 impl Attempt {
-    fn publish(&self, step: impl FnOnce(&mut Fold, &ServiceName) -> Option<Update>) {
+    /// Takes a whole state.
+    fn state(&self, entries: Vec<Entry>, take: impl FnOnce(&mut Fold, Vec<Instance>) -> Option<Update>) {
+        self.step(|state, service| {
+            if entries.len() > self.limit {
+                return Progress::Full;
+            }
+            let update = take(&mut state.fold, self.rejects.of_state(service, entries));
+            state.publish(update);
+            Progress::Live
+        });
+    }
+
+    fn step(&self, step: impl FnOnce(&mut State, &ServiceName) -> Progress) {
         let Some(shared) = self.shared.upgrade() else { return };
         let mut state = shared.lock();
         if state.attempt == self.number {
-            let update = step(&mut state.fold, &shared.service);
-            state.publish(update);
+            let progress = step(&mut state, &shared.service);
+            if progress == Progress::Full {
+                // What follows would be folded over a gap.
+                state.attempt += 1;
+            }
+            self.progress.send_if_modified(|former| std::mem::replace(former, progress) != progress);
         }
     }
 }
 
 impl Sink for Attempt {
+    fn limit(&self) -> usize {
+        self.limit
+    }
+
     fn reset(&self, entries: Vec<Entry>) {
-        self.publish(|fold, service| Some(fold.reset(self.rejects.of_state(service, entries))));
-        self.started.send_replace(true);
+        self.state(entries, |fold, instances| Some(fold.reset(instances)));
     }
 
     fn replace(&self, entries: Vec<Entry>) {
-        self.publish(|fold, service| fold.replace(self.rejects.of_state(service, entries)));
+        self.state(entries, Fold::replace);
     }
 
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {
-        self.publish(|fold, service| {
+        self.step(|state, service| {
             let (upserts, removes) = self.rejects.of_step(service, upserts, removes);
-            fold.change(upserts, removes)
+            let mut fold = state.fold.clone();
+            let update = fold.change(upserts, removes);
+            if fold.len() + self.rejects.standing(service) > self.limit {
+                return Progress::Full;
+            }
+            state.fold = fold;
+            state.publish(update);
+            Progress::Live
         });
     }
 }

@@ -81,12 +81,21 @@ pub struct Live(Arc<dyn Sink>);
 
 /// What a feed leads to: a shared watch, or a single list.
 pub(crate) trait Sink: fmt::Debug + Send + Sync {
+    fn limit(&self) -> usize;
     fn reset(&self, entries: Vec<Entry>);
     fn replace(&self, entries: Vec<Entry>);
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>);
 }
 
 impl Feed {
+    /// How many entries are taken at most, bad ones included.
+    ///
+    /// Where there are more, watchers are told so. A source that reads in parts should read no further then, and pass on what it
+    /// has.
+    pub fn limit(&self) -> usize {
+        self.0.limit()
+    }
+
     /// Sets the whole set, as read from one state of the registry.
     pub fn reset(self, entries: impl IntoIterator<Item = Entry>) -> Live {
         self.0.reset(entries.into_iter().collect());
