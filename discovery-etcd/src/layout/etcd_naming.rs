@@ -61,8 +61,8 @@ impl Layout for EtcdNaming {
         if value.len() > MAX_VALUE_BYTES {
             return Err(invalid(format!("it has {} bytes; at most {MAX_VALUE_BYTES} are read", value.len())));
         }
-        let read: Read =
-            serde_json::from_slice(value).map_err(|error| invalid("it is not the JSON expected").because(error))?;
+        let read: Read = serde_json::from_slice(value)
+            .map_err(|error| invalid("it is not the JSON expected").because(excerpt(&error.to_string())))?;
         let address = read.addr.filter(|text| !text.is_empty()).ok_or_else(|| invalid("it has no Addr"))?;
         let address: Address = address.parse()?;
         let (weight, metadata) = of_metadata(read.metadata)?;
@@ -176,12 +176,19 @@ fn go_escaped(json: &str) -> String {
     out
 }
 
+/// What a parser says may quote the value.
+fn excerpt(text: &str) -> String {
+    text.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect()
+}
+
 fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidInput, message)
 }
 
 const WEIGHT: &str = "weight";
 const MAX_VALUE_BYTES: usize = 64 << 10;
+/// How many characters of a parser's error are told.
+const MAX_SHOWN: usize = 200;
 
 #[cfg(test)]
 mod tests {
@@ -252,11 +259,14 @@ mod tests {
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"a b":""}}"#, "invalid metadata key"),
             (&format!(r#"{{"Addr":"127.0.0.1:2000","x":"{}"}}"#, "x".repeat(65_536)), "at most 65536"),
             (&"[".repeat(60_000), "not the JSON expected"),
+            (&format!("\"{}\u{1b}\u{202e}\"", "x".repeat(60_000)), "not the JSON expected"),
+            ("\"\u{202e}\"", r"\u{202e}"),
         ] {
             let error = decode(value).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
             let text = error.report().to_string();
             assert!(text.contains(said), "{}: {text}", value.chars().take(80).collect::<String>());
+            assert!(text.len() < 500 && !text.contains(char::is_control), "{text}");
         }
     }
 

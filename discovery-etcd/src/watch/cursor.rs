@@ -10,7 +10,7 @@ pub(super) struct Cursor {
     /// All changes up to here are passed on.
     revision: i64,
     cluster: u64,
-    /// The events of an answer whose last part is still to come.
+    /// The events of a revision that may go on in the next part of an answer.
     parts: Vec<Event>,
 }
 
@@ -65,34 +65,37 @@ impl Cursor {
         if message.cluster != self.cluster {
             return Err(strange("the watch was answered by another cluster"));
         }
-        self.parts.extend(message.events);
-        if message.fragment {
-            return Ok(Vec::new());
+        let mut events = std::mem::take(&mut self.parts);
+        events.extend(message.events);
+        let mut revisions = events.iter().map(revision_of).collect::<Result<Vec<_>, _>>()?;
+        if !revisions.is_sorted() {
+            return Err(strange("the events of the watch are out of order"));
         }
-        let mut steps: Vec<(i64, Step)> = Vec::new();
-        let mut reached = 0;
-        for event in std::mem::take(&mut self.parts) {
-            let revision = revision_of(&event)?;
-            if revision < reached {
-                return Err(strange("the events of the watch are out of order"));
-            }
-            reached = revision;
-            // Sent twice: some releases go back after a partition.
-            if revision <= self.revision {
-                continue;
-            }
-            match steps.last_mut() {
-                Some((last, step)) if *last == revision => step.push(event),
-                _ => steps.push((revision, vec![event])),
-            }
-        }
-        if let Some((last, _)) = steps.last() {
-            self.revision = *last;
-        } else if message.revision != 0 && message.revision < self.revision && reached == 0 {
+        if revisions.is_empty() && message.revision != 0 && message.revision < self.revision && !message.fragment {
             // A member that lags answers so too; a fresh list, which is linearizable, tells which.
             return Err(strange("the registry's history went back"));
         }
-        Ok(steps.into_iter().map(|(_, step)| last_of_each_key(step)).collect())
+        if message.fragment {
+            // Only the last revision may go on in the next part. What one watch missed can be far more than one should hold, while
+            // one revision is no larger than a request.
+            let complete = revisions.partition_point(|revision| Some(revision) < revisions.last());
+            self.parts = events.split_off(complete);
+            revisions.truncate(complete);
+        }
+        let mut steps: Vec<Step> = Vec::new();
+        for (event, revision) in events.into_iter().zip(revisions) {
+            match steps.last_mut() {
+                // Sent twice: some releases go back after a partition.
+                _ if revision < self.revision => {}
+                Some(step) if revision == self.revision => step.push(event),
+                None if revision == self.revision => {}
+                _ => {
+                    self.revision = revision;
+                    steps.push(vec![event]);
+                }
+            }
+        }
+        Ok(steps.into_iter().map(last_of_each_key).collect())
     }
 }
 
@@ -160,6 +163,19 @@ mod tests {
         assert_eq!(cursor.next_revision(), 11, "resuming in mid-fragment would lose what is held back");
         let steps = cursor.advance(message(11, false, vec![put("c", 11)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11), put("b", 11), put("c", 11)]]);
+    }
+
+    #[test]
+    fn parts_are_held_for_one_revision_only() {
+        let mut cursor = Cursor::new(10, 7);
+        let steps = cursor.advance(message(14, true, vec![put("a", 11), put("b", 11), put("a", 12)])).unwrap();
+        assert_eq!(steps, [vec![put("a", 11), put("b", 11)]]);
+        assert_eq!((cursor.next_revision(), cursor.parts.len()), (12, 1), "resuming asks for 12 again, and whole");
+        let steps = cursor.advance(message(14, false, vec![put("b", 12), put("a", 14)])).unwrap();
+        assert_eq!(steps, [vec![put("a", 12), put("b", 12)], vec![put("a", 14)]]);
+        assert_eq!(cursor.reached(), 14);
+        assert!(matches!(cursor.advance(message(14, true, vec![put("a", 16)])), Ok(steps) if steps.is_empty()));
+        assert!(matches!(cursor.advance(message(14, false, vec![put("a", 15)])), Err(Stop::Strange(_))));
     }
 
     #[test]

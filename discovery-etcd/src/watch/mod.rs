@@ -6,7 +6,12 @@
 mod cursor;
 mod pulse;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use discovery_core::{BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
@@ -56,13 +61,13 @@ impl EtcdSource {
     /// A watch is not resumed on another member: after a restore or a wipe its revisions may mean another history. The list
     /// costs little, and equal instances stay the same ones for all who watch.
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
-        let range = Range::of(self, service);
+        let range = Range::of(self, service, feed.limit());
         let mut open = Open::Feed(feed);
         let (mut short, mut reached) = (0, 0);
         let mut broken: Option<Error> = None;
         loop {
             let started = Instant::now();
-            let (rows, revision, cluster) = match (&open, broken.take()) {
+            let Listed { entries, keys, revision, cluster } = match (&open, broken.take()) {
                 (Open::Feed(_), _) => self.list(&range).await?,
                 (_, None) => self.list_within(&range, self.pace.patience()).await?,
                 (_, Some(broken)) => match self.list_within(&range, self.pace.relist).await {
@@ -72,8 +77,7 @@ impl EtcdSource {
                     Err(error) => return Err(error),
                 },
             };
-            let mut pulse = Pulse::new(rows.len(), revision);
-            let entries = rows.into_iter().filter_map(|row| range.entry(row).map(|(_, entry)| entry));
+            let mut pulse = Pulse::new(keys, revision);
             let went_back = revision < reached;
             let mut live = open.put(entries, went_back);
             let mut cursor = Cursor::new(revision, cluster);
@@ -97,7 +101,7 @@ impl EtcdSource {
         }
     }
 
-    async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<(Vec<Row>, i64, u64), Error> {
+    async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<Listed, Error> {
         let listed = timeout(bound, self.list(range)).await;
         listed.unwrap_or_else(|_| {
             let message = format!("no etcd member gave a list within {bound:?}");
@@ -105,12 +109,13 @@ impl EtcdSource {
         })
     }
 
-    /// The whole range, as it was at one revision.
-    async fn list(&self, range: &Range<'_>) -> Result<(Vec<Row>, i64, u64), Error> {
+    /// The whole range, as it was at one revision. Rows are read page by page, so that no more than one page of raw values is
+    /// held.
+    async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
         let mut limit = PAGE;
         let mut restarts = 0;
         'anew: loop {
-            let (mut rows, mut revision, mut cluster): (Vec<Row>, _, _) = (Vec::new(), 0, 0);
+            let (mut entries, mut keys, mut revision, mut cluster) = (Vec::new(), 0, 0, 0);
             let mut from = range.from.clone();
             loop {
                 let page = self.cluster.run(|member| {
@@ -138,14 +143,15 @@ impl EtcdSource {
                     revision = page.revision;
                 }
                 let last = page.rows.last().map(|row| row.key.clone());
-                rows.extend(page.rows);
+                keys += page.rows.len();
+                entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
                 match last {
-                    Some(mut last) if page.more => {
+                    Some(mut last) if page.more && entries.len() <= range.limit => {
                         // The least key after the last one.
                         last.push(0);
                         from = last;
                     }
-                    _ => return Ok((rows, revision, cluster)),
+                    _ => return Ok(Listed { entries, keys, revision, cluster }),
                 }
             }
         }
@@ -252,18 +258,33 @@ async fn answer(beat: &mut Option<Beat<'_>>) -> Result<Glance, Failure> {
     }
 }
 
+/// What a range held at one revision.
+struct Listed {
+    entries: Vec<Entry>,
+    /// All of the range, those of deeper paths included.
+    keys: usize,
+    revision: i64,
+    cluster: u64,
+}
+
 /// The keys of one service, and how they are read.
 struct Range<'a> {
     layout: &'a dyn Layout,
     from: Vec<u8>,
     to: Vec<u8>,
+    /// With more entries, a list is not read to its end.
+    limit: usize,
 }
 
 impl<'a> Range<'a> {
-    fn of(source: &'a EtcdSource, service: &ServiceName) -> Self {
-        let from = format!("{}{}", source.prefix, source.layout.range(service)).into_bytes();
+    fn of(source: &'a EtcdSource, service: &ServiceName, limit: usize) -> Self {
+        Self::new(&*source.layout, &source.prefix, service, limit)
+    }
+
+    fn new(layout: &'a dyn Layout, prefix: &str, service: &ServiceName, limit: usize) -> Self {
+        let from = format!("{prefix}{}", layout.range(service)).into_bytes();
         let to = end_of_prefix(&from);
-        Self { layout: &*source.layout, from, to }
+        Self { layout, from, to, limit }
     }
 
     /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.
@@ -275,33 +296,36 @@ impl<'a> Range<'a> {
         }
     }
 
-    fn entry(&self, row: Row) -> Option<(Option<InstanceId>, Entry)> {
+    fn entry(&self, row: Row) -> Option<Entry> {
         let id = self.id(&row.key)?;
         let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
-        let id = id.ok();
-        let entry = read.map_or_else(
+        Some(read.map_or_else(
             |error| {
-                let key = String::from_utf8_lossy(&row.key).into_owned();
-                Entry::Bad(BadEntry { key, id: id.clone(), revision: row.revision.unsigned_abs(), error })
+                let revision = row.revision.unsigned_abs();
+                Entry::Bad(BadEntry { key: name_of_key(&row.key), id: id.ok(), revision, error })
             },
             Entry::Valid,
-        );
-        Some((id, entry))
+        ))
     }
 
     /// Passes on all changes of one revision as one.
     fn apply(&self, step: Step, live: &mut Live) {
+        let (upserts, removes) = self.changes(step);
+        if !upserts.is_empty() || !removes.is_empty() {
+            live.change(upserts, removes);
+        }
+    }
+
+    fn changes(&self, step: Step) -> (Vec<Entry>, Vec<InstanceId>) {
         let (mut upserts, mut removes) = (Vec::new(), Vec::new());
         for event in step {
             match event {
-                Event::Put(row) => upserts.extend(self.entry(row).map(|(_, entry)| entry)),
+                Event::Put(row) => upserts.extend(self.entry(row)),
                 Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
                 Event::Unknown => unreachable!("the cursor stops at what it does not know"),
             }
         }
-        if !upserts.is_empty() || !removes.is_empty() {
-            live.change(upserts, removes);
-        }
+        (upserts, removes)
     }
 }
 
@@ -315,7 +339,7 @@ enum Open {
 }
 
 impl Open {
-    fn put(self, entries: impl Iterator<Item = Entry>, went_back: bool) -> Live {
+    fn put(self, entries: Vec<Entry>, went_back: bool) -> Live {
         match self {
             Self::Feed(feed) => feed.reset(entries),
             Self::Audit(mut live) if !went_back => {
@@ -326,6 +350,19 @@ impl Open {
                 live.reset(entries);
                 live
             }
+        }
+    }
+}
+
+/// A key as text, different for different keys. etcd takes any bytes, up to more than a megabyte of them.
+fn name_of_key(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) if key.len() <= MAX_KEY_BYTES => text.to_owned(),
+        _ => {
+            let shown = &key[..key.len().min(MAX_KEY_BYTES)];
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            format!("{} ({} bytes, {:016x})", String::from_utf8_lossy(shown), key.len(), hasher.finish())
         }
     }
 }
@@ -354,6 +391,8 @@ fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
 
 /// Small enough for most sets to fit the decoder, large enough for few round trips.
 const PAGE: i64 = 500;
+/// Longer than the key of any instance.
+const MAX_KEY_BYTES: usize = 1100;
 /// How often one list starts anew because its revision was compacted in between.
 const MAX_RESTARTS: u32 = 3;
 /// A round of list and watch that lasted this long went well.
@@ -362,3 +401,19 @@ const STEADY: Duration = Duration::from_secs(5);
 const MAX_SHORT: u32 = 3;
 /// How long a watch is trusted without a fresh list, give or take a fifth: it finds lost events and withdrawn permissions.
 const AUDIT: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_keys_are_short_and_tell_keys_apart() {
+        assert_eq!(name_of_key("payments/ä".as_bytes()), "payments/ä");
+        let (one, other) = (vec![b'a'; 1_400_000], vec![b'a'; 1_400_001]);
+        let names =
+            [&one[..], &other, b"payments/\xfe", b"payments/\xff", "payments/\u{fffd}".as_bytes()].map(name_of_key);
+        for (place, name) in names.iter().enumerate() {
+            assert!(name.len() < 1200 && !names[..place].contains(name), "{name}");
+        }
+    }
+}
