@@ -63,13 +63,18 @@ impl Attempt {
         self.picked.endpoint.look();
     }
 
+    /// Gives the attempt up, because no answer came in time.
+    pub(crate) fn expire(mut self) {
+        self.deadline = Some(Instant::now());
+    }
+
     /// Takes the response's headers: what they say of the endpoint, and what the caller gets. `extensions` are the request's,
     /// which have done their work; their allocation serves again.
     pub(crate) fn finish(
         mut self,
         mut response: Response<Incoming>,
         mut extensions: Extensions,
-    ) -> Result<Response<ResponseBody>, (Status, Self)> {
+    ) -> Result<Response<ResponseBody>, (Status, Self, Extensions)> {
         self.picked.answer();
         // A server that fails before its first message sends all in one: there is no body that could carry who served.
         let failed = response.headers().get(&GRPC_STATUS).filter(|code| *code != "0");
@@ -86,7 +91,7 @@ impl Attempt {
             if !unavailable {
                 self.endpoint().succeeded();
             }
-            return Err((status, self));
+            return Err((status, self, extensions));
         }
         extensions.clear();
         if !response.extensions().is_empty() {

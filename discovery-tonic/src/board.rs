@@ -11,6 +11,7 @@ use crate::{
     call::Agent,
     connector::SharedError,
     endpoint::{Endpoint, Phase},
+    retry::Retries,
     signals::Signals,
 };
 
@@ -21,6 +22,7 @@ pub(crate) struct Board {
     pub(crate) agent: Agent,
     /// How long a call without a deadline waits for an endpoint.
     pub(crate) wait: Duration,
+    pub(crate) retries: Option<Retries>,
     pub(crate) pickers: Pickers<Target>,
     pub(crate) outlook: ArcSwap<Outlook>,
     pub(crate) rows: ArcSwap<Vec<Row>>,

@@ -7,13 +7,14 @@ use hyper::rt::{Read, Write};
 use tower::Service;
 
 use crate::{
-    BalancedChannel, Ejection, EndpointSettings,
+    BalancedChannel, Ejection, EndpointSettings, RetryPolicy,
     balance::{Pickers, Policy, PowerOfTwo},
     board::{Board, Outlook},
     call::Agent,
     connector::{self, BoxError, Connector},
     endpoint::Settings,
     pool::{Config, Pool},
+    retry::Retries,
     signals::Signals,
 };
 
@@ -44,6 +45,7 @@ pub struct Builder {
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
     wait: Duration,
+    retry: Option<RetryPolicy>,
     drain: Duration,
     hold: Option<Duration>,
     ejection: Ejection,
@@ -60,6 +62,7 @@ impl Builder {
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
             wait: Duration::from_secs(10),
+            retry: None,
             drain: Duration::from_secs(30),
             hold: Some(Duration::from_secs(15)),
             ejection: Ejection::default(),
@@ -119,6 +122,12 @@ impl Builder {
         self
     }
 
+    /// Repeats calls that may have been processed, by this policy; by default none are.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
     /// How long the calls of a removed endpoint may go on before its connection is cut; by default 30 s.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = limit;
@@ -155,6 +164,7 @@ impl Builder {
             service: self.service,
             agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
             wait: self.wait.min(FAR),
+            retries: self.retry.map(Retries::new),
             pickers: Pickers::of(self.policy),
             outlook: ArcSwap::from_pointee(Outlook::Waiting),
             rows: ArcSwap::default(),

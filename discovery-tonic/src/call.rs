@@ -1,4 +1,4 @@
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use discovery_core::InstanceId;
@@ -8,16 +8,18 @@ use http::{
     uri::PathAndQuery,
 };
 use hyper::{body::Incoming, client::conn::TrySendError};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use crate::{
     attempt::{Attempt, with_tried},
+    board::Board,
     body::RequestBody,
     channel::Shared,
     connector::BoxError,
     deadline,
     response::ResponseBody,
+    retry::{Failure, PREVIOUS, Repeats, Retries},
     served::Tried,
     status::{self, Outcome},
 };
@@ -30,8 +32,17 @@ pub(crate) struct Call {
     pub(crate) extensions: Extensions,
     pub(crate) deadline: Option<Instant>,
     refusals: u32,
+    /// `None` where no policy repeats it.
+    repeats: Option<Repeats>,
     /// The instances that it was sent to.
     tried: Vec<InstanceId>,
+}
+
+/// What becomes of a call after an attempt.
+pub(crate) enum Next {
+    /// The request goes out again after a wait.
+    Again(Request<RequestBody>, Duration),
+    End(Result<Response<ResponseBody>, Status>),
 }
 
 /// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is nearly never needed.
@@ -59,28 +70,37 @@ pub struct WaitForReady;
 impl Call {
     /// Takes a request from tonic: what the call keeps, and what it sends.
     pub(crate) fn new(
-        agent: &Agent,
+        board: &Board,
         mut request: Request<tonic::body::Body>,
     ) -> Result<(Self, Request<RequestBody>), Status> {
         let deadline = deadline::of(request.headers());
-        agent.sign(request.headers_mut());
+        board.agent.sign(request.headers_mut());
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
+        let repeats = board.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let spare = Spare::of(&request);
-        Ok((Self { spare, extensions, deadline, refusals: 0, tried: Vec::new() }, request))
+        Ok((Self { spare, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
-    /// Waits for an endpoint and goes on from there; all within the deadline.
+    /// When the attempt that begins now has to be answered.
+    pub(crate) fn attempt_end(&self, board: &Board) -> Option<Instant> {
+        let retries = board.retries.as_ref().filter(|_| self.repeats.is_some());
+        let end = retries.and_then(Retries::attempt_end);
+        end.into_iter().chain(self.deadline).min()
+    }
+
+    /// Waits, then for an endpoint, and goes on from there; all within the deadline.
     pub(crate) fn go_on(
         mut self,
         shared: Arc<Shared>,
         request: Request<RequestBody>,
+        wait: Duration,
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
         Box::pin(async move {
-            let Some(end) = self.deadline else { return self.attempts(&shared, request).await };
-            match timeout_at(end, self.attempts(&shared, request)).await {
+            let Some(end) = self.deadline else { return self.attempts(&shared.board, request, wait).await };
+            match timeout_at(end, self.attempts(&shared.board, request, wait)).await {
                 Ok(result) => result,
                 Err(_) => Err(self.fail(status::deadline_exceeded(), None)),
             }
@@ -89,14 +109,18 @@ impl Call {
 
     async fn attempts(
         &mut self,
-        shared: &Shared,
+        board: &Board,
         mut request: Request<RequestBody>,
+        mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
-        let wait = self.extensions.get::<WaitForReady>().is_some();
-        // All waits of the call together; where it has a deadline, that ends them.
-        let limit = self.deadline.is_none().then(|| Instant::now() + shared.board.wait);
+        let wait_for_ready = self.extensions.get::<WaitForReady>().is_some();
+        // All waits for an endpoint together; where the call has a deadline, that ends them.
+        let limit = self.deadline.is_none().then(|| Instant::now() + board.wait);
         loop {
-            let picked = match shared.board.wait_for_endpoint(wait, limit, &self.tried).await {
+            if !wait.is_zero() {
+                sleep(wait).await;
+            }
+            let picked = match board.wait_for_endpoint(wait_for_ready, limit, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
@@ -110,44 +134,40 @@ impl Call {
             let (attempt, answer) = Attempt::send(picked, request, self.deadline);
             // Noted before the wait, at whose deadline this future is dropped.
             self.tried.push(attempt.instance().id().clone());
-            match answer.await {
-                Ok(response) => {
-                    self.tried.pop();
-                    return self.finish(attempt, response);
-                }
-                Err(error) => {
-                    self.tried.pop();
-                    request = self.restore(&attempt, error)?;
-                }
+            let answer = match self.attempt_end(board) {
+                Some(end) => timeout_at(end, answer).await.ok(),
+                None => Some(answer.await),
+            };
+            self.tried.pop();
+            let next = match answer {
+                Some(answer) => self.settle(board, attempt, answer),
+                None => self.expire(board, attempt),
+            };
+            match next {
+                Next::Again(again, pause) => (request, wait) = (again, pause),
+                Next::End(result) => return result,
             }
         }
     }
 
     /// Takes the answer to an attempt.
-    pub(crate) fn finish(
+    pub(crate) fn settle(
         &mut self,
+        board: &Board,
         attempt: Attempt,
-        response: Response<Incoming>,
-    ) -> Result<Response<ResponseBody>, Status> {
-        attempt.finish(response, mem::take(&mut self.extensions)).map_err(|(status, attempt)| {
-            self.tried.push(attempt.instance().id().clone());
-            self.fail(status, None)
-        })
-    }
-
-    /// Makes the request whole again after a failed attempt, where it provably was not processed.
-    pub(crate) fn restore(
-        &mut self,
-        attempt: &Attempt,
-        mut error: TrySendError<Request<RequestBody>>,
-    ) -> Result<Request<RequestBody>, Status> {
+        answer: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
+    ) -> Next {
+        let mut error = match answer {
+            Ok(response) => return self.take(board, attempt, response),
+            Err(error) => error,
+        };
         if let Some(request) = error.take_message() {
             attempt.retire();
-            return Ok(request);
+            return Next::Again(request, Duration::ZERO);
         }
         self.tried.push(attempt.instance().id().clone());
         let error = error.into_error();
-        let repeat = match status::outcome(&error) {
+        let unprocessed = match status::outcome(&error) {
             Outcome::Ambiguous => false,
             Outcome::Refused => {
                 self.refusals += 1;
@@ -155,29 +175,50 @@ impl Call {
             }
             Outcome::Unsent => true,
         };
-        match &self.spare {
-            Some(spare) if repeat => {
-                if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
-                    attempt.retire();
-                } else {
-                    attempt.endpoint().failed();
-                }
-                Ok(spare.request())
+        if let Some(spare) = self.spare.as_ref().filter(|_| unprocessed) {
+            if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
+                attempt.retire();
+            } else {
+                attempt.endpoint().failed();
             }
-            _ => {
-                let (code, message, of_peer) = status::of_connection(&error);
-                if of_peer {
-                    attempt.endpoint().failed();
-                }
-                Err(self.fail(Status::new(code, message), Some(error.into())))
+            return Next::Again(spare.request(self.repeats.as_ref()), Duration::ZERO);
+        }
+        let (code, message, of_peer) = status::of_connection(&error);
+        if of_peer {
+            attempt.endpoint().failed();
+        }
+        drop(attempt);
+        self.repeat(board, Status::new(code, message), Some(error.into()), false)
+    }
+
+    fn take(&mut self, board: &Board, attempt: Attempt, response: Response<Incoming>) -> Next {
+        match attempt.finish(response, mem::take(&mut self.extensions)) {
+            Ok(response) => Next::End(Ok(response)),
+            Err((status, attempt, extensions)) => {
+                self.extensions = extensions;
+                self.tried.push(attempt.instance().id().clone());
+                drop(attempt);
+                self.repeat(board, status, None, false)
             }
         }
     }
 
-    /// The end of a call whose deadline passed while `attempt` waited for its answer.
-    pub(crate) fn expire(&mut self, attempt: &Attempt) -> Status {
+    /// Takes note that no answer came in time: the attempt's, or the call's.
+    pub(crate) fn expire(&mut self, board: &Board, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
-        self.fail(status::deadline_exceeded(), None)
+        attempt.expire();
+        self.repeat(board, status::deadline_exceeded(), None, true)
+    }
+
+    /// Repeats a call that failed, where a policy says so.
+    fn repeat(&mut self, board: &Board, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
+        if let (Some(retries), Some(repeats), Some(spare)) = (&board.retries, &mut self.repeats, &self.spare) {
+            let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
+            if let Some(wait) = retries.next(repeats, failure, self.deadline) {
+                return Next::Again(spare.request(Some(repeats)), wait);
+            }
+        }
+        Next::End(Err(self.fail(status, cause)))
     }
 
     fn fail(&mut self, status: Status, cause: Option<BoxError>) -> Status {
@@ -195,7 +236,8 @@ impl Spare {
         Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
     }
 
-    fn request(&self) -> Request<RequestBody> {
+    /// The request once more, which says how often the policy has repeated it.
+    fn request(&self, repeats: Option<&Repeats>) -> Request<RequestBody> {
         let mut request = Request::new(RequestBody::Kept(self.body.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.path.clone().into();
@@ -203,6 +245,9 @@ impl Spare {
         let headers = request.headers_mut();
         for (name, value) in &self.headers {
             headers.append(name, value.clone());
+        }
+        if let Some(repeats) = repeats.filter(|repeats| repeats.done() > 0) {
+            headers.insert(PREVIOUS, repeats.done().into());
         }
         request
     }

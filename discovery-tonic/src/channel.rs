@@ -177,11 +177,11 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let (call, request) = match Call::new(&shared.board.agent, request) {
+        let (call, request) = match Call::new(&shared.board, request) {
             Ok(call) => call,
             Err(status) => return Box::pin(std::future::ready(Err(status))),
         };
-        let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request) };
+        let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request, Duration::ZERO) };
         shared.board.signals.sweep();
         let (attempt, answer) = Attempt::send(picked, request, call.deadline);
         Box::pin(Flight::new(answer, attempt, call, shared))

@@ -12,7 +12,13 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 use tonic::Status;
 
-use crate::{attempt::Attempt, body::RequestBody, call::Call, channel::Shared, response::ResponseBody};
+use crate::{
+    attempt::Attempt,
+    body::RequestBody,
+    call::{Call, Next},
+    channel::Shared,
+    response::ResponseBody,
+};
 
 pin_project! {
     /// A call whose request is on its way to the first endpoint, which nearly always is the only one.
@@ -25,8 +31,9 @@ pin_project! {
         attempt: Option<Attempt>,
         call: Option<Call>,
         shared: Option<Arc<Shared>>,
+        // Of the attempt, or of the call.
         #[pin]
-        deadline: Option<Sleep>,
+        end: Option<Sleep>,
         // The attempts after the first.
         rest: Option<BoxFuture<'static, Result<Response<ResponseBody>, Status>>>,
     }
@@ -34,8 +41,8 @@ pin_project! {
 
 impl<F> Flight<F> {
     pub(crate) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
-        let deadline = call.deadline.map(sleep_until);
-        Self { answer, attempt: Some(attempt), call: Some(call), shared: Some(shared), deadline, rest: None }
+        let end = call.attempt_end(&shared.board).map(sleep_until);
+        Self { answer, attempt: Some(attempt), call: Some(call), shared: Some(shared), end, rest: None }
     }
 }
 
@@ -50,26 +57,22 @@ where
         if let Some(rest) = this.rest {
             return rest.as_mut().poll(context);
         }
-        let (Some(attempt), Some(call)) = (&*this.attempt, &mut *this.call) else {
+        let answer = match this.answer.poll(context) {
+            Poll::Ready(answer) => Some(answer),
+            Poll::Pending if this.end.as_pin_mut().is_some_and(|end| end.poll(context).is_ready()) => None,
+            Poll::Pending => return Poll::Pending,
+        };
+        let (Some(attempt), Some(mut call), Some(shared)) = (this.attempt.take(), this.call.take(), this.shared.take())
+        else {
             unreachable!("polled after it was ready");
         };
-        let Poll::Ready(answer) = this.answer.poll(context) else {
-            let expired = this.deadline.as_pin_mut().is_some_and(|deadline| deadline.poll(context).is_ready());
-            return if expired { Poll::Ready(Err(call.expire(attempt))) } else { Poll::Pending };
+        let next = match answer {
+            Some(answer) => call.settle(&shared.board, attempt, answer),
+            None => call.expire(&shared.board, attempt),
         };
-        let (Some(attempt), Some(mut call)) = (this.attempt.take(), this.call.take()) else {
-            unreachable!("both were there a line above");
-        };
-        let error = match answer {
-            Ok(response) => return Poll::Ready(call.finish(attempt, response)),
-            Err(error) => error,
-        };
-        let request = match call.restore(&attempt, error) {
-            Ok(request) => request,
-            Err(status) => return Poll::Ready(Err(status)),
-        };
-        drop(attempt);
-        let shared = this.shared.take().expect("taken here alone, with the attempt");
-        this.rest.insert(call.go_on(shared, request)).as_mut().poll(context)
+        match next {
+            Next::Again(request, wait) => this.rest.insert(call.go_on(shared, request, wait)).as_mut().poll(context),
+            Next::End(result) => Poll::Ready(result),
+        }
     }
 }

@@ -31,8 +31,8 @@
 //! ```
 //!
 //! It drives hyper's HTTP/2 connections itself, because what a balancer must know (that a connection ended, that a request was
-//! not processed, how many streams the peer allows) is lost behind tonic's own channel. It does not retry what may have been
-//! processed, resolves names only through its connector, and brings no TLS of its own: a connector does.
+//! not processed, how many streams the peer allows) is lost behind tonic's own channel. It repeats what may have been
+//! processed only where a [`RetryPolicy`] says so, resolves names only through its connector, and brings no TLS of its own: a connector does.
 //!
 //! [`balance`] holds the policies.
 
@@ -58,6 +58,7 @@ mod io;
 mod outlier;
 mod pool;
 mod response;
+mod retry;
 mod served;
 mod settings;
 mod signals;
@@ -68,5 +69,6 @@ pub use call::WaitForReady;
 pub use channel::{BalancedChannel, EndpointState, EndpointStatus};
 pub use outlier::Ejection;
 pub use response::ResponseBody;
+pub use retry::{Retry, RetryPolicy};
 pub use served::{ServedBy, Tried};
 pub use settings::EndpointSettings;

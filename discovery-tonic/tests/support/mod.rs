@@ -85,6 +85,40 @@ impl Server {
     }
 }
 
+/// A server on a runtime of its own, which can go as a process goes that is killed: at once, with all its connections.
+pub struct Mortal {
+    pub address: SocketAddr,
+    pub greeter: Greeter,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Mortal {
+    pub fn start(name: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let (address, greeter) = (listener.local_addr().unwrap(), Greeter::new(name));
+        let service = greeter.clone().into_service();
+        runtime.spawn(async move {
+            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
+        });
+        Self { address, greeter, runtime: Some(runtime) }
+    }
+
+    pub fn kill(&mut self) {
+        self.runtime.take().expect("it lives").shutdown_background();
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if self.runtime.is_some() {
+            self.kill();
+        }
+    }
+}
+
 pub fn instance(address: SocketAddr) -> Instance {
     Instance::new(address.try_into().unwrap())
 }

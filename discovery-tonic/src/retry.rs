@@ -1,0 +1,337 @@
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use discovery_core::{Backoff, Delays, Error, ErrorKind};
+use http::{Extensions, HeaderName};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+/// When calls are repeated that may have been processed; off unless [`Builder::retry`](crate::Builder::retry) turns it on.
+///
+/// A call is repeated where it failed with one of the codes before the response's first byte, on an instance that it was not sent to
+/// yet if there is one with room, after a wait, within its deadline, and within the channel's budget. Only calls of one request message
+/// of up to 64 KiB are; a call that streams requests never is. What provably was not processed is sent again in any case, and counts
+/// here for nothing.
+///
+/// A server may ask for another wait, or for no repetition at all, by `grpc-retry-pushback-ms`; a repeated request says so in
+/// `grpc-previous-rpc-attempts` (both of gRFC A6).
+///
+/// ```
+/// use discovery_tonic::RetryPolicy;
+/// use std::time::Duration;
+/// use tonic::Code;
+///
+/// let policy = RetryPolicy::new(3)?.codes([Code::Unavailable, Code::Aborted]).attempt_timeout(Duration::from_millis(500));
+/// # Ok::<(), discovery_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RetryPolicy {
+    attempts: u32,
+    codes: Vec<Code>,
+    attempt_timeout: Option<Duration>,
+    backoff: Backoff,
+    budget: u32,
+    if_marked: bool,
+}
+
+/// Whether a channel's [`RetryPolicy`] is for this call: an extension of the request.
+///
+/// ```
+/// use discovery_tonic::Retry;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(Retry::Off);
+/// ```
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "a mark that users write")]
+pub enum Retry {
+    /// It is not repeated.
+    Off,
+    /// It is repeated, also where only marked calls are.
+    On,
+}
+
+impl RetryPolicy {
+    /// A policy with this many attempts in all, from 2 to 5 as in gRFC A6.
+    ///
+    /// Otherwise: calls that failed with `UNAVAILABLE`; no time limit for the single attempt; waits of 25 ms to 250 ms with full jitter
+    /// (Envoy's); a budget of 20 % (that of linkerd and Finagle).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another number.
+    pub fn new(attempts: u32) -> Result<Self, Error> {
+        if !(2..=5).contains(&attempts) {
+            let message = format!("invalid number of attempts {attempts}: allowed are 2 to 5");
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(250));
+        Ok(Self {
+            attempts,
+            codes: vec![Code::Unavailable],
+            attempt_timeout: None,
+            backoff: backoff.expect("25 ms to 250 ms is a backoff"),
+            budget: 20,
+            if_marked: false,
+        })
+    }
+
+    /// The codes after which a call is repeated, instead of `UNAVAILABLE` alone.
+    #[must_use]
+    pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
+        self.codes = codes.into_iter().collect();
+        self
+    }
+
+    /// How long one attempt may take to its response's first byte; then it is given up and the call repeated, whatever the codes.
+    #[must_use]
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// The waits before the repetitions.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How many repetitions there may be in percent of the channel's calls, so that a service in trouble gets no more load than that on
+    /// top; 100 at most. Besides there is a reserve of ten, from which a quiet channel lives.
+    #[must_use]
+    pub fn budget(mut self, percent: u32) -> Self {
+        self.budget = percent.min(100);
+        self
+    }
+
+    /// Repeats only calls that carry [`Retry::On`], as the idempotent ones of a service that has others too.
+    #[must_use]
+    pub fn only_marked(mut self) -> Self {
+        self.if_marked = true;
+        self
+    }
+}
+
+/// A channel's policy, and what its calls have left of the budget.
+#[derive(Debug)]
+pub(crate) struct Retries {
+    policy: RetryPolicy,
+    budget: Budget,
+}
+
+/// What one call has used of the policy.
+#[derive(Debug)]
+pub(crate) struct Repeats {
+    done: u32,
+    delays: Delays,
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Failure<'a> {
+    Status(&'a Status),
+    /// It took longer than one attempt may.
+    Slow,
+}
+
+impl Retries {
+    pub(crate) fn new(policy: RetryPolicy) -> Self {
+        let budget = Budget::new(policy.budget);
+        Self { policy, budget }
+    }
+
+    /// Counts a call that begins; nothing where the policy is not for it.
+    pub(crate) fn begin(&self, extensions: &Extensions) -> Option<Repeats> {
+        let on = match extensions.get::<Retry>() {
+            Some(Retry::Off) => false,
+            Some(Retry::On) => true,
+            None => !self.policy.if_marked,
+        };
+        if !on {
+            return None;
+        }
+        self.budget.deposit();
+        Some(Repeats { done: 0, delays: self.policy.backoff.delays() })
+    }
+
+    /// When an attempt that begins now has taken too long.
+    pub(crate) fn attempt_end(&self) -> Option<Instant> {
+        self.policy.attempt_timeout.and_then(|timeout| Instant::now().checked_add(timeout))
+    }
+
+    /// How long to wait before the call is repeated; `None` where it is not.
+    pub(crate) fn next(
+        &self,
+        repeats: &mut Repeats,
+        failure: Failure<'_>,
+        deadline: Option<Instant>,
+    ) -> Option<Duration> {
+        if repeats.done + 1 >= self.policy.attempts {
+            return None;
+        }
+        let pushback = match failure {
+            Failure::Slow => Pushback::None,
+            Failure::Status(status) if self.policy.codes.contains(&status.code()) => Pushback::of(status),
+            Failure::Status(_) => return None,
+        };
+        let wait = match pushback {
+            Pushback::None => repeats.delays.next_delay(),
+            Pushback::Stop => return None,
+            Pushback::Wait(wait) => wait,
+        };
+        // A call that would only wait for its end ends now, with what is known.
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left <= wait) || !self.budget.withdraw() {
+            return None;
+        }
+        repeats.done += 1;
+        Some(wait)
+    }
+}
+
+impl Repeats {
+    pub(crate) fn done(&self) -> u32 {
+        self.done
+    }
+}
+
+/// What a server says about repeating.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Pushback {
+    None,
+    Stop,
+    Wait(Duration),
+}
+
+impl Pushback {
+    /// By gRFC A6 a negative or malformed value asks for no repetition.
+    fn of(status: &Status) -> Self {
+        let Some(value) = status.metadata().get(PUSHBACK) else { return Self::None };
+        let millis = value.to_str().ok().and_then(|value| value.parse().ok());
+        millis.map_or(Self::Stop, |millis: u32| Self::Wait(Duration::from_millis(millis.into())))
+    }
+}
+
+/// A bucket of hundredths of repetitions: each call puts its percentage in, each repetition takes a whole one out.
+#[derive(Debug)]
+struct Budget {
+    percent: u32,
+    left: AtomicU32,
+}
+
+impl Budget {
+    fn new(percent: u32) -> Self {
+        Self { percent, left: AtomicU32::new(MOST) }
+    }
+
+    fn deposit(&self) {
+        // Those that add at the same moment may go a little above the most.
+        if self.left.load(Ordering::Relaxed) < MOST {
+            self.left.fetch_add(self.percent, Ordering::Relaxed);
+        }
+    }
+
+    fn withdraw(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(WHOLE)).is_ok()
+    }
+}
+
+/// What says how many attempts came before.
+pub(crate) const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+const WHOLE: u32 = 100;
+/// The reserve.
+const MOST: u32 = 10 * WHOLE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retries(attempts: u32) -> Retries {
+        Retries::new(RetryPolicy::new(attempts).unwrap())
+    }
+
+    fn begin(retries: &Retries) -> Repeats {
+        retries.begin(&Extensions::new()).unwrap()
+    }
+
+    #[test]
+    fn two_to_five_attempts_are_allowed() {
+        for attempts in 0..8 {
+            let allowed = RetryPolicy::new(attempts);
+            assert_eq!(allowed.is_ok(), (2..=5).contains(&attempts), "{attempts}");
+        }
+    }
+
+    #[test]
+    fn a_call_is_repeated_after_its_codes_and_so_many_times() {
+        let retries = retries(3);
+        let mut repeats = begin(&retries);
+        let (unavailable, aborted) = (Status::unavailable(""), Status::aborted(""));
+        assert_eq!(retries.next(&mut repeats, Failure::Status(&aborted), None), None);
+        for done in 1..3 {
+            let wait = retries.next(&mut repeats, Failure::Status(&unavailable), None).unwrap();
+            assert!(wait <= Duration::from_millis(250));
+            assert_eq!(repeats.done(), done);
+        }
+        assert_eq!(retries.next(&mut repeats, Failure::Slow, None), None);
+    }
+
+    #[test]
+    fn the_server_decides_on_the_wait() {
+        let retries = retries(2);
+        for (value, wanted) in [("0", Some(0)), ("70", Some(70)), ("-1", None), ("soon", None), ("99999999999", None)] {
+            let mut status = Status::unavailable("");
+            status.metadata_mut().insert(PUSHBACK, value.parse().unwrap());
+            let wait = retries.next(&mut begin(&retries), Failure::Status(&status), None);
+            assert_eq!(wait, wanted.map(Duration::from_millis), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_would_only_wait_for_its_end_is_not_repeated() {
+        let retries = retries(2);
+        let mut status = Status::unavailable("");
+        status.metadata_mut().insert(PUSHBACK, "1000".parse().unwrap());
+        let now = Instant::now();
+        let next = |left| {
+            retries.next(&mut begin(&retries), Failure::Status(&status), Some(now + Duration::from_millis(left)))
+        };
+        assert_eq!(next(900), None);
+        assert!(next(9000).is_some());
+    }
+
+    #[test]
+    fn marks_turn_it_off_and_on() {
+        let marked = |mark: Option<Retry>| {
+            let mut extensions = Extensions::new();
+            mark.map(|mark| extensions.insert(mark));
+            extensions
+        };
+        let all = retries(2);
+        let some = Retries::new(RetryPolicy::new(2).unwrap().only_marked());
+        for (mark, for_all, for_some) in
+            [(None, true, false), (Some(Retry::Off), false, false), (Some(Retry::On), true, true)]
+        {
+            assert_eq!(all.begin(&marked(mark)).is_some(), for_all);
+            assert_eq!(some.begin(&marked(mark)).is_some(), for_some);
+        }
+    }
+
+    #[test]
+    fn the_budget_is_a_fifth_of_the_calls_and_a_reserve() {
+        let retries = retries(2);
+        let mut repeated = 0;
+        for _ in 0..1000 {
+            repeated += u32::from(retries.next(&mut begin(&retries), Failure::Slow, None).is_some());
+        }
+        assert!((200..=210).contains(&repeated), "{repeated}");
+        // Calls that go well fill it up again, to the reserve and no further.
+        (0..1000).for_each(|_| drop(begin(&retries)));
+        let burst = (0..100).take_while(|_| retries.budget.withdraw()).count();
+        assert_eq!(burst, 10);
+    }
+}

@@ -1,0 +1,185 @@
+//! The retry policy, over real sockets.
+
+mod support;
+
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use discovery_tonic::{Retry, RetryPolicy, Tried};
+use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
+use support::{Mortal, Server, answer, builder, greet, hung, raw_h2, ready, registry};
+use tokio::time::sleep;
+use tonic::{Code, Request};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn policy() -> RetryPolicy {
+    RetryPolicy::new(3).unwrap()
+}
+
+async fn until_ready(channel: &discovery_tonic::BalancedChannel, count: usize) {
+    let start = Instant::now();
+    while ready(channel) < count {
+        assert!(start.elapsed() < SOON, "{channel:?}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn without_a_policy_nothing_that_failed_is_repeated() {
+    let (address, requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
+    let channel = builder(&registry([address])).build().unwrap();
+    assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_failed_goes_to_another_instance() {
+    let (bad, requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
+    let good = Server::start("good").await;
+    let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
+    until_ready(&channel, 2).await;
+    for _ in 0..30 {
+        assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
+    }
+    assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
+}
+
+#[tokio::test]
+async fn attempts_end_and_the_failure_tells_them_all() {
+    let mut peers = Vec::new();
+    for _ in 0..4 {
+        peers.push(raw_h2(|_, respond| answer(respond, "14")).await);
+    }
+    let channel = builder(&registry(peers.iter().map(|peer| peer.0))).retry(policy()).build().unwrap();
+    until_ready(&channel, 4).await;
+    let status = greet(&channel, None).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let mut tried = Tried::of(&status).unwrap().instances().to_vec();
+    tried.sort();
+    tried.dedup();
+    assert_eq!(tried.len(), 3, "three attempts, each on another instance: {status:?}");
+    let asked: usize = peers.iter().map(|peer| peer.1.load(Ordering::Relaxed)).sum();
+    assert_eq!(asked, 3);
+}
+
+#[tokio::test]
+async fn other_codes_marked_calls_and_pushback_are_respected() {
+    let (address, requests, _peer) = raw_h2(|n, respond| match n {
+        0 => answer(respond, "10"),
+        1 | 2 => answer(respond, "14"),
+        _ => {
+            let response = http::Response::builder().header("content-type", "application/grpc");
+            let response = response.header("grpc-status", "14").header("grpc-retry-pushback-ms", "-1");
+            respond.send_response(response.body(()).unwrap(), true).unwrap();
+        }
+    })
+    .await;
+    let channel = builder(&registry([address])).retry(policy()).build().unwrap();
+    let seen = || requests.load(Ordering::Relaxed);
+    assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(seen(), 1, "that code is none of the policy's");
+
+    let mut request = Request::new(GreetRequest::default());
+    request.extensions_mut().insert(Retry::Off);
+    GreeterClient::new(channel.clone()).greet(request).await.unwrap_err();
+    assert_eq!(seen(), 2, "the call asked not to");
+
+    greet(&channel, None).await.unwrap_err();
+    assert_eq!(seen(), 4, "the server asked not to, at the second attempt");
+}
+
+#[tokio::test]
+async fn a_repeated_request_says_how_often_and_keeps_its_deadline() {
+    let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _peer = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            sender.send(request.headers().clone()).unwrap();
+            answer(&mut respond, "14");
+        }
+    });
+    let channel = builder(&registry([address])).retry(policy()).build().unwrap();
+    greet(&channel, Some(SOON)).await.unwrap_err();
+    let mut last = u64::MAX;
+    for n in 0..3 {
+        let headers = heard.recv().await.unwrap();
+        let previous = headers.get("grpc-previous-rpc-attempts").map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(previous, (n > 0).then(|| n.to_string()));
+        let timeout = headers["grpc-timeout"].to_str().unwrap();
+        let micros = timeout.strip_suffix('u').unwrap().parse::<u64>().unwrap();
+        assert!(micros < last && micros <= 5_000_000, "{timeout}");
+        last = micros;
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_given_up() {
+    let (hanging, requests, _peer) = hung().await;
+    let good = Server::start("good").await;
+    let policy = policy().attempt_timeout(Duration::from_millis(100));
+    let channel = builder(&registry([hanging, good.address])).retry(policy).build().unwrap();
+    until_ready(&channel, 2).await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..40 {
+        let start = Instant::now();
+        assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
+        slowest = slowest.max(start.elapsed());
+    }
+    assert!(requests.load(Ordering::Relaxed) > 0);
+    assert!((Duration::from_millis(100)..Duration::from_secs(2)).contains(&slowest), "{slowest:?}");
+}
+
+#[tokio::test]
+async fn a_stream_is_repeated_only_until_it_began() {
+    let mut servers = ["one", "two"].map(Mortal::start);
+    let registry = registry(servers.iter().map(|server| server.address));
+    let channel = builder(&registry).retry(policy()).build().unwrap();
+    until_ready(&channel, 2).await;
+    let request = GreetManyRequest { count: 2, interval_ms: 60_000, ..GreetManyRequest::default() };
+    let mut answers = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap();
+    servers.iter_mut().for_each(Mortal::kill);
+    assert_eq!(answers.message().await.unwrap_err().code(), Code::Unavailable);
+    let calls: u64 = servers.iter().map(|server| server.greeter.calls()).sum();
+    assert_eq!(calls, 1);
+}
+
+#[tokio::test]
+async fn a_crash_under_load_fails_nothing_that_may_be_repeated() {
+    let mut servers: Vec<_> = ["1", "2", "3", "4"].map(Mortal::start).into();
+    let registry = registry(servers.iter().map(|server| server.address));
+    for (repeated, most) in [(true, 0), (false, 20)] {
+        let mut builder = builder(&registry);
+        if repeated {
+            builder = builder.retry(policy());
+        }
+        let channel = builder.build().unwrap();
+        until_ready(&channel, servers.len()).await;
+        let callers = (0..20).map(|_| {
+            let channel = channel.clone();
+            tokio::spawn(async move {
+                let mut failed = 0;
+                for _ in 0..40 {
+                    let request = GreetRequest { delay_ms: 10, ..GreetRequest::default() };
+                    failed += usize::from(GreeterClient::new(channel.clone()).greet(request).await.is_err());
+                }
+                failed
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        sleep(Duration::from_millis(100)).await;
+        servers.remove(0).kill();
+        let mut failed = 0;
+        for caller in callers {
+            failed += caller.await.unwrap();
+        }
+        println!("C1, repeated: {repeated}: {failed} of 800 calls failed");
+        assert!(failed <= most, "{failed}");
+    }
+}
