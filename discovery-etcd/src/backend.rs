@@ -65,6 +65,7 @@ impl EtcdBackend {
         };
         let mut recovery = Recovery::default();
         (recovery.backoff, recovery.first_set) = (settings.backoff, settings.deadline);
+        recovery.entries = settings.max_entries;
         Ok(Self {
             registrar: Arc::new(Registrar::start(&settings, &cluster, runtime)),
             resolver: Recovered::with(source, recovery),

@@ -134,9 +134,9 @@ mod tests {
         let fields = json!({
             "members": ["127.0.0.1", "[::1]:3379"], "prefix": "a/b", "user": "us@er", "password": "p:w/",
             "allow_plaintext_credentials": true, "backoff_max": "4s", "backoff_min": "50ms", "connect_timeout": "300ms",
-            "deadline": "3s", "ping_interval": "6s", "ping_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
+            "deadline": "3s", "max_entries": "500", "ping_interval": "6s", "ping_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
         });
-        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&max_entries=500&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
         let (config, same) = (read(fields).unwrap(), url.parse::<EtcdConfig>().unwrap());
         assert_eq!(format!("{config:?}"), format!("{same:?}"));
         assert_eq!(config.credentials.unwrap().password().reveal(), same.credentials.unwrap().password().reveal());

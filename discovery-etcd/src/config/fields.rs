@@ -11,7 +11,7 @@ use super::{
 };
 
 /// What [`EtcdConfig::set`] knows: parameters of a URL, and fields beside those that have places of their own there.
-pub(super) const NAMES: [&str; 13] = [
+pub(super) const NAMES: [&str; 14] = [
     "allow_plaintext_credentials",
     "backoff_max",
     "backoff_min",
@@ -20,6 +20,7 @@ pub(super) const NAMES: [&str; 13] = [
     "connect_timeout",
     "deadline",
     "key_file",
+    "max_entries",
     "ping_interval",
     "ping_timeout",
     "request_timeout",
@@ -47,6 +48,11 @@ impl EtcdConfig {
                     "key_file" => tls.key = Some(Pem::File(value.into())),
                     _ => tls.server_name = Some(value.to_owned()),
                 }
+                return Ok(true);
+            }
+            "max_entries" => {
+                let problem = || invalid(format!("invalid max_entries {}: allowed are numbers", shown(value)));
+                self.max_entries = value.parse().map_err(|_| problem())?;
                 return Ok(true);
             }
             "backoff_max" => &mut self.backoff_max,
@@ -81,7 +87,8 @@ mod tests {
     #[test]
     fn the_names_are_those_that_can_be_set() {
         for name in NAMES {
-            let set = ["true", "5s"].iter().any(|value| matches!(EtcdConfig::new(["a"]).set(name, value), Ok(true)));
+            let set =
+                ["true", "5", "5s"].iter().any(|value| matches!(EtcdConfig::new(["a"]).set(name, value), Ok(true)));
             assert!(set, "{name}");
         }
         assert!(!EtcdConfig::new(["a"]).set("password", "x").unwrap(), "it has a place of its own");

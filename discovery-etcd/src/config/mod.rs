@@ -77,6 +77,7 @@ pub struct EtcdConfig {
     pub(crate) ping_timeout: Duration,
     pub(crate) backoff_min: Duration,
     pub(crate) backoff_max: Duration,
+    pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
 }
 
@@ -97,6 +98,7 @@ impl EtcdConfig {
             ping_timeout: Duration::from_secs(3),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
+            max_entries: 20_000,
             layout: Arc::new(EtcdNaming::default()),
         }
     }
@@ -198,6 +200,17 @@ impl EtcdConfig {
         self
     }
 
+    /// Sets how many entries a service may have, bad ones included, from 1 to 1,000,000; by default 20,000.
+    ///
+    /// A service that has more is not followed: `list` fails and watchers get one `Lost`, both of the kind
+    /// [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted), and the set stands as last known until there are
+    /// fewer. So nobody who may write there can fill the memory of those who read.
+    #[must_use]
+    pub fn with_max_entries(mut self, entries: usize) -> Self {
+        self.max_entries = entries;
+        self
+    }
+
     /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. It has no name in a URL.
     #[must_use]
     pub fn with_layout(mut self, layout: impl Layout) -> Self {
@@ -226,6 +239,7 @@ impl fmt::Debug for EtcdConfig {
             .field("ping_timeout", &self.ping_timeout)
             .field("backoff_min", &self.backoff_min)
             .field("backoff_max", &self.backoff_max)
+            .field("max_entries", &self.max_entries)
             .field("layout", &self.layout)
             .finish()
     }

@@ -112,6 +112,8 @@ mod tests {
             ("etcd://a?deadline=0s", "invalid deadline"),
             ("etcd://a?backoff_max=2h", "invalid backoff"),
             ("etcd://a?user=u", "unknown parameter"),
+            ("etcd://a?max_entries=0", "allowed are 1 to 1000000"),
+            ("etcd://a?max_entries=many", "allowed are numbers"),
             ("etcd://a?ca_file=", "invalid ca_file: it is empty"),
             ("etcd://a?server_name=b", "`ca_file` names nobody to trust"),
             ("etcd://a?cert_file=c&key_file=k", "`ca_file` names nobody to trust"),

@@ -23,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) backoff: Backoff,
+    pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
 }
 
@@ -56,6 +57,10 @@ impl Settings {
                 return Err(invalid(format!("invalid {name} {value:?}: allowed are {min:?} to 1 h")));
             }
         }
+        if !(1..=MAX_ENTRIES).contains(&config.max_entries) {
+            let given = config.max_entries;
+            return Err(invalid(format!("invalid max_entries {given}: allowed are 1 to {MAX_ENTRIES}")));
+        }
         Ok(Self {
             members,
             prefix: prefix(&config.prefix)?,
@@ -69,6 +74,7 @@ impl Settings {
             ping_timeout: config.ping_timeout,
             backoff: Backoff::new(config.backoff_min, config.backoff_max)
                 .map_err(|error| invalid(error.to_string()))?,
+            max_entries: config.max_entries,
             layout: Arc::clone(&config.layout),
         })
     }
@@ -134,5 +140,6 @@ pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
 
 const TTL_MIN: Duration = Duration::from_secs(1);
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+const MAX_ENTRIES: usize = 1_000_000;
 const MAX_MEMBERS: usize = 16;
 const MAX_PREFIX_BYTES: usize = 512;
