@@ -1,6 +1,8 @@
 use std::fmt;
 
-use etcd_client::{Client, CompactionOptions, GetOptions, PutOptions};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions, PutOptions,
+};
 
 /// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
 pub struct Raw(Client);
@@ -63,6 +65,29 @@ impl Raw {
         self.0.compact(revision, Some(options)).await.expect("etcd answers");
     }
 
+    /// Puts until the store of a cluster with a quota is full.
+    pub async fn fill(&mut self) {
+        for number in 0..10_000 {
+            if self.0.put(format!("{FILLER}{number}"), vec![7; 100_000], None).await.is_err() {
+                return;
+            }
+        }
+        panic!("a quota of less than a gigabyte is set");
+    }
+
+    /// Takes away what filled the store of the one member, and has it write again.
+    pub async fn make_room(&mut self) {
+        self.0.delete(FILLER, Some(DeleteOptions::new().with_prefix())).await.expect("etcd answers");
+        self.compact().await;
+        self.0.defragment().await.expect("etcd answers");
+        let alarms = self.0.alarm(AlarmAction::Get, AlarmType::None, None).await.expect("etcd answers");
+        for alarm in alarms.alarms() {
+            let mut options = AlarmOptions::new();
+            options.with_member(alarm.member_id());
+            self.0.alarm(AlarmAction::Deactivate, alarm.alarm(), Some(options)).await.expect("etcd answers");
+        }
+    }
+
     /// Makes a user that may do everything, and lets in nobody but users. This client is shut out then.
     pub async fn enable_auth(&mut self, password: &str) {
         self.0.user_add("root", password, None).await.expect("etcd answers");
@@ -82,3 +107,6 @@ impl fmt::Debug for Raw {
         f.debug_struct("Raw").finish_non_exhaustive()
     }
 }
+
+/// What the keys begin with that fill a store.
+const FILLER: &str = "filler/";

@@ -1,0 +1,434 @@
+//! What may befall a registration while its process and its etcd live. Processes, outages and leaks are tested beside this file.
+
+use std::time::{Duration, Instant};
+
+use discovery_core::{
+    Claim, ErrorKind, InstanceId, Registration, Registry, Resolver, Snapshot, Status, Update, Weight,
+};
+use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
+use futures::{StreamExt, future::join_all};
+use support::{
+    Etcd, Fault, Proxy, Raw, eventually,
+    scene::{
+        SOON, TTL, config, connect, connect_to, count, instance, payments, register, until, until_lost,
+        until_registered, until_superseded,
+    },
+};
+use tokio::time::{sleep, timeout};
+
+/// A backend whose lease lives so long that only its own watch can tell in time what happens to an entry.
+fn connect_for_long(etcd: &Etcd) -> EtcdBackend {
+    EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(30))).unwrap()
+}
+
+/// The longest of what a fault took to be repaired, several times in a row.
+async fn worst(row: &str, mut round: impl AsyncFnMut() -> Duration) {
+    let mut worst = Duration::ZERO;
+    for _ in 0..10 {
+        worst = worst.max(round().await);
+    }
+    println!("{row}: repaired in {worst:?}, the worst of 10");
+}
+
+const KEY: &str = "payments/10.0.0.2:80";
+const SECOND: Duration = Duration::from_secs(1);
+
+/// B2. A registrar deregisters: watchers see it within 100 ms (the median; three times that for the slowest, on a loaded machine).
+#[tokio::test]
+async fn b2_a_deregistration_is_seen_at_once() {
+    let etcd = Etcd::start().await;
+    let (backend, observer) = (connect(&etcd), connect(&etcd));
+    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let mut times = Vec::new();
+    for _ in 0..30 {
+        let registration = register(&backend, 1).await;
+        until(&mut updates, &mut set, |set| set.len() == 1).await;
+        let start = Instant::now();
+        let leaving = tokio::spawn(registration.deregister());
+        until(&mut updates, &mut set, Snapshot::is_empty).await;
+        times.push(start.elapsed());
+        leaving.await.unwrap().unwrap();
+    }
+    times.sort();
+    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("B2: a deregistration was seen in {median:?}, the slowest of 30 in {slowest:?}");
+    assert!(median < SECOND / 10 && slowest < SECOND * 3 / 10, "{median:?}, {slowest:?}");
+}
+
+/// B4. The lease is revoked from outside: registered under another one within 1 s, since each registration watches its entry.
+#[tokio::test]
+async fn b4_a_lease_that_is_revoked_from_outside_is_replaced() {
+    let etcd = Etcd::start().await;
+    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let registration = register(&backend, 1).await;
+    worst("B4", async || {
+        let (_, lease) = raw.entry(KEY).await.unwrap();
+        raw.revoke(lease).await;
+        let is_back = async || raw.entry(KEY).await.is_some_and(|(_, other)| ![0, lease].contains(&other));
+        eventually("under another lease", SECOND, is_back).await
+    })
+    .await;
+    until_registered(&registration, SECOND).await;
+    eventually("one lease is left", SECOND, async || raw.leases().await.len() == 1).await;
+}
+
+/// B5. The key is deleted while its lease lives: put again within 1 s, under the same lease.
+#[tokio::test]
+async fn b5_a_key_that_is_deleted_is_put_again() {
+    let etcd = Etcd::start().await;
+    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let registration = register(&backend, 1).await;
+    let entry = raw.entry(KEY).await;
+    worst("B5", async || {
+        raw.delete(KEY).await;
+        eventually("put again", SECOND, async || raw.entry(KEY).await == entry).await
+    })
+    .await;
+    until_registered(&registration, SECOND).await;
+}
+
+/// B6. The key is overwritten by hand, without a lease or under the registration's own: repaired within 1 s, with the lease, so that no
+/// permanent key is left. Under another's lease it is another's, and left alone.
+#[tokio::test]
+async fn b6_a_key_that_is_overwritten_is_repaired() {
+    let etcd = Etcd::start().await;
+    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let registration = register(&backend, 1).await;
+    let (value, lease) = raw.entry(KEY).await.unwrap();
+    let is_repaired = async |raw: &mut Raw| raw.entry(KEY).await == Some((value.clone(), lease));
+    worst("B6", async || {
+        raw.put(KEY, "by hand").await;
+        let took = eventually("repaired", SECOND, async || is_repaired(&mut raw).await).await;
+        raw.put_leased(KEY, "by hand", lease).await;
+        took.max(eventually("repaired", SECOND, async || is_repaired(&mut raw).await).await)
+    })
+    .await;
+    until_registered(&registration, SECOND).await;
+    let other = raw.grant(60).await;
+    raw.put_leased(KEY, value.clone(), other).await;
+    let superseded = until_superseded(&registration, SECOND).await;
+    println!("B6: superseded {superseded:?} after another's lease was put");
+    registration.deregister().await.unwrap();
+    assert_eq!(raw.entry(KEY).await, Some((value, other)));
+}
+
+/// B7. Two registrars take one id from each other 1,000 times: the later one owns each time, the other is told so, and neither its
+/// deregistering nor its drop removes what is not its own. Where asked, the later one is refused instead. 0 lost keys.
+#[tokio::test]
+async fn b7_the_later_of_two_registrars_owns_a_thousand_times() {
+    let etcd = Etcd::start().await;
+    let (a, b) = (connect(&etcd), connect(&etcd));
+    let mut raw = etcd.raw().await;
+    // The last of each handle, so that leases stay.
+    let (_anchor_a, _anchor_b) = (register(&a, 1).await, register(&b, 2).await);
+    let id = "shared".parse::<InstanceId>().unwrap();
+    let with_weight = |round: u16| instance(9).with_id(id.clone()).with_weight(Weight::new(round).unwrap());
+    let mut former: Option<Registration> = None;
+    let mut lost = 0;
+    for round in 0..1000u16 {
+        let (backend, other) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        let registration = backend.register(&payments(), with_weight(round)).await.unwrap();
+        if let Some(former) = former.replace(registration) {
+            if round % 100 == 1 {
+                until_superseded(&former, SECOND).await;
+            }
+            if round % 3 == 0 {
+                drop(former);
+            } else {
+                former.deregister().await.unwrap();
+            }
+        }
+        if round % 100 == 0 {
+            let refused = other.register_with(&payments(), with_weight(5000), Claim::IfAbsent).await;
+            assert_eq!(refused.unwrap_err().kind(), ErrorKind::Conflict);
+        }
+        match raw.entry("payments/shared").await {
+            Some((value, _)) => {
+                let read = EtcdNaming::default().decode(id.clone(), &value).unwrap();
+                assert_eq!(read.weight().value(), round, "the later one owns");
+            }
+            None => lost += 1,
+        }
+        assert!(former.as_ref().unwrap().status().is_registered(), "round {round}");
+    }
+    println!("B7: {lost} keys lost in 1,000 takeovers");
+    assert_eq!(lost, 0);
+    former.unwrap().deregister().await.unwrap();
+    assert!(raw.entry("payments/shared").await.is_none());
+}
+
+/// B7, at the same moment: of two that take only a free place, one gets it; of two that take over, one is left.
+#[tokio::test]
+async fn b7_of_two_registrars_at_once_one_owns() {
+    let etcd = Etcd::start().await;
+    let (a, b) = (connect(&etcd), connect(&etcd));
+    let mut raw = etcd.raw().await;
+    let (_anchor_a, _anchor_b) = (register(&a, 2).await, register(&b, 3).await);
+    for round in 0..200 {
+        let claim = if round % 2 == 0 { Claim::IfAbsent } else { Claim::TakeOver };
+        let service = payments();
+        let (of_a, of_b) =
+            tokio::join!(a.register_with(&service, instance(1), claim), b.register_with(&service, instance(1), claim));
+        if claim == Claim::IfAbsent {
+            let (winner, loser) = if of_a.is_ok() { (of_a, of_b) } else { (of_b, of_a) };
+            assert_eq!(loser.unwrap_err().kind(), ErrorKind::Conflict);
+            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's");
+            winner.unwrap().deregister().await.unwrap();
+        } else {
+            let both = [of_a.unwrap(), of_b.unwrap()];
+            let is_superseded = |one: &&Registration| matches!(one.status(), Status::Superseded { .. });
+            eventually("one is superseded", SECOND, async || both.iter().filter(is_superseded).count() == 1).await;
+            let (loser, winner): (Vec<_>, Vec<_>) = both.into_iter().partition(|one| is_superseded(&one));
+            for one in loser {
+                one.deregister().await.unwrap();
+            }
+            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's");
+            for one in winner {
+                one.deregister().await.unwrap();
+            }
+        }
+        assert!(raw.entry(KEY).await.is_none(), "round {round}");
+    }
+}
+
+/// Does something whose answers are lost for as long as it takes to try it several times.
+async fn without_answers<T: Send + 'static>(proxy: &Proxy, work: impl Future<Output = T> + Send + 'static) -> T {
+    proxy.set(Fault::LoseAnswers);
+    let work = tokio::spawn(work);
+    sleep(Duration::from_millis(400)).await;
+    proxy.set(Fault::None);
+    timeout(SOON, work).await.expect("it is made certain").unwrap()
+}
+
+async fn until_leases(raw: &mut Raw, wanted: usize) {
+    let what = format!("{wanted} leases");
+    let took = eventually(&what, TTL * 2, async || raw.leases().await.len() == wanted).await;
+    println!("B11: {wanted} leases after {took:?}");
+}
+
+/// B11. Requests arrive and their answers do not, at each step: grant, put, update, delete, revoke. One key is left, and after two TTLs at
+/// most one lease; of what was given up, none.
+#[tokio::test]
+async fn b11_what_is_not_answered_is_made_certain() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let mut raw = etcd.raw().await;
+    for claim in [Claim::TakeOver, Claim::IfAbsent] {
+        let backend = connect_to([proxy.address()]);
+        let claiming = |number| {
+            let backend = backend.clone();
+            async move { backend.register_with(&payments(), instance(number), claim).await.unwrap() }
+        };
+        // Grant and put, then a put alone.
+        let first = without_answers(&proxy, claiming(1)).await;
+        assert_eq!(raw.keys().await.len(), 1);
+        let second = without_answers(&proxy, claiming(2)).await;
+        assert_eq!(raw.keys().await.len(), 2);
+        let (second, updated) = without_answers(&proxy, async {
+            let updated = second.update(|one| one.with_weight(Weight::new(7).unwrap())).await;
+            (second, updated)
+        })
+        .await;
+        updated.unwrap();
+        assert!(first.status().is_registered() && second.status().is_registered());
+        until_leases(&mut raw, 1).await;
+        // Delete alone, then delete and revoke.
+        without_answers(&proxy, second.deregister()).await.unwrap();
+        assert_eq!(raw.keys().await.len(), 1);
+        without_answers(&proxy, first.deregister()).await.unwrap();
+        assert!(raw.keys().await.is_empty());
+        until_leases(&mut raw, 0).await;
+        // Given up before it is certain.
+        without_answers(&proxy, timeout(Duration::from_millis(200), claiming(3))).await.unwrap_err();
+        eventually("no key is left", TTL * 2, async || raw.keys().await.is_empty()).await;
+        until_leases(&mut raw, 0).await;
+    }
+}
+
+/// B11, wherever the connection is cut: after so many bytes, which is in the middle of one step or another.
+#[tokio::test]
+async fn b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
+    let etcd = Etcd::start().await;
+    let rounds = (0..32u16).map(|round| {
+        let etcd = &etcd;
+        async move {
+            let proxy = Proxy::to(etcd.address()).await;
+            let backend = connect_to([proxy.address()]);
+            let cut = async |moment: u64| {
+                proxy.set(Fault::ResetAfter(moment));
+                sleep(Duration::from_millis(300)).await;
+                proxy.set(Fault::None);
+            };
+            // From within the preface to past the first renewals.
+            let moment = 100 + u64::from(round) * 75;
+            let (registration, ()) = tokio::join!(register(&backend, round), cut(moment));
+            let listed = async |wanted| {
+                let set = connect(etcd).list(&payments()).await.unwrap();
+                set.iter().filter(|one| *one.id() == *instance(round).id()).count() == wanted
+            };
+            assert!(listed(1).await, "cut after {moment} bytes");
+            until_registered(&registration, SOON).await;
+            let (gone, ()) = tokio::join!(registration.deregister(), cut(moment));
+            gone.unwrap();
+            assert!(listed(0).await, "cut after {moment} bytes");
+        }
+    });
+    join_all(rounds).await;
+    let mut raw = etcd.raw().await;
+    assert!(raw.keys().await.is_empty());
+    let took = eventually("no lease is left", TTL * 2, async || raw.leases().await.is_empty()).await;
+    println!("B11: 32 places to cut, no key left, no lease {took:?} later");
+}
+
+/// B12. The store is full: what is registered stays, new registrations fail with a kind of their own, what is taken away stays lost and says
+/// so, and all goes on within the longest wait of the backoff (here 500 ms) once there is room.
+#[tokio::test]
+async fn b12_a_full_store_loses_nobody_and_is_got_over() {
+    let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
+    let (backend, other, stranger) = (connect(&etcd), connect(&etcd), connect(&etcd));
+    let (kept, touched) = (register(&backend, 1).await, register(&backend, 2).await);
+    let alone = register(&other, 3).await;
+    let (mut updates, mut set) = (connect(&etcd).watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 3).await;
+    let mut raw = etcd.raw().await;
+    raw.fill().await;
+    let service = payments();
+
+    let (refused, refused_lease) =
+        tokio::join!(backend.register(&service, instance(4)), stranger.register(&service, instance(5)));
+    for error in [refused.unwrap_err(), refused_lease.unwrap_err()] {
+        println!("B12: {}", error.report());
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+    }
+    sleep(TTL * 2).await;
+    assert!(kept.status().is_registered() && touched.status().is_registered() && alone.status().is_registered());
+    assert!(timeout(Duration::from_millis(100), updates.next()).await.is_err(), "0 removals");
+
+    // Leaving needs no room.
+    alone.deregister().await.unwrap();
+    until(&mut updates, &mut set, |set| set.len() == 2).await;
+    raw.delete("payments/10.0.0.3:80").await;
+    until_lost(&touched, SECOND).await;
+    let registering = tokio::spawn(async move { register(&stranger, 5).await });
+    raw.make_room().await;
+    let start = Instant::now();
+    let came = timeout(SOON, registering).await.unwrap().unwrap();
+    let registered = start.elapsed();
+    until_registered(&touched, SOON).await;
+    println!(
+        "B12: {registered:?} after there was room a new one was registered, and after {:?} a lost one",
+        start.elapsed()
+    );
+    assert!(start.elapsed() < SECOND * 2);
+    until(&mut updates, &mut set, |set| set.len() == 3).await;
+    for registration in [kept, touched, came] {
+        registration.deregister().await.unwrap();
+    }
+}
+
+/// B14. The handle is dropped, the task that holds it is aborted, or the one that is just registering: no panic, no hang, and the entry is gone
+/// within 2 s.
+#[tokio::test(flavor = "multi_thread")]
+async fn b14_what_is_dropped_or_aborted_is_gone_soon() {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    let backend = connect(&etcd);
+    drop(register(&backend, 1).await);
+    let dropped = eventually("gone", SECOND * 2, async || raw.keys().await.is_empty()).await;
+
+    let holding = tokio::spawn({
+        let backend = backend.clone();
+        async move {
+            let _registration = register(&backend, 1).await;
+            std::future::pending::<()>().await;
+        }
+    });
+    eventually("registered", SOON, async || raw.keys().await.len() == 1).await;
+    holding.abort();
+    let aborted = eventually("gone", SECOND * 2, async || raw.keys().await.is_empty()).await;
+
+    // At any moment of registering; with an own handle each, so that leases are part of it.
+    for moment in 0..50 {
+        let backend = connect(&etcd);
+        let registering = tokio::spawn(async move { register(&backend, 1).await });
+        sleep(Duration::from_micros(moment * 200)).await;
+        registering.abort();
+    }
+    let gone = async || raw.keys().await.is_empty() && raw.leases().await.is_empty();
+    let half_way = eventually("neither keys nor leases", SECOND * 2, gone).await;
+    println!("B14: gone after a drop in {dropped:?}, after an abort in {aborted:?}, half-way in {half_way:?}");
+}
+
+/// B14. The runtime is shut down: no panic, no hang, the status says so, and the lease ends the entry within the TTL and 1 s.
+#[test]
+fn b14_a_runtime_that_is_shut_down_ends_its_registrations() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (keeper, first, second) = (runtime(), runtime(), runtime());
+    let etcd = keeper.block_on(Etcd::start());
+    let (backend, registration) = first.block_on(async {
+        let backend = connect(&etcd);
+        let registration = register(&backend, 1).await;
+        (backend, registration)
+    });
+    let outside = EtcdBackend::connect(config(etcd.members()));
+    assert!(matches!(outside, Err(error) if error.kind() == ErrorKind::NoRuntime));
+    let start = Instant::now();
+    drop(first);
+    let Status::Lost { error, .. } = registration.status() else { panic!("{:?}", registration.status()) };
+    assert_eq!(error.kind(), ErrorKind::Internal);
+    second.block_on(async {
+        eventually("a list on another runtime", SOON, async || count(&backend).await.is_some()).await;
+        let error = backend.register(&payments(), instance(2)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Internal, "{}", error.report());
+        eventually("the lease ends what the runtime kept", SOON, async || count(&backend).await == Some(0)).await;
+    });
+    println!("B14: gone {:?} after the runtime was shut down", start.elapsed());
+    assert!(start.elapsed() < TTL + SECOND, "{:?}", start.elapsed());
+    // Outside of any runtime.
+    drop((registration, backend));
+}
+
+/// B16. A TTL below what etcd grants: the granted one counts, and renewals come in thirds of it.
+#[tokio::test]
+async fn b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
+    let etcd = Etcd::start().await;
+    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(SECOND)).unwrap();
+    assert_eq!(backend.granted_ttl(), None);
+    let registration = register(&backend, 1).await;
+    assert_eq!(backend.granted_ttl(), Some(SECOND * 2));
+    let renewals = || etcd.requests(0, "LeaseKeepAlive");
+    eventually("the first renewal", SOON, async || renewals() > 0).await;
+    let (before, start) = (renewals(), Instant::now());
+    sleep(SECOND * 8).await;
+    let (renewed, took) = (renewals() - before, start.elapsed());
+    println!("B16: {renewed} renewals in {took:?} of a lease of 2 s");
+    let due = took.as_secs_f64() / (2.0 / 3.0);
+    assert!((renewed as f64) > due * 0.85 && (renewed as f64) < due * 1.15, "{renewed} renewals, {due} due");
+    assert!(registration.status().is_registered());
+    assert_eq!(count(&backend).await, Some(1));
+}
+
+/// B17. 1,000 updates: the same lease, and not one removal.
+#[tokio::test]
+async fn b17_a_thousand_updates_remove_nothing() {
+    let etcd = Etcd::start().await;
+    let (backend, observer, mut raw) = (connect(&etcd), connect(&etcd), etcd.raw().await);
+    let registration = register(&backend, 1).await;
+    let (_, lease) = raw.entry(KEY).await.unwrap();
+    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 1).await;
+    let last = Weight::new(1000).unwrap();
+    let watching = tokio::spawn(async move {
+        let seen = until(&mut updates, &mut set, |set| set.iter().any(|one| one.weight() == last)).await;
+        seen.iter().filter(|update| !matches!(update, Update::Change(change) if change.removes().is_empty())).count()
+    });
+    for number in 1..=1000 {
+        registration.update(|one| one.with_weight(Weight::new(number).unwrap())).await.unwrap();
+    }
+    let removals = watching.await.unwrap();
+    println!("B17: {removals} removals or outages in 1,000 updates");
+    assert_eq!(removals, 0);
+    assert_eq!(raw.entry(KEY).await.unwrap().1, lease);
+    assert_eq!(raw.leases().await, [lease]);
+    assert_eq!(etcd.metric(0, "etcd_debugging_lease_granted_total"), Some(1.0));
+}
