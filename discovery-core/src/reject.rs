@@ -29,12 +29,19 @@ struct State {
 #[derive(Debug)]
 struct Standing {
     revision: u64,
+    /// The one before: a list that was read while the watch went on may be a step behind it, and the next list has the newer one
+    /// again.
+    former: Option<u64>,
     id: Option<InstanceId>,
 }
 
 /// When which entry was logged last, whether it still stands or not.
 #[derive(Debug, Default)]
-struct Log(HashMap<(ServiceName, String), Instant>);
+struct Log {
+    logged: HashMap<(ServiceName, String), Instant>,
+    /// Nothing becomes forgotten before.
+    room: Option<Instant>,
+}
 
 impl Rejects {
     /// The instances of a whole state.
@@ -75,10 +82,12 @@ impl Rejects {
         for BadEntry { key, id, revision, error } in bad {
             let mut state = self.lock();
             let of_service = state.standing.entry(service.clone()).or_default();
-            let former = of_service.insert(key.clone(), Standing { revision, id });
-            if former.is_some_and(|former| former.revision == revision) {
+            let known = of_service.get(&key);
+            if known.is_some_and(|known| known.revision == revision || known.former == Some(revision)) {
                 continue;
             }
+            let former = known.map(|known| known.revision);
+            of_service.insert(key.clone(), Standing { revision, former, id });
             self.skipped.fetch_add(1, Ordering::Relaxed);
             let shown = cut(key.escape_debug().to_string());
             let is_logged = state.log.admits((service.clone(), key), Instant::now());
@@ -109,15 +118,16 @@ impl Log {
     /// Whether an entry is to be logged now.
     fn admits(&mut self, entry: (ServiceName, String), now: Instant) -> bool {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
-        if self.0.get(&entry).is_some_and(is_recent) {
+        if self.logged.get(&entry).is_some_and(is_recent) {
             return false;
         }
-        if self.0.len() >= MAX_LINES {
-            self.0.retain(|_, at| is_recent(at));
+        if self.logged.len() >= MAX_LINES && self.room.is_none_or(|room| room <= now) {
+            self.logged.retain(|_, at| is_recent(at));
+            self.room = self.logged.values().min().map(|at| *at + QUIET);
         }
-        let has_room = self.0.len() < MAX_LINES;
+        let has_room = self.logged.len() < MAX_LINES;
         if has_room {
-            self.0.insert(entry, now);
+            self.logged.insert(entry, now);
         }
         has_room
     }
@@ -173,6 +183,9 @@ mod tests {
         assert_eq!(rejects.skipped(), 1, "the same value again");
         let (_, removes) = rejects.of_step(&service, vec![bad("a", 2)], Vec::new());
         assert_eq!((rejects.skipped(), removes), (2, vec!["a".parse().unwrap()]), "a bad value removes");
+        rejects.of_state(&service, vec![bad("a", 1)]);
+        rejects.of_state(&service, vec![bad("a", 2)]);
+        assert_eq!(rejects.skipped(), 2, "a list that was read before the step, and one after it");
         rejects.of_step(&service, vec![Entry::Valid(good)], Vec::new());
         rejects.of_step(&service, vec![bad("a", 2)], Vec::new());
         assert_eq!(rejects.skipped(), 3, "bad again after it was good");
@@ -188,7 +201,7 @@ mod tests {
         assert!(!log.admits(entry(0), start + QUIET / 2));
         assert!(log.admits(entry(0), start + QUIET));
         let logged = (0..100_000).filter(|key| log.admits(entry(*key), start + QUIET)).count();
-        assert_eq!((logged, log.0.len()), (MAX_LINES - 1, MAX_LINES));
+        assert_eq!((logged, log.logged.len()), (MAX_LINES - 1, MAX_LINES));
         assert!(!log.admits(entry(0), start + QUIET * 3 / 2));
         assert!(log.admits(entry(0), start + QUIET * 2), "room again");
     }
