@@ -112,7 +112,7 @@ impl EtcdSource {
     /// The whole range, as it was at one revision. Rows are read page by page, so that no more than one page of raw values is
     /// held.
     async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        let mut limit = PAGE;
+        let mut limit = FIRST_PAGE;
         let mut restarts = 0;
         'anew: loop {
             let (mut entries, mut keys, mut revision, mut cluster) = (Vec::new(), 0, 0, 0);
@@ -126,6 +126,11 @@ impl EtcdSource {
                     Ok(page) => page,
                     Err(failure) if failure.reason == Reason::TooLarge && limit > 1 => {
                         limit = (limit / 8).max(1);
+                        continue;
+                    }
+                    // One that large may take etcd longer than a request may.
+                    Err(failure) if failure.error.kind() == ErrorKind::DeadlineExceeded && limit > FIRST_PAGE => {
+                        limit = FIRST_PAGE;
                         continue;
                     }
                     // Compacted in between, or gone back on another member.
@@ -144,6 +149,7 @@ impl EtcdSource {
                 }
                 let last = page.rows.last().map(|row| row.key.clone());
                 keys += page.rows.len();
+                limit = next_page(&page.rows, limit);
                 entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
                 match last {
                     Some(mut last) if page.more && entries.len() <= range.limit => {
@@ -372,6 +378,13 @@ pub(crate) fn closed_error() -> Error {
     Error::new(ErrorKind::Closed, "the backend was closed")
 }
 
+/// How many rows to ask for next, as far as the last ones tell how large they are.
+fn next_page(rows: &[Row], limit: i64) -> i64 {
+    let bytes: usize = rows.iter().map(|row| row.key.len() + row.value.len()).sum();
+    let fitting = rows.len() * PAGE_BYTES / bytes.max(1);
+    i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, limit.saturating_mul(8).min(PAGE))
+}
+
 fn is_of_history(failure: &Failure) -> bool {
     matches!(failure.reason, Reason::Compacted | Reason::Member)
 }
@@ -389,8 +402,12 @@ fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     vec![0]
 }
 
-/// Small enough for most sets to fit the decoder, large enough for few round trips.
+/// Small enough to fit the decoder, whatever the values: etcd takes 1.5 MiB in one request.
+const FIRST_PAGE: i64 = 16;
+/// Large enough for few round trips.
 const PAGE: i64 = 500;
+/// What later pages are made to fit, roughly.
+const PAGE_BYTES: usize = 8 << 20;
 /// Longer than the key of any instance.
 const MAX_KEY_BYTES: usize = 1100;
 /// How often one list starts anew because its revision was compacted in between.
@@ -405,6 +422,23 @@ const AUDIT: Duration = Duration::from_secs(600);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_grow_with_small_rows_and_shrink_with_large_ones() {
+        let rows = |count, bytes| vec![Row { key: vec![], value: vec![b'x'; bytes], lease: 0, revision: 1 }; count];
+        for (count, bytes, limit, next) in [
+            (16, 1_000, 16, 128),
+            (128, 1_000, 128, 500),
+            (500, 1_000, 500, 500),
+            (500, 60_000, 500, 139),
+            (16, 1_500_000, 16, 5),
+            (1, 50_000_000, 1, 1),
+            (5, 10, 5, 40),
+            (0, 0, 16, 1),
+        ] {
+            assert_eq!(next_page(&rows(count, bytes), limit), next, "{count} rows of {bytes} bytes");
+        }
+    }
 
     #[test]
     fn names_of_keys_are_short_and_tell_keys_apart() {
