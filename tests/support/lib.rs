@@ -6,12 +6,14 @@
 
 mod etcd;
 mod fake;
+mod log;
 mod proxy;
 mod raw;
 pub mod scene;
 
 pub use etcd::{Etcd, Saved, Setup};
 pub use fake::{Before, Fake, Method};
+pub use log::Log;
 pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;
 

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use etcd_client::{
-    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions, PutOptions,
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp,
 };
 
 /// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
@@ -16,6 +16,24 @@ impl Raw {
     /// Puts a value, without a lease.
     pub async fn put(&mut self, key: &str, value: impl Into<Vec<u8>>) {
         self.0.put(key, value, None).await.expect("etcd answers");
+    }
+
+    /// Puts a value at a key of any bytes, without a lease.
+    pub async fn put_at(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.0.put(key, value, None).await.expect("etcd answers");
+    }
+
+    /// Puts the same value at many keys, a hundred in one step.
+    pub async fn put_all(&mut self, keys: &[String], value: &[u8]) {
+        for keys in keys.chunks(100) {
+            let puts: Vec<_> = keys.iter().map(|key| TxnOp::put(key.as_str(), value, None)).collect();
+            self.0.txn(Txn::new().and_then(puts)).await.expect("etcd answers");
+        }
+    }
+
+    /// Deletes all keys with this beginning, in one step.
+    pub async fn delete_below(&mut self, prefix: &str) {
+        self.0.delete(prefix, Some(DeleteOptions::new().with_prefix())).await.expect("etcd answers");
     }
 
     /// Puts a value under a lease.

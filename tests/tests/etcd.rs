@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{
-    Claim, ErrorKind, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Update, Weight,
-};
+use discovery_core::{Claim, ErrorKind, Registry, Resolver, ResolverExt, Snapshot, Status, Update, Weight};
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::{StreamExt, future::join_all};
 use support::{
@@ -271,42 +269,6 @@ async fn one_handle_keeps_the_order_of_its_own_registrations() {
     assert_eq!(count(&backend).await, Some(0));
     let third = backend.register_with(&payments(), instance(1), Claim::IfAbsent).await.unwrap();
     assert!(third.status().is_registered());
-}
-
-#[tokio::test]
-async fn only_whole_segments_are_a_service() {
-    let etcd = Etcd::start().await;
-    let backend = connect(&etcd);
-    let mut raw = etcd.raw().await;
-    let value = EtcdNaming::default().encode(&instance(1));
-    for key in ["foobar/1", "foo", "foo-/1", "foo./1", "foo0", "foo/x/y", "foo/x/", "foo//1", "fo/1", "xfoo/1"] {
-        raw.put(key, value.clone()).await;
-    }
-    raw.put("foo/real", value).await;
-    let foo: ServiceName = "foo".parse().unwrap();
-    let set = backend.list(&foo).await.unwrap();
-    assert_eq!(set.iter().map(|one| one.id().to_string()).collect::<Vec<_>>(), ["real"]);
-    assert_eq!(backend.skipped(), 0);
-}
-
-#[tokio::test]
-async fn a_bad_value_hides_nothing_else() {
-    let etcd = Etcd::start().await;
-    let backend = connect(&etcd);
-    let mut raw = etcd.raw().await;
-    let _good = register(&backend, 1).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut set, |set| set.len() == 1).await;
-    raw.put("payments/bad", "{\"Addr\":\"169.254.169.254:80\"}").await;
-    raw.put("payments/other", EtcdNaming::default().encode(&instance(2))).await;
-    until(&mut updates, &mut set, |set| set.len() == 2).await;
-    assert_eq!(backend.skipped(), 1);
-    assert_eq!(count(&backend).await, Some(2));
-    assert_eq!(backend.skipped(), 1, "the same value counts once");
-    // A bad value over a good one removes it.
-    raw.put("payments/other", "?").await;
-    until(&mut updates, &mut set, |set| set.len() == 1).await;
-    assert_eq!(backend.skipped(), 2);
 }
 
 #[tokio::test]

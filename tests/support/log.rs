@@ -1,0 +1,72 @@
+use std::{
+    fmt::{self, Write},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    layer::{Context, Layer, SubscriberExt},
+    registry,
+};
+
+/// What this thread logs for as long as it lives, with each field as it was given: nothing is escaped on the way.
+pub struct Log {
+    lines: Lines,
+    _guard: DefaultGuard,
+}
+
+type Lines = Arc<Mutex<Vec<String>>>;
+
+struct Keep {
+    lines: Lines,
+    most: Level,
+}
+
+struct Line(String);
+
+impl Log {
+    /// Keeps all of this level and above.
+    pub fn down_to(level: Level) -> Self {
+        let lines = Lines::default();
+        let keep = Keep { lines: Arc::clone(&lines), most: level };
+        Self { lines, _guard: tracing::subscriber::set_default(registry().with(keep)) }
+    }
+
+    /// The lines so far that hold this text.
+    pub fn with(&self, text: &str) -> Vec<String> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.iter().filter(|line| line.contains(text)).cloned().collect()
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").finish_non_exhaustive()
+    }
+}
+
+impl<S: Subscriber> Layer<S> for Keep {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        *metadata.level() <= self.most
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut line = Line(event.metadata().target().to_owned());
+        event.record(&mut line);
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).push(line.0);
+    }
+}
+
+impl Visit for Line {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let _ = write!(self.0, " {field}={value}");
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let _ = write!(self.0, " {field}={value:?}");
+    }
+}
