@@ -115,7 +115,7 @@ impl Row {
         let state = match phase {
             Phase::BackingOff { .. } => EndpointState::BackingOff,
             Phase::Connecting { .. } => EndpointState::Connecting,
-            Phase::Idle => EndpointState::Idle,
+            Phase::Ended | Phase::Idle => EndpointState::Idle,
             Phase::Ready(_) => EndpointState::Ready,
         };
         EndpointStatus {

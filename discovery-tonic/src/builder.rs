@@ -4,6 +4,7 @@ use arc_swap::ArcSwap;
 use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName};
 use http::{HeaderValue, Uri};
 use hyper::rt::{Read, Write};
+use tokio::sync::Semaphore;
 use tower::Service;
 
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     board::{Board, Outlook},
     call::Agent,
     connector::{self, BoxError, Connector},
-    endpoint::Settings,
+    endpoint::{Plan, Settings},
     pool::{Config, Pool},
     retry::Retries,
     signals::Signals,
@@ -49,6 +50,8 @@ pub struct Builder {
     drain: Duration,
     hold: Option<Duration>,
     ejection: Ejection,
+    connects: usize,
+    slow_start: Duration,
 }
 
 impl Builder {
@@ -66,6 +69,8 @@ impl Builder {
             drain: Duration::from_secs(30),
             hold: Some(Duration::from_secs(15)),
             ejection: Ejection::default(),
+            connects: 100,
+            slow_start: Duration::ZERO,
         }
     }
 
@@ -113,6 +118,20 @@ impl Builder {
     /// The waits between attempts to connect an endpoint; by default 1 s to 30 s, after a good connection none.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
+        self
+    }
+
+    /// How many endpoints connect at a time; by default 100, at least 1. The others wait for their turn, so that a large set that is
+    /// new, or lost all its connections at once, is no storm.
+    pub fn connects(mut self, limit: usize) -> Self {
+        self.connects = limit.clamp(1, Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can warm up; by default not at all.
+    /// It begins with the first connection, and anew after failed attempts to connect and after an ejection.
+    pub fn slow_start(mut self, window: Duration) -> Self {
+        self.slow_start = window;
         self
     }
 
@@ -170,11 +189,16 @@ impl Builder {
             rows: ArcSwap::default(),
             signals: Arc::new(Signals::default()),
         });
-        let config = Config {
+        let plan = Plan {
+            connects: Arc::new(Semaphore::new(self.connects)),
             connector: self.connector.unwrap_or_else(connector::tcp),
             settings: self.settings,
             backoff: self.backoff,
             drain: self.drain,
+        };
+        let config = Config {
+            plan,
+            slow_start: self.slow_start.min(FAR),
             hold: self.hold.map(|hold| hold.min(FAR)),
             ejection: Ejection { shortest: self.ejection.shortest.min(FAR), ..self.ejection },
         };

@@ -11,7 +11,7 @@ use discovery_core::{Address, Backoff, Instance};
 use futures::FutureExt;
 use http::uri::{Authority, Scheme};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     time::{Instant, sleep, sleep_until},
 };
 
@@ -28,6 +28,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: Address,
+    instance: Mutex<Arc<Instance>>,
     pub(crate) signals: Arc<Signals>,
     /// Requests in a row without an answer.
     failures: AtomicU32,
@@ -49,6 +50,8 @@ pub(crate) enum Phase {
     Connecting {
         first: bool,
     },
+    /// It will not connect again.
+    Ended,
     Idle,
     Ready(Link),
 }
@@ -63,8 +66,10 @@ pub(crate) struct Link {
 }
 
 /// What drives an endpoint.
+#[derive(Clone)]
 pub(crate) struct Plan {
-    pub(crate) instance: Arc<Instance>,
+    /// Lets only so many endpoints of a channel connect at a time.
+    pub(crate) connects: Arc<Semaphore>,
     pub(crate) connector: Connector,
     pub(crate) settings: Settings,
     pub(crate) backoff: Backoff,
@@ -82,9 +87,10 @@ enum End {
 }
 
 impl Endpoint {
-    pub(crate) fn new(address: Address, signals: Arc<Signals>) -> Arc<Self> {
+    pub(crate) fn new(instance: Arc<Instance>, signals: Arc<Signals>) -> Arc<Self> {
         Arc::new(Self {
-            address,
+            address: instance.address().clone(),
+            instance: Mutex::new(instance),
             signals,
             failures: AtomicU32::new(0),
             answers: AtomicU32::new(0),
@@ -92,6 +98,16 @@ impl Endpoint {
             draining: AtomicBool::new(false),
             look: Notify::new(),
         })
+    }
+
+    /// The instance, as it is registered now.
+    pub(crate) fn instance(&self) -> Arc<Instance> {
+        Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of another weight or other metadata.
+    pub(crate) fn describe(&self, instance: &Arc<Instance>) {
+        *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
     /// Counts an answer, whatever it says: the peer is there.
@@ -136,7 +152,7 @@ impl Endpoint {
     pub(crate) fn link(&self) -> Option<Link> {
         match &*self.lock() {
             Phase::Ready(link) => Some(link.clone()),
-            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Idle => None,
+            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Ended | Phase::Idle => None,
         }
     }
 
@@ -166,6 +182,9 @@ impl Endpoint {
 }
 
 /// Connects, serves and connects again, until the endpoint is drained.
+///
+/// An attempt, and the wait after one that failed, go on to their end while the endpoint drains: an entry that flaps finds them as they
+/// are, instead of costing an attempt each time.
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     let mut delays = plan.backoff.delays();
     let mut first = true;
@@ -173,17 +192,22 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     let mut all: Vec<(Cut, Arc<Load>)> = Vec::new();
     loop {
         endpoint.enter(Phase::Connecting { first });
-        let connected = tokio::select! {
-            connected = connect(&endpoint, &plan) => connected,
-            () = drained(&endpoint) => return settle(&all, plan.drain).await,
+        let permit = tokio::select! {
+            biased;
+            () = drained(&endpoint) => return settle(&endpoint, &all, plan.drain).await,
+            permit = plan.connects.acquire() => permit,
         };
+        let connected = connect(&endpoint, &plan).await;
+        drop(permit);
         let error: BoxError = match connected {
             Ok(connection) => {
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));
                 all.retain(|(_, load)| load.in_flight() > 0);
                 all.push((connection.cut(), Arc::clone(&load)));
                 match serve(&endpoint, connection, plan.drain).await {
-                    End::Drained(since) => return settle(&all, plan.drain.saturating_sub(since.elapsed())).await,
+                    End::Drained(since) => {
+                        return settle(&endpoint, &all, plan.drain.saturating_sub(since.elapsed())).await;
+                    }
                     End::Closed if load.is_proven() || since.elapsed() >= GOOD => {
                         delays.reset();
                         first = true;
@@ -197,17 +221,14 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
         first = false;
         let until = Instant::now() + delays.next_delay();
         endpoint.enter(Phase::BackingOff { error: error.into() });
-        tokio::select! {
-            () = sleep_until(until) => {}
-            () = drained(&endpoint) => return settle(&all, plan.drain).await,
-        }
+        sleep_until(until).await;
     }
 }
 
 /// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed attempt.
 async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, BoxError> {
     let attempt = async {
-        let settings = (plan.settings)(&plan.instance);
+        let settings = (plan.settings)(&endpoint.instance());
         let looker = Arc::clone(endpoint);
         let ended = move || looker.look();
         Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, ended).await
@@ -248,7 +269,8 @@ async fn serve(endpoint: &Endpoint, connection: Connection, limit: Duration) -> 
 }
 
 /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
-async fn settle(all: &[(Cut, Arc<Load>)], limit: Duration) {
+async fn settle(endpoint: &Endpoint, all: &[(Cut, Arc<Load>)], limit: Duration) {
+    endpoint.enter(Phase::Ended);
     let since = Instant::now();
     while all.iter().any(|(_, load)| load.in_flight() > 0) {
         if since.elapsed() >= limit {

@@ -57,6 +57,7 @@ mod hold;
 mod io;
 mod outlier;
 mod pool;
+mod ramp;
 mod response;
 mod retry;
 mod served;

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Change, Error, Instance, InstanceId, Snapshot, Update, Updates};
+use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update, Updates, Weight};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
@@ -9,10 +9,11 @@ use crate::{
     attempt::Target,
     balance::Candidate,
     board::{Board, Outlook, Row},
-    connector::{BoxError, Connector},
-    endpoint::{Endpoint, Phase, Plan, Settings, drive},
+    connector::BoxError,
+    endpoint::{Endpoint, Phase, Plan, drive},
     hold::Hold,
     outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
+    ramp::{self, Ramp},
     signals::SWEEP,
 };
 
@@ -22,8 +23,8 @@ pub(crate) struct Pool {
     board: Arc<Board>,
     config: Config,
     members: BTreeMap<InstanceId, Member>,
-    /// Removed endpoints whose requests are ending.
-    leaving: Vec<Member>,
+    /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may be taken back.
+    leaving: BTreeMap<InstanceId, Vec<Member>>,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
     hold: Hold,
     /// The set as the registry has it, which is without the held ones; `None` before the first.
@@ -36,12 +37,10 @@ pub(crate) struct Pool {
 
 /// What a pool is built from.
 pub(crate) struct Config {
-    pub(crate) connector: Connector,
-    pub(crate) settings: Settings,
-    pub(crate) backoff: Backoff,
-    pub(crate) drain: Duration,
+    pub(crate) plan: Plan,
     pub(crate) hold: Option<Duration>,
     pub(crate) ejection: Ejection,
+    pub(crate) slow_start: Duration,
 }
 
 struct Member {
@@ -49,6 +48,7 @@ struct Member {
     endpoint: Arc<Endpoint>,
     outlier: Outlier,
     held_until: Option<Instant>,
+    ramp: Ramp,
 }
 
 impl Pool {
@@ -57,7 +57,7 @@ impl Pool {
             board,
             config,
             members: BTreeMap::new(),
-            leaving: Vec::new(),
+            leaving: BTreeMap::new(),
             drivers: FuturesUnordered::new(),
             hold: Hold::default(),
             set: None,
@@ -84,7 +84,7 @@ impl Pool {
                     (stale, row) = (true, row + 1);
                 }
                 Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
-                    self.leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, &endpoint));
+                    self.forget(&endpoint);
                 }
                 () = self.board.signals.dirty.notified() => {
                     self.judge();
@@ -140,48 +140,58 @@ impl Pool {
         if let Some(member) = self.members.get_mut(instance.id()) {
             if member.endpoint.address == *instance.address() {
                 // The connection and its statistics stay.
-                member.instance = Arc::clone(instance);
+                member.describe(instance);
                 member.held_until = None;
                 return;
             }
             self.remove(instance.id());
         }
-        let member = self.take_back(instance.id(), instance).unwrap_or_else(|| self.connect(instance));
+        let mut member = self.take_back(instance).unwrap_or_else(|| self.connect(instance));
+        member.describe(instance);
         self.members.insert(instance.id().clone(), member);
     }
 
     fn connect(&self, instance: &Arc<Instance>) -> Member {
-        let endpoint = Endpoint::new(instance.address().clone(), Arc::clone(&self.board.signals));
-        let plan = Plan {
-            instance: Arc::clone(instance),
-            connector: self.config.connector.clone(),
-            settings: Arc::clone(&self.config.settings),
-            backoff: self.config.backoff,
-            drain: self.config.drain,
-        };
-        let driven = Arc::clone(&endpoint);
+        let endpoint = Endpoint::new(Arc::clone(instance), Arc::clone(&self.board.signals));
+        let (driven, plan) = (Arc::clone(&endpoint), self.config.plan.clone());
         self.drivers.push(async move { drive(Arc::clone(&driven), plan).map(|()| driven).await }.boxed());
-        Member { instance: Arc::clone(instance), endpoint, outlier: Outlier::new(), held_until: None }
+        Member {
+            instance: Arc::clone(instance),
+            endpoint,
+            outlier: Outlier::new(),
+            held_until: None,
+            ramp: Ramp::default(),
+        }
     }
 
-    /// Takes a leaving endpoint back, whose connection is still there: an entry that flapped, or one to hold.
-    fn take_back(&mut self, id: &InstanceId, instance: &Arc<Instance>) -> Option<Member> {
-        let fits = |member: &Member| {
-            member.instance.id() == id
-                && member.endpoint.address == *instance.address()
-                && member.endpoint.link().is_some_and(|link| !link.load.is_closed())
-        };
-        let mut member = self.leaving.swap_remove(self.leaving.iter().position(fits)?);
+    /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or one to hold.
+    fn take_back(&mut self, instance: &Instance) -> Option<Member> {
+        let leaving = self.leaving.get_mut(instance.id())?;
+        let of_address = |member: &Member| member.endpoint.address == *instance.address();
+        let member = leaving.swap_remove(leaving.iter().rposition(|member| of_address(member) && member.is_driven())?);
+        if leaving.is_empty() {
+            self.leaving.remove(instance.id());
+        }
         member.endpoint.drain(false);
-        member.instance = Arc::clone(instance);
         Some(member)
+    }
+
+    /// Forgets an endpoint whose driver has ended.
+    fn forget(&mut self, endpoint: &Arc<Endpoint>) {
+        let id = endpoint.instance().id().clone();
+        if let Some(leaving) = self.leaving.get_mut(&id) {
+            leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, endpoint));
+            if leaving.is_empty() {
+                self.leaving.remove(&id);
+            }
+        }
     }
 
     fn remove(&mut self, id: &InstanceId) {
         if let Some(mut member) = self.members.remove(id) {
             member.held_until = None;
             member.endpoint.drain(true);
-            self.leaving.push(member);
+            self.leaving.entry(id.clone()).or_default().push(member);
         }
     }
 
@@ -191,9 +201,9 @@ impl Pool {
         let mut count = 0;
         for id in ids {
             if !self.members.contains_key(&id) {
-                let left = self.leaving.iter().find(|member| *member.instance.id() == id);
+                let left = self.leaving.get(&id).and_then(|leaving| leaving.last());
                 let Some(instance) = left.map(|member| Arc::clone(&member.instance)) else { continue };
-                let Some(member) = self.take_back(&id, &instance) else { continue };
+                let Some(member) = self.take_back(&instance) else { continue };
                 self.members.insert(id.clone(), member);
             }
             match self.members.get_mut(&id) {
@@ -233,11 +243,12 @@ impl Pool {
             }
             busy |= member.held_until.is_some() || !member.outlier.is_idle();
         }
+        let ramping = self.members.values().any(|member| !member.ramp.is_over(now, self.config.slow_start));
         let judged = self.judge();
-        if busy {
+        if busy || ramping {
             self.board.signals.go_on();
         }
-        judged || !over.is_empty()
+        judged || ramping || !over.is_empty()
     }
 
     /// Takes endpoints out and brings them back; returns whether it did.
@@ -263,7 +274,10 @@ impl Pool {
                     self.board.signals.sweep();
                 }
                 Verdict::Probe => member.endpoint.put_on_trial(),
-                Verdict::Restore => info!(service = %self.board.service, instance = %id, "endpoint restored"),
+                Verdict::Restore => {
+                    member.ramp.reset();
+                    info!(service = %self.board.service, instance = %id, "endpoint restored");
+                }
             }
             changed = true;
         }
@@ -271,11 +285,19 @@ impl Pool {
     }
 
     fn publish(&mut self) {
+        let now = Instant::now();
+        if !self.config.slow_start.is_zero() {
+            self.members.values_mut().for_each(|member| member.ramp_up(now));
+        }
         let connected = self.takers().filter(|member| member.endpoint.link().is_some());
         let (out, rest): (Vec<_>, Vec<_>) = connected.partition(|member| member.outlier.out_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
         let back = if rest.len() < out.len() { out } else { Vec::new() };
-        let candidates: Vec<_> = rest.into_iter().chain(back).filter_map(Member::candidate).collect();
+        let takers: Vec<_> = rest.into_iter().chain(back).collect();
+        let weights: Vec<_> = takers.iter().map(|member| (member.instance.weight(), member.ramp)).collect();
+        let weights = ramp::weights(&weights, now, self.config.slow_start);
+        let candidates = takers.into_iter().zip(weights).filter_map(|(member, weight)| member.candidate(weight));
+        let candidates: Vec<_> = candidates.collect();
         let outlook = self.outlook(!candidates.is_empty());
         let rows = self.members.values().map(Member::row).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
@@ -316,7 +338,7 @@ impl Pool {
                 // It was lost a moment ago, and its driver is about to connect again.
                 Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
                 Phase::BackingOff { error, .. } => last = Some(error),
-                Phase::Connecting { first: false } | Phase::Ready(_) => {}
+                Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
             }
         }
         let since = *self.failing_since.get_or_insert(now);
@@ -326,7 +348,30 @@ impl Pool {
 }
 
 impl Member {
-    fn candidate(&self) -> Option<Candidate<Target>> {
+    fn describe(&mut self, instance: &Arc<Instance>) {
+        self.instance = Arc::clone(instance);
+        self.endpoint.describe(instance);
+    }
+
+    /// Whether its driver will go on where the endpoint is not drained after all.
+    fn is_driven(&self) -> bool {
+        match self.endpoint.phase() {
+            Phase::Ended => false,
+            Phase::Ready(link) => !link.load.is_closed(),
+            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Idle => true,
+        }
+    }
+
+    /// Its slow start begins with its first connection, and with the first one after an attempt that failed.
+    fn ramp_up(&mut self, now: Instant) {
+        match self.endpoint.phase() {
+            Phase::Ready(_) => self.ramp.begin(now),
+            Phase::BackingOff { .. } => self.ramp.reset(),
+            Phase::Connecting { .. } | Phase::Ended | Phase::Idle => {}
+        }
+    }
+
+    fn candidate(&self, weight: Weight) -> Option<Candidate<Target>> {
         let link = self.endpoint.link().filter(|link| !link.load.is_closed())?;
         // A connection that came after the verdict; while requests wait, the trial counts them already.
         if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
@@ -338,7 +383,7 @@ impl Member {
             origin: link.origin,
             sender: link.sender,
         };
-        Some(Candidate::new(target, self.instance.weight(), link.load))
+        Some(Candidate::new(target, weight, link.load))
     }
 
     fn row(&self) -> Row {
