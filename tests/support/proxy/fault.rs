@@ -19,7 +19,8 @@ pub enum Fault {
     },
     /// The end of the server, or that there is none, stays unknown: its side is gone, the client's stays open and silent.
     HalfOpen,
-    /// Requests arrive, answers do not, and the connection is cut soon after: who asked cannot know what was done.
+    /// Requests arrive, answers do not, and the connection is cut soon after: who asked cannot know what was done. One on which
+    /// nobody asks, but which lost something, is cut when that ends.
     LoseAnswers,
     /// All goes through.
     None,

@@ -204,6 +204,19 @@ async fn where_answers_are_lost_requests_arrive() {
 }
 
 #[tokio::test]
+async fn a_connection_never_goes_on_behind_what_was_lost() {
+    let mut line = Line::open().await;
+    line.set(Fault::LoseAnswers).await;
+    line.server.write_all(b"lost").await.unwrap();
+    assert!(heard(&mut line.client).await.is_none());
+    line.set(Fault::None).await;
+    // It may have been cut before this is written.
+    let _ = line.server.write_all(b"kept").await;
+    let end = heard(&mut line.client).await.expect("it is cut");
+    assert!(end.is_err() || end.as_ref().is_ok_and(Vec::is_empty), "{end:?}");
+}
+
+#[tokio::test]
 async fn who_is_refused_may_come_back() {
     let mut line = Line::open().await;
     for _ in 0..20 {
