@@ -1,0 +1,110 @@
+use std::{collections::BTreeMap, time::Duration};
+
+use etcd_client::{Client, CompactionOptions, Compare, CompareOp, GetOptions, Txn, TxnOp};
+use tokio::time::timeout;
+
+use crate::{
+    history::{PREFIX, Revision, Stored, connect},
+    log::{ByHand, Journal, Target},
+};
+
+/// What the harness does to etcd by itself, on connections that no fault concerns. Where etcd does not answer, it gives up.
+#[derive(Clone)]
+pub(crate) struct Hand {
+    pub(crate) members: Vec<String>,
+    pub(crate) journal: Journal,
+}
+
+impl Hand {
+    /// Puts and deletes keys in one step, without a lease; noted in the log.
+    pub(crate) async fn change(&self, epoch: u32, changes: Vec<(String, Option<Vec<u8>>)>) {
+        let began = self.journal.now();
+        let keys: Vec<String> = changes.iter().map(|(key, _)| key.clone()).collect();
+        let ops: Vec<TxnOp> = changes
+            .into_iter()
+            .map(|(key, value)| match value {
+                Some(value) => TxnOp::put(key, value, None),
+                None => TxnOp::delete(key, None),
+            })
+            .collect();
+        let mut client = self.client().await;
+        let answer = match &mut client {
+            Some(client) => timeout(PATIENCE, client.txn(Txn::new().and_then(ops))).await.ok().and_then(Result::ok),
+            None => return,
+        };
+        let number = answer.and_then(|answer| answer.header().map(|header| header.revision()));
+        let revision = number.map(|number| Revision { epoch, number });
+        let notes = keys.into_iter().map(|key| ByHand { target: Target::Key(key), began, revision });
+        self.journal.open().by_hand.extend(notes);
+    }
+
+    /// Deletes a key unless it was written after this revision; noted in the log.
+    pub(crate) async fn clear(&self, epoch: u32, key: &str, stored: &Stored) {
+        let began = self.journal.now();
+        let Some(mut client) = self.client().await else { return };
+        let unchanged = Compare::value(key, CompareOp::Equal, stored.value.clone());
+        let txn = Txn::new().when([unchanged]).and_then([TxnOp::delete(key, None)]);
+        let answer = timeout(PATIENCE, client.txn(txn)).await.ok().and_then(Result::ok);
+        let number = answer.and_then(|answer| answer.header().map(|header| header.revision()));
+        let revision = number.map(|number| Revision { epoch, number });
+        self.journal.open().by_hand.push(ByHand { target: Target::Key(key.to_owned()), began, revision });
+    }
+
+    /// Ends the lease that an entry is under; noted in the log.
+    pub(crate) async fn revoke(&self, key: &str) {
+        let Some(entry) = self.entries().await.and_then(|(mut entries, _)| entries.remove(key)) else { return };
+        if entry.lease == 0 {
+            return;
+        }
+        let Some(mut client) = self.client().await else { return };
+        let began = self.journal.now();
+        self.journal.open().by_hand.push(ByHand { target: Target::Lease(entry.lease), began, revision: None });
+        let _ = timeout(PATIENCE, client.lease_revoke(entry.lease)).await;
+    }
+
+    /// Forgets the history up to a revision.
+    pub(crate) async fn compact(&self, revision: i64) {
+        if let Some(mut client) = self.client().await {
+            let options = CompactionOptions::new().with_physical();
+            let _ = timeout(PATIENCE, client.compact(revision, Some(options))).await;
+        }
+    }
+
+    /// All entries, linearizably, and the revision.
+    pub(crate) async fn entries(&self) -> Option<(BTreeMap<String, Stored>, i64)> {
+        let mut client = self.client().await?;
+        let options = GetOptions::new().with_prefix();
+        let mut answer = timeout(PATIENCE, client.get(PREFIX, Some(options))).await.ok()?.ok()?;
+        let revision = answer.header()?.revision();
+        let entries = answer.take_kvs().into_iter().map(|entry| {
+            let lease = entry.lease();
+            let (key, value) = entry.into_key_value();
+            (String::from_utf8_lossy(&key).into_owned(), Stored { value, lease })
+        });
+        Some((entries.collect(), revision))
+    }
+
+    /// How many leases there are.
+    pub(crate) async fn leases(&self) -> Option<usize> {
+        let mut client = self.client().await?;
+        let answer = timeout(PATIENCE, client.leases()).await.ok()?.ok()?;
+        Some(answer.leases().len())
+    }
+
+    /// A client of the first member that answers linearizably.
+    async fn client(&self) -> Option<Client> {
+        for member in &self.members {
+            let tried = timeout(PATIENCE, async {
+                let mut client = connect(member).await.ok()?;
+                client.get("any", None).await.ok()?;
+                Some(client)
+            });
+            if let Ok(Some(client)) = tried.await {
+                return Some(client);
+            }
+        }
+        None
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(1);

@@ -1,0 +1,404 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use discovery_core::{ServiceName, Snapshot};
+use discovery_etcd::{EtcdNaming, Layout};
+use support::{Etcd, Fault, Proxy};
+use tokio::{
+    sync::{Mutex, RwLock, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    hand::Hand,
+    history::{PREFIX, Recorder, Stored, id_of, instance_of, owner_in},
+    log::{Journal, Left, Life, Log, Whom, Word},
+    oracle::{DEADLINE, ELECTION, SLACK, TTL},
+    plan::{Act, Members, PROCESSES, Plan},
+    process::Process,
+    subject::Subject,
+};
+
+/// Runs a plan on real processes of etcd, and gives back what happened.
+pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
+    let journal = Journal::new();
+    let registrations = plan.acts.iter().filter(|(_, act)| matches!(act, Act::Register { .. })).count();
+    journal.open().lives = (0..registrations).map(|number| Life { number, ..Life::default() }).collect();
+    let etcd = match plan.members {
+        1 => Etcd::start().await,
+        members => Etcd::setup().members(members).peers_through_proxies().start().await,
+    };
+    let mut proxies = Vec::new();
+    for _ in 0..PROCESSES {
+        let mut own = Vec::new();
+        for member in etcd.members() {
+            own.push(Proxy::to(member).await);
+        }
+        proxies.push(own);
+    }
+    let (hurry, hurried) = watch::channel(false);
+    let start = |(place, proxies): (usize, &Vec<Proxy>)| {
+        Process::start(place, proxies, subject, journal.clone(), hurried.clone())
+    };
+    let processes = proxies.iter().enumerate().map(start).collect();
+    let recorder = Recorder::start(etcd.members(), journal.clone());
+    let ground = Ground {
+        hand: Hand { members: etcd.members(), journal: journal.clone() },
+        journal,
+        etcd,
+        proxies,
+        recorder: Mutex::new(recorder),
+        epoch: RwLock::new(0),
+        fault: Mutex::new(()),
+        wiping: AtomicBool::new(false),
+    };
+    let mut world = World { ground: Arc::new(ground), processes, owners: BTreeMap::new(), faults: JoinSet::new() };
+    world.play(plan).await;
+    hurry.send_replace(true);
+    world.settle().await;
+    world.give_up().await;
+    world.finish().await
+}
+
+struct World {
+    ground: Arc<Ground>,
+    processes: Vec<Process>,
+    /// The processes of registrations and streams.
+    owners: BTreeMap<Place, usize>,
+    /// Faults that are going on.
+    faults: JoinSet<()>,
+}
+
+#[derive(Clone, Copy, Eq, Ord, PartialEq, PartialOrd)]
+enum Place {
+    Registration(usize),
+    Stream(usize),
+}
+
+/// What all stand on: etcd, the network, and what is known of both.
+struct Ground {
+    journal: Journal,
+    etcd: Etcd,
+    /// By process and member.
+    proxies: Vec<Vec<Proxy>>,
+    recorder: Mutex<Recorder>,
+    hand: Hand,
+    /// Read by whom a wipe would confuse.
+    epoch: RwLock<u32>,
+    /// One fault of the cluster at a time.
+    fault: Mutex<()>,
+    wiping: AtomicBool,
+}
+
+impl World {
+    async fn play(&mut self, plan: &Plan) {
+        let start = self.ground.journal.now();
+        // By time; restarts are added as crashes happen.
+        let mut restarts: BTreeSet<(Duration, usize)> = BTreeSet::new();
+        let mut frozen = Duration::ZERO;
+        for (at, act) in &plan.acts {
+            while let Some((due, process)) = restarts.first().copied().filter(|(due, _)| due <= at) {
+                restarts.pop_first();
+                self.sleep_until(start + due).await;
+                self.processes[process].restart();
+            }
+            self.sleep_until(start + *at).await;
+            match act {
+                Act::Crash { process, pause } => {
+                    restarts.insert((*at + *pause, *process));
+                }
+                Act::Freeze { pause, .. } => frozen = frozen.max(self.ground.journal.now() + *pause),
+                _ => {}
+            }
+            if !matches!(act, Act::List { .. } | Act::Update { .. }) {
+                self.ground.journal.note(format_args!("{act:?}"));
+            }
+            self.act(act.clone());
+        }
+        for (_, process) in restarts {
+            self.processes[process].restart();
+        }
+        while self.faults.join_next().await.is_some() {}
+        self.sleep_until(frozen).await;
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Burst { registration } => self.of(Place::Registration(registration)).update(registration, BURST),
+            Act::Update { registration } => self.of(Place::Registration(registration)).update(registration, 1),
+            Act::Deregister { registration } => self.of(Place::Registration(registration)).deregister(registration),
+            Act::Drop { registration } => self.of(Place::Registration(registration)).drop_registration(registration),
+            Act::Close { stream } => self.of(Place::Stream(stream)).close(stream),
+            Act::List { process, service } => self.processes[process].list(service),
+            Act::Open { process, stream, service, slow } => {
+                self.owners.insert(Place::Stream(stream), process);
+                self.processes[process].open(stream, service, slow);
+            }
+            Act::Register { process, registration, service, id, claim } => {
+                self.owners.insert(Place::Registration(registration), process);
+                self.processes[process].register(registration, service, id, claim);
+            }
+            Act::Crash { process, .. } => self.processes[process].crash(),
+            Act::Freeze { process, pause } => self.processes[process].freeze(pause),
+            fault => {
+                let ground = Arc::clone(&self.ground);
+                self.faults.spawn(async move { ground.fault(fault).await });
+            }
+        }
+    }
+
+    fn of(&mut self, place: Place) -> &mut Process {
+        &mut self.processes[self.owners[&place]]
+    }
+
+    async fn sleep_until(&self, at: Duration) {
+        sleep(at.saturating_sub(self.ground.journal.now())).await;
+    }
+
+    /// Waits, after the last fault, until all streams and registrations are as they should be.
+    async fn settle(&self) {
+        let journal = &self.ground.journal;
+        let healed = journal.now();
+        journal.note("the last fault is over");
+        let (mut converged, mut registered) = (None, None);
+        while journal.now() < healed + SETTLE && (converged.is_none() || registered.is_none()) {
+            if let Some((entries, _)) = self.ground.hand.entries().await {
+                let now = journal.now();
+                if converged.is_none() && have_converged(&journal.open(), &entries) {
+                    converged = Some(now - healed);
+                }
+                if registered.is_none() && are_registered(&journal.open(), &entries) {
+                    registered = Some(now - healed);
+                }
+                self.ground.clear(&entries).await;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        let entries = self.ground.hand.entries().await.map(|(entries, _)| entries);
+        let mut log = journal.open();
+        if entries.is_none() {
+            log.failures.push("etcd does not answer after the last fault".into());
+        }
+        let end = &mut log.end;
+        (end.healed, end.converged, end.registered) = (healed, converged, registered);
+        (end.closing, end.entries) = (journal.now(), entries.unwrap_or_default());
+    }
+
+    /// Gives up everything, and waits until nothing is left.
+    async fn give_up(&mut self) {
+        let start = self.ground.journal.now();
+        for process in &mut self.processes {
+            if timeout(DEADLINE + SLACK, process.give_up()).await.is_err() {
+                self.ground.journal.open().failures.push("giving up took longer than the deadline".into());
+            }
+        }
+        // Of those that crashed in the end, the leases have to run out.
+        let patience = TTL + ELECTION + Duration::from_secs(1) + SLACK * 2;
+        let mut left = Left::default();
+        while self.ground.journal.now() < start + DEADLINE + patience {
+            let (entries, leases) = (self.ground.hand.entries().await, self.ground.hand.leases().await);
+            let keys = entries.map(|(entries, _)| entries.into_keys().collect()).unwrap_or_default();
+            // The recorder has one on each member.
+            let watches = self.ground.watches().saturating_sub(self.ground.etcd.members().len());
+            left = Left { keys, leases: leases.unwrap_or_default(), watches };
+            if left.keys.is_empty() && left.leases == 0 && left.watches == 0 {
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.ground.journal.open().end.left = left;
+    }
+
+    async fn finish(self) -> Log {
+        let mut recorder = self.ground.recorder.lock().await;
+        if let Some((_, revision)) = self.ground.hand.entries().await {
+            recorder.catch_up(revision).await;
+        }
+        let mut log = self.ground.journal.take();
+        log.steps = recorder.steps();
+        log
+    }
+}
+
+impl Ground {
+    async fn fault(&self, fault: Act) {
+        match fault {
+            Act::Cut { process, member, fault, pause } => {
+                let whom = process.map_or(Whom::Everybody, Whom::Process);
+                let start = self.journal.now();
+                self.set(process, member, fault);
+                sleep(pause).await;
+                self.set(process, member, Fault::None);
+                self.journal.disturbed(whom, start);
+            }
+            Act::Kill { target, pause } => self.down(target, pause, Etcd::kill).await,
+            Act::Stop { target, pause } => self.down(target, pause, Etcd::stop).await,
+            Act::Pause { target, pause } => {
+                let _one = self.fault.lock().await;
+                let start = self.journal.now();
+                let places = self.places(target);
+                places.iter().for_each(|place| self.etcd.pause(*place));
+                sleep(pause).await;
+                places.iter().for_each(|place| self.etcd.resume(*place));
+                self.answering(start).await;
+            }
+            Act::Isolate { target, pause } => {
+                let _one = self.fault.lock().await;
+                let start = self.journal.now();
+                self.places(target).into_iter().for_each(|place| self.etcd.isolate(place));
+                sleep(pause).await;
+                self.etcd.heal();
+                self.answering(start).await;
+            }
+            Act::Wipe => self.wipe().await,
+            by_hand => self.by_hand(by_hand).await,
+        }
+    }
+
+    async fn by_hand(&self, act: Act) {
+        let epoch = self.epoch.read().await;
+        let key = |service: &ServiceName, id: &str| format!("{PREFIX}{service}/{id}");
+        let value = |text: &str| {
+            let instance = discovery_core::Instance::new(text.parse().expect("an address"));
+            Some(EtcdNaming::default().encode(&instance))
+        };
+        let changes = match act {
+            Act::Compact { back } => {
+                let reached = self.recorder.lock().await.reached();
+                return self.hand.compact(reached.number - back).await;
+            }
+            Act::Revoke { service, id } => return self.hand.revoke(&key(&service, &format!("i{id}"))).await,
+            Act::Delete { service, id } => vec![(key(&service, &format!("i{id}")), None)],
+            Act::Overwrite { service, id } => vec![(key(&service, &format!("i{id}")), value("10.9.0.1:80"))],
+            Act::PutBad { service, id } => vec![(key(&service, &format!("i{id}")), Some(b"{".to_vec()))],
+            Act::PutDeeper { service } => vec![(key(&service, "deeper/10.9.0.2:80"), value("10.9.0.2:80"))],
+            Act::PutPair { service, there } => ["10.9.0.3:80", "10.9.0.4:80"]
+                .map(|address| (key(&service, address), if there { value(address) } else { None }))
+                .to_vec(),
+            other => unreachable!("{other:?} is done elsewhere"),
+        };
+        self.hand.change(*epoch, changes).await;
+    }
+
+    /// Ends members and starts them again.
+    async fn down(&self, target: Members, pause: Duration, end: impl Fn(&Etcd, usize)) {
+        let _one = self.fault.lock().await;
+        let start = self.journal.now();
+        let places = self.places(target);
+        places.iter().for_each(|place| end(&self.etcd, *place));
+        sleep(pause).await;
+        for place in places {
+            self.etcd.restart(place).await;
+        }
+        self.answering(start).await;
+    }
+
+    /// Cuts everybody off, so that nobody knows more than the recorder, and lets etcd begin anew.
+    async fn wipe(&self) {
+        let _one = self.fault.lock().await;
+        let mut epoch = self.epoch.write().await;
+        let start = self.journal.now();
+        self.wiping.store(true, Ordering::SeqCst);
+        self.each(None, None, Fault::Refuse);
+        sleep(Duration::from_millis(50)).await;
+        let mut recorder = self.recorder.lock().await;
+        if let Some((_, revision)) = self.hand.entries().await {
+            recorder.catch_up(revision).await;
+            self.etcd.wipe().await;
+            *epoch += 1;
+            recorder.begin_epoch();
+        }
+        self.wiping.store(false, Ordering::SeqCst);
+        self.each(None, None, Fault::None);
+        self.answering(start).await;
+    }
+
+    /// Waits until etcd answers, and notes the disturbance.
+    async fn answering(&self, start: Duration) {
+        while self.hand.entries().await.is_none() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.journal.disturbed(Whom::Everybody, start);
+    }
+
+    fn set(&self, process: Option<usize>, member: Option<usize>, fault: Fault) {
+        if !self.wiping.load(Ordering::SeqCst) {
+            self.each(process, member, fault);
+        }
+    }
+
+    fn each(&self, process: Option<usize>, member: Option<usize>, fault: Fault) {
+        for (of, proxies) in self.proxies.iter().enumerate() {
+            for (to, proxy) in proxies.iter().enumerate() {
+                if process.is_none_or(|process| process == of) && member.is_none_or(|member| member == to) {
+                    proxy.set(fault);
+                }
+            }
+        }
+    }
+
+    fn places(&self, target: Members) -> Vec<usize> {
+        let count = self.etcd.members().len();
+        match target {
+            Members::Leader => vec![self.etcd.leader().unwrap_or_default()],
+            Members::Majority => (0..=count / 2).collect(),
+            Members::One(place) => vec![place],
+        }
+    }
+
+    /// How many watches etcd has.
+    fn watches(&self) -> usize {
+        let count = |place| self.etcd.metric(place, "etcd_debugging_mvcc_watcher_total").unwrap_or_default() as usize;
+        (0..self.etcd.members().len()).map(count).sum()
+    }
+
+    /// Removes what was put by hand and that no registration is going to repair.
+    async fn clear(&self, entries: &BTreeMap<String, Stored>) {
+        let epoch = *self.epoch.read().await;
+        for (key, stored) in entries.iter().filter(|(_, stored)| owner_in(stored).is_none()) {
+            let is_repaired = |life: &Life| life.key == *key && life.released.is_none() && !is_superseded(life);
+            if !self.journal.open().lives.iter().any(is_repaired) {
+                self.hand.clear(epoch, key, stored).await;
+            }
+        }
+    }
+}
+
+fn is_superseded(life: &Life) -> bool {
+    matches!(life.statuses.last(), Some((_, Word::Superseded)))
+}
+
+/// Whether every open stream has what is listed.
+fn have_converged(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
+    log.recordings.iter().filter(|recording| recording.closed.is_none()).all(|recording| {
+        let valid = entries.iter().filter_map(|(key, stored)| {
+            let id = id_of(&recording.service, key)?;
+            instance_of(&id, stored)
+        });
+        recording.held() == (valid.collect::<Snapshot>(), false)
+    })
+}
+
+/// Whether every registration is in etcd as it should be, or superseded.
+fn are_registered(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
+    log.lives.iter().filter(|life| life.released.is_none() && !life.key.is_empty()).all(|life| {
+        let is_said = matches!(life.statuses.last(), Some((_, Word::Registered)));
+        let is_there = || {
+            let (Some(stored), Some(wanted)) = (entries.get(&life.key), &life.instance) else { return false };
+            instance_of(wanted.id(), stored).as_ref() == Some(wanted)
+        };
+        life.pending == 0 && (is_superseded(life) || (is_said && is_there()))
+    })
+}
+
+/// More updates than a stream's queue holds.
+const BURST: usize = 160;
+/// Long enough to see by how much a bound is missed.
+const SETTLE: Duration = Duration::from_secs(15);
