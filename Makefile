@@ -8,10 +8,16 @@ override ETCD := $(if $(findstring /,$(ETCD)),$(abspath $(ETCD)),$(ETCD))
 export ETCD
 endif
 
-.PHONY: help test lint bench generate
+.PHONY: help test soak lint bench generate
+
+# How much chaos a soak is: so many seeds, each for so many seconds; SEED=7 repeats one.
+SEEDS ?= 20
+SECONDS ?= 60
+SEED ?=
 
 help:
 	@echo "make test      run all tests (installs protoc and etcd on Debian; ETCD=path takes another etcd)"
+	@echo "make soak      run what takes long, and the chaos with fresh seeds (SEEDS=20 SECONDS=60; SEED=7 repeats one)"
 	@echo "make lint      formatting, clippy, rustdoc, single crates and features, dependency rules"
 	@echo "make bench     run the benchmarks and print their table"
 	@echo "make generate  rewrite the greeter's generated code from its .proto file"
@@ -20,6 +26,12 @@ help:
 test:
 	scripts/install cc cargo protoc etcd etcdctl
 	cargo test --workspace --all-features --no-fail-fast
+
+# One after the other, so that each has the machine; with its output, which has the seeds.
+soak:
+	scripts/install cc cargo protoc etcd etcdctl
+	CHAOS_SEEDS=$(SEEDS) CHAOS_SECONDS=$(SECONDS) $(if $(SEED),CHAOS_SEED=$(SEED)) \
+		cargo test -p tests --all-features $(if $(SEED),--test chaos) --no-fail-fast -- --ignored --nocapture --test-threads=1
 
 lint:
 	scripts/install cc cargo protoc
