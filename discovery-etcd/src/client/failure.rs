@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{error::Error as StdError, time::Duration};
 
 use discovery_core::{Address, Error, ErrorKind};
 use etcd_client::Error as ClientError;
@@ -45,8 +45,17 @@ impl Failure {
 
     /// The one place where etcd-client's errors are read.
     pub(super) fn from_client(error: ClientError, operation: &'static str, member: &Address) -> Self {
+        let mut innermost = String::new();
         let (code, text) = match error {
-            ClientError::GRpcStatus(status) => (status.code() as i32, status.message().to_owned()),
+            ClientError::GRpcStatus(status) => {
+                // What rustls or the system said; tonic's own message may be no more than "transport error".
+                let mut causes: &dyn StdError = &status;
+                while let Some(cause) = causes.source() {
+                    causes = cause;
+                    innermost = cause.to_string();
+                }
+                (status.code() as i32, status.message().to_owned())
+            }
             // The only thing that etcd-client reports so.
             ClientError::LeaseKeepAliveError(text) if text == "lease not found" => (NOT_FOUND, LEASE_GONE.to_owned()),
             ClientError::InvalidArgs(text) => (INVALID_ARGUMENT, text),
@@ -59,6 +68,7 @@ impl Failure {
             Reason::Token => "etcd does not accept the credentials".to_owned(),
             _ => "etcd refused the request".to_owned(),
         };
+        let text = if text.contains(&innermost) { text } else { format!("{text}: {innermost}") };
         // Peers' text may hold anything.
         let cause = text.escape_debug().to_string();
         Self { reason, error: Error::new(kind, message).during(operation).because(cause) }
@@ -88,7 +98,8 @@ fn classify(code: i32, text: &str) -> (Reason, ErrorKind) {
         RESOURCE_EXHAUSTED => (Reason::Refused, ErrorKind::ResourceExhausted),
         UNIMPLEMENTED => (Reason::Refused, ErrorKind::Unsupported),
         NOT_FOUND | ALREADY_EXISTS | FAILED_PRECONDITION => (Reason::Refused, ErrorKind::Internal),
-        CANCELLED | DEADLINE_EXCEEDED => (Reason::Member, ErrorKind::DeadlineExceeded),
+        DEADLINE_EXCEEDED => (Reason::Member, ErrorKind::DeadlineExceeded),
+        CANCELLED if text.contains("Timeout") => (Reason::Member, ErrorKind::DeadlineExceeded),
         _ => (Reason::Member, ErrorKind::Unavailable),
     }
 }
@@ -147,6 +158,8 @@ mod tests {
         for (code, text, reason, kind) in [
             (14, "tcp connect error", Reason::Member, Kind::Unavailable),
             (1, "Timeout expired", Reason::Member, Kind::DeadlineExceeded),
+            // A connection that ended before the request was on it.
+            (1, "operation was canceled", Reason::Member, Kind::Unavailable),
             (2, "h2 protocol error: error reading a body from connection", Reason::Member, Kind::Unavailable),
             (2, "transport error", Reason::Member, Kind::Unavailable),
             (2, "context deadline exceeded", Reason::Member, Kind::Unavailable),
