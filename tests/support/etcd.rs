@@ -16,7 +16,7 @@ use std::{
 use tempfile::TempDir;
 
 use self::peers::Peers;
-use crate::Raw;
+use crate::{Authority, Flaw, Raw};
 
 pub use self::saved::Saved;
 
@@ -28,6 +28,7 @@ pub use self::saved::Saved;
 pub struct Etcd {
     members: Vec<Member>,
     peers: Option<Peers>,
+    authority: Option<Authority>,
     flags: Vec<String>,
     folder: TempDir,
 }
@@ -37,6 +38,9 @@ pub struct Etcd {
 pub struct Setup {
     members: usize,
     peers_through_proxies: bool,
+    tls: Option<Flaw>,
+    client_certificates: bool,
+    json_web_tokens: bool,
     flags: Vec<String>,
 }
 
@@ -44,6 +48,7 @@ pub struct Setup {
 struct Member {
     client_port: u16,
     peer_port: u16,
+    metrics_port: u16,
     process: Mutex<Option<Process>>,
 }
 
@@ -81,9 +86,19 @@ impl Etcd {
         self.members().remove(0)
     }
 
-    /// A client of its own for what tests do by hand.
+    /// Who signed the members' certificates, in a cluster [with TLS](Setup::tls).
+    pub fn authority(&self) -> &Authority {
+        self.authority.as_ref().expect("the cluster was set up with tls")
+    }
+
+    /// A client of its own for what tests do by hand; where there are client certificates it is the user `root`.
     pub async fn raw(&self) -> Raw {
-        Raw::connect(&self.members()).await
+        Raw::connect_over(self.authority.as_ref(), &self.members(), None).await
+    }
+
+    /// The same, as a user.
+    pub async fn raw_as(&self, user: &str, password: &str) -> Raw {
+        Raw::connect_over(self.authority.as_ref(), &self.members(), Some((user, password))).await
     }
 
     /// Starts a member that was stopped or killed, on its former ports and data, and waits until it answers.
@@ -164,14 +179,14 @@ impl Etcd {
 
     /// The value of one of a member's metrics, which is named with its labels.
     pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
-        let text = http_get(self.members[place].client_port, "/metrics")?;
+        let text = http_get(self.members[place].metrics_port, "/metrics")?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
     /// How many messages a member has got for a method of gRPC, such as `LeaseKeepAlive`, since it started.
     pub fn requests(&self, place: usize, method: &str) -> u64 {
-        let text = http_get(self.members[place].client_port, "/metrics").expect("the member answers");
+        let text = http_get(self.members[place].metrics_port, "/metrics").expect("the member answers");
         let method = format!("grpc_method=\"{method}\"");
         let is_meant = |line: &&str| line.starts_with("grpc_server_msg_received_total{") && line.contains(&method);
         let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
@@ -188,7 +203,7 @@ impl Etcd {
 
     /// A member's id, as it tells its peers.
     fn id(&self, place: usize) -> String {
-        let text = http_get(self.members[place].client_port, "/metrics").expect("the member answers");
+        let text = http_get(self.members[place].metrics_port, "/metrics").expect("the member answers");
         let id = text.lines().find_map(|line| line.strip_prefix(r#"etcd_server_id{server_id=""#)?.split('"').next());
         id.expect("etcd names its id among its metrics").to_owned()
     }
@@ -198,8 +213,9 @@ impl Etcd {
     }
 
     fn run(&self, place: usize) {
-        let client = |member: &Member| format!("http://127.0.0.1:{}", member.client_port);
         let member = &self.members[place];
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", member.client_port);
         let own_peer = |place: usize| format!("127.0.0.1:{}", self.members[place].peer_port);
         let peer = |place| self.peers.as_ref().map_or_else(|| own_peer(place), |peers| peers.address(place));
         let cluster: Vec<String> =
@@ -209,7 +225,9 @@ impl Etcd {
             .args(["--name", &format!("m{place}")])
             .arg("--data-dir")
             .arg(self.data(place))
-            .args(["--listen-client-urls", &client(member), "--advertise-client-urls", &client(member)])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            // Health and metrics without TLS, whatever clients get.
+            .args(["--listen-metrics-urls", &format!("http://127.0.0.1:{}", member.metrics_port)])
             .args(["--listen-peer-urls", &format!("http://{}", own_peer(place))])
             .args(["--initial-advertise-peer-urls", &format!("http://{}", peer(place))])
             .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
@@ -238,7 +256,7 @@ impl Etcd {
                 if self.process(place).as_mut().is_none_or(|process| !process.is_running()) {
                     return false;
                 }
-                healthy += usize::from(is_healthy(member.client_port));
+                healthy += usize::from(is_healthy(member.metrics_port));
             }
             if healthy == self.members.len() {
                 return true;
@@ -250,7 +268,7 @@ impl Etcd {
 
     async fn ready(&self, place: usize) {
         let start = Instant::now();
-        let port = self.members[place].client_port;
+        let port = self.members[place].metrics_port;
         while !is_healthy(port) {
             let runs = self.process(place).as_mut().is_some_and(Process::is_running);
             assert!(runs, "etcd ended while it started; see its messages with ETCD_LOG=1");
@@ -272,6 +290,39 @@ impl Setup {
     #[must_use]
     pub fn peers_through_proxies(mut self) -> Self {
         self.peers_through_proxies = true;
+        self
+    }
+
+    /// Serves clients over TLS, with certificates of an [authority](Etcd::authority) of the cluster's own.
+    #[must_use]
+    pub fn tls(self) -> Self {
+        self.tls_with(Flaw::None)
+    }
+
+    /// Serves clients over TLS, with certificates that may be bad.
+    #[must_use]
+    pub fn tls_with(mut self, flaw: Flaw) -> Self {
+        self.tls = Some(flaw);
+        self
+    }
+
+    /// Serves clients over TLS, and only those with a certificate of the same authority; its common name is the user.
+    #[must_use]
+    pub fn client_certificates(mut self) -> Self {
+        self.client_certificates = true;
+        self.tls()
+    }
+
+    /// Tokens of users end after so many seconds without use.
+    #[must_use]
+    pub fn token_ttl(self, seconds: u64) -> Self {
+        self.flag("--auth-token=simple").flag(format!("--auth-token-ttl={seconds}"))
+    }
+
+    /// Tokens of users are JSON Web Tokens, which end with every change of users and roles.
+    #[must_use]
+    pub fn json_web_tokens(mut self) -> Self {
+        self.json_web_tokens = true;
         self
     }
 
@@ -304,17 +355,43 @@ impl Setup {
         // In memory where that is possible: what is tested is not the disk.
         let shm = Path::new("/dev/shm");
         let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-        let mut ports = free_ports(2 * self.members).into_iter();
+        let folder = folder.expect("a temporary folder");
+        let path = |file: &str| folder.path().join(file).to_str().expect("a path in UTF-8").to_owned();
+        let mut flags = self.flags;
+        let authority = self.tls.map(|flaw| {
+            let authority = Authority::in_folder(folder.path());
+            authority.server(flaw);
+            flags.extend([format!("--cert-file={}", path("server.pem")), format!("--key-file={}", path("server.key"))]);
+            authority
+        });
+        if self.client_certificates {
+            flags.extend(["--client-cert-auth".to_owned(), format!("--trusted-ca-file={}", path("ca.pem"))]);
+        }
+        if self.json_web_tokens {
+            // Signed with a secret that all members know, which takes no RSA key.
+            fs::write(path("jwt.key"), "a secret of at least two hundred and fifty-six bits")
+                .expect("the folder is there");
+            flags.push(format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=5m", path("jwt.key")));
+        }
+        let mut ports = free_ports(3 * self.members).into_iter();
         let mut port = || ports.next().expect("as many as were asked for");
-        let member = |_| Member { client_port: port(), peer_port: port(), process: Mutex::default() };
+        let member =
+            |_| Member { client_port: port(), peer_port: port(), metrics_port: port(), process: Mutex::default() };
         let members = (0..self.members).map(member).collect();
-        Etcd { members, peers: None, flags: self.flags, folder: folder.expect("a temporary folder") }
+        Etcd { members, peers: None, authority, flags, folder }
     }
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { members: 1, peers_through_proxies: false, flags: Vec::new() }
+        Self {
+            members: 1,
+            peers_through_proxies: false,
+            tls: None,
+            client_certificates: false,
+            json_web_tokens: false,
+            flags: Vec::new(),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! But for the scene nothing here is particular to `discovery`: who tests against etcd may copy the files of [`Etcd`], [`Fake`]
 //! and [`Proxy`].
 
+mod certificates;
 mod etcd;
 mod fake;
 mod log;
@@ -11,6 +12,7 @@ mod proxy;
 mod raw;
 pub mod scene;
 
+pub use certificates::{Authority, Certificate, Flaw};
 pub use etcd::{Etcd, Saved, Setup};
 pub use fake::{Before, Fake, Method};
 pub use log::Log;

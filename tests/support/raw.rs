@@ -1,8 +1,11 @@
 use std::fmt;
 
 use etcd_client::{
-    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, DeleteOptions, GetOptions, PutOptions, Txn, TxnOp,
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions,
+    Identity, Permission, PutOptions, RoleRevokePermissionOptions, TlsOptions, Txn, TxnOp, UserAddOptions,
 };
+
+use crate::{Authority, Flaw};
 
 /// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
 pub struct Raw(Client);
@@ -10,7 +13,26 @@ pub struct Raw(Client);
 impl Raw {
     /// Connects to the members.
     pub async fn connect(members: &[String]) -> Self {
-        Self(Client::connect(members, None).await.expect("etcd answers"))
+        Self::connect_over(None, members, None).await
+    }
+
+    /// Connects over TLS if there is an authority, as a user if there is one.
+    pub async fn connect_over(
+        authority: Option<&Authority>,
+        members: &[String],
+        credentials: Option<(&str, &str)>,
+    ) -> Self {
+        let mut options = ConnectOptions::default();
+        if let Some(authority) = authority {
+            let own = authority.client("root", Flaw::None);
+            let ca = etcd_client::Certificate::from_pem(authority.pem());
+            let identity = Identity::from_pem(own.cert, own.key);
+            options = options.with_tls(TlsOptions::new().ca_certificate(ca).identity(identity));
+        }
+        if let Some((user, password)) = credentials {
+            options = options.with_user(user, password).with_auto_token_refresh(true);
+        }
+        Self(Client::connect(members, Some(options)).await.expect("etcd answers"))
     }
 
     /// Puts a value, without a lease.
@@ -111,6 +133,78 @@ impl Raw {
         self.0.user_add("root", password, None).await.expect("etcd answers");
         self.0.user_grant_role("root", "root").await.expect("etcd answers");
         self.0.auth_enable().await.expect("etcd answers");
+    }
+
+    /// Adds a user with the roles; without a password it can only come by certificate.
+    pub async fn add_user(&mut self, name: &str, password: Option<&str>, roles: &[&str]) {
+        let options = UserAddOptions::new();
+        let options = if password.is_some() { options } else { options.with_no_pwd() };
+        self.0.user_add(name, password.unwrap_or_default(), Some(options)).await.expect("etcd answers");
+        for role in roles {
+            self.0.user_grant_role(name, *role).await.expect("etcd answers");
+        }
+    }
+
+    /// Deletes a user.
+    pub async fn delete_user(&mut self, name: &str) {
+        self.0.user_delete(name).await.expect("etcd answers");
+    }
+
+    /// Gives a user another password.
+    pub async fn change_password(&mut self, name: &str, password: &str) {
+        self.0.user_change_password(name, password).await.expect("etcd answers");
+    }
+
+    /// Gives a role to a user.
+    pub async fn give_role(&mut self, user: &str, role: &str) {
+        self.0.user_grant_role(user, role).await.expect("etcd answers");
+    }
+
+    /// Takes a role from a user.
+    pub async fn take_role(&mut self, user: &str, role: &str) {
+        self.0.user_revoke_role(user, role).await.expect("etcd answers");
+    }
+
+    /// Adds a role that may read all keys with a prefix.
+    pub async fn add_reader(&mut self, role: &str, prefix: &str) {
+        self.add_role(role).await;
+        self.permit(role, Permission::read(prefix).with_prefix()).await;
+    }
+
+    /// Adds a role that may read and write all keys with a prefix.
+    pub async fn add_writer(&mut self, role: &str, prefix: &str) {
+        self.add_role(role).await;
+        self.allow_write(role, prefix).await;
+    }
+
+    /// Withdraws the permission that a role has on a prefix.
+    pub async fn withdraw(&mut self, role: &str, prefix: &str) {
+        let options = RoleRevokePermissionOptions::new().with_prefix();
+        self.0.role_revoke_permission(role, prefix, Some(options)).await.expect("etcd answers");
+    }
+
+    /// Lets a role read and write all keys with a prefix.
+    pub async fn allow_write(&mut self, role: &str, prefix: &str) {
+        self.permit(role, Permission::read_write(prefix).with_prefix()).await;
+    }
+
+    /// Adds a role that may do nothing.
+    pub async fn add_role(&mut self, role: &str) {
+        self.0.role_add(role).await.expect("etcd answers");
+    }
+
+    /// Tries to put a value; the error is etcd's.
+    pub async fn try_put(&mut self, key: &str, value: &str) -> Result<(), String> {
+        self.0.put(key, value, None).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Tries to delete a key; the error is etcd's.
+    pub async fn try_delete(&mut self, key: &str) -> Result<(), String> {
+        self.0.delete(key, None).await.map(drop).map_err(|error| error.to_string())
+    }
+
+    async fn permit(&mut self, role: &str, permission: Permission) {
+        self.0.role_grant_permission(role, permission).await.expect("etcd answers");
     }
 
     /// The revision of the store.

@@ -1,0 +1,118 @@
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
+
+/// A certificate authority of a test's own, and the folder that its files are in.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    folder: PathBuf,
+}
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+pub struct Certificate {
+    /// The certificate.
+    pub cert: String,
+    /// The key.
+    pub key: String,
+    /// The file with the certificate.
+    pub cert_file: PathBuf,
+    /// The file with the key.
+    pub key_file: PathBuf,
+}
+
+/// What is wrong with a certificate.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[expect(clippy::exhaustive_enums, reason = "tests name them")]
+pub enum Flaw {
+    /// It was valid until 2001.
+    Expired,
+    /// Nothing.
+    None,
+    /// It is for another host.
+    OtherHost,
+}
+
+impl Authority {
+    /// Makes an authority with files in an existing folder.
+    pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
+        let (folder, key) = (folder.into(), KeyPair::generate().expect("a key"));
+        // Authorities are told apart by their names.
+        let mut params = params(&format!("authority of {}", folder.display()), &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let pem = params.self_signed(&key).expect("a certificate").pem();
+        fs::write(folder.join("ca.pem"), &pem).expect("the folder is there");
+        Self { issuer: Issuer::new(params, key), pem, folder }
+    }
+
+    /// Its own certificate, in PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// The file with its own certificate.
+    pub fn file(&self) -> PathBuf {
+        self.folder.join("ca.pem")
+    }
+
+    /// Signs a certificate for servers on 127.0.0.1.
+    pub fn server(&self, flaw: Flaw) -> Certificate {
+        let hosts: &[&str] = if flaw == Flaw::OtherHost { &["elsewhere.test"] } else { &["127.0.0.1", "localhost"] };
+        self.sign("server", hosts, flaw)
+    }
+
+    /// Signs a certificate for a client whose common name is this.
+    pub fn client(&self, name: &str, flaw: Flaw) -> Certificate {
+        self.sign(name, &[], flaw)
+    }
+
+    fn sign(&self, name: &str, hosts: &[&str], flaw: Flaw) -> Certificate {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = params(name, hosts);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        // etcd is a client of itself.
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        if flaw == Flaw::Expired {
+            params.not_after = date_time_ymd(2001, 1, 1);
+        }
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
+        Certificate::write(&self.folder, name, cert, key.serialize_pem())
+    }
+}
+
+impl Certificate {
+    fn write(folder: &Path, name: &str, cert: String, key: String) -> Self {
+        let (cert_file, key_file) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
+        fs::write(&cert_file, &cert).expect("the folder is there");
+        fs::write(&key_file, &key).expect("the folder is there");
+        Self { cert, key, cert_file, key_file }
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Certificate").field("cert_file", &self.cert_file).finish_non_exhaustive()
+    }
+}
+
+fn params(name: &str, hosts: &[&str]) -> CertificateParams {
+    let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+    let mut params = CertificateParams::new(hosts).expect("valid names");
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
