@@ -36,11 +36,11 @@ impl<'de> Visitor<'de> for Fields {
             }
             match name.as_str() {
                 "members" => config.members = map.next_value()?,
-                "password" => password = text(&name, map.next_value()?)?,
-                "prefix" => config.prefix = text(&name, map.next_value()?)?,
-                "user" => user = text(&name, map.next_value()?)?,
+                "password" => password = map.next_value::<Value>()?.text(&name)?,
+                "prefix" => config.prefix = map.next_value::<Value>()?.text(&name)?,
+                "user" => user = map.next_value::<Value>()?.text(&name)?,
                 name if NAMES.contains(&name) => {
-                    let value = text(name, map.next_value()?)?;
+                    let (Value::Number(value) | Value::Text(value)) = map.next_value()?;
                     config.set(name, &value).map_err(A::Error::custom)?;
                 }
                 name => {
@@ -61,17 +61,20 @@ impl<'de> Visitor<'de> for Fields {
     }
 }
 
-/// A value, which any of the formats may write in its way. Of one that is neither text nor a truth value nothing is kept, since
-/// serde's own errors quote what they refuse, and that may be a password of digits alone.
+/// A value, as the formats may write it. It is read by us, since serde's own errors quote what they refuse, and that may be a
+/// password of digits alone.
 enum Value {
-    Other,
+    Number(String),
     Text(String),
 }
 
-fn text<E: serde::de::Error>(name: &str, value: Value) -> Result<String, E> {
-    match value {
-        Value::Text(text) => Ok(text),
-        Value::Other => Err(E::custom(format_args!("invalid {name}: allowed is a value in quotes"))),
+impl Value {
+    /// What must be text: a number does not say how it was written, and a truth value not that it was one.
+    fn text<E: serde::de::Error>(self, name: &str) -> Result<String, E> {
+        match self {
+            Self::Text(text) => Ok(text),
+            Self::Number(_) => Err(E::custom(format_args!("invalid {name}: allowed is a text in quotes"))),
+        }
     }
 }
 
@@ -87,35 +90,35 @@ impl Visitor<'_> for Scalar {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value in quotes")
+        f.write_str("one value")
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Text(value.to_string()))
+        Ok(Value::Number(value.to_string()))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(Value::Text(value.to_owned()))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_i128<E>(self, _: i128) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_u128<E>(self, _: u128) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Other)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Number(value.to_string()))
     }
 }
 
@@ -165,17 +168,17 @@ mod tests {
             (json!({ "members": ["a", "u:secret@b"] }), "credentials have a place of their own"),
             (json!({ "members": ["a"], "Ttl": "5s" }), "unknown field \"Ttl\"; known are members, password, "),
             (json!({ "members": ["a"], "tls": { "ca_file": "x" } }), "unknown field \"tls\""),
-            (json!({ "members": ["a"], "ttl": 15 }), "invalid ttl: allowed is a value in quotes"),
+            (json!({ "members": ["a"], "ttl": 15 }), "durations such as 15s"),
             (json!({ "members": ["a"], "ttl": "15" }), "durations such as 15s"),
             (json!({ "members": ["a"], "ttl": "0s" }), "whole seconds from 1 s to 1 day"),
-            (json!({ "members": ["a"], "ttl": null }), "a value in quotes"),
+            (json!({ "members": ["a"], "ttl": null }), "one value"),
             (json!({ "members": ["a"], "backoff_min": "9s" }), "the shorter first"),
             (json!({ "members": ["a"], "allow_plaintext_credentials": "maybe" }), "allowed are true and false"),
             (json!({ "members": ["127.0.0.1"], "user": "u" }), "belong together"),
             (json!({ "members": ["127.0.0.1"], "password": "secret" }), "belong together"),
             (
                 json!({ "members": ["127.0.0.1"], "password": 5_313_373 }),
-                "invalid password: allowed is a value in quotes",
+                "invalid password: allowed is a text in quotes",
             ),
             (json!({ "members": ["a"], "user": "u", "password": "secret" }), "in clear"),
             (json!({ "members": ["a"], "cert_file": "c", "key_file": "k" }), "`ca_file` names nobody to trust"),
