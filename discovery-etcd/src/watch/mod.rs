@@ -5,6 +5,7 @@
 
 mod cursor;
 mod pulse;
+mod rounds;
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -17,7 +18,7 @@ use async_trait::async_trait;
 use discovery_core::{BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tracing::debug;
 
@@ -29,6 +30,7 @@ use crate::{
 use cursor::{Cursor, Ended, Step};
 pub(crate) use pulse::Pace;
 use pulse::Pulse;
+use rounds::Rounds;
 
 /// Reads services from etcd.
 #[derive(Debug)]
@@ -63,10 +65,10 @@ impl EtcdSource {
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
         let range = Range::of(self, service, feed.limit());
         let mut open = Open::Feed(feed);
-        let (mut short, mut reached) = (0, 0);
+        let (mut rounds, mut reached) = (Rounds::default(), 0);
         let mut broken: Option<Error> = None;
+        let mut wait = Duration::ZERO;
         loop {
-            let started = Instant::now();
             let Listed { entries, keys, revision, cluster } = match (&open, broken.take()) {
                 (Open::Feed(_), _) => self.list(&range).await?,
                 (_, None) => self.list_within(&range, self.pace.patience()).await?,
@@ -81,23 +83,25 @@ impl EtcdSource {
             let went_back = revision < reached;
             let mut live = open.put(entries, went_back);
             let mut cursor = Cursor::new(revision, cluster);
+            sleep(wait).await;
+            let begun = Instant::now();
             let ended = self.watch(&range, &mut live, &mut cursor, &mut pulse).await;
             reached = cursor.reached();
-            short = if started.elapsed() < STEADY { short + 1 } else { 0 };
             let is_audit = matches!(ended, Ended::Audit);
             let error = match ended {
                 Ended::Audit | Ended::Compacted => None,
                 Ended::Broken(error) => Some(error),
             };
-            if short > MAX_SHORT {
+            let Some(next) = rounds.ended(begun.elapsed()) else {
                 return Err(error.unwrap_or_else(|| {
                     Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
                 }));
-            }
+            };
             let report = error.as_ref().map(|error| error.report().to_string());
             debug!(%service, revision, error = report, "listing anew");
             broken = error;
             open = if is_audit { Open::Audit(live) } else { Open::Live(live) };
+            wait = next;
         }
     }
 
@@ -412,10 +416,6 @@ const PAGE_BYTES: usize = 8 << 20;
 const MAX_KEY_BYTES: usize = 1100;
 /// How often one list starts anew because its revision was compacted in between.
 const MAX_RESTARTS: u32 = 3;
-/// A round of list and watch that lasted this long went well.
-const STEADY: Duration = Duration::from_secs(5);
-/// How many rounds in a row may be shorter before the attempt counts as failed, and the backoff rules.
-const MAX_SHORT: u32 = 3;
 /// How long a watch is trusted without a fresh list, give or take a fifth: it finds lost events and withdrawn permissions.
 const AUDIT: Duration = Duration::from_secs(600);
 
