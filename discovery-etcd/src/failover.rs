@@ -57,7 +57,8 @@ impl Cluster {
                     self.failed(&chosen);
                     tried.push(chosen.place);
                     // With one member, a connection that had died unnoticed is the usual reason.
-                    let once_more = self.members.len() == 1 && tried.len() == 1 && started.elapsed() < QUICK;
+                    let is_quick = failure.reason == Reason::Member && started.elapsed() < QUICK;
+                    let once_more = self.members.len() == 1 && tried.len() == 1 && is_quick;
                     if tried.len() >= self.members.len() && !once_more {
                         return Err(failure);
                     }

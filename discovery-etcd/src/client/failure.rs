@@ -24,6 +24,8 @@ pub(crate) enum Reason {
     Member,
     /// The cluster answered, and another member would answer the same.
     Refused,
+    /// The member answered what makes no sense, so that nothing is known of what it did. Another member may do better.
+    Strange,
     /// The token is not accepted (any more): authenticate anew.
     Token,
     /// The answer is larger than what is decoded: ask for less.
@@ -41,6 +43,12 @@ impl Failure {
     pub(super) fn ended(operation: &'static str, member: &Address) -> Self {
         let message = format!("etcd member {member} ended the stream");
         Self { reason: Reason::Member, error: Error::new(ErrorKind::Unavailable, message).during(operation) }
+    }
+
+    /// An answer that cannot be.
+    pub(super) fn strange(operation: &'static str, member: &Address, what: &'static str) -> Self {
+        let error = Error::new(ErrorKind::Unavailable, format!("etcd member {member} answered without sense"));
+        Self { reason: Reason::Strange, error: error.during(operation).because(what) }
     }
 
     /// The one place where etcd-client's errors are read.
@@ -74,8 +82,9 @@ impl Failure {
         Self { reason, error: Error::new(kind, message).during(operation).because(cause) }
     }
 
+    /// Whether another member may do better, and this one may have done what was asked.
     pub(crate) fn is_member(&self) -> bool {
-        self.reason == Reason::Member
+        matches!(self.reason, Reason::Member | Reason::Strange)
     }
 }
 

@@ -4,7 +4,7 @@ use etcd_client::{
     Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
 };
 
-use super::{Failure, MAX_ANSWER_BYTES, Member};
+use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
 
 /// One entry as etcd holds it.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -59,7 +59,8 @@ pub(crate) enum Put {
 impl Member {
     /// Reads up to `limit` entries of `[from, to)`, linearizably, at `revision` or, where that is 0, as they are now.
     pub(crate) async fn page(&self, from: Vec<u8>, to: Vec<u8>, limit: i64, revision: i64) -> Result<Page, Failure> {
-        self.call("list", async |client| {
+        let (first, end) = (from.clone(), to.clone());
+        let page = self.call("list", async |client| {
             let options = GetOptions::new()
                 .with_range(to)
                 .with_limit(limit)
@@ -74,8 +75,10 @@ impl Member {
                 revision: header.as_ref().map_or(0, |header| header.revision()),
                 cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
             })
-        })
-        .await
+        });
+        let page = page.await?;
+        page.check(&first, &end).map_err(|what| Failure::strange("list", &self.address, what))?;
+        Ok(page)
     }
 
     /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all within `deadline`.
@@ -156,10 +159,56 @@ impl Member {
     }
 }
 
+impl Page {
+    /// Whether it can be a page of `[from, to)`, whose next one, if there is more, begins behind its last entry.
+    fn check(&self, from: &[u8], to: &[u8]) -> Result<(), &'static str> {
+        if !is_revision(self.revision) {
+            return Err("the answer has no revision");
+        }
+        if self.more && self.rows.is_empty() {
+            return Err("more entries are said to follow none");
+        }
+        let mut former: Option<&[u8]> = None;
+        for row in &self.rows {
+            if former.map_or(&*row.key < from, |former| *row.key <= *former) || *row.key >= *to {
+                return Err("an entry was not asked for, or is out of order");
+            }
+            former = Some(&row.key);
+        }
+        Ok(())
+    }
+}
+
 impl From<KeyValue> for Row {
     fn from(entry: KeyValue) -> Self {
         let (lease, revision) = (entry.lease(), entry.mod_revision());
         let (key, value) = entry.into_key_value();
         Self { key, value, lease, revision }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_cannot_be_are_known() {
+        for (name, keys, more, revision, is_good) in [
+            ("none", &[][..], false, 5, true),
+            ("all", &["b", "b/1", "c"], false, 5, true),
+            ("some", &["b"], true, 5, true),
+            ("more of none", &[], true, 5, false),
+            ("no header", &["b"], false, 0, false),
+            ("a revision that has no next one", &["b"], false, i64::MAX, false),
+            ("below the range", &["a", "c"], false, 5, false),
+            ("above the range", &["b", "d"], false, 5, false),
+            ("no key", &[""], false, 5, false),
+            ("twice the same", &["b", "b"], false, 5, false),
+            ("out of order", &["c", "b"], false, 5, false),
+        ] {
+            let row = |key: &&str| Row { key: key.as_bytes().to_vec(), value: Vec::new(), lease: 0, revision: 3 };
+            let page = Page { rows: keys.iter().map(row).collect(), more, revision, cluster: 7 };
+            assert_eq!(page.check(b"b", b"d").is_ok(), is_good, "{name}");
+        }
     }
 }

@@ -165,7 +165,13 @@ impl fmt::Debug for Member {
     }
 }
 
+/// Whether a store can be at this revision, and have a next one.
+fn is_revision(revision: i64) -> bool {
+    (1..i64::MAX).contains(&revision)
+}
+
 /// How long a refusal of the credentials is taken for what the member would say again.
 const REFUSED: Duration = Duration::from_secs(1);
+
 /// The largest answer that is decoded; a page that is larger is asked for in smaller ones.
-const MAX_ANSWER_BYTES: usize = 32 << 20;
+pub(crate) const MAX_ANSWER_BYTES: usize = 32 << 20;
