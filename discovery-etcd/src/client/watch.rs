@@ -1,8 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream};
+use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, proto::PbEvent};
 
-use super::{Failure, MAX_ANSWER_BYTES, Member, Origin, failure::of_cancel};
+use super::{Failure, MAX_ANSWER_BYTES, Member, Origin, failure::of_cancel, is_revision};
 
 /// A stream that carries one or more watches.
 #[derive(Debug)]
@@ -39,9 +39,33 @@ pub(crate) enum Event {
         key: Vec<u8>,
         revision: i64,
     },
-    Put(super::Row),
-    /// Of a type that this version does not know.
+    Put {
+        row: super::Row,
+        /// Whether there was no entry of this key.
+        is_new: bool,
+    },
+    /// What makes no sense, or not to this version: a type that it does not know, no entry, no possible revision.
     Unknown,
+}
+
+impl Event {
+    /// The revision in which it happened; 0 where that is not known.
+    pub(crate) fn revision(&self) -> i64 {
+        match self {
+            Self::Delete { revision, .. } => *revision,
+            Self::Put { row, .. } => row.revision,
+            Self::Unknown => 0,
+        }
+    }
+
+    /// The key of its entry; empty where that is not known.
+    pub(crate) fn key(&self) -> &[u8] {
+        match self {
+            Self::Delete { key, .. } => key,
+            Self::Put { row, .. } => &row.key,
+            Self::Unknown => &[],
+        }
+    }
 }
 
 impl Member {
@@ -107,24 +131,33 @@ impl From<WatchResponse> for Message {
                 Canceled::Failed(of_cancel(&answer.cancel_reason, "watch"))
             }
         });
-        // Read raw, because etcd-client's own accessor panics on a type that it does not know.
-        let event = |event: etcd_client::proto::PbEvent| match (event.r#type, event.kv) {
-            (0, Some(entry)) => Event::Put(super::Row {
-                key: entry.key,
-                value: entry.value,
-                lease: entry.lease,
-                revision: entry.mod_revision,
-            }),
-            (1, Some(entry)) => Event::Delete { key: entry.key, revision: entry.mod_revision },
-            _ => Event::Unknown,
-        };
         Self {
             watch: answer.watch_id,
             cluster: answer.header.as_ref().map_or(0, |header| header.cluster_id),
             revision: answer.header.as_ref().map_or(0, |header| header.revision),
             canceled,
             fragment: answer.fragment,
-            events: answer.events.into_iter().map(event).collect(),
+            events: answer.events.into_iter().map(Event::from).collect(),
+        }
+    }
+}
+
+impl From<PbEvent> for Event {
+    /// Reads it raw, because etcd-client's own accessor panics on a type that it does not know.
+    fn from(event: PbEvent) -> Self {
+        match (event.r#type, event.kv) {
+            (_, Some(entry)) if !is_revision(entry.mod_revision) => Self::Unknown,
+            (0, Some(entry)) => Self::Put {
+                is_new: entry.create_revision == entry.mod_revision,
+                row: super::Row {
+                    key: entry.key,
+                    value: entry.value,
+                    lease: entry.lease,
+                    revision: entry.mod_revision,
+                },
+            },
+            (1, Some(entry)) => Self::Delete { key: entry.key, revision: entry.mod_revision },
+            _ => Self::Unknown,
         }
     }
 }
@@ -132,4 +165,36 @@ impl From<WatchResponse> for Message {
 fn options(to: Vec<u8>, revision: i64, id: i64) -> WatchOptions {
     let options = WatchOptions::new().with_start_revision(revision).with_watch_id(id).with_fragment();
     if to.is_empty() { options } else { options.with_range(to) }
+}
+
+#[cfg(test)]
+mod tests {
+    use etcd_client::proto::PbKeyValue;
+
+    use super::*;
+
+    #[test]
+    fn events_are_read_or_known_to_make_no_sense() {
+        let entry = |create_revision, mod_revision| {
+            Some(PbKeyValue { key: b"k".to_vec(), create_revision, mod_revision, ..PbKeyValue::default() })
+        };
+        let put = |is_new, revision| Event::Put {
+            row: super::super::Row { key: b"k".to_vec(), value: Vec::new(), lease: 0, revision },
+            is_new,
+        };
+        for (kind, kv, read) in [
+            (0, entry(5, 5), put(true, 5)),
+            (0, entry(4, 5), put(false, 5)),
+            (1, entry(0, 5), Event::Delete { key: b"k".to_vec(), revision: 5 }),
+            (2, entry(5, 5), Event::Unknown),
+            (-1, entry(5, 5), Event::Unknown),
+            (0, None, Event::Unknown),
+            (0, entry(0, 0), Event::Unknown),
+            (1, entry(0, -1), Event::Unknown),
+            // There would be no next one.
+            (0, entry(5, i64::MAX), Event::Unknown),
+        ] {
+            assert_eq!(Event::from(PbEvent { r#type: kind, kv, prev_kv: None }), read);
+        }
+    }
 }

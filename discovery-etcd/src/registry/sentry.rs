@@ -202,7 +202,7 @@ impl Sentry {
         let Some(post) = self.posts.get_mut(&message.watch) else { return };
         for event in message.events {
             let (seen, revision) = match event {
-                Event::Put(row) => {
+                Event::Put { row, .. } => {
                     let revision = row.revision;
                     (Some(row), revision)
                 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use discovery_core::{Error, ErrorKind};
 
-use crate::client::{Canceled, Event, Failure, Message};
+use crate::client::{Canceled, Event, Failure, MAX_ANSWER_BYTES, Message};
 
 /// Where a watch stands in etcd's history: what each message makes of it, without any I/O.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub(super) type Step = Vec<Event>;
 pub(super) enum Stop {
     Canceled(Failure),
     Compacted,
-    /// What must not happen: another cluster, a history that goes back, an unknown event.
+    /// What must not happen: another cluster or watch, a history that goes back, an event without sense.
     Strange(Error),
 }
 
@@ -65,9 +65,15 @@ impl Cursor {
         if message.cluster != self.cluster {
             return Err(strange("the watch was answered by another cluster"));
         }
+        if message.watch != WATCH {
+            return Err(strange("the watch was answered as another one"));
+        }
         let mut events = std::mem::take(&mut self.parts);
         events.extend(message.events);
-        let mut revisions = events.iter().map(revision_of).collect::<Result<Vec<_>, _>>()?;
+        if events.contains(&Event::Unknown) {
+            return Err(strange("the watch carried an event that makes no sense"));
+        }
+        let mut revisions: Vec<_> = events.iter().map(Event::revision).collect();
         if !revisions.is_sorted() {
             return Err(strange("the events of the watch are out of order"));
         }
@@ -80,6 +86,9 @@ impl Cursor {
             // one revision is no larger than a request.
             let complete = revisions.partition_point(|revision| Some(revision) < revisions.last());
             self.parts = events.split_off(complete);
+            if self.parts.iter().map(size_of).sum::<usize>() > MAX_PARTS_BYTES {
+                return Err(strange("the watch carried parts without end"));
+            }
             revisions.truncate(complete);
         }
         let mut steps: Vec<Step> = Vec::new();
@@ -102,30 +111,25 @@ impl Cursor {
 /// etcd changes a key at most once per revision; who says otherwise is answered by the last word.
 fn last_of_each_key(step: Step) -> Step {
     let mut seen = BTreeSet::new();
-    let mut kept: Step = step.into_iter().rev().filter(|event| seen.insert(key_of(event).to_vec())).collect();
+    let mut kept: Step = step.into_iter().rev().filter(|event| seen.insert(event.key().to_vec())).collect();
     kept.reverse();
     kept
 }
 
-fn key_of(event: &Event) -> &[u8] {
-    match event {
-        Event::Delete { key, .. } => key,
-        Event::Put(row) => &row.key,
-        Event::Unknown => &[],
-    }
-}
-
-fn revision_of(event: &Event) -> Result<i64, Stop> {
-    match event {
-        Event::Delete { revision, .. } => Ok(*revision),
-        Event::Put(row) => Ok(row.revision),
-        Event::Unknown => Err(strange("the watch carried an event of an unknown type")),
-    }
+/// What an event takes in memory, about.
+fn size_of(event: &Event) -> usize {
+    let value = if let Event::Put { row, .. } = event { row.value.len() } else { 0 };
+    size_of_val(event) + event.key().len() + value
 }
 
 fn strange(message: &'static str) -> Stop {
     Stop::Strange(Error::new(ErrorKind::Unavailable, message).during("watch"))
 }
+
+/// The only watch of its stream.
+pub(super) const WATCH: i64 = 0;
+/// More is not kept of one revision; a list is as good then.
+const MAX_PARTS_BYTES: usize = 2 * MAX_ANSWER_BYTES;
 
 #[cfg(test)]
 mod tests {
@@ -135,7 +139,8 @@ mod tests {
     use crate::client::Row;
 
     fn put(key: &str, revision: i64) -> Event {
-        Event::Put(Row { key: key.into(), value: Vec::new(), lease: 1, revision })
+        let row = Row { key: key.into(), value: Vec::new(), lease: 1, revision };
+        Event::Put { row, is_new: false }
     }
 
     fn delete(key: &str, revision: i64) -> Event {
@@ -190,11 +195,28 @@ mod tests {
     fn strange_messages_end_the_watch() {
         let at = |message| Cursor::new(10, 7).advance(message).unwrap_err();
         assert!(matches!(at(Message { cluster: 8, ..message(11, false, vec![]) }), Stop::Strange(_)));
+        assert!(matches!(at(Message { watch: 5, ..message(11, false, vec![]) }), Stop::Strange(_)));
         assert!(matches!(at(message(9, false, vec![])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![put("a", 12), put("a", 11)])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![Event::Unknown])), Stop::Strange(_)));
         let canceled = Message { canceled: Some(Canceled::Compacted), ..Message::default() };
         assert!(matches!(at(canceled), Stop::Compacted), "its header has no revision and no cluster");
+    }
+
+    #[test]
+    fn parts_are_kept_up_to_a_bound() {
+        let part = |bytes| {
+            let row = Row { key: b"k".to_vec(), value: vec![b'x'; bytes], lease: 1, revision: 11 };
+            Message { fragment: true, ..message(11, true, vec![Event::Put { row, is_new: false }]) }
+        };
+        let mut cursor = Cursor::new(10, 7);
+        for _ in 0..2 {
+            // What is whole counts no longer.
+            assert!(cursor.advance(part(MAX_PARTS_BYTES - 1000)).unwrap().is_empty());
+            cursor.advance(message(11, false, vec![])).unwrap();
+        }
+        assert!(cursor.advance(part(MAX_PARTS_BYTES - 1000)).unwrap().is_empty());
+        assert!(matches!(cursor.advance(part(1000)), Err(Stop::Strange(_))));
     }
 
     proptest! {

@@ -27,7 +27,7 @@ use crate::{
     failover::{Chosen, Cluster},
     layout::Layout,
 };
-use cursor::{Cursor, Ended, Step};
+use cursor::{Cursor, Ended, Step, WATCH};
 pub(crate) use pulse::Pace;
 use pulse::Pulse;
 use rounds::Rounds;
@@ -171,7 +171,7 @@ impl EtcdSource {
     async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor, pulse: &mut Pulse) -> Ended {
         let chosen = self.cluster.choose(&[]);
         let (from, to) = (range.from.clone(), range.to.clone());
-        let opened = chosen.member.watch(from, to, cursor.next_revision(), 0, self.pace.patience()).await;
+        let opened = chosen.member.watch(from, to, cursor.next_revision(), WATCH, self.pace.patience()).await;
         let mut stream = match opened {
             Ok(stream) => stream,
             Err(failure) => return self.broken(&chosen, failure),
@@ -201,12 +201,14 @@ impl EtcdSource {
                     continue;
                 }
             };
-            if message.as_ref().is_ok_and(|message| !message.events.is_empty()) {
-                pulse.hear();
-            }
+            let is_part = message.as_ref().is_ok_and(|message| message.fragment);
             match message.map(|message| cursor.advance(message)) {
                 Ok(Ok(steps)) => {
+                    if is_part {
+                        pulse.hear();
+                    }
                     for step in steps {
+                        pulse.step(step.first().map_or(0, Event::revision), range.growth(&step));
                         range.apply(step, live);
                     }
                 }
@@ -318,6 +320,17 @@ impl<'a> Range<'a> {
         ))
     }
 
+    /// How many more entries there are after a step than before.
+    fn growth(&self, step: &Step) -> i64 {
+        let of_event = |event: &Event| match event {
+            _ if !event.key().starts_with(&self.from) => 0,
+            Event::Delete { .. } => -1,
+            Event::Put { is_new, .. } => i64::from(*is_new),
+            Event::Unknown => 0,
+        };
+        step.iter().map(of_event).sum()
+    }
+
     /// Passes on all changes of one revision as one.
     fn apply(&self, step: Step, live: &mut Live) {
         let (upserts, removes) = self.changes(step);
@@ -330,7 +343,7 @@ impl<'a> Range<'a> {
         let (mut upserts, mut removes) = (Vec::new(), Vec::new());
         for event in step {
             match event {
-                Event::Put(row) => upserts.extend(self.entry(row)),
+                Event::Put { row, .. } => upserts.extend(self.entry(row)),
                 Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
                 Event::Unknown => unreachable!("the cursor stops at what it does not know"),
             }

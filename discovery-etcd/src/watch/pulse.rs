@@ -5,52 +5,76 @@ use crate::client::Glance;
 /// Whether a watch can be trusted: what small reads of its range, made beside it, tell of it, without any I/O.
 ///
 /// A stream that says nothing looks the same whether nothing happens, the member is frozen, or the stream is stuck. The first
-/// two are told apart by whether a read is answered. The third shows when the range changed, and the watch stays silent for a
-/// whole beat more.
+/// two are told apart by whether a read is answered. The third shows when etcd has more or fewer entries, or a newer one, than
+/// the watch told of, and the watch makes no progress towards them for a whole beat more. A watch that left out some change but
+/// goes on shows as soon as it has passed the revision of the read.
 #[derive(Debug)]
 pub(super) struct Pulse {
-    /// The entries of the range and the store's revision, as last read.
+    /// The entries of the range, by the list and the steps since.
     count: i64,
+    /// The store's revision, as last read.
     revision: i64,
     /// Up to here it is known what the range's newest entry is.
     checked: i64,
-    /// The newest entry's revision, as last read.
-    newest: i64,
     /// Beats until the newest entry may be asked for again.
     rest: u32,
-    /// Messages with events so far, and how many there were when the last beat and the one before it were sent.
-    heard: u64,
-    at_last: u64,
-    at_former: u64,
-    /// Where the watch stood when the last beat was sent.
+    /// Whether the watch made progress since the last answer.
+    moved: bool,
+    /// Where the watch stood when the last beat was sent, and how many entries there were.
     reached: i64,
-    /// The range has changed, and the watch did not say so yet.
-    is_overdue: bool,
+    counted: i64,
+    /// The steps since then: their revisions, and the entries after each.
+    since: Vec<(i64, i64)>,
+    /// What etcd has, and the watch did not tell yet.
+    owed: Option<Owed>,
     /// The last beat was refused for its token.
     is_locked_out: bool,
+}
+
+/// A read that differs from what the watch told.
+#[derive(Debug)]
+struct Owed {
+    revision: i64,
+    count: i64,
+    /// The entries at that revision, by what the watch told so far.
+    told: i64,
+    /// The newest entry's revision, 0 where that was not asked for.
+    newest: i64,
 }
 
 impl Pulse {
     /// Begins with a list of `count` entries at `revision`.
     pub(super) fn new(count: usize, revision: i64) -> Self {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
         Self {
-            count: i64::try_from(count).unwrap_or(i64::MAX),
+            count,
             revision,
             checked: revision,
-            newest: 0,
             rest: CHECK,
-            heard: 0,
-            at_last: 0,
-            at_former: 0,
+            moved: false,
             reached: revision,
-            is_overdue: false,
+            counted: count,
+            since: Vec::new(),
+            owed: None,
             is_locked_out: false,
         }
     }
 
-    /// Takes note of events.
+    /// Takes note of a part of what is still to come.
     pub(super) fn hear(&mut self) {
-        self.heard += 1;
+        self.moved = true;
+    }
+
+    /// Takes a step of the watch, after which there are so many more entries.
+    pub(super) fn step(&mut self, revision: i64, growth: i64) {
+        self.moved = true;
+        self.count = self.count.saturating_add(growth);
+        self.since.push((revision, self.count));
+        if let Some(owed) = &mut self.owed
+            && revision <= owed.revision
+        {
+            owed.told = owed.told.saturating_add(growth);
+        }
     }
 
     /// Begins a beat, the watch having reached a revision. Returns whether to ask for the newest entry.
@@ -58,7 +82,9 @@ impl Pulse {
     /// The count shows what came or went, and costs etcd a walk of its index. What was replaced or changed in place shows in
     /// the newest entry alone, for which etcd reads the whole range: so only now and then, and only if anything was written.
     pub(super) fn beat(&mut self, reached: i64) -> bool {
-        (self.at_former, self.at_last, self.reached) = (self.at_last, self.heard, reached);
+        self.reached = reached;
+        self.counted = self.count;
+        self.since.clear();
         self.rest = self.rest.saturating_sub(1);
         let asks = self.rest == 0 && self.revision > self.checked.max(reached);
         if asks {
@@ -78,17 +104,34 @@ impl Pulse {
         if seen.revision < self.reached {
             return Err("the registry's history went back");
         }
-        // Counted from when the former beat was sent: what came while it was answered may be what this one shows.
-        let is_silent = self.heard == self.at_former;
-        if self.is_overdue && is_silent {
-            return Err("the watch is stuck: it is silent about changes that etcd has");
+        let moved = std::mem::take(&mut self.moved);
+        if let Some(owed) = &self.owed {
+            let is_told = owed.told == owed.count && owed.newest <= reached;
+            if !is_told && reached >= owed.revision {
+                return Err("the watch left out a change that etcd has");
+            }
+            if !is_told && !moved {
+                return Err("the watch is stuck: it is silent about changes that etcd has");
+            }
+            if is_told {
+                self.owed = None;
+            }
         }
-        if let Some(newest) = seen.newest {
-            (self.newest, self.checked) = (newest, seen.revision);
+        self.revision = seen.revision;
+        if seen.newest.is_some() {
+            self.checked = seen.revision;
+        }
+        // One that is on its way already is not put off by the next.
+        if self.owed.is_none() {
+            let newest = seen.newest.unwrap_or(0);
+            // Steps may have overtaken the answer.
+            let before = |(revision, _): &&(i64, i64)| *revision <= seen.revision;
+            let told = self.since.iter().rev().find(before).map_or(self.counted, |(_, count)| *count);
+            if told != seen.count || newest > reached {
+                self.owed = Some(Owed { revision: seen.revision, count: seen.count, told, newest });
+            }
         }
         self.is_locked_out = false;
-        self.is_overdue = self.newest > reached || (seen.count != self.count && is_silent);
-        (self.count, self.revision) = (seen.count, seen.revision);
         Ok(())
     }
 }
@@ -127,49 +170,97 @@ const CHECK: u32 = 6;
 mod tests {
     use super::*;
 
-    /// What happens between two beats, with what the next one sees.
-    struct Beat {
-        events: u64,
-        reached: i64,
-        /// Events between sending and answer.
-        meanwhile: u64,
-        revision: i64,
-        count: i64,
-    }
+    /// The steps before a beat is sent and those before it is answered, as revision and growth, then the store's revision and
+    /// the count that are read.
+    type Beat<'a> = (&'a [(i64, i64)], &'a [(i64, i64)], i64, i64);
 
-    fn run(pulse: &mut Pulse, beat: &Beat, newest: Option<i64>) -> Result<(), &'static str> {
-        (0..beat.events).for_each(|_| pulse.hear());
-        let asks = pulse.beat(beat.reached);
-        (0..beat.meanwhile).for_each(|_| pulse.hear());
-        let newest = newest.filter(|_| asks);
-        pulse.answered(&Glance { cluster: 7, revision: beat.revision, count: beat.count, newest }, beat.reached)
+    /// Which beat finds that the watch cannot be trusted.
+    fn found_at(beats: &[Beat<'_>]) -> Option<usize> {
+        let (mut pulse, mut reached) = (Pulse::new(3, 10), 10);
+        beats.iter().position(|&(before, meanwhile, revision, count)| {
+            let mut take = |pulse: &mut Pulse, steps: &[(i64, i64)]| {
+                for &(revision, growth) in steps {
+                    pulse.step(revision, growth);
+                    reached = revision;
+                }
+                reached
+            };
+            let sent = take(&mut pulse, before);
+            pulse.beat(sent);
+            let reached = take(&mut pulse, meanwhile);
+            pulse.answered(&Glance { cluster: 7, revision, count, newest: None }, reached).is_err()
+        })
     }
 
     #[test]
-    fn a_silent_watch_of_a_changed_range_is_stuck_one_beat_later() {
-        // Events before, the revision reached, events meanwhile, then the store's revision and the count that is read.
-        for (name, beats, stuck_at) in [
-            ("nothing happens", &[(0, 10, 0, 10, 3), (0, 10, 0, 10, 3), (0, 10, 0, 10, 3)][..], None),
-            ("others write elsewhere", &[(0, 10, 0, 50, 3), (0, 10, 0, 90, 3)], None),
-            ("events come", &[(1, 11, 0, 11, 4), (1, 12, 0, 12, 3), (0, 12, 0, 12, 3)], None),
-            ("an event is late", &[(0, 10, 0, 11, 4), (1, 11, 0, 11, 4), (0, 11, 0, 11, 4)], None),
-            ("an event overtakes the answer", &[(0, 10, 1, 10, 3), (0, 11, 0, 11, 4), (0, 11, 0, 11, 4)], None),
-            ("an entry came", &[(0, 10, 0, 11, 4), (0, 10, 0, 11, 4)], Some(1)),
-            ("an entry went", &[(0, 10, 0, 11, 2), (0, 10, 0, 11, 2)], Some(1)),
+    fn a_watch_that_is_silent_about_a_change_is_found_one_beat_later() {
+        const QUIET: &[(i64, i64)] = &[];
+        for (name, beats, found) in [
+            ("nothing happens", &[(QUIET, QUIET, 10, 3), (QUIET, QUIET, 10, 3)][..], None),
+            ("others write elsewhere", &[(QUIET, QUIET, 50, 3), (QUIET, QUIET, 90, 3)], None),
+            ("steps come", &[(&[(11, 1)], QUIET, 11, 4), (&[(12, -1)], QUIET, 12, 3), (QUIET, QUIET, 12, 3)], None),
+            ("a step is late", &[(QUIET, QUIET, 11, 4), (&[(11, 1)], QUIET, 11, 4), (QUIET, QUIET, 11, 4)], None),
+            ("a step overtakes the answer", &[(QUIET, &[(11, 1)], 10, 3), (QUIET, QUIET, 11, 4)], None),
+            (
+                "one comes in time, the next overtakes",
+                &[(QUIET, &[(11, 1), (12, 1)], 11, 4), (QUIET, QUIET, 12, 5)],
+                None,
+            ),
+            ("an entry came", &[(QUIET, QUIET, 11, 4), (QUIET, QUIET, 11, 4)], Some(1)),
+            ("an entry went", &[(QUIET, QUIET, 11, 2), (QUIET, QUIET, 11, 2)], Some(1)),
             (
                 "stuck after a while",
-                &[(1, 11, 0, 11, 4), (0, 11, 0, 11, 4), (0, 11, 0, 12, 5), (0, 11, 0, 12, 5)],
+                &[(&[(11, 1)], QUIET, 11, 4), (QUIET, QUIET, 12, 5), (QUIET, QUIET, 12, 5)],
+                Some(2),
+            ),
+            ("stuck right after a step", &[(&[(11, 1)], QUIET, 12, 3), (QUIET, QUIET, 12, 3)], Some(1)),
+            ("and right after one that overtook", &[(QUIET, &[(11, 1)], 12, 3), (QUIET, QUIET, 12, 3)], Some(1)),
+            ("two losses that cancel out in the end", &[(QUIET, QUIET, 11, 2), (QUIET, QUIET, 12, 3)], Some(1)),
+            (
+                "a change left out shows at once when passed",
+                &[(&[(13, 0)], QUIET, 13, 4), (&[(14, 0)], QUIET, 14, 4)],
+                Some(1),
+            ),
+            (
+                "slow, but moving",
+                &[
+                    (QUIET, QUIET, 14, 6),
+                    (&[(11, 1)], QUIET, 14, 6),
+                    (&[(12, 1)], QUIET, 14, 6),
+                    (&[(14, 1)], QUIET, 14, 6),
+                    (QUIET, QUIET, 14, 6),
+                ],
+                None,
+            ),
+            (
+                "slow, and the last one is left out",
+                &[
+                    (QUIET, QUIET, 14, 6),
+                    (&[(11, 1)], QUIET, 14, 6),
+                    (&[(12, 1)], QUIET, 15, 6),
+                    (&[(15, 0)], QUIET, 15, 6),
+                ],
                 Some(3),
             ),
-            ("history went back", &[(0, 10, 0, 10, 3), (0, 10, 0, 4, 3)], Some(1)),
-            ("but not by an answer that is older than an event", &[(1, 11, 1, 11, 4), (0, 12, 0, 12, 5)], None),
+            ("history went back", &[(QUIET, QUIET, 10, 3), (QUIET, QUIET, 4, 3)], Some(1)),
         ] {
-            let mut pulse = Pulse::new(3, 10);
-            let failed = beats.iter().position(|&(events, reached, meanwhile, revision, count)| {
-                run(&mut pulse, &Beat { events, reached, meanwhile, revision, count }, None).is_err()
-            });
-            assert_eq!(failed, stuck_at, "{name}");
+            assert_eq!(found_at(beats), found, "{name}");
         }
+    }
+
+    #[test]
+    fn parts_of_what_is_to_come_are_progress() {
+        let mut pulse = Pulse::new(3, 10);
+        let mut answer = |hears: bool| {
+            pulse.beat(10);
+            if hears {
+                pulse.hear();
+            }
+            pulse.answered(&Glance { cluster: 7, revision: 11, count: 9, newest: None }, 10)
+        };
+        assert!(answer(false).is_ok());
+        assert!((0..5).all(|_| answer(true).is_ok()));
+        assert!(answer(false).is_err());
     }
 
     #[test]
@@ -179,12 +270,12 @@ mod tests {
             [(10, 9, false, false), (20, 9, false, false), (20, 11, false, true), (20, 11, true, false)]
         {
             let mut pulse = Pulse::new(3, 10);
-            let mut asked = 0;
-            let mut found = false;
+            let (mut asked, mut found, mut reached) = (0, false, 10);
             for number in 0..3 * CHECK {
-                let late = comes && number == CHECK;
-                let reached = if comes && number >= CHECK { 11 } else { 10 };
-                (0..u64::from(late)).for_each(|_| pulse.hear());
+                if comes && number == CHECK {
+                    reached = 11;
+                    pulse.step(11, 0);
+                }
                 let newest = pulse.beat(reached).then_some(newest);
                 asked += u32::from(newest.is_some());
                 if pulse.answered(&Glance { cluster: 7, revision, count: 3, newest }, reached).is_err() {
