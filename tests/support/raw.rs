@@ -45,9 +45,9 @@ impl Raw {
         self.0.put(key, value, None).await.expect("etcd answers");
     }
 
-    /// Puts the same value at many keys, a hundred in one step.
+    /// Puts the same value at many keys, 128 in one step, the most that etcd takes.
     pub async fn put_all(&mut self, keys: &[String], value: &[u8]) {
-        for keys in keys.chunks(100) {
+        for keys in keys.chunks(128) {
             let puts: Vec<_> = keys.iter().map(|key| TxnOp::put(key.as_str(), value, None)).collect();
             self.0.txn(Txn::new().and_then(puts)).await.expect("etcd answers");
         }

@@ -16,7 +16,9 @@ pub enum Method {
     Grant,
     /// To open a stream of renewals.
     KeepAlive,
-    /// To read a range.
+    /// To read a range as it was at a revision: a later page.
+    Page,
+    /// To read a range as it is.
     Range,
     /// To end a lease.
     Revoke,

@@ -34,7 +34,11 @@ impl PbKvService for Services {
 
     async fn range(&self, request: Request<PbRangeRequest>) -> Result<Response<PbRangeResponse>, Status> {
         let asked = request.into_inner();
-        let method = if asked.count_only || asked.keys_only { Method::Count } else { Method::Range };
+        let method = match asked.revision {
+            _ if asked.count_only || asked.keys_only => Method::Count,
+            0 => Method::Range,
+            _ => Method::Page,
+        };
         self.0.begin(method).await?;
         let answer = self.0.store().range(&asked)?;
         edited(&mut self.0.scripts().range, &asked, answer).map(Response::new)
