@@ -13,6 +13,9 @@
 //! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
 //!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.
+//! - Time is counted by monotonic clocks, here and for leases in etcd, so that setting a wall clock moves nothing. A process that was
+//!   suspended takes its lease as lost on waking, before it does anything else; where the whole host was, whose monotonic clock may
+//!   have stood still, etcd's answer to the next renewal tells, or the watch of the entry. Tokens and certificates go by wall clocks.
 //!
 //! Building this crate needs `protoc`, for etcd-client.
 //!

@@ -60,4 +60,22 @@ mod tests {
         assert!(unreached > REACH / 2 && unreached <= REACH, "{unreached:?}");
         assert!(longest(Reason::Refused) > REACH * 5);
     }
+
+    /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first attempt after its return is.
+    #[test]
+    fn a_crowd_comes_back_spread_over_a_second() {
+        let unreached = Failure { reason: Reason::Member, error: Error::new(ErrorKind::Unavailable, "not now") };
+        let away = Duration::from_secs(15);
+        let mut bins = [0; 10];
+        for _ in 0..200 {
+            let mut pauses = Pauses::new(Backoff::default());
+            let mut at = pauses.first();
+            while at < away {
+                at += pauses.after(&unreached);
+            }
+            bins[(at - away).as_millis() as usize / 100] += 1;
+        }
+        let peak = bins.iter().max().unwrap();
+        assert!(*peak <= 3 * 200 / 10, "at most three times the mean of a tenth of that second: {bins:?}");
+    }
 }

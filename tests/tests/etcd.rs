@@ -1,12 +1,11 @@
 //! The etcd backend against real etcd processes and their faults.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use discovery_core::{Claim, ErrorKind, Registry, Resolver, ResolverExt, Snapshot, Status, Update, Weight};
+use discovery_core::{Claim, ErrorKind, Registry, Resolver, Snapshot, Status, Update, Weight};
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::{StreamExt, future::join_all};
 use support::{
@@ -367,35 +366,6 @@ async fn close_removes_everything_and_ends_the_handle() {
 }
 
 #[tokio::test]
-async fn rounds_of_registering_leave_no_keys_leases_or_tasks() {
-    let etcd = Etcd::start().await;
-    let mut raw = etcd.raw().await;
-    // Whose connection has tasks of its own.
-    assert!(raw.keys().await.is_empty());
-    let tasks = tokio::runtime::Handle::current().metrics();
-    let before = tasks.num_alive_tasks();
-    let backend = connect(&etcd);
-    for number in 0..200 {
-        let registration = register(&backend, number % 7).await;
-        if number % 2 == 0 {
-            registration.deregister().await.unwrap();
-        } else {
-            drop(registration);
-        }
-    }
-    let _ = backend.view(&payments()).unwrap();
-    eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
-    eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
-    let registration = register(&backend, 1).await;
-    drop(backend);
-    assert!(registration.status().is_registered(), "it needs no handle");
-    drop(registration);
-    eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
-    eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
-    eventually("no tasks", SOON, async || tasks.num_alive_tasks() <= before).await;
-}
-
-#[tokio::test]
 async fn a_watch_that_missed_compacted_history_is_reset() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
@@ -486,22 +456,4 @@ async fn deregistering_without_etcd_says_when_the_lease_ends() {
     let took =
         eventually("the lease ends it", TTL + Duration::from_secs(1), async || raw.keys().await.is_empty()).await;
     println!("{error}; it was gone after {took:?}");
-}
-
-#[tokio::test]
-async fn many_handles_come_back_together_after_an_outage() {
-    let etcd = Etcd::start().await;
-    let handles: Vec<EtcdBackend> = (0..50).map(|_| connect(&etcd)).collect();
-    let registrations = join_all(handles.iter().zip(0..).map(|(handle, number)| register(handle, number))).await;
-    etcd.kill(0);
-    sleep(TTL * 3).await;
-    etcd.restart(0).await;
-    let start = Instant::now();
-    for registration in &registrations {
-        until_registered(registration, SOON).await;
-    }
-    println!("50 handles back {:?} after etcd was", start.elapsed());
-    let ids: BTreeMap<_, _> =
-        handles[0].list(&payments()).await.unwrap().iter().map(|one| (one.id().clone(), ())).collect();
-    assert_eq!(ids.len(), 50);
 }

@@ -1,0 +1,100 @@
+//! What registrars leave behind: nothing. The one test of its program, so that nobody else's descriptors and tasks are counted.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Registration, Registry, ResolverExt, View};
+use discovery_etcd::EtcdBackend;
+use support::{
+    Etcd, Fault, Proxy, eventually,
+    scene::{SOON, connect, connect_to, instance, payments, register, until_registered},
+};
+use tokio::{runtime::Handle, time::sleep};
+
+/// What this process holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Holdings {
+    descriptors: usize,
+    sockets: usize,
+    tasks: usize,
+}
+
+impl Holdings {
+    fn now() -> Self {
+        let links: Vec<_> =
+            fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.unwrap().path()).ok()).collect();
+        let sockets = links.iter().filter(|link| link.to_string_lossy().starts_with("socket:")).count();
+        Self { descriptors: links.len(), sockets, tasks: Handle::current().metrics().num_alive_tasks() }
+    }
+
+    fn is_within(&self, former: &Self) -> bool {
+        self.descriptors <= former.descriptors && self.sockets <= former.sockets && self.tasks <= former.tasks
+    }
+}
+
+/// 1,000 rounds of registering, half of them dropped rather than deregistered.
+async fn rounds(backend: &EtcdBackend) {
+    for number in 0..1000 {
+        let registration = register(backend, number % 7).await;
+        if number % 2 == 0 {
+            registration.deregister().await.unwrap();
+        } else {
+            drop(registration);
+        }
+    }
+}
+
+/// 100 reconnects of a registration and a view.
+async fn reconnects(proxy: &Proxy, registration: &Registration, view: &View) {
+    let connected = async || {
+        eventually("the view is live", SOON, async || view.stale_since().is_none()).await;
+        until_registered(registration, SOON).await;
+        // Watched and renewed anew, too.
+        sleep(Duration::from_millis(30)).await;
+    };
+    view.ready(SOON).await.unwrap();
+    connected().await;
+    let before = proxy.accepted();
+    for _ in 0..100 {
+        proxy.set(Fault::Refuse);
+        sleep(Duration::from_millis(30)).await;
+        proxy.set(Fault::None);
+        connected().await;
+    }
+    let connections = proxy.accepted() - before;
+    assert!(connections >= 100, "{connections} connections");
+}
+
+/// B15. 1,000 rounds of registering and 100 reconnects: no key, lease, task, connection or file descriptor is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    // Whose connection is made with this.
+    assert!(raw.keys().await.is_empty());
+    let before = Holdings::now();
+
+    let start = Instant::now();
+    let proxy = Proxy::to(etcd.address()).await;
+    let (backend, through) = (connect(&etcd), connect_to([proxy.address()]));
+    let registration = through.register(&"refunds".parse().unwrap(), instance(1)).await.unwrap();
+    let view = through.view(&payments()).unwrap();
+    tokio::join!(rounds(&backend), reconnects(&proxy, &registration, &view));
+    eventually("one key", SOON, async || raw.keys().await.len() == 1).await;
+    eventually("one lease", SOON, async || raw.leases().await.len() == 1).await;
+    let busy = Holdings::now();
+    println!("B15: at start {before:?}; after 1,000 rounds and 100 reconnects, in {:?}, {busy:?}", start.elapsed());
+    // Two handles with their connections, one of them through a proxy, however many there were before.
+    assert!(busy.tasks <= before.tasks + 30 && busy.sockets <= before.sockets + 12, "{busy:?}");
+
+    drop((backend, through, view));
+    assert!(registration.status().is_registered(), "it needs no handle");
+    drop(registration);
+    eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
+    eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
+    drop(proxy);
+    let took = eventually("nothing is left", SOON, async || Holdings::now().is_within(&before)).await;
+    println!("B15: at the end {:?}, after {took:?}", Holdings::now());
+}

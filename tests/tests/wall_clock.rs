@@ -1,0 +1,44 @@
+//! Time: what the libraries count by, and what is said of etcd's.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// All Rust files below a folder.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// D1. The wall clock is set an hour forth or back: nothing depends on it, since no library reads it. Without a clock of our own to inject,
+/// which nothing else needs, that is shown by the sources: all times are tokio's, which are monotonic.
+///
+/// D3. etcd's own wall clock cannot be set from user space: Go asks the kernel past the C library, so that no preloaded library stands in
+/// between. It does not matter to leases either, which etcd counts by the monotonic clock; the documentation of `discovery-etcd` says what does
+/// go by the wall clock there, tokens and certificates.
+#[test]
+fn d1_no_library_reads_the_wall_clock() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut found = Vec::new();
+    for library in ["", "discovery-core", "discovery-memory", "discovery-etcd", "discovery-tonic"] {
+        sources(&root.join(library).join("src"), &mut found);
+    }
+    assert!(found.len() > 50, "the sources are there: {found:?}");
+    let wall_clocks = ["SystemTime", "UNIX_EPOCH", "chrono", "OffsetDateTime", "Utc::now", "Local::now"];
+    let mut monotonic = 0;
+    for path in &found {
+        let text = fs::read_to_string(path).unwrap();
+        monotonic += usize::from(text.contains("Instant::now"));
+        for clock in wall_clocks {
+            assert!(!text.contains(clock), "{} reads the wall clock: {clock}", path.display());
+        }
+    }
+    println!("D1: {} files, of which {monotonic} read the monotonic clock and none the wall clock", found.len());
+}
