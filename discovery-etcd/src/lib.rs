@@ -6,8 +6,8 @@
 //!   programs find Rust servers and the other way round:
 //!   `payments/10.0.7.4:50051` → `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}`.
 //! - A service is read by a linearizable list at one revision and a watch from the next one.
-//! - While a watch runs, the member that serves it is asked for the number of the service's entries, once in a third of the
-//!   [ttl](EtcdConfig::with_ttl), and no more often than twice a second. So a frozen member, a cluster without a leader, and a
+//! - While a watch runs, the member that serves it is asked for the number of the service's entries, once in a quarter of
+//!   the [ttl](EtcdConfig::with_ttl), at the least every 3.75 s, and has as long to answer. So a frozen member, a cluster without a leader, and a
 //!   watch that is silent about changes are noticed, and watchers are told of an outage within two thirds of the ttl (for a ttl
 //!   of 2 s and more; after 8 s at most).
 //! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.

@@ -144,7 +144,7 @@ impl EtcdConfig {
     /// [`granted_ttl`](crate::EtcdBackend::granted_ttl) returns.
     ///
     /// It also rules how fast watchers notice an outage: give those that only watch the ttl of those that register. Each watched
-    /// service costs one small read per third of the ttl, between every 500 ms and every 5 s.
+    /// service costs one small read per quarter of the ttl, and one every 3.75 s at the least.
     #[must_use]
     pub fn with_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;

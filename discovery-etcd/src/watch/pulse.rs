@@ -145,16 +145,17 @@ impl Pulse {
 pub(crate) struct Pace {
     /// From one beat to the next.
     pub(super) interval: Duration,
-    /// How long a beat may stay unanswered.
+    /// How long a beat may stay unanswered; no longer than the interval, so that there is one at a time.
     pub(super) deadline: Duration,
     /// How long a list may take for a broken watch to go unsaid.
     pub(super) relist: Duration,
 }
 
 impl Pace {
+    /// Of the time that there is, most is the answers': a slow network is no outage.
     pub(crate) fn of(ttl: Duration) -> Self {
-        let interval = (ttl / 3).clamp(Duration::from_millis(500), Duration::from_secs(5));
-        Self { interval, deadline: interval / 2, relist: (ttl / 6).min(Duration::from_millis(500)) }
+        let interval = (ttl / 4).min(SLOWEST);
+        Self { interval, deadline: interval, relist: (ttl / 6).min(Duration::from_millis(500)) }
     }
 
     /// By when a frozen member is noticed.
@@ -163,8 +164,10 @@ impl Pace {
     }
 }
 
+/// What the default ttl makes of it; with a longer one, there is no reason to look less often.
+const SLOWEST: Duration = Duration::from_millis(3750);
 /// The newest entry is asked for once in so many beats at most.
-const CHECK: u32 = 6;
+const CHECK: u32 = 8;
 
 #[cfg(test)]
 mod tests {
@@ -295,7 +298,8 @@ mod tests {
             let ttl = Duration::from_secs(seconds);
             let pace = Pace::of(ttl);
             assert!(pace.patience() + pace.relist <= ttl * 2 / 3, "{ttl:?} {pace:?}");
-            assert!(pace.deadline < pace.interval, "one beat at a time");
+            assert!(pace.deadline <= pace.interval, "one beat at a time");
+            assert!(pace.deadline >= (ttl / 4).min(SLOWEST), "round trips of so much are no outage");
         }
         let pace = Pace::of(Duration::from_secs(1));
         assert!(pace.patience() + pace.relist < Duration::from_secs(1), "{pace:?}");
