@@ -160,9 +160,14 @@ impl Etcd {
         self.peers().heal();
     }
 
-    /// The member that says that it leads.
+    /// Whether a member answers and says that it leads.
+    pub fn leads(&self, place: usize) -> bool {
+        self.metric(place, "etcd_server_is_leader") == Some(1.0)
+    }
+
+    /// The first member that says that it leads.
     pub fn leader(&self) -> Option<usize> {
-        (0..self.members.len()).find(|place| self.metric(*place, "etcd_server_is_leader") == Some(1.0))
+        (0..self.members.len()).find(|place| self.leads(*place))
     }
 
     /// Copies the data of a member that has ended.

@@ -7,6 +7,7 @@
 mod certificates;
 mod etcd;
 mod fake;
+mod follower;
 mod log;
 mod proxy;
 mod raw;
@@ -15,6 +16,7 @@ pub mod scene;
 pub use certificates::{Authority, Certificate, Flaw};
 pub use etcd::{Etcd, Saved, Setup};
 pub use fake::{Before, Fake, Method};
+pub use follower::{Follower, Told};
 pub use log::Log;
 pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;

@@ -58,6 +58,12 @@ impl Raw {
         self.0.delete(prefix, Some(DeleteOptions::new().with_prefix())).await.expect("etcd answers");
     }
 
+    /// Puts up to 128 values in one step, without a lease.
+    pub async fn put_together(&mut self, entries: impl IntoIterator<Item = (String, impl Into<Vec<u8>>)>) {
+        let puts: Vec<_> = entries.into_iter().map(|(key, value)| TxnOp::put(key, value, None)).collect();
+        self.0.txn(Txn::new().and_then(puts)).await.expect("etcd answers");
+    }
+
     /// Puts a value under a lease.
     pub async fn put_leased(&mut self, key: &str, value: impl Into<Vec<u8>>, lease: i64) {
         self.0.put(key, value, Some(PutOptions::new().with_lease(lease))).await.expect("etcd answers");
@@ -99,8 +105,12 @@ impl Raw {
 
     /// Forgets all history up to now.
     pub async fn compact(&mut self) {
-        let answer = self.0.get("any", None).await.expect("etcd answers");
-        let revision = answer.header().expect("answers have headers").revision();
+        let revision = self.revision().await;
+        self.compact_at(revision).await;
+    }
+
+    /// Forgets the history below a revision.
+    pub async fn compact_at(&mut self, revision: i64) {
         let options = CompactionOptions::new().with_physical();
         self.0.compact(revision, Some(options)).await.expect("etcd answers");
     }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use discovery_core::{
     Backoff, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status, Update, Updates,
 };
-use discovery_etcd::{EtcdBackend, EtcdConfig};
+use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use crate::{Etcd, eventually};
+use crate::{Etcd, Raw, eventually};
 
 /// The TTL of [`config`]: the shortest that etcd grants here.
 pub const TTL: Duration = Duration::from_secs(2);
@@ -28,6 +28,23 @@ pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
         .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("a valid backoff"))
         .with_ping_interval(Duration::from_secs(1))
         .with_ping_timeout(Duration::from_millis(500))
+}
+
+/// The TTL of [`usual_config`].
+pub const USUAL_TTL: Duration = Duration::from_secs(5);
+
+/// A configuration as one might use it, but for a shorter TTL and shorter limits: what the figures of faults are about.
+pub fn usual_config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
+    EtcdConfig::new(members)
+        .with_ttl(USUAL_TTL)
+        .with_request_timeout(Duration::from_secs(2))
+        .with_connect_timeout(Duration::from_secs(1))
+        .with_backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).expect("a valid backoff"))
+}
+
+/// A backend on these members, with [`usual_config`].
+pub fn usual(members: impl IntoIterator<Item = String>) -> EtcdBackend {
+    EtcdBackend::connect(usual_config(members)).expect("the configuration is valid")
 }
 
 /// A backend on all members, with [`config`].
@@ -49,6 +66,27 @@ pub fn payments() -> ServiceName {
 pub fn instance(number: u16) -> Instance {
     let address = format!("10.0.{}.{}:80", number / 250, number % 250 + 1);
     Instance::new(address.parse().expect("a valid address"))
+}
+
+/// The instance of this number, with metadata that tell apart its versions.
+pub fn version(number: u16, version: u32) -> Instance {
+    let metadata = [("version", version.to_string())].try_into().expect("valid metadata");
+    instance(number).with_metadata(metadata)
+}
+
+/// The key of an instance in etcd.
+pub fn key(one: &Instance) -> String {
+    format!("payments/{}", one.id())
+}
+
+/// Puts an instance by hand, without a lease, as one that stays for as long as etcd's data.
+pub async fn put(raw: &mut Raw, one: &Instance) {
+    raw.put(&key(one), EtcdNaming::default().encode(one)).await;
+}
+
+/// Puts up to 128 instances by hand, in one step.
+pub async fn put_all(raw: &mut Raw, all: &[Instance]) {
+    raw.put_together(all.iter().map(|one| (key(one), EtcdNaming::default().encode(one)))).await;
 }
 
 /// Registers the instance of this number.

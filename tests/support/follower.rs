@@ -1,0 +1,138 @@
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Change, Instance, InstanceId, Snapshot, Update, Updates};
+use futures::StreamExt;
+use tokio::task::JoinHandle;
+
+use crate::eventually;
+
+/// Folds a stream as a client would, and notes how that went. When it drops, the test fails if a law of streams was broken.
+#[derive(Debug)]
+pub struct Follower {
+    record: Arc<Mutex<Record>>,
+    task: JoinHandle<()>,
+}
+
+/// One update, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// When it came.
+    pub at: Instant,
+    /// The update.
+    pub update: Update,
+    /// The set with it.
+    pub set: Snapshot,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    set: Snapshot,
+    told: Vec<Told>,
+    removed: Vec<InstanceId>,
+    broken: Vec<String>,
+}
+
+impl Follower {
+    /// Follows a stream from now on.
+    pub fn of(mut updates: Updates) -> Self {
+        let record = Arc::new(Mutex::new(Record::default()));
+        let task = tokio::spawn({
+            let record = Arc::clone(&record);
+            async move {
+                while let Some(update) = updates.next().await {
+                    lock(&record).take(update);
+                }
+                lock(&record).broken.push("the stream ended".to_owned());
+            }
+        });
+        Self { record, task }
+    }
+
+    /// The set as it is now.
+    pub fn set(&self) -> Snapshot {
+        lock(&self.record).set.clone()
+    }
+
+    /// All updates so far.
+    pub fn told(&self) -> Vec<Told> {
+        lock(&self.record).told.clone()
+    }
+
+    /// What went so far, be it by a change or by a reset, once for each time.
+    pub fn removed(&self) -> Vec<InstanceId> {
+        lock(&self.record).removed.clone()
+    }
+
+    /// How many losses of contact were told so far.
+    pub fn losses(&self) -> usize {
+        lock(&self.record).told.iter().filter(|told| matches!(told.update, Update::Lost(_))).count()
+    }
+
+    /// How many whole sets came so far.
+    pub fn resets(&self) -> usize {
+        lock(&self.record).told.iter().filter(|told| matches!(told.update, Update::Reset(_))).count()
+    }
+
+    /// Whether contact is lost now.
+    pub fn is_lost(&self) -> bool {
+        matches!(lock(&self.record).told.last(), Some(Told { update: Update::Lost(_), .. }))
+    }
+
+    /// Waits until the set, in contact with the registry, is as wanted.
+    pub async fn until(&self, what: &str, bound: Duration, wanted: impl Fn(&Snapshot) -> bool) -> Duration {
+        eventually(what, bound, async || !self.is_lost() && wanted(&self.set())).await
+    }
+
+    /// Waits until contact is lost.
+    pub async fn until_lost(&self, bound: Duration) -> Duration {
+        eventually("the loss is told", bound, async || self.is_lost()).await
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+        let record = lock(&self.record);
+        if !std::thread::panicking() {
+            assert!(record.broken.is_empty(), "{:#?} in {:#?}", record.broken, record.told);
+        }
+    }
+}
+
+impl Record {
+    fn take(&mut self, update: Update) {
+        let next = self.set.apply(&update);
+        let former = self.told.last().map(|told| &told.update);
+        let broken = match (&update, former) {
+            (Update::Change(_), None | Some(Update::Lost(_))) => Some("a change without a set before it"),
+            (Update::Change(change), _) if change.is_empty() => Some("a change of nothing"),
+            (Update::Change(change), _) if size(change) != size(&self.set.diff(&next)) => {
+                Some("a change of what did not change")
+            }
+            (Update::Lost(error), Some(Update::Lost(former))) if error.kind() == former.kind() => {
+                Some("one loss told twice")
+            }
+            (Update::Reset(set), _) if set.iter().any(|one| self.moves(one)) => Some("equal instances that moved"),
+            _ => None,
+        };
+        self.broken.extend(broken.map(|what| format!("{what}: {update:?}")));
+        self.removed.extend(self.set.diff(&next).removes().iter().cloned());
+        self.set = next.clone();
+        self.told.push(Told { at: Instant::now(), update, set: next });
+    }
+
+    fn moves(&self, one: &Arc<Instance>) -> bool {
+        self.set.get(one.id().as_str()).is_some_and(|former| former == one && !Arc::ptr_eq(former, one))
+    }
+}
+
+fn size(change: &Change) -> usize {
+    change.upserts().len() + change.removes().len()
+}
+
+fn lock(record: &Mutex<Record>) -> MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
