@@ -6,13 +6,13 @@ use std::{
 };
 
 use discovery_core::{Claim, ErrorKind, Registry, Resolver, Snapshot, Status, Update, Weight};
-use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
 use futures::{StreamExt, future::join_all};
 use support::{
     Etcd, Fault, Proxy, eventually,
     scene::{
-        SOON, TTL, assert_one_outage, config, connect, connect_to, count, instance, payments, register, until,
-        until_lost, until_registered,
+        SOON, TTL, assert_one_outage, config, connect, count, instance, payments, register, until, until_lost,
+        until_registered,
     },
 };
 use tokio::{
@@ -51,26 +51,6 @@ async fn a_service_is_registered_watched_updated_and_deregistered() {
     assert!(raw.keys().await.is_empty(), "deregister returns once it is gone");
     until(&mut updates, &mut set, Snapshot::is_empty).await;
     eventually("the lease is revoked with the last registration", SOON, async || raw.leases().await.is_empty()).await;
-}
-
-#[tokio::test]
-async fn a_process_may_start_before_etcd() {
-    let etcd = Etcd::absent();
-    let backend = connect(&etcd);
-    let mut updates = backend.watch(&payments()).unwrap();
-    assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Unavailable));
-    let error = backend.list(&payments()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
-
-    let registering = tokio::spawn({
-        let backend = backend.clone();
-        async move { register(&backend, 1).await }
-    });
-    sleep(Duration::from_millis(300)).await;
-    etcd.appear().await;
-    let registration = timeout(SOON, registering).await.unwrap().unwrap();
-    assert!(registration.status().is_registered());
-    until(&mut updates, &mut Snapshot::default(), |set| set.len() == 1).await;
 }
 
 #[tokio::test]
@@ -127,49 +107,6 @@ async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
     let (_, lease) = raw.entry("payments/10.0.0.2:80").await.unwrap();
     eventually("one lease is left", SOON, async || raw.leases().await == [lease]).await;
     println!("lost {lost:?} after the stop, back {back:?} after the restart");
-}
-
-#[tokio::test]
-async fn a_freeze_longer_than_the_ttl_is_healed_on_waking() {
-    let etcd = Etcd::start().await;
-    let backend = connect(&etcd);
-    let registrations = join_all((0..5).map(|number| register(&backend, number))).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut set, |set| set.len() == 5).await;
-    etcd.pause(0);
-    let start = Instant::now();
-    until_lost(&registrations[0], TTL + Duration::from_secs(1)).await;
-    let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
-    println!("the watch was lost {:?} after the freeze: {}", start.elapsed(), error.report());
-    assert_eq!(set.len(), 5);
-    sleep(TTL).await;
-    etcd.resume(0);
-    for registration in &registrations {
-        until_registered(registration, SOON).await;
-    }
-    println!("all healed {:?} after the freeze", start.elapsed());
-    eventually("all are listed", SOON, async || count(&backend).await == Some(5)).await;
-    until(&mut updates, &mut set, |set| set.len() == 5).await;
-}
-
-/// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
-#[tokio::test]
-async fn a_freeze_is_told_within_a_ttl() {
-    let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
-    let backend = EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(ttl)).unwrap();
-    let mut updates = backend.watch(&payments()).unwrap();
-    // At other moments between two looks of the watch each time.
-    for phase in [0, 450, 900] {
-        while !matches!(timeout(SOON, updates.next()).await.unwrap(), Some(Update::Reset(_))) {}
-        sleep(Duration::from_millis(1100 + phase)).await;
-        etcd.pause(0);
-        let start = Instant::now();
-        let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
-        let told = start.elapsed();
-        println!("told {told:?} after the freeze: {}", error.report());
-        assert!(told < ttl, "{told:?}");
-        etcd.resume(0);
-    }
 }
 
 /// The watch's connection carries nothing any more, which only pings would notice; what else is asked goes on another one.
@@ -271,49 +208,6 @@ async fn one_handle_keeps_the_order_of_its_own_registrations() {
 }
 
 #[tokio::test]
-async fn two_of_three_members_refusing_fail_no_operation() {
-    let etcd = Etcd::start().await;
-    let refused = Proxy::to("127.0.0.1:1").await;
-    let refused_too = Proxy::to("127.0.0.1:1").await;
-    refused.set(Fault::Refuse);
-    refused_too.set(Fault::Refuse);
-    sleep(Duration::from_millis(50)).await;
-    for _ in 0..5 {
-        let members = [refused.address(), etcd.address(), refused_too.address()];
-        let backend = connect_to(members);
-        let mut slowest = Duration::ZERO;
-        for number in 0..20 {
-            let start = Instant::now();
-            let registration = register(&backend, number).await;
-            assert_eq!(count(&backend).await, Some(1));
-            registration.deregister().await.unwrap();
-            slowest = slowest.max(start.elapsed());
-        }
-        println!("the slowest round of three calls took {slowest:?}");
-    }
-}
-
-#[tokio::test]
-async fn a_silent_member_is_left() {
-    let etcd = Etcd::start().await;
-    let proxy = Proxy::to(etcd.address()).await;
-    let backend = connect_to([proxy.address(), etcd.address()]);
-    let registration = register(&backend, 1).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut set, |set| set.len() == 1).await;
-    proxy.set(Fault::BlackHole);
-    let start = Instant::now();
-    let other = register(&backend, 2).await;
-    let registered = start.elapsed();
-    let seen = until(&mut updates, &mut set, |set| set.len() == 2).await;
-    println!("past the silent member: registered in {registered:?}, watched in {:?}", start.elapsed());
-    assert!(!seen.iter().any(|update| matches!(update, Update::Lost(_))), "another member answered: {seen:?}");
-    sleep(TTL * 2).await;
-    assert!(registration.status().is_registered() && other.status().is_registered());
-    assert_eq!(count(&backend).await, Some(2));
-}
-
-#[tokio::test]
 async fn three_members_lose_one_after_the_other_and_nothing_goes() {
     let etcd = Etcd::start_members(3).await;
     let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
@@ -363,52 +257,6 @@ async fn close_removes_everything_and_ends_the_handle() {
     };
     assert_eq!(timeout(SOON, lost).await.unwrap().kind(), ErrorKind::Closed);
     backend.close().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_watch_that_missed_compacted_history_is_reset() {
-    let etcd = Etcd::start().await;
-    let proxy = Proxy::to(etcd.address()).await;
-    let (backend, writer) = (connect_to([proxy.address()]), connect(&etcd));
-    let _kept = register(&writer, 1).await;
-    let gone = register(&writer, 2).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut set, |set| set.len() == 2).await;
-    let kept = Arc::clone(set.iter().next().unwrap());
-    proxy.set(Fault::Refuse);
-    gone.deregister().await.unwrap();
-    let _come = register(&writer, 3).await;
-    let mut raw = etcd.raw().await;
-    for _ in 0..100 {
-        raw.put("elsewhere", "x").await;
-    }
-    raw.compact().await;
-    proxy.set(Fault::None);
-    let wanted = writer.list(&payments()).await.unwrap();
-    let seen = until(&mut updates, &mut set, |set| *set == wanted).await;
-    assert_one_outage(&seen);
-    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
-}
-
-#[tokio::test]
-async fn five_thousand_instances_of_a_kilobyte_are_listed() {
-    let etcd = Etcd::start().await;
-    let backend = connect(&etcd);
-    let raws = join_all((0..8).map(|_| etcd.raw())).await;
-    let fill = raws.into_iter().zip(0u16..).map(|(mut raw, part)| async move {
-        for number in 0..625 {
-            let one = instance(part * 625 + number);
-            let one = one.with_metadata([("filler", "x".repeat(950))].try_into().unwrap());
-            raw.put(&format!("payments/{}", one.id()), EtcdNaming::default().encode(&one)).await;
-        }
-    });
-    join_all(fill).await;
-    let start = Instant::now();
-    let set = backend.list(&payments()).await.unwrap();
-    println!("5,000 instances of 1 kB listed in {:?}", start.elapsed());
-    assert_eq!(set.len(), 5000);
-    let (mut updates, mut watched) = (backend.watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut watched, |watched| *watched == set).await;
 }
 
 #[tokio::test]

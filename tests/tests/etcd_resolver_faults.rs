@@ -1,0 +1,527 @@
+//! Who watches a service while one etcd, or the way to it, fails. Each test is named after its row in the list of faults.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{ErrorKind, Registry, Resolver, Snapshot, Update};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
+use etcd_client::Client;
+use futures::{StreamExt, future::join_all};
+use support::{
+    Etcd, Fault, Follower, Proxy, SynHole, eventually,
+    scene::{
+        SOON, TTL, USUAL_TTL, connect, count, instance, key, payments, put, register, until, until_lost,
+        until_registered, usual, usual_config, version,
+    },
+};
+use tokio::time::{sleep, timeout};
+
+fn follow(backend: &EtcdBackend) -> Follower {
+    Follower::of(backend.watch(&payments()).unwrap())
+}
+
+/// The set as etcd has it, read by another way than the one that is tested.
+async fn listed(etcd: &Etcd) -> Snapshot {
+    connect(etcd).list(&payments()).await.unwrap()
+}
+
+/// Which version each instance is of.
+fn versions(set: &Snapshot) -> BTreeMap<String, String> {
+    set.iter().map(|one| (one.id().to_string(), one.metadata().get("version").unwrap_or("").to_owned())).collect()
+}
+
+/// Killed, and restarted on the same data after 3 s, with writes before and after: one outage is told, nothing that stayed goes,
+/// and what was written is there within 2 s of serving.
+#[tokio::test]
+async fn a1_etcd_crashes_and_restarts() {
+    let etcd = Etcd::start().await;
+    let (backend, mut raw) = (usual(etcd.members()), etcd.raw().await);
+    for number in 0..5 {
+        put(&mut raw, &instance(number)).await;
+    }
+    let follower = follow(&backend);
+    follower.until("all are there", SOON, |set| set.len() == 5).await;
+    put(&mut raw, &version(0, 1)).await;
+    etcd.kill(0);
+    follower.until_lost(SOON).await;
+    let before = follower.told().len();
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(follower.set().len(), 5, "the set stands");
+    etcd.restart(0).await;
+    let start = Instant::now();
+    raw = etcd.raw().await;
+    raw.delete(&key(&instance(1))).await;
+    put(&mut raw, &instance(9)).await;
+    let wanted = listed(&etcd).await;
+    follower.until("it has caught up", Duration::from_secs(5), |set| *set == wanted).await;
+    let took = start.elapsed();
+    println!("A1: caught up {took:?} after etcd served again");
+    assert_eq!(follower.removed(), [instance(1).id().clone()], "only what was deleted went");
+    let after = follower.told().split_off(before);
+    assert!(after.iter().all(|told| !matches!(told.update, Update::Lost(_))), "one outage: {after:#?}");
+    assert_eq!((follower.losses(), follower.resets()), (1, 2));
+}
+
+/// Frozen for longer than the TTL: that is told within 4 s, the set stands, and it has caught up within 2 s of waking.
+#[tokio::test]
+async fn a2_etcd_freezes() {
+    freezes(Duration::from_secs(8)).await;
+}
+
+/// The same, for half a minute.
+#[tokio::test]
+#[ignore = "soak: takes 40 s"]
+async fn a2_etcd_freezes_for_long() {
+    freezes(Duration::from_secs(30)).await;
+}
+
+async fn freezes(length: Duration) {
+    let etcd = Etcd::start().await;
+    let (backend, mut raw) = (usual(etcd.members()), etcd.raw().await);
+    put(&mut raw, &instance(1)).await;
+    let follower = follow(&backend);
+    follower.until("it is there", SOON, |set| set.len() == 1).await;
+    etcd.pause(0);
+    let told = follower.until_lost(Duration::from_secs(4)).await;
+    sleep(length - told).await;
+    assert_eq!(follower.set().len(), 1, "the set stands");
+    etcd.resume(0);
+    let start = Instant::now();
+    let mut raw = etcd.raw().await;
+    put(&mut raw, &instance(2)).await;
+    follower.until("it has caught up", Duration::from_secs(5), |set| set.len() == 2).await;
+    println!("A2: told {told:?} after the freeze, caught up {:?} after its end", start.elapsed());
+    assert!(follower.removed().is_empty());
+    assert_eq!(follower.resets(), 2);
+}
+
+/// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
+#[tokio::test]
+async fn a2_a_freeze_is_told_within_a_ttl() {
+    let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
+    let backend = EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(ttl)).unwrap();
+    let mut updates = backend.watch(&payments()).unwrap();
+    // At other moments between two looks of the watch each time.
+    for phase in [0, 450, 900] {
+        while !matches!(timeout(SOON, updates.next()).await.unwrap(), Some(Update::Reset(_))) {}
+        sleep(Duration::from_millis(1100 + phase)).await;
+        etcd.pause(0);
+        let start = Instant::now();
+        let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
+        let told = start.elapsed();
+        println!("A2: told {told:?} after the freeze: {}", error.report());
+        assert!(told < ttl, "{told:?}");
+        etcd.resume(0);
+    }
+}
+
+/// The connection carries nothing any more, one way or both, while the other member is fine: registrations stay, what is written
+/// is seen within 6 s, and no loss is told.
+#[tokio::test]
+async fn a3_a_connection_is_black_holed() {
+    let etcd = Etcd::start().await;
+    let cases = [Fault::BlackHole, Fault::BlackHoleAnswers, Fault::BlackHoleRequests];
+    join_all(cases.iter().zip((0u16..).step_by(10)).map(|(fault, first)| black_holed(&etcd, *fault, first))).await;
+}
+
+async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
+    let proxies = [Proxy::to(etcd.address()).await, Proxy::to(etcd.address()).await];
+    let backend = usual(proxies.iter().map(Proxy::address));
+    let registration = register(&backend, first).await;
+    let follower = follow(&backend);
+    let has = |number: u16| move |set: &Snapshot| set.get(instance(number).id().as_str()).is_some();
+    follower.until("it is there", SOON, has(first)).await;
+    sleep(Duration::from_millis(500)).await;
+    let in_use = proxies.iter().find(|proxy| proxy.accepted() > 0).unwrap();
+    in_use.set(fault);
+    let start = Instant::now();
+    let other = register(&backend, first + 1).await;
+    let registered = start.elapsed();
+    follower.until("the other is there", Duration::from_secs(6), has(first + 1)).await;
+    println!("A3: {fault:?}: registered past it in {registered:?}, seen in {:?}", start.elapsed());
+    assert_eq!(follower.losses(), 0, "another member answered");
+    sleep(USUAL_TTL + Duration::from_secs(1)).await;
+    assert!(registration.status().is_registered() && other.status().is_registered());
+    let set = listed(etcd).await;
+    assert!(has(first)(&set) && has(first + 1)(&set));
+    assert!(follower.removed().is_empty());
+}
+
+/// A member's address swallows SYNs: no call takes longer than its deadline, and 2.5 s where another member is fine.
+#[tokio::test]
+async fn a5_a_member_swallows_syns() {
+    let (etcd, hole) = (Etcd::start().await, SynHole::open().await);
+    // Which member is asked first is chance.
+    let calls = join_all((0..8).map(|number| {
+        let members = [hole.address(), etcd.address()];
+        async move {
+            let (backend, mut slowest) = (usual(members), Duration::ZERO);
+            let mut start = Instant::now();
+            let mut lap = || {
+                slowest = slowest.max(start.elapsed());
+                start = Instant::now();
+                slowest
+            };
+            let registration = register(&backend, number).await;
+            lap();
+            let set = backend.list(&payments()).await.unwrap();
+            assert!(set.get(instance(number).id().as_str()).is_some());
+            lap();
+            let mut updates = backend.watch(&payments()).unwrap();
+            assert!(matches!(updates.next().await, Some(Update::Reset(_))));
+            lap();
+            registration.deregister().await.unwrap();
+            lap()
+        }
+    }));
+    let slowest = calls.await.into_iter().max().unwrap();
+    println!("A5: the slowest of 32 calls took {slowest:?}");
+    assert!(slowest <= Duration::from_millis(2500), "{slowest:?}");
+
+    let deadline = Duration::from_secs(3);
+    let backend = EtcdBackend::connect(usual_config([hole.address()]).with_deadline(deadline)).unwrap();
+    let service = payments();
+    let start = Instant::now();
+    let (listed, registered) =
+        tokio::join!(backend.list(&service), async { backend.register(&service, instance(1)).await.err() });
+    let errors = [listed.unwrap_err(), registered.unwrap()];
+    println!("A5: with no other member, calls failed within {:?}", start.elapsed());
+    assert!(start.elapsed() < deadline + Duration::from_secs(1), "{:?}", start.elapsed());
+    for error in errors {
+        let kinds = [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded];
+        assert!(kinds.contains(&error.kind()), "{}", error.report());
+    }
+}
+
+/// Two of three members refuse: 0 of 300 operations fail, where etcd-client by itself fails more than half of them. And who cannot
+/// be reached is not asked again for every call.
+#[tokio::test]
+async fn a6_two_of_three_members_refuse() {
+    let etcd = Etcd::start().await;
+    let refusing = [Proxy::to("127.0.0.1:1").await, Proxy::to("127.0.0.1:1").await];
+    refusing.iter().for_each(|proxy| proxy.set(Fault::Refuse));
+    sleep(Duration::from_millis(50)).await;
+    let members = [refusing[0].address(), etcd.address(), refusing[1].address()];
+
+    // As many as members, so that most handles begin with one that refuses.
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let backend = usual(members.clone());
+        for number in 0..20 {
+            let start = Instant::now();
+            let registration = register(&backend, number).await;
+            assert_eq!(count(&backend).await, Some(1));
+            registration.deregister().await.unwrap();
+            slowest = slowest.max(start.elapsed());
+        }
+    }
+    let mut baseline = 0;
+    let client = Client::connect(members, None).await.unwrap();
+    for _ in 0..300 {
+        baseline += u32::from(client.kv_client().get("any", None).await.is_err());
+    }
+    println!("A6: 0 of 300 operations failed (etcd-client: {baseline}), the slowest three took {slowest:?}");
+    assert!(baseline > 0, "the members were refusing");
+
+    // A connection that is reset at once fails like one that is refused, and is counted.
+    let resetting = Proxy::to("127.0.0.1:1").await;
+    resetting.set(Fault::Reset);
+    sleep(Duration::from_millis(50)).await;
+    for _ in 0..5 {
+        let backend = usual([resetting.address(), etcd.address()]);
+        for _ in 0..60 {
+            assert_eq!(count(&backend).await, Some(0));
+        }
+    }
+    println!("A6: 300 lists by 5 handles made {} connections to the member that failed", resetting.accepted());
+    assert!(resetting.accepted() <= 10, "{}", resetting.accepted());
+}
+
+/// 300 ms ± 200 ms each way, 64 kB/s, with defaults: no loss is told, no connection is made anew, registrations stay, and what
+/// is written arrives.
+#[tokio::test]
+async fn a7_the_network_is_slow() {
+    slow_network(Duration::from_secs(10)).await;
+}
+
+/// The same, for a minute.
+#[tokio::test]
+#[ignore = "soak: takes 70 s"]
+async fn a7_the_network_is_slow_for_long() {
+    slow_network(Duration::from_secs(60)).await;
+}
+
+async fn slow_network(length: Duration) {
+    let etcd = Etcd::start().await;
+    let narrow = Proxy::to(etcd.address()).await;
+    let far = Proxy::to(narrow.address()).await;
+    narrow.set(Fault::Throttle(64_000));
+    far.set(Fault::Delay { delay: Duration::from_millis(300), jitter: Duration::from_millis(200) });
+    sleep(Duration::from_millis(50)).await;
+    let runs = [Duration::from_secs(15), USUAL_TTL].map(|ttl| {
+        let config = EtcdConfig::new([far.address()]).with_ttl(ttl).with_prefix(ttl.as_secs().to_string());
+        let backend = EtcdBackend::connect(config).unwrap();
+        async move {
+            let registration = register(&backend, 1).await;
+            let follower = follow(&backend);
+            follower.until("it is there", SOON, |set| set.len() == 1).await;
+            (backend, registration, follower)
+        }
+    });
+    let runs = join_all(runs).await;
+    let connections = far.accepted();
+    let end = Instant::now() + length;
+    let (mut slowest, mut round) = (Duration::ZERO, 0);
+    while Instant::now() < end {
+        round += 1;
+        let laps = runs.iter().map(|(_, registration, follower)| async move {
+            registration.update(|_| version(1, round)).await.unwrap();
+            let arrived = |set: &Snapshot| versions(set).values().all(|text| *text == round.to_string());
+            follower.until("the update is there", SOON, arrived).await
+        });
+        slowest = join_all(laps).await.into_iter().max().unwrap().max(slowest);
+    }
+    for (_, registration, follower) in &runs {
+        assert!(registration.status().is_registered());
+        assert_eq!((follower.losses(), follower.resets()), (0, 1));
+        assert!(follower.removed().is_empty());
+    }
+    println!("A7: {round} updates, seen at most {slowest:?} after they were confirmed");
+    assert_eq!(far.accepted(), connections, "no connection was made anew");
+}
+
+/// Connections are reset every 50 to 500 ms while 100 changes are written a second: each set that is told is one that etcd
+/// had, in etcd's order, and the last one is there within 3 s of the last reset.
+#[tokio::test]
+async fn a8_connections_are_reset() {
+    resets(8, Duration::from_secs(8)).await;
+}
+
+/// The same, for a minute each.
+#[tokio::test]
+#[ignore = "soak: takes 4 minutes"]
+async fn a8_connections_are_reset_for_long() {
+    for seed in 1..=4 {
+        resets(seed, Duration::from_secs(60)).await;
+    }
+}
+
+async fn resets(seed: u64, length: Duration) {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let follower = follow(&usual([proxy.address()]));
+    follower.until("the first set", SOON, Snapshot::is_empty).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = tokio::spawn({
+        let (mut raw, stop) = (etcd.raw().await, Arc::clone(&stop));
+        let mut random = fastrand::Rng::with_seed(seed);
+        async move {
+            let mut states = vec![BTreeMap::new()];
+            for round in 0.. {
+                let (number, mut state) = (random.u16(..20), states.last().cloned().unwrap_or_default());
+                if random.u8(..3) == 0 {
+                    raw.delete(&key(&instance(number))).await;
+                    state.remove(instance(number).id().as_str());
+                } else {
+                    put(&mut raw, &version(number, round)).await;
+                    state.insert(instance(number).id().to_string(), round.to_string());
+                }
+                states.push(state);
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            states
+        }
+    });
+    let (mut random, end, mut cuts) = (fastrand::Rng::with_seed(seed), Instant::now() + length, 0);
+    while Instant::now() < end {
+        sleep(Duration::from_millis(random.u64(50..500))).await;
+        proxy.set(Fault::Reset);
+        sleep(Duration::from_millis(20)).await;
+        proxy.set(Fault::None);
+        cuts += 1;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let states = writing.await.unwrap();
+    let last = states.last().unwrap();
+    let took = follower.until("the last set", Duration::from_secs(5), |set| versions(set) == *last).await;
+    let mut history = states.iter();
+    for told in follower.told().iter().filter(|told| !matches!(told.update, Update::Lost(_))) {
+        let set = versions(&told.set);
+        // The same set may come twice, and `any` has gone past it.
+        let mut ahead = history.clone();
+        assert!(ahead.any(|state| *state == set), "seed {seed}: etcd never had this, or not in this order: {told:#?}");
+        while history.clone().next().is_some_and(|state| *state != set) {
+            history.next();
+        }
+    }
+    println!(
+        "A8: seed {seed}: {} changes, {cuts} resets, {} connections, {} updates, {} losses told; whole {took:?} after the end",
+        states.len() - 1,
+        proxy.accepted(),
+        follower.told().len(),
+        follower.losses()
+    );
+}
+
+/// The data are wiped, or set back to an older copy, or another cluster stands at the address: the set is as etcd has it within
+/// 2 s, though revisions begin anew, and what is written then is seen.
+#[tokio::test]
+async fn a24_etcd_has_other_data() {
+    tokio::join!(wiped(), wiped_and_ahead(), set_back(), another_cluster());
+}
+
+async fn filled(count: u16) -> (Etcd, Proxy, Follower) {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    for number in 0..count {
+        put(&mut raw, &instance(number)).await;
+    }
+    let proxy = Proxy::to(etcd.address()).await;
+    let follower = follow(&usual([proxy.address()]));
+    follower.until("all are there", SOON, |set| set.len() == usize::from(count)).await;
+    (etcd, proxy, follower)
+}
+
+/// Waits until a follower has what etcd has, also after a further change.
+async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
+    let (start, mut raw) = (Instant::now(), etcd.raw().await);
+    let wanted = listed(etcd).await;
+    follower.until(what, Duration::from_secs(5), |set| *set == wanted).await;
+    println!("A24: {what}: the set was there after {:?}", start.elapsed());
+    put(&mut raw, &version(77, 1)).await;
+    let wanted = listed(etcd).await;
+    follower.until("a change then", Duration::from_secs(5), |set| *set == wanted).await;
+}
+
+async fn wiped() {
+    let (etcd, _proxy, follower) = filled(10).await;
+    etcd.wipe().await;
+    until_same("wiped", &etcd, &follower).await;
+}
+
+/// Wiped while nobody looked, and further on since: no revision goes back, and the cluster has its former id.
+async fn wiped_and_ahead() {
+    let (etcd, proxy, follower) = filled(10).await;
+    proxy.set(Fault::Refuse);
+    etcd.wipe().await;
+    let mut raw = etcd.raw().await;
+    for round in 0..50 {
+        put(&mut raw, &version(3, round)).await;
+    }
+    proxy.set(Fault::None);
+    until_same("wiped, and ahead", &etcd, &follower).await;
+}
+
+async fn set_back() {
+    let (etcd, _proxy, follower) = filled(10).await;
+    etcd.stop(0);
+    let saved = etcd.save(0);
+    etcd.restart(0).await;
+    let mut raw = etcd.raw().await;
+    for number in 5..20 {
+        put(&mut raw, &version(number, 1)).await;
+    }
+    raw.delete(&key(&instance(2))).await;
+    follower.until("all is there", SOON, |set| set.len() == 19).await;
+    etcd.stop(0);
+    etcd.restore(0, &saved);
+    etcd.restart(0).await;
+    until_same("set back", &etcd, &follower).await;
+}
+
+async fn another_cluster() {
+    let (_etcd, proxy, follower) = filled(10).await;
+    let other = Etcd::start().await;
+    put(&mut other.raw().await, &instance(3)).await;
+    proxy.lead_to(other.address());
+    until_same("another cluster", &other, &follower).await;
+}
+
+/// The database is full: the set is listed and watched on, what is deleted is seen, and who registers is told why not once the
+/// deadline is over, since that may pass.
+#[tokio::test]
+async fn a25_the_database_is_full() {
+    let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
+    let deadline = Duration::from_secs(2);
+    let backend = EtcdBackend::connect(usual_config(etcd.members()).with_deadline(deadline)).unwrap();
+    let mut raw = etcd.raw().await;
+    put(&mut raw, &instance(1)).await;
+    put(&mut raw, &instance(2)).await;
+    let follower = follow(&backend);
+    follower.until("both are there", SOON, |set| set.len() == 2).await;
+    raw.fill().await;
+    let start = Instant::now();
+    let error = backend.register(&payments(), instance(3)).await.unwrap_err();
+    println!("A25: refused in {:?}: {}", start.elapsed(), error.report());
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
+    assert!(start.elapsed() < deadline + Duration::from_secs(1));
+    assert_eq!(count(&backend).await, Some(2));
+    raw.delete(&key(&instance(1))).await;
+    follower.until("the deletion is seen", Duration::from_secs(2), |set| set.len() == 1).await;
+    assert_eq!(usual(etcd.members()).list(&payments()).await.unwrap().len(), 1, "who comes now lists too");
+    sleep(USUAL_TTL).await;
+    assert_eq!((follower.losses(), follower.resets()), (0, 1));
+}
+
+/// Frozen until all leases are over, then woken, which ends them in one go: who registered has registered again within 2 s, and who
+/// watches was told of the outage before. (Calls on a balanced channel meanwhile are tested in `outages.rs`.)
+#[tokio::test]
+async fn a27_all_leases_expire_at_once() {
+    let etcd = Etcd::start().await;
+    let backends: Vec<EtcdBackend> = (0..5).map(|_| connect(&etcd)).collect();
+    let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
+    let follower = follow(&backends[0]);
+    follower.until("all are there", SOON, |set| set.len() == 5).await;
+    etcd.pause(0);
+    let (told, lost) =
+        tokio::join!(follower.until_lost(TTL), until_lost(&registrations[0], TTL + Duration::from_secs(1)));
+    println!("A27: the watch was told {told:?} after the freeze, who registered {lost:?} after it");
+    sleep(TTL * 2).await;
+    assert_eq!(follower.set().len(), 5, "the set stands");
+    etcd.resume(0);
+    let start = Instant::now();
+    for registration in &registrations {
+        until_registered(registration, SOON).await;
+    }
+    let registered = start.elapsed();
+    eventually("all are listed", SOON, async || count(&backends[0]).await == Some(5)).await;
+    follower.until("all are there again", SOON, |set| set.len() == 5).await;
+    println!("A27: registered again {registered:?} after waking, watched again {:?}", start.elapsed());
+    assert!(registered < Duration::from_secs(4), "{registered:?}");
+}
+
+/// No etcd at all: calls fail within their deadline, a watch says so, and all starts working by itself, within 2 s.
+#[tokio::test]
+async fn a30_a_process_may_start_before_etcd() {
+    let etcd = Etcd::absent();
+    let backend = usual(etcd.members());
+    let mut updates = backend.watch(&payments()).unwrap();
+    assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Unavailable));
+    let start = Instant::now();
+    let error = backend.list(&payments()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
+    assert!(start.elapsed() < Duration::from_secs(10));
+    println!("A30: a list failed in {:?}: {}", start.elapsed(), error.report());
+
+    let registering = tokio::spawn({
+        let backend = backend.clone();
+        async move { register(&backend, 1).await }
+    });
+    sleep(Duration::from_secs(1)).await;
+    etcd.appear().await;
+    let start = Instant::now();
+    let registration = timeout(SOON, registering).await.unwrap().unwrap();
+    assert!(registration.status().is_registered());
+    until(&mut updates, &mut Snapshot::default(), |set| set.len() == 1).await;
+    println!("A30: registered and seen {:?} after etcd was up", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5));
+}

@@ -1,0 +1,229 @@
+//! Much history, many instances, many that watch. Each test is named after its row in the list of faults.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Instance, Resolver, Snapshot, Update, Updates};
+use futures::{StreamExt, future::join_all};
+use support::{
+    Etcd, Fault, Follower, Proxy, eventually,
+    scene::{
+        SOON, assert_one_outage, connect, connect_to, instance, key, payments, put, put_all, register, until, usual,
+        version,
+    },
+};
+use tokio::{sync::Barrier, time::sleep};
+
+const STREAMS: &str = "etcd_debugging_mvcc_watch_stream_total";
+
+/// Puts this many instances of a kilobyte each.
+async fn fill(etcd: &Etcd, count: u16) {
+    let mut raw = etcd.raw().await;
+    let instances: Vec<Instance> = (0..count).map(|number| heavy(number, 0)).collect();
+    for part in instances.chunks(100) {
+        put_all(&mut raw, part).await;
+    }
+}
+
+/// An instance whose entry is of a kilobyte.
+fn heavy(number: u16, version: u32) -> Instance {
+    let metadata = [("filler", "x".repeat(950)), ("version", version.to_string())];
+    instance(number).with_metadata(metadata.try_into().unwrap())
+}
+
+/// Cut off while a thousand writes pass and are compacted: one outage is told, with what changed and nothing else, within about a
+/// second of the return.
+#[tokio::test]
+async fn a13_history_is_compacted_while_away() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let (backend, writer) = (connect_to([proxy.address()]), connect(&etcd));
+    let _kept = register(&writer, 1).await;
+    let gone = register(&writer, 2).await;
+    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    until(&mut updates, &mut set, |set| set.len() == 2).await;
+    let kept = Arc::clone(set.iter().next().unwrap());
+    proxy.set(Fault::Refuse);
+    gone.deregister().await.unwrap();
+    let _come = register(&writer, 3).await;
+    let mut raw = etcd.raw().await;
+    for round in 0..1000 {
+        put(&mut raw, &version(4, round)).await;
+    }
+    raw.compact().await;
+    let wanted = writer.list(&payments()).await.unwrap();
+    proxy.set(Fault::None);
+    let start = Instant::now();
+    let seen = until(&mut updates, &mut set, |set| *set == wanted).await;
+    println!("A13: caught up {:?} after the return", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(3));
+    assert_one_outage(&seen);
+    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
+}
+
+/// Compacted just below, at and above where a watch begins, in between its list and its first event: the watch goes on where it
+/// can, lists anew where it cannot, and the set is the same, without a loss and without a removal of what stayed.
+#[tokio::test]
+async fn a14_history_is_compacted_where_a_watch_begins() {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    for number in 0..5 {
+        put(&mut raw, &instance(number)).await;
+    }
+    for (compacted, resets) in [(-1, 1), (0, 1), (1, 1), (2, 2)] {
+        // Time to write and compact between the list and the watch.
+        let proxy = Proxy::to(etcd.address()).await;
+        proxy.set(Fault::Delay { delay: Duration::from_millis(250), jitter: Duration::ZERO });
+        sleep(Duration::from_millis(50)).await;
+        let listed = raw.revision().await;
+        let follower = Follower::of(usual([proxy.address()]).watch(&payments()).unwrap());
+        eventually("the first set", SOON, async || follower.resets() == 1).await;
+        let number = (10 + compacted) as u16;
+        for round in 1..=3 {
+            put(&mut raw, &version(number, round)).await;
+        }
+        raw.compact_at(listed + compacted).await;
+        raw.delete(&key(&instance(number - 9))).await;
+        let wanted = connect(&etcd).list(&payments()).await.unwrap();
+        let took = follower.until("it has caught up", SOON, |set| *set == wanted).await;
+        println!("A14: compacted at {compacted} from the list: caught up in {took:?} with {} sets", follower.resets());
+        assert_eq!((follower.resets(), follower.losses()), (resets, 0), "{:#?}", follower.told());
+        assert_eq!(follower.removed(), [instance(number - 9).id().clone()]);
+    }
+}
+
+/// One that watches does not read for 24,000 changes in 1,000 steps, which are compacted then: who reads is told no loss, and who
+/// did not gets what the queue holds at most, then the set, and goes on from there.
+#[tokio::test]
+async fn a16_a_subscriber_is_slow() {
+    let etcd = Etcd::start().await;
+    let backend = usual(etcd.members());
+    let mut slow = backend.watch(&payments()).unwrap();
+    let fast = Follower::of(backend.watch(&payments()).unwrap());
+    let mut set = Snapshot::default();
+    assert!(matches!(slow.next().await, Some(Update::Reset(set)) if set.is_empty()));
+    eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
+    let (mut raw, start) = (etcd.raw().await, Instant::now());
+    for round in 0..1000 {
+        let first = 24 * (round % 4) as u16;
+        put_all(&mut raw, &(first..first + 24).map(|number| heavy(number, round)).collect::<Vec<_>>()).await;
+    }
+    println!("A16: 24,000 changes written in {:?}", start.elapsed());
+    raw.compact().await;
+    let wanted = connect(&etcd).list(&payments()).await.unwrap();
+    let took = fast.until("who reads has all", SOON, |set| *set == wanted).await;
+    println!("A16: who reads had all {took:?} after that, by {} updates", fast.told().len());
+    assert_eq!(fast.losses(), 0);
+
+    let seen = until(&mut slow, &mut set, |set| *set == wanted).await;
+    println!("A16: who did not read had the same after {} updates", seen.len());
+    assert!(seen.len() <= 130, "the queue, and the set: {}", seen.len());
+    assert_eq!(seen.iter().filter(|update| matches!(update, Update::Reset(_))).count(), 1);
+    put(&mut raw, &version(500, 1)).await;
+    let seen = until(&mut slow, &mut set, |set| set.len() == 97).await;
+    assert!(matches!(&seen[..], [Update::Change(_)]), "{seen:?}");
+}
+
+/// 10,000 instances of a kilobyte, more than etcd-client decodes at once: the first set is there within 3 s.
+#[tokio::test]
+async fn a17_a_set_is_large() {
+    let etcd = Etcd::start().await;
+    fill(&etcd, 10_000).await;
+    let backend = usual(etcd.members());
+    let start = Instant::now();
+    let mut updates = backend.watch(&payments()).unwrap();
+    let first = updates.next().await.unwrap();
+    let took = start.elapsed();
+    println!("A17: 10,000 instances of 1 kB watched in {took:?}");
+    let Update::Reset(set) = first else { panic!("{first:?}") };
+    assert_eq!(set.len(), 10_000);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    let start = Instant::now();
+    assert_eq!(backend.list(&payments()).await.unwrap(), set);
+    println!("A17: and listed in {:?}", start.elapsed());
+}
+
+/// 500 watch one service of 10,000 instances in one process: one stream to etcd, and a change reaches all within 100 ms of the
+/// first.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a28_many_watch_one_service() {
+    let etcd = Etcd::start().await;
+    fill(&etcd, 10_000).await;
+    let backend = usual(etcd.members());
+    let barrier = Arc::new(Barrier::new(501));
+    let start = Instant::now();
+    let watchers: Vec<_> = (0..500)
+        .map(|_| {
+            let (mut updates, barrier) = (backend.watch(&payments()).unwrap(), Arc::clone(&barrier));
+            tokio::spawn(async move {
+                let mut set = Snapshot::default();
+                while set.is_empty() {
+                    set = set.apply(&updates.next().await.unwrap());
+                }
+                barrier.wait().await;
+                let mut arrivals = Vec::new();
+                while arrivals.len() < 5 {
+                    let update = updates.next().await.unwrap();
+                    assert!(matches!(update, Update::Change(_)), "{update:?}");
+                    set = set.apply(&update);
+                    assert!(set.len() > 10_000);
+                    arrivals.push(Instant::now());
+                }
+                arrivals
+            })
+        })
+        .collect();
+    barrier.wait().await;
+    println!("A28: 500 had the first set of 10,000 after {:?}", start.elapsed());
+    eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
+    let mut raw = etcd.raw().await;
+    for number in 10_000..10_005 {
+        assert_eq!(etcd.metric(0, STREAMS), Some(1.0));
+        put(&mut raw, &instance(number)).await;
+        sleep(Duration::from_millis(300)).await;
+    }
+    let arrivals = join_all(watchers).await.into_iter().map(Result::unwrap).collect::<Vec<_>>();
+    let spreads = (0..5).map(|round| {
+        let times = || arrivals.iter().map(|arrivals| arrivals[round]);
+        times().max().unwrap() - times().min().unwrap()
+    });
+    let mut spreads: Vec<_> = spreads.collect();
+    spreads.sort_unstable();
+    println!("A28: the last of 500 had a change {spreads:?} after the first, by one stream");
+    // One slow round is the machine's.
+    assert!(spreads[2] < Duration::from_millis(100), "{spreads:?}");
+}
+
+/// The last one that watches goes: within a second there is no stream, and no task of the watch; nor a connection once the backend
+/// is gone too.
+#[tokio::test]
+async fn a29_the_last_subscriber_goes() {
+    let etcd = Etcd::start().await;
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let bare = tasks.num_alive_tasks();
+    let backend = usual(etcd.members());
+    // Which opens the connection.
+    backend.list(&payments()).await.unwrap();
+    let connected = tasks.num_alive_tasks();
+    for round in 0..3 {
+        let watches: Vec<Updates> = (0..20).map(|_| backend.watch(&payments()).unwrap()).collect();
+        let mut followers: Vec<_> = watches.into_iter().map(Follower::of).collect();
+        for follower in &followers {
+            eventually("the first set", SOON, async || follower.resets() == 1).await;
+        }
+        eventually("one stream", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
+        let last = followers.pop();
+        drop(followers);
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(etcd.metric(0, STREAMS), Some(1.0), "one still watches");
+        drop(last);
+        let bound = Duration::from_secs(1);
+        let streams = eventually("no stream", bound, async || etcd.metric(0, STREAMS) == Some(0.0)).await;
+        let gone = eventually("no task", bound, async || tasks.num_alive_tasks() <= connected).await;
+        println!("A29: round {round}: no stream after {streams:?}, no task after {gone:?} more");
+    }
+    drop(backend);
+    eventually("no task at all", Duration::from_secs(1), async || tasks.num_alive_tasks() <= bare).await;
+}
