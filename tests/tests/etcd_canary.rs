@@ -1,0 +1,238 @@
+//! No password, key or token in anything that is printed: `Debug`, errors with all their causes, and the logs of every crate at
+//! trace level. Alone in its program, since there is one log of all.
+
+use std::{
+    error::Error as StdError,
+    fmt::Debug,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use discovery_core::{Error, Resolver, Snapshot};
+use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdTls};
+use support::{
+    Certificate, Etcd, Flaw, eventually,
+    scene::{SOON, config, count, payments, register, until},
+};
+use tokio::time::sleep;
+use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
+
+const PASSWORD: &str = "canary-right";
+const WRONG: &str = "canary-wrong";
+
+/// Everything that was printed so far.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Printed {
+    /// Takes the logs of all crates from now on, be they written with `tracing` or with `log`.
+    fn logs() -> Self {
+        let printed = Self::default();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_span_events(FmtSpan::FULL)
+            .with_ansi(false)
+            .with_writer(printed.clone())
+            .init();
+        log::set_logger(Box::leak(Box::new(printed.clone()))).expect("there is no other logger");
+        log::set_max_level(log::LevelFilter::Trace);
+        printed
+    }
+
+    fn add(&self, text: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(text.as_bytes());
+    }
+
+    fn debug(&self, value: &dyn Debug) {
+        self.add(&format!("{value:?}\n{value:#?}\n"));
+    }
+
+    fn error(&self, error: &Error) {
+        self.add(&format!("{error}\n{}\n", error.report()));
+        self.debug(error);
+        let mut cause = error.source();
+        while let Some(one) = cause {
+            self.add(&format!("{one}\n"));
+            self.debug(&one);
+            cause = one.source();
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
+}
+
+impl io::Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Printed {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl log::Log for Printed {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.add(&format!("{} {} {}\n", record.level(), record.target(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+/// The ways in which a secret may be printed: as it is, as a list of bytes, and in hexadecimal digits.
+fn guises(secret: &[u8]) -> Vec<String> {
+    let list = secret.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let lines = secret.iter().map(ToString::to_string).collect::<Vec<_>>().join(",\n");
+    let digits: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![String::from_utf8_lossy(secret).into_owned(), list, lines, digits]
+}
+
+/// Parts of a key that are in it alone: of its PEM, and of what that encodes.
+fn parts(key: &str) -> Vec<String> {
+    let body: String = key.lines().filter(|line| !line.starts_with('-')).collect();
+    // The beginning is the same in all keys of a kind.
+    let middle = &body[64..96];
+    let mut found = guises(middle.as_bytes());
+    found.extend(guises(&decode(middle)));
+    found
+}
+
+/// Base64, of whole groups.
+fn decode(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let group = |four: &[u8]| four.iter().fold(0u32, |all, byte| all << 6 | u32::from(digit(*byte)));
+    text.as_bytes().chunks(4).flat_map(|four| group(four).to_be_bytes()[1..].to_vec()).collect()
+}
+
+/// Whether a text has a token of etcd's simple kind: 16 letters, a point, and a number.
+fn token(text: &str) -> Option<&str> {
+    text.match_indices('.').map(|(place, _)| place).find_map(|place| {
+        let letters = text.get(place.checked_sub(16)?..place)?;
+        let whole = letters.bytes().all(|byte| byte.is_ascii_alphabetic());
+        let bounded = place == 16 || !text.as_bytes()[place - 17].is_ascii_alphanumeric();
+        let numbered = text.as_bytes().get(place + 1).is_some_and(u8::is_ascii_digit);
+        // Of letters taken at random some are large and some small.
+        let mixed = letters.bytes().skip(1).filter(u8::is_ascii_uppercase).count() > 2;
+        (whole && bounded && numbered && mixed).then(|| &text[place - 16..(place + 4).min(text.len())])
+    })
+}
+
+#[test]
+fn tokens_and_guises_are_known_when_seen() {
+    assert!(token("token: RrkHuTYtwpFAzGQu.42").is_some());
+    assert!(token(r#"{"token": "RrkHuTYtwpFAzGQu.42"}"#).is_some());
+    assert!(token("discovery_etcd::client 127.0.0.1 etcdserverpbWatc.1").is_none());
+    assert_eq!(decode("Y2FuYXJ5"), b"canary");
+    assert!(format!("{:?}", b"key").contains(&guises(b"key")[1]));
+    assert!(format!("{:#?}", b"key").replace("    ", "").contains(&guises(b"key")[2]));
+}
+
+#[tokio::test]
+async fn secrets_are_printed_nowhere() {
+    let printed = Printed::logs();
+    let (etcd, clear) =
+        tokio::join!(Etcd::setup().client_certificates().token_ttl(2).start(), Etcd::setup().token_ttl(2).start(),);
+    for etcd in [&etcd, &clear] {
+        etcd.raw().await.enable_auth(PASSWORD).await;
+    }
+    // What tests do by hand is not on trial, and etcd's own client is less careful.
+    let own = etcd.authority().client("own", Flaw::None);
+    let late = etcd.authority().client("late", Flaw::Expired);
+    let trusting = |own: &Certificate| {
+        EtcdTls::new().with_ca_file(etcd.authority().file()).with_cert(own.cert.clone()).with_key(own.key.clone())
+    };
+    let secured = |own: &Certificate, password: &str| {
+        config(etcd.members()).with_tls(trusting(own)).with_credentials("root", password)
+    };
+
+    // What fails: the password, over TLS and in clear; the certificate; the scheme.
+    for config in [
+        secured(&own, WRONG),
+        secured(&late, PASSWORD),
+        config(clear.members()).with_credentials("root", WRONG),
+        config(clear.members()).with_tls(trusting(&own)).with_credentials("root", PASSWORD),
+        config(etcd.members()).with_credentials("root", PASSWORD),
+    ] {
+        printed.debug(&config);
+        let backend = EtcdBackend::connect(config).unwrap();
+        printed.error(&backend.list(&payments()).await.unwrap_err());
+        printed.debug(&backend);
+    }
+
+    // What works, loses its token, its member, and comes back.
+    for (etcd, config) in
+        [(&etcd, secured(&own, PASSWORD)), (&clear, config(clear.members()).with_credentials("root", PASSWORD))]
+    {
+        let backend = EtcdBackend::connect(config).unwrap();
+        let registration = register(&backend, 1).await;
+        let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+        until(&mut updates, &mut set, |set| set.len() == 1).await;
+        sleep(Duration::from_secs(3)).await;
+        etcd.kill(0);
+        printed.error(&backend.list(&payments()).await.unwrap_err());
+        printed.debug(&registration.status());
+        etcd.restart(0).await;
+        eventually("listed again", SOON, async || count(&backend).await == Some(1)).await;
+        for value in [&backend as &dyn Debug, &registration, &updates, &set] {
+            printed.debug(value);
+        }
+        registration.deregister().await.unwrap();
+    }
+
+    // What is not even tried.
+    let json = format!(r#"{{ "members": ["etcd.example"], "user": "root", "password": "{PASSWORD}" }}"#);
+    for error in [
+        serde_json::from_str::<EtcdConfig>(&json).unwrap_err().to_string(),
+        serde_json::from_str::<EtcdConfig>(&json.replace("etcd.example", "root:canary-right@x"))
+            .unwrap_err()
+            .to_string(),
+    ] {
+        printed.add(&error);
+    }
+    for url in ["etcd://root:canary-right@etcd.example", "etcd://root:canary-right@127.0.0.1?password=canary-right"] {
+        printed.error(&url.parse::<EtcdConfig>().unwrap_err());
+    }
+    let bad = EtcdTls::new().with_ca(own.key.clone()).with_cert(own.key.clone()).with_key(own.cert.clone());
+    printed.error(&EtcdBackend::connect(EtcdConfig::new(["127.0.0.1"]).with_tls(bad)).unwrap_err());
+
+    let text = printed.text();
+    let flat: String = text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
+    println!("{} bytes were printed, {} lines", text.len(), text.lines().count());
+    for known in ["h2::", "hyper", "tonic", "rustls", "discovery_etcd"] {
+        assert!(text.contains(known), "{known} printed nothing, so this proves nothing of it");
+    }
+    for secret in [PASSWORD, WRONG].iter().flat_map(|password| guises(password.as_bytes())) {
+        assert!(!flat.contains(&secret), "a password: {secret}, {:?}", around(&flat, &secret));
+    }
+    for secret in [&own.key, &late.key].iter().flat_map(|key| parts(key)) {
+        assert!(!flat.contains(&secret), "a key: {secret}, {:?}", around(&flat, &secret));
+    }
+    assert_eq!(token(&flat), None, "a token");
+}
+
+/// The line in which a secret stands.
+fn around<'a>(text: &'a str, secret: &str) -> Option<&'a str> {
+    text.lines().find(|line| secret.lines().next().is_some_and(|first| line.contains(first)))
+}
