@@ -7,6 +7,7 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// | URL | Backend | Feature |
 /// |---|---|---|
 /// | `etcd://user:password@host:2379,host:2379/prefix?ttl=15s` | etcd; members need no port if it is 2379; user, prefix and parameters may be left out | `etcd` |
+/// | `etcd://host/prefix?ca_file=/etc/etcd/ca.pem` | etcd over TLS; `cert_file` and `key_file` are the client's own | `etcd-tls` |
 /// | `memory:` | a registry in this process, a new one with each call | `memory` |
 /// | `fixed://host:80,host:81` | exactly these instances, for every service; it takes no registrations | |
 ///
@@ -26,7 +27,7 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// # Errors
 ///
 /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that is not allowed, with what is;
-/// [`Unsupported`](ErrorKind::Unsupported) where its scheme is not compiled in, with the cargo feature that is missing;
+/// [`Unsupported`](ErrorKind::Unsupported) where its scheme, or the TLS that it asks for, is not compiled in, with the cargo feature that is missing;
 /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime. An error never repeats the URL, which may hold a password.
 pub fn connect(url: &str) -> Result<Arc<dyn Backend>, Error> {
     open(url).map_err(|error| error.during("connect"))
@@ -226,6 +227,14 @@ mod tests {
         let error = connect("memory:").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("`memory`"), "{error}");
+    }
+
+    #[cfg(feature = "etcd-tls")]
+    #[tokio::test]
+    async fn files_of_tls_are_read_at_once() {
+        let error = connect("etcd://etcd.example?ca_file=/nonexistent/ca.pem").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
     }
 
     #[cfg(not(feature = "etcd"))]

@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `memory` | `MemoryBackend`, and `memory:` in URLs | |
 //! | `etcd` | `EtcdBackend`, and `etcd://` in URLs | `protoc` while it is built |
+//! | `etcd-tls` | `etcd`, and TLS to it | `protoc` and a C compiler while it is built |
 //! | `tonic` | `BalancedChannel` | |
 //! | `server` | `RegisteredServer`, and `tonic` | |
 //! | `full` | all of them | `protoc` while it is built |

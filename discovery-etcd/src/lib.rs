@@ -21,7 +21,8 @@
 //!
 //! What may go wrong in the registry is limited there, not here: give resolvers read access to their prefix alone, and registrars
 //! read and write access to their services. Whoever may write a service's prefix decides where its clients connect.
-
+//!
+#![doc = include_str!("access.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
