@@ -22,10 +22,11 @@ help:
 	@echo "make bench     run the benchmarks and print their table"
 	@echo "make generate  rewrite the greeter's generated code from its .proto file"
 
-# --all-features, since a test whose features are off would be left out without a word.
+# --all-features, since a test whose features are off would be left out without a word; then those of what is left out.
 test:
 	scripts/install cc cargo protoc etcd etcdctl
 	cargo test --workspace --all-features --no-fail-fast
+	cargo test -p discovery -p discovery-etcd --lib --no-default-features
 
 # One after the other, so that each has the machine; with its output, which has the seeds.
 soak:
