@@ -117,7 +117,7 @@ impl Drop for Attempt {
 }
 
 /// Addresses a request to an origin.
-fn aim(request: &mut Request<RequestBody>, (scheme, authority): &(Scheme, Authority)) {
+pub(crate) fn aim(request: &mut Request<RequestBody>, (scheme, authority): &(Scheme, Authority)) {
     let path = mem::take(request.uri_mut()).into_parts().path_and_query;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(scheme.clone());

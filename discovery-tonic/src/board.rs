@@ -11,6 +11,7 @@ use crate::{
     call::Agent,
     connector::SharedError,
     endpoint::{Endpoint, Phase},
+    health::Health,
     retry::Retries,
     signals::Signals,
 };
@@ -116,6 +117,7 @@ impl Row {
             Phase::BackingOff { .. } => EndpointState::BackingOff,
             Phase::Connecting { .. } => EndpointState::Connecting,
             Phase::Ended | Phase::Idle => EndpointState::Idle,
+            Phase::Ready(link) if link.health != Health::Serving => EndpointState::NotServing,
             Phase::Ready(_) => EndpointState::Ready,
         };
         EndpointStatus {

@@ -52,6 +52,7 @@ pub struct Builder {
     ejection: Ejection,
     connects: usize,
     slow_start: Duration,
+    health: Option<String>,
 }
 
 impl Builder {
@@ -71,6 +72,7 @@ impl Builder {
             ejection: Ejection::default(),
             connects: 100,
             slow_start: Duration::ZERO,
+            health: None,
         }
     }
 
@@ -135,6 +137,15 @@ impl Builder {
         self
     }
 
+    /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) of this gRPC service, or with the empty name of the
+    /// server as a whole: one that does not say SERVING gets no calls, however many are left. By default off.
+    ///
+    /// It takes one stream of each connection. A server without health checks counts as serving.
+    pub fn health(mut self, service: impl Into<String>) -> Self {
+        self.health = Some(service.into());
+        self
+    }
+
     /// How long a call without a deadline waits for an endpoint; by default 10 s.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
@@ -195,6 +206,7 @@ impl Builder {
             settings: self.settings,
             backoff: self.backoff,
             drain: self.drain,
+            health: self.health,
         };
         let config = Config {
             plan,

@@ -91,6 +91,8 @@ pub enum EndpointState {
     Connecting,
     /// No attempt has been made.
     Idle,
+    /// Connected, but the peer's health is not SERVING, or not known yet.
+    NotServing,
     /// Connected, the peer's SETTINGS seen.
     Ready,
 }

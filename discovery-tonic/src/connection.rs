@@ -32,6 +32,7 @@ use crate::{
     body::RequestBody,
     connector::{BoxError, Connector},
     endpoint::Link,
+    health::Health,
     io::Wire,
     settings::EndpointSettings,
     signals::Signals,
@@ -67,7 +68,7 @@ struct Eye {
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended` when the connection takes no
+    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; leaves `reserved` streams to others; tells `ended` when the connection takes no
     /// requests any more.
     ///
     /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100 streams until SETTINGS come. With
@@ -78,6 +79,7 @@ impl Connection {
         address: &Address,
         settings: &EndpointSettings,
         signals: &Signals,
+        reserved: u32,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
         let open = async {
@@ -102,7 +104,8 @@ impl Connection {
                     () = sleep(SETTINGS_TICK) => {}
                 }
             }
-            let load = Load::waking(streams(future.current_max_send_streams()), TRIAL, Arc::clone(&signals.room));
+            let load =
+                Load::waking(streams(future.current_max_send_streams(), reserved), TRIAL, Arc::clone(&signals.room));
             let (load, eye) = (Arc::new(load), Arc::new(Eye::default()));
             let (watched, seeing) = (Arc::clone(&load), Arc::clone(&eye));
             let task = tokio::spawn(async move {
@@ -114,7 +117,7 @@ impl Connection {
                         return Poll::Ready(());
                     }
                     if seeing.open.swap(false, Ordering::AcqRel) {
-                        watched.set_limit(streams(future.current_max_send_streams()));
+                        watched.set_limit(streams(future.current_max_send_streams(), reserved));
                     }
                     Poll::Pending
                 })
@@ -127,7 +130,12 @@ impl Connection {
                 }
             });
             Ok(Self {
-                link: Link { origin: settings.origin_of(address), sender: Sender(sender), load },
+                link: Link {
+                    origin: settings.origin_of(address),
+                    sender: Sender(sender),
+                    load,
+                    health: Health::Serving,
+                },
                 eye,
                 cut,
                 task,
@@ -198,8 +206,10 @@ where
     }
 }
 
-fn streams(limit: usize) -> u32 {
-    limit.try_into().unwrap_or(u32::MAX)
+/// How many requests a connection takes: all but the reserved ones, but one where any is allowed.
+fn streams(limit: usize, reserved: u32) -> u32 {
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    limit.saturating_sub(reserved).max(limit.min(1))
 }
 
 impl fmt::Debug for Sender {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use discovery_core::{Address, Backoff, Instance};
-use futures::FutureExt;
+use futures::{
+    FutureExt,
+    stream::{BoxStream, StreamExt},
+};
 use http::uri::{Authority, Scheme};
 use tokio::{
     sync::{Notify, Semaphore},
@@ -19,6 +22,7 @@ use crate::{
     balance::Load,
     connection::{Connection, Cut, Sender},
     connector::{BoxError, Connector, SharedError},
+    health::{self, Health},
     hold,
     settings::EndpointSettings,
     signals::Signals,
@@ -63,6 +67,7 @@ pub(crate) struct Link {
     pub(crate) origin: (Scheme, Authority),
     pub(crate) sender: Sender,
     pub(crate) load: Arc<Load>,
+    pub(crate) health: Health,
 }
 
 /// What drives an endpoint.
@@ -74,6 +79,8 @@ pub(crate) struct Plan {
     pub(crate) settings: Settings,
     pub(crate) backoff: Backoff,
     pub(crate) drain: Duration,
+    /// The gRPC service whose health is followed, if any is.
+    pub(crate) health: Option<String>,
 }
 
 /// The user's hook: how an instance is connected.
@@ -156,6 +163,23 @@ impl Endpoint {
         }
     }
 
+    /// The connection that shall get requests now.
+    pub(crate) fn serving(&self) -> Option<Link> {
+        self.link().filter(|link| link.health == Health::Serving && !link.load.is_closed())
+    }
+
+    /// Takes note of what the peer says of its health, which is an answer too.
+    fn tell(&self, health: Health) {
+        if let Phase::Ready(link) = &mut *self.lock() {
+            link.health = health;
+        }
+        if health == Health::Serving {
+            self.succeeded();
+            self.answered();
+        }
+        self.signals.dirty.notify_one();
+    }
+
     /// Lets the driver end the connection once its requests have ended, or takes that back.
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
@@ -204,7 +228,7 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));
                 all.retain(|(_, load)| load.in_flight() > 0);
                 all.push((connection.cut(), Arc::clone(&load)));
-                match serve(&endpoint, connection, plan.drain).await {
+                match serve(&endpoint, connection, &plan).await {
                     End::Drained(since) => {
                         return settle(&endpoint, &all, plan.drain.saturating_sub(since.elapsed())).await;
                     }
@@ -231,20 +255,28 @@ async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, Bo
         let settings = (plan.settings)(&endpoint.instance());
         let looker = Arc::clone(endpoint);
         let ended = move || looker.look();
-        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, ended).await
+        // The health check has a stream of its own.
+        let reserved = u32::from(plan.health.is_some());
+        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, reserved, ended).await
     };
     let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
     attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()))
 }
 
 /// Offers a connection until it closes, or until the endpoint is drained of what is on it.
-async fn serve(endpoint: &Endpoint, connection: Connection, limit: Duration) -> End {
-    endpoint.enter(Phase::Ready(connection.link()));
+async fn serve(endpoint: &Endpoint, connection: Connection, plan: &Plan) -> End {
+    let mut link = connection.link();
+    let mut checks = plan.health.clone().map(|service| {
+        link.health = Health::Unknown;
+        health::follow(&link, service, plan.backoff)
+    });
+    endpoint.enter(Phase::Ready(link));
     let mut draining_since = None;
     loop {
         tokio::select! {
             () = endpoint.look.notified() => connection.look(),
             () = sleep(DRAIN_TICK), if draining_since.is_some() => {}
+            Some(health) = next(&mut checks) => endpoint.tell(health),
         }
         let closed = connection.is_closed();
         if closed {
@@ -261,11 +293,16 @@ async fn serve(endpoint: &Endpoint, connection: Connection, limit: Duration) -> 
         let since = *draining_since.get_or_insert_with(Instant::now);
         // Kept for a moment even if idle, because the endpoint may be held after all.
         let idle = since.elapsed() >= hold::GRACE && connection.load().close_if_idle();
-        if closed || idle || since.elapsed() >= limit {
+        if closed || idle || since.elapsed() >= plan.drain {
             connection.load().close();
             return End::Drained(since);
         }
     }
+}
+
+/// The next health, where there is a check.
+async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health> {
+    checks.as_mut()?.next().await
 }
 
 /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.

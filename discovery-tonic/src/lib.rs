@@ -53,6 +53,7 @@ mod connector;
 mod deadline;
 mod endpoint;
 mod flight;
+mod health;
 mod hold;
 mod io;
 mod outlier;

@@ -11,6 +11,7 @@ use crate::{
     board::{Board, Outlook, Row},
     connector::BoxError,
     endpoint::{Endpoint, Phase, Plan, drive},
+    health::Health,
     hold::Hold,
     outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
     ramp::{self, Ramp},
@@ -289,7 +290,7 @@ impl Pool {
         if !self.config.slow_start.is_zero() {
             self.members.values_mut().for_each(|member| member.ramp_up(now));
         }
-        let connected = self.takers().filter(|member| member.endpoint.link().is_some());
+        let connected = self.takers().filter(|member| member.endpoint.serving().is_some());
         let (out, rest): (Vec<_>, Vec<_>) = connected.partition(|member| member.outlier.out_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
         let back = if rest.len() < out.len() { out } else { Vec::new() };
@@ -337,12 +338,15 @@ impl Pool {
                 Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
                 // It was lost a moment ago, and its driver is about to connect again.
                 Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
+                Phase::Ready(link) if link.health == Health::Unknown => return Outlook::Connecting,
                 Phase::BackingOff { error, .. } => last = Some(error),
                 Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
             }
         }
         let since = *self.failing_since.get_or_insert(now);
-        let error = last.unwrap_or_else(|| BoxError::from("they are taken out or connecting again").into());
+        let error = last.unwrap_or_else(|| {
+            BoxError::from("they say that they do not serve, are taken out, or connect again").into()
+        });
         Outlook::Failing { since, endpoints: self.members.len(), error }
     }
 }
@@ -372,7 +376,7 @@ impl Member {
     }
 
     fn candidate(&self, weight: Weight) -> Option<Candidate<Target>> {
-        let link = self.endpoint.link().filter(|link| !link.load.is_closed())?;
+        let link = self.endpoint.serving()?;
         // A connection that came after the verdict; while requests wait, the trial counts them already.
         if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
             link.load.set_trial(1);

@@ -1,0 +1,151 @@
+use std::{
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use discovery_core::{Backoff, Delays};
+use futures::{
+    future::BoxFuture,
+    stream::{BoxStream, StreamExt, unfold},
+};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::time::{sleep, timeout};
+use tonic::{Code, Status, Streaming};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tower::Service;
+use tracing::debug;
+
+use crate::{attempt::aim, balance::Load, body::RequestBody, connector::BoxError, endpoint::Link};
+
+/// What a peer says of its health (`grpc.health.v1`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Health {
+    NotServing,
+    Serving,
+    /// It has not said anything yet.
+    Unknown,
+}
+
+/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good; a peer that does not know the method is;
+/// where the stream breaks the peer counts as not serving until it answers another one.
+///
+/// The stream is opened anew now and then, because an open one would keep a connection from ending that the peer lets go: on such a
+/// connection the next one fails.
+///
+/// Never ends.
+pub(crate) fn follow(link: &Link, service: String, backoff: Backoff) -> BoxStream<'static, Health> {
+    let client = HealthClient::new(Through(link.clone()));
+    let check = Check {
+        client,
+        load: Arc::clone(&link.load),
+        service,
+        answers: None,
+        delays: backoff.delays(),
+        failed: false,
+        said: Health::Unknown,
+    };
+    unfold(check, |mut check| async move { Some((check.next().await, check)) }).boxed()
+}
+
+/// A check over one connection.
+struct Check {
+    client: HealthClient<Through>,
+    load: Arc<Load>,
+    service: String,
+    answers: Option<Streaming<HealthCheckResponse>>,
+    delays: Delays,
+    failed: bool,
+    said: Health,
+}
+
+impl Check {
+    /// The next health that differs from the last one, or that of a connection that takes no requests any more.
+    async fn next(&mut self) -> Health {
+        loop {
+            let health = match self.answer().await {
+                Ok(ServingStatus::Serving) => Health::Serving,
+                Ok(_) => Health::NotServing,
+                Err(status) if status.code() == Code::Unimplemented && self.said != Health::Serving => {
+                    debug!("the peer has no health check, and counts as serving");
+                    Health::Serving
+                }
+                // It has been told already.
+                Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
+                Err(_) => Health::NotServing,
+            };
+            if mem::replace(&mut self.said, health) != health || self.load.is_closed() {
+                return health;
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> Result<ServingStatus, Status> {
+        if mem::take(&mut self.failed) {
+            sleep(self.delays.next_delay()).await;
+        }
+        let answer = self.ask().await;
+        match &answer {
+            Ok(_) => self.delays.reset(),
+            Err(_) => (self.answers, self.failed) = (None, true),
+        }
+        answer
+    }
+
+    async fn ask(&mut self) -> Result<ServingStatus, Status> {
+        loop {
+            let answers = match &mut self.answers {
+                Some(answers) => answers,
+                none => {
+                    let request = HealthCheckRequest { service: self.service.clone() };
+                    none.insert(self.client.watch(request).await?.into_inner())
+                }
+            };
+            let limit = if self.said == Health::NotServing { NOT_SERVING } else { SERVING };
+            match timeout(limit, answers.message()).await {
+                Ok(Ok(Some(answer))) => return Ok(answer.status()),
+                Ok(Ok(None)) => return Err(Status::unavailable("the health check ended")),
+                Ok(Err(status)) => return Err(status),
+                Err(_) => self.answers = None,
+            }
+        }
+    }
+}
+
+/// One connection as a tonic client needs it.
+#[derive(Clone)]
+struct Through(Link);
+
+impl Service<Request<tonic::body::Body>> for Through {
+    type Response = Response<Incoming>;
+    type Error = BoxError;
+    type Future = BoxFuture<'static, Result<Self::Response, BoxError>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
+        let link = self.0.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let mut request = Request::from_parts(parts, RequestBody::new(body)?);
+            aim(&mut request, &link.origin);
+            link.sender.send(request).await.map_err(|error| {
+                if error.message().is_some() {
+                    link.load.close();
+                }
+                error.into_error().into()
+            })
+        })
+    }
+}
+
+/// How long a stream is kept.
+const SERVING: Duration = Duration::from_secs(10);
+/// The same where the peer does not serve, as one that is about to stop.
+const NOT_SERVING: Duration = Duration::from_secs(1);
