@@ -38,3 +38,6 @@ mod watch;
 pub use backend::EtcdBackend;
 pub use config::{EtcdConfig, EtcdTls};
 pub use layout::{EtcdNaming, Layout};
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use watch::fuzz_watch;

@@ -4,6 +4,8 @@
 //! serves it show whether that answers, and whether the watch tells what it should (see [`Pace`]).
 
 mod cursor;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod pulse;
 mod rounds;
 
@@ -28,6 +30,8 @@ use crate::{
     layout::Layout,
 };
 use cursor::{Cursor, Ended, Step, WATCH};
+#[cfg(fuzzing)]
+pub use fuzz::fuzz_watch;
 pub(crate) use pulse::Pace;
 use pulse::Pulse;
 use rounds::Rounds;

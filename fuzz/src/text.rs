@@ -1,0 +1,147 @@
+use std::{net::IpAddr, str};
+
+use discovery_core::{Address, Error, ErrorKind, Host, InstanceId, ServiceName};
+use discovery_etcd::{EtcdConfig, EtcdNaming, Layout};
+
+/// An address is refused, or printed as something that is read as the same and leads nowhere forbidden.
+pub fn address(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    match text.parse::<Address>() {
+        Ok(address) => {
+            let printed = address.to_string();
+            assert_eq!(printed.parse::<Address>().expect("what is printed is read"), address);
+            assert!(address.port() != 0 && printed.len() <= 259);
+            assert!(printed.bytes().all(|byte| byte.is_ascii_graphic() && !b"/@?#%\\".contains(&byte)), "{printed}");
+            if let Host::Ip(ip) = address.host() {
+                assert!(!is_forbidden(*ip), "{printed}");
+            }
+            // The system's resolver would read a number as an address in one of its old spellings.
+            if let Host::Dns(name) = address.host() {
+                assert!(
+                    name.rsplit('.').next().is_some_and(|last| last.contains(|c: char| !c.is_ascii_digit())),
+                    "{name}"
+                );
+            }
+        }
+        Err(error) => assert_printable(&error),
+    }
+}
+
+/// The ranges that no instance can be reached at, by their bits.
+fn is_forbidden(ip: IpAddr) -> bool {
+    let v4 = |[a, b, c, d]: [u8; 4]| {
+        [a, b, c, d] == [0; 4] || [a, b, c, d] == [255; 4] || (224..240).contains(&a) || (a, b) == (169, 254)
+    };
+    match ip {
+        IpAddr::V4(ip) => v4(ip.octets()),
+        IpAddr::V6(ip) => {
+            let bytes = ip.octets();
+            let mapped = bytes[..10] == [0; 10] && bytes[10..12] == [255; 2];
+            bytes == [0; 16]
+                || bytes[0] == 0xff
+                || (bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80)
+                || (mapped && v4([bytes[12], bytes[13], bytes[14], bytes[15]]))
+        }
+    }
+}
+
+/// A name is refused, or one segment that stands in a key as it is.
+pub fn name(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let service = text.parse::<ServiceName>().map(String::from);
+    let id = text.parse::<InstanceId>().map(String::from);
+    assert!(service.is_err() || id.is_ok(), "every name of a service is an id: {text:?}");
+    for (parsed, longest) in [(service, 253), (id, 259)] {
+        match parsed {
+            Ok(name) => {
+                assert_eq!(name, text);
+                assert!((1..=longest).contains(&name.len()) && name != "." && name != "..");
+                assert!(name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'), "{name}");
+            }
+            Err(error) => assert_printable(&error),
+        }
+    }
+}
+
+/// A key is an entry, a broken one, or nobody's; an entry's key is the one that its id is written at.
+pub fn key(data: &[u8]) {
+    let Ok(tail) = str::from_utf8(data) else { return };
+    let layout = EtcdNaming::default();
+    match layout.id(tail) {
+        None => assert!(tail.contains('/')),
+        Some(Ok(id)) => assert_eq!(layout.tail(&id), tail),
+        Some(Err(error)) => {
+            assert!(!tail.contains('/'));
+            assert_printable(&error);
+        }
+    }
+    if let Ok(service) = tail.parse::<ServiceName>() {
+        let range = layout.range(&service);
+        assert_eq!(range.strip_suffix('/'), Some(tail));
+    }
+}
+
+/// A value is refused, or an instance that is written as what is read as the same.
+pub fn value(data: &[u8]) {
+    let layout = EtcdNaming::default();
+    let id: InstanceId = "a1".parse().expect("a valid id");
+    match layout.decode(id.clone(), data) {
+        Ok(instance) => {
+            assert_eq!(instance.id(), &id);
+            assert!(data.len() <= 64 << 10 && instance.metadata().len() <= 64 && instance.weight().value() <= 10_000);
+            let written = layout.encode(&instance);
+            let again = layout.decode(id, &written);
+            // Escapes make the written form up to six times as long as the text, so that some is too long to be read.
+            assert!(written.len() > 64 << 10 || again.is_ok_and(|again| again == instance));
+            address(instance.address().to_string().as_bytes());
+        }
+        Err(error) => assert_printable(&error),
+    }
+}
+
+/// A URL, or a configuration through serde, is refused or taken, and never shows the password.
+pub fn url(data: &[u8]) {
+    const CANARY: &str = "hunter2-canary";
+    let Ok(text) = str::from_utf8(data) else { return };
+    if text.contains("hunter2") {
+        return;
+    }
+    for url in [
+        text.to_owned(),
+        format!("etcd://{text}"),
+        format!("etcd://u:{CANARY}@{text}"),
+        format!("etcd://u:{text}{CANARY}@127.0.0.1"),
+        format!("fixed://{text}"),
+        format!("{text}://u:{CANARY}@h:1"),
+    ] {
+        let text = match url.parse::<EtcdConfig>() {
+            Ok(config) => format!("{config:?}"),
+            Err(error) => {
+                assert_printable(&error);
+                shown(&error)
+            }
+        };
+        assert!(!text.contains("hunter2"), "{text}");
+        // Without a runtime nothing is opened, so that this is the parsing alone.
+        let Err(error) = discovery::connect(&url) else { panic!("there is no runtime") };
+        assert!(matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::NoRuntime), "{error:?}");
+        assert!(!shown(&error).contains("hunter2"), "{error:?}");
+        assert_printable(&error);
+    }
+    if let Ok(config) = serde_json::from_str::<EtcdConfig>(text) {
+        drop(format!("{config:?}"));
+    }
+}
+
+fn shown(error: &Error) -> String {
+    format!("{error} {error:?} {}", error.report())
+}
+
+/// What an error says fits one line of a log, whatever it is about.
+fn assert_printable(error: &Error) {
+    let text = shown(error);
+    let is_hostile = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    assert!(!text.contains(is_hostile) && text.len() < 8000, "{text:?}");
+}
