@@ -8,9 +8,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use discovery_core::Backoff;
 
-pub(crate) use settings::Settings;
 #[cfg(feature = "tls")]
 pub(crate) use settings::invalid;
+pub(crate) use settings::{Settings, TTL_MAX};
 pub use tls::EtcdTls;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Pem;

@@ -139,7 +139,8 @@ pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
 }
 
 const TTL_MIN: Duration = Duration::from_secs(1);
-const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+/// The longest lease that is asked for.
+pub(crate) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const MAX_ENTRIES: usize = 1_000_000;
 const MAX_MEMBERS: usize = 16;
 const MAX_PREFIX_BYTES: usize = 512;

@@ -167,14 +167,21 @@ enum Over {
 
 impl Keeper {
     pub(crate) async fn run(self) {
+        let mut pauses = Pauses::new(self.backoff);
         while self.wanted().await {
-            let Some((id, clock)) = self.grant().await else { continue };
+            let Some((id, clock)) = self.grant(&mut pauses).await else { continue };
+            let since = Instant::now();
             debug!(lease = format_args!("{id:x}"), granted = ?clock.granted(), "lease granted");
             if clock.granted() != self.ttl {
                 debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted another ttl than asked for");
             }
             self.lease.state.send_replace(LeaseState::Held { id });
-            match self.keep(id, clock).await {
+            let over = self.keep(id, clock).await;
+            // One lease after the other that etcd does not keep is no reason to ask ever on.
+            if since.elapsed() >= clock.granted() {
+                pauses.reset();
+            }
+            match over {
                 Over::Vacant => self.revoke(id).await,
                 Over::Lost(error) => {
                     let registrations = self.lease.book().tenants;
@@ -205,9 +212,8 @@ impl Keeper {
     /// Grants a lease, however long that takes; `None` once nobody wants it any more.
     ///
     /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
-    async fn grant(&self) -> Option<(i64, LeaseClock)> {
+    async fn grant(&self, pauses: &mut Pauses) -> Option<(i64, LeaseClock)> {
         let (id, first) = (self.lease.new_id(), Instant::now());
-        let mut pauses = Pauses::new(self.backoff);
         // After an outage everybody comes at once, unless they wait first.
         if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
             self.pause(pauses.first()).await;
@@ -245,8 +251,8 @@ impl Keeper {
 
     /// Renews the lease until it is lost or nobody needs it.
     async fn keep(&self, id: i64, mut clock: LeaseClock) -> Over {
-        let mut delays = Backoff::new(Duration::from_millis(20), Duration::from_millis(500))
-            .expect("20 to 500 ms lies within the bounds")
+        let mut delays = Backoff::new(Duration::from_millis(50), Duration::from_millis(500))
+            .expect("50 to 500 ms lies within the bounds")
             .delays();
         let mut stream: Option<(Renewals, Chosen)> = None;
         let mut link = Link::Closed;
@@ -258,13 +264,14 @@ impl Keeper {
             if self.lease.book().gone == Some(id) {
                 return Over::Lost(gone());
             }
-            match clock.due(link, Instant::now()) {
+            let failure = match clock.due(link, Instant::now()) {
                 Due::Lost => return Over::Lost(last),
                 Due::Switch => {
                     if let Some((_, chosen)) = stream.take() {
                         self.cluster.failed(&chosen);
                     }
                     link = Link::Closed;
+                    continue;
                 }
                 Due::Open(until) => {
                     let (chosen, sent) = (self.cluster.choose(&[]), Instant::now());
@@ -274,7 +281,6 @@ impl Keeper {
                             let granted = clock.granted();
                             self.confirm(&mut clock, granted, sent);
                             self.cluster.succeeded(&chosen);
-                            delays.reset();
                             (stream, link) = (Some((renewals, chosen)), Link::Quiet);
                             continue;
                         }
@@ -285,46 +291,48 @@ impl Keeper {
                     if failure.as_ref().is_none_or(|failure| failure.reason != Reason::Token) {
                         self.cluster.failed(&chosen);
                     }
-                    last = failure.map_or(last, |failure| failure.error);
-                    let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
-                    self.pause(wait.saturating_duration_since(Instant::now())).await;
+                    failure
                 }
                 Due::Renew => {
                     let Some((renewals, _)) = &mut stream else { unreachable!("a link is quiet only with a stream") };
                     let sent = Instant::now();
-                    link = match renewals.ask().await {
-                        Ok(()) => Link::Asked(sent),
-                        Err(failure) => {
-                            last = failure.error;
-                            stream = None;
-                            Link::Closed
+                    match renewals.ask().await {
+                        Ok(()) => {
+                            link = Link::Asked(sent);
+                            continue;
                         }
-                    };
+                        Err(failure) => Some(failure),
+                    }
                 }
                 Due::Wait(until) => {
                     let Some((renewals, chosen)) = &mut stream else { unreachable!("without a stream one is opened") };
-                    tokio::select! {
+                    let failure = tokio::select! {
                         answer = renewals.answer() => match (answer, link) {
                             (Ok(granted), _) if granted.is_zero() => return Over::Lost(gone()),
                             (Ok(granted), Link::Asked(sent)) => {
                                 self.confirm(&mut clock, granted, sent);
+                                delays.reset();
                                 link = Link::Quiet;
+                                continue;
                             }
-                            // Nothing was asked.
-                            (Ok(_), _) => {}
-                            (Err(failure), _) => {
-                                if failure.reason != Reason::Token {
-                                    self.cluster.failed(chosen);
-                                }
-                                last = failure.error;
-                                (stream, link) = (None, Link::Closed);
-                            }
+                            // It might be taken for the answer to the next question.
+                            (Ok(_), _) => renewals.strange("a renewal was answered that was not asked for"),
+                            (Err(failure), _) => failure,
                         },
-                        () = sleep_until(until) => {}
-                        () = self.lease.wake.notified() => {}
+                        () = sleep_until(until) => continue,
+                        () = self.lease.wake.notified() => continue,
+                    };
+                    if failure.reason != Reason::Token {
+                        self.cluster.failed(chosen);
                     }
+                    Some(failure)
                 }
-            }
+            };
+            // Also after a stream that opened and then broke, or one that breaks at once would be opened ever on.
+            (stream, link) = (None, Link::Closed);
+            last = failure.map_or(last, |failure| failure.error);
+            let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
+            self.pause(wait.saturating_duration_since(Instant::now())).await;
         }
     }
 
