@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
@@ -112,16 +112,18 @@ impl Member {
 
     /// Reads one entry, linearizably.
     pub(crate) async fn read(&self, key: Vec<u8>) -> Result<Option<Row>, Failure> {
-        self.call("read", async |client| {
+        let asked = key.clone();
+        let read = self.call("read", async |client| {
             let mut answer = client.kv_client().get(key, None).await?;
             Ok(answer.take_kvs().into_iter().next().map(Row::from))
-        })
-        .await
+        });
+        of_key(&asked, read.await?).map_err(|what| Failure::strange("read", &self.address, what))
     }
 
     /// Puts an entry under a lease if the guard holds, else reads it.
     pub(crate) async fn put(&self, key: Vec<u8>, value: Vec<u8>, lease: i64, guard: Guard) -> Result<Put, Failure> {
-        self.call("put", async |client| {
+        let asked = key.clone();
+        let answer = self.call("put", async |client| {
             let compare = match guard {
                 Guard::Absent => vec![Compare::create_revision(key.clone(), CompareOp::Equal, 0)],
                 Guard::Any => vec![],
@@ -129,41 +131,80 @@ impl Member {
             };
             let put = TxnOp::put(key.clone(), value, Some(PutOptions::new().with_lease(lease)));
             let txn = Txn::new().when(compare).and_then([put]).or_else([TxnOp::get(key, None)]);
-            let answer = client.kv_client().txn(txn).await?;
-            if answer.succeeded() {
-                return Ok(Put::Written(answer.header().map_or(0, |header| header.revision())));
-            }
-            let row = answer.op_responses().into_iter().find_map(|answer| match answer {
-                TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
-                _ => None,
-            });
-            Ok(Put::Refused(row.map(Row::from)))
-        })
-        .await
+            Ok(Answer::from(client.kv_client().txn(txn).await?))
+        });
+        answer.await?.of_put(&asked, guard).map_err(|what| Failure::strange("put", &self.address, what))
     }
 
     /// Deletes an entry if its lease is this one, else reads it: `None` means that it is gone.
     pub(crate) async fn delete(&self, key: Vec<u8>, lease: i64) -> Result<Option<Row>, Failure> {
-        self.call("delete", async |client| {
+        let asked = key.clone();
+        let answer = self.call("delete", async |client| {
             let compare = Compare::lease(key.clone(), CompareOp::Equal, lease);
             let delete = TxnOp::delete(key.clone(), None);
             let txn = Txn::new().when([compare]).and_then([delete]).or_else([TxnOp::get(key, None)]);
-            let answer = client.kv_client().txn(txn).await?;
-            let row = answer.op_responses().into_iter().find_map(|answer| match answer {
-                TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
-                _ => None,
-            });
-            Ok(row.map(Row::from))
-        })
-        .await
+            Ok(Answer::from(client.kv_client().txn(txn).await?))
+        });
+        answer.await?.of_delete(&asked, lease).map_err(|what| Failure::strange("delete", &self.address, what))
     }
+}
+
+/// What a transaction answered that writes one entry under a condition and else reads it.
+#[derive(Debug)]
+struct Answer {
+    succeeded: bool,
+    revision: i64,
+    /// What was read; `None` where nothing was.
+    read: Option<Option<Row>>,
+}
+
+impl From<TxnResponse> for Answer {
+    fn from(answer: TxnResponse) -> Self {
+        let read = answer.op_responses().into_iter().find_map(|answer| match answer {
+            TxnOpResponse::Get(mut answer) => Some(answer.take_kvs().into_iter().next().map(Row::from)),
+            _ => None,
+        });
+        let revision = answer.header().map_or(0, |header| header.revision());
+        Self { succeeded: answer.succeeded(), revision, read }
+    }
+}
+
+impl Answer {
+    fn of_put(self, key: &[u8], guard: Guard) -> Result<Put, &'static str> {
+        if self.succeeded {
+            return if is_revision(self.revision) { Ok(Put::Written(self.revision)) } else { Err(NO_REVISION) };
+        }
+        let row = self.refusal(key, |row| match guard {
+            Guard::Absent => row.is_none(),
+            Guard::Any => true,
+            Guard::Lease(lease) => row.map_or(0, |row| row.lease) == lease,
+        });
+        Ok(Put::Refused(row?))
+    }
+
+    fn of_delete(self, key: &[u8], lease: i64) -> Result<Option<Row>, &'static str> {
+        if self.succeeded {
+            return if is_revision(self.revision) { Ok(None) } else { Err(NO_REVISION) };
+        }
+        self.refusal(key, |row| row.is_some_and(|row| row.lease == lease))
+    }
+
+    /// What stood in the way; `holds` knows the condition that did not hold.
+    fn refusal(self, key: &[u8], holds: impl Fn(Option<&Row>) -> bool) -> Result<Option<Row>, &'static str> {
+        let row = of_key(key, self.read.ok_or("a write was neither done nor refused for a reason")?)?;
+        if holds(row.as_ref()) { Err("a write was refused though its condition holds") } else { Ok(row) }
+    }
+}
+
+fn of_key(key: &[u8], row: Option<Row>) -> Result<Option<Row>, &'static str> {
+    if row.as_ref().is_some_and(|row| row.key != key) { Err("the entry was not asked for") } else { Ok(row) }
 }
 
 impl Page {
     /// Whether it can be a page of `[from, to)`, whose next one, if there is more, begins behind its last entry.
     fn check(&self, from: &[u8], to: &[u8]) -> Result<(), &'static str> {
         if !is_revision(self.revision) {
-            return Err("the answer has no revision");
+            return Err(NO_REVISION);
         }
         if self.more && self.rows.is_empty() {
             return Err("more entries are said to follow none");
@@ -187,9 +228,51 @@ impl From<KeyValue> for Row {
     }
 }
 
+const NO_REVISION: &str = "the answer has no revision";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn row(key: &str, lease: i64) -> Row {
+        Row { key: key.into(), value: Vec::new(), lease, revision: 3 }
+    }
+
+    #[test]
+    fn writes_are_done_or_refused_for_a_reason() {
+        let refused = |read: &Option<Option<Row>>| Answer { succeeded: false, revision: 5, read: read.clone() };
+        let done = |revision| Answer { succeeded: true, revision, read: None };
+        for revision in [0, -1, i64::MAX] {
+            assert!(done(revision).of_put(b"k", Guard::Any).is_err() && done(revision).of_delete(b"k", 7).is_err());
+        }
+        assert_eq!(done(5).of_put(b"k", Guard::Any), Ok(Put::Written(5)));
+        assert_eq!(done(5).of_delete(b"k", 7), Ok(None));
+        let (nothing, absent, mine, by_hand, other) =
+            (None, Some(None), Some(Some(row("k", 7))), Some(Some(row("k", 0))), Some(Some(row("other", 9))));
+        for (guard, read, is_good) in [
+            (Guard::Absent, &nothing, false),
+            (Guard::Absent, &absent, false),
+            (Guard::Absent, &mine, true),
+            (Guard::Absent, &other, false),
+            (Guard::Any, &absent, false),
+            (Guard::Any, &mine, false),
+            (Guard::Lease(7), &nothing, false),
+            (Guard::Lease(7), &absent, true),
+            (Guard::Lease(7), &by_hand, true),
+            (Guard::Lease(7), &mine, false),
+            // It holds of an absent entry too.
+            (Guard::Lease(0), &absent, false),
+            (Guard::Lease(0), &by_hand, false),
+            (Guard::Lease(0), &mine, true),
+        ] {
+            let expected = if is_good { Ok(Put::Refused(read.clone().unwrap())) } else { Err(()) };
+            assert_eq!(refused(read).of_put(b"k", guard).map_err(drop), expected, "{guard:?} {read:?}");
+        }
+        for (read, is_good) in [(&nothing, false), (&absent, true), (&by_hand, true), (&mine, false), (&other, false)] {
+            let expected = if is_good { Ok(read.clone().unwrap()) } else { Err(()) };
+            assert_eq!(refused(read).of_delete(b"k", 7).map_err(drop), expected, "{read:?}");
+        }
+    }
 
     #[test]
     fn pages_that_cannot_be_are_known() {
@@ -206,8 +289,8 @@ mod tests {
             ("twice the same", &["b", "b"], false, 5, false),
             ("out of order", &["c", "b"], false, 5, false),
         ] {
-            let row = |key: &&str| Row { key: key.as_bytes().to_vec(), value: Vec::new(), lease: 0, revision: 3 };
-            let page = Page { rows: keys.iter().map(row).collect(), more, revision, cluster: 7 };
+            let rows = keys.iter().map(|key| row(key, 0)).collect();
+            let page = Page { rows, more, revision, cluster: 7 };
             assert_eq!(page.check(b"b", b"d").is_ok(), is_good, "{name}");
         }
     }

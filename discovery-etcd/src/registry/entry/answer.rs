@@ -16,7 +16,13 @@ impl Entry {
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
-            Ok(Put::Refused(row)) => self.seen = Some(row),
+            Ok(Put::Refused(row)) => {
+                self.seen = Some(row);
+                // What was read with the refusal is enough to go by, unless the entry changes all the time.
+                if std::mem::replace(&mut self.refused, true) {
+                    self.pause = Some(Instant::now() + self.pauses.first());
+                }
+            }
             Err(failure) if failure.reason == Reason::LeaseGone => {
                 self.dead = Some(lease);
                 self.lease.report_gone(lease);
@@ -66,7 +72,7 @@ impl Entry {
                     former.supersede();
                 }
                 answer(self.leaving.drain(..), &Ok(()));
-                (self.seen, self.recheck) = (None, None);
+                (self.seen, self.recheck, self.refused) = (None, None, false);
                 self.written = revision;
                 self.pauses.reset();
             }

@@ -49,6 +49,8 @@ pub(super) struct Entry {
     dead: Option<i64>,
     /// A write was not answered and may still be done, by a member that was frozen with it.
     doubt: bool,
+    /// The last write was refused because what stood there was not what was known.
+    refused: bool,
 }
 
 /// Which entry it is.
@@ -125,6 +127,7 @@ impl Entry {
             released: None,
             dead: None,
             doubt: false,
+            refused: false,
         }
     }
 

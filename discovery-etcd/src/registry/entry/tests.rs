@@ -189,6 +189,28 @@ async fn a_claim_of_a_free_place_yields_to_who_is_there() {
     assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
 }
 
+/// An entry put by hand over and over, each time with another lease than was read.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_changes_all_the_time_is_not_written_ever_on() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let former = entry.lease.new_id();
+    let (_, _answer) = claim(&mut entry, 1, "v", Claim::IfAbsent);
+    let mut writes = 0;
+    for step in 0..1000 {
+        match entry.next(&lease) {
+            Next::Write { .. } => {
+                writes += 1;
+                let stands = if step % 2 == 0 { id_of(&lease) } else { former };
+                entry.written(id_of(&lease), Ok(Put::Refused(Some(row(stands, "w", step)))));
+            }
+            Next::Wait(Some(_)) => advance(Duration::from_millis(10)).await,
+            next => panic!("{next:?}"),
+        }
+    }
+    assert!((2..60).contains(&writes), "{writes} in 10 s");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_write_in_doubt_is_removed_twice() {
     let mut entry = entry();
