@@ -163,7 +163,10 @@ impl Sentry {
                     return Over::Broken { reason: failure.reason, used: false };
                 }
                 Happened::Message(message) => {
-                    used = true;
+                    if let Some(reason) = refusal(&message) {
+                        return Over::Broken { reason, used };
+                    }
+                    used |= message.canceled.is_none();
                     self.report(message);
                 }
             }
@@ -207,11 +210,26 @@ impl Sentry {
                     (Some(row), revision)
                 }
                 Event::Delete { revision, .. } => (None, revision),
-                Event::Unknown => continue,
+                // Something happened; reading tells what.
+                Event::Unknown => {
+                    let _ = post.tell.send(Command::Unwatched);
+                    continue;
+                }
             };
             post.from = post.from.max(revision + 1);
             let _ = post.tell.send(Command::Seen { revision, row: seen });
         }
+    }
+}
+
+/// Why some watch was refused when it was asked for, where etcd does not say which one. Without the stream's end nobody would
+/// know that an entry has none. A permission that is missing comes with no new stream, and the others go on.
+fn refusal(message: &Message) -> Option<Reason> {
+    match &message.canceled {
+        Some(Canceled::Failed(failure)) if message.watch < 0 && failure.reason != Reason::Refused => {
+            Some(failure.reason)
+        }
+        _ => None,
     }
 }
 
