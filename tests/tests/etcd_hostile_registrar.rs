@@ -1,0 +1,304 @@
+//! Registrations on a server that answers, and answers wrongly: bounded attempts, typed errors, nothing said that is not so, and
+//! all in order again once the server behaves.
+
+use std::time::{Duration, Instant};
+
+use discovery_core::{Backoff, Error, ErrorKind, Registration, Registry, Resolver, Status};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
+use etcd_client::proto::PbLeaseKeepAliveResponse;
+use support::{
+    Before, Fake, Method, eventually,
+    scene::{SOON, count, instance, payments},
+};
+use tokio::time::{sleep, timeout};
+use tonic::Status as Code;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn connect(fake: &Fake) -> EtcdBackend {
+    let config = EtcdConfig::new([fake.address()])
+        .with_ttl(Duration::from_secs(3))
+        .with_request_timeout(SECOND)
+        .with_deadline(2 * SECOND)
+        .with_backoff(Backoff::new(Duration::from_millis(100), 2 * SECOND).unwrap());
+    EtcdBackend::connect(config).unwrap()
+}
+
+async fn register(backend: &EtcdBackend) -> Result<Registration, Error> {
+    backend.register(&payments(), instance(0)).await
+}
+
+/// What is counted of the server's work for one registration.
+const METHODS: [Method; 4] = [Method::Grant, Method::KeepAlive, Method::Write, Method::Range];
+
+fn in_a_second(fake: &Fake, since: Instant) -> [usize; 4] {
+    let within = |at: &Instant| (since..since + SECOND).contains(at);
+    METHODS.map(|method| fake.asked(method).iter().filter(|at| within(at)).count())
+}
+
+/// Registers while the server misbehaves, for two seconds; then it is honest, and a registration must hold and go in order. Returns
+/// how the first one ended, and whether its status was otherwise than registered meanwhile.
+async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, bool) {
+    let fake = Fake::start().await;
+    misbehaving(&fake);
+    let (backend, start) = (connect(&fake), Instant::now());
+    let first = timeout(3 * SECOND, register(&backend)).await.expect("no later than its deadline");
+    let mut was_lost = false;
+    while start.elapsed() < 2 * SECOND {
+        let status = first.as_ref().map(Registration::status);
+        was_lost |= status.is_ok_and(|status| !status.is_registered());
+        sleep(SECOND / 100).await;
+    }
+    let (early, late) = (in_a_second(&fake, start), in_a_second(&fake, start + SECOND));
+    fake.be_honest();
+    let start = Instant::now();
+    let error = first.as_ref().map(drop).map_err(Clone::clone);
+    if let Err(error) = &error {
+        println!("A26: told {}", error.report());
+    }
+    let registration = match first {
+        Ok(registration) => registration,
+        Err(_) => register(&backend).await.unwrap(),
+    };
+    let settled = async || registration.status().is_registered() && fake.keys().len() == 1 && fake.leases().len() == 1;
+    eventually("registered under one lease", SOON, settled).await;
+    println!(
+        "A26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; in order after {:?}",
+        start.elapsed()
+    );
+    // Longer than a lease that is not renewed.
+    sleep(4 * SECOND).await;
+    assert!(registration.status().is_registered() && count(&backend).await == Some(1), "{:?}", registration.status());
+    registration.deregister().await.unwrap();
+    assert!(fake.keys().is_empty());
+    eventually("no lease is left", SOON, async || fake.leases().is_empty()).await;
+    assert!(early.iter().all(|count| *count <= 10), "{early:?}");
+    assert!(late.iter().all(|count| *count <= 6), "no backoff: {late:?}");
+    (error, was_lost)
+}
+
+fn assert_refused(ended: &(Result<(), Error>, bool)) {
+    let error = ended.0.as_ref().expect_err("nothing was registered");
+    assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{}", error.report());
+}
+
+#[tokio::test]
+async fn a26_another_lease_granted_than_asked_for() {
+    assert_refused(
+        &register_while(|fake| {
+            fake.edit_grants(|mut answer| {
+                answer.id += 1;
+                Ok(answer)
+            });
+            // With an honest answer here, the lease would be known to be there after all.
+            fake.edit_times(|mut answer| {
+                answer.id += 1;
+                Ok(answer)
+            });
+        })
+        .await,
+    );
+}
+
+async fn granted_for(ttl: i64) {
+    let ended = register_while(move |fake| {
+        fake.edit_grants(move |mut answer| {
+            answer.ttl = ttl;
+            Ok(answer)
+        });
+        fake.edit_times(move |mut answer| {
+            answer.granted_ttl = ttl;
+            Ok(answer)
+        });
+    });
+    assert_refused(&ended.await);
+}
+
+#[tokio::test]
+async fn a26_a_lease_granted_for_no_time() {
+    granted_for(0).await;
+}
+
+#[tokio::test]
+async fn a26_a_lease_granted_for_negative_time() {
+    granted_for(-1).await;
+}
+
+#[tokio::test]
+async fn a26_a_lease_granted_for_ever() {
+    granted_for(i64::MAX).await;
+}
+
+/// Changes each answer to a renewal.
+fn with_renewals(mut change: impl FnMut(&mut PbLeaseKeepAliveResponse) + Send + 'static) -> impl FnOnce(&Fake) {
+    move |fake| {
+        fake.edit_renewals(move |mut answer| {
+            change(&mut answer);
+            vec![Ok(answer)]
+        });
+    }
+}
+
+#[tokio::test]
+async fn a26_another_lease_renewed_than_asked_for() {
+    register_while(with_renewals(|answer| answer.id += 1)).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a26_renewals_that_say_the_lease_is_gone() {
+    let (_, was_lost) = register_while(with_renewals(|answer| answer.ttl = 0)).await;
+    assert!(was_lost, "that is told");
+}
+
+#[tokio::test]
+async fn a26_renewals_for_ever() {
+    // The first answer is taken when the stream opens.
+    let mut first = true;
+    register_while(with_renewals(move |answer| {
+        if !std::mem::replace(&mut first, false) {
+            answer.ttl = i64::MAX;
+        }
+    }))
+    .await
+    .0
+    .unwrap();
+}
+
+#[tokio::test]
+async fn a26_a_flood_of_renewals() {
+    register_while(|fake| fake.edit_renewals(|answer| vec![Ok(answer); 10_000])).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a26_streams_of_renewals_that_end_at_once() {
+    register_while(|fake| fake.edit_renewals(|answer| vec![Ok(answer), Err(Code::unavailable("enough"))]))
+        .await
+        .0
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a26_a_write_answered_without_its_header() {
+    assert_refused(
+        &register_while(|fake| {
+            fake.edit_txns(|_, mut answer| {
+                answer.header = None;
+                Ok(answer)
+            });
+        })
+        .await,
+    );
+}
+
+/// That nothing stood in the way, and still it was not done.
+#[tokio::test]
+async fn a26_a_write_refused_against_its_own_condition() {
+    assert_refused(
+        &register_while(|fake| {
+            fake.edit_txns(|_, mut answer| {
+                answer.succeeded = false;
+                answer.responses.clear();
+                Ok(answer)
+            });
+        })
+        .await,
+    );
+}
+
+/// Deregistering must not say that the entry is gone when the answer does not.
+#[tokio::test]
+async fn a26_a_removal_answered_with_nothing() {
+    let fake = Fake::start().await;
+    let backend = connect(&fake);
+    let registration = register(&backend).await.unwrap();
+    fake.edit_txns(|_, mut answer| {
+        answer.succeeded = false;
+        answer.responses.clear();
+        Ok(answer)
+    });
+    let start = Instant::now();
+    let error = registration.deregister().await.unwrap_err();
+    println!("A26: told after {:?}: {}", start.elapsed(), error.report());
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(fake.asked(Method::Write).len() <= 12, "{:?}", fake.asked(Method::Write).len());
+    fake.be_honest();
+    eventually("gone once the server behaves", SOON, async || fake.keys().is_empty() && fake.leases().is_empty()).await;
+}
+
+/// Streams work, and nothing else is answered.
+#[tokio::test]
+async fn unary_calls_that_are_never_answered_hang_nothing() {
+    let fake = Fake::start().await;
+    let backend = connect(&fake);
+    let registration = register(&backend).await.unwrap();
+    let mut updates = backend.watch(&payments()).unwrap();
+    let first = timeout(SOON, futures::StreamExt::next(&mut updates)).await.unwrap();
+    assert!(matches!(first, Some(discovery_core::Update::Reset(_))));
+    fake.before(|method| if method.is_stream() { Before::Serve } else { Before::Never });
+    let start = Instant::now();
+    let list = backend.list(&payments()).await.unwrap_err();
+    let listed = start.elapsed();
+    let lost = timeout(SOON, futures::StreamExt::next(&mut updates)).await.unwrap();
+    println!("list failed in {listed:?}, the watch was lost within {:?}", start.elapsed());
+    assert!(matches!(lost, Some(discovery_core::Update::Lost(_))), "{lost:?}");
+    assert!(list.kind() == ErrorKind::DeadlineExceeded && listed < 4 * SECOND, "{}", list.report());
+    sleep(3 * SECOND).await;
+    assert!(registration.status().is_registered(), "renewals are answered");
+    let asked = fake.asked(Method::Range).into_iter().filter(|at| *at >= start).count();
+    assert!(asked <= 16, "{asked} lists in {:?}", start.elapsed());
+    let error = registration.deregister().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{}", error.report());
+    fake.be_honest();
+    eventually("gone once it answers", SOON, async || fake.keys().is_empty()).await;
+    eventually("listed again", SOON, async || count(&backend).await == Some(0)).await;
+}
+
+/// What is asked is answered, and no stream ever opens: sets come by lists, registrations live by new leases.
+#[tokio::test]
+async fn streams_that_never_open_hang_nothing() {
+    let fake = Fake::start().await;
+    fake.before(|method| if method.is_stream() { Before::Never } else { Before::Serve });
+    let (backend, start) = (connect(&fake), Instant::now());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = discovery_core::Snapshot::default();
+    let registration = register(&backend).await.unwrap();
+    while set.is_empty() {
+        let update = timeout(SOON, futures::StreamExt::next(&mut updates)).await.unwrap().unwrap();
+        set = set.apply(&update);
+    }
+    println!("seen {:?} after the start, without a watch", start.elapsed());
+    eventually("the lease ends, and that is told", SOON, async || matches!(registration.status(), Status::Lost { .. }))
+        .await;
+    eventually("there is another", SOON, async || registration.status().is_registered()).await;
+    sleep((8 * SECOND).saturating_sub(start.elapsed())).await;
+    let asked = [Method::Watch, Method::KeepAlive, Method::Grant, Method::Range].map(|method| fake.asked(method).len());
+    println!("watches, renewals, grants, lists in {:?}: {asked:?}", start.elapsed());
+    assert!(asked.iter().all(|count| *count <= 40), "{asked:?}");
+    fake.be_honest();
+    eventually("watched at last", SOON, async || fake.open_watches() >= 1).await;
+    eventually("registered", SOON, async || registration.status().is_registered()).await;
+    registration.deregister().await.unwrap();
+    assert!(fake.keys().is_empty());
+}
+
+/// Each answer comes just when nobody waits for it any more; what was asked is done all the same.
+#[tokio::test]
+async fn answers_at_the_deadline_hang_nothing() {
+    let fake = Fake::start().await;
+    fake.before(|_| Before::Wait(SECOND));
+    let (backend, start) = (connect(&fake), Instant::now());
+    let service = payments();
+    let (list, registered) = tokio::join!(backend.list(&service), register(&backend));
+    println!("ended after {:?}: {:?}, {:?}", start.elapsed(), list.as_ref().map(drop), registered.as_ref().map(drop));
+    assert!(start.elapsed() < 4 * SECOND);
+    for error in [list.map(drop).err(), registered.map(drop).err()].into_iter().flatten() {
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{}", error.report());
+    }
+    let asked = [Method::Range, Method::Grant].map(|method| fake.asked(method).len());
+    assert!(asked.iter().all(|count| *count <= 6), "{asked:?}");
+    fake.be_honest();
+    let registration = register(&backend).await.unwrap();
+    eventually("listed", SOON, async || count(&backend).await == Some(1)).await;
+    registration.deregister().await.unwrap();
+    eventually("nothing is left", SOON, async || fake.keys().is_empty() && fake.leases().is_empty()).await;
+}
