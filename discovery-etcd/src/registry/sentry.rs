@@ -2,7 +2,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use discovery_core::Backoff;
 use tokio::{
-    sync::mpsc,
+    sync::mpsc::{self, error::TryRecvError},
     time::{Duration, sleep},
 };
 use tracing::debug;
@@ -53,6 +53,16 @@ impl Sentry {
             .expect("50 ms to 2 s lies within the bounds")
             .delays();
         loop {
+            // Orders are taken also while no member lets itself be asked; else what was left long ago would be watched for ever.
+            loop {
+                match self.orders.try_recv() {
+                    Ok(order) => {
+                        self.obey(order);
+                    }
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
             if self.posts.is_empty() {
                 let Some(order) = self.orders.recv().await else { return };
                 self.obey(order);
@@ -244,4 +254,25 @@ enum Over {
     Broken { reason: Reason, used: bool },
     Closed,
     Idle,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::config::{EtcdConfig, Settings};
+
+    #[tokio::test]
+    async fn it_ends_with_those_who_order_though_no_member_can_be_reached() {
+        let settings = Settings::check(&EtcdConfig::new(["127.0.0.1:1"])).unwrap();
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let sentry = tokio::spawn(Sentry::new(Arc::new(Cluster::new(&settings).unwrap()), ordered).run());
+        let (tell, _told) = mpsc::unbounded_channel();
+        orders.send(Order::Watch { key: "payments/a".to_owned(), from: 1, tell }).unwrap();
+        sleep(Duration::from_millis(200)).await;
+        assert!(!sentry.is_finished());
+        drop(orders);
+        timeout(Duration::from_secs(10), sentry).await.expect("it ends").unwrap();
+    }
 }
