@@ -57,7 +57,9 @@ async fn swallowed_renewals(etcd: &Etcd, runs: u16) -> usize {
     let run = async |number: u16| {
         let proxies = join_all(etcd.members().into_iter().map(Proxy::to)).await;
         let members = proxies.iter().map(Proxy::address);
-        let backend = EtcdBackend::connect(config(members).with_ttl(ttl)).unwrap();
+        // No ping comes in time; the renewals have to notice by themselves.
+        let config = config(members).with_ttl(ttl).with_ping_interval(Duration::from_secs(60));
+        let backend = EtcdBackend::connect(config).unwrap();
         let registration = register(&backend, number).await;
         sleep(ttl / 3 * u32::from(number) / u32::from(runs)).await;
         // The only one that was connected to.
@@ -102,13 +104,13 @@ async fn b9_renewals_move_before_the_lease_ends_twenty_times() {
     assert_eq!(expired, 0);
 }
 
-/// B10. All members are killed, for three TTLs: a registrar alone is back within about a second of etcd's return (three on a loaded machine).
+/// B10. All members are killed, for three TTLs: a registrar alone is back within about a second of etcd's return (2.5 on a loaded machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn b10_a_registrar_is_back_soon_after_etcd_is() {
     let etcd = Etcd::start().await;
     // Few enough not to be in one another's way. With the default backoff, whose longest wait is five times that second.
     let backends: Vec<_> =
-        (0..6).map(|_| EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(TTL)).unwrap()).collect();
+        (0..16).map(|_| EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(TTL)).unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     etcd.kill(0);
     sleep(TTL * 3).await;
@@ -116,11 +118,10 @@ async fn b10_a_registrar_is_back_soon_after_etcd_is() {
     etcd.restart(0).await;
     let start = Instant::now();
     for registration in &registrations {
-        let took = until_registered(registration, Duration::from_secs(3)).await;
-        assert!(start.elapsed() < Duration::from_secs(3), "{took:?}");
+        until_registered(registration, Duration::from_millis(2500).saturating_sub(start.elapsed())).await;
     }
-    println!("B10: the last of 6 registrars back {:?} after etcd's return", start.elapsed());
-    assert_eq!(count(&backends[0]).await, Some(6));
+    println!("B10: the last of 16 registrars back {:?} after etcd's return", start.elapsed());
+    assert_eq!(count(&backends[0]).await, Some(16));
 }
 
 /// B10, with 200 registrars: all back within 5 s (three times that on a loaded machine, since all are in this process), and the most in one
@@ -176,7 +177,8 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
         }
         sleep(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(50))).await;
     }
-    sleep(ttl + Duration::from_secs(1)).await;
+    // Every new leader gives every lease its whole time once more.
+    sleep(ttl + Duration::from_secs(4)).await;
     for registration in &registrations {
         assert!(registration.status().is_registered());
     }
