@@ -18,7 +18,7 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
         }
         for (key, stored) in &step.changes {
             let broken = match stored {
-                Some(stored) => put(case, standing.insert(key, stored), stored, &mut leases),
+                Some(stored) => put(case, standing.insert(key, stored), stored, step, &mut leases),
                 None => standing.remove(key.as_str()).and_then(|former| removed(case, key, former, step)),
             };
             found.extend(broken.map(|(rule, what)| {
@@ -44,6 +44,7 @@ fn put(
     case: &Case<'_>,
     former: Option<&Stored>,
     stored: &Stored,
+    step: &Step,
     leases: &mut BTreeMap<i64, (usize, u32)>,
 ) -> Option<Broken> {
     let life = life_of(case, stored)?;
@@ -56,7 +57,10 @@ fn put(
     }
     let other = former.filter(|former| former.lease != 0).and_then(|former| life_of(case, former))?;
     let came_later = life.registered.is_some_and(|registered| other.began > registered);
-    (other.number != life.number && came_later).then(|| {
+    // Within a process the former one owns again where the later one was given up before it was `Ok`.
+    let failed = other.process == life.process && other.registered.is_none();
+    let failed = failed && other.released.is_some_and(|at| at <= step.at);
+    (other.number != life.number && came_later && !failed).then(|| {
         let (number, other) = (life.number, other.number);
         ("R3", format!("registration {number} overwrote {other}, which took over from it"))
     })

@@ -356,6 +356,13 @@ stories! {
         story.log.lives[0].statuses.push((second(8), Word::Superseded));
     }
 
+    a_takeover_that_is_given_up_is_undone_by_the_same_process breaks [], where |story| {
+        story.begin(2, 0, 1, second(5));
+        (story.log.lives[2].registered, story.log.lives[2].released) = (None, Some(second(6)));
+        story.put(6, 7, &instance(1, 2, 0));
+        story.put(7, 7, &instance(1, 0, 1));
+    }
+
     a_takeover_is_no_overwriting breaks [], where |story| {
         story.begin(2, 1, 1, second(5));
         story.put(6, 8, &instance(1, 2, 0));
