@@ -9,6 +9,7 @@
 //! | `etcd-tls` | `etcd`, and TLS to it | `protoc` and a C compiler while it is built |
 //! | `tonic` | `BalancedChannel` | |
 //! | `server` | `RegisteredServer`, and `tonic` | |
+//! | `metrics` | what the channel counts, through the crate `metrics` | |
 //! | `full` | all of them | `protoc` while it is built |
 //!
 //! Who writes a backend depends on the crate `discovery-core`, which has the parts for it.

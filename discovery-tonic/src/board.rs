@@ -5,13 +5,14 @@ use discovery_core::{Error, Instance, InstanceId, ServiceName};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    EndpointState, EndpointStatus,
+    EndpointState, EndpointStatus, Endpoints,
     attempt::Target,
     balance::{Picked, Pickers},
     call::Agent,
     connector::SharedError,
     endpoint::{Endpoint, Phase},
     health::Health,
+    metrics::Event,
     retry::Retries,
     signals::Signals,
 };
@@ -79,6 +80,7 @@ impl Board {
             };
             if let Some(picked) = found {
                 self.signals.sweep();
+                self.signals.metrics.count(Event::Pick);
                 return Ok(picked);
             }
             let outlook = self.outlook.load_full();
@@ -104,8 +106,8 @@ impl Board {
     }
 
     /// All endpoints of the set.
-    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
-        self.rows.load().iter().map(Row::status).collect()
+    pub(crate) fn endpoints(&self) -> Endpoints {
+        Endpoints(self.rows.load().iter().map(Row::status).collect())
     }
 }
 

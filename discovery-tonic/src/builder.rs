@@ -6,6 +6,7 @@ use http::{HeaderValue, Uri};
 use hyper::rt::{Read, Write};
 use tokio::sync::Semaphore;
 use tower::Service;
+use tracing::{Instrument, info_span};
 
 use crate::{
     BalancedChannel, Ejection, EndpointSettings, RetryPolicy,
@@ -14,6 +15,7 @@ use crate::{
     call::Agent,
     connector::{self, BoxError, Connector},
     endpoint::{Plan, Settings},
+    metrics::Metrics,
     pool::{Config, Pool},
     retry::Retries,
     signals::Signals,
@@ -190,6 +192,7 @@ impl Builder {
             error.during("connect").for_service(&self.service)
         })?;
         let updates = self.resolver.watch(&self.service)?;
+        let signals = Arc::new(Signals::new(Metrics::of(&self.service)));
         let board = Arc::new(Board {
             service: self.service,
             agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
@@ -198,7 +201,7 @@ impl Builder {
             pickers: Pickers::of(self.policy),
             outlook: ArcSwap::from_pointee(Outlook::Waiting),
             rows: ArcSwap::default(),
-            signals: Arc::new(Signals::default()),
+            signals,
         });
         let plan = Plan {
             connects: Arc::new(Semaphore::new(self.connects)),
@@ -214,7 +217,8 @@ impl Builder {
             hold: self.hold.map(|hold| hold.min(FAR)),
             ejection: Ejection { shortest: self.ejection.shortest.min(FAR), ..self.ejection },
         };
-        let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates));
+        let span = info_span!(parent: None, "channel", service = %board.service);
+        let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates).instrument(span));
         Ok(BalancedChannel::of(board, task.abort_handle()))
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     channel::Shared,
     connector::BoxError,
     deadline,
+    metrics::Event,
     response::ResponseBody,
     retry::{Failure, PREVIOUS, Repeats, Retries},
     served::Tried,
@@ -102,7 +103,7 @@ impl Call {
             let Some(end) = self.deadline else { return self.attempts(&shared.board, request, wait).await };
             match timeout_at(end, self.attempts(&shared.board, request, wait)).await {
                 Ok(result) => result,
-                Err(_) => Err(self.fail(status::deadline_exceeded(), None)),
+                Err(_) => Err(self.fail(&shared.board, status::deadline_exceeded(), None)),
             }
         })
     }
@@ -125,7 +126,7 @@ impl Call {
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
                     let told = cause.as_ref().map(|cause| format!("{message}: {}", cause.report()));
-                    return Err(self.fail(Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
+                    return Err(self.fail(board, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
                 }
             };
             if let Some(deadline) = self.deadline {
@@ -163,6 +164,7 @@ impl Call {
         };
         if let Some(request) = error.take_message() {
             attempt.retire();
+            board.signals.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
         self.tried.push(attempt.instance().id().clone());
@@ -181,6 +183,7 @@ impl Call {
             } else {
                 attempt.endpoint().failed();
             }
+            board.signals.metrics.count(Event::Retry);
             return Next::Again(spare.request(self.repeats.as_ref()), Duration::ZERO);
         }
         let (code, message, of_peer) = status::of_connection(&error);
@@ -215,13 +218,15 @@ impl Call {
         if let (Some(retries), Some(repeats), Some(spare)) = (&board.retries, &mut self.repeats, &self.spare) {
             let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
             if let Some(wait) = retries.next(repeats, failure, self.deadline) {
+                board.signals.metrics.count(Event::Repeat);
                 return Next::Again(spare.request(Some(repeats)), wait);
             }
         }
-        Next::End(Err(self.fail(status, cause)))
+        Next::End(Err(self.fail(board, status, cause)))
     }
 
-    fn fail(&mut self, status: Status, cause: Option<BoxError>) -> Status {
+    fn fail(&mut self, board: &Board, status: Status, cause: Option<BoxError>) -> Status {
+        board.signals.metrics.count(Event::Failure);
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
     }
 }

@@ -4,22 +4,23 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use discovery_core::{Error, ErrorKind, Instance, Resolver, ServiceName};
+use discovery_core::{Error, ErrorKind, Resolver, ServiceName};
 use http::{Request, Response};
 use tokio::{task::AbortHandle, time::timeout};
 use tonic::Status;
 use tower::Service;
 
 use crate::{
-    Builder, ResponseBody,
+    Builder, Endpoints, ResponseBody,
     attempt::{Attempt, Target},
     balance::Picker,
     board::{Board, Outlook},
     call::Call,
     flight::Flight,
+    metrics::Event,
 };
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
@@ -61,40 +62,6 @@ use crate::{
 pub struct BalancedChannel {
     shared: Arc<Shared>,
     picker: Picker<Target>,
-}
-
-/// One endpoint of a channel, as [`BalancedChannel::endpoints`] shows it.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct EndpointStatus {
-    /// The instance, as it is registered.
-    pub instance: Arc<Instance>,
-    /// Where its connection stands.
-    pub state: EndpointState,
-    /// The requests in flight on its connection, until their response streams end.
-    pub in_flight: u32,
-    /// The requests in a row without an answer.
-    pub failures: u32,
-    /// Until when it is ejected.
-    pub out_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it.
-    pub held_until: Option<Instant>,
-}
-
-/// Where an endpoint's connection stands.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum EndpointState {
-    /// The last attempt failed; the next one follows after a wait.
-    BackingOff,
-    /// An attempt is being made.
-    Connecting,
-    /// No attempt has been made.
-    Idle,
-    /// Connected, but the peer's health is not SERVING, or not known yet.
-    NotServing,
-    /// Connected, the peer's SETTINGS seen.
-    Ready,
 }
 
 /// What the clones of a channel and its calls share.
@@ -162,7 +129,7 @@ impl BalancedChannel {
     }
 
     /// All endpoints of the set, as calls begun from now on see them.
-    pub fn endpoints(&self) -> Vec<EndpointStatus> {
+    pub fn endpoints(&self) -> Endpoints {
         self.shared.board.endpoints()
     }
 }
@@ -185,6 +152,7 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
         };
         let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request, Duration::ZERO) };
         shared.board.signals.sweep();
+        shared.board.signals.metrics.count(Event::Pick);
         let (attempt, answer) = Attempt::send(picked, request, call.deadline);
         Box::pin(Flight::new(answer, attempt, call, shared))
     }
@@ -199,6 +167,6 @@ impl Drop for Shared {
 impl fmt::Debug for BalancedChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoints = self.endpoints();
-        f.debug_struct("BalancedChannel").field("service", self.service()).field("endpoints", &endpoints).finish()
+        f.debug_struct("BalancedChannel").field("service", self.service()).field("endpoints", &endpoints.0).finish()
     }
 }

@@ -24,6 +24,7 @@ use crate::{
     connector::{BoxError, Connector, SharedError},
     health::{self, Health},
     hold,
+    metrics::Event,
     settings::EndpointSettings,
     signals::Signals,
 };
@@ -223,6 +224,8 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
         };
         let connected = connect(&endpoint, &plan).await;
         drop(permit);
+        let event = if connected.is_ok() { Event::Connect } else { Event::ConnectFailure };
+        endpoint.signals.metrics.count(event);
         let error: BoxError = match connected {
             Ok(connection) => {
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));

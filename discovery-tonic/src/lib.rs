@@ -35,6 +35,25 @@
 //! processed only where a [`RetryPolicy`] says so, resolves names only through its connector, and brings no TLS of its own: a connector does.
 //!
 //! [`balance`] holds the policies.
+//!
+//! # Seen from outside
+//!
+//! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table. What changes is told by `tracing`, within a
+//! span `channel` that names the service. The feature `metrics` counts through the crate of that name, all with the label `service`:
+//!
+//! | Metric | Kind | What |
+//! |---|---|---|
+//! | `discovery_channel_picks_total` | counter | attempts of calls, each on an endpoint |
+//! | `discovery_channel_retries_total` | counter | attempts that were repeated because the request was not processed |
+//! | `discovery_channel_repeats_total` | counter | attempts that were repeated because the [`RetryPolicy`] said so |
+//! | `discovery_channel_failures_total` | counter | calls that failed before a response began, or with it |
+//! | `discovery_channel_connects_total` | counter | connections made |
+//! | `discovery_channel_connect_failures_total` | counter | attempts to connect that failed |
+//! | `discovery_channel_ejections_total` | counter | endpoints taken out |
+//! | `discovery_channel_endpoints` | gauge | endpoints of the set |
+//! | `discovery_channel_endpoints_ready` | gauge | those of them that get calls |
+//! | `discovery_channel_stale` | gauge | 1 while the registry is out of reach and the set stands as last known, else 0 |
+//! | `discovery_channel_publish_seconds` | histogram | from an update of the set to the first call that can use it |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -52,10 +71,12 @@ mod connection;
 mod connector;
 mod deadline;
 mod endpoint;
+mod endpoints;
 mod flight;
 mod health;
 mod hold;
 mod io;
+mod metrics;
 mod outlier;
 mod pool;
 mod ramp;
@@ -68,7 +89,8 @@ mod status;
 
 pub use builder::Builder;
 pub use call::WaitForReady;
-pub use channel::{BalancedChannel, EndpointState, EndpointStatus};
+pub use channel::BalancedChannel;
+pub use endpoints::{EndpointState, EndpointStatus, Endpoints};
 pub use outlier::Ejection;
 pub use response::ResponseBody;
 pub use retry::{Retry, RetryPolicy};

@@ -13,6 +13,7 @@ use crate::{
     endpoint::{Endpoint, Phase, Plan, drive},
     health::Health,
     hold::Hold,
+    metrics::Event,
     outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
     ramp::{self, Ramp},
     signals::SWEEP,
@@ -34,6 +35,8 @@ pub(crate) struct Pool {
     next_sweep: Instant,
     failing_since: Option<Instant>,
     empty_since: Option<Instant>,
+    /// When the first update came that is not published yet.
+    updated: Option<Instant>,
 }
 
 /// What a pool is built from.
@@ -66,6 +69,7 @@ impl Pool {
             next_sweep: Instant::now(),
             failing_since: None,
             empty_since: None,
+            updated: None,
         }
     }
 
@@ -102,9 +106,10 @@ impl Pool {
     }
 
     fn apply(&mut self, update: Update) {
+        self.updated.get_or_insert_with(Instant::now);
         let change = match update {
             Update::Lost(error) => {
-                debug!(service = %self.board.service, error = %error.report(), "registry lost");
+                debug!(error = %error.report(), "registry lost");
                 let size = self.set.as_ref().map_or(0, Snapshot::len);
                 self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), size);
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
@@ -216,7 +221,7 @@ impl Pool {
             }
         }
         if count > 0 {
-            warn!(service = %self.board.service, endpoints = count, "most instances vanished at once, held while they answer");
+            warn!(endpoints = count, "most instances vanished at once, held while they answer");
             self.board.signals.sweep();
         }
     }
@@ -230,7 +235,7 @@ impl Pool {
             |member: &Member| member.held_until.is_some_and(|until| now >= until || member.endpoint.link().is_none());
         let over: Vec<_> = self.members.iter().filter(|(_, member)| over(member)).map(|(id, _)| id.clone()).collect();
         for id in &over {
-            info!(service = %self.board.service, instance = %id, "held endpoint let go");
+            info!(instance = %id, "held endpoint let go");
             self.remove(id);
         }
         // First rest, then look: a call that begins in between wakes the pool again.
@@ -270,14 +275,15 @@ impl Pool {
                 Verdict::Stay => continue,
                 Verdict::Eject { until } => {
                     out += 1;
+                    self.board.signals.metrics.count(Event::Ejection);
                     let out_for = until - now;
-                    info!(service = %self.board.service, instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
+                    info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
                     self.board.signals.sweep();
                 }
                 Verdict::Probe => member.endpoint.put_on_trial(),
                 Verdict::Restore => {
                     member.ramp.reset();
-                    info!(service = %self.board.service, instance = %id, "endpoint restored");
+                    info!(instance = %id, "endpoint restored");
                 }
             }
             changed = true;
@@ -300,12 +306,18 @@ impl Pool {
         let candidates = takers.into_iter().zip(weights).filter_map(|(member, weight)| member.candidate(weight));
         let candidates: Vec<_> = candidates.collect();
         let outlook = self.outlook(!candidates.is_empty());
+        let (endpoints, ready) = (self.members.len(), candidates.len());
         let rows = self.members.values().map(Member::row).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
         self.board.pickers.publish(candidates);
         self.board.outlook.store(Arc::new(outlook));
         self.board.rows.store(Arc::new(rows));
         self.board.signals.published.notify_waiters();
+        let metrics = &self.board.signals.metrics;
+        metrics.set(endpoints, ready, self.lost.is_some());
+        if let Some(since) = self.updated.take() {
+            metrics.published(since.elapsed());
+        }
     }
 
     /// The members that shall get requests. An all-zero set counts as equal, but one of weight 0 does not step in for others that

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::balance::Room;
+use crate::{balance::Room, metrics::Metrics};
 
 /// How calls, endpoints and the pool wake one another.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Signals {
+    pub(crate) metrics: Metrics,
     /// An endpoint changed, or a call failed: the pool looks again.
     pub(crate) dirty: Notify,
     /// The pool published a set or an outlook.
@@ -24,6 +25,17 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            dirty: Notify::new(),
+            published: Notify::new(),
+            room: Arc::default(),
+            sweeping: AtomicBool::new(false),
+            tick: AtomicU32::new(0),
+        }
+    }
+
     /// Makes the pool sweep while calls are under way.
     #[inline]
     pub(crate) fn sweep(&self) {

@@ -1,0 +1,131 @@
+use std::{fmt, ops::Deref, sync::Arc, time::Instant};
+
+use discovery_core::Instance;
+
+/// The endpoints of a channel as it last published them: a slice, and in `Display` a table for people.
+///
+/// ```text
+/// INSTANCE   ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES
+/// greeter-1  10.0.7.4:50051     100  ready                3         0
+/// greeter-2  10.0.7.5:50051     100  backing off          0         5  ejected for 3.2s
+/// ```
+#[derive(Clone, Debug)]
+pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
+
+/// One endpoint of a channel, as [`BalancedChannel::endpoints`](crate::BalancedChannel::endpoints) shows it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndpointStatus {
+    /// The instance, as it is registered.
+    pub instance: Arc<Instance>,
+    /// Where its connection stands.
+    pub state: EndpointState,
+    /// The requests in flight on its connection, until their response streams end.
+    pub in_flight: u32,
+    /// The requests in a row without an answer.
+    pub failures: u32,
+    /// Until when it is ejected.
+    pub out_until: Option<Instant>,
+    /// Until when it is held at most, although the registry no longer has it.
+    pub held_until: Option<Instant>,
+}
+
+/// Where an endpoint's connection stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum EndpointState {
+    /// The last attempt failed; the next one follows after a wait.
+    BackingOff,
+    /// An attempt is being made.
+    Connecting,
+    /// No attempt has been made.
+    Idle,
+    /// Connected, but the peer's health is not SERVING, or not known yet.
+    NotServing,
+    /// Connected, the peer's SETTINGS seen.
+    Ready,
+}
+
+impl Deref for Endpoints {
+    type Target = [EndpointStatus];
+
+    fn deref(&self) -> &[EndpointStatus] {
+        &self.0
+    }
+}
+
+impl IntoIterator for Endpoints {
+    type Item = EndpointStatus;
+    type IntoIter = std::vec::IntoIter<EndpointStatus>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl fmt::Display for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts = |one: &EndpointStatus| [one.instance.id().to_string(), one.instance.address().to_string()];
+        let rows: Vec<[String; 2]> = self.iter().map(texts).collect();
+        let width = |column: usize, title: &str| rows.iter().map(|row| row[column].len()).fold(title.len(), usize::max);
+        let (id, address) = (width(0, ID), width(1, ADDRESS));
+        write!(f, "{ID:id$}  {ADDRESS:address$}  WEIGHT  STATE        IN FLIGHT  FAILURES")?;
+        let now = Instant::now();
+        for (row, one) in rows.iter().zip(&**self) {
+            let (weight, state) = (one.instance.weight(), one.state.to_string());
+            let (in_flight, failures) = (one.in_flight, one.failures);
+            write!(f, "\n{:id$}  {:address$}  {weight:>6}  {state:11}  {in_flight:>9}  {failures:>8}", row[0], row[1])?;
+            for (what, until) in [("ejected", one.out_until), ("held", one.held_until)] {
+                if let Some(until) = until {
+                    write!(f, "  {what} for {:.1}s", until.saturating_duration_since(now).as_secs_f64())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for EndpointState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::BackingOff => "backing off",
+            Self::Connecting => "connecting",
+            Self::Idle => "idle",
+            Self::NotServing => "not serving",
+            Self::Ready => "ready",
+        })
+    }
+}
+
+const ID: &str = "INSTANCE";
+const ADDRESS: &str = "ADDRESS";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_are_printed_as_a_table() {
+        let endpoint = |id: &str, state| EndpointStatus {
+            instance: Arc::new(Instance::new("10.0.7.4:50051".parse().unwrap()).with_id(id.parse().unwrap())),
+            state,
+            in_flight: 3,
+            failures: 12,
+            out_until: None,
+            held_until: None,
+        };
+        let mut out = endpoint("a-long-name", EndpointState::BackingOff);
+        out.out_until = Some(Instant::now() + Duration::from_secs(60));
+        let printed = Endpoints(vec![endpoint("one", EndpointState::Ready), out]).to_string();
+        let lines: Vec<_> = printed.lines().collect();
+        assert_eq!(lines[0], "INSTANCE     ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES");
+        assert_eq!(lines[1], "one          10.0.7.4:50051     100  ready                3        12");
+        assert!(
+            lines[2].starts_with("a-long-name  10.0.7.4:50051     100  backing off          3        12  ejected for ")
+        );
+        assert!(lines[2].ends_with('s') && lines.len() == 3, "{printed}");
+        assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "the titles alone");
+    }
+}

@@ -1,0 +1,138 @@
+//! What a channel tells a recorder of metrics.
+#![cfg(feature = "metrics")]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::Backoff;
+use discovery_tonic::RetryPolicy;
+use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use support::{Server, answer, builder, greet, instance, raw_h2, refusing, registry, service};
+use tokio::time::sleep;
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// Keeps the values by name.
+#[derive(Clone, Default)]
+struct Seen {
+    counters: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
+    /// As bits.
+    gauges: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
+}
+
+/// How many values a histogram was given.
+struct Values(Arc<AtomicU64>);
+
+impl HistogramFn for Values {
+    fn record(&self, _: f64) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Recorder for Seen {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(slot(&self.counters, key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(slot(&self.gauges, key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Values(slot(&self.counters, key))))
+    }
+}
+
+fn slot(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
+    let labels: Vec<_> = key.labels().map(|label| (label.key(), label.value())).collect();
+    assert_eq!(labels, [("service", "greeter")]);
+    Arc::clone(values.lock().unwrap().entry(key.name().to_owned()).or_default())
+}
+
+impl Seen {
+    fn count(&self, name: &str) -> u64 {
+        self.counters.lock().unwrap()[&format!("discovery_channel_{name}")].load(Ordering::Relaxed)
+    }
+
+    fn level(&self, name: &str) -> f64 {
+        f64::from_bits(self.gauges.lock().unwrap()[&format!("discovery_channel_{name}")].load(Ordering::Relaxed))
+    }
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn calls_connections_and_the_set_are_counted() {
+    let server = Server::start("one").await;
+    let (bad, _requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
+    let backend = registry([server.address]);
+    let seen = Seen::default();
+    let wait = Backoff::new(Duration::from_secs(30), Duration::from_secs(30)).unwrap();
+    let builder = builder(&backend).backoff(wait).retry(RetryPolicy::new(2).unwrap());
+    let channel = metrics::with_local_recorder(&seen, || builder.build()).unwrap();
+
+    eventually("ready", || seen.level("endpoints_ready") == 1.0).await;
+    for _ in 0..3 {
+        greet(&channel, Some(SOON)).await.unwrap();
+    }
+    for (name, wanted) in [
+        ("picks_total", 3),
+        ("failures_total", 0),
+        ("retries_total", 0),
+        ("repeats_total", 0),
+        ("connects_total", 1),
+        ("connect_failures_total", 0),
+        ("ejections_total", 0),
+    ] {
+        assert_eq!(seen.count(name), wanted, "{name}");
+    }
+    assert_eq!((seen.level("endpoints"), seen.level("stale")), (1.0, 0.0));
+    assert!(seen.count("publish_seconds") >= 1);
+
+    backend.interrupt();
+    eventually("stale", || seen.level("stale") == 1.0).await;
+    backend.restore();
+    eventually("not stale any more", || seen.level("stale") == 0.0).await;
+
+    backend.put(&service(), instance(refusing().await));
+    eventually("a failure to connect", || seen.count("connect_failures_total") == 1).await;
+    assert_eq!((seen.level("endpoints"), seen.level("endpoints_ready")), (2.0, 1.0));
+
+    backend.put(&service(), instance(bad));
+    eventually("both ready", || seen.level("endpoints_ready") == 2.0).await;
+    let before = seen.count("picks_total");
+    let mut calls = 0;
+    while seen.count("ejections_total") == 0 {
+        greet(&channel, Some(SOON)).await.unwrap();
+        calls += 1;
+    }
+    let (picks, repeats) = (seen.count("picks_total") - before, seen.count("repeats_total"));
+    assert!(repeats > 0);
+    assert_eq!(picks, calls + repeats, "each attempt is a pick");
+    eventually("one is out", || seen.level("endpoints_ready") == 1.0).await;
+
+    backend.remove(&service(), &server.address.to_string());
+    eventually("gone", || seen.level("endpoints") == 2.0).await;
+    greet(&channel, Some(Duration::from_millis(300))).await.unwrap_err();
+    assert_eq!(seen.count("failures_total"), 1);
+}
