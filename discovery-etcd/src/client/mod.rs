@@ -39,7 +39,7 @@ pub(crate) struct Member {
     dial: Arc<Dial>,
     request_timeout: Duration,
     /// Held while connecting, which only waits where credentials are sent.
-    slot: Mutex<Slot>,
+    slot: Arc<Mutex<Slot>>,
     /// Clients up to this number are not used any more.
     forgotten: AtomicU64,
 }
@@ -62,7 +62,7 @@ struct Origin {
 
 impl Member {
     pub(crate) fn new(address: Address, dial: Arc<Dial>, request_timeout: Duration) -> Self {
-        Self { address, dial, request_timeout, slot: Mutex::default(), forgotten: AtomicU64::new(0) }
+        Self { address, dial, request_timeout, slot: Arc::default(), forgotten: AtomicU64::new(0) }
     }
 
     /// Runs a call under the deadline of a request, connecting included.
@@ -120,7 +120,7 @@ impl Member {
     /// The client in use, or a new one. A member that refused the credentials is not asked again at once, however many ask:
     /// checking a password is hard work for etcd, by design.
     async fn client(&self) -> Result<(u64, Client), Failure> {
-        let mut slot = self.slot.lock().await;
+        let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if let Some(client) = &slot.client
             && slot.number > self.forgotten.load(Ordering::Acquire)
         {
@@ -132,15 +132,26 @@ impl Member {
         {
             return Err(failure.clone());
         }
-        let connected = Client::connect([self.address.to_string()], Some(self.dial.options())).await;
-        let client = connected.map_err(|error| {
-            let failure = Failure::from_client(error, "authenticate", &self.address);
-            slot.refused = (failure.reason == Reason::Token).then(|| (Instant::now(), failure.clone()));
-            failure
-        })?;
-        slot.number += 1;
-        slot.client = Some(client.clone());
-        Ok((slot.number, client))
+        // In a task of its own, which no caller's deadline ends: etcd takes long to check a password where it is busy, and who
+        // began anew with each attempt would never be done, and keep it busy.
+        let (address, dial, limit) = (self.address.clone(), Arc::clone(&self.dial), 2 * self.request_timeout);
+        let connecting = tokio::spawn(async move {
+            let connect = Client::connect([address.to_string()], Some(dial.options()));
+            let client = match timeout(limit, connect).await {
+                Ok(Ok(client)) => client,
+                Ok(Err(error)) => {
+                    let failure = Failure::from_client(error, "authenticate", &address);
+                    slot.refused = (failure.reason == Reason::Token).then(|| (Instant::now(), failure.clone()));
+                    return Err(failure);
+                }
+                Err(_) => return Err(Failure::silent("authenticate", &address, limit)),
+            };
+            slot.number += 1;
+            slot.client = Some(client.clone());
+            Ok((slot.number, client))
+        });
+        // It fails to end only where its runtime does.
+        connecting.await.unwrap_or_else(|_| Err(Failure::ended("authenticate", &self.address)))
     }
 
     fn forget(&self, number: u64) {
