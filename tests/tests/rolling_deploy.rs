@@ -61,7 +61,7 @@ enum Place {
     /// In this process, on the memory backend, which is one process's.
     Memory(MemoryBackend),
     /// As processes, on etcd.
-    Etcd(Etcd),
+    Etcd(Box<Etcd>),
 }
 
 impl Fleet {
@@ -301,7 +301,7 @@ fn memory(drain: Duration) -> Fleet {
 }
 
 async fn etcd(drain: Duration) -> Fleet {
-    Fleet { place: Place::Etcd(Etcd::start().await), drain, processed: Processed::default() }
+    Fleet { place: Place::Etcd(Box::new(Etcd::start().await)), drain, processed: Processed::default() }
 }
 
 async fn assert_none_failed(what: &str, fleet: &Fleet, rounds: usize, per_second: u32, least: u64) {
