@@ -36,24 +36,22 @@ pub(crate) struct Glance {
     pub(crate) newest: Option<i64>,
 }
 
-/// What must hold of an entry for a put to happen.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Guard {
-    /// There is no entry.
-    Absent,
-    /// Nothing.
-    Any,
-    /// The entry's lease is this one. 0 holds of an entry without a lease, and where there is none.
-    Lease(i64),
-}
-
 /// How a guarded put ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Put {
-    /// The guard did not hold; this stands there, if anything.
+    /// The entry is of another revision; this stands there, if anything.
     Refused(Option<Row>),
     /// Written, at this revision.
     Written(i64),
+}
+
+/// How a guarded delete ended.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Delete {
+    /// Nothing stands there, as of this revision of the store.
+    Gone(i64),
+    /// The entry is another one; this stands there.
+    Refused(Row),
 }
 
 impl Member {
@@ -120,32 +118,30 @@ impl Member {
         of_key(&asked, read.await?).map_err(|what| Failure::strange("read", &self.address, what))
     }
 
-    /// Puts an entry under a lease if the guard holds, else reads it.
-    pub(crate) async fn put(&self, key: Vec<u8>, value: Vec<u8>, lease: i64, guard: Guard) -> Result<Put, Failure> {
+    /// Puts an entry under a lease if it still is of this revision, 0 being that of no entry, else reads it.
+    ///
+    /// So a put that arrives late, after its answer was given up, does nothing to what was done since.
+    pub(crate) async fn put(&self, key: Vec<u8>, value: Vec<u8>, lease: i64, revision: i64) -> Result<Put, Failure> {
         let asked = key.clone();
         let answer = self.call("put", async |client| {
-            let compare = match guard {
-                Guard::Absent => vec![Compare::create_revision(key.clone(), CompareOp::Equal, 0)],
-                Guard::Any => vec![],
-                Guard::Lease(lease) => vec![Compare::lease(key.clone(), CompareOp::Equal, lease)],
-            };
             let put = TxnOp::put(key.clone(), value, Some(PutOptions::new().with_lease(lease)));
-            let txn = Txn::new().when(compare).and_then([put]).or_else([TxnOp::get(key, None)]);
-            Ok(Answer::from(client.kv_client().txn(txn).await?))
+            let put = Txn::new().when([is_of(&key, revision)]).and_then([put]);
+            Ok(Answer::from(client.kv_client().txn(put.or_else([TxnOp::get(key, None)])).await?))
         });
-        answer.await?.of_put(&asked, guard).map_err(|what| Failure::strange("put", &self.address, what))
+        answer.await?.of_put(&asked, revision).map_err(|what| Failure::strange("put", &self.address, what))
     }
 
-    /// Deletes an entry if its lease is this one, else reads it: `None` means that it is gone.
-    pub(crate) async fn delete(&self, key: Vec<u8>, lease: i64) -> Result<Option<Row>, Failure> {
+    /// Deletes an entry if it still is of this revision and under this lease, else reads it.
+    ///
+    /// The lease tells a store that was wiped, and counts anew, from the one that the revision is of.
+    pub(crate) async fn delete(&self, key: Vec<u8>, lease: i64, revision: i64) -> Result<Delete, Failure> {
         let asked = key.clone();
         let answer = self.call("delete", async |client| {
-            let compare = Compare::lease(key.clone(), CompareOp::Equal, lease);
-            let delete = TxnOp::delete(key.clone(), None);
-            let txn = Txn::new().when([compare]).and_then([delete]).or_else([TxnOp::get(key, None)]);
-            Ok(Answer::from(client.kv_client().txn(txn).await?))
+            let is_it = [is_of(&key, revision), Compare::lease(key.clone(), CompareOp::Equal, lease)];
+            let delete = Txn::new().when(is_it).and_then([TxnOp::delete(key.clone(), None)]);
+            Ok(Answer::from(client.kv_client().txn(delete.or_else([TxnOp::get(key, None)])).await?))
         });
-        answer.await?.of_delete(&asked, lease).map_err(|what| Failure::strange("delete", &self.address, what))
+        answer.await?.of_delete(&asked, lease, revision).map_err(|what| Failure::strange("delete", &self.address, what))
     }
 }
 
@@ -170,23 +166,25 @@ impl From<TxnResponse> for Answer {
 }
 
 impl Answer {
-    fn of_put(self, key: &[u8], guard: Guard) -> Result<Put, &'static str> {
+    fn of_put(self, key: &[u8], revision: i64) -> Result<Put, &'static str> {
         if self.succeeded {
             return if is_revision(self.revision) { Ok(Put::Written(self.revision)) } else { Err(NO_REVISION) };
         }
-        let row = self.refusal(key, |row| match guard {
-            Guard::Absent => row.is_none(),
-            Guard::Any => true,
-            Guard::Lease(lease) => row.map_or(0, |row| row.lease) == lease,
-        });
+        let row = self.refusal(key, |row| row.map_or(0, |row| row.revision) == revision);
         Ok(Put::Refused(row?))
     }
 
-    fn of_delete(self, key: &[u8], lease: i64) -> Result<Option<Row>, &'static str> {
-        if self.succeeded {
-            return if is_revision(self.revision) { Ok(None) } else { Err(NO_REVISION) };
+    fn of_delete(self, key: &[u8], lease: i64, revision: i64) -> Result<Delete, &'static str> {
+        let now = self.revision;
+        if !is_revision(now) {
+            return Err(NO_REVISION);
         }
-        self.refusal(key, |row| row.is_some_and(|row| row.lease == lease))
+        let row = if self.succeeded {
+            None
+        } else {
+            self.refusal(key, |row| row.is_some_and(|row| (row.lease, row.revision) == (lease, revision)))?
+        };
+        Ok(row.map_or(Delete::Gone(now), Delete::Refused))
     }
 
     /// What stood in the way; `holds` knows the condition that did not hold.
@@ -220,6 +218,10 @@ impl Page {
     }
 }
 
+fn is_of(key: &[u8], revision: i64) -> Compare {
+    Compare::mod_revision(key, CompareOp::Equal, revision)
+}
+
 impl From<KeyValue> for Row {
     fn from(entry: KeyValue) -> Self {
         let (lease, revision) = (entry.lease(), entry.mod_revision());
@@ -243,34 +245,35 @@ mod tests {
         let refused = |read: &Option<Option<Row>>| Answer { succeeded: false, revision: 5, read: read.clone() };
         let done = |revision| Answer { succeeded: true, revision, read: None };
         for revision in [0, -1, i64::MAX] {
-            assert!(done(revision).of_put(b"k", Guard::Any).is_err() && done(revision).of_delete(b"k", 7).is_err());
+            assert!(done(revision).of_put(b"k", 0).is_err() && done(revision).of_delete(b"k", 7, 3).is_err());
         }
-        assert_eq!(done(5).of_put(b"k", Guard::Any), Ok(Put::Written(5)));
-        assert_eq!(done(5).of_delete(b"k", 7), Ok(None));
+        assert_eq!(done(5).of_put(b"k", 0), Ok(Put::Written(5)));
+        assert_eq!(done(5).of_delete(b"k", 7, 3), Ok(Delete::Gone(5)));
         let (nothing, absent, mine, by_hand, other) =
             (None, Some(None), Some(Some(row("k", 7))), Some(Some(row("k", 0))), Some(Some(row("other", 9))));
-        for (guard, read, is_good) in [
-            (Guard::Absent, &nothing, false),
-            (Guard::Absent, &absent, false),
-            (Guard::Absent, &mine, true),
-            (Guard::Absent, &other, false),
-            (Guard::Any, &absent, false),
-            (Guard::Any, &mine, false),
-            (Guard::Lease(7), &nothing, false),
-            (Guard::Lease(7), &absent, true),
-            (Guard::Lease(7), &by_hand, true),
-            (Guard::Lease(7), &mine, false),
-            // It holds of an absent entry too.
-            (Guard::Lease(0), &absent, false),
-            (Guard::Lease(0), &by_hand, false),
-            (Guard::Lease(0), &mine, true),
+        for (revision, read, is_good) in [
+            (0, &nothing, false),
+            (0, &absent, false),
+            (0, &mine, true),
+            (0, &other, false),
+            (2, &absent, true),
+            (2, &mine, true),
+            (3, &absent, true),
+            (3, &mine, false),
         ] {
             let expected = if is_good { Ok(Put::Refused(read.clone().unwrap())) } else { Err(()) };
-            assert_eq!(refused(read).of_put(b"k", guard).map_err(drop), expected, "{guard:?} {read:?}");
+            assert_eq!(refused(read).of_put(b"k", revision).map_err(drop), expected, "{revision} {read:?}");
         }
-        for (read, is_good) in [(&nothing, false), (&absent, true), (&by_hand, true), (&mine, false), (&other, false)] {
-            let expected = if is_good { Ok(read.clone().unwrap()) } else { Err(()) };
-            assert_eq!(refused(read).of_delete(b"k", 7).map_err(drop), expected, "{read:?}");
+        for (revision, read, is_good) in [
+            (3, &nothing, false),
+            (3, &absent, true),
+            (3, &by_hand, true),
+            (3, &mine, false),
+            (2, &mine, true),
+            (3, &other, false),
+        ] {
+            let expected = read.clone().filter(|_| is_good).map(|row| row.map_or(Delete::Gone(5), Delete::Refused));
+            assert_eq!(refused(read).of_delete(b"k", 7, revision).ok(), expected, "{revision} {read:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 use discovery_core::Claim;
 
-use crate::client::{Guard, Row};
+use crate::client::Row;
 
 /// How far a registration may go against what stands in its place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,7 +30,8 @@ pub(super) enum Act {
     Done(i64),
     /// Another took over what was this registration's. Final.
     Superseded,
-    Write(Guard),
+    /// Write it over what is of this revision, 0 being that of no entry.
+    Write(i64),
 }
 
 impl From<Claim> for Intent {
@@ -43,21 +44,20 @@ impl From<Claim> for Intent {
     }
 }
 
-/// Decides by what is known; where that is out of date the guard fails, and what stands there is known then.
+/// Decides by what is known; where that is out of date the write is refused, and what stands there is known then.
 ///
-/// `lease` is the present one, and `is_own` knows the earlier ones too: an entry under an older lease of this handle is its own.
+/// Leases tell whose an entry is: `lease` is the present one, and `is_own` knows the earlier ones too. Revisions guard the writes,
+/// since a write may arrive long after it was given up, and an entry of the same lease may be a later one.
 pub(super) fn decide(intent: Intent, seen: Seen<'_>, wanted: &[u8], lease: i64, is_own: impl Fn(i64) -> bool) -> Act {
     match (intent, seen) {
-        (Intent::TakeOver, _) => Act::Write(Guard::Any),
         (_, Seen::Entry(row)) if row.lease == lease && row.value == wanted => Act::Done(row.revision),
-        (_, Seen::Entry(row)) if is_own(row.lease) => Act::Write(Guard::Lease(row.lease)),
+        (Intent::TakeOver, Seen::Entry(row)) => Act::Write(row.revision),
+        (_, Seen::Entry(row)) if is_own(row.lease) => Act::Write(row.revision),
         (Intent::IfAbsent, Seen::Entry(_)) => Act::Conflict,
-        (Intent::IfAbsent, _) => Act::Write(Guard::Absent),
         // Without a lease it was put by hand. No registrar owns it, and nothing would ever end it.
-        (Intent::Heal, Seen::Entry(row)) if row.lease == 0 => Act::Write(Guard::Lease(0)),
+        (Intent::Heal, Seen::Entry(row)) if row.lease == 0 => Act::Write(row.revision),
         (Intent::Heal, Seen::Entry(_)) => Act::Superseded,
-        // Holds of an absent entry too.
-        (Intent::Heal, _) => Act::Write(Guard::Lease(0)),
+        (_, Seen::Nothing | Seen::Absent) => Act::Write(0),
     }
 }
 
@@ -85,21 +85,24 @@ mod tests {
         let (same, other_value, former, by_hand, another) =
             (row(MINE, "v"), row(MINE, "w"), row(FORMER, "v"), row(0, "v"), row(OTHER, "v"));
         for (intent, seen, act) in [
-            (TakeOver, Seen::Nothing, Act::Write(Guard::Any)),
-            (TakeOver, Seen::Entry(&another), Act::Write(Guard::Any)),
-            (IfAbsent, Seen::Nothing, Act::Write(Guard::Absent)),
-            (IfAbsent, Seen::Absent, Act::Write(Guard::Absent)),
+            (TakeOver, Seen::Nothing, Act::Write(0)),
+            (TakeOver, Seen::Absent, Act::Write(0)),
+            (TakeOver, Seen::Entry(&another), Act::Write(3)),
+            (TakeOver, Seen::Entry(&by_hand), Act::Write(3)),
+            (IfAbsent, Seen::Nothing, Act::Write(0)),
+            (IfAbsent, Seen::Absent, Act::Write(0)),
             (IfAbsent, Seen::Entry(&another), Act::Conflict),
             (IfAbsent, Seen::Entry(&by_hand), Act::Conflict),
             // The answer to the first attempt was lost.
+            (TakeOver, Seen::Entry(&same), Act::Done(3)),
             (IfAbsent, Seen::Entry(&same), Act::Done(3)),
-            (IfAbsent, Seen::Entry(&former), Act::Write(Guard::Lease(FORMER))),
-            (Heal, Seen::Nothing, Act::Write(Guard::Lease(0))),
-            (Heal, Seen::Absent, Act::Write(Guard::Lease(0))),
+            (IfAbsent, Seen::Entry(&former), Act::Write(3)),
+            (Heal, Seen::Nothing, Act::Write(0)),
+            (Heal, Seen::Absent, Act::Write(0)),
             (Heal, Seen::Entry(&same), Act::Done(3)),
-            (Heal, Seen::Entry(&other_value), Act::Write(Guard::Lease(MINE))),
-            (Heal, Seen::Entry(&former), Act::Write(Guard::Lease(FORMER))),
-            (Heal, Seen::Entry(&by_hand), Act::Write(Guard::Lease(0))),
+            (Heal, Seen::Entry(&other_value), Act::Write(3)),
+            (Heal, Seen::Entry(&former), Act::Write(3)),
+            (Heal, Seen::Entry(&by_hand), Act::Write(3)),
             (Heal, Seen::Entry(&another), Act::Superseded),
         ] {
             assert_eq!(decide(intent, seen, b"v", MINE, is_own), act, "{intent:?} {seen:?}");
@@ -107,12 +110,8 @@ mod tests {
     }
 
     /// etcd's side of a guarded put, after which the world is as it says.
-    fn put(world: &mut Option<Row>, guard: Guard, lease: i64, value: &str) -> bool {
-        let holds = match guard {
-            Guard::Absent => world.is_none(),
-            Guard::Any => true,
-            Guard::Lease(lease) => world.as_ref().map_or(0, |row| row.lease) == lease,
-        };
+    fn put(world: &mut Option<Row>, revision: i64, lease: i64, value: &str) -> bool {
+        let holds = world.as_ref().map_or(0, |row| row.revision) == revision;
         if holds {
             *world = Some(row(lease, value));
         }
@@ -138,10 +137,10 @@ mod tests {
                     Some(Some(row)) => Seen::Entry(row),
                 };
                 match decide(intent, view, b"v", MINE, is_own) {
-                    Act::Write(guard) => {
+                    Act::Write(revision) => {
                         writes += 1;
-                        prop_assert!(writes <= 2, "a failed guard tells enough");
-                        if put(&mut world, guard, MINE, "v") {
+                        prop_assert!(writes <= 2, "a refusal tells enough");
+                        if put(&mut world, revision, MINE, "v") {
                             break Act::Done(3);
                         }
                         seen = Some(world.clone());

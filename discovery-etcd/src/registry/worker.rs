@@ -50,27 +50,32 @@ impl Worker {
                     let read = read.await;
                     self.entry.read(read);
                 }
-                Next::Remove(lease) => {
+                Next::Remove { lease, revision } => {
                     self.unwatch();
                     let removed = self.cluster.run(|member| {
                         let key = key.clone().into_bytes();
-                        async move { member.delete(key, lease).await }
+                        async move { member.delete(key, lease, revision).await }
                     });
                     let removed = removed.await;
                     let is_renewed = matches!(&*self.lease.borrow(), LeaseState::Held { id } if *id == lease);
-                    self.entry.removed(lease, removed, is_renewed);
+                    self.entry.removed(removed, is_renewed);
                 }
                 Next::Watch(from) => {
                     // The sentry lives as long as any worker.
                     let _ = self.sentry.send(Order::Leave { key: key.clone() });
                     let _ = self.sentry.send(Order::Watch { key: key.clone(), from, tell: self.own.clone() });
                 }
-                Next::Write { value, lease, guard } => {
+                Next::Write { value, lease, revision } => {
+                    let mut attempts = 0;
                     let put = self.cluster.run(|member| {
+                        attempts += 1;
                         let (key, value) = (key.clone().into_bytes(), value.clone());
-                        async move { member.put(key, value, lease, guard).await }
+                        async move { member.put(key, value, lease, revision).await }
                     });
                     let put = put.await;
+                    if attempts > 1 {
+                        self.entry.doubt(lease);
+                    }
                     self.entry.written(lease, put);
                 }
                 Next::Wait(until) => {

@@ -218,6 +218,7 @@ impl Store {
         // Result 0 is equality.
         match (&compare.target_union, compare.result) {
             (Some(PbTargetUnion::CreateRevision(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.create_revision) == *wanted),
+            (Some(PbTargetUnion::ModRevision(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.mod_revision) == *wanted),
             (Some(PbTargetUnion::Lease(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.lease) == *wanted),
             _ => Err(Status::unimplemented("another comparison than clients need")),
         }

@@ -6,17 +6,23 @@ use tracing::{debug, info, warn};
 
 use super::{Entry, answer, conflict, is_final, superseded};
 use crate::{
-    client::{Failure, Put, Reason, Row},
+    client::{Delete, Failure, Put, Reason, Row},
     registry::decide::{Act, Intent},
 };
 
 /// What etcd answers to what was done about the entry.
 impl Entry {
+    /// Takes that a write under this lease was not answered, and so may be done at any time.
+    pub(in crate::registry) fn doubt(&mut self, lease: i64) {
+        self.doubt = Some(lease);
+    }
+
     /// Takes the answer to a write.
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
             Ok(Put::Refused(row)) => {
+                self.written = row.as_ref().map_or(self.written, |row| row.revision);
                 self.seen = Some(row);
                 // What was read with the refusal is enough to go by, unless the entry changes all the time.
                 if std::mem::replace(&mut self.refused, true) {
@@ -27,7 +33,12 @@ impl Entry {
                 self.dead = Some(lease);
                 self.lease.report_gone(lease);
             }
-            Err(failure) => self.failed(failure),
+            Err(failure) => {
+                if failure.is_member() {
+                    self.doubt(lease);
+                }
+                self.failed(failure);
+            }
         }
     }
 
@@ -35,7 +46,6 @@ impl Entry {
         self.pause = Some(Instant::now() + self.pauses.after(&failure));
         // The entry may be written or not.
         self.seen = None;
-        self.doubt |= failure.is_member();
         let Some(owner) = &mut self.owner else { return };
         let is_final = is_final(&failure.error);
         if owner.intent != Intent::Heal {
@@ -91,22 +101,18 @@ impl Entry {
         }
     }
 
-    /// Takes the answer to a removal under `lease`; `is_renewed` says whether that is kept for others.
-    pub(in crate::registry) fn removed(
-        &mut self,
-        lease: i64,
-        answered: Result<Option<Row>, Failure>,
-        is_renewed: bool,
-    ) {
+    /// Takes the answer to a removal; `is_renewed` says whether the entry's lease is kept for others.
+    pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>, is_renewed: bool) {
         match answered {
-            Ok(Some(row)) if row.lease != lease && self.lease.is_own(row.lease) => self.left = Some(row.lease),
-            Ok(_) => {
-                if std::mem::take(&mut self.doubt) {
-                    // Whatever member was frozen with the write has done it by then, or lost it. So once more.
-                    self.pause = Some(Instant::now() + Duration::from_secs(1));
-                } else {
-                    self.left = None;
+            // Written later than was known.
+            Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
+                (self.left, self.written) = (Some(row.lease), row.revision);
+            }
+            Ok(answered) => {
+                if let Delete::Gone(revision) = answered {
+                    self.written = revision;
                 }
+                self.left = None;
                 answer(self.leaving.drain(..), &Ok(()));
             }
             Err(failure) => {

@@ -121,7 +121,13 @@ impl Entry {
 
     /// Another, or time, changed the entry.
     pub(super) fn seen(&mut self, row: Option<Row>) {
-        let Some(owner) = &mut self.owner else { return };
+        let Some(owner) = &mut self.owner else {
+            // Given up, and written all the same.
+            if let Some(row) = row.filter(|row| self.lease.is_own(row.lease)) {
+                (self.left, self.written) = (Some(row.lease), row.revision);
+            }
+            return;
+        };
         let Some(lease) = owner.held else {
             self.seen = Some(row);
             return;

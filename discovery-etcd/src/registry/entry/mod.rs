@@ -11,7 +11,7 @@ pub(super) use command::{Command, Reply};
 
 use super::decide::{Act, Intent, Seen, decide};
 use crate::{
-    client::{Guard, Row},
+    client::Row,
     lease::{Lease, LeaseState, Tenancy},
     pause::Pauses,
 };
@@ -29,7 +29,7 @@ pub(super) struct Entry {
     former: Option<Owner>,
     /// What stands in etcd as far as was seen since the last write; `None` where nothing was.
     seen: Option<Option<Row>>,
-    /// The revision of the last write; what is older was known then.
+    /// The revision of the last write, as far as it is known; what is older was known then.
     written: i64,
     /// The lease of the last write that was tried and of which nothing is known to be gone.
     left: Option<i64>,
@@ -47,8 +47,9 @@ pub(super) struct Entry {
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
     dead: Option<i64>,
-    /// A write was not answered and may still be done, by a member that was frozen with it.
-    doubt: bool,
+    /// The lease of a write that was not answered and may still be done, by a member that was frozen with it or behind a network
+    /// that holds it back, for as long as the lease lives.
+    doubt: Option<i64>,
     /// The last write was refused because what stood there was not what was known.
     refused: bool,
 }
@@ -96,14 +97,14 @@ pub(super) enum Next {
     Exit,
     /// Read the entry.
     Read,
-    /// Delete it, if it still is under this lease.
-    Remove(i64),
+    /// Delete it, if it still is under this lease and of this revision.
+    Remove { lease: i64, revision: i64 },
     /// Wait for news, at most until then.
     Wait(Option<Instant>),
     /// Watch it from this revision on, in place of any former watch.
     Watch(i64),
-    /// Put this value under this lease, if the guard holds.
-    Write { value: Vec<u8>, lease: i64, guard: Guard },
+    /// Put this value under this lease, if the entry still is of this revision.
+    Write { value: Vec<u8>, lease: i64, revision: i64 },
 }
 
 impl Entry {
@@ -126,7 +127,7 @@ impl Entry {
             recheck_delays: recheck.delays(),
             released: None,
             dead: None,
-            doubt: false,
+            doubt: None,
             refused: false,
         }
     }
@@ -147,9 +148,9 @@ impl Entry {
         let pause = self.pause.filter(|until| *until > now);
         let Some(owner) = &mut self.owner else {
             return Ok(match (self.left, pause) {
-                (None, _) => Next::Exit,
+                (None, _) => self.haunt(lease),
                 (Some(_), Some(until)) => Next::Wait(Some(until)),
-                (Some(lease), None) => Next::Remove(lease),
+                (Some(lease), None) => Next::Remove { lease, revision: self.written },
             });
         };
         let id = match lease {
@@ -162,15 +163,7 @@ impl Entry {
             }
         };
         if owner.held == Some(id) {
-            // A watch that began under another lease may wait for a revision of a history that is no more.
-            if self.watched != Some(id) && self.recheck.is_none() {
-                self.watched = Some(id);
-                return Ok(Next::Watch(self.written + 1));
-            }
-            return Ok(match self.recheck {
-                Some(at) if at <= now => Next::Read,
-                at => Next::Wait(at),
-            });
+            return Ok(self.attend(id));
         }
         if owner.held.take().is_some() {
             // Another lease came without a moment in which there was none to see.
@@ -185,12 +178,33 @@ impl Entry {
             Some(Some(row)) => Seen::Entry(row),
         };
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
-            Act::Write(guard) => {
+            Act::Write(revision) => {
                 // From here on there may be an entry, whatever is answered.
                 self.left = Some(id);
-                Ok(Next::Write { value: owner.value.clone(), lease: id, guard })
+                Ok(Next::Write { value: owner.value.clone(), lease: id, revision })
             }
             act => Err(act),
+        }
+    }
+
+    /// What to do about an entry that is gone: watch for a write that comes back from the dead.
+    fn haunt(&mut self, lease: &LeaseState) -> Next {
+        match (self.doubt, lease) {
+            (Some(doubt), LeaseState::Held { id }) if *id == doubt => self.attend(doubt),
+            _ => Next::Exit,
+        }
+    }
+
+    /// Keeps an eye on the entry, which is under this lease or may come to be.
+    fn attend(&mut self, lease: i64) -> Next {
+        // A watch that began under another lease may wait for a revision of a history that is no more.
+        if self.watched != Some(lease) && self.recheck.is_none() {
+            self.watched = Some(lease);
+            return Next::Watch(self.written + 1);
+        }
+        match self.recheck {
+            Some(at) if at <= Instant::now() => Next::Read,
+            at => Next::Wait(at),
         }
     }
 

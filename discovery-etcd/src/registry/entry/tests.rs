@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
 use super::*;
-use crate::client::{Failure, Put, Reason};
+use crate::client::{Delete, Failure, Put, Reason};
 
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
@@ -53,7 +53,7 @@ fn no_answer() -> Failure {
 /// Registers under a lease, at revision 5.
 fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
     let (status, mut answer) = claim(entry, 1, "v", Claim::TakeOver);
-    assert!(matches!(entry.next(lease), Next::Write { guard: Guard::Any, .. }));
+    assert!(matches!(entry.next(lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(lease), Ok(Put::Written(5)));
     assert!(answer.try_recv().unwrap().is_ok() && status.status().is_registered());
     assert!(matches!(entry.next(lease), Next::Watch(6)));
@@ -69,9 +69,9 @@ async fn what_is_registered_is_removed_again() {
     let status = registered(&mut entry, &lease);
     let mut gone = release(&mut entry, 1);
     assert!(matches!(status.status(), Status::Deregistered { .. }));
-    assert!(matches!(entry.next(&lease), Next::Remove(id) if id == id_of(&lease)));
+    assert!(matches!(entry.next(&lease), Next::Remove { lease: id, revision: 5 } if id == id_of(&lease)));
     assert!(gone.try_recv().is_err(), "not before it is answered");
-    entry.removed(id_of(&lease), Ok(None), false);
+    entry.removed(Ok(Delete::Gone(6)), false);
     assert!(gone.try_recv().unwrap().is_ok());
     assert!(matches!(entry.next(&lease), Next::Exit));
 }
@@ -84,10 +84,10 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     assert!(matches!(entry.next(&lost()), Next::Wait(None)));
     assert!(matches!(status.status(), Status::Lost { .. }));
     let second = held(&entry.lease);
-    assert!(matches!(entry.next(&second), Next::Write { guard: Guard::Lease(0), .. }));
+    assert!(matches!(entry.next(&second), Next::Write { revision: 0, .. }));
     // etcd was only away, and has it under the former lease still.
     entry.written(id_of(&second), Ok(Put::Refused(Some(row(id_of(&first), "v", 5)))));
-    assert!(matches!(entry.next(&second), Next::Write { guard: Guard::Lease(id), .. } if id == id_of(&first)));
+    assert!(matches!(entry.next(&second), Next::Write { revision: 5, .. }));
     // Its data was wiped, too: revisions begin anew, and so must the watch.
     entry.written(id_of(&second), Ok(Put::Written(2)));
     assert!(status.status().is_registered());
@@ -95,7 +95,7 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
 
     entry.next(&lost());
     let third = held(&entry.lease);
-    assert!(matches!(entry.next(&third), Next::Write { guard: Guard::Lease(0), .. }));
+    assert!(matches!(entry.next(&third), Next::Write { revision: 0, .. }));
     entry.written(id_of(&third), Ok(Put::Refused(Some(row(77, "w", 9)))));
     assert!(matches!(entry.next(&third), Next::Exit), "nothing is left to do, nor to remove");
     assert!(matches!(status.status(), Status::Superseded { .. }));
@@ -112,7 +112,7 @@ async fn what_others_do_to_it_is_repaired_or_final() {
     assert!(matches!(entry.next(&lease), Next::Wait(None)), "as it should be");
     entry.take(Command::Seen { revision: 7, row: None });
     assert!(matches!(status.status(), Status::Lost { .. }));
-    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Lease(0), .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(8)));
     assert!(status.status().is_registered());
     entry.take(Command::Seen { revision: 9, row: Some(row(77, "v", 9)) });
@@ -130,7 +130,7 @@ async fn the_later_claim_of_a_handle_owns() {
     assert!(first.status().is_registered());
     let (second, _answer) = claim(&mut entry, 3, "w", Claim::TakeOver);
     assert!(first.status().is_registered(), "not superseded yet");
-    assert!(matches!(entry.next(&lease), Next::Write { value, guard: Guard::Any, .. } if value == b"w"));
+    assert!(matches!(entry.next(&lease), Next::Write { value, revision: 0, .. } if value == b"w"));
     entry.written(id_of(&lease), Ok(Put::Written(6)));
     assert!(second.status().is_registered());
     assert!(matches!(first.status(), Status::Superseded { .. }));
@@ -143,7 +143,7 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
     let lease = held(&entry.lease);
     let first = registered(&mut entry, &lease);
     let (second, mut refused) = claim(&mut entry, 2, "w", Claim::TakeOver);
-    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Any, .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     let (reply, mut updated) = oneshot::channel();
     entry.take(Command::Update { number: 1, value: b"x".to_vec(), reply });
     let denied = Error::new(ErrorKind::PermissionDenied, "no");
@@ -152,9 +152,9 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
     assert!(matches!(second.status(), Status::Deregistered { .. }));
     assert!(first.status().is_registered());
     // Whether the other was written is not known; what stands there under the handle's own lease is overwritten.
-    assert!(matches!(entry.next(&lease), Next::Write { value, guard: Guard::Lease(0), .. } if value == b"x"));
+    assert!(matches!(entry.next(&lease), Next::Write { value, revision: 0, .. } if value == b"x"));
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "w", 6)))));
-    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Lease(id), .. } if id == id_of(&lease)));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(7)));
     assert!(updated.try_recv().unwrap().is_ok());
     assert!(first.status().is_registered());
@@ -179,13 +179,15 @@ async fn a_claim_of_a_free_place_yields_to_who_is_there() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let (_, mut answer) = claim(&mut entry, 1, "v", Claim::IfAbsent);
-    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Absent, .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Err(no_answer()));
     assert!(matches!(entry.next(&lease), Next::Wait(Some(_))));
     advance(Duration::from_secs(1)).await;
-    assert!(matches!(entry.next(&lease), Next::Write { guard: Guard::Absent, .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(77, "w", 3)))));
-    assert!(matches!(entry.next(&lease), Next::Exit));
+    // The first attempt may still be done, once the other has left.
+    assert!(matches!(entry.next(&lease), Next::Watch(4)));
+    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
     assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
 }
 
@@ -212,20 +214,53 @@ async fn an_entry_that_changes_all_the_time_is_not_written_ever_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_in_doubt_is_removed_twice() {
+async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease_lives() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
     entry.next(&lease);
     entry.written(id_of(&lease), Err(no_answer()));
-    release(&mut entry, 1);
-    assert!(matches!(entry.next(&lease), Next::Remove(_)));
-    entry.removed(id_of(&lease), Ok(None), true);
-    assert!(matches!(entry.next(&lease), Next::Wait(Some(_))), "a frozen member may do it yet");
-    advance(Duration::from_secs(1)).await;
-    assert!(matches!(entry.next(&lease), Next::Remove(_)));
-    entry.removed(id_of(&lease), Ok(None), true);
-    assert!(matches!(entry.next(&lease), Next::Exit));
+    let mut gone = release(&mut entry, 1);
+    assert!(matches!(entry.next(&lease), Next::Remove { .. }));
+    entry.removed(Ok(Delete::Gone(5)), true);
+    assert!(gone.try_recv().unwrap().is_ok(), "nobody waits for what may never be");
+    for revision in [6, 9] {
+        assert!(matches!(entry.next(&lease), Next::Watch(from) if from == revision));
+        assert!(matches!(entry.next(&lease), Next::Wait(None)));
+        entry.take(Command::Seen { revision: revision + 1, row: Some(row(id_of(&lease), "v", revision + 1)) });
+        let next = entry.next(&lease);
+        assert!(matches!(next, Next::Remove { revision: of, .. } if of == revision + 1), "{next:?}");
+        // As the worker does.
+        entry.leave();
+        entry.removed(Ok(Delete::Gone(revision + 2)), true);
+    }
+    entry.next(&lease);
+    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit), "nothing can be written under a lease that is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_is_guarded_by_the_revision_before_it() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    registered(&mut entry, &lease);
+    let update = |entry: &mut Entry, value: &str| {
+        let (reply, answer) = oneshot::channel();
+        entry.take(Command::Update { number: 1, value: value.into(), reply });
+        answer
+    };
+    let _lost = update(&mut entry, "w");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }));
+    entry.written(id_of(&lease), Err(no_answer()));
+    // The answer is given up, and the write may arrive at any time.
+    let mut written = update(&mut entry, "x");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
+    entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "v", 5)))));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }));
+    entry.written(id_of(&lease), Ok(Put::Written(6)));
+    assert!(written.try_recv().unwrap().is_ok());
+    // What was given up is of revision 5 too, which is no more.
+    let _next = update(&mut entry, "y");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
 }
 
 #[derive(Clone, Debug)]
@@ -242,8 +277,13 @@ enum Event {
     Overwrite,
     /// The lease ends in etcd, and is known to be lost.
     Expire,
-    /// A call is made; it is answered, or done without an answer, or lost before it is done.
+    /// A call is made; it is answered, or done without an answer, or lost before it is done, or under way for longer than it is
+    /// waited for.
     Call(u8),
+    /// What was under way arrives.
+    Arrive,
+    /// Pauses between attempts pass.
+    Wait,
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -256,9 +296,11 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::Delete),
         Just(Event::Overwrite),
         Just(Event::Expire),
-        (0u8..3).prop_map(Event::Call),
-        (0u8..3).prop_map(Event::Call),
-        (0u8..3).prop_map(Event::Call),
+        (0u8..4).prop_map(Event::Call),
+        (0u8..4).prop_map(Event::Call),
+        (0u8..4).prop_map(Event::Call),
+        Just(Event::Arrive),
+        Just(Event::Wait),
     ]
 }
 
@@ -271,6 +313,7 @@ struct World {
     revision: i64,
     watched_from: Option<i64>,
     events: Vec<Command>,
+    under_way: Vec<Next>,
 }
 
 impl World {
@@ -286,47 +329,87 @@ impl World {
         }
     }
 
-    /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done. `None` where nothing is to do.
+    /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done, 3 done later. `None` where nothing is
+    /// to do.
     fn call(&mut self, entry: &mut Entry, lease: &LeaseState, how: u8) -> Option<()> {
-        let answered = how == 0;
-        match entry.next(lease) {
+        let next = entry.next(lease);
+        match &next {
             Next::Exit | Next::Wait(_) => return None,
             Next::Watch(from) => {
-                self.watched_from = Some(from);
-                if self.row.as_ref().is_some_and(|row| row.revision >= from)
-                    || (self.revision >= from && self.row.is_none())
+                self.watched_from = Some(*from);
+                if self.row.as_ref().is_some_and(|row| row.revision >= *from)
+                    || (self.revision >= *from && self.row.is_none())
                 {
                     self.events.push(Command::Seen { revision: self.revision, row: self.row.clone() });
                 }
             }
-            Next::Read => entry.read(if answered { Ok(self.row.clone()) } else { Err(no_answer()) }),
-            Next::Remove(id) => {
-                let holds = self.row.as_ref().map_or(0, |row| row.lease) == id;
-                let left = if holds { None } else { self.row.clone() };
-                if how != 2 && holds {
-                    self.set(None);
+            Next::Read => entry.read(if how == 0 { Ok(self.row.clone()) } else { Err(no_answer()) }),
+            Next::Remove { .. } => {
+                if how < 2 {
+                    self.meet(&next);
                 }
-                entry.removed(id, if answered { Ok(left) } else { Err(no_answer()) }, false);
+                let left = self.row.clone().map_or(Delete::Gone(self.revision), Delete::Refused);
+                // As the worker does.
+                self.watched_from = None;
+                entry.leave();
+                entry.removed(if how == 0 { Ok(left) } else { Err(no_answer()) }, false);
             }
-            Next::Write { value, lease: id, guard } => {
-                assert_eq!(id, id_of(lease));
-                let lease_of = self.row.as_ref().map_or(0, |row| row.lease);
-                let holds = match guard {
-                    Guard::Absent => self.row.is_none(),
-                    Guard::Any => true,
-                    Guard::Lease(id) => lease_of == id,
+            Next::Write { lease: id, .. } => {
+                assert_eq!(*id, id_of(lease));
+                let before = self.row.clone();
+                let put = if how < 2 && self.meet(&next) {
+                    Put::Written(self.revision)
+                } else {
+                    Put::Refused(before.clone())
                 };
                 let is_claim = entry.owner.as_ref().is_some_and(|owner| owner.intent == Intent::TakeOver);
-                assert!(lease_of != OTHER || !holds || is_claim, "only a new claim takes over");
-                let before = self.row.clone();
-                if how != 2 && holds {
-                    self.set(Some((id, value)));
-                }
-                let put = if holds { Put::Written(self.revision) } else { Put::Refused(before) };
-                entry.written(id, if answered { Ok(put) } else { Err(no_answer()) });
+                let is_anothers = before.is_some_and(|row| row.lease == OTHER);
+                assert!(!is_anothers || matches!(put, Put::Refused(_)) || is_claim, "only a new claim takes over");
+                entry.written(*id, if how == 0 { Ok(put) } else { Err(no_answer()) });
             }
         }
+        if how == 3 {
+            self.under_way.push(next);
+        }
         Some(())
+    }
+
+    /// etcd's side of a call, which is done if its guard holds.
+    fn meet(&mut self, call: &Next) -> bool {
+        let row = self.row.as_ref();
+        match call {
+            Next::Remove { lease, revision } => {
+                let holds = row.is_some_and(|row| (row.lease, row.revision) == (*lease, *revision));
+                if holds {
+                    self.set(None);
+                }
+                holds
+            }
+            Next::Write { value, lease, revision } => {
+                let holds = row.map_or(0, |row| row.revision) == *revision;
+                if holds {
+                    self.set(Some((*lease, value.clone())));
+                }
+                holds
+            }
+            _ => false,
+        }
+    }
+
+    /// Lets arrive what was under way; etcd refuses what is under a lease that has ended.
+    fn arrive(&mut self, entry: &Entry, lease: &LeaseState) {
+        for call in std::mem::take(&mut self.under_way) {
+            if matches!(call, Next::Write { lease: id, .. } if id != id_of(lease)) {
+                continue;
+            }
+            let is_right = |row: &Row| {
+                let owner = entry.owner.as_ref().filter(|owner| owner.held == Some(row.lease));
+                owner.is_some_and(|owner| owner.value == row.value)
+            };
+            let was_right = self.row.as_ref().is_some_and(is_right);
+            let is_done = self.meet(&call);
+            assert!(!(was_right && is_done), "what is given up never undoes what was done since: {call:?}");
+        }
     }
 }
 
@@ -373,6 +456,8 @@ proptest! {
                     Event::Call(how) => {
                         world.call(&mut entry, &lease, how);
                     }
+                    Event::Arrive => world.arrive(&entry, &lease),
+                    Event::Wait => advance(Duration::from_millis(400)).await,
                 }
                 for event in std::mem::take(&mut world.events) {
                     entry.take(event);
@@ -400,7 +485,8 @@ proptest! {
                     assert_eq!((row.lease, &row.value), (id_of(&lease), &owner.value));
                 }
                 None => {
-                    assert!(matches!(entry.next(&lease), Next::Exit));
+                    assert!(matches!(entry.next(&lease), Next::Exit | Next::Wait(None)));
+                    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
                     assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "nothing of ours is left");
                 }
             }
