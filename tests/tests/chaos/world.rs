@@ -168,15 +168,17 @@ impl World {
         let healed = journal.now();
         journal.note("the last fault is over");
         let (mut converged, mut registered) = (None, None);
-        while journal.now() < healed + SETTLE && (converged.is_none() || registered.is_none()) {
+        // A lease that ends by the last fault ends in the first seconds.
+        let is_over = |now| now > healed + TTL + SLACK;
+        while journal.now() < healed + SETTLE
+            && (converged.is_none() || registered.is_none() || !is_over(journal.now()))
+        {
             if let Some((entries, _)) = self.ground.hand.entries().await {
                 let now = journal.now();
                 if converged.is_none() && have_converged(&journal.open(), &entries) {
                     converged = Some(now - healed);
                 }
-                if registered.is_none() && are_registered(&journal.open(), &entries) {
-                    registered = Some(now - healed);
-                }
+                registered = are_registered(&journal.open(), &entries).then(|| registered.unwrap_or(now - healed));
                 self.ground.clear(&entries).await;
             }
             sleep(Duration::from_millis(20)).await;
