@@ -10,7 +10,7 @@ use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use crate::{Etcd, Raw, eventually};
+use crate::{Etcd, Follower, Raw, eventually};
 
 /// The TTL of [`config`]: the shortest that etcd grants here.
 pub const TTL: Duration = Duration::from_secs(2);
@@ -97,6 +97,11 @@ pub async fn register(backend: &EtcdBackend, number: u16) -> Registration {
 /// How many instances are listed; `None` where the list fails.
 pub async fn count(backend: &EtcdBackend) -> Option<usize> {
     backend.list(&payments()).await.ok().map(|set| set.len())
+}
+
+/// Follows the service from now on.
+pub fn follow(backend: &EtcdBackend) -> Follower {
+    Follower::of(backend.watch(&payments()).expect("there is a runtime"))
 }
 
 /// Folds a stream until the set is as wanted, and returns the updates on the way.

@@ -7,13 +7,9 @@ use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
 use support::{
     Etcd, Fault, Follower, Proxy, Raw, eventually,
-    scene::{SOON, connect_to, instance, payments, put, register, until_registered, usual, version},
+    scene::{SOON, USUAL_TTL, connect_to, follow, instance, payments, put, register, until_registered, usual, version},
 };
 use tokio::time::sleep;
-
-fn follow(backend: &EtcdBackend) -> Follower {
-    Follower::of(backend.watch(&payments()).unwrap())
-}
 
 fn has(number: u16) -> impl Fn(&Snapshot) -> bool {
     move |set| set.get(instance(number).id().as_str()).is_some()
@@ -88,8 +84,8 @@ async fn a9_the_majority_is_lost() {
     assert!(follower.removed().is_empty(), "leases outlive a change of leader");
 }
 
-/// The leader is killed and comes back, three times: who lives is never removed, and no lease is lost at a TTL of 5 s, so that no
-/// renewal was more than that late.
+/// The leader is killed and comes back, three times: who lives is never removed. Nor is a lease lost at a TTL of 5 s, of which a
+/// third may be over when the leader goes, unless electing another one took the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn a10_the_leader_is_killed() {
     leaders_killed(3).await;
@@ -146,7 +142,7 @@ async fn leaders_killed(times: u32) {
         "A10: {times} leaders killed, a new one after at most {slowest:?}: 0 removals, {lost} of 6 leases lost; three watches \
          told {outages:?} losses"
     );
-    assert_eq!(lost, 0);
+    assert!(lost == 0 || slowest > USUAL_TTL * 2 / 3, "{lost} lost");
 }
 
 /// A member is cut off from its peers, and still reached by clients. Who knows it alone is told within 5 s; who knows the others

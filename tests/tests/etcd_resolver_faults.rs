@@ -14,22 +14,13 @@ use discovery_etcd::{EtcdBackend, EtcdConfig};
 use etcd_client::Client;
 use futures::{StreamExt, future::join_all};
 use support::{
-    Etcd, Fault, Follower, Proxy, SynHole, eventually,
+    Etcd, Fault, Proxy, SynHole, eventually,
     scene::{
-        SOON, TTL, USUAL_TTL, connect, count, instance, key, payments, put, register, until, until_lost,
+        SOON, TTL, USUAL_TTL, connect, count, follow, instance, key, payments, put, register, until, until_lost,
         until_registered, usual, usual_config, version,
     },
 };
 use tokio::time::{sleep, timeout};
-
-fn follow(backend: &EtcdBackend) -> Follower {
-    Follower::of(backend.watch(&payments()).unwrap())
-}
-
-/// The set as etcd has it, read by another way than the one that is tested.
-async fn listed(etcd: &Etcd) -> Snapshot {
-    connect(etcd).list(&payments()).await.unwrap()
-}
 
 /// Which version each instance is of.
 fn versions(set: &Snapshot) -> BTreeMap<String, String> {
@@ -58,7 +49,7 @@ async fn a1_etcd_crashes_and_restarts() {
     raw = etcd.raw().await;
     raw.delete(&key(&instance(1))).await;
     put(&mut raw, &instance(9)).await;
-    let wanted = listed(&etcd).await;
+    let wanted = connect(&etcd).list(&payments()).await.unwrap();
     follower.until("it has caught up", Duration::from_secs(5), |set| *set == wanted).await;
     let took = start.elapsed();
     println!("A1: caught up {took:?} after etcd served again");
@@ -148,7 +139,7 @@ async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
     assert_eq!(follower.losses(), 0, "another member answered");
     sleep(USUAL_TTL + Duration::from_secs(1)).await;
     assert!(registration.status().is_registered() && other.status().is_registered());
-    let set = listed(etcd).await;
+    let set = connect(etcd).list(&payments()).await.unwrap();
     assert!(has(first)(&set) && has(first + 1)(&set));
     assert!(follower.removed().is_empty());
 }
@@ -370,106 +361,6 @@ async fn resets(seed: u64, length: Duration) {
         follower.told().len(),
         follower.losses()
     );
-}
-
-/// The data are wiped, or set back to an older copy, or another cluster stands at the address: the set is as etcd has it within
-/// 2 s, though revisions begin anew, and what is written then is seen.
-#[tokio::test]
-async fn a24_etcd_has_other_data() {
-    tokio::join!(wiped(), wiped_and_ahead(), set_back(), another_cluster());
-}
-
-async fn filled(count: u16) -> (Etcd, Proxy, Follower) {
-    let etcd = Etcd::start().await;
-    let mut raw = etcd.raw().await;
-    for number in 0..count {
-        put(&mut raw, &instance(number)).await;
-    }
-    let proxy = Proxy::to(etcd.address()).await;
-    let follower = follow(&usual([proxy.address()]));
-    follower.until("all are there", SOON, |set| set.len() == usize::from(count)).await;
-    (etcd, proxy, follower)
-}
-
-/// Waits until a follower has what etcd has, also after a further change.
-async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
-    let (start, mut raw) = (Instant::now(), etcd.raw().await);
-    let wanted = listed(etcd).await;
-    follower.until(what, Duration::from_secs(5), |set| *set == wanted).await;
-    println!("A24: {what}: the set was there after {:?}", start.elapsed());
-    put(&mut raw, &version(77, 1)).await;
-    let wanted = listed(etcd).await;
-    follower.until("a change then", Duration::from_secs(5), |set| *set == wanted).await;
-}
-
-async fn wiped() {
-    let (etcd, _proxy, follower) = filled(10).await;
-    etcd.wipe().await;
-    until_same("wiped", &etcd, &follower).await;
-}
-
-/// Wiped while nobody looked, and further on since: no revision goes back, and the cluster has its former id.
-async fn wiped_and_ahead() {
-    let (etcd, proxy, follower) = filled(10).await;
-    proxy.set(Fault::Refuse);
-    etcd.wipe().await;
-    let mut raw = etcd.raw().await;
-    for round in 0..50 {
-        put(&mut raw, &version(3, round)).await;
-    }
-    proxy.set(Fault::None);
-    until_same("wiped, and ahead", &etcd, &follower).await;
-}
-
-async fn set_back() {
-    let (etcd, _proxy, follower) = filled(10).await;
-    etcd.stop(0);
-    let saved = etcd.save(0);
-    etcd.restart(0).await;
-    let mut raw = etcd.raw().await;
-    for number in 5..20 {
-        put(&mut raw, &version(number, 1)).await;
-    }
-    raw.delete(&key(&instance(2))).await;
-    follower.until("all is there", SOON, |set| set.len() == 19).await;
-    etcd.stop(0);
-    etcd.restore(0, &saved);
-    etcd.restart(0).await;
-    until_same("set back", &etcd, &follower).await;
-}
-
-async fn another_cluster() {
-    let (_etcd, proxy, follower) = filled(10).await;
-    let other = Etcd::start().await;
-    put(&mut other.raw().await, &instance(3)).await;
-    proxy.lead_to(other.address());
-    until_same("another cluster", &other, &follower).await;
-}
-
-/// The database is full: the set is listed and watched on, what is deleted is seen, and who registers is told why not once the
-/// deadline is over, since that may pass.
-#[tokio::test]
-async fn a25_the_database_is_full() {
-    let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
-    let deadline = Duration::from_secs(2);
-    let backend = EtcdBackend::connect(usual_config(etcd.members()).with_deadline(deadline)).unwrap();
-    let mut raw = etcd.raw().await;
-    put(&mut raw, &instance(1)).await;
-    put(&mut raw, &instance(2)).await;
-    let follower = follow(&backend);
-    follower.until("both are there", SOON, |set| set.len() == 2).await;
-    raw.fill().await;
-    let start = Instant::now();
-    let error = backend.register(&payments(), instance(3)).await.unwrap_err();
-    println!("A25: refused in {:?}: {}", start.elapsed(), error.report());
-    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
-    assert!(start.elapsed() < deadline + Duration::from_secs(1));
-    assert_eq!(count(&backend).await, Some(2));
-    raw.delete(&key(&instance(1))).await;
-    follower.until("the deletion is seen", Duration::from_secs(2), |set| set.len() == 1).await;
-    assert_eq!(usual(etcd.members()).list(&payments()).await.unwrap().len(), 1, "who comes now lists too");
-    sleep(USUAL_TTL).await;
-    assert_eq!((follower.losses(), follower.resets()), (0, 1));
 }
 
 /// Frozen until all leases are over, then woken, which ends them in one go: who registered has registered again within 2 s, and who

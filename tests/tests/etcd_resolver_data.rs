@@ -1,22 +1,29 @@
-//! Much history, many instances, many that watch. Each test is named after its row in the list of faults.
+//! Who watches a service while etcd has other data, much history, many instances or no room, and where many watch. Each test is
+//! named after its row in the list of faults.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use discovery_core::{Instance, Resolver, Snapshot, Update, Updates};
+use discovery_core::{ErrorKind, Instance, Registry, Resolver, Snapshot, Update, Updates};
+use discovery_etcd::EtcdBackend;
 use futures::{StreamExt, future::join_all};
 use support::{
     Etcd, Fault, Follower, Proxy, eventually,
     scene::{
-        SOON, assert_one_outage, connect, connect_to, instance, key, payments, put, put_all, register, until, usual,
-        version,
+        SOON, USUAL_TTL, assert_one_outage, connect, connect_to, count, follow, instance, key, payments, put, put_all,
+        register, until, usual, usual_config, version,
     },
 };
 use tokio::{sync::Barrier, time::sleep};
 
 const STREAMS: &str = "etcd_debugging_mvcc_watch_stream_total";
+
+/// The set as etcd has it, read by another way than the one that is tested.
+async fn listed(etcd: &Etcd) -> Snapshot {
+    connect(etcd).list(&payments()).await.unwrap()
+}
 
 /// Puts this many instances of a kilobyte each.
 async fn fill(etcd: &Etcd, count: u16) {
@@ -77,16 +84,16 @@ async fn a14_history_is_compacted_where_a_watch_begins() {
         let proxy = Proxy::to(etcd.address()).await;
         proxy.set(Fault::Delay { delay: Duration::from_millis(250), jitter: Duration::ZERO });
         sleep(Duration::from_millis(50)).await;
-        let listed = raw.revision().await;
-        let follower = Follower::of(usual([proxy.address()]).watch(&payments()).unwrap());
+        let revision = raw.revision().await;
+        let follower = follow(&usual([proxy.address()]));
         eventually("the first set", SOON, async || follower.resets() == 1).await;
         let number = (10 + compacted) as u16;
         for round in 1..=3 {
             put(&mut raw, &version(number, round)).await;
         }
-        raw.compact_at(listed + compacted).await;
+        raw.compact_at(revision + compacted).await;
         raw.delete(&key(&instance(number - 9))).await;
-        let wanted = connect(&etcd).list(&payments()).await.unwrap();
+        let wanted = listed(&etcd).await;
         let took = follower.until("it has caught up", SOON, |set| *set == wanted).await;
         println!("A14: compacted at {compacted} from the list: caught up in {took:?} with {} sets", follower.resets());
         assert_eq!((follower.resets(), follower.losses()), (resets, 0), "{:#?}", follower.told());
@@ -101,7 +108,7 @@ async fn a16_a_subscriber_is_slow() {
     let etcd = Etcd::start().await;
     let backend = usual(etcd.members());
     let mut slow = backend.watch(&payments()).unwrap();
-    let fast = Follower::of(backend.watch(&payments()).unwrap());
+    let fast = follow(&backend);
     let mut set = Snapshot::default();
     assert!(matches!(slow.next().await, Some(Update::Reset(set)) if set.is_empty()));
     eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
@@ -112,7 +119,7 @@ async fn a16_a_subscriber_is_slow() {
     }
     println!("A16: 24,000 changes written in {:?}", start.elapsed());
     raw.compact().await;
-    let wanted = connect(&etcd).list(&payments()).await.unwrap();
+    let wanted = listed(&etcd).await;
     let took = fast.until("who reads has all", SOON, |set| *set == wanted).await;
     println!("A16: who reads had all {took:?} after that, by {} updates", fast.told().len());
     assert_eq!(fast.losses(), 0);
@@ -143,6 +150,106 @@ async fn a17_a_set_is_large() {
     let start = Instant::now();
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
     println!("A17: and listed in {:?}", start.elapsed());
+}
+
+/// The data are wiped, or set back to an older copy, or another cluster stands at the address: the set is as etcd has it within
+/// 2 s, though revisions begin anew, and what is written then is seen.
+#[tokio::test]
+async fn a24_etcd_has_other_data() {
+    tokio::join!(wiped(), wiped_and_ahead(), set_back(), another_cluster());
+}
+
+async fn filled(count: u16) -> (Etcd, Proxy, Follower) {
+    let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    for number in 0..count {
+        put(&mut raw, &instance(number)).await;
+    }
+    let proxy = Proxy::to(etcd.address()).await;
+    let follower = follow(&usual([proxy.address()]));
+    follower.until("all are there", SOON, |set| set.len() == usize::from(count)).await;
+    (etcd, proxy, follower)
+}
+
+/// Waits until a follower has what etcd has, also after a further change.
+async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
+    let (start, mut raw) = (Instant::now(), etcd.raw().await);
+    let wanted = listed(etcd).await;
+    follower.until(what, Duration::from_secs(5), |set| *set == wanted).await;
+    println!("A24: {what}: the set was there after {:?}", start.elapsed());
+    put(&mut raw, &version(77, 1)).await;
+    let wanted = listed(etcd).await;
+    follower.until("a change then", Duration::from_secs(5), |set| *set == wanted).await;
+}
+
+async fn wiped() {
+    let (etcd, _proxy, follower) = filled(10).await;
+    etcd.wipe().await;
+    until_same("wiped", &etcd, &follower).await;
+}
+
+/// Wiped while nobody looked, and further on since: no revision goes back, and the cluster has its former id.
+async fn wiped_and_ahead() {
+    let (etcd, proxy, follower) = filled(10).await;
+    proxy.set(Fault::Refuse);
+    etcd.wipe().await;
+    let mut raw = etcd.raw().await;
+    for round in 0..50 {
+        put(&mut raw, &version(3, round)).await;
+    }
+    proxy.set(Fault::None);
+    until_same("wiped, and ahead", &etcd, &follower).await;
+}
+
+async fn set_back() {
+    let (etcd, _proxy, follower) = filled(10).await;
+    etcd.stop(0);
+    let saved = etcd.save(0);
+    etcd.restart(0).await;
+    let mut raw = etcd.raw().await;
+    for number in 5..20 {
+        put(&mut raw, &version(number, 1)).await;
+    }
+    raw.delete(&key(&instance(2))).await;
+    follower.until("all is there", SOON, |set| set.len() == 19).await;
+    etcd.stop(0);
+    etcd.restore(0, &saved);
+    etcd.restart(0).await;
+    until_same("set back", &etcd, &follower).await;
+}
+
+async fn another_cluster() {
+    let (_etcd, proxy, follower) = filled(10).await;
+    let other = Etcd::start().await;
+    put(&mut other.raw().await, &instance(3)).await;
+    proxy.lead_to(other.address());
+    until_same("another cluster", &other, &follower).await;
+}
+
+/// The database is full: the set is listed and watched on, what is deleted is seen, and who registers is told why not once the
+/// deadline is over, since that may pass.
+#[tokio::test]
+async fn a25_the_database_is_full() {
+    let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
+    let deadline = Duration::from_secs(2);
+    let backend = EtcdBackend::connect(usual_config(etcd.members()).with_deadline(deadline)).unwrap();
+    let mut raw = etcd.raw().await;
+    put(&mut raw, &instance(1)).await;
+    put(&mut raw, &instance(2)).await;
+    let follower = follow(&backend);
+    follower.until("both are there", SOON, |set| set.len() == 2).await;
+    raw.fill().await;
+    let start = Instant::now();
+    let error = backend.register(&payments(), instance(3)).await.unwrap_err();
+    println!("A25: refused in {:?}: {}", start.elapsed(), error.report());
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
+    assert!(start.elapsed() < deadline + Duration::from_secs(1));
+    assert_eq!(count(&backend).await, Some(2));
+    raw.delete(&key(&instance(1))).await;
+    follower.until("the deletion is seen", Duration::from_secs(2), |set| set.len() == 1).await;
+    assert_eq!(usual(etcd.members()).list(&payments()).await.unwrap().len(), 1, "who comes now lists too");
+    sleep(USUAL_TTL).await;
+    assert_eq!((follower.losses(), follower.resets()), (0, 1));
 }
 
 /// 500 watch one service of 10,000 instances in one process: one stream to etcd, and a change reaches all within 100 ms of the
