@@ -111,6 +111,16 @@ async fn quickstart_on_etcd() {
 }
 
 #[tokio::test]
+async fn a_fleet_is_replaced_under_load() {
+    let printed =
+        Program::start("rolling-deploy", &["--servers", "3", "--rounds", "1", "--drain", "300ms"]).end().await;
+    let total = printed.last().unwrap();
+    assert!(total.ends_with(" calls, 0 failed"), "{printed:#?}");
+    let seconds: Vec<_> = printed.iter().filter(|line| line.contains(" endpoints: ")).collect();
+    assert!(seconds.len() >= 2 && seconds.last().unwrap().contains("greeter-6"), "{printed:#?}");
+}
+
+#[tokio::test]
 async fn servers_come_and_go_under_a_client() {
     let etcd = support::Etcd::start().await;
     let registry = format!("etcd://{}/greeters?ttl=5s", etcd.address());
