@@ -260,7 +260,7 @@ async fn suspended_for(time: Duration) {
     assert!((1..=2).contains(&writes), "{writes} writes");
     // The new lease is renewed at once, and then in thirds of its time; the old one may be asked for once.
     assert!((1..=6).contains(&renewals), "{renewals} renewals");
-    // The watch looks about once in a third of the ttl, too, and anew where it is opened anew.
+    // The watch looks about once in a quarter of the ttl, too, and anew where it is opened anew.
     assert!(reads <= 8, "{reads} reads");
     assert!(watches <= 6, "{watches} watches");
 }
