@@ -63,6 +63,12 @@ impl Attempt {
         self.picked.endpoint.look();
     }
 
+    /// Counts the attempt as failed without an answer, and no more at its drop.
+    pub(crate) fn lose(mut self) {
+        self.endpoint().lost();
+        (self.deadline, self.tick) = (None, self.endpoint().signals.tick());
+    }
+
     /// Gives the attempt up, because no answer came in time.
     pub(crate) fn expire(mut self) {
         self.deadline = Some(Instant::now());
@@ -77,8 +83,11 @@ impl Attempt {
     ) -> Result<Response<ResponseBody>, (Status, Self, Extensions)> {
         self.picked.answer();
         // A server that fails before its first message sends all in one: there is no body that could carry who served.
-        let failed = response.headers().get(&GRPC_STATUS).filter(|code| *code != "0");
-        let failed = failed.and_then(|_| Status::from_header_map(response.headers()));
+        let code = response.headers().get(&GRPC_STATUS);
+        if code.is_some_and(|code| code == "0") {
+            self.endpoint().succeeded();
+        }
+        let failed = code.filter(|code| *code != "0").and_then(|_| Status::from_header_map(response.headers()));
         let unavailable = match &failed {
             Some(status) => status.code() == Code::Unavailable,
             None => response.status() != StatusCode::OK,
@@ -111,7 +120,7 @@ impl Drop for Attempt {
         }
         let sweeps = self.picked.endpoint.signals.tick().wrapping_sub(self.tick);
         if sweeps > PATIENCE || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.picked.endpoint.failed();
+            self.picked.endpoint.lost();
         }
     }
 }

@@ -181,16 +181,17 @@ impl Call {
             if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.retire();
             } else {
-                attempt.endpoint().failed();
+                attempt.lose();
             }
             board.signals.metrics.count(Event::Retry);
             return Next::Again(spare.request(self.repeats.as_ref()), Duration::ZERO);
         }
         let (code, message, of_peer) = status::of_connection(&error);
         if of_peer {
-            attempt.endpoint().failed();
+            attempt.lose();
+        } else {
+            drop(attempt);
         }
-        drop(attempt);
         self.repeat(board, Status::new(code, message), Some(error.into()), false)
     }
 

@@ -27,6 +27,7 @@ use crate::{
     metrics::Event,
     settings::EndpointSettings,
     signals::Signals,
+    window::Totals,
 };
 
 /// An instance as the channel sees it: one connection after another, and what calls report of it.
@@ -37,8 +38,11 @@ pub(crate) struct Endpoint {
     pub(crate) signals: Arc<Signals>,
     /// Requests in a row without an answer.
     failures: AtomicU32,
-    /// Answers so far; only whether it grows matters.
+    /// Answers so far.
     answers: AtomicU32,
+    /// Requests so far that failed, and those of them that never had an answer.
+    failed: AtomicU32,
+    lost: AtomicU32,
     phase: Mutex<Phase>,
     draining: AtomicBool,
     /// Makes the driver look again: at the connection, and at whether it shall drain.
@@ -102,6 +106,8 @@ impl Endpoint {
             signals,
             failures: AtomicU32::new(0),
             answers: AtomicU32::new(0),
+            failed: AtomicU32::new(0),
+            lost: AtomicU32::new(0),
             phase: Mutex::new(Phase::Idle),
             draining: AtomicBool::new(false),
             look: Notify::new(),
@@ -130,9 +136,22 @@ impl Endpoint {
         }
     }
 
+    /// Counts a request that failed without an answer.
+    pub(crate) fn lost(&self) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.failed();
+    }
+
+    /// What has become of all requests so far.
+    pub(crate) fn totals(&self) -> Totals {
+        let ended = self.answers().wrapping_add(self.lost.load(Ordering::Relaxed));
+        Totals { ended, failed: self.failed.load(Ordering::Relaxed) }
+    }
+
     /// Counts a failure; the pool decides what follows from it.
     pub(crate) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        self.failed.fetch_add(1, Ordering::Relaxed);
         self.signals.dirty.notify_one();
     }
 

@@ -86,6 +86,7 @@ mod served;
 mod settings;
 mod signals;
 mod status;
+mod window;
 
 pub use builder::Builder;
 pub use call::WaitForReady;

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::window::{Limits, Totals, Window};
+
 /// When an endpoint is taken out, and for how long.
 ///
 /// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s, Finagle and Envoy 5.
@@ -14,6 +16,12 @@ pub struct Ejection {
     /// So long without any answer while requests wait for one: by default 1 s. Where all calls of a service take longer, so
     /// should this; an endpoint that answers is back at once.
     pub silence: Duration,
+    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. Above 100 it is off.
+    pub percent: u32,
+    /// How many calls an interval must have had for that: by default 50.
+    pub volume: u32,
+    /// How long such an interval is: by default 10 s.
+    pub interval: Duration,
     /// How long it stays out the first time: by default 1 s, doubled each time that its probe fails.
     pub shortest: Duration,
     /// How long it stays out at most: by default 60 s.
@@ -32,6 +40,7 @@ pub(crate) struct Observation {
     pub(crate) answers: u32,
     /// Whether its connection has answered anything.
     pub(crate) proven: bool,
+    pub(crate) totals: Totals,
 }
 
 /// What the sweeps know of one endpoint. It stays with the instance, whatever becomes of its connections.
@@ -45,6 +54,7 @@ pub(crate) struct Outlier {
     silent_since: Option<Instant>,
     /// The requests that hung when it was last probed, which say nothing of the probe.
     hanging: u32,
+    window: Window,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,7 +82,7 @@ pub(crate) enum Verdict {
 
 impl Outlier {
     pub(crate) fn new() -> Self {
-        Self { state: State::In, streak: 0, answers: 0, silent_since: None, hanging: 0 }
+        Self { state: State::In, streak: 0, answers: 0, silent_since: None, hanging: 0, window: Window::default() }
     }
 
     /// Until when it gets no requests.
@@ -103,9 +113,11 @@ impl Outlier {
             self.silent_since.get_or_insert(seen.now);
         }
         let silent = self.silent_since.is_some_and(|since| seen.now - since >= settings.silence);
+        let limits = Limits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
+        let failing = self.window.step(seen.now, seen.totals, limits);
         let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
         match self.state {
-            State::In if (seen.failures >= most || silent) && may_eject => self.eject(settings, seen.now),
+            State::In if (seen.failures >= most || silent || failing) && may_eject => self.eject(settings, seen.now),
             State::In => {
                 if answered && seen.failures == 0 {
                     self.streak = 0;
@@ -134,6 +146,7 @@ impl Outlier {
         let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
         self.streak = self.streak.saturating_add(1);
         self.silent_since = None;
+        self.window.reset();
         self.state = State::Out { until };
         Verdict::Eject { until }
     }
@@ -144,6 +157,9 @@ impl Default for Ejection {
         Self {
             failures: 5,
             silence: Duration::from_secs(1),
+            percent: 85,
+            volume: 50,
+            interval: Duration::from_secs(10),
             shortest: Duration::from_secs(1),
             longest: Duration::from_secs(60),
         }
@@ -163,7 +179,7 @@ mod tests {
     use super::*;
 
     fn seen(now: Instant, failures: u32, unanswered: u32, answers: u32) -> Observation {
-        Observation { now, failures, unanswered, answers, proven: true }
+        Observation { now, failures, unanswered, answers, proven: true, totals: Totals::default() }
     }
 
     #[test]
@@ -230,6 +246,20 @@ mod tests {
         assert_eq!(outlier.step(&settings, seen(at(9000), 0, 3, 0), true), Verdict::Stay, "nobody has probed");
         assert_eq!(outlier.step(&settings, seen(at(9100), 0, 4, 0), true), Verdict::Stay);
         assert!(matches!(outlier.step(&settings, seen(at(10_100), 0, 4, 0), true), Verdict::Eject { .. }));
+    }
+
+    #[test]
+    fn most_calls_failing_ejects_though_never_many_in_a_row() {
+        let (settings, start) = (Ejection::default(), Instant::now());
+        let at = |seconds, ended, failed| Observation {
+            totals: Totals { ended, failed },
+            ..seen(start + Duration::from_secs(seconds), 1, 0, ended)
+        };
+        let mut outlier = Outlier::new();
+        assert_eq!(outlier.step(&settings, at(0, 0, 0), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, at(10, 100, 80), true), Verdict::Stay, "not that many");
+        assert_eq!(outlier.step(&settings, at(20, 200, 170), false), Verdict::Stay, "too many are out");
+        assert!(matches!(outlier.step(&settings, at(30, 300, 260), true), Verdict::Eject { .. }));
     }
 
     #[test]

@@ -269,7 +269,8 @@ impl Pool {
             let unanswered = link.as_ref().map_or(0, |link| link.load.unanswered());
             let proven = link.is_none_or(|link| link.load.is_proven());
             let (failures, answers) = (member.endpoint.failures(), member.endpoint.answers());
-            let seen = Observation { now, failures, unanswered, answers, proven };
+            let totals = member.endpoint.totals();
+            let seen = Observation { now, failures, unanswered, answers, proven, totals };
             let verdict = member.outlier.step(&self.config.ejection, seen, may_eject(out, connected));
             match verdict {
                 Verdict::Stay => continue,

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use discovery_tonic::Ejection;
 use support::*;
 
 /// Calls that took longer are slow.
@@ -142,4 +143,30 @@ async fn all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
         assert!(status.message().contains(word), "{}", status.message());
     }
     assert!(discovery_tonic::Tried::of(&status).unwrap().instances().is_empty());
+}
+
+#[tokio::test]
+async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures() {
+    let servers = servers(3).await;
+    let every_other: OnRequest = |n, respond| answer(respond, if n % 2 == 0 { "14" } else { "0" });
+    let (bad, requests, _tasks) = raw_h2(every_other).await;
+    let registry = registry(servers.iter().map(|server| server.address).chain([bad]));
+    let mut ejection = Ejection::default();
+    (ejection.percent, ejection.volume, ejection.interval) = (40, 20, Duration::from_secs(1));
+    ejection.shortest = Duration::from_secs(60);
+    let channel = builder(&registry).ejection(ejection).build().unwrap();
+    let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some());
+    let start = Instant::now();
+    while !is_out() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{} requests", requests.load(Ordering::Relaxed));
+        // An answer without a message is a failure to the caller, but no fault of the endpoint.
+        let _ = greet(&channel, None).await;
+        assert!(channel.endpoints().iter().all(|endpoint| endpoint.failures < 5), "never many in a row");
+    }
+    let reached = requests.load(Ordering::Relaxed);
+    println!("out after {reached} requests, in {:?}", start.elapsed());
+    for _ in 0..200 {
+        greet(&channel, None).await.unwrap();
+    }
+    assert_eq!(requests.load(Ordering::Relaxed), reached);
 }
