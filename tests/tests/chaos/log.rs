@@ -124,6 +124,8 @@ pub(crate) struct End {
     pub(crate) converged: Option<Duration>,
     /// How long until every registration was as it should be.
     pub(crate) registered: Option<Duration>,
+    /// The last ones that were not, and when.
+    pub(crate) unhealed: Vec<(Duration, usize)>,
     /// When all began to be given up.
     pub(crate) closing: Duration,
     /// What stood in etcd then.

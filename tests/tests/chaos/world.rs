@@ -178,7 +178,11 @@ impl World {
                 if converged.is_none() && have_converged(&journal.open(), &entries) {
                     converged = Some(now - healed);
                 }
-                registered = are_registered(&journal.open(), &entries).then(|| registered.unwrap_or(now - healed));
+                let unhealed = unhealed(&journal.open(), &entries);
+                registered = unhealed.is_empty().then(|| registered.unwrap_or(now - healed));
+                if !unhealed.is_empty() {
+                    journal.open().end.unhealed = unhealed.into_iter().map(|number| (now, number)).collect();
+                }
                 self.ground.clear(&entries).await;
             }
             sleep(Duration::from_millis(20)).await;
@@ -388,16 +392,18 @@ fn have_converged(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
     })
 }
 
-/// Whether every registration is in etcd as it should be, or superseded.
-fn are_registered(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
-    log.lives.iter().filter(|life| life.released.is_none() && !life.key.is_empty()).all(|life| {
+/// The registrations that are neither in etcd as they should be nor superseded.
+fn unhealed(log: &Log, entries: &BTreeMap<String, Stored>) -> Vec<usize> {
+    let is_right = |life: &&Life| {
         let is_said = matches!(life.statuses.last(), Some((_, Word::Registered)));
         let is_there = || {
             let (Some(stored), Some(wanted)) = (entries.get(&life.key), &life.instance) else { return false };
             instance_of(wanted.id(), stored).as_ref() == Some(wanted)
         };
         life.pending == 0 && (is_superseded(life) || (is_said && is_there()))
-    })
+    };
+    let held = log.lives.iter().filter(|life| life.released.is_none() && !life.key.is_empty());
+    held.filter(|life| !is_right(life)).map(|life| life.number).collect()
 }
 
 /// More updates than a stream's queue holds.

@@ -15,7 +15,12 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
         took => say("W2", format!("after the last fault the streams had the listed set in {took:?}"), About::All),
     }
     if end.registered.is_none_or(|took| took > REGISTERED) {
-        say("R2", format!("after the last fault the registrations were healed in {:?}", end.registered), About::All);
+        let last = end.unhealed.iter().filter_map(|(at, number)| Some((at, case.log.lives.get(*number)?)));
+        let about = last.clone().next().map_or(About::All, |(_, life)| About::Key(life.key.clone()));
+        let last: Vec<_> = last.map(|(at, life)| (at, life.number, &life.key, life.pending)).collect();
+        let what =
+            format!("after the last fault the registrations were healed in {:?}, at last {last:?}", end.registered);
+        say("R2", what, about);
     }
     for life in &case.log.lives {
         if let Some((rule, what)) = astray(case, life) {

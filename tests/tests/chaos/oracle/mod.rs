@@ -161,5 +161,5 @@ fn is_by_hand(log: &Log, target: &Target, revision: crate::history::Revision, at
 }
 
 const BEFORE: Duration = Duration::from_secs(8);
-const AFTER: Duration = Duration::from_secs(1);
+const AFTER: Duration = Duration::from_secs(10);
 const LINES: usize = 40;

@@ -67,6 +67,7 @@ impl Story {
             healed: second(18),
             converged: Some(Duration::ZERO),
             registered: Some(Duration::ZERO),
+            unhealed: Vec::new(),
             closing: second(20),
             entries: BTreeMap::new(),
             left: Left::default(),
