@@ -35,7 +35,7 @@ pub(super) enum Order {
 #[derive(Debug)]
 struct Post {
     key: String,
-    /// The first revision that is not known.
+    /// The last revision that is known.
     from: i64,
     tell: mpsc::UnboundedSender<Command>,
     /// Whether the present stream carries it.
@@ -226,7 +226,7 @@ impl Sentry {
                     continue;
                 }
             };
-            post.from = post.from.max(revision + 1);
+            post.from = post.from.max(revision);
             let _ = post.tell.send(Command::Seen { revision, row: seen });
         }
     }

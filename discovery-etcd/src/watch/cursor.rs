@@ -50,11 +50,6 @@ impl Cursor {
         self.cluster
     }
 
-    /// The first revision that is still to come.
-    pub(super) fn next_revision(&self) -> i64 {
-        self.revision + 1
-    }
-
     /// Takes a message and gives the steps that are complete with it.
     pub(super) fn advance(&mut self, message: Message) -> Result<Vec<Step>, Stop> {
         match message.canceled {
@@ -157,7 +152,7 @@ mod tests {
         assert!(cursor.advance(message(10, false, vec![])).unwrap().is_empty(), "created");
         let steps = cursor.advance(message(12, false, vec![put("a", 11), put("b", 12), delete("c", 12)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11)], vec![put("b", 12), delete("c", 12)]]);
-        assert_eq!(cursor.next_revision(), 13);
+        assert_eq!(cursor.reached(), 12);
     }
 
     #[test]
@@ -165,7 +160,7 @@ mod tests {
         let mut cursor = Cursor::new(10, 7);
         assert!(cursor.advance(message(11, true, vec![put("a", 11)])).unwrap().is_empty());
         assert!(cursor.advance(message(11, true, vec![put("b", 11)])).unwrap().is_empty());
-        assert_eq!(cursor.next_revision(), 11, "resuming in mid-fragment would lose what is held back");
+        assert_eq!(cursor.reached(), 10, "resuming in mid-fragment would lose what is held back");
         let steps = cursor.advance(message(11, false, vec![put("c", 11)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11), put("b", 11), put("c", 11)]]);
     }
@@ -175,7 +170,7 @@ mod tests {
         let mut cursor = Cursor::new(10, 7);
         let steps = cursor.advance(message(14, true, vec![put("a", 11), put("b", 11), put("a", 12)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11), put("b", 11)]]);
-        assert_eq!((cursor.next_revision(), cursor.parts.len()), (12, 1), "resuming asks for 12 again, and whole");
+        assert_eq!((cursor.reached(), cursor.parts.len()), (11, 1), "resuming asks for 12 again, and whole");
         let steps = cursor.advance(message(14, false, vec![put("b", 12), put("a", 14)])).unwrap();
         assert_eq!(steps, [vec![put("a", 12), put("b", 12)], vec![put("a", 14)]]);
         assert_eq!(cursor.reached(), 14);

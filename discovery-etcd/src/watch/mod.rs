@@ -175,7 +175,9 @@ impl EtcdSource {
     async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor, pulse: &mut Pulse) -> Ended {
         let chosen = self.cluster.choose(&[]);
         let (from, to) = (range.from.clone(), range.to.clone());
-        let opened = chosen.member.watch(from, to, cursor.next_revision(), WATCH, self.pace.patience()).await;
+        // From what is known already, whose events are dropped: where history is compacted up to the first change that is not, some
+        // releases take a watch from there and leave a removal out, and only one from before it is told.
+        let opened = chosen.member.watch(from, to, cursor.reached(), WATCH, self.pace.patience()).await;
         let mut stream = match opened {
             Ok(stream) => stream,
             Err(failure) => return self.broken(&chosen, failure),

@@ -101,7 +101,8 @@ pub(super) enum Next {
     Remove { lease: i64, revision: i64 },
     /// Wait for news, at most until then.
     Wait(Option<Instant>),
-    /// Watch it from this revision on, in place of any former watch.
+    /// Watch it from this revision on, which is known, in place of any former watch. From the next one on, some releases leave out
+    /// a removal up to which history is compacted.
     Watch(i64),
     /// Put this value under this lease, if the entry still is of this revision.
     Write { value: Vec<u8>, lease: i64, revision: i64 },
@@ -200,7 +201,7 @@ impl Entry {
         // A watch that began under another lease may wait for a revision of a history that is no more.
         if self.watched != Some(lease) && self.recheck.is_none() {
             self.watched = Some(lease);
-            return Next::Watch(self.written + 1);
+            return Next::Watch(self.written.max(1));
         }
         match self.recheck {
             Some(at) if at <= Instant::now() => Next::Read,
