@@ -1,6 +1,6 @@
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU16,
     str::FromStr,
     sync::Arc,
@@ -13,8 +13,8 @@ use crate::{Error, ErrorKind, name::excerpt};
 /// Where an instance listens: a host and a port.
 ///
 /// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is not trusted, so what could
-/// lead a client astray is refused: the port 0, unspecified, multicast, broadcast and link-local addresses (among them the
-/// clouds' metadata service), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
+/// lead a client astray is refused: the port 0, unspecified, multicast, broadcast and link-local addresses (among them
+/// 169.254.169.254, where clouds keep their machines' credentials, however it is written), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
 /// A DNS name is resolved by whoever connects; this type does not check what it resolves to.
 ///
 /// ```
@@ -199,7 +199,7 @@ fn parse_host(host: &str) -> Result<Host, Problem> {
 
 /// Refuses what no instance can be reached at, and what a registry's writer could point clients to.
 fn check_range(ip: IpAddr) -> Result<IpAddr, Problem> {
-    let refused = match ip.to_canonical() {
+    let refused = match embedded(ip).unwrap_or(ip) {
         ip if ip.is_unspecified() => Some("unspecified"),
         ip if ip.is_multicast() => Some("multicast"),
         IpAddr::V4(ip) if ip.is_broadcast() => Some("broadcast"),
@@ -208,6 +208,19 @@ fn check_range(ip: IpAddr) -> Result<IpAddr, Problem> {
         _ => None,
     };
     refused.map_or(Ok(ip), |range| Err(Problem::Range(range)))
+}
+
+/// The IPv4 address that an IPv6 address leads to: mapped or compatible (RFC 4291), through NAT64 (RFC 6052) or 6to4 (RFC 3056).
+fn embedded(ip: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(ip) = ip else { return None };
+    let (high, low) = match ip.segments() {
+        // The unspecified address and the loopback address are no IPv4 addresses.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        _ => return None,
+    };
+    Some(Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low)).into())
 }
 
 const MAX_HOST_BYTES: usize = 253;
@@ -264,6 +277,10 @@ mod tests {
             ("[::]:80", "unspecified"),
             ("169.254.169.254:80", "link-local"),
             ("[::ffff:169.254.169.254]:80", "link-local"),
+            ("[::169.254.169.254]:80", "link-local"),
+            ("[64:ff9b::a9fe:a9fe]:80", "link-local"),
+            ("[2002:a9fe:a9fe::1]:80", "link-local"),
+            ("[64:ff9b::]:80", "unspecified"),
             ("[fe80::1]:80", "link-local"),
             ("224.0.0.1:80", "multicast"),
             ("[ff02::1]:80", "multicast"),
