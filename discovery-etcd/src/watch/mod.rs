@@ -6,34 +6,33 @@
 mod cursor;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+mod list;
 mod pulse;
+mod range;
 mod rounds;
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use discovery_core::{BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
+use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 use tracing::debug;
 
 use crate::{
-    client::{Event, Failure, Glance, Page, Reason, Row},
+    client::{Event, Failure, Glance, Reason},
     failover::{Chosen, Cluster},
     layout::Layout,
 };
-use cursor::{Cursor, Ended, Step, WATCH};
+use cursor::{Cursor, Ended, WATCH};
 #[cfg(fuzzing)]
 pub use fuzz::fuzz_watch;
+use list::Listed;
 pub(crate) use pulse::Pace;
 use pulse::Pulse;
+use range::Range;
 use rounds::Rounds;
 
 /// Reads services from etcd.
@@ -106,68 +105,6 @@ impl EtcdSource {
             broken = error;
             open = if is_audit { Open::Audit(live) } else { Open::Live(live) };
             wait = next;
-        }
-    }
-
-    async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<Listed, Error> {
-        let listed = timeout(bound, self.list(range)).await;
-        listed.unwrap_or_else(|_| {
-            let message = format!("no etcd member gave a list within {bound:?}");
-            Err(Error::new(ErrorKind::DeadlineExceeded, message).during("list"))
-        })
-    }
-
-    /// The whole range, as it was at one revision. Rows are read page by page, so that no more than one page of raw values is
-    /// held.
-    async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        let mut limit = FIRST_PAGE;
-        let mut restarts = 0;
-        'anew: loop {
-            let (mut entries, mut keys, mut revision, mut cluster) = (Vec::new(), 0, 0, 0);
-            let mut from = range.from.clone();
-            loop {
-                let page = self.cluster.run(|member| {
-                    let (from, to) = (from.clone(), range.to.clone());
-                    async move { member.page(from, to, limit, revision).await }
-                });
-                let page: Page = match page.await {
-                    Ok(page) => page,
-                    Err(failure) if failure.reason == Reason::TooLarge && limit > 1 => {
-                        limit = (limit / 8).max(1);
-                        continue;
-                    }
-                    // One that large may take etcd longer than a request may.
-                    Err(failure) if failure.error.kind() == ErrorKind::DeadlineExceeded && limit > FIRST_PAGE => {
-                        limit = FIRST_PAGE;
-                        continue;
-                    }
-                    // Compacted in between, or gone back on another member.
-                    Err(failure) if revision != 0 && restarts < MAX_RESTARTS && is_of_history(&failure) => {
-                        restarts += 1;
-                        continue 'anew;
-                    }
-                    Err(failure) => return Err(failure.error),
-                };
-                if cluster != 0 && page.cluster != cluster {
-                    return Err(Error::new(ErrorKind::Unavailable, "the members belong to different clusters"));
-                }
-                cluster = page.cluster;
-                if revision == 0 {
-                    revision = page.revision;
-                }
-                let last = page.rows.last().map(|row| row.key.clone());
-                keys += page.rows.len();
-                limit = next_page(&page.rows, limit);
-                entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
-                match last {
-                    Some(mut last) if page.more && entries.len() <= range.limit => {
-                        // The least key after the last one.
-                        last.push(0);
-                        from = last;
-                    }
-                    _ => return Ok(Listed { entries, keys, revision, cluster }),
-                }
-            }
         }
     }
 
@@ -276,88 +213,6 @@ async fn answer(beat: &mut Option<Beat<'_>>) -> Result<Glance, Failure> {
     }
 }
 
-/// What a range held at one revision.
-struct Listed {
-    entries: Vec<Entry>,
-    /// All of the range, those of deeper paths included.
-    keys: usize,
-    revision: i64,
-    cluster: u64,
-}
-
-/// The keys of one service, and how they are read.
-struct Range<'a> {
-    layout: &'a dyn Layout,
-    from: Vec<u8>,
-    to: Vec<u8>,
-    /// With more entries, a list is not read to its end.
-    limit: usize,
-}
-
-impl<'a> Range<'a> {
-    fn of(source: &'a EtcdSource, service: &ServiceName, limit: usize) -> Self {
-        Self::new(&*source.layout, &source.prefix, service, limit)
-    }
-
-    fn new(layout: &'a dyn Layout, prefix: &str, service: &ServiceName, limit: usize) -> Self {
-        let from = format!("{prefix}{}", layout.range(service)).into_bytes();
-        let to = end_of_prefix(&from);
-        Self { layout, from, to, limit }
-    }
-
-    /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.
-    fn id(&self, key: &[u8]) -> Option<Result<InstanceId, Error>> {
-        let tail = key.strip_prefix(&*self.from)?;
-        match std::str::from_utf8(tail) {
-            Ok(tail) => self.layout.id(tail),
-            Err(_) => Some(Err(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8"))),
-        }
-    }
-
-    fn entry(&self, row: Row) -> Option<Entry> {
-        let id = self.id(&row.key)?;
-        let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
-        Some(read.map_or_else(
-            |error| {
-                let revision = row.revision.unsigned_abs();
-                Entry::Bad(BadEntry { key: name_of_key(&row.key), id: id.ok(), revision, error })
-            },
-            Entry::Valid,
-        ))
-    }
-
-    /// How many more entries there are after a step than before.
-    fn growth(&self, step: &Step) -> i64 {
-        let of_event = |event: &Event| match event {
-            _ if !event.key().starts_with(&self.from) => 0,
-            Event::Delete { .. } => -1,
-            Event::Put { is_new, .. } => i64::from(*is_new),
-            Event::Unknown => 0,
-        };
-        step.iter().map(of_event).sum()
-    }
-
-    /// Passes on all changes of one revision as one.
-    fn apply(&self, step: Step, live: &mut Live) {
-        let (upserts, removes) = self.changes(step);
-        if !upserts.is_empty() || !removes.is_empty() {
-            live.change(upserts, removes);
-        }
-    }
-
-    fn changes(&self, step: Step) -> (Vec<Entry>, Vec<InstanceId>) {
-        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
-        for event in step {
-            match event {
-                Event::Put { row, .. } => upserts.extend(self.entry(row)),
-                Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
-                Event::Unknown => unreachable!("the cursor stops at what it does not know"),
-            }
-        }
-        (upserts, removes)
-    }
-}
-
 /// Where the next set goes.
 enum Open {
     /// To one where nothing should have been missed, so that only differences are news.
@@ -383,90 +238,10 @@ impl Open {
     }
 }
 
-/// A key as text, different for different keys. etcd takes any bytes, up to more than a megabyte of them.
-fn name_of_key(key: &[u8]) -> String {
-    match std::str::from_utf8(key) {
-        Ok(text) if key.len() <= MAX_KEY_BYTES => text.to_owned(),
-        _ => {
-            let shown = &key[..key.len().min(MAX_KEY_BYTES)];
-            let mut hasher = DefaultHasher::new();
-            key.hash(&mut hasher);
-            format!("{} ({} bytes, {:016x})", String::from_utf8_lossy(shown), key.len(), hasher.finish())
-        }
-    }
-}
-
 /// The error of every call on a backend that was closed.
 pub(crate) fn closed_error() -> Error {
     Error::new(ErrorKind::Closed, "the backend was closed")
 }
 
-/// How many rows to ask for next, as far as the last ones tell how large they are.
-fn next_page(rows: &[Row], limit: i64) -> i64 {
-    let bytes: usize = rows.iter().map(|row| row.key.len() + row.value.len()).sum();
-    let fitting = rows.len() * PAGE_BYTES / bytes.max(1);
-    i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, limit.saturating_mul(8).min(PAGE))
-}
-
-fn is_of_history(failure: &Failure) -> bool {
-    matches!(failure.reason, Reason::Compacted | Reason::Member)
-}
-
-/// The least key that is above all with this prefix, which ends in a separator and so below 0xff.
-fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return end;
-        }
-    }
-    // All keys above.
-    vec![0]
-}
-
-/// Small enough to fit the decoder, whatever the values: etcd takes 1.5 MiB in one request.
-const FIRST_PAGE: i64 = 16;
-/// Large enough for few round trips.
-const PAGE: i64 = 500;
-/// What later pages are made to fit, roughly.
-const PAGE_BYTES: usize = 8 << 20;
-/// Longer than the key of any instance.
-const MAX_KEY_BYTES: usize = 1100;
-/// How often one list starts anew because its revision was compacted in between.
-const MAX_RESTARTS: u32 = 3;
 /// How long a watch is trusted without a fresh list, give or take a fifth: it finds lost events and withdrawn permissions.
 const AUDIT: Duration = Duration::from_secs(600);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_grow_with_small_rows_and_shrink_with_large_ones() {
-        let rows = |count, bytes| vec![Row { key: vec![], value: vec![b'x'; bytes], lease: 0, revision: 1 }; count];
-        for (count, bytes, limit, next) in [
-            (16, 1_000, 16, 128),
-            (128, 1_000, 128, 500),
-            (500, 1_000, 500, 500),
-            (500, 60_000, 500, 139),
-            (16, 1_500_000, 16, 5),
-            (1, 50_000_000, 1, 1),
-            (5, 10, 5, 40),
-            (0, 0, 16, 1),
-        ] {
-            assert_eq!(next_page(&rows(count, bytes), limit), next, "{count} rows of {bytes} bytes");
-        }
-    }
-
-    #[test]
-    fn names_of_keys_are_short_and_tell_keys_apart() {
-        assert_eq!(name_of_key("payments/ä".as_bytes()), "payments/ä");
-        let (one, other) = (vec![b'a'; 1_400_000], vec![b'a'; 1_400_001]);
-        let names =
-            [&one[..], &other, b"payments/\xfe", b"payments/\xff", "payments/\u{fffd}".as_bytes()].map(name_of_key);
-        for (place, name) in names.iter().enumerate() {
-            assert!(name.len() < 1200 && !names[..place].contains(name), "{name}");
-        }
-    }
-}

@@ -1,0 +1,127 @@
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use discovery_core::{BadEntry, Entry, Error, ErrorKind, InstanceId, Live, ServiceName};
+
+use super::{EtcdSource, cursor::Step};
+use crate::{
+    client::{Event, Row},
+    layout::Layout,
+};
+
+/// The keys of one service, and how they are read.
+pub(super) struct Range<'a> {
+    layout: &'a dyn Layout,
+    pub(super) from: Vec<u8>,
+    pub(super) to: Vec<u8>,
+    /// With more entries, a list is not read to its end.
+    pub(super) limit: usize,
+}
+
+impl<'a> Range<'a> {
+    pub(super) fn of(source: &'a EtcdSource, service: &ServiceName, limit: usize) -> Self {
+        Self::new(&*source.layout, &source.prefix, service, limit)
+    }
+
+    pub(super) fn new(layout: &'a dyn Layout, prefix: &str, service: &ServiceName, limit: usize) -> Self {
+        let from = format!("{prefix}{}", layout.range(service)).into_bytes();
+        let to = end_of_prefix(&from);
+        Self { layout, from, to, limit }
+    }
+
+    /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.
+    pub(super) fn id(&self, key: &[u8]) -> Option<Result<InstanceId, Error>> {
+        let tail = key.strip_prefix(&*self.from)?;
+        match std::str::from_utf8(tail) {
+            Ok(tail) => self.layout.id(tail),
+            Err(_) => Some(Err(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8"))),
+        }
+    }
+
+    pub(super) fn entry(&self, row: Row) -> Option<Entry> {
+        let id = self.id(&row.key)?;
+        let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
+        Some(read.map_or_else(
+            |error| {
+                let revision = row.revision.unsigned_abs();
+                Entry::Bad(BadEntry { key: name_of_key(&row.key), id: id.ok(), revision, error })
+            },
+            Entry::Valid,
+        ))
+    }
+
+    /// How many more entries there are after a step than before.
+    pub(super) fn growth(&self, step: &Step) -> i64 {
+        let of_event = |event: &Event| match event {
+            _ if !event.key().starts_with(&self.from) => 0,
+            Event::Delete { .. } => -1,
+            Event::Put { is_new, .. } => i64::from(*is_new),
+            Event::Unknown => 0,
+        };
+        step.iter().map(of_event).sum()
+    }
+
+    /// Passes on all changes of one revision as one.
+    pub(super) fn apply(&self, step: Step, live: &mut Live) {
+        let (upserts, removes) = self.changes(step);
+        if !upserts.is_empty() || !removes.is_empty() {
+            live.change(upserts, removes);
+        }
+    }
+
+    pub(super) fn changes(&self, step: Step) -> (Vec<Entry>, Vec<InstanceId>) {
+        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        for event in step {
+            match event {
+                Event::Put { row, .. } => upserts.extend(self.entry(row)),
+                Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
+                Event::Unknown => unreachable!("the cursor stops at what it does not know"),
+            }
+        }
+        (upserts, removes)
+    }
+}
+
+/// A key as text, different for different keys. etcd takes any bytes, up to more than a megabyte of them.
+fn name_of_key(key: &[u8]) -> String {
+    match std::str::from_utf8(key) {
+        Ok(text) if key.len() <= MAX_KEY_BYTES => text.to_owned(),
+        _ => {
+            let shown = &key[..key.len().min(MAX_KEY_BYTES)];
+            let mut hasher = DefaultHasher::new();
+            key.hash(&mut hasher);
+            format!("{} ({} bytes, {:016x})", String::from_utf8_lossy(shown), key.len(), hasher.finish())
+        }
+    }
+}
+
+/// The least key that is above all with this prefix, which ends in a separator and so below 0xff.
+fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    // All keys above.
+    vec![0]
+}
+
+/// Longer than the key of any instance.
+const MAX_KEY_BYTES: usize = 1100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_keys_are_short_and_tell_keys_apart() {
+        assert_eq!(name_of_key("payments/ä".as_bytes()), "payments/ä");
+        let (one, other) = (vec![b'a'; 1_400_000], vec![b'a'; 1_400_001]);
+        let names =
+            [&one[..], &other, b"payments/\xfe", b"payments/\xff", "payments/\u{fffd}".as_bytes()].map(name_of_key);
+        for (place, name) in names.iter().enumerate() {
+            assert!(name.len() < 1200 && !names[..place].contains(name), "{name}");
+        }
+    }
+}
