@@ -114,7 +114,7 @@ async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
 }
 
 #[tokio::test]
-async fn a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
+async fn c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
     let servers = servers(2).await;
     let backend = registry([servers[0].address]);
     let channel = builder(&backend).drain(Duration::from_secs(2)).build().unwrap();
@@ -232,7 +232,7 @@ async fn a_held_endpoint_that_closes_is_let_go() {
 }
 
 #[tokio::test]
-async fn traffic_goes_on_while_the_registry_is_out_of_reach() {
+async fn c14_traffic_goes_on_while_the_registry_is_out_of_reach() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);

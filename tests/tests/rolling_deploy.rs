@@ -1,6 +1,6 @@
 //! A rolling deployment under load (B10): six servers are replaced one after the other, and no call fails.
 //!
-//! The quick runs are shorter; `a_long_deployment_…` makes at least 20,000 calls over three rounds.
+//! The quick runs are shorter; `c8_a_long_deployment_…` makes at least 20,000 calls over three rounds.
 
 use std::{
     collections::HashSet,
@@ -320,19 +320,19 @@ async fn assert_none_failed(what: &str, fleet: &Fleet, rounds: usize, per_second
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deployment_on_memory_fails_no_call() {
+async fn c8_a_deployment_on_memory_fails_no_call() {
     assert_none_failed("memory", &memory(Duration::from_millis(500)), 1, 300, 500).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deployment_on_etcd_fails_no_call() {
+async fn c8_a_deployment_on_etcd_fails_no_call() {
     assert_none_failed("etcd", &etcd(Duration::from_millis(500)).await, 1, 300, 500).await;
 }
 
 /// L3 in full: 20,000 calls, three rounds, 500 calls a second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: two minutes"]
-async fn a_long_deployment_fails_no_call() {
+async fn c8_a_long_deployment_fails_no_call() {
     let drain = Duration::from_millis(2000);
     assert_none_failed("memory", &memory(drain), 3, 500, 15_000).await;
     assert_none_failed("etcd", &etcd(drain).await, 3, 500, 15_000).await;
