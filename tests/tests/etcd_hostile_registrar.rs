@@ -72,8 +72,13 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     registration.deregister().await.unwrap();
     assert!(fake.keys().is_empty());
     eventually("no lease is left", SOON, async || fake.leases().is_empty()).await;
-    assert!(early.iter().all(|count| *count <= 10), "{early:?}");
-    assert!(late.iter().all(|count| *count <= 6), "no backoff: {late:?}");
+    // One attempt to heal may write twice: the first write is refused where the entry of the former lease still stands.
+    let within = |counts: &[usize], most| {
+        let most_of = |method: &Method| if *method == Method::Write { 2 * most } else { most };
+        METHODS.iter().zip(counts).all(|(method, count)| *count <= most_of(method))
+    };
+    assert!(within(&early, 10), "{early:?}");
+    assert!(within(&late, 6), "no backoff: {late:?}");
     (error, was_lost)
 }
 
