@@ -45,6 +45,8 @@ pub(crate) struct Endpoint {
     lost: AtomicU32,
     phase: Mutex<Phase>,
     draining: AtomicBool,
+    /// It was silent, so that it may be frozen, until it shakes hands again.
+    suspect: AtomicBool,
     /// Makes the driver look again: at the connection, and at whether it shall drain.
     look: Notify,
 }
@@ -110,6 +112,7 @@ impl Endpoint {
             lost: AtomicU32::new(0),
             phase: Mutex::new(Phase::Idle),
             draining: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
             look: Notify::new(),
         })
     }
@@ -169,6 +172,16 @@ impl Endpoint {
         if let Phase::Ready(link) = &*self.lock() {
             link.load.set_trial(1);
         }
+    }
+
+    /// Makes the driver connect anew, because the peer is silent: one that is frozen does not shake hands, so that no call has to find
+    /// out. What is in flight goes on where it is.
+    pub(crate) fn replace(&self) {
+        self.suspect.store(true, Ordering::Release);
+        if let Some(link) = self.link() {
+            link.load.close();
+        }
+        self.look();
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -231,6 +244,7 @@ impl Endpoint {
 /// are, instead of costing an attempt each time.
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     let mut delays = plan.backoff.delays();
+    let mut knocks = plan.backoff.at_most(KNOCK).delays();
     let mut first = true;
     // The connections whose requests may still be in flight, the present one among them.
     let mut all: Vec<(Cut, Arc<Load>)> = Vec::new();
@@ -247,6 +261,8 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
         endpoint.signals.metrics.count(event);
         let error: BoxError = match connected {
             Ok(connection) => {
+                endpoint.suspect.store(false, Ordering::Release);
+                knocks.reset();
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));
                 all.retain(|(_, load)| load.in_flight() > 0);
                 all.push((connection.cut(), Arc::clone(&load)));
@@ -265,7 +281,8 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
             Err(error) => error,
         };
         first = false;
-        let until = Instant::now() + delays.next_delay();
+        let suspect = endpoint.suspect.load(Ordering::Acquire);
+        let until = Instant::now() + if suspect { knocks.next_delay() } else { delays.next_delay() };
         endpoint.enter(Phase::BackingOff { error: error.into() });
         sleep_until(until).await;
     }
@@ -348,4 +365,6 @@ async fn drained(endpoint: &Endpoint) {
 
 /// A connection that lived for so long was good, even if nobody used it.
 const GOOD: Duration = Duration::from_secs(1);
+/// The longest wait between attempts to connect a peer that was there a moment ago, and may be there again in another.
+const KNOCK: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(20);

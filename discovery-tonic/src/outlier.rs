@@ -13,7 +13,7 @@ pub struct Ejection {
     /// So many requests in a row without an answer: connection lost, deadline passed, or `UNAVAILABLE`; by default 5. A
     /// connection that has never answered anything gets no more than 2.
     pub failures: u32,
-    /// So long without any answer while requests wait for one: by default 1 s. Where all calls of a service take longer, so
+    /// So long without any answer while requests wait for one, one after the other or at the same time: by default 1 s. Where all calls of a service take longer, so
     /// should this; an endpoint that answers is back at once.
     pub silence: Duration,
     /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. Above 100 it is off.
@@ -50,8 +50,8 @@ pub(crate) struct Outlier {
     /// Ejections in a row.
     streak: u32,
     answers: u32,
-    /// Since when requests wait without any answer.
-    silent_since: Option<Instant>,
+    /// How long requests have waited since the last answer.
+    silence: Silence,
     /// The requests that hung when it was last probed, which say nothing of the probe.
     hanging: u32,
     window: Window,
@@ -72,8 +72,8 @@ enum State {
 pub(crate) enum Verdict {
     /// Nothing changes.
     Stay,
-    /// It shall get no requests until then.
-    Eject { until: Instant },
+    /// It shall get no requests until then; a silent one may be frozen, which a new connection shows.
+    Eject { until: Instant, silent: bool },
     /// It shall get one request at a time, until it answers.
     Probe,
     /// It answered: it is like any other again.
@@ -82,7 +82,14 @@ pub(crate) enum Verdict {
 
 impl Outlier {
     pub(crate) fn new() -> Self {
-        Self { state: State::In, streak: 0, answers: 0, silent_since: None, hanging: 0, window: Window::default() }
+        Self {
+            state: State::In,
+            streak: 0,
+            answers: 0,
+            silence: Silence::default(),
+            hanging: 0,
+            window: Window::default(),
+        }
     }
 
     /// Until when it gets no requests.
@@ -107,17 +114,17 @@ impl Outlier {
     pub(crate) fn step(&mut self, settings: &Ejection, seen: Observation, may_eject: bool) -> Verdict {
         let answered = std::mem::replace(&mut self.answers, seen.answers) != seen.answers;
         self.hanging = self.hanging.min(seen.unanswered);
-        if answered || seen.unanswered == self.hanging {
-            self.silent_since = None;
-        } else {
-            self.silent_since.get_or_insert(seen.now);
+        if answered {
+            self.silence = Silence::default();
         }
-        let silent = self.silent_since.is_some_and(|since| seen.now - since >= settings.silence);
+        let silent = self.silence.step(seen.now, seen.unanswered > self.hanging) >= settings.silence;
         let limits = Limits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
         let failing = self.window.step(seen.now, seen.totals, limits);
         let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
         match self.state {
-            State::In if (seen.failures >= most || silent || failing) && may_eject => self.eject(settings, seen.now),
+            State::In if (seen.failures >= most || silent || failing) && may_eject => {
+                self.eject(settings, seen.now, silent)
+            }
             State::In => {
                 if answered && seen.failures == 0 {
                     self.streak = 0;
@@ -132,23 +139,45 @@ impl Outlier {
             }
             State::Out { until } if seen.now >= until => {
                 self.state = State::Probing;
-                (self.silent_since, self.hanging) = (None, seen.unanswered);
+                (self.silence, self.hanging) = (Silence::default(), seen.unanswered);
                 Verdict::Probe
             }
             State::Out { .. } => Verdict::Stay,
-            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now),
+            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now, silent),
             State::Probing => Verdict::Stay,
         }
     }
 
-    fn eject(&mut self, settings: &Ejection, now: Instant) -> Verdict {
+    fn eject(&mut self, settings: &Ejection, now: Instant, silent: bool) -> Verdict {
         let factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
         let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
         self.streak = self.streak.saturating_add(1);
-        self.silent_since = None;
+        self.silence = Silence::default();
         self.window.reset();
         self.state = State::Out { until };
-        Verdict::Eject { until }
+        Verdict::Eject { until, silent }
+    }
+}
+
+/// A time in which requests wait, with its interruptions: where one caller after the other gives up, nobody waits long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Silence {
+    before: Duration,
+    since: Option<Instant>,
+}
+
+impl Silence {
+    /// All of it up to now.
+    fn step(&mut self, now: Instant, waiting: bool) -> Duration {
+        let present = self.since.map_or(Duration::ZERO, |since| now - since);
+        if waiting {
+            self.since.get_or_insert(now);
+        } else {
+            self.before += present;
+            self.since = None;
+            return self.before;
+        }
+        self.before + present
     }
 }
 
@@ -197,7 +226,7 @@ mod tests {
         assert_eq!(outlier.step(&settings, seen(start, 4, 0, 7), true), Verdict::Stay);
         assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), false), Verdict::Stay, "too many are out");
         let until = start + settings.shortest;
-        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Eject { until });
+        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Eject { until, silent: false });
         assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Stay);
         // The pool sets the failures back when it starts to probe.
         assert_eq!(outlier.step(&settings, seen(until, 5, 0, 7), true), Verdict::Probe);
@@ -212,7 +241,7 @@ mod tests {
         let (mut outlier, mut now) = (Outlier::new(), Instant::now());
         let mut times = Vec::new();
         for failures in [5, 1, 1, 1, 1, 1, 1, 1] {
-            let Verdict::Eject { until } = outlier.step(&settings, seen(now, failures, 0, 0), true) else {
+            let Verdict::Eject { until, .. } = outlier.step(&settings, seen(now, failures, 0, 0), true) else {
                 panic!("not ejected")
             };
             times.push((until - now).as_secs());
@@ -223,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn silence_ejects_only_while_requests_wait_all_the_time() {
+    fn silence_ejects_where_requests_wait_without_an_answer() {
         let settings = Ejection::default();
         let (mut outlier, start) = (Outlier::new(), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
@@ -231,8 +260,10 @@ mod tests {
         assert_eq!(outlier.step(&settings, seen(at(900), 0, 3, 1), true), Verdict::Stay, "one was answered");
         assert_eq!(outlier.step(&settings, seen(at(1000), 0, 2, 1), true), Verdict::Stay);
         assert_eq!(outlier.step(&settings, seen(at(1500), 0, 0, 1), true), Verdict::Stay, "nobody waits");
-        assert_eq!(outlier.step(&settings, seen(at(1600), 0, 1, 1), true), Verdict::Stay);
-        assert!(matches!(outlier.step(&settings, seen(at(2600), 0, 1, 1), true), Verdict::Eject { .. }));
+        assert_eq!(outlier.step(&settings, seen(at(9000), 0, 1, 1), true), Verdict::Stay);
+        assert_eq!(outlier.step(&settings, seen(at(9300), 0, 1, 1), true), Verdict::Stay, "900 ms so far");
+        let verdict = outlier.step(&settings, seen(at(9400), 0, 1, 1), true);
+        assert!(matches!(verdict, Verdict::Eject { silent: true, .. }), "{verdict:?}");
     }
 
     #[test]

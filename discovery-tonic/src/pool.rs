@@ -274,12 +274,15 @@ impl Pool {
             let verdict = member.outlier.step(&self.config.ejection, seen, may_eject(out, connected));
             match verdict {
                 Verdict::Stay => continue,
-                Verdict::Eject { until } => {
+                Verdict::Eject { until, silent } => {
                     out += 1;
                     self.board.signals.metrics.count(Event::Ejection);
                     let out_for = until - now;
                     info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
                     self.board.signals.sweep();
+                    if silent {
+                        member.endpoint.replace();
+                    }
                 }
                 Verdict::Probe => member.endpoint.put_on_trial(),
                 Verdict::Restore => {

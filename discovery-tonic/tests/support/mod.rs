@@ -89,21 +89,42 @@ impl Server {
 pub struct Mortal {
     pub address: SocketAddr,
     pub greeter: Greeter,
+    accepted: Arc<AtomicUsize>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Mortal {
     pub fn start(name: &str) -> Self {
+        Self::start_at(name, "127.0.0.1:0".parse().unwrap())
+    }
+
+    /// At an address that another one had.
+    pub fn start_at(name: &str, address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let start = Instant::now();
+        // The former one may need a moment to go.
+        let listener = loop {
+            match std::net::TcpListener::bind(address) {
+                Ok(listener) => break listener,
+                Err(_) if start.elapsed() < Duration::from_secs(5) => std::thread::sleep(Duration::from_millis(5)),
+                Err(error) => panic!("{address}: {error}"),
+            }
+        };
         listener.set_nonblocking(true).unwrap();
         let (address, greeter) = (listener.local_addr().unwrap(), Greeter::new(name));
-        let service = greeter.clone().into_service();
+        let (service, accepted) = (greeter.clone().into_service(), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&accepted);
         runtime.spawn(async move {
-            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
+            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap()).inspect(move |_| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
-        Self { address, greeter, runtime: Some(runtime) }
+        Self { address, greeter, accepted, runtime: Some(runtime) }
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     pub fn kill(&mut self) {

@@ -1,0 +1,406 @@
+//! What happens to servers, and what their callers notice of it: rows C1 to C16 of the fault list that no other file has.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    env,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Metadata, Weight};
+use discovery_tonic::BalancedChannel;
+use greeter::{GreetRequest, Greeter};
+use support::{Mortal, Server, answer, channel, greet, greet_with, instance, raw_h2, ready, registry, service};
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{interval, sleep},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Code;
+
+const SOON: Duration = Duration::from_secs(10);
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+    start.elapsed()
+}
+
+/// Callers that call until they are told to stop; when each failed call began.
+struct Callers {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<(usize, Vec<Instant>)>,
+}
+
+impl Callers {
+    fn start(channel: &BalancedChannel, count: usize) -> Self {
+        let (stop, mut tasks) = (Arc::<AtomicBool>::default(), JoinSet::new());
+        for _ in 0..count {
+            let (channel, stop) = (channel.clone(), Arc::clone(&stop));
+            tasks.spawn(async move {
+                let (mut calls, mut failed) = (0, Vec::new());
+                while !stop.load(Ordering::Relaxed) {
+                    let begun = Instant::now();
+                    calls += 1;
+                    let request = GreetRequest { delay_ms: 5, ..GreetRequest::default() };
+                    if greet_with(&channel, Some(SOON), request).await.is_err() {
+                        failed.push(begun);
+                    }
+                }
+                (calls, failed)
+            });
+        }
+        Self { stop, tasks }
+    }
+
+    async fn stop(self) -> (usize, Vec<Instant>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let all = self.tasks.join_all().await;
+        all.into_iter().fold((0, Vec::new()), |(calls, mut failed), (more, others)| {
+            failed.extend(others);
+            (calls + more, failed)
+        })
+    }
+}
+
+/// C1, L4: one of three is killed and stays registered. What was in flight there fails, and nothing that began after.
+#[tokio::test]
+async fn c1_a_killed_server_costs_what_was_in_flight_there() {
+    const CALLERS: usize = 30;
+    let mut servers = ["1", "2", "3"].map(Mortal::start);
+    let channel = channel(&registry(servers.iter().map(|server| server.address)));
+    eventually("all ready", || ready(&channel) == 3).await;
+    let callers = Callers::start(&channel, CALLERS);
+    sleep(Duration::from_millis(500)).await;
+    let in_flight: u32 = {
+        let endpoints = channel.endpoints();
+        let of_first = |address: SocketAddr| address == servers[0].address;
+        let one = endpoints.iter().find(|one| one.instance.address().socket_addr().is_some_and(of_first)).unwrap();
+        one.in_flight
+    };
+    servers[0].kill();
+    let killed = Instant::now();
+    sleep(Duration::from_secs(2)).await;
+    let (calls, failed) = callers.stop().await;
+    let after = failed.iter().filter(|begun| **begun > killed + Duration::from_millis(100)).count();
+    println!(
+        "C1: {} of {calls} calls failed, about {in_flight} were in flight; {after} began after the loss was known",
+        failed.len()
+    );
+    assert!(failed.len() <= CALLERS, "more than could be in flight");
+    assert_eq!(after, 0);
+}
+
+/// A server in a process of its own, which can be frozen.
+struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Process {
+    fn start() -> Self {
+        let mut child = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "a_server_as_a_process", "--nocapture"])
+            .env(AS_SERVER, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = lines.map(Result::unwrap).find_map(|line| line.split_once(LISTENS)?.1.parse().ok()).unwrap();
+        Self { child, address }
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What [`Process`] runs; no test unless it does.
+#[tokio::test]
+async fn a_server_as_a_process() {
+    if env::var_os(AS_SERVER).is_none() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    println!("\n{LISTENS}{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_service(Greeter::new("process").into_service());
+    server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+}
+
+/// C2: one of four freezes for ten seconds. At most five calls are slow, and it is used again within two seconds of waking.
+#[tokio::test]
+async fn c2_a_frozen_server_is_left_and_used_again() {
+    let frozen = Process::start();
+    let mut servers = Vec::new();
+    for name in ["1", "2", "3"] {
+        servers.push(Server::start(name).await);
+    }
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([frozen.address])));
+    eventually("all ready", || ready(&channel) == 4).await;
+    while greet(&channel, None).await.unwrap() != frozen.address {}
+
+    frozen.signal("STOP");
+    let start = Instant::now();
+    let (mut calls, mut slow) = (0, 0);
+    while start.elapsed() < Duration::from_secs(10) {
+        calls += 1;
+        slow += usize::from(greet(&channel, Some(Duration::from_millis(500))).await.is_err());
+        sleep(Duration::from_millis(2)).await;
+    }
+    frozen.signal("CONT");
+    let woken = Instant::now();
+    while greet(&channel, Some(SOON)).await.unwrap() != frozen.address {
+        assert!(woken.elapsed() < SOON, "it is not used again");
+        sleep(Duration::from_millis(1)).await;
+    }
+    println!("C2: {slow} of {calls} calls were slow; used again {:?} after it woke", woken.elapsed());
+    assert!(slow <= 5, "{slow}");
+    assert!(woken.elapsed() < Duration::from_secs(3), "{:?}", woken.elapsed());
+}
+
+/// C4: all are down. Calls fail at once and say why; the first succeeds soon after they are back.
+#[tokio::test]
+async fn c4_all_servers_are_down_and_come_back() {
+    let mut servers = ["1", "2", "3"].map(Mortal::start);
+    let addresses = servers.each_ref().map(|server| server.address);
+    let channel = channel(&registry(addresses));
+    eventually("all ready", || ready(&channel) == 3).await;
+    servers.iter_mut().for_each(Mortal::kill);
+    eventually("all lost", || ready(&channel) == 0).await;
+    sleep(Duration::from_millis(200)).await;
+    let start = Instant::now();
+    let status = greet(&channel, Some(SOON)).await.unwrap_err();
+    println!("C4: failed after {:?}: {}", start.elapsed(), status.message());
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(start.elapsed() < Duration::from_secs(1) && status.message().contains("none of its 3 endpoints"));
+
+    let _back = addresses.map(|address| Mortal::start_at("back", address));
+    let start = Instant::now();
+    while greet(&channel, Some(SOON)).await.is_err() {
+        assert!(start.elapsed() < SOON, "nothing is used again");
+        sleep(Duration::from_millis(5)).await;
+    }
+    println!("C4: first answer {:?} after they were back", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "a wait of at most 2 s, and some");
+}
+
+/// C6: 100,000 updates while no call is made. Memory stays, and the next call uses the last state.
+#[tokio::test]
+async fn c6_updates_without_traffic_are_followed_and_cost_no_memory() {
+    let (first, last) = (Server::start("first").await, Server::start("last").await);
+    let backend = registry([first.address]);
+    let channel = channel(&backend);
+    eventually("ready", || ready(&channel) == 1).await;
+    let before = resident_bytes();
+    for n in 0..100_000u32 {
+        let weight = Weight::new((n % 100 + 1).try_into().unwrap()).unwrap();
+        backend.put(&service(), first.instance().with_weight(weight));
+        if n % 1000 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    backend.put(&service(), last.instance());
+    backend.remove(&service(), &first.address.to_string());
+    let only_last = || channel.endpoints().iter().all(|one| one.instance.address().socket_addr() == Some(last.address));
+    let took = eventually("the last state", || ready(&channel) == 1 && only_last()).await;
+    assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), last.address);
+    let grown = resident_bytes().saturating_sub(before);
+    println!("C6: the last state {took:?} after the last of 100,000 updates, {} KiB more memory", grown >> 10);
+    assert!(grown < 32 << 20, "{grown}");
+    assert_eq!(first.accepted(), 1, "no update closed its connection");
+}
+
+/// A thousand channels on one service share one watch.
+#[tokio::test]
+async fn a_thousand_channels_share_a_watch() {
+    let backend = registry([]);
+    let channels: Vec<_> = (0..1000).map(|_| channel(&backend)).collect();
+    eventually("one watch", || backend.watches(&service()) > 0).await;
+    assert_eq!(backend.watches(&service()), 1);
+    let server = Server::start("one").await;
+    backend.put(&service(), server.instance());
+    eventually("all know it", || channels.iter().all(|channel| channel.endpoints().len() == 1)).await;
+    drop(channels);
+    eventually("none is left", || backend.watches(&service()) == 0).await;
+}
+
+/// C9: servers that end every connection after a second, in order, under 200 calls a second: no call fails.
+#[tokio::test]
+async fn c9_connections_that_age_lose_no_call() {
+    goaways(Duration::from_secs(6)).await;
+}
+
+#[tokio::test]
+#[ignore = "soak: a minute"]
+async fn c9_connections_that_age_lose_no_call_for_a_minute() {
+    goaways(Duration::from_secs(60)).await;
+}
+
+async fn goaways(time: Duration) {
+    let mut servers = Vec::new();
+    for name in ["1", "2", "3"] {
+        let builder = tonic::transport::Server::builder().max_connection_age(Duration::from_secs(1));
+        servers.push(Server::start_with(name, builder).await);
+    }
+    let channel = channel(&registry(servers.iter().map(|server| server.address)));
+    eventually("all ready", || ready(&channel) == 3).await;
+    let (start, mut ticks) = (Instant::now(), interval(Duration::from_millis(5)));
+    let mut calls = JoinSet::new();
+    while start.elapsed() < time {
+        ticks.tick().await;
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: 20, ..GreetRequest::default() };
+        calls.spawn(async move { greet_with(&channel, Some(SOON), request).await.map(drop) });
+    }
+    let ended = calls.join_all().await;
+    let failed: Vec<_> = ended.iter().filter_map(|result| result.as_ref().err()).collect();
+    let connections: usize = servers.iter().map(Server::accepted).sum();
+    println!("C9: {} of {} calls failed over {connections} connections", failed.len(), ended.len());
+    assert!(failed.is_empty(), "{:?}", failed.first());
+    assert!(connections > 3 * (time.as_secs() as usize / 2), "connections did age");
+}
+
+/// C11: three of five fail all calls. At most half are taken out, so that the good ones get no more than twice their share.
+#[tokio::test]
+async fn c11_where_most_fail_the_good_ones_are_not_flooded() {
+    let mut bad = Vec::new();
+    for _ in 0..3 {
+        bad.push(raw_h2(|_, respond| answer(respond, "14")).await);
+    }
+    let good = [Server::start("1").await, Server::start("2").await];
+    let addresses = bad.iter().map(|peer| peer.0).chain(good.iter().map(|server| server.address));
+    let channel = channel(&registry(addresses));
+    eventually("all ready", || ready(&channel) == 5).await;
+    for _ in 0..2000 {
+        let _ = greet(&channel, None).await;
+    }
+    let calls = good.each_ref().map(|server| server.greeter.calls());
+    println!("C11: the good ones got {calls:?} of 2000 calls, 400 are a fair share");
+    assert!(calls.iter().all(|calls| (300..=800).contains(calls)), "{calls:?}");
+}
+
+/// C15: a server is replaced at its address, and registers under another id: one connection, with the new metadata.
+#[tokio::test]
+async fn c15_another_instance_at_the_same_address() {
+    let mut old = Mortal::start("old");
+    let backend = registry([]);
+    let channel = channel(&backend);
+    let named = |id: &str| {
+        let mut metadata = Metadata::default();
+        metadata.insert("version", id).unwrap();
+        instance(old.address).with_id(id.parse().unwrap()).with_metadata(metadata)
+    };
+    let (first, second) = (named("first"), named("second"));
+    backend.put(&service(), first);
+    eventually("ready", || ready(&channel) == 1).await;
+    old.kill();
+    let new = Mortal::start_at("new", old.address);
+    backend.remove(&service(), "first");
+    backend.put(&service(), second);
+    let took = eventually("the new one", || {
+        let endpoints = channel.endpoints();
+        ready(&channel) == 1 && endpoints.iter().all(|one| one.instance.metadata().get("version") == Some("second"))
+    });
+    println!("C15: ready {:?} after it was registered", took.await);
+    for _ in 0..20 {
+        greet(&channel, Some(SOON)).await.unwrap();
+    }
+    // The old endpoint may have found the new server before it was removed.
+    assert!((1..=2).contains(&new.accepted()), "{}", new.accepted());
+}
+
+/// C16: ten servers get even shares; one that is slow gets at most half of its.
+#[tokio::test]
+async fn c16_calls_are_spread_and_a_slow_server_gets_fewer() {
+    let mut servers = Vec::new();
+    for n in 0..10 {
+        servers.push(Server::start(&n.to_string()).await);
+    }
+    let even = channel(&registry(servers.iter().map(|server| server.address)));
+    eventually("all ready", || ready(&even) == 10).await;
+    let calls = spread(&even, 20_000, 20).await;
+    let worst = calls.values().map(|calls| (*calls as f64 / 2000.0 - 1.0).abs()).fold(0.0, f64::max);
+    println!("C16: shares within {:.1} % of even", worst * 100.0);
+    assert!(calls.len() == 10 && worst <= 0.1, "{calls:?}");
+
+    let (slow, count) = slow_server(Duration::from_millis(20)).await;
+    let fast = servers.iter().take(9).map(|server| server.address);
+    let uneven = channel(&registry(fast.chain([slow])));
+    eventually("all ready", || ready(&uneven) == 10).await;
+    spread(&uneven, 10_000, 20).await;
+    let share = count.load(Ordering::Relaxed) as f64 / 1000.0;
+    println!("C16: the slow one of ten got {share:.2} of an even share");
+    assert!(share <= 0.5, "{share}");
+}
+
+/// So many calls by so many callers; how many each server answered.
+async fn spread(channel: &BalancedChannel, calls: usize, callers: usize) -> BTreeMap<SocketAddr, usize> {
+    let mut tasks = JoinSet::new();
+    for _ in 0..callers {
+        let channel = channel.clone();
+        tasks.spawn(async move {
+            let mut served = BTreeMap::new();
+            for _ in 0..calls / callers {
+                *served.entry(greet(&channel, None).await.unwrap()).or_insert(0) += 1;
+            }
+            served
+        });
+    }
+    let mut all = BTreeMap::new();
+    for (address, calls) in tasks.join_all().await.into_iter().flatten() {
+        *all.entry(address).or_insert(0) += calls;
+    }
+    all
+}
+
+/// A server that takes this long for each call, and how many it got.
+async fn slow_server(delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&count);
+    let slow = tower::layer::layer_fn(move |inner: tonic::service::Routes| {
+        let counted = Arc::clone(&counted);
+        tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let mut inner = inner.clone();
+            async move {
+                sleep(delay).await;
+                tower::Service::call(&mut inner, request).await
+            }
+        })
+    });
+    tokio::spawn(async move {
+        let server = tonic::transport::Server::builder().layer(slow).add_service(Greeter::new("slow").into_service());
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    (address, count)
+}
+
+/// The memory that this process holds.
+fn resident_bytes() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+const AS_SERVER: &str = "FLEET_FAULTS_SERVER";
+const LISTENS: &str = "listens at ";
