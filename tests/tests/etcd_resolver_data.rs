@@ -70,8 +70,8 @@ async fn a13_history_is_compacted_while_away() {
     assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
 }
 
-/// Compacted just below, at and above where a watch begins, in between its list and its first event: the watch goes on where it
-/// can, lists anew where it cannot, and the set is the same, without a loss and without a removal of what stayed.
+/// Compacted just below, at and above the revision of a list, in between it and the watch's first event: a watch begins at that
+/// revision, goes on where it can, lists anew where it cannot, and the set is the same, without a loss and without a removal of what stayed.
 #[tokio::test]
 async fn a14_history_is_compacted_where_a_watch_begins() {
     let etcd = Etcd::start().await;
@@ -79,7 +79,7 @@ async fn a14_history_is_compacted_where_a_watch_begins() {
     for number in 0..5 {
         put(&mut raw, &instance(number)).await;
     }
-    for (compacted, resets) in [(-1, 1), (0, 1), (1, 1), (2, 2)] {
+    for (compacted, resets) in [(-1, 1), (0, 1), (1, 2), (2, 2)] {
         // Time to write and compact between the list and the watch.
         let proxy = Proxy::to(etcd.address()).await;
         proxy.set(Fault::Delay { delay: Duration::from_millis(250), jitter: Duration::ZERO });
