@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, name::excerpt};
 ///
 /// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is not trusted, so what could
 /// lead a client astray is refused: the port 0, unspecified, multicast, broadcast and link-local addresses (among them
-/// 169.254.169.254, where clouds keep their machines' credentials, however it is written), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
+/// 169.254.169.254, where clouds keep their machines' credentials, in the usual spellings of IPv6 too), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
 /// A DNS name is resolved by whoever connects; this type does not check what it resolves to.
 ///
 /// ```
@@ -210,13 +210,16 @@ fn check_range(ip: IpAddr) -> Result<IpAddr, Problem> {
     refused.map_or(Ok(ip), |range| Err(Problem::Range(range)))
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped or compatible (RFC 4291), through NAT64 (RFC 6052) or 6to4 (RFC 3056).
+/// The IPv4 address that an IPv6 address leads to: mapped or compatible (RFC 4291), translated (RFC 2765), through NAT64 with one
+/// of its usual prefixes (RFC 6052, RFC 8215) or 6to4 (RFC 3056). Other prefixes are a network's own secret.
 fn embedded(ip: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(ip) = ip else { return None };
     let (high, low) = match ip.segments() {
         // The unspecified address and the loopback address are no IPv4 addresses.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return None,
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0 | 1, 0, 0, 0, high, low] => (high, low),
         [0x2002, high, low, ..] => (high, low),
         _ => return None,
     };
@@ -280,6 +283,8 @@ mod tests {
             ("[::169.254.169.254]:80", "link-local"),
             ("[64:ff9b::a9fe:a9fe]:80", "link-local"),
             ("[2002:a9fe:a9fe::1]:80", "link-local"),
+            ("[64:ff9b:1::a9fe:a9fe]:80", "link-local"),
+            ("[::ffff:0:a9fe:a9fe]:80", "link-local"),
             ("[64:ff9b::]:80", "unspecified"),
             ("[fe80::1]:80", "link-local"),
             ("224.0.0.1:80", "multicast"),

@@ -2,7 +2,7 @@ use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
-    de::{Error as _, MapAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 
 impl<'de> Deserialize<'de> for EtcdConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_any(Fields)
     }
 }
 
@@ -23,7 +23,11 @@ impl<'de> Visitor<'de> for Fields {
     type Value = EtcdConfig;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the fields of an etcd configuration")
+        f.write_str("the fields of an etcd configuration, or its URL")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, url: &str) -> Result<EtcdConfig, E> {
+        url.parse().map_err(E::custom)
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EtcdConfig, A::Error> {
@@ -35,7 +39,7 @@ impl<'de> Visitor<'de> for Fields {
                 return Err(A::Error::custom(format_args!("the field {} is given twice", shown(&name))));
             }
             match name.as_str() {
-                "members" => config.members = map.next_value()?,
+                "members" => config.members = map.next_value::<Members>()?.0,
                 "password" => password = map.next_value::<Value>()?.text(&name)?,
                 "prefix" => config.prefix = map.next_value::<Value>()?.text(&name)?,
                 "user" => user = map.next_value::<Value>()?.text(&name)?,
@@ -58,6 +62,37 @@ impl<'de> Visitor<'de> for Fields {
         }
         Settings::check(&config).map_err(A::Error::custom)?;
         Ok(config)
+    }
+}
+
+/// The members, read by us for the same reason as a [`Value`]: a URL with a password may have got here.
+struct Members(Vec<String>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(List)
+    }
+}
+
+struct List;
+
+impl<'de> Visitor<'de> for List {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of members")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Members, E> {
+        Err(E::custom("invalid members: allowed is a list of texts, each host:port"))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Members, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = list.next_element::<Value>()? {
+            members.push(member.text("member")?);
+        }
+        Ok(Members(members))
     }
 }
 
@@ -164,7 +199,7 @@ mod tests {
             (json!([]), "the fields of an etcd configuration"),
             (json!({}), "allowed are 1 to 16"),
             (json!({ "members": [] }), "allowed are 1 to 16"),
-            (json!({ "members": "a" }), "a sequence"),
+            (json!({ "members": "a" }), "allowed is a list"),
             (json!({ "members": ["a", "u:secret@b"] }), "credentials have a place of their own"),
             (json!({ "members": ["a"], "Ttl": "5s" }), "unknown field \"Ttl\"; known are members, password, "),
             (json!({ "members": ["a"], "tls": { "ca_file": "x" } }), "unknown field \"tls\""),
@@ -186,6 +221,13 @@ mod tests {
             (json!({ "members": ["a"], "ca_file": "ca", "key_file": "k" }), "belong together"),
             (json!({ "members": ["a"], "ca_file": "" }), "invalid ca_file: it is empty"),
             (json!({ "members": ["https://a"] }), "needs `ca_file`"),
+            (json!({ "members": "etcd://u:secret@h" }), "allowed is a list"),
+            (json!({ "members": [5] }), "invalid member: allowed is a text"),
+            (json!("etcd://u:secret@10.0.0.1"), "in clear"),
+            (
+                json!({ "members": ["a"], "ca_file": "ca", "cert_file": "c", "key_file": "-----BEGIN secret" }),
+                "what such a file says",
+            ),
             (json!({ "members": ["http://a"], "ca_file": "ca" }), "in clear"),
         ] {
             let told = fields.to_string();

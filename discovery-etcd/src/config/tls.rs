@@ -102,6 +102,9 @@ impl EtcdTls {
 
     /// Checks what can be checked without reading anything.
     pub(super) fn check(&self) -> Result<(), Error> {
+        if [&self.ca, &self.cert, &self.key].into_iter().flatten().any(Pem::is_misplaced) {
+            return Err(invalid("invalid TLS: what should be the path of a file is what such a file says"));
+        }
         if self.ca.is_none() {
             return Err(invalid(
                 "invalid TLS: `ca_file` names nobody to trust; allowed is a PEM file, such as /etc/ssl/certs/ca-certificates.crt for the system's authorities",
@@ -115,6 +118,16 @@ impl EtcdTls {
             return Err(Error::new(ErrorKind::Unsupported, message).during("configure etcd"));
         }
         Ok(())
+    }
+}
+
+impl Pem {
+    /// Whether somebody took the file's content for its path: it may be a key, and is not shown.
+    fn is_misplaced(&self) -> bool {
+        match self {
+            Self::File(path) => path.to_string_lossy().contains("-----BEGIN"),
+            Self::Text(_) => false,
+        }
     }
 }
 
@@ -133,7 +146,8 @@ impl fmt::Debug for Pem {
     /// Prints where it is: what it says may be a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => write!(f, "{path:?}"),
+            Self::File(path) if !self.is_misplaced() => write!(f, "{path:?}"),
+            Self::File(_) => f.write_str("(not a path)"),
             Self::Text(_) => f.write_str("(in memory)"),
         }
     }
