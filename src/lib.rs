@@ -10,7 +10,7 @@
 //! | `tonic` | `BalancedChannel` | |
 //! | `server` | `RegisteredServer`, and `tonic` | |
 //! | `metrics` | what the channel counts, through the crate `metrics` | |
-//! | `full` | all of them | `protoc` while it is built |
+//! | `full` | all of them | `protoc` and a C compiler while it is built |
 //!
 //! Who writes a backend depends on the crate `discovery-core`, which has the parts for it.
 #![cfg_attr(all(feature = "memory", feature = "server"), doc = "")]

@@ -132,8 +132,9 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// What the registry answers, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded), with the time by which the lease will
-    /// end the entry; the backend has stopped renewing it.
+    /// What the registry answers, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where it does not confirm in time: with the time
+    /// by which the lease will end the entry, or, where the lease is kept for other registrations of the handle, while the backend
+    /// goes on to remove it.
     ///
     /// # Cancel safety
     ///

@@ -5,10 +5,11 @@
 //! - Each instance is one key under a lease, by default in the format of etcd's own Go client ([`EtcdNaming`]), so that Go
 //!   programs find Rust servers and the other way round:
 //!   `payments/10.0.7.4:50051` → `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}`.
-//! - A service is read by a linearizable list at one revision and a watch from the next one.
+//! - A service is read by a linearizable list at one revision and a watch from there, which is told what the list has once more and
+//!   drops it: some releases lose a removal where a watch begins right after a compacted revision.
 //! - While a watch runs, the member that serves it is asked for the number of the service's entries, once in a quarter of
-//!   the [ttl](EtcdConfig::with_ttl), at the least every 3.75 s, and has as long to answer. So a frozen member, a cluster without a leader, and a
-//!   watch that is silent about changes are noticed, and watchers are told of an outage within two thirds of the ttl (for a ttl
+//!   the [ttl](EtcdConfig::with_ttl), at the least every 3.75 s, and has as long to answer. So a frozen member, a cluster
+//!   without a leader, and a watch that is silent about changes are noticed, and watchers are told of an outage within two thirds of the ttl (for a ttl
 //!   of 2 s and more; after 8 s at most).
 //! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an

@@ -1,4 +1,4 @@
-//! One attempt at following a service: a list in pages at one revision, then a watch from the next one.
+//! One attempt at following a service: a list in pages at one revision, then a watch from there.
 //!
 //! A watch that is cut off says nothing, as one does where nothing happens. So while it runs, small reads on the member that
 //! serves it show whether that answers, and whether the watch tells what it should (see [`Pace`]).

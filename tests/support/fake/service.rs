@@ -182,7 +182,7 @@ async fn serve_watches(
                     let answer = PbWatchResponse { header: Some(store.header()), watch_id, ..PbWatchResponse::default() };
                     said.push(PbWatchResponse { created: true, ..answer.clone() });
                     let next = if asked.start_revision == 0 { store.revision() + 1 } else { asked.start_revision };
-                    if next <= store.compacted() {
+                    if next < store.compacted() {
                         let compact_revision = store.compacted();
                         said.push(PbWatchResponse { canceled: true, compact_revision, ..answer });
                     } else {
