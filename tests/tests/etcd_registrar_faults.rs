@@ -30,6 +30,13 @@ async fn worst(row: &str, mut round: impl AsyncFnMut() -> Duration) {
     println!("{row}: repaired in {worst:?}, the worst of 10");
 }
 
+/// Ends the connections that there are.
+async fn cut(proxy: &Proxy) {
+    proxy.set(Fault::Reset);
+    sleep(Duration::from_millis(50)).await;
+    proxy.set(Fault::None);
+}
+
 const KEY: &str = "payments/10.0.0.2:80";
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -84,6 +91,31 @@ async fn b5_a_key_that_is_deleted_is_put_again() {
         eventually("put again", SECOND, async || raw.entry(KEY).await == entry).await
     })
     .await;
+    until_registered(&registration, SECOND).await;
+}
+
+/// B5, where history is compacted and then the connection breaks, so that the watch cannot go on where it was.
+#[tokio::test]
+async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let backend = EtcdBackend::connect(config([proxy.address()]).with_ttl(Duration::from_secs(30))).unwrap();
+    let mut raw = etcd.raw().await;
+    let registration = register(&backend, 1).await;
+    for round in 0..20 {
+        raw.put("elsewhere", format!("{round}")).await;
+    }
+    raw.compact().await;
+    cut(&proxy).await;
+    until_registered(&registration, SOON).await;
+    // Until the entry was read and is watched again.
+    sleep(SECOND * 4).await;
+    let before = etcd.requests(0, "Range");
+    sleep(SECOND * 4).await;
+    assert_eq!(etcd.requests(0, "Range"), before, "the watch stands");
+    raw.delete(KEY).await;
+    let took = eventually("put again", SECOND, async || raw.entry(KEY).await.is_some()).await;
+    println!("B5: put again in {took:?}, after history was compacted and the connection cut");
     until_registered(&registration, SECOND).await;
 }
 

@@ -36,6 +36,14 @@ pub(crate) struct Glance {
     pub(crate) newest: Option<i64>,
 }
 
+/// One key as it was at one revision of the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    pub(crate) row: Option<Row>,
+    /// The store's, not the entry's.
+    pub(crate) revision: i64,
+}
+
 /// How a guarded put ended.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Put {
@@ -109,13 +117,14 @@ impl Member {
     }
 
     /// Reads one entry, linearizably.
-    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<Option<Row>, Failure> {
+    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<Reading, Failure> {
         let asked = key.clone();
         let read = self.call("read", async |client| {
             let mut answer = client.kv_client().get(key, None).await?;
-            Ok(answer.take_kvs().into_iter().next().map(Row::from))
+            let revision = answer.header().map_or(0, |header| header.revision());
+            Ok(Reading { row: answer.take_kvs().into_iter().next().map(Row::from), revision })
         });
-        of_key(&asked, read.await?).map_err(|what| Failure::strange("read", &self.address, what))
+        read.await?.check(&asked).map_err(|what| Failure::strange("read", &self.address, what))
     }
 
     /// Puts an entry under a lease if it still is of this revision, 0 being that of no entry, else reads it.
@@ -191,6 +200,20 @@ impl Answer {
     fn refusal(self, key: &[u8], holds: impl Fn(Option<&Row>) -> bool) -> Result<Option<Row>, &'static str> {
         let row = of_key(key, self.read.ok_or("a write was neither done nor refused for a reason")?)?;
         if holds(row.as_ref()) { Err("a write was refused though its condition holds") } else { Ok(row) }
+    }
+}
+
+impl Reading {
+    /// Whether it can be a reading of this key.
+    fn check(self, key: &[u8]) -> Result<Self, &'static str> {
+        if !is_revision(self.revision) {
+            return Err(NO_REVISION);
+        }
+        let row = of_key(key, self.row)?;
+        if row.as_ref().is_some_and(|row| !(1..=self.revision).contains(&row.revision)) {
+            return Err("the entry is newer than the store");
+        }
+        Ok(Self { row, ..self })
     }
 }
 
@@ -274,6 +297,16 @@ mod tests {
         ] {
             let expected = read.clone().filter(|_| is_good).map(|row| row.map_or(Delete::Gone(5), Delete::Refused));
             assert_eq!(refused(read).of_delete(b"k", 7, revision).ok(), expected, "{revision} {read:?}");
+        }
+    }
+
+    #[test]
+    fn readings_that_cannot_be_are_known() {
+        for (key, revision, is_good) in
+            [(None, 5, true), (None, 0, false), (Some("k"), 3, true), (Some("k"), 2, false), (Some("other"), 5, false)]
+        {
+            let reading = Reading { row: key.map(|key| row(key, 0)), revision };
+            assert_eq!(reading.check(b"k").is_ok(), is_good, "{key:?} {revision}");
         }
     }
 

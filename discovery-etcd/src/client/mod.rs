@@ -29,7 +29,7 @@ use tokio::{
 
 pub(crate) use dial::Dial;
 pub(crate) use failure::{Failure, Reason};
-pub(crate) use kv::{Delete, Glance, Page, Put, Row};
+pub(crate) use kv::{Delete, Glance, Page, Put, Reading, Row};
 pub(crate) use lease::Renewals;
 pub(crate) use watch::{Canceled, Event, Message, WatchStream};
 

@@ -6,7 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{Entry, answer, conflict, is_final, superseded};
 use crate::{
-    client::{Delete, Failure, Put, Reason, Row},
+    client::{Delete, Failure, Put, Reading, Reason},
     registry::decide::{Act, Intent},
 };
 
@@ -83,7 +83,7 @@ impl Entry {
                 }
                 answer(self.leaving.drain(..), &Ok(()));
                 (self.seen, self.recheck, self.refused) = (None, None, false);
-                self.written = revision;
+                (self.written, self.read_at) = (revision, 0);
                 self.pauses.reset();
             }
             Act::Conflict => {
@@ -110,7 +110,7 @@ impl Entry {
             }
             Ok(answered) => {
                 if let Delete::Gone(revision) = answered {
-                    self.written = revision;
+                    (self.written, self.read_at) = (revision, 0);
                 }
                 self.left = None;
                 answer(self.leaving.drain(..), &Ok(()));
@@ -129,13 +129,13 @@ impl Entry {
     }
 
     /// Takes what was read, because the watch ended and things may have happened since.
-    pub(in crate::registry) fn read(&mut self, answered: Result<Option<Row>, Failure>) {
+    pub(in crate::registry) fn read(&mut self, answered: Result<Reading, Failure>) {
         self.recheck = None;
         match answered {
-            Ok(row) => {
-                if let Some(row) = &row {
-                    self.written = row.revision;
-                }
+            Ok(Reading { row, revision }) => {
+                // Lower than before where etcd was set back to an older copy of its data.
+                self.written = row.as_ref().map_or(revision, |row| row.revision);
+                self.read_at = revision;
                 self.seen(row);
             }
             Err(_) => self.recheck = Some(Instant::now() + self.recheck_delays.next_delay()),

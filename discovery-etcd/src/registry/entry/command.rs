@@ -2,7 +2,7 @@ use discovery_core::{Claim, Error, ErrorKind, Status, StatusWriter};
 use tokio::{sync::oneshot, time::Instant};
 use tracing::warn;
 
-use super::{Entry, Owner, answer, conflict, superseded};
+use super::{Entry, Owner, STEADY, answer, conflict, superseded};
 use crate::{client::Row, registry::decide::Intent};
 
 /// Whoever asked for something waits here for its end.
@@ -50,12 +50,14 @@ impl Entry {
             }
             Command::Seen { revision, row } => {
                 // A write whose answer was lost shows itself here too.
-                if revision > self.written {
+                if revision > self.known() {
                     self.seen(row);
                 }
             }
             Command::Unwatched => {
-                self.watched = None;
+                if self.watched.take().is_some_and(|(_, since)| since.elapsed() >= STEADY) {
+                    self.recheck_delays.reset();
+                }
                 self.recheck = Some(Instant::now() + self.recheck_delays.next_delay());
             }
         }

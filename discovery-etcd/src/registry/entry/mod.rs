@@ -31,6 +31,9 @@ pub(super) struct Entry {
     seen: Option<Option<Row>>,
     /// The revision of the last write, as far as it is known; what is older was known then.
     written: i64,
+    /// The store's revision when the entry was last read, 0 where it was written since. What is older was known then, and may be
+    /// compacted where the entry's own revision is.
+    read_at: i64,
     /// The lease of the last write that was tried and of which nothing is known to be gone.
     left: Option<i64>,
     /// Who waits for the removal.
@@ -38,8 +41,8 @@ pub(super) struct Entry {
     /// Not to be asked again before then.
     pause: Option<Instant>,
     pauses: Pauses,
-    /// The lease under which the entry was when its watch began.
-    watched: Option<i64>,
+    /// The lease under which the entry was when its watch began, and when that was.
+    watched: Option<(i64, Instant)>,
     /// When to read the entry because its watch ended.
     recheck: Option<Instant>,
     recheck_delays: Delays,
@@ -119,6 +122,7 @@ impl Entry {
             former: None,
             seen: None,
             written: 0,
+            read_at: 0,
             left: None,
             leaving: Vec::new(),
             pause: None,
@@ -199,14 +203,19 @@ impl Entry {
     /// Keeps an eye on the entry, which is under this lease or may come to be.
     fn attend(&mut self, lease: i64) -> Next {
         // A watch that began under another lease may wait for a revision of a history that is no more.
-        if self.watched != Some(lease) && self.recheck.is_none() {
-            self.watched = Some(lease);
-            return Next::Watch(self.written.max(1));
+        if self.watched.is_none_or(|(under, _)| under != lease) && self.recheck.is_none() {
+            self.watched = Some((lease, Instant::now()));
+            return Next::Watch(self.known().max(1));
         }
         match self.recheck {
             Some(at) if at <= Instant::now() => Next::Read,
             at => Next::Wait(at),
         }
+    }
+
+    /// The revision up to which it is known what became of the entry.
+    fn known(&self) -> i64 {
+        self.written.max(self.read_at)
     }
 
     /// Forgets a pause, because the lease changed.
@@ -276,6 +285,9 @@ pub(super) fn superseded() -> Error {
 fn is_final(error: &Error) -> bool {
     !error.is_retryable()
 }
+
+/// How long a watch lasts that is not one of many that end at once.
+const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;

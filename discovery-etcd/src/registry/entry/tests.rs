@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
 use super::*;
-use crate::client::{Delete, Failure, Put, Reason};
+use crate::client::{Delete, Failure, Put, Reading, Reason};
 
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
@@ -118,6 +118,33 @@ async fn what_others_do_to_it_is_repaired_or_final() {
     entry.take(Command::Seen { revision: 9, row: Some(row(77, "v", 9)) });
     assert!(matches!(entry.next(&lease), Next::Exit));
     assert!(matches!(status.status(), Status::Superseded { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let status = registered(&mut entry, &lease);
+    let read = |entry: &mut Entry, row: Option<Row>, revision: i64| {
+        entry.take(Command::Unwatched);
+        entry.recheck = Some(Instant::now());
+        assert!(matches!(entry.next(&lease), Next::Read));
+        entry.read(Ok(Reading { row, revision }));
+    };
+    // What lies between may be compacted.
+    read(&mut entry, Some(row(id_of(&lease), "v", 5)), 30);
+    assert!(matches!(entry.next(&lease), Next::Watch(30)));
+    entry.take(Command::Seen { revision: 30, row: None });
+    assert!(status.status().is_registered(), "known when it was read");
+    // etcd was set back to when there was no such entry, and counts anew from there.
+    read(&mut entry, None, 3);
+    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
+    entry.written(id_of(&lease), Ok(Put::Written(4)));
+    assert!(status.status().is_registered());
+    assert!(matches!(entry.next(&lease), Next::Watch(4)));
+    entry.take(Command::Seen { revision: 5, row: None });
+    assert!(matches!(status.status(), Status::Lost { .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,6 +356,10 @@ impl World {
         }
     }
 
+    fn read(&self) -> Reading {
+        Reading { row: self.row.clone(), revision: self.revision }
+    }
+
     /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done, 3 done later. `None` where nothing is
     /// to do.
     fn call(&mut self, entry: &mut Entry, lease: &LeaseState, how: u8) -> Option<()> {
@@ -343,7 +374,7 @@ impl World {
                     self.events.push(Command::Seen { revision: self.revision, row: self.row.clone() });
                 }
             }
-            Next::Read => entry.read(if how == 0 { Ok(self.row.clone()) } else { Err(no_answer()) }),
+            Next::Read => entry.read(if how == 0 { Ok(self.read()) } else { Err(no_answer()) }),
             Next::Remove { .. } => {
                 if how < 2 {
                     self.meet(&next);
