@@ -81,11 +81,18 @@ impl Proxy {
         });
     }
 
+    /// Does to the connections that are open what [`Fault::BlackHole`] does, and nothing to those that come: what is left of them where a
+    /// firewall or an address translator lost its table.
+    pub fn silence_open(&self) {
+        self.network.send_modify(|network| network.silent = self.accepted());
+    }
+
     /// Lets all go through again, whomever it was set for.
     pub fn heal(&self) {
         self.network.send_modify(|network| {
             network.of_all = Fault::None;
             network.of_one.clear();
+            network.silent = 0;
         });
     }
 
@@ -166,8 +173,8 @@ async fn run(
         };
         tokio::select! {
             Ok((client, _)) = accept => {
-                accepted.fetch_add(1, Ordering::Relaxed);
-                let relay = Relay::new(network.clone(), header.clone());
+                let number = accepted.fetch_add(1, Ordering::Relaxed) + 1;
+                let relay = Relay::new(network.clone(), header.clone(), number);
                 relays.spawn(relay.run(client, target.clone()));
             }
             Some(_) = relays.join_next() => {}

@@ -48,6 +48,8 @@ pub(super) struct Network {
     pub(super) of_all: Fault,
     /// By what the header of a client's requests says.
     pub(super) of_one: BTreeMap<String, Fault>,
+    /// The connections up to this number are black holes.
+    pub(super) silent: usize,
 }
 
 impl Fault {
@@ -72,10 +74,13 @@ impl Fault {
 
 impl Network {
     pub(super) fn to(target: String) -> Self {
-        Self { target, of_all: Fault::None, of_one: BTreeMap::new() }
+        Self { target, of_all: Fault::None, of_one: BTreeMap::new(), silent: 0 }
     }
 
-    pub(super) fn fault_of(&self, client: Option<&str>) -> Fault {
+    pub(super) fn fault_of(&self, connection: usize, client: Option<&str>) -> Fault {
+        if connection <= self.silent {
+            return Fault::BlackHole;
+        }
         client.and_then(|client| self.of_one.get(client)).copied().unwrap_or(self.of_all)
     }
 }

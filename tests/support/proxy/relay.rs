@@ -21,6 +21,8 @@ pub(super) struct Relay {
     network: watch::Receiver<Network>,
     /// What stands before the name of a client in its requests.
     header: Option<String>,
+    /// How many connections there were with this one.
+    number: usize,
     client: OnceLock<String>,
     /// Bytes so far, both ways together.
     carried: AtomicU64,
@@ -40,8 +42,8 @@ struct Chunk {
 }
 
 impl Relay {
-    pub(super) fn new(network: watch::Receiver<Network>, header: Option<String>) -> Self {
-        Self { network, header, client: OnceLock::new(), carried: AtomicU64::new(0) }
+    pub(super) fn new(network: watch::Receiver<Network>, header: Option<String>, number: usize) -> Self {
+        Self { network, header, number, client: OnceLock::new(), carried: AtomicU64::new(0) }
     }
 
     pub(super) async fn run(self, mut client: TcpStream, target: String) {
@@ -164,12 +166,12 @@ impl Relay {
     }
 
     fn fault(&self) -> Fault {
-        self.network.borrow().fault_of(self.client.get().map(String::as_str))
+        self.network.borrow().fault_of(self.number, self.client.get().map(String::as_str))
     }
 
     /// Waits until this holds; for ever where the proxy is gone, whose end is the relay's.
     async fn until(&self, holds: impl Fn(Fault) -> bool) {
-        let fault_of = |network: &Network| network.fault_of(self.client.get().map(String::as_str));
+        let fault_of = |network: &Network| network.fault_of(self.number, self.client.get().map(String::as_str));
         if self.network.clone().wait_for(|network| holds(fault_of(network))).await.is_err() {
             std::future::pending().await
         }

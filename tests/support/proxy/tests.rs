@@ -101,6 +101,19 @@ async fn a_black_hole_holds_back_what_its_ways_carry() {
 }
 
 #[tokio::test]
+async fn connections_that_are_open_are_silenced_and_new_ones_are_not() {
+    let mut line = Line::open().await;
+    line.proxy.silence_open();
+    sleep(MOMENT / 4).await;
+    line.client.write_all(b"ping").await.unwrap();
+    assert!(heard(&mut line.server).await.is_none());
+    line.connect().await.unwrap().write_all(b"new").await.unwrap();
+    hears(&mut line.listener.accept().await.unwrap().0, "new").await;
+    line.proxy.heal();
+    hears(&mut line.server, "ping").await;
+}
+
+#[tokio::test]
 async fn a_black_hole_holds_back_the_end_of_the_server() {
     let mut line = Line::open().await;
     line.set(Fault::BlackHole).await;
