@@ -50,9 +50,10 @@ impl Member {
     }
 
     /// Opens a stream of renewals; that it opens is the answer to the first one.
-    pub(crate) async fn renew(self: &Arc<Self>, id: i64) -> Result<Renewals, Failure> {
-        let opened =
-            self.open("renew", self.request_timeout, async |client| client.lease_client().keep_alive(id).await);
+    ///
+    /// That may take no longer than `deadline`, nor than any request.
+    pub(crate) async fn renew(self: &Arc<Self>, id: i64, deadline: Duration) -> Result<Renewals, Failure> {
+        let opened = self.open("renew", deadline, async |client| client.lease_client().keep_alive(id).await);
         let ((requests, answers), number) = opened.await?;
         // Of the first answer etcd-client shows the id alone.
         if requests.id() != id {
@@ -70,6 +71,11 @@ impl Renewals {
             Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.origin.member.address)),
             Err(_) => Err(Failure::ended("renew", &self.origin.member.address)),
         }
+    }
+
+    /// Takes that the stream does not answer. Its connection may be dead where the member lives, and is used no more.
+    pub(crate) fn silent(self) {
+        self.origin.member.forget(self.origin.number);
     }
 
     /// The failure of a stream that said this.

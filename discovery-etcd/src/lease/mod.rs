@@ -13,12 +13,12 @@ use std::{
 use discovery_core::{Backoff, Error, ErrorKind};
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
 use crate::{
-    client::{Reason, Renewals},
+    client::{Failure, Reason, Renewals},
     failover::{Chosen, Cluster},
     pause::Pauses,
 };
@@ -267,7 +267,8 @@ impl Keeper {
             let failure = match clock.due(link, Instant::now()) {
                 Due::Lost => return Over::Lost(last),
                 Due::Switch => {
-                    if let Some((_, chosen)) = stream.take() {
+                    if let Some((renewals, chosen)) = stream.take() {
+                        renewals.silent();
                         self.cluster.failed(&chosen);
                     }
                     link = Link::Closed;
@@ -275,23 +276,21 @@ impl Keeper {
                 }
                 Due::Open(until) => {
                     let (chosen, sent) = (self.cluster.choose(&[]), Instant::now());
-                    let opened = timeout_at(until, chosen.member.renew(id)).await;
-                    let failure = match opened {
-                        Ok(Ok(renewals)) => {
+                    // The member is told its time: who ended this from outside would be given a dead connection again.
+                    match chosen.member.renew(id, until.saturating_duration_since(sent)).await {
+                        Ok(renewals) => {
                             let granted = clock.granted();
                             self.confirm(&mut clock, granted, sent);
                             self.cluster.succeeded(&chosen);
                             (stream, link) = (Some((renewals, chosen)), Link::Quiet);
                             continue;
                         }
-                        Ok(Err(failure)) if failure.reason == Reason::LeaseGone => return Over::Lost(gone()),
-                        Ok(Err(failure)) => Some(failure),
-                        Err(_) => None,
-                    };
-                    if failure.as_ref().is_none_or(|failure| failure.reason != Reason::Token) {
-                        self.cluster.failed(&chosen);
+                        Err(failure) if failure.reason == Reason::LeaseGone => return Over::Lost(gone()),
+                        Err(failure) => {
+                            self.blame(&chosen, &failure);
+                            failure
+                        }
                     }
-                    failure
                 }
                 Due::Renew => {
                     let Some((renewals, _)) = &mut stream else { unreachable!("a link is quiet only with a stream") };
@@ -301,7 +300,7 @@ impl Keeper {
                             link = Link::Asked(sent);
                             continue;
                         }
-                        Err(failure) => Some(failure),
+                        Err(failure) => failure,
                     }
                 }
                 Due::Wait(until) => {
@@ -322,17 +321,22 @@ impl Keeper {
                         () = sleep_until(until) => continue,
                         () = self.lease.wake.notified() => continue,
                     };
-                    if failure.reason != Reason::Token {
-                        self.cluster.failed(chosen);
-                    }
-                    Some(failure)
+                    self.blame(chosen, &failure);
+                    failure
                 }
             };
             // Also after a stream that opened and then broke, or one that breaks at once would be opened ever on.
             (stream, link) = (None, Link::Closed);
-            last = failure.map_or(last, |failure| failure.error);
+            last = failure.error;
             let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
             self.pause(wait.saturating_duration_since(Instant::now())).await;
+        }
+    }
+
+    /// What the cluster refuses, such as for a permission that is missing, any other member would refuse too.
+    fn blame(&self, chosen: &Chosen, failure: &Failure) {
+        if failure.is_member() {
+            self.cluster.failed(chosen);
         }
     }
 
