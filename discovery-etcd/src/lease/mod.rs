@@ -83,10 +83,13 @@ impl Lease {
         self.book().ids.contains(&id)
     }
 
-    /// Tells that etcd does not know this lease any more.
+    /// Tells that etcd does not know this lease any more. Of a former one that is no news, and may come late.
     pub(crate) fn report_gone(&self, id: i64) {
-        self.book().gone = Some(id);
-        self.wake.notify_one();
+        let mut book = self.book();
+        if book.ids.back() == Some(&id) {
+            book.gone = Some(id);
+            self.wake.notify_one();
+        }
     }
 
     /// The time that etcd granted.
@@ -376,3 +379,19 @@ fn gone() -> Error {
 
 /// How many of its own leases a handle knows; entries under older ones ended long ago.
 const REMEMBERED: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_late_report_about_a_former_lease_hides_none_about_the_present_one() {
+        let lease = Lease::new();
+        let (former, present) = (lease.new_id(), lease.new_id());
+        lease.report_gone(former);
+        assert_eq!(lease.book().gone, None);
+        lease.report_gone(present);
+        lease.report_gone(former);
+        assert_eq!(lease.book().gone, Some(present));
+    }
+}
