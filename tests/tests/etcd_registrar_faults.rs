@@ -119,6 +119,43 @@ async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
     until_registered(&registration, SECOND).await;
 }
 
+/// B5, where the handle lost the permission for another service and then its connection: what it may keep is watched on.
+#[tokio::test]
+async fn b5_a_key_is_put_again_though_another_service_is_denied() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let mut raw = etcd.raw().await;
+    for (role, service) in [("one", "payments/"), ("two", "orders/")] {
+        raw.add_writer(role, service).await;
+    }
+    raw.add_user("teller", Some("pw"), &["one", "two"]).await;
+    raw.enable_auth("pw").await;
+    let config = config([proxy.address()]).with_ttl(Duration::from_secs(30)).with_credentials("teller", "pw");
+    let backend = EtcdBackend::connect(config).unwrap();
+    let kept = register(&backend, 1).await;
+    let orders = "orders".parse().unwrap();
+    // Several, so that some are asked for before the one that is kept.
+    let _denied = join_all((1..=5).map(|number| backend.register(&orders, instance(number)))).await;
+    let mut root = etcd.raw_as("root", "pw").await;
+    root.take_role("teller", "two").await;
+    cut(&proxy).await;
+    sleep(SECOND * 2).await;
+    let streams = async || {
+        let name = r#"grpc_server_started_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"}"#;
+        etcd.metric(0, name)
+    };
+    let before = streams().await;
+    assert!(before.is_some());
+    for _ in 0..3 {
+        root.delete(KEY).await;
+        let took = eventually("put again", SECOND, async || root.entry(KEY).await.is_some()).await;
+        println!("B5: put again in {took:?}, with another service denied");
+        until_registered(&kept, SECOND).await;
+        sleep(SECOND).await;
+    }
+    assert_eq!(streams().await, before, "the stream stands");
+}
+
 /// B6. The key is overwritten by hand, without a lease or under the registration's own: repaired within 1 s, with the lease, so that no
 /// permanent key is left. Under another's lease it is another's, and left alone.
 #[tokio::test]

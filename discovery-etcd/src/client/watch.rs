@@ -18,6 +18,8 @@ pub(crate) struct Message {
     pub(crate) watch: i64,
     pub(crate) cluster: u64,
     pub(crate) revision: i64,
+    /// The answer to a watch that was asked for; etcd gives them in the order of asking.
+    pub(crate) created: bool,
     pub(crate) canceled: Option<Canceled>,
     /// More parts of this answer follow.
     pub(crate) fragment: bool,
@@ -135,6 +137,7 @@ impl From<WatchResponse> for Message {
             watch: answer.watch_id,
             cluster: answer.header.as_ref().map_or(0, |header| header.cluster_id),
             revision: answer.header.as_ref().map_or(0, |header| header.revision),
+            created: answer.created,
             canceled,
             fragment: answer.fragment,
             events: answer.events.into_iter().map(Event::from).collect(),

@@ -1,4 +1,7 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use discovery_core::Backoff;
 use tokio::{
@@ -9,7 +12,7 @@ use tracing::debug;
 
 use super::entry::Command;
 use crate::{
-    client::{Canceled, Event, Message, Reason, WatchStream},
+    client::{Canceled, Event, Failure, Message, Reason, WatchStream},
     failover::{Chosen, Cluster},
 };
 
@@ -21,6 +24,8 @@ pub(super) struct Sentry {
     /// By the ids that the watches have in etcd; never used twice, since messages of a former watch may still come.
     posts: HashMap<i64, Post>,
     last_id: i64,
+    /// What the present stream was asked for and did not answer yet, in the order of asking: a refusal does not say of which it is.
+    unanswered: VecDeque<i64>,
 }
 
 /// What the sentry is asked for.
@@ -44,7 +49,7 @@ struct Post {
 
 impl Sentry {
     pub(super) fn new(cluster: Arc<Cluster>, orders: mpsc::UnboundedReceiver<Order>) -> Self {
-        Self { cluster, orders, posts: HashMap::new(), last_id: 0 }
+        Self { cluster, orders, posts: HashMap::new(), last_id: 0, unanswered: VecDeque::new() }
     }
 
     /// Runs until nobody can give orders any more.
@@ -91,11 +96,13 @@ impl Sentry {
 
     /// Opens a stream with the first of the watches; the others follow on it.
     async fn open(&mut self, chosen: &Chosen) -> Result<WatchStream, Reason> {
+        self.unanswered.clear();
         for post in self.posts.values_mut() {
             post.asked = false;
         }
         let Some((id, post)) = self.posts.iter_mut().next() else { return Err(Reason::Member) };
         post.asked = true;
+        self.unanswered.push_back(*id);
         let opened =
             chosen.member.watch(post.key.clone().into_bytes(), Vec::new(), post.from, *id, Duration::MAX).await;
         opened.map_err(|failure| {
@@ -137,6 +144,7 @@ impl Sentry {
                         if let Some(post) = self.posts.get_mut(&id) {
                             post.asked = true;
                         }
+                        self.unanswered.push_back(id);
                         Happened::Asked
                     }
                     Ok(Err(failure)) => Happened::Broken(failure.reason),
@@ -166,19 +174,16 @@ impl Sentry {
                     Obeyed::Left(id) => left.push(id),
                     Obeyed::Nothing => {}
                 },
-                Happened::Message(Message { watch, canceled: Some(Canceled::Failed(failure)), .. })
-                    if watch < 0 || failure.reason == Reason::Token =>
-                {
-                    debug!(error = %failure.error.report(), "watch of an own entry refused");
-                    return Over::Broken { reason: failure.reason, used: false };
-                }
-                Happened::Message(message) => {
-                    if let Some(reason) = refusal(&message) {
-                        return Over::Broken { reason, used };
+                Happened::Message(message) => match self.place(message) {
+                    Ok(message) => {
+                        used |= message.canceled.is_none();
+                        self.report(message);
                     }
-                    used |= message.canceled.is_none();
-                    self.report(message);
-                }
+                    Err(failure) => {
+                        debug!(error = %failure.error.report(), "watches of own entries refused");
+                        return Over::Broken { reason: failure.reason, used: false };
+                    }
+                },
             }
         }
     }
@@ -198,6 +203,20 @@ impl Sentry {
                 }
             }
         }
+    }
+
+    /// Finds out which watch a message is of, or why the stream is of no more use.
+    fn place(&mut self, mut message: Message) -> Result<Message, Failure> {
+        let answered = if message.created { self.unanswered.pop_front() } else { None };
+        if let Some(Canceled::Failed(failure)) = &message.canceled {
+            match answered {
+                // A permission that is missing comes with no new stream, and the other watches go on.
+                Some(id) if message.watch < 0 && failure.reason == Reason::Refused => message.watch = id,
+                _ if message.watch < 0 || failure.reason == Reason::Token => return Err(failure.clone()),
+                _ => {}
+            }
+        }
+        Ok(message)
     }
 
     fn report(&mut self, message: Message) {
@@ -229,17 +248,6 @@ impl Sentry {
             post.from = post.from.max(revision);
             let _ = post.tell.send(Command::Seen { revision, row: seen });
         }
-    }
-}
-
-/// Why some watch was refused when it was asked for, where etcd does not say which one. Without the stream's end nobody would
-/// know that an entry has none. A permission that is missing comes with no new stream, and the others go on.
-fn refusal(message: &Message) -> Option<Reason> {
-    match &message.canceled {
-        Some(Canceled::Failed(failure)) if message.watch < 0 && failure.reason != Reason::Refused => {
-            Some(failure.reason)
-        }
-        _ => None,
     }
 }
 
