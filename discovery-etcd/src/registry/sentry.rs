@@ -177,7 +177,7 @@ impl Sentry {
                 Happened::Message(message) => match self.place(message) {
                     Ok(message) => {
                         used |= message.canceled.is_none();
-                        self.report(message);
+                        left.extend(self.report(message));
                     }
                     Err(failure) => {
                         debug!(error = %failure.error.report(), "watches of own entries refused");
@@ -219,7 +219,8 @@ impl Sentry {
         Ok(message)
     }
 
-    fn report(&mut self, message: Message) {
+    /// Tells what a message says; a watch that is of no more use is to be left.
+    fn report(&mut self, message: Message) -> Option<i64> {
         if let Some(canceled) = message.canceled {
             // Also the answer to our own cancel, whose post is gone.
             if let Some(post) = self.posts.remove(&message.watch) {
@@ -229,9 +230,22 @@ impl Sentry {
                 // Nobody minds where the worker is gone.
                 let _ = post.tell.send(Command::Unwatched);
             }
-            return;
+            return None;
         }
-        let Some(post) = self.posts.get_mut(&message.watch) else { return };
+        let post = self.posts.get_mut(&message.watch)?;
+        // Where the store was set back to an older copy of its data, what is to come now is not what is waited for. A member may
+        // only lag, too; reading costs little.
+        if message.events.is_empty() && (1..post.from).contains(&message.revision) {
+            debug!(
+                key = post.key,
+                from = post.from,
+                revision = message.revision,
+                "the store is older than what is known"
+            );
+            let _ = post.tell.send(Command::Unwatched);
+            self.posts.remove(&message.watch);
+            return Some(message.watch);
+        }
         for event in message.events {
             let (seen, revision) = match event {
                 Event::Put { row, .. } => {
@@ -248,6 +262,7 @@ impl Sentry {
             post.from = post.from.max(revision);
             let _ = post.tell.send(Command::Seen { revision, row: seen });
         }
+        None
     }
 }
 
