@@ -403,9 +403,9 @@ async fn b12_a_full_store_loses_nobody_and_is_got_over() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
     let (backend, other, stranger) = (connect(&etcd), connect(&etcd), connect(&etcd));
     let (kept, touched) = (register(&backend, 1).await, register(&backend, 2).await);
-    let alone = register(&other, 3).await;
+    let (changed, alone) = (register(&backend, 6).await, register(&other, 3).await);
     let (mut updates, mut set) = (connect(&etcd).watch(&payments()).unwrap(), Snapshot::default());
-    until(&mut updates, &mut set, |set| set.len() == 3).await;
+    until(&mut updates, &mut set, |set| set.len() == 4).await;
     let mut raw = etcd.raw().await;
     raw.fill().await;
     let service = payments();
@@ -422,22 +422,28 @@ async fn b12_a_full_store_loses_nobody_and_is_got_over() {
 
     // Leaving needs no room.
     alone.deregister().await.unwrap();
-    until(&mut updates, &mut set, |set| set.len() == 2).await;
-    raw.delete("payments/10.0.0.3:80").await;
-    until_lost(&touched, SECOND).await;
+    until(&mut updates, &mut set, |set| set.len() == 3).await;
+    let update = changed.update(|one| one.with_weight(Weight::new(7).unwrap()));
+    assert!(timeout(SECOND, update).await.is_err(), "it is tried on");
+    assert!(changed.status().is_registered(), "with the former weight");
+    for (registration, key) in [(&touched, "payments/10.0.0.3:80"), (&changed, "payments/10.0.0.7:80")] {
+        raw.delete(key).await;
+        until_lost(registration, SECOND).await;
+    }
     let registering = tokio::spawn(async move { register(&stranger, 5).await });
     raw.make_room().await;
     let start = Instant::now();
     let came = timeout(SOON, registering).await.unwrap().unwrap();
     let registered = start.elapsed();
     until_registered(&touched, SOON).await;
+    until_registered(&changed, SOON).await;
     println!(
         "B12: {registered:?} after there was room a new one was registered, and after {:?} a lost one",
         start.elapsed()
     );
     assert!(start.elapsed() < SECOND * 2);
-    until(&mut updates, &mut set, |set| set.len() == 3).await;
-    for registration in [kept, touched, came] {
+    until(&mut updates, &mut set, |set| set.len() == 4).await;
+    for registration in [kept, touched, changed, came] {
         registration.deregister().await.unwrap();
     }
 }

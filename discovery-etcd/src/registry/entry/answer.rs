@@ -23,6 +23,9 @@ impl Entry {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
             Ok(Put::Refused(row)) => {
                 self.written = row.as_ref().map_or(self.written, |row| row.revision);
+                if row.as_ref().is_none_or(|row| row.lease == 0) {
+                    self.missed();
+                }
                 self.seen = Some(row);
                 // What was read with the refusal is enough to go by, unless the entry changes all the time.
                 if std::mem::replace(&mut self.refused, true) {

@@ -131,6 +131,9 @@ impl Entry {
             return;
         };
         let Some(lease) = owner.held else {
+            if row.as_ref().is_none_or(|row| row.lease == 0) {
+                self.missed();
+            }
             self.seen = Some(row);
             return;
         };
@@ -139,11 +142,19 @@ impl Entry {
         }
         owner.held = None;
         if row.as_ref().is_none_or(|row| row.lease == 0 || row.lease == lease) {
+            self.missed();
+        }
+        self.seen = Some(row);
+        self.recheck_delays.reset();
+    }
+
+    /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
+    pub(super) fn missed(&mut self) {
+        let written = self.owner.iter().filter(|owner| owner.intent == Intent::Heal).chain(&self.former);
+        for owner in written.filter(|owner| owner.status.status().is_registered()) {
             let error = Error::new(ErrorKind::Unavailable, "the entry was removed or overwritten from outside");
             owner.status.set(Status::lost(error));
             warn!(service = %self.place.service, id = %self.place.id, "registration lost, writing it again");
         }
-        self.seen = Some(row);
-        self.recheck_delays.reset();
     }
 }

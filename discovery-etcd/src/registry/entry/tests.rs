@@ -148,6 +148,36 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_goes_while_it_cannot_be_written_is_lost() {
+    let full = || Failure { reason: Reason::Refused, error: Error::new(ErrorKind::ResourceExhausted, "no space") };
+    for (what, is_claim) in [("an update", false), ("another claim", true)] {
+        for by_watch in [true, false] {
+            for (stands, is_lost) in [(None, true), (Some(0), true), (Some(1), false), (Some(77), false)] {
+                let mut entry = entry();
+                let lease = held(&entry.lease);
+                let status = registered(&mut entry, &lease);
+                let _other = is_claim.then(|| claim(&mut entry, 2, "w", Claim::TakeOver));
+                if !is_claim {
+                    let (reply, _answer) = oneshot::channel();
+                    entry.take(Command::Update { number: 1, value: b"w".to_vec(), reply });
+                    entry.next(&lease);
+                    entry.written(id_of(&lease), Err(full()));
+                }
+                assert!(status.status().is_registered(), "with the former value: {what}");
+                let stands = stands.map(|id| row(if id == 1 { id_of(&lease) } else { id }, "v", 6));
+                let case = format!("{what}, {stands:?}, by the watch: {by_watch}");
+                if by_watch {
+                    entry.take(Command::Seen { revision: 6, row: stands });
+                } else {
+                    entry.written(id_of(&lease), Ok(Put::Refused(stands)));
+                }
+                assert_eq!(matches!(status.status(), Status::Lost { .. }), is_lost, "{case}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_later_claim_of_a_handle_owns() {
     let mut entry = entry();
     let lease = held(&entry.lease);
