@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use discovery_core::{Backoff, Error, ErrorKind, Registration, Registry, Resolver, Status};
 use discovery_etcd::{EtcdBackend, EtcdConfig};
-use etcd_client::proto::PbLeaseKeepAliveResponse;
+use etcd_client::proto::{PbLeaseKeepAliveResponse, PbWatchResponse};
 use support::{
     Before, Fake, Method, eventually,
     scene::{SOON, count, instance, payments},
@@ -29,9 +29,9 @@ async fn register(backend: &EtcdBackend) -> Result<Registration, Error> {
 }
 
 /// What is counted of the server's work for one registration.
-const METHODS: [Method; 4] = [Method::Grant, Method::KeepAlive, Method::Write, Method::Range];
+const METHODS: [Method; 5] = [Method::Grant, Method::KeepAlive, Method::Write, Method::Range, Method::Watch];
 
-fn in_a_second(fake: &Fake, since: Instant) -> [usize; 4] {
+fn in_a_second(fake: &Fake, since: Instant) -> [usize; METHODS.len()] {
     let within = |at: &Instant| (since..since + SECOND).contains(at);
     METHODS.map(|method| fake.asked(method).iter().filter(|at| within(at)).count())
 }
@@ -85,6 +85,38 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
 fn assert_refused(ended: &(Result<(), Error>, bool)) {
     let error = ended.0.as_ref().expect_err("nothing was registered");
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{}", error.report());
+}
+
+/// Ends every stream of watches at the answer that the script picks.
+fn with_watches_ended(mut at: impl FnMut(&PbWatchResponse) -> bool + Send + 'static) -> impl FnOnce(&Fake) {
+    move |fake| {
+        fake.edit_watches(move |answer| {
+            let ends = at(&answer);
+            let mut said = vec![Ok(answer)];
+            said.extend(ends.then(|| Err(Code::unavailable("enough"))));
+            said
+        });
+    }
+}
+
+#[tokio::test]
+async fn a26_streams_of_watches_that_end_at_once() {
+    register_while(with_watches_ended(|answer| answer.created)).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a26_streams_of_watches_that_end_with_the_first_event() {
+    register_while(with_watches_ended(|answer| !answer.created)).await.0.unwrap();
+}
+
+#[tokio::test]
+async fn a26_watches_that_are_canceled_at_once() {
+    register_while(|fake| {
+        fake.edit_watches(|answer| vec![Ok(answer.clone()), Ok(PbWatchResponse { canceled: true, ..answer })]);
+    })
+    .await
+    .0
+    .unwrap();
 }
 
 #[tokio::test]

@@ -6,11 +6,11 @@ use std::{
 use discovery_core::Backoff;
 use tokio::{
     sync::mpsc::{self, error::TryRecvError},
-    time::{Duration, sleep},
+    time::{Duration, Instant, sleep},
 };
 use tracing::debug;
 
-use super::entry::Command;
+use super::entry::{Command, STEADY};
 use crate::{
     client::{Canceled, Event, Failure, Message, Reason, WatchStream},
     failover::{Chosen, Cluster},
@@ -75,19 +75,18 @@ impl Sentry {
             }
             let chosen = self.cluster.choose(&[]);
             match self.open(&chosen).await {
-                Ok(stream) => match self.attend(stream).await {
-                    Over::Closed => return,
-                    Over::Idle => {
+                Ok(stream) => {
+                    let since = Instant::now();
+                    let over = self.attend(stream).await;
+                    if since.elapsed() >= STEADY {
                         delays.reset();
-                        continue;
                     }
-                    Over::Broken { reason, used } => {
-                        self.blame(&chosen, reason);
-                        if used {
-                            delays.reset();
-                        }
+                    match over {
+                        Over::Closed => return,
+                        Over::Idle => continue,
+                        Over::Broken(reason) => self.blame(&chosen, reason),
                     }
-                },
+                }
                 Err(reason) => self.blame(&chosen, reason),
             }
             sleep(delays.next_delay()).await;
@@ -121,7 +120,6 @@ impl Sentry {
     async fn attend(&mut self, mut stream: WatchStream) -> Over {
         let mut waiting: Vec<i64> = self.posts.iter().filter(|(_, post)| !post.asked).map(|(id, _)| *id).collect();
         let mut left: Vec<i64> = Vec::new();
-        let mut used = false;
         loop {
             if self.posts.is_empty() {
                 return Over::Idle;
@@ -167,7 +165,7 @@ impl Sentry {
             };
             match happened {
                 Happened::Asked | Happened::Left => {}
-                Happened::Broken(reason) => return Over::Broken { reason, used },
+                Happened::Broken(reason) => return Over::Broken(reason),
                 Happened::Order(None) => return Over::Closed,
                 Happened::Order(Some(order)) => match self.obey(order) {
                     Obeyed::Added(id) => waiting.push(id),
@@ -175,13 +173,10 @@ impl Sentry {
                     Obeyed::Nothing => {}
                 },
                 Happened::Message(message) => match self.place(message) {
-                    Ok(message) => {
-                        used |= message.canceled.is_none();
-                        left.extend(self.report(message));
-                    }
+                    Ok(message) => left.extend(self.report(message)),
                     Err(failure) => {
                         debug!(error = %failure.error.report(), "watches of own entries refused");
-                        return Over::Broken { reason: failure.reason, used: false };
+                        return Over::Broken(failure.reason);
                     }
                 },
             }
@@ -274,7 +269,7 @@ enum Obeyed {
 
 /// Why a stream is attended no longer.
 enum Over {
-    Broken { reason: Reason, used: bool },
+    Broken(Reason),
     Closed,
     Idle,
 }

@@ -286,8 +286,8 @@ fn is_final(error: &Error) -> bool {
     !error.is_retryable()
 }
 
-/// How long a watch lasts that is not one of many that end at once.
-const STEADY: Duration = Duration::from_secs(10);
+/// How long a watch, or the stream that carries it, lasts that is not one of many that end at once.
+pub(super) const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests;
