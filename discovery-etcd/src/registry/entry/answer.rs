@@ -4,7 +4,7 @@ use discovery_core::Status;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::{Entry, answer, conflict, is_final, superseded};
+use super::{Entry, Owner, answer, conflict, is_final, next_audit, superseded};
 use crate::{
     client::{Delete, Failure, Put, Reading, Reason},
     registry::decide::{Act, Intent},
@@ -131,15 +131,21 @@ impl Entry {
         }
     }
 
-    /// Takes what was read, because the watch ended and things may have happened since.
+    /// Takes what was read, because the watch ended and things may have happened since, or to see whether it tells all.
     pub(in crate::registry) fn read(&mut self, answered: Result<Reading, Failure>) {
-        self.recheck = None;
+        (self.recheck, self.audit) = (None, Some(next_audit()));
         match answered {
             Ok(Reading { row, revision }) => {
                 // Lower than before where etcd was set back to an older copy of its data.
                 self.written = row.as_ref().map_or(revision, |row| row.revision);
                 self.read_at = revision;
+                let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
+                let was_held = is_held(&self.owner);
                 self.seen(row);
+                if was_held && !is_held(&self.owner) {
+                    // Where the watch did not tell, another one may.
+                    self.watched = None;
+                }
             }
             Err(_) => self.recheck = Some(Instant::now() + self.recheck_delays.next_delay()),
         }

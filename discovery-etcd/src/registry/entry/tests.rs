@@ -46,6 +46,11 @@ fn row(lease: i64, value: &str, revision: i64) -> Row {
     Row { key: KEY.into(), value: value.into(), lease, revision }
 }
 
+/// Whether nothing is to be done but to wait for news.
+fn is_at_rest(next: &Next) -> bool {
+    matches!(next, Next::Wait(Some(until)) if *until > Instant::now() + AUDIT / 2)
+}
+
 fn no_answer() -> Failure {
     Failure { reason: Reason::Member, error: Error::new(ErrorKind::DeadlineExceeded, "no answer") }
 }
@@ -57,7 +62,7 @@ fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
     entry.written(id_of(lease), Ok(Put::Written(5)));
     assert!(answer.try_recv().unwrap().is_ok() && status.status().is_registered());
     assert!(matches!(entry.next(lease), Next::Watch(5)));
-    assert!(matches!(entry.next(lease), Next::Wait(None)));
+    assert!(is_at_rest(&entry.next(lease)));
     status
 }
 
@@ -107,9 +112,9 @@ async fn what_others_do_to_it_is_repaired_or_final() {
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
     entry.take(Command::Seen { revision: 5, row: None });
-    assert!(matches!(entry.next(&lease), Next::Wait(None)), "older than the last write");
+    assert!(is_at_rest(&entry.next(&lease)), "older than the last write");
     entry.take(Command::Seen { revision: 6, row: Some(row(id_of(&lease), "v", 6)) });
-    assert!(matches!(entry.next(&lease), Next::Wait(None)), "as it should be");
+    assert!(is_at_rest(&entry.next(&lease)), "as it should be");
     entry.take(Command::Seen { revision: 7, row: None });
     assert!(matches!(status.status(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
@@ -175,6 +180,36 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
             }
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_watch_tells_is_found_by_reading_now_and_then() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let status = registered(&mut entry, &lease);
+    let stands = || Reading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
+    for _ in 0..20 {
+        let Next::Wait(Some(until)) = entry.next(&lease) else { panic!("not for ever") };
+        let wait = until - Instant::now();
+        assert!((AUDIT * 4 / 5..=AUDIT * 6 / 5).contains(&wait), "{wait:?}");
+        advance(wait).await;
+        assert!(matches!(entry.next(&lease), Next::Read));
+        entry.read(Ok(stands()));
+        assert!(status.status().is_registered());
+    }
+    advance(AUDIT * 6 / 5).await;
+    for _ in 0..20 {
+        assert!(matches!(entry.next(&lease), Next::Read));
+        entry.read(Err(no_answer()));
+        assert!(matches!(entry.next(&lease), Next::Wait(Some(until)) if until <= Instant::now() + AUDIT / 10));
+        advance(AUDIT / 10).await;
+    }
+    entry.read(Ok(Reading { row: None, revision: 40 }));
+    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
+    entry.written(id_of(&lease), Ok(Put::Written(41)));
+    assert!(status.status().is_registered());
+    assert!(matches!(entry.next(&lease), Next::Watch(41)), "the former one did not tell");
 }
 
 #[tokio::test(start_paused = true)]
@@ -283,7 +318,7 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
     assert!(gone.try_recv().unwrap().is_ok(), "nobody waits for what may never be");
     for revision in [5, 7] {
         assert!(matches!(entry.next(&lease), Next::Watch(from) if from == revision));
-        assert!(matches!(entry.next(&lease), Next::Wait(None)));
+        assert!(is_at_rest(&entry.next(&lease)));
         entry.take(Command::Seen { revision: revision + 1, row: Some(row(id_of(&lease), "v", revision + 1)) });
         let next = entry.next(&lease);
         assert!(matches!(next, Next::Remove { revision: of, .. } if of == revision + 1), "{next:?}");
@@ -546,7 +581,8 @@ proptest! {
                     assert_eq!((row.lease, &row.value), (id_of(&lease), &owner.value));
                 }
                 None => {
-                    assert!(matches!(entry.next(&lease), Next::Exit | Next::Wait(None)));
+                    let next = entry.next(&lease);
+                    assert!(matches!(next, Next::Exit) || is_at_rest(&next));
                     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
                     assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "nothing of ours is left");
                 }
