@@ -14,6 +14,8 @@
 //! - One member is asked at a time, every call under a deadline; where a member fails, the next one is asked.
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
 //!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.
+//! - An entry whose write was not answered is watched also after its registration was taken back, until the handle's lease ends,
+//!   since the write may still be done, and then is undone: of those a handle watches the latest 256.
 //! - Time is counted by monotonic clocks, here and for leases in etcd, so that setting a wall clock moves nothing. A process that was
 //!   suspended takes its lease as lost on waking, before it does anything else; where the whole host was, whose monotonic clock may
 //!   have stood still, etcd's answer to the next renewal tells, or the watch of the entry. Tokens and certificates go by wall clocks.

@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn only_who_refuses_is_left_alone_for_long() {
-        let failure = |reason| Failure { reason, error: Error::new(ErrorKind::Unavailable, "not now").during("grant") };
+        let failure = |reason| Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now").during("grant"));
         let longest = |reason| {
             let mut pauses = Pauses::new(Backoff::default());
             (0..200).map(|_| pauses.after(&failure(reason))).max().unwrap()
@@ -64,7 +64,7 @@ mod tests {
     /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first attempt after its return is.
     #[test]
     fn a_crowd_comes_back_spread_over_a_second() {
-        let unreached = Failure { reason: Reason::Member, error: Error::new(ErrorKind::Unavailable, "not now") };
+        let unreached = Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "not now"));
         let away = Duration::from_secs(15);
         let mut bins = [0; 10];
         for _ in 0..200 {

@@ -9,6 +9,8 @@ pub(crate) struct Failure {
     pub(crate) reason: Reason,
     /// What callers are told.
     pub(crate) error: Error,
+    /// The member was not even connected to, so that nothing was done.
+    pub(crate) unsent: bool,
 }
 
 /// What to do about a [`Failure`].
@@ -33,22 +35,26 @@ pub(crate) enum Reason {
 }
 
 impl Failure {
+    pub(crate) fn new(reason: Reason, error: Error) -> Self {
+        Self { reason, error, unsent: false }
+    }
+
     /// No answer in time.
     pub(super) fn silent(operation: &'static str, member: &Address, after: Duration) -> Self {
         let message = format!("etcd member {member} gave no answer within {after:?}");
-        Self { reason: Reason::Member, error: Error::new(ErrorKind::DeadlineExceeded, message).during(operation) }
+        Self::new(Reason::Member, Error::new(ErrorKind::DeadlineExceeded, message).during(operation))
     }
 
     /// A stream that the member ended without a reason.
     pub(super) fn ended(operation: &'static str, member: &Address) -> Self {
         let message = format!("etcd member {member} ended the stream");
-        Self { reason: Reason::Member, error: Error::new(ErrorKind::Unavailable, message).during(operation) }
+        Self::new(Reason::Member, Error::new(ErrorKind::Unavailable, message).during(operation))
     }
 
     /// An answer that cannot be.
     pub(super) fn strange(operation: &'static str, member: &Address, what: &'static str) -> Self {
         let error = Error::new(ErrorKind::Unavailable, format!("etcd member {member} answered without sense"));
-        Self { reason: Reason::Strange, error: error.during(operation).because(what) }
+        Self::new(Reason::Strange, error.during(operation).because(what))
     }
 
     /// The one place where etcd-client's errors are read.
@@ -70,6 +76,7 @@ impl Failure {
             other => (UNAVAILABLE, other.to_string()),
         };
         let (reason, kind) = classify(code, &text);
+        let unsent = is_of_connecting(code, &text);
         let message = match reason {
             Reason::Member => format!("etcd member {member} cannot be reached or cannot answer"),
             Reason::Refused if kind == ErrorKind::PermissionDenied => "etcd denies the permission".to_owned(),
@@ -79,12 +86,17 @@ impl Failure {
         let text = if text.contains(&innermost) { text } else { format!("{text}: {innermost}") };
         // Peers' text may hold anything.
         let cause = text.escape_debug().to_string();
-        Self { reason, error: Error::new(kind, message).during(operation).because(cause) }
+        Self { unsent, ..Self::new(reason, Error::new(kind, message).during(operation).because(cause)) }
     }
 
-    /// Whether another member may do better, and this one may have done what was asked.
+    /// Whether another member may do better.
     pub(crate) fn is_member(&self) -> bool {
         matches!(self.reason, Reason::Member | Reason::Strange)
+    }
+
+    /// Whether what was asked may have been done, or may still be.
+    pub(crate) fn may_be_done(&self) -> bool {
+        self.is_member() && !self.unsent
     }
 }
 
@@ -113,6 +125,11 @@ fn classify(code: i32, text: &str) -> (Reason, ErrorKind) {
     }
 }
 
+/// Whether it failed while connecting: refused, or not in time. Where it is not certain, it is not said.
+fn is_of_connecting(code: i32, text: &str) -> bool {
+    code == UNAVAILABLE && text.starts_with("tcp connect error")
+}
+
 /// Whether an answer, or the reason of a canceled watch, says that authenticating anew may help.
 pub(super) fn is_about_token(text: &str) -> bool {
     [
@@ -138,7 +155,7 @@ pub(super) fn of_cancel(reason: &str, operation: &'static str) -> Failure {
     };
     let error = Error::new(kind, "etcd canceled the watch").during(operation);
     let error = if reason.is_empty() { error } else { error.because(reason.escape_debug().to_string()) };
-    Failure { reason: what, error }
+    Failure::new(what, error)
 }
 
 const LEASE_GONE: &str = "requested lease not found";
@@ -160,6 +177,10 @@ const UNAUTHENTICATED: i32 = 16;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{EtcdConfig, Settings},
+        failover::Cluster,
+    };
 
     #[test]
     fn failures_as_measured_are_read_right() {
@@ -193,6 +214,16 @@ mod tests {
         ] {
             assert_eq!(classify(code, text), (reason, kind), "{code} {text}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_a_connection_was_not_sent() {
+        let settings = Settings::check(&EtcdConfig::new(["127.0.0.1:1"])).unwrap();
+        let cluster = Cluster::new(&settings).unwrap();
+        let put = cluster.run(|member| async move { member.put(b"k".to_vec(), b"v".to_vec(), 7, 0).await }).await;
+        let failure = put.unwrap_err();
+        assert!(failure.is_member() && !failure.may_be_done(), "{}", failure.error.report());
+        assert!(Failure::ended("put", &"127.0.0.1:1".parse().unwrap()).may_be_done());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Registrations: one worker per entry, one lease and one sentry per handle.
 
 mod decide;
+mod doubts;
 mod entry;
 mod sentry;
 mod worker;
@@ -32,6 +33,7 @@ use crate::{
     lease::{Keeper, Lease},
     watch::closed_error,
 };
+use doubts::Doubts;
 use entry::{Command, Entry, Place};
 use sentry::{Order, Sentry};
 use worker::Worker;
@@ -64,6 +66,7 @@ struct Ledger {
 struct Workers {
     closed: bool,
     by_key: HashMap<String, mpsc::UnboundedSender<Command>>,
+    doubts: Doubts,
 }
 
 impl Registrar {
@@ -222,10 +225,23 @@ impl Ledger {
         }
         commands.close();
         workers.by_key.remove(key);
+        workers.doubts.leave(key);
         if workers.by_key.is_empty() {
             self.empty.notify_waiters();
         }
         true
+    }
+
+    /// Takes whether an entry is there for its doubt alone; the oldest of too many is told to go.
+    fn doubt(&self, key: &str, is_in_doubt: bool) {
+        let mut workers = self.lock();
+        if !is_in_doubt {
+            return workers.doubts.leave(key);
+        }
+        if let Some(commands) = workers.doubts.enter(key).and_then(|oldest| workers.by_key.get(&oldest)) {
+            // One that went with its runtime has gone.
+            let _ = commands.send(Command::Undoubt);
+        }
     }
 
     async fn emptied(&self) {

@@ -1,4 +1,7 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -10,7 +13,7 @@ use super::{
     entry::{Command, Entry, Next},
     sentry::Order,
 };
-use crate::{failover::Cluster, lease::LeaseState};
+use crate::{client::Failure, failover::Cluster, lease::LeaseState};
 
 /// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an entry is in order.
 ///
@@ -30,12 +33,19 @@ pub(super) struct Worker {
 impl Worker {
     pub(super) async fn run(mut self) {
         let key = self.entry.place.key.clone();
+        let mut is_in_doubt = false;
         loop {
             while let Ok(command) = self.commands.try_recv() {
                 self.entry.take(command);
             }
             let lease = self.lease.borrow_and_update().clone();
-            match self.entry.next(&lease) {
+            let next = self.entry.next(&lease);
+            let stays_in_doubt = self.entry.is_in_doubt() && !matches!(next, Next::Exit);
+            if is_in_doubt != stays_in_doubt {
+                is_in_doubt = stays_in_doubt;
+                self.ledger.doubt(&key, is_in_doubt);
+            }
+            match next {
                 Next::Exit => {
                     self.unwatch();
                     if self.ledger.retire(&key, &mut self.commands) {
@@ -66,14 +76,20 @@ impl Worker {
                     let _ = self.sentry.send(Order::Watch { key: key.clone(), from, tell: self.own.clone() });
                 }
                 Next::Write { value, lease, revision } => {
-                    let mut attempts = 0;
+                    // Also of an attempt before the one whose answer it is.
+                    let may_be_done = AtomicBool::new(false);
                     let put = self.cluster.run(|member| {
-                        attempts += 1;
-                        let (key, value) = (key.clone().into_bytes(), value.clone());
-                        async move { member.put(key, value, lease, revision).await }
+                        let (key, value, may_be_done) = (key.clone().into_bytes(), value.clone(), &may_be_done);
+                        async move {
+                            let put = member.put(key, value, lease, revision).await;
+                            if put.as_ref().is_err_and(Failure::may_be_done) {
+                                may_be_done.store(true, Ordering::Relaxed);
+                            }
+                            put
+                        }
                     });
                     let put = put.await;
-                    if attempts > 1 {
+                    if may_be_done.into_inner() {
                         self.entry.doubt(lease);
                     }
                     self.entry.written(lease, put);

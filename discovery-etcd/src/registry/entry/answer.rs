@@ -37,7 +37,7 @@ impl Entry {
                 self.lease.report_gone(lease);
             }
             Err(failure) => {
-                if failure.is_member() {
+                if failure.may_be_done() {
                     self.doubt(lease);
                 }
                 self.failed(failure);

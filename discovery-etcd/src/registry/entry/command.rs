@@ -17,6 +17,8 @@ pub(in crate::registry) enum Command {
     Release { number: Option<u64>, reply: Option<Reply> },
     /// The entry changed.
     Seen { revision: i64, row: Option<Row> },
+    /// Mind no longer that a write may still be done, if nobody owns the entry.
+    Undoubt,
     /// The entry is watched no longer.
     Unwatched,
     /// A registration has another value.
@@ -52,6 +54,11 @@ impl Entry {
                 // A write whose answer was lost shows itself here too.
                 if revision > self.known() {
                     self.seen(row);
+                }
+            }
+            Command::Undoubt => {
+                if self.owner.is_none() {
+                    self.doubt = None;
                 }
             }
             Command::Unwatched => {

@@ -203,6 +203,11 @@ impl Entry {
         }
     }
 
+    /// Whether a write that may still be done is all that is left of it.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.owner.is_none() && self.left.is_none() && self.doubt.is_some()
+    }
+
     /// Keeps an eye on the entry, which is under this lease or may come to be.
     fn attend(&mut self, lease: i64) -> Next {
         // A watch that began under another lease may wait for a revision of a history that is no more.

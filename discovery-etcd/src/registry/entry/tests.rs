@@ -52,7 +52,7 @@ fn is_at_rest(next: &Next) -> bool {
 }
 
 fn no_answer() -> Failure {
-    Failure { reason: Reason::Member, error: Error::new(ErrorKind::DeadlineExceeded, "no answer") }
+    Failure::new(Reason::Member, Error::new(ErrorKind::DeadlineExceeded, "no answer"))
 }
 
 /// Registers under a lease, at revision 5.
@@ -154,7 +154,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
 
 #[tokio::test(start_paused = true)]
 async fn what_goes_while_it_cannot_be_written_is_lost() {
-    let full = || Failure { reason: Reason::Refused, error: Error::new(ErrorKind::ResourceExhausted, "no space") };
+    let full = || Failure::new(Reason::Refused, Error::new(ErrorKind::ResourceExhausted, "no space"));
     for (what, is_claim) in [("an update", false), ("another claim", true)] {
         for by_watch in [true, false] {
             for (stands, is_lost) in [(None, true), (Some(0), true), (Some(1), false), (Some(77), false)] {
@@ -239,7 +239,7 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
     let (reply, mut updated) = oneshot::channel();
     entry.take(Command::Update { number: 1, value: b"x".to_vec(), reply });
     let denied = Error::new(ErrorKind::PermissionDenied, "no");
-    entry.written(id_of(&lease), Err(Failure { reason: Reason::Refused, error: denied }));
+    entry.written(id_of(&lease), Err(Failure::new(Reason::Refused, denied)));
     assert_eq!(refused.try_recv().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert!(matches!(second.status(), Status::Deregistered { .. }));
     assert!(first.status().is_registered());
@@ -328,6 +328,26 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
     }
     entry.next(&lease);
     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit), "nothing can be written under a lease that is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that_is_given_up() {
+    for (unsent, is_in_doubt) in [(true, false), (false, true)] {
+        let mut entry = entry();
+        let lease = held(&entry.lease);
+        let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
+        entry.next(&lease);
+        entry.written(id_of(&lease), Err(Failure { unsent, ..no_answer() }));
+        entry.take(Command::Undoubt);
+        assert!(!entry.is_in_doubt(), "it is owned");
+        release(&mut entry, 1);
+        entry.next(&lease);
+        entry.removed(Ok(Delete::Gone(5)), true);
+        assert_eq!(entry.is_in_doubt(), is_in_doubt);
+        assert_eq!(matches!(entry.next(&lease), Next::Exit), !is_in_doubt);
+        entry.take(Command::Undoubt);
+        assert!(matches!(entry.next(&lease), Next::Exit));
+    }
 }
 
 #[tokio::test(start_paused = true)]
