@@ -63,9 +63,14 @@ impl Attempt {
         self.picked.endpoint.look();
     }
 
-    /// Counts the attempt as failed without an answer, and no more at its drop.
-    pub(crate) fn lose(mut self) {
+    /// Counts the attempt as failed without an answer, once.
+    pub(crate) fn lose(self) {
         self.endpoint().lost();
+        self.forgive();
+    }
+
+    /// Ends the attempt without counting it against the endpoint.
+    pub(crate) fn forgive(mut self) {
         (self.deadline, self.tick) = (None, self.endpoint().signals.tick());
     }
 

@@ -20,7 +20,7 @@ use crate::{
     deadline,
     metrics::Event,
     response::ResponseBody,
-    retry::{Failure, PREVIOUS, Repeats, Retries},
+    retry::{Failure, PREVIOUS, Repeats},
     served::Tried,
     status::{self, Outcome},
 };
@@ -87,8 +87,8 @@ impl Call {
 
     /// When the attempt that begins now has to be answered.
     pub(crate) fn attempt_end(&self, board: &Board) -> Option<Instant> {
-        let retries = board.retries.as_ref().filter(|_| self.repeats.is_some());
-        let end = retries.and_then(Retries::attempt_end);
+        let repeatable = board.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.spare.is_some());
+        let end = repeatable.and_then(|(retries, repeats)| retries.attempt_end(repeats));
         end.into_iter().chain(self.deadline).min()
     }
 
@@ -164,6 +164,7 @@ impl Call {
         };
         if let Some(request) = error.take_message() {
             attempt.retire();
+            attempt.forgive();
             board.signals.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
@@ -180,6 +181,7 @@ impl Call {
         if let Some(spare) = self.spare.as_ref().filter(|_| unprocessed) {
             if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.retire();
+                attempt.forgive();
             } else {
                 attempt.lose();
             }
@@ -190,7 +192,7 @@ impl Call {
         if of_peer {
             attempt.lose();
         } else {
-            drop(attempt);
+            attempt.forgive();
         }
         self.repeat(board, Status::new(code, message), Some(error.into()), false)
     }
@@ -211,7 +213,9 @@ impl Call {
     pub(crate) fn expire(&mut self, board: &Board, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
         attempt.expire();
-        self.repeat(board, status::deadline_exceeded(), None, true)
+        let is_over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let status = if is_over { status::deadline_exceeded() } else { status::attempt_too_long() };
+        self.repeat(board, status, None, true)
     }
 
     /// Repeats a call that failed, where a policy says so.

@@ -32,7 +32,8 @@ use crate::{
 ///
 /// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its SETTINGS seen, below its stream
 ///   limit, not ejected.
-/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline. Nothing else is repeated.
+/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline. Anything else is repeated only by a
+///   [`RetryPolicy`](crate::RetryPolicy).
 ///   This needs a body that is at hand as a whole, of up to 64 KiB: unary and server-streaming calls.
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before the first set or while an
 ///   endpoint makes its first attempt, without a deadline at most 10 s; otherwise it fails at once with `UNAVAILABLE` and the

@@ -45,6 +45,8 @@ pub(crate) struct Endpoint {
     lost: AtomicU32,
     phase: Mutex<Phase>,
     draining: AtomicBool,
+    /// It was drained and is not any more.
+    returned: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
     suspect: AtomicBool,
     /// Makes the driver look again: at the connection, and at whether it shall drain.
@@ -112,6 +114,7 @@ impl Endpoint {
             lost: AtomicU32::new(0),
             phase: Mutex::new(Phase::Idle),
             draining: AtomicBool::new(false),
+            returned: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             look: Notify::new(),
         })
@@ -216,6 +219,7 @@ impl Endpoint {
     /// Lets the driver end the connection once its requests have ended, or takes that back.
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
+        self.returned.store(!draining, Ordering::Release);
         self.look.notify_one();
     }
 
@@ -245,6 +249,7 @@ impl Endpoint {
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
     let mut delays = plan.backoff.delays();
     let mut knocks = plan.backoff.at_most(KNOCK).delays();
+    let mut suspect_since = None;
     let mut first = true;
     // The connections whose requests may still be in flight, the present one among them.
     let mut all: Vec<(Cut, Arc<Load>)> = Vec::new();
@@ -255,6 +260,7 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
             () = drained(&endpoint) => return settle(&endpoint, &all, plan.drain).await,
             permit = plan.connects.acquire() => permit,
         };
+        let begun = Instant::now();
         let connected = connect(&endpoint, &plan).await;
         drop(permit);
         let event = if connected.is_ok() { Event::Connect } else { Event::ConnectFailure };
@@ -262,6 +268,7 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
         let error: BoxError = match connected {
             Ok(connection) => {
                 endpoint.suspect.store(false, Ordering::Release);
+                suspect_since = None;
                 knocks.reset();
                 let (since, load) = (Instant::now(), Arc::clone(connection.load()));
                 all.retain(|(_, load)| load.in_flight() > 0);
@@ -281,10 +288,17 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Plan) {
             Err(error) => error,
         };
         first = false;
-        let suspect = endpoint.suspect.load(Ordering::Acquire);
-        let until = Instant::now() + if suspect { knocks.next_delay() } else { delays.next_delay() };
+        let is_suspect =
+            endpoint.suspect.load(Ordering::Acquire) && suspect_since.get_or_insert(begun).elapsed() < KNOCKING;
+        let until = Instant::now() + if is_suspect { knocks.next_delay() } else { delays.next_delay() };
+        endpoint.returned.store(false, Ordering::Release);
         endpoint.enter(Phase::BackingOff { error: error.into() });
-        sleep_until(until).await;
+        // Who registers again is probably there again; but not more often than a first wait allows.
+        let earliest = until.min(begun + plan.backoff.min());
+        tokio::select! {
+            () = sleep_until(until) => {}
+            () = returned(&endpoint) => sleep_until(earliest).await,
+        }
     }
 }
 
@@ -356,6 +370,13 @@ async fn settle(endpoint: &Endpoint, all: &[(Cut, Arc<Load>)], limit: Duration) 
     }
 }
 
+/// Waits until the endpoint is taken back after it was drained.
+async fn returned(endpoint: &Endpoint) {
+    while !endpoint.returned.swap(false, Ordering::AcqRel) {
+        endpoint.look.notified().await;
+    }
+}
+
 /// Waits for the order to drain, for endpoints that have nothing to drain.
 async fn drained(endpoint: &Endpoint) {
     while !endpoint.is_draining() {
@@ -367,4 +388,6 @@ async fn drained(endpoint: &Endpoint) {
 const GOOD: Duration = Duration::from_secs(1);
 /// The longest wait between attempts to connect a peer that was there a moment ago, and may be there again in another.
 const KNOCK: Duration = Duration::from_secs(1);
+/// For so long a peer that became silent is expected back any moment.
+const KNOCKING: Duration = Duration::from_secs(30);
 const DRAIN_TICK: Duration = Duration::from_millis(20);

@@ -25,8 +25,9 @@ pin_project! {
     ///
     /// By hand instead of `async`, so that it is small and nothing in it moves: what is rare gets a future of its own.
     pub(crate) struct Flight<F> {
+        // Until it has come, or has been given up.
         #[pin]
-        answer: F,
+        answer: Option<F>,
         // Until the answer.
         attempt: Option<Attempt>,
         call: Option<Call>,
@@ -42,7 +43,7 @@ pin_project! {
 impl<F> Flight<F> {
     pub(crate) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
         let end = call.attempt_end(&shared.board).map(sleep_until);
-        Self { answer, attempt: Some(attempt), call: Some(call), shared: Some(shared), end, rest: None }
+        Self { answer: Some(answer), attempt: Some(attempt), call: Some(call), shared: Some(shared), end, rest: None }
     }
 }
 
@@ -53,11 +54,12 @@ where
     type Output = Result<Response<ResponseBody>, Status>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
+        let mut this = self.project();
         if let Some(rest) = this.rest {
             return rest.as_mut().poll(context);
         }
-        let answer = match this.answer.poll(context) {
+        let Some(pending) = this.answer.as_mut().as_pin_mut() else { unreachable!("polled after it was ready") };
+        let answer = match pending.poll(context) {
             Poll::Ready(answer) => Some(answer),
             Poll::Pending if this.end.as_pin_mut().is_some_and(|end| end.poll(context).is_ready()) => None,
             Poll::Pending => return Poll::Pending,
@@ -68,7 +70,11 @@ where
         };
         let next = match answer {
             Some(answer) => call.settle(&shared.board, attempt, answer),
-            None => call.expire(&shared.board, attempt),
+            None => {
+                // Which cancels the request.
+                this.answer.set(None);
+                call.expire(&shared.board, attempt)
+            }
         };
         match next {
             Next::Again(request, wait) => this.rest.insert(call.go_on(shared, request, wait)).as_mut().poll(context),

@@ -98,18 +98,26 @@ impl Check {
 
     async fn ask(&mut self) -> Result<ServingStatus, Status> {
         loop {
+            let mut is_first = false;
             let answers = match &mut self.answers {
                 Some(answers) => answers,
                 none => {
                     let request = HealthCheckRequest { service: self.service.clone() };
-                    none.insert(self.client.watch(request).await?.into_inner())
+                    let asked = timeout(FIRST, self.client.watch(request)).await;
+                    is_first = true;
+                    none.insert(asked.map_err(|_| silent())??.into_inner())
                 }
             };
-            let limit = if self.said == Health::NotServing { NOT_SERVING } else { SERVING };
+            let limit = match self.said {
+                _ if is_first => FIRST,
+                Health::NotServing => NOT_SERVING,
+                Health::Serving | Health::Unknown => SERVING,
+            };
             match timeout(limit, answers.message()).await {
                 Ok(Ok(Some(answer))) => return Ok(answer.status()),
                 Ok(Ok(None)) => return Err(Status::unavailable("the health check ended")),
                 Ok(Err(status)) => return Err(status),
+                Err(_) if is_first => return Err(silent()),
                 Err(_) => self.answers = None,
             }
         }
@@ -145,6 +153,12 @@ impl Service<Request<tonic::body::Body>> for Through {
     }
 }
 
+fn silent() -> Status {
+    Status::deadline_exceeded("the health check is not answered")
+}
+
+/// How long a first answer may take.
+const FIRST: Duration = Duration::from_secs(2);
 /// How long a stream is kept.
 const SERVING: Duration = Duration::from_secs(10);
 /// The same where the peer does not serve, as one that is about to stop.

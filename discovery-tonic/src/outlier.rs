@@ -11,12 +11,13 @@ use crate::window::{Limits, Totals, Window};
 #[non_exhaustive]
 pub struct Ejection {
     /// So many requests in a row without an answer: connection lost, deadline passed, or `UNAVAILABLE`; by default 5. A
-    /// connection that has never answered anything gets no more than 2.
+    /// connection that has never answered anything gets no more than 2. With 0 this does not count.
     pub failures: u32,
     /// So long without any answer while requests wait for one, one after the other or at the same time: by default 1 s. Where all calls of a service take longer, so
     /// should this; an endpoint that answers is back at once.
     pub silence: Duration,
-    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. Above 100 it is off.
+    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With 0, or above 100, this does
+    /// not count. Who is out for this is back by its probe alone.
     pub percent: u32,
     /// How many calls an interval must have had for that: by default 50.
     pub volume: u32,
@@ -60,8 +61,10 @@ pub(crate) struct Outlier {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     In,
+    /// `strict`: only its probe brings it back.
     Out {
         until: Instant,
+        strict: bool,
     },
     /// One request at a time, until one is answered.
     Probing,
@@ -95,7 +98,7 @@ impl Outlier {
     /// Until when it gets no requests.
     pub(crate) fn out_until(&self) -> Option<Instant> {
         match self.state {
-            State::Out { until } => Some(until),
+            State::Out { until, .. } => Some(until),
             State::In | State::Probing => None,
         }
     }
@@ -107,7 +110,7 @@ impl Outlier {
 
     /// Whether sweeps must go on although nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        self.state == State::In
+        !matches!(self.state, State::Out { .. })
     }
 
     /// One step; `may_eject` says whether enough others are left.
@@ -117,13 +120,14 @@ impl Outlier {
         if answered {
             self.silence = Silence::default();
         }
-        let silent = self.silence.step(seen.now, seen.unanswered > self.hanging) >= settings.silence;
+        let silent = self.silence.step(seen.now, seen.unanswered > self.hanging) >= settings.silence.max(LEAST_SILENCE);
         let limits = Limits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
         let failing = self.window.step(seen.now, seen.totals, limits);
         let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
+        let in_a_row = most > 0 && seen.failures >= most;
         match self.state {
-            State::In if (seen.failures >= most || silent || failing) && may_eject => {
-                self.eject(settings, seen.now, silent)
+            State::In if (in_a_row || silent || failing) && may_eject => {
+                self.eject(settings, seen.now, silent, !in_a_row && !silent)
             }
             State::In => {
                 if answered && seen.failures == 0 {
@@ -132,29 +136,29 @@ impl Outlier {
                 Verdict::Stay
             }
             // A late answer is as good as a probe's.
-            State::Out { .. } | State::Probing if answered && seen.failures == 0 => {
+            State::Out { strict: false, .. } | State::Probing if answered && seen.failures == 0 => {
                 self.state = State::In;
                 self.hanging = 0;
                 Verdict::Restore
             }
-            State::Out { until } if seen.now >= until => {
+            State::Out { until, .. } if seen.now >= until => {
                 self.state = State::Probing;
                 (self.silence, self.hanging) = (Silence::default(), seen.unanswered);
                 Verdict::Probe
             }
             State::Out { .. } => Verdict::Stay,
-            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now, silent),
+            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now, silent, false),
             State::Probing => Verdict::Stay,
         }
     }
 
-    fn eject(&mut self, settings: &Ejection, now: Instant, silent: bool) -> Verdict {
+    fn eject(&mut self, settings: &Ejection, now: Instant, silent: bool, strict: bool) -> Verdict {
         let factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
         let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
         self.streak = self.streak.saturating_add(1);
         self.silence = Silence::default();
         self.window.reset();
-        self.state = State::Out { until };
+        self.state = State::Out { until, strict };
         Verdict::Eject { until, silent }
     }
 }
@@ -200,6 +204,8 @@ pub(crate) fn may_eject(out: usize, total: usize) -> bool {
     (out + 1) * 2 <= total
 }
 
+/// A sweep or two.
+const LEAST_SILENCE: Duration = Duration::from_millis(100);
 /// Failures that a connection gets which has never answered.
 const UNPROVEN: u32 = 2;
 

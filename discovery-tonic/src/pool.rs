@@ -262,7 +262,8 @@ impl Pool {
         let now = Instant::now();
         let takers: Vec<&Member> = self.takers().collect();
         let connected = takers.iter().filter(|member| member.endpoint.link().is_some()).count();
-        let mut out = takers.iter().filter(|member| member.outlier.out_until().is_some()).count();
+        let is_out = |member: &&&Member| member.endpoint.link().is_some() && member.outlier.out_until().is_some();
+        let mut out = takers.iter().filter(is_out).count();
         let mut changed = false;
         for (id, member) in &mut self.members {
             let link = member.endpoint.link();

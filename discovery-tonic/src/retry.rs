@@ -85,7 +85,8 @@ impl RetryPolicy {
         self
     }
 
-    /// How long one attempt may take to its response's first byte; then it is given up and the call repeated, whatever the codes.
+    /// How long one attempt may take to its response's first byte; then it is given up and the call repeated, whatever the codes. It
+    /// binds no attempt after which there is none: the last one, that of a call that streams, and while the budget is used up.
     #[must_use]
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
@@ -100,7 +101,7 @@ impl RetryPolicy {
     }
 
     /// How many repetitions there may be in percent of the channel's calls, so that a service in trouble gets no more load than that on
-    /// top; 100 at most. Besides there is a reserve of ten, from which a quiet channel lives.
+    /// top; 100 at most. A channel begins with ten, and saves up to a thousand, for the moment in which a server dies with many calls.
     #[must_use]
     pub fn budget(mut self, percent: u32) -> Self {
         self.budget = percent.min(100);
@@ -158,7 +159,10 @@ impl Retries {
     }
 
     /// When an attempt that begins now has taken too long.
-    pub(crate) fn attempt_end(&self) -> Option<Instant> {
+    pub(crate) fn attempt_end(&self, repeats: &Repeats) -> Option<Instant> {
+        if repeats.done + 1 >= self.policy.attempts || !self.budget.has_one() {
+            return None;
+        }
         self.policy.attempt_timeout.and_then(|timeout| Instant::now().checked_add(timeout))
     }
 
@@ -210,8 +214,9 @@ impl Pushback {
     /// By gRFC A6 a negative or malformed value asks for no repetition.
     fn of(status: &Status) -> Self {
         let Some(value) = status.metadata().get(PUSHBACK) else { return Self::None };
-        let millis = value.to_str().ok().and_then(|value| value.parse().ok());
-        millis.map_or(Self::Stop, |millis: u32| Self::Wait(Duration::from_millis(millis.into())))
+        let digits = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+        let millis = digits.and_then(|value| value.parse().ok());
+        millis.map_or(Self::Stop, |millis: u32| Self::Wait(Duration::from_millis(millis.into()).min(LONGEST)))
     }
 }
 
@@ -224,7 +229,7 @@ struct Budget {
 
 impl Budget {
     fn new(percent: u32) -> Self {
-        Self { percent, left: AtomicU32::new(MOST) }
+        Self { percent, left: AtomicU32::new(FIRST) }
     }
 
     fn deposit(&self) {
@@ -232,6 +237,10 @@ impl Budget {
         if self.left.load(Ordering::Relaxed) < MOST {
             self.left.fetch_add(self.percent, Ordering::Relaxed);
         }
+    }
+
+    fn has_one(&self) -> bool {
+        self.left.load(Ordering::Relaxed) >= WHOLE
     }
 
     fn withdraw(&self) -> bool {
@@ -243,8 +252,12 @@ impl Budget {
 pub(crate) const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const WHOLE: u32 = 100;
-/// The reserve.
-const MOST: u32 = 10 * WHOLE;
+/// What a channel begins with.
+const FIRST: u32 = 10 * WHOLE;
+/// What it saves at most.
+const MOST: u32 = 1000 * WHOLE;
+/// The longest wait that a server may ask for.
+const LONGEST: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
@@ -329,11 +342,15 @@ mod tests {
             repeated += u32::from(retries.next(&mut begin(&retries), Failure::Slow, None).is_some());
         }
         assert!((200..=210).contains(&repeated), "{repeated}");
-        // Calls that go well fill it up again, to the reserve and no further.
+        // Calls that go well fill it up again.
         (0..1000).for_each(|_| {
             begin(&retries);
         });
-        let burst = (0..100).take_while(|_| retries.budget.withdraw()).count();
-        assert_eq!(burst, 10);
+        let burst = (0..1000).take_while(|_| retries.budget.withdraw()).count();
+        assert!((200..=210).contains(&burst), "{burst}");
+        (0..100_000).for_each(|_| {
+            begin(&retries);
+        });
+        assert!(retries.budget.left.load(Ordering::Relaxed) < MOST + WHOLE, "there is a limit to that");
     }
 }

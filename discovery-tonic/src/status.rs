@@ -59,6 +59,11 @@ pub(crate) fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline of the call passed")
 }
 
+/// The status where an attempt took too long, and the call is not repeated.
+pub(crate) fn attempt_too_long() -> Status {
+    Status::deadline_exceeded("no answer came within the time of one attempt")
+}
+
 /// h2's error behind hyper's.
 ///
 /// The types meet only while hyper and this crate use the same major version of h2; a test of the connection guards that.

@@ -39,7 +39,8 @@ impl Window {
         let ended = totals.ended.wrapping_sub(self.start.ended);
         let failed = totals.failed.wrapping_sub(self.start.failed);
         *self = Self { since: Some(now), start: totals };
-        ended >= limits.volume && u64::from(failed) * 100 >= u64::from(ended) * u64::from(limits.percent)
+        let counts = (1..=100).contains(&limits.percent) && ended >= limits.volume.max(1);
+        counts && u64::from(failed) * 100 >= u64::from(ended) * u64::from(limits.percent)
     }
 
     /// Begins anew: what was before an ejection is atoned for.

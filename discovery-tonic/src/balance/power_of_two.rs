@@ -34,7 +34,8 @@ fn by_weight(candidates: &Candidates<'_>, draw: &mut Draw) -> usize {
     if second == first {
         second = candidates.sample(draw);
     }
-    let cost =
-        |n: usize, other: usize| u64::from(candidates.in_flight(n)) * u64::from(candidates.weight(other).value());
-    if cost(second, first) < cost(first, second) { second } else { first }
+    // As it would be with this request, so that a light candidate does not win whenever nothing is in flight.
+    let cost = |in_flight: u32, other: usize| u64::from(in_flight) * u64::from(candidates.weight(other).value());
+    let (one, other) = (candidates.in_flight(first), candidates.in_flight(second));
+    if cost(other.saturating_add(1), first) <= cost(one, second) { second } else { first }
 }

@@ -93,7 +93,11 @@ impl ServerHandle {
                 *instance = after;
                 Ok(())
             }
-            Entry::Registered(registration) => registration.update(change).await,
+            Entry::Registered(registration) => tokio::select! {
+                result = registration.update(change) => result,
+                // It must not keep the server from leaving.
+                () = self.orders.reach(1) => Err(left()),
+            },
             Entry::Left => Err(left()),
         }
     }

@@ -84,7 +84,8 @@ impl Connections {
         // Where it cannot be set, calls are slower and nothing else.
         let _ = stream.set_nodelay(true);
         self.open.fetch_add(1, Ordering::Relaxed);
-        let cut = Box::pin(self.cut.clone().cancelled_owned());
+        // One of its own, so that connections do not share a lock.
+        let cut = Box::pin(self.cut.child_token().cancelled_owned());
         Accepted { stream, cut, _open: Open(Arc::clone(&self.open)) }
     }
 
@@ -133,6 +134,7 @@ impl AsyncRead for Accepted {
 
 impl AsyncWrite for Accepted {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -141,6 +143,7 @@ impl AsyncWrite for Accepted {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
     }
 
@@ -149,10 +152,12 @@ impl AsyncWrite for Accepted {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

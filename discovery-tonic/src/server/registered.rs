@@ -132,8 +132,8 @@ impl RegisteredServer {
 
         let left = tokio::select! {
             ended = &mut serving => {
+                life.say(ServingStatus::NotServing).await;
                 life.leave().await;
-                life.enter(Stage::Stopped);
                 return Err(by_itself(ended.err().map(Into::into)));
             }
             left = life.until_left() => left,
@@ -153,7 +153,6 @@ impl RegisteredServer {
             // Each ends by itself now. What goes on all the same is dropped.
             let _ = timeout(LAST, serving).await;
         }
-        life.enter(Stage::Stopped);
         left?;
         match ended {
             Some(Err(error)) => Err(by_itself(Some(error.into()))),
@@ -184,8 +183,13 @@ impl Life {
         self.say(ServingStatus::NotServing).await;
         let drain = async {
             let (since, drain) = (Instant::now(), self.plan.drain);
-            // Who cannot hear that it left will not hear it in more time either.
-            let rest = if self.leave().await { drain } else { drain.saturating_sub(since.elapsed()) };
+            let rest = match self.leave().await {
+                // Nobody has heard of it.
+                None => Duration::ZERO,
+                Some(true) => drain,
+                // Who cannot hear that it left will not hear it in more time either.
+                Some(false) => drain.saturating_sub(since.elapsed()),
+            };
             sleep(rest).await;
         };
         tokio::select! {
@@ -220,15 +224,15 @@ impl Life {
         }
     }
 
-    /// Leaves the registry; whether that is confirmed.
-    async fn leave(&self) -> bool {
+    /// Leaves the registry; whether that is confirmed, where it was there at all.
+    async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
-        let Entry::Registered(registration) = entry else { return true };
+        let Entry::Registered(registration) = entry else { return None };
         let result = registration.deregister().await;
         if let Err(error) = &result {
             warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
         }
-        result.is_ok()
+        Some(result.is_ok())
     }
 
     fn enter(&self, stage: Stage) {
@@ -240,6 +244,13 @@ impl Life {
         if let Some(health) = &self.plan.health {
             health.say(status).await;
         }
+    }
+}
+
+impl Drop for Life {
+    /// However it ends: also by an abort, or a panic.
+    fn drop(&mut self) {
+        self.enter(Stage::Stopped);
     }
 }
 
