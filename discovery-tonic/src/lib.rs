@@ -76,6 +76,7 @@ mod flight;
 mod health;
 mod hold;
 mod io;
+mod member;
 mod metrics;
 mod outlier;
 mod pool;

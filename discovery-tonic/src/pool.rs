@@ -1,18 +1,17 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update, Updates, Weight};
+use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update, Updates};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::{
-    attempt::Target,
-    balance::Candidate,
-    board::{Board, Outlook, Row},
+    board::{Board, Outlook},
     connector::BoxError,
     endpoint::{Endpoint, Phase, Plan, drive},
     health::Health,
     hold::Hold,
+    member::Member,
     metrics::Event,
     outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
     ramp::{self, Ramp},
@@ -45,14 +44,6 @@ pub(crate) struct Config {
     pub(crate) hold: Option<Duration>,
     pub(crate) ejection: Ejection,
     pub(crate) slow_start: Duration,
-}
-
-struct Member {
-    instance: Arc<Instance>,
-    endpoint: Arc<Endpoint>,
-    outlier: Outlier,
-    held_until: Option<Instant>,
-    ramp: Ramp,
 }
 
 impl Pool {
@@ -365,55 +356,6 @@ impl Pool {
             BoxError::from("they say that they do not serve, are taken out, or connect again").into()
         });
         Outlook::Failing { since, endpoints: self.members.len(), error }
-    }
-}
-
-impl Member {
-    fn describe(&mut self, instance: &Arc<Instance>) {
-        self.instance = Arc::clone(instance);
-        self.endpoint.describe(instance);
-    }
-
-    /// Whether its driver will go on where the endpoint is not drained after all.
-    fn is_driven(&self) -> bool {
-        match self.endpoint.phase() {
-            Phase::Ended => false,
-            Phase::Ready(link) => !link.load.is_closed(),
-            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Idle => true,
-        }
-    }
-
-    /// Its slow start begins with its first connection, and with the first one after an attempt that failed.
-    fn ramp_up(&mut self, now: Instant) {
-        match self.endpoint.phase() {
-            Phase::Ready(_) => self.ramp.begin(now),
-            Phase::BackingOff { .. } => self.ramp.reset(),
-            Phase::Connecting { .. } | Phase::Ended | Phase::Idle => {}
-        }
-    }
-
-    fn candidate(&self, weight: Weight) -> Option<Candidate<Target>> {
-        let link = self.endpoint.serving()?;
-        // A connection that came after the verdict; while requests wait, the trial counts them already.
-        if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
-            link.load.set_trial(1);
-        }
-        let target = Target {
-            instance: Arc::clone(&self.instance),
-            endpoint: Arc::clone(&self.endpoint),
-            origin: link.origin,
-            sender: link.sender,
-        };
-        Some(Candidate::new(target, weight, link.load))
-    }
-
-    fn row(&self) -> Row {
-        Row {
-            instance: Arc::clone(&self.instance),
-            endpoint: Arc::clone(&self.endpoint),
-            out_until: self.outlier.out_until(),
-            held_until: self.held_until,
-        }
     }
 }
 
