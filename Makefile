@@ -33,6 +33,7 @@ soak:
 	scripts/install cc cargo protoc etcd etcdctl
 	CHAOS_SEEDS=$(SEEDS) CHAOS_SECONDS=$(SECONDS) $(if $(SEED),CHAOS_SEED=$(SEED)) \
 		cargo test -p tests --all-features $(if $(SEED),--test chaos) --no-fail-fast -- --ignored --nocapture --test-threads=1
+	$(if $(SEED),,cargo test -p discovery-tonic --all-features --no-fail-fast -- --ignored --nocapture --test-threads=1)
 
 lint:
 	scripts/install cc cargo protoc

@@ -13,18 +13,12 @@ use std::{
 
 use discovery_core::{Backoff, Instance, Metadata};
 use discovery_tonic::{EndpointSettings, balance::RoundRobin};
-use support::{Mortal, Server, builder, greet, instance, ready, refusing, registry, servers, service, silent};
+use support::{
+    Mortal, Server, builder, eventually, greet, instance, ready, refusing, registry, servers, service, silent,
+};
 use tokio::time::sleep;
 
 const SOON: Duration = Duration::from_secs(5);
-
-async fn eventually(mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SOON, "not within {SOON:?}");
-        sleep(Duration::from_millis(5)).await;
-    }
-}
 
 /// Counts what the hook is asked for: attempts to connect.
 fn attempts(
@@ -73,7 +67,7 @@ async fn c10_a_flapping_server_keeps_its_connection() {
     let channel = builder(&backend).build().unwrap();
     for _ in 0..20 {
         backend.put(&service(), flapping.clone());
-        eventually(|| ready(&channel) == 1).await;
+        eventually("it has come", || ready(&channel) == 1).await;
         greet(&channel, Some(SOON)).await.unwrap();
         backend.remove(&service(), flapping.id().as_str());
         sleep(Duration::from_millis(20)).await;
@@ -126,13 +120,13 @@ async fn the_hook_sees_the_instance_as_it_is_registered_now() {
     let channel = builder(&backend).endpoint(hook).build().unwrap();
     let one = instance(server.address);
     backend.put(&service(), one.clone());
-    eventually(|| ready(&channel) == 1).await;
+    eventually("it has come", || ready(&channel) == 1).await;
     let mut metadata = Metadata::default();
     metadata.insert("zone", "b").unwrap();
     backend.put(&service(), one.with_metadata(metadata));
-    eventually(|| channel.endpoints()[0].instance.metadata().get("zone").is_some()).await;
+    eventually("it has come", || channel.endpoints()[0].instance.metadata().get("zone").is_some()).await;
     server.kill();
-    eventually(|| seen.lock().unwrap().len() >= 2).await;
+    eventually("it has come", || seen.lock().unwrap().len() >= 2).await;
     assert_eq!(seen.lock().unwrap()[..2], [None, Some("b".to_owned())]);
 }
 
@@ -143,11 +137,11 @@ async fn c13_a_new_endpoint_warms_up() {
     let backend = registry(old.iter().map(|server| server.address));
     let window = Duration::from_secs(3);
     let channel = builder(&backend).slow_start(window).build().unwrap();
-    eventually(|| ready(&channel) == 3).await;
+    eventually("it has come", || ready(&channel) == 3).await;
     sleep(window).await;
     let new = Server::start("new").await;
     backend.put(&service(), new.instance());
-    eventually(|| ready(&channel) == 4).await;
+    eventually("it has come", || ready(&channel) == 4).await;
     let start = Instant::now();
     // Of a third of the window each: the share in it, and that of the curve at its middle.
     for third in 0..3u32 {
@@ -176,10 +170,10 @@ async fn without_a_slow_start_a_new_endpoint_gets_its_share_at_once() {
     let old = servers(3).await;
     let backend = registry(old.iter().map(|server| server.address));
     let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
-    eventually(|| ready(&channel) == 3).await;
+    eventually("it has come", || ready(&channel) == 3).await;
     let new = Server::start("new").await;
     backend.put(&service(), new.instance());
-    eventually(|| ready(&channel) == 4).await;
+    eventually("it has come", || ready(&channel) == 4).await;
     let mut to_new = 0;
     for _ in 0..400 {
         to_new += u32::from(greet(&channel, Some(SOON)).await.unwrap() == new.address);

@@ -9,7 +9,7 @@ use std::{
 
 use discovery_tonic::{BalancedChannel, EndpointState};
 use greeter::Greeter;
-use support::{Server, builder, greet, hung, ready, registry};
+use support::{Server, builder, eventually, greet, hung, ready, registry};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
@@ -43,15 +43,6 @@ impl Checked {
     async fn say(&self, status: ServingStatus) {
         self.reporter.set_service_status("", status).await;
     }
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) -> Duration {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
-        sleep(Duration::from_millis(2)).await;
-    }
-    start.elapsed()
 }
 
 fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState> {

@@ -9,14 +9,13 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use discovery_core::Backoff;
 use discovery_tonic::RetryPolicy;
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use support::{Server, answer, builder, greet, instance, raw_h2, refusing, registry, service};
-use tokio::time::sleep;
+use support::{Server, answer, builder, eventually, greet, instance, raw_h2, refusing, registry, service};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -70,14 +69,6 @@ impl Seen {
 
     fn level(&self, name: &str) -> f64 {
         f64::from_bits(self.gauges.lock().unwrap()[&format!("discovery_channel_{name}")].load(Ordering::Relaxed))
-    }
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
-        sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -253,11 +253,12 @@ pub async fn greet_with(
     Ok((address, response.into_inner()))
 }
 
-/// Waits for what must come true soon.
-pub async fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+/// Waits until something holds, and returns how long that took.
+pub async fn eventually(what: &str, mut check: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !check() {
         assert!(start.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+    start.elapsed()
 }
