@@ -140,7 +140,8 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// C2: one of four freezes for ten seconds. At most five calls are slow, and it is used again within two seconds of waking.
+/// C2: one of four freezes for ten seconds. At most five calls are slow, and it is used again within two seconds of waking (three on a
+/// busy machine).
 #[tokio::test]
 async fn c2_a_frozen_server_is_left_and_used_again() {
     let frozen = Process::start();
