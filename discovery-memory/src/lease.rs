@@ -56,6 +56,10 @@ async fn run(store: Weak<Store>, number: u64, mut due: Instant) {
 impl State {
     /// Ends the leases and heals the registrations that are due, and returns when something is due next.
     fn tick(&mut self, now: Instant) -> Option<Instant> {
+        // Most calls come here for nothing, and a large registry takes long to look through.
+        if self.due.is_none_or(|due| due > now) {
+            return self.due;
+        }
         let ended = self.entries.iter().filter(|(_, stored)| stored.ends.is_some_and(|ends| ends <= now));
         let ended: Vec<String> = ended.map(|(key, _)| key.clone()).collect();
         let reason = self.outage.clone();
@@ -66,7 +70,13 @@ impl State {
             due.into_iter().for_each(|number| self.heal(number));
         }
         let ends = self.entries.values().filter_map(|stored| stored.ends);
-        ends.chain(self.owners.values().filter_map(|owner| owner.heals)).min()
+        self.due = ends.chain(self.owners.values().filter_map(|owner| owner.heals)).min();
+        self.due
+    }
+
+    /// Something will be due.
+    fn owe(&mut self, at: Instant) {
+        self.due = self.due.into_iter().chain([at]).min();
     }
 
     /// Takes entries away from their owners, who notice and come back.
@@ -84,6 +94,9 @@ impl State {
         if let Some(owner) = self.owners.get_mut(&number) {
             owner.status.set(Status::lost(error.clone()));
             owner.heals = reachable.then(|| Instant::now() + Backoff::default().delays().next_delay());
+            if let Some(heals) = owner.heals {
+                self.owe(heals);
+            }
         }
     }
 
@@ -112,5 +125,6 @@ impl State {
                 stored.ends.get_or_insert(ends);
             }
         }
+        self.owe(ends);
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct State {
     /// The handles that were crashed.
     pub(crate) crashed: BTreeSet<u64>,
     pub(crate) timer: Option<Timer>,
+    /// Before this no lease ends and nobody heals.
+    pub(crate) due: Option<Instant>,
     holding: bool,
     watchers: Vec<Watcher>,
     numbers: u64,
@@ -85,6 +87,7 @@ impl Store {
             owners: BTreeMap::new(),
             crashed: BTreeSet::new(),
             timer: None,
+            due: None,
             holding: false,
             watchers: Vec::new(),
             numbers: 0,
