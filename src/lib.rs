@@ -22,9 +22,9 @@ mod connect;
 pub use connect::connect;
 #[doc(inline)]
 pub use discovery_core::{
-    Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Metadata,
-    Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses, Update, Updates, View,
-    Weight,
+    Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Instances,
+    Metadata, Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses, Update, Updates,
+    View, Weight,
 };
 
 #[cfg(feature = "etcd")]

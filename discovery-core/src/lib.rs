@@ -45,7 +45,7 @@ pub use recover::{Recovered, Recovery};
 pub use registration::{Held, Registration};
 pub use registry::{Backend, Claim, Registry};
 pub use resolver::{Resolver, ResolverExt};
-pub use snapshot::Snapshot;
+pub use snapshot::{Instances, Snapshot};
 pub use source::{BadEntry, Entry, Feed, Live, Source};
 pub use status::{Status, StatusWriter, Statuses};
 pub use update::{Change, Update, Updates};

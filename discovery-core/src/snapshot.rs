@@ -1,10 +1,13 @@
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
+
+use rpds::{RedBlackTreeMapSync, map::red_black_tree_map::IterValues};
 
 use crate::{Change, Instance, InstanceId, Update};
 
 /// The set of a service's instances at one moment, in the order of their ids.
 ///
-/// One reference count: cloning is cheap and a snapshot never changes. Two snapshots that follow one another share the
+/// Cloning is cheap and a snapshot never changes. It is a persistent tree: the set after a change shares all but the path to what
+/// changed, so that a change costs the same in large sets as in small ones. Two snapshots that follow one another share the
 /// instances that did not change (the same [`Arc`]), so that [`Arc::ptr_eq`] tells what moved.
 ///
 /// ```
@@ -15,24 +18,28 @@ use crate::{Change, Instance, InstanceId, Update};
 /// assert!(set.get("10.0.0.1:80").is_some());
 /// # Ok::<(), discovery_core::Error>(())
 /// ```
-#[derive(Clone, Default, Eq, PartialEq)]
-pub struct Snapshot(Arc<[Arc<Instance>]>);
+#[derive(Clone)]
+pub struct Snapshot(Tree);
+
+/// Walks through the instances of a [`Snapshot`], in the order of their ids.
+pub struct Instances<'a>(IterValues<'a, InstanceId, Arc<Instance>, archery::ArcTK>);
+
+type Tree = RedBlackTreeMapSync<InstanceId, Arc<Instance>>;
 
 impl Snapshot {
     /// The instances, in the order of their ids.
-    pub fn iter(&self) -> std::slice::Iter<'_, Arc<Instance>> {
-        self.0.iter()
+    pub fn iter(&self) -> Instances<'_> {
+        Instances(self.0.values())
     }
 
     /// The instance with this id.
     pub fn get(&self, id: &str) -> Option<&Arc<Instance>> {
-        let place = self.0.binary_search_by(|instance| instance.id().as_str().cmp(id)).ok()?;
-        self.0.get(place)
+        self.0.get(id)
     }
 
     /// The number of instances.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.0.size()
     }
 
     /// Whether there are no instances.
@@ -56,58 +63,106 @@ impl Snapshot {
         if let Some(next) = change.next_of(self) {
             return next.clone();
         }
-        let mut next: BTreeMap<&InstanceId, &Arc<Instance>> = self.iter().map(|one| (one.id(), one)).collect();
+        let mut next = self.0.clone();
         for id in change.removes() {
-            next.remove(id);
+            next.remove_mut(id);
         }
-        next.extend(change.upserts().iter().map(|one| (one.id(), one)));
-        Self(next.into_values().cloned().collect())
+        for one in change.upserts() {
+            next.insert_mut(one.id().clone(), Arc::clone(one));
+        }
+        Self(next)
     }
 
     /// What leads from this set to `next`; an empty change where they are equal.
     pub fn diff(&self, next: &Self) -> Change {
-        let upserts = next.iter().filter(|one| self.get(one.id().as_str()) != Some(one)).cloned();
-        let removes = self.iter().map(|one| one.id()).filter(|id| next.get(id.as_str()).is_none()).cloned();
-        Change::new(upserts.collect(), removes.collect())
+        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        let mut former = self.iter().peekable();
+        for one in next {
+            while let Some(gone) = former.next_if(|old| old.id() < one.id()) {
+                removes.push(gone.id().clone());
+            }
+            if former.next_if(|old| old.id() == one.id()) != Some(one) {
+                upserts.push(Arc::clone(one));
+            }
+        }
+        removes.extend(former.map(|gone| gone.id().clone()));
+        Change::new(upserts, removes)
     }
 
     /// Whether both are one allocation.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        self.0.ptr_eq(&other.0)
     }
 
     /// The same set, in which every instance equal to one of `former` is that very one; an equal set is `former` itself.
     pub(crate) fn sharing(self, former: &Self) -> Self {
-        if self == *former {
-            return former.clone();
-        }
-        let shared =
-            |one: &Arc<Instance>| former.get(one.id().as_str()).filter(|old| *old == one).unwrap_or(one).clone();
-        Self(self.iter().map(shared).collect())
+        former.with(&former.diff(&self))
     }
 }
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self(Tree::new_sync())
+    }
+}
+
+impl PartialEq for Snapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_same(other) || self.iter().eq(other)
+    }
+}
+
+impl Eq for Snapshot {}
 
 impl<T: Into<Arc<Instance>>> FromIterator<T> for Snapshot {
     /// Collects a set; of several instances with one id, the last one stays.
     fn from_iter<I: IntoIterator<Item = T>>(instances: I) -> Self {
         let instances = instances.into_iter().map(Into::into);
-        let by_id: BTreeMap<InstanceId, Arc<Instance>> = instances.map(|one| (one.id().clone(), one)).collect();
-        Self(by_id.into_values().collect())
+        Self(instances.fold(Tree::new_sync(), |mut tree, one: Arc<Instance>| {
+            tree.insert_mut(one.id().clone(), one);
+            tree
+        }))
     }
 }
 
 impl<'a> IntoIterator for &'a Snapshot {
     type Item = &'a Arc<Instance>;
-    type IntoIter = std::slice::Iter<'a, Arc<Instance>>;
+    type IntoIter = Instances<'a>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
 }
 
+impl<'a> Iterator for Instances<'a> {
+    type Item = &'a Arc<Instance>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for Instances<'_> {
+    fn next_back(&mut self) -> Option<Self::Item> {
+        self.0.next_back()
+    }
+}
+
+impl ExactSizeIterator for Instances<'_> {}
+
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
+        f.debug_list().entries(self).finish()
+    }
+}
+
+impl fmt::Debug for Instances<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instances").field("left", &self.len()).finish()
     }
 }
 
