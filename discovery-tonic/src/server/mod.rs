@@ -36,6 +36,7 @@ mod builder;
 mod handle;
 mod health;
 mod incoming;
+mod life;
 mod orders;
 mod registered;
 

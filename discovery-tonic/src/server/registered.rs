@@ -1,19 +1,19 @@
-use std::{fmt, future::Future, mem, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Error, ErrorKind, Instance, Registry, ServiceName};
+use discovery_core::{Error, ErrorKind, Instance, Registry, ServiceName};
 use tokio::{
     net::TcpListener,
     sync::{Mutex, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tonic_health::ServingStatus;
-use tracing::{info, warn};
 
 use super::{
     Builder,
     builder::Plan,
     handle::{Entry, ServerHandle, Stage},
     incoming::{Connections, Incoming},
+    life::Life,
     orders::GoAway,
 };
 use crate::connector::BoxError;
@@ -158,99 +158,6 @@ impl RegisteredServer {
             Some(Err(error)) => Err(by_itself(Some(error.into()))),
             Some(Ok(())) | None => Ok(Stopped { cut }),
         }
-    }
-}
-
-/// What a server does besides serving.
-struct Life {
-    plan: Plan,
-    entry: Arc<Mutex<Entry>>,
-    handle: ServerHandle,
-}
-
-impl Life {
-    /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
-    async fn until_left(&self) -> Result<(), Error> {
-        let orders = &self.handle.orders;
-        // A reporter begins with SERVING.
-        self.say(ServingStatus::NotServing).await;
-        let registered = tokio::select! {
-            biased;
-            () = orders.reach(1) => Ok(()),
-            Err(error) = self.register() => Err(error),
-        };
-        self.enter(Stage::Draining);
-        self.say(ServingStatus::NotServing).await;
-        let drain = async {
-            let (since, drain) = (Instant::now(), self.plan.drain);
-            let rest = match self.leave().await {
-                // Nobody has heard of it.
-                None => Duration::ZERO,
-                Some(true) => drain,
-                // Who cannot hear that it left will not hear it in more time either.
-                Some(false) => drain.saturating_sub(since.elapsed()),
-            };
-            sleep(rest).await;
-        };
-        tokio::select! {
-            () = drain => {}
-            () = orders.reach(2) => {}
-        }
-        registered
-    }
-
-    /// Registers once the server is ready, as soon as the registry can be reached.
-    async fn register(&self) -> Result<(), Error> {
-        self.plan.ready.lock().await.as_mut().await;
-        self.say(ServingStatus::Serving).await;
-        let mut delays = Backoff::default().delays();
-        loop {
-            // Locked meanwhile, so that an update goes into what is registered, or into the registration.
-            let mut entry = self.entry.lock().await;
-            let Entry::Planned(instance) = &*entry else { return Ok(()) };
-            match self.plan.registry.register(&self.plan.service, instance.clone()).await {
-                Ok(registration) => {
-                    *entry = Entry::Registered(registration);
-                    self.enter(Stage::Serving);
-                    return Ok(());
-                }
-                Err(error) if error.is_retryable() => {
-                    warn!(service = %self.plan.service, error = %error.report(), "server not registered yet");
-                }
-                Err(error) => return Err(error),
-            }
-            drop(entry);
-            sleep(delays.next_delay()).await;
-        }
-    }
-
-    /// Leaves the registry; whether that is confirmed, where it was there at all.
-    async fn leave(&self) -> Option<bool> {
-        let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
-        let Entry::Registered(registration) = entry else { return None };
-        let result = registration.deregister().await;
-        if let Err(error) = &result {
-            warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
-        }
-        Some(result.is_ok())
-    }
-
-    fn enter(&self, stage: Stage) {
-        info!(service = %self.plan.service, ?stage, "server stage");
-        self.handle.stage.send_replace(stage);
-    }
-
-    async fn say(&self, status: ServingStatus) {
-        if let Some(health) = &self.plan.health {
-            health.say(status).await;
-        }
-    }
-}
-
-impl Drop for Life {
-    /// However it ends: also by an abort, or a panic.
-    fn drop(&mut self) {
-        self.enter(Stage::Stopped);
     }
 }
 

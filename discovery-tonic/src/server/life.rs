@@ -1,0 +1,107 @@
+use std::{mem, sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Error};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use tonic_health::ServingStatus;
+use tracing::{info, warn};
+
+use super::{
+    builder::Plan,
+    handle::{Entry, ServerHandle, Stage},
+};
+
+/// What a server does besides serving.
+pub(super) struct Life {
+    pub(super) plan: Plan,
+    pub(super) entry: Arc<Mutex<Entry>>,
+    pub(super) handle: ServerHandle,
+}
+
+impl Life {
+    /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
+    pub(super) async fn until_left(&self) -> Result<(), Error> {
+        let orders = &self.handle.orders;
+        // A reporter begins with SERVING.
+        self.say(ServingStatus::NotServing).await;
+        let registered = tokio::select! {
+            biased;
+            () = orders.reach(1) => Ok(()),
+            Err(error) = self.register() => Err(error),
+        };
+        self.enter(Stage::Draining);
+        self.say(ServingStatus::NotServing).await;
+        let drain = async {
+            let (since, drain) = (Instant::now(), self.plan.drain);
+            let rest = match self.leave().await {
+                // Nobody has heard of it.
+                None => Duration::ZERO,
+                Some(true) => drain,
+                // Who cannot hear that it left will not hear it in more time either.
+                Some(false) => drain.saturating_sub(since.elapsed()),
+            };
+            sleep(rest).await;
+        };
+        tokio::select! {
+            () = drain => {}
+            () = orders.reach(2) => {}
+        }
+        registered
+    }
+
+    /// Registers once the server is ready, as soon as the registry can be reached.
+    async fn register(&self) -> Result<(), Error> {
+        self.plan.ready.lock().await.as_mut().await;
+        self.say(ServingStatus::Serving).await;
+        let mut delays = Backoff::default().delays();
+        loop {
+            // Locked meanwhile, so that an update goes into what is registered, or into the registration.
+            let mut entry = self.entry.lock().await;
+            let Entry::Planned(instance) = &*entry else { return Ok(()) };
+            match self.plan.registry.register(&self.plan.service, instance.clone()).await {
+                Ok(registration) => {
+                    *entry = Entry::Registered(registration);
+                    self.enter(Stage::Serving);
+                    return Ok(());
+                }
+                Err(error) if error.is_retryable() => {
+                    warn!(service = %self.plan.service, error = %error.report(), "server not registered yet");
+                }
+                Err(error) => return Err(error),
+            }
+            drop(entry);
+            sleep(delays.next_delay()).await;
+        }
+    }
+
+    /// Leaves the registry; whether that is confirmed, where it was there at all.
+    pub(super) async fn leave(&self) -> Option<bool> {
+        let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
+        let Entry::Registered(registration) = entry else { return None };
+        let result = registration.deregister().await;
+        if let Err(error) = &result {
+            warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
+        }
+        Some(result.is_ok())
+    }
+
+    pub(super) fn enter(&self, stage: Stage) {
+        info!(service = %self.plan.service, ?stage, "server stage");
+        self.handle.stage.send_replace(stage);
+    }
+
+    pub(super) async fn say(&self, status: ServingStatus) {
+        if let Some(health) = &self.plan.health {
+            health.say(status).await;
+        }
+    }
+}
+
+impl Drop for Life {
+    /// However it ends: also by an abort, or a panic.
+    fn drop(&mut self) {
+        self.enter(Stage::Stopped);
+    }
+}
