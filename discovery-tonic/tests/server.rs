@@ -113,7 +113,9 @@ async fn what_is_in_flight_is_finished_within_the_limit() {
     let backend = MemoryBackend::new();
     let server = Running::serving(builder(&backend).limit(SOON)).await;
     let call = server.slow_call(3 * SHORT).await;
-    server.handle.stop();
+    for _ in 0..3 {
+        server.handle.stop();
+    }
     assert_eq!(server.ended().await.unwrap().cut, 0);
     call.await.unwrap().unwrap();
 }
@@ -131,7 +133,7 @@ async fn what_outlasts_the_limit_is_cut() {
 }
 
 #[tokio::test]
-async fn a_second_order_stops_at_once() {
+async fn a_server_is_told_to_stop_at_once() {
     for stage in [Stage::Draining, Stage::Finishing] {
         let backend = MemoryBackend::new();
         let long = Duration::from_secs(60);
@@ -140,7 +142,7 @@ async fn a_second_order_stops_at_once() {
         let call = server.slow_call(long).await;
         server.handle.stop();
         server.handle.reached(stage).await;
-        server.handle.stop();
+        server.handle.stop_now();
         assert_eq!(server.ended().await.unwrap().cut, 1, "{stage:?}");
         assert_eq!(registered(&backend).await, 0);
         assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());

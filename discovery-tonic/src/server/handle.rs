@@ -3,7 +3,7 @@ use std::sync::Weak;
 use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName};
 use tokio::sync::{Mutex, watch};
 
-use super::orders::Orders;
+use super::orders::{Order, Orders};
 
 /// A hand on a server that runs: cheap to clone, and of no effect on how long it does.
 #[derive(Clone, Debug)]
@@ -45,9 +45,16 @@ impl ServerHandle {
         Self { service, entry, orders: Orders::new(), stage: watch::Sender::new(Stage::Starting) }
     }
 
-    /// Asks the server to stop; asked again, it stops at once.
+    /// Asks the server to stop in order, as the [module](super) says. Asked again, by whomever, it stays at that.
     pub fn stop(&self) {
-        self.orders.stop();
+        self.orders.give(Order::Stop);
+    }
+
+    /// Asks the server to stop at once: what is in flight is cut.
+    ///
+    /// Where it has not left the registry yet, that is asked for without waiting.
+    pub fn stop_now(&self) {
+        self.orders.give(Order::StopNow);
     }
 
     /// How far the server is.
@@ -96,7 +103,7 @@ impl ServerHandle {
             Entry::Registered(registration) => tokio::select! {
                 result = registration.update(change) => result,
                 // It must not keep the server from leaving.
-                () = self.orders.reach(1) => Err(left()),
+                () = self.orders.given(Order::Stop) => Err(left()),
             },
             Entry::Left => Err(left()),
         }

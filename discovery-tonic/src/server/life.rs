@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::{
     builder::Plan,
     handle::{Entry, ServerHandle, Stage},
+    orders::Order,
 };
 
 /// What a server does besides serving.
@@ -28,7 +29,7 @@ impl Life {
         self.say(ServingStatus::NotServing).await;
         let registered = tokio::select! {
             biased;
-            () = orders.reach(1) => Ok(()),
+            () = orders.given(Order::Stop) => Ok(()),
             Err(error) = self.register() => Err(error),
         };
         self.enter(Stage::Draining);
@@ -46,7 +47,7 @@ impl Life {
         };
         tokio::select! {
             () = drain => {}
-            () = orders.reach(2) => {}
+            () = orders.given(Order::StopNow) => {}
         }
         registered
     }

@@ -8,7 +8,7 @@
 //! 3. it sends GOAWAY, refuses new connections, and finishes what is in flight;
 //! 4. what is left after the *limit* is cut.
 //!
-//! A second order to stop cuts at once.
+//! [`ServerHandle::stop_now`], or a second signal, cuts at once.
 //!
 //! ```no_run
 //! # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {

@@ -9,9 +9,16 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 
-/// How often a server was asked to stop.
+/// What a server was told, of which only the strongest counts.
 #[derive(Clone, Debug)]
-pub(super) struct Orders(watch::Sender<u32>);
+pub(super) struct Orders(watch::Sender<Order>);
+
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(super) enum Order {
+    Serve,
+    Stop,
+    StopNow,
+}
 
 /// Resolves when connections shall be told to end: the shutdown signal of tonic's and hyper's servers.
 #[must_use = "a server that does not wait for it is cut off at the end"]
@@ -19,21 +26,25 @@ pub struct GoAway(BoxFuture<'static, ()>);
 
 impl Orders {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(0))
+        Self(watch::Sender::new(Order::Serve))
     }
 
-    pub(super) fn stop(&self) {
-        self.0.send_modify(|orders| *orders = orders.saturating_add(1));
+    pub(super) fn give(&self, order: Order) {
+        self.0.send_if_modified(|strongest| {
+            let is_stronger = order > *strongest;
+            *strongest = order.max(*strongest);
+            is_stronger
+        });
     }
 
-    /// Waits until there were so many.
-    pub(super) async fn reach(&self, count: u32) {
-        let reached = self.0.subscribe().wait_for(|orders| *orders >= count).await.map(drop);
-        reached.expect("the sender lives in `self`");
+    /// Waits for this order, or a stronger one.
+    pub(super) async fn given(&self, order: Order) {
+        let given = self.0.subscribe().wait_for(|strongest| *strongest >= order).await.map(drop);
+        given.expect("the sender lives in `self`");
     }
 
-    /// Gives an order at each signal that asks a process to end: ctrl-c, and SIGTERM where there is one. Ends only where the system
-    /// lets nobody listen for them.
+    /// Gives the orders of the signals that ask a process to end, ctrl-c, and SIGTERM where there is one: the first is to stop, the
+    /// second to stop now. Ends only where the system lets nobody listen for them.
     pub(super) async fn follow_signals(&self) -> io::Error {
         #[cfg(unix)]
         {
@@ -43,21 +54,22 @@ impl Orders {
                 Ok(signals) => signals,
                 Err(error) => return error,
             };
-            loop {
+            for order in [Order::Stop, Order::StopNow] {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                self.stop();
+                self.give(order);
             }
         }
         #[cfg(not(unix))]
-        loop {
+        for order in [Order::Stop, Order::StopNow] {
             if let Err(error) = tokio::signal::ctrl_c().await {
                 return error;
             }
-            self.stop();
+            self.give(order);
         }
+        std::future::pending().await
     }
 }
 

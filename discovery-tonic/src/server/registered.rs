@@ -14,7 +14,7 @@ use super::{
     handle::{Entry, ServerHandle, Stage},
     incoming::{Connections, Incoming},
     life::Life,
-    orders::GoAway,
+    orders::{GoAway, Order},
 };
 use crate::connector::BoxError;
 
@@ -36,7 +36,7 @@ pub struct RegisteredServer {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Stopped {
-    /// How many connections were cut, because what was on them outlasted the limit, or because a second order came.
+    /// How many connections were cut, because what was on them outlasted the limit, or because it was told to stop now.
     pub cut: usize,
 }
 
@@ -144,7 +144,7 @@ impl RegisteredServer {
         let ended = tokio::select! {
             ended = &mut serving => Some(ended),
             () = sleep(life.plan.limit) => None,
-            () = life.handle.orders.reach(2) => None,
+            () = life.handle.orders.given(Order::StopNow) => None,
         };
         let mut cut = 0;
         if ended.is_none() {
