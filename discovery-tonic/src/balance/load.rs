@@ -78,14 +78,22 @@ impl Load {
     #[inline]
     pub(crate) fn enter(&self, patient: bool) -> Result<Share, Full> {
         let before = self.word.fetch_add(WHOLE, Ordering::SeqCst);
+        if self.admits(before, patient) { Ok(Share(WHOLE)) } else { Err(self.refuse(before)) }
+    }
+
+    /// Whether [`enter`](Self::enter) would find room now.
+    pub(crate) fn has_room(&self, patient: bool) -> bool {
+        self.admits(self.word.load(Ordering::SeqCst), patient)
+    }
+
+    #[inline]
+    fn admits(&self, word: u64, patient: bool) -> bool {
         // A closed word is above any limit, so that one comparison asks for both.
-        if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST) {
+        if (word as u32) < self.limit.load(Ordering::Relaxed).min(MOST) {
             let trial = self.trial.load(Ordering::Relaxed);
-            if trial == u32::MAX || !patient || unanswered(before) < trial {
-                return Ok(Share(WHOLE));
-            }
+            return trial == u32::MAX || !patient || unanswered(word) < trial;
         }
-        Err(self.refuse(before))
+        false
     }
 
     #[cold]

@@ -1,4 +1,4 @@
-use std::{fmt, ops::Deref, sync::Arc};
+use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 
 use arc_swap::{ArcSwap, Cache};
 use discovery_core::Weight;
@@ -60,6 +60,13 @@ struct Set<T> {
     alias: Option<Alias>,
 }
 
+/// How a candidate compares where the least loaded one is wanted.
+struct Rank {
+    avoided: bool,
+    in_flight: u64,
+    weight: u64,
+}
+
 impl<T> Pickers<T> {
     /// An empty set under a policy.
     pub fn new(policy: impl Policy) -> Self {
@@ -96,23 +103,20 @@ impl<T> Picker<T> {
         if set.candidates.is_empty() {
             return None;
         }
-        let candidates = Candidates { loads: &set.loads, weights: &set.weights, alias: set.alias.as_ref() };
-        let n = set.policy.pick(&candidates, &mut self.draw);
+        let n = set.policy.pick(&set.view(), &mut self.draw);
         match set.candidates.get(n) {
             Some(one) => match one.load.enter(patient) {
                 Ok(share) => Some(Picked { candidate: Arc::clone(one), share }),
-                Err(_) => set.any_with_room(patient, |_| false),
+                Err(_) => set.any_with_room(patient, &mut self.draw, |_| false),
             },
-            None => set.any_with_room(patient, |_| false),
+            None => set.any_with_room(patient, &mut self.draw, |_| false),
         }
     }
-}
 
-impl<T> Picker<T> {
     /// Picks a candidate other than those to avoid, if there is one with room.
     pub(crate) fn pick_other(&mut self, patient: bool, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
         let set = &**self.set.load();
-        if set.candidates.is_empty() { None } else { set.any_with_room(patient, avoid) }
+        if set.candidates.is_empty() { None } else { set.any_with_room(patient, &mut self.draw, avoid) }
     }
 }
 
@@ -124,17 +128,64 @@ impl<T> Set<T> {
         Self { policy, candidates: candidates.into(), loads, weights, alias }
     }
 
-    /// The least loaded candidate that has room; one to avoid only where there is no other.
+    #[inline]
+    fn view(&self) -> Candidates<'_> {
+        Candidates { loads: &self.loads, weights: &self.weights, alias: self.alias.as_ref() }
+    }
+
+    /// A candidate with room: the policy's next choice, else the least loaded one; one to avoid only where there is no other.
     #[cold]
-    fn any_with_room(&self, patient: bool, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
-        let start = fastrand::usize(..self.candidates.len());
-        let mut order: Vec<_> = self.candidates[start..].iter().chain(&self.candidates[..start]).collect();
-        order.sort_by_cached_key(|one| (avoid(&one.item), one.load.in_flight()));
-        let enter = |one: &Arc<Candidate<T>>| {
-            let share = one.load.enter(patient).ok()?;
-            Some(Picked { candidate: Arc::clone(one), share })
-        };
-        order.into_iter().find_map(enter)
+    fn any_with_room(&self, patient: bool, draw: &mut Draw, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
+        let view = self.view();
+        for _ in 0..DRAWS {
+            let chosen = self.candidates.get(self.policy.pick(&view, draw)).filter(|one| !avoid(&one.item));
+            if let Some(picked) = chosen.and_then(|one| Candidate::enter(one, patient)) {
+                return Some(picked);
+            }
+        }
+        let least = self.least_loaded(patient, draw, &avoid)?;
+        // Others may have filled it since; then whoever lets in first.
+        Candidate::enter(least, patient).or_else(|| {
+            let (before, after) = self.candidates.split_at(draw.below(self.candidates.len()));
+            let mut ways = [false, true].into_iter();
+            ways.find_map(|avoided| {
+                let mut some = after.iter().chain(before).filter(|one| avoid(&one.item) == avoided);
+                some.find_map(|one| Candidate::enter(one, patient))
+            })
+        })
+    }
+
+    /// The candidate with room that has the least in flight for its weight, of equals one in proportion to its weight; one to avoid only
+    /// where there is no other.
+    fn least_loaded(&self, patient: bool, draw: &mut Draw, avoid: impl Fn(&T) -> bool) -> Option<&Arc<Candidate<T>>> {
+        let mut least: Option<(&Arc<Candidate<T>>, Rank)> = None;
+        // The weights of all that are equal so far.
+        let mut equals = 0;
+        for one in self.candidates.iter().filter(|one| one.load.has_room(patient)) {
+            // Where all have weight 0 they are equal.
+            let weight = u64::from(one.weight.value().max(1));
+            let rank = Rank { avoided: avoid(&one.item), in_flight: one.load.in_flight().into(), weight };
+            match least.as_ref().map_or(Ordering::Less, |(_, least)| rank.compare(least)) {
+                Ordering::Less => equals = weight,
+                Ordering::Equal => {
+                    equals += weight;
+                    // A sample of one from a stream whose length is not known.
+                    if u128::from(draw.bits()) * u128::from(equals) >= u128::from(weight) << 32 {
+                        continue;
+                    }
+                }
+                Ordering::Greater => continue,
+            }
+            least = Some((one, rank));
+        }
+        least.map(|(one, _)| one)
+    }
+}
+
+impl Rank {
+    fn compare(&self, other: &Self) -> Ordering {
+        let loads = || (self.in_flight * other.weight).cmp(&(other.in_flight * self.weight));
+        self.avoided.cmp(&other.avoided).then_with(loads)
     }
 }
 
@@ -142,6 +193,11 @@ impl<T> Candidate<T> {
     /// A candidate of a weight, whose requests are counted in `load`.
     pub fn new(item: T, weight: Weight, load: Arc<Load>) -> Self {
         Self { item, weight, load }
+    }
+
+    fn enter(this: &Arc<Self>, patient: bool) -> Option<Picked<T>> {
+        let share = this.load.enter(patient).ok()?;
+        Some(Picked { candidate: Arc::clone(this), share })
     }
 }
 
@@ -205,5 +261,160 @@ impl<T> fmt::Debug for Pickers<T> {
 impl<T> fmt::Debug for Picker<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Picker").finish_non_exhaustive()
+    }
+}
+
+/// How often the policy is asked again where its choice is full or to be avoided, before all candidates are looked at.
+const DRAWS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashMap,
+        sync::atomic::{AtomicUsize, Ordering::Relaxed},
+        thread,
+    };
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::balance::{PowerOfTwo, RoundRobin};
+
+    fn candidate(n: usize, weight: u16, limit: u32) -> Candidate<usize> {
+        Candidate::new(n, Weight::new(weight).unwrap(), Arc::new(Load::new(limit, u32::MAX)))
+    }
+
+    fn picker(policy: impl Policy, candidates: impl IntoIterator<Item = Candidate<usize>>) -> Picker<usize> {
+        let pickers = Pickers::new(policy);
+        pickers.publish(candidates);
+        let mut picker = pickers.picker();
+        picker.draw = Draw::seeded(7);
+        picker
+    }
+
+    /// The shares of candidates in picks one after the other.
+    fn shares(picks: usize, mut pick: impl FnMut() -> usize) -> HashMap<usize, f64> {
+        let mut shares = HashMap::new();
+        for _ in 0..picks {
+            *shares.entry(pick()).or_default() += 1.0 / picks as f64;
+        }
+        shares
+    }
+
+    proptest! {
+        #[test]
+        fn a_pick_fails_where_nothing_has_room_and_only_there(
+            limits in proptest::collection::vec(0u32..4, 1..30),
+            even in any::<bool>(),
+            in_turn in any::<bool>(),
+        ) {
+            let candidates = limits.iter().enumerate().map(|(n, limit)| {
+                candidate(n, if even { 100 } else { 1 + 997 * (n as u16 % 4) }, *limit)
+            });
+            let mut picker =
+                if in_turn { picker(RoundRobin::new(), candidates) } else { picker(PowerOfTwo, candidates) };
+            let mut held: Vec<_> = std::iter::from_fn(|| picker.pick(true)).collect();
+            prop_assert_eq!(held.len() as u32, limits.iter().sum::<u32>());
+            for n in 0..held.len() {
+                let freed = *held.swap_remove(n);
+                held.push(picker.pick(true).unwrap());
+                prop_assert_eq!(**held.last().unwrap(), freed, "the only one with room");
+            }
+        }
+
+        #[test]
+        fn what_is_to_be_avoided_is_where_nothing_else_has_room(
+            all in proptest::collection::vec((0u32..4, any::<bool>()), 1..30),
+            patient in any::<bool>(),
+        ) {
+            let mut picker = picker(PowerOfTwo, all.iter().enumerate().map(|(n, (limit, _))| candidate(n, 100, *limit)));
+            let room = |avoided: bool| all.iter().filter(|one| one.1 == avoided).map(|one| one.0).sum::<u32>();
+            let held: Vec<_> = std::iter::from_fn(|| picker.pick_other(patient, |n| all[*n].1)).collect();
+            let (wanted, rest) = held.split_at(room(false) as usize);
+            prop_assert!(wanted.iter().all(|one| !all[**one].1), "{wanted:?}");
+            prop_assert_eq!(rest.len() as u32, room(true));
+        }
+
+        #[test]
+        fn shares_follow_the_weights_where_some_are_avoided(
+            weights in proptest::collection::vec(prop_oneof![1u16..=10, 1_000u16..=10_000], 2..8),
+            avoided in 0usize..8,
+        ) {
+            let avoided = avoided % weights.len();
+            let mut picker = picker(PowerOfTwo, weights.iter().enumerate().map(|(n, weight)| candidate(n, *weight, u32::MAX)));
+            let shares = shares(20_000, || *picker.pick_other(true, |n| *n == avoided).unwrap());
+            let total: u32 = weights.iter().enumerate().filter(|(n, _)| *n != avoided).map(|(_, one)| u32::from(*one)).sum();
+            for (n, weight) in weights.iter().enumerate().filter(|(n, _)| *n != avoided) {
+                let (share, wanted) = (shares.get(&n).copied().unwrap_or_default(), f64::from(*weight) / f64::from(total));
+                prop_assert!((share - wanted).abs() < 0.02, "{n}: {share} instead of {wanted}: {shares:?}");
+            }
+        }
+    }
+
+    /// These, one after the other, then the last one for ever.
+    #[derive(Debug)]
+    struct Those(&'static [usize], AtomicUsize);
+
+    impl Policy for Those {
+        fn pick(&self, _: &Candidates<'_>, _: &mut Draw) -> usize {
+            self.0[self.1.fetch_add(1, Relaxed).min(self.0.len() - 1)]
+        }
+    }
+
+    fn those(wishes: &'static [usize]) -> Those {
+        Those(wishes, AtomicUsize::new(0))
+    }
+
+    #[test]
+    fn the_policy_is_asked_again_where_its_choice_is_full() {
+        let mut picker =
+            picker(those(&[0, 0, 2]), [0, 9, 9].into_iter().enumerate().map(|(n, limit)| candidate(n, 100, limit)));
+        let held: Vec<_> = (0..3).map(|_| picker.pick(true).unwrap()).collect();
+        assert!(held.iter().all(|one| **one == 2), "though 1 has less in flight: {held:?}");
+    }
+
+    #[test]
+    fn the_least_loaded_for_its_weight_takes_what_the_policy_cannot_place() {
+        let sizes = [(100, 0), (300, 200), (100, 200)];
+        let candidates = sizes.into_iter().enumerate().map(|(n, (weight, limit))| candidate(n, weight, limit));
+        let mut picker = picker(those(&[0]), candidates);
+        let held: Vec<_> = (0..200).map(|_| picker.pick(true).unwrap()).collect();
+        assert_eq!(held.iter().filter(|one| ***one == 1).count(), 150, "three quarters");
+    }
+
+    #[test]
+    fn a_place_that_is_taken_after_the_look_is_not_the_last_word() {
+        let candidates = [1, 1, 9].into_iter().enumerate().map(|(n, limit)| candidate(n, 100, limit));
+        let candidates: Vec<_> = candidates.collect();
+        let (last, busy) = (Arc::clone(&candidates[1].load), Arc::clone(&candidates[2].load));
+        busy.enter(true).unwrap();
+        let mut picker = picker(those(&[0]), candidates);
+        // Somebody else takes the least loaded one while the others are looked at.
+        let avoid = |n: &usize| {
+            if *n == 2 {
+                let _ = last.enter(true);
+            }
+            *n == 0
+        };
+        assert_eq!(picker.pick_other(true, avoid).as_deref(), Some(&2));
+    }
+
+    #[test]
+    fn many_at_once_fill_the_last_place() {
+        for _ in 0..200 {
+            let pickers = Pickers::new(PowerOfTwo);
+            pickers.publish((0..16).map(|n| candidate(n, 100, 4)));
+            thread::scope(|scope| {
+                for _ in 0..4 {
+                    let mut picker = pickers.picker();
+                    scope.spawn(move || {
+                        for _ in 0..16 {
+                            std::mem::forget(picker.pick(true).expect("there is room for all"));
+                        }
+                    });
+                }
+            });
+            assert!(pickers.picker().pick(true).is_none());
+        }
     }
 }

@@ -6,8 +6,9 @@ use super::{Load, alias::Alias};
 
 /// Decides which of the candidates gets a request.
 ///
-/// Called for every request, so it should take no lock and read no clock. What it returns is a wish: where that candidate is full,
-/// the least loaded one with room takes its place.
+/// Called for every request, so it should take no lock and read no clock. What it returns is a wish: where that candidate is full, or
+/// was tried by the same call, the policy is asked a few times more, and then the candidate with room that has the least in flight for
+/// its weight takes its place.
 ///
 /// ```
 /// use discovery_tonic::balance::{Candidates, Draw, Policy};
