@@ -1,6 +1,6 @@
 use std::{mem, sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Error};
+use discovery_core::{Backoff, Error, Instance};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
@@ -17,11 +17,18 @@ use super::{
 /// What a server does besides serving.
 pub(super) struct Life {
     pub(super) plan: Plan,
-    pub(super) entry: Arc<Mutex<Entry>>,
+    /// The handles only borrow it, so that it goes with the server.
+    entry: Arc<Mutex<Entry>>,
     pub(super) handle: ServerHandle,
 }
 
 impl Life {
+    pub(super) fn new(plan: Plan, instance: Instance) -> Self {
+        let entry = Arc::new(Mutex::new(Entry::Planned(instance)));
+        let handle = ServerHandle::new(plan.service.clone(), Arc::downgrade(&entry));
+        Self { plan, entry, handle }
+    }
+
     /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
     pub(super) async fn until_left(&self) -> Result<(), Error> {
         let orders = &self.handle.orders;
@@ -77,8 +84,20 @@ impl Life {
         }
     }
 
+    /// Leaves the registry where nobody serves any more, without time for callers to hear of that.
+    pub(super) async fn leave_at_once(&self) {
+        // Updates end, too.
+        self.handle.stop();
+        self.enter(Stage::Finishing);
+        self.say(ServingStatus::NotServing).await;
+        tokio::select! {
+            _ = self.leave() => {}
+            () = self.handle.orders.given(Order::StopNow) => {}
+        }
+    }
+
     /// Leaves the registry; whether that is confirmed, where it was there at all.
-    pub(super) async fn leave(&self) -> Option<bool> {
+    async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
         let result = registration.deregister().await;
@@ -93,7 +112,7 @@ impl Life {
         self.handle.stage.send_replace(stage);
     }
 
-    pub(super) async fn say(&self, status: ServingStatus) {
+    async fn say(&self, status: ServingStatus) {
         if let Some(health) = &self.plan.health {
             health.say(status).await;
         }
@@ -103,6 +122,11 @@ impl Life {
 impl Drop for Life {
     /// However it ends: also by an abort, or a panic.
     fn drop(&mut self) {
+        // An update that goes on holds the entry, and ends with this.
+        self.handle.stop_now();
+        if let Ok(mut entry) = self.entry.try_lock() {
+            *entry = Entry::Left;
+        }
         self.enter(Stage::Stopped);
     }
 }

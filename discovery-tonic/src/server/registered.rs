@@ -1,17 +1,16 @@
-use std::{fmt, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, net::SocketAddr, pin::pin, time::Duration};
 
 use discovery_core::{Error, ErrorKind, Instance, Registry, ServiceName};
 use tokio::{
     net::TcpListener,
-    sync::{Mutex, oneshot},
+    sync::oneshot,
     time::{sleep, timeout},
 };
-use tonic_health::ServingStatus;
 
 use super::{
     Builder,
     builder::Plan,
-    handle::{Entry, ServerHandle, Stage},
+    handle::{ServerHandle, Stage},
     incoming::{Connections, Incoming},
     life::Life,
     orders::{GoAway, Order},
@@ -24,12 +23,10 @@ use crate::connector::BoxError;
 /// without waiting.
 #[must_use = "it serves once `serve` is awaited"]
 pub struct RegisteredServer {
-    plan: Plan,
     listener: TcpListener,
     instance: Instance,
-    /// The handles only borrow it, so that it goes with the server.
-    entry: Arc<Mutex<Entry>>,
-    handle: ServerHandle,
+    /// There from the beginning, so that handles hear of the end of a server that never served.
+    life: Life,
 }
 
 /// How a server ended that was told to.
@@ -47,9 +44,8 @@ impl RegisteredServer {
     }
 
     pub(super) fn new(plan: Plan, listener: TcpListener, instance: Instance) -> Self {
-        let entry = Arc::new(Mutex::new(Entry::Planned(instance.clone())));
-        let handle = ServerHandle::new(plan.service.clone(), Arc::downgrade(&entry));
-        Self { plan, listener, instance, entry, handle }
+        let life = Life::new(plan, instance.clone());
+        Self { listener, instance, life }
     }
 
     /// The instance as it was built; what [`ServerHandle::update`] changes later does not show here.
@@ -69,7 +65,7 @@ impl RegisteredServer {
 
     /// A hand on the server while it runs: to stop it, to change its weight, to see how far it is.
     pub fn handle(&self) -> ServerHandle {
-        self.handle.clone()
+        self.life.handle.clone()
     }
 
     /// Runs the server through its life, and returns once it has stopped.
@@ -103,7 +99,7 @@ impl RegisteredServer {
         E: Into<BoxError>,
     {
         let (orders, service, on_signals) =
-            (self.handle.orders.clone(), self.plan.service.clone(), self.plan.stop_on_signals);
+            (self.life.handle.orders.clone(), self.life.plan.service.clone(), self.life.plan.stop_on_signals);
         let signals = async { if on_signals { orders.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
             // Listening before anybody can have heard of the server.
@@ -122,18 +118,18 @@ impl RegisteredServer {
         F: Future<Output = Result<(), E>>,
         E: Into<BoxError>,
     {
+        // First, and so dropped last: the server is done once nothing of it is left.
+        let life = self.life;
         let connections = Connections::default();
         let _cut = connections.cut_on_drop();
         let (tell, told) = oneshot::channel::<()>();
         // A sender that is gone means the same.
         let told = GoAway::new(async { told.await.unwrap_or_default() });
         let mut serving = pin!(serve(Incoming::new(self.listener, connections.clone()), told));
-        let life = Life { plan: self.plan, entry: self.entry, handle: self.handle };
 
         let left = tokio::select! {
             ended = &mut serving => {
-                life.say(ServingStatus::NotServing).await;
-                life.leave().await;
+                life.leave_at_once().await;
                 return Err(by_itself(ended.err().map(Into::into)));
             }
             left = life.until_left() => left,
@@ -172,7 +168,7 @@ fn by_itself(cause: Option<BoxError>) -> Error {
 impl fmt::Debug for RegisteredServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("RegisteredServer");
-        shown.field("service", &self.plan.service).field("instance", &self.instance).finish_non_exhaustive()
+        shown.field("service", &self.life.plan.service).field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 
