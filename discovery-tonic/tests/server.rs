@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Error, ErrorKind, FixedResolver, Resolver, Weight};
+use discovery_core::{Claim, Error, ErrorKind, FixedResolver, Resolver, Weight};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
 use greeter::{GreetManyRequest, GreetRequest, Greeter, GreeterClient};
@@ -193,6 +193,41 @@ async fn a_registry_that_refuses_for_good_ends_the_server_with_its_error() {
     let server = Running::start(RegisteredServer::builder(FixedResolver::new([]), service()).drain(SHORT)).await;
     let error = server.ended().await.unwrap_err();
     assert_eq!((error.kind(), error.service()), (ErrorKind::Unsupported, Some(&service())));
+}
+
+#[tokio::test]
+async fn who_claims_an_id_takes_it_over_or_is_refused() {
+    let backend = MemoryBackend::new();
+    let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
+    let first = Running::serving(named()).await;
+    let refused = Running::start(named().limit(SOON).claim(Claim::IfAbsent)).await;
+    let error = refused.ended().await.unwrap_err();
+    assert_eq!((error.kind(), error.service()), (ErrorKind::Conflict, Some(&service())));
+    let owner = async || backend.list(&service()).await.unwrap().iter().next().unwrap().address().socket_addr();
+    assert_eq!(owner().await, Some(first.address), "the refused one took nothing away when it ended");
+
+    let second = Running::serving(named()).await;
+    assert_eq!(owner().await, Some(second.address));
+    first.handle.stop();
+    first.ended().await.unwrap();
+    assert_eq!(owner().await, Some(second.address), "nor did the superseded one");
+    second.handle.stop();
+    second.ended().await.unwrap();
+    Running::serving(named().claim(Claim::IfAbsent)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_refused_stops_in_order() {
+    let backend = MemoryBackend::new();
+    let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
+    let _first = Running::serving(named()).await;
+    let (ready, wait) = oneshot::channel::<()>();
+    let refused = named().limit(SOON).claim(Claim::IfAbsent).ready(async { wait.await.unwrap_or_default() });
+    let server = Running::start(refused).await;
+    let call = server.slow_call(3 * SHORT).await;
+    ready.send(()).unwrap();
+    assert_eq!(server.ended().await.unwrap_err().kind(), ErrorKind::Conflict);
+    call.await.unwrap().expect("what is in flight is finished");
 }
 
 #[tokio::test]

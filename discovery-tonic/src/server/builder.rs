@@ -1,6 +1,6 @@
 use std::{fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
-use discovery_core::{Address, Error, ErrorKind, Instance, Registry, ServiceName};
+use discovery_core::{Address, Claim, Error, ErrorKind, Instance, Registry, ServiceName};
 use futures::future::BoxFuture;
 use tokio::{net::TcpListener, sync::Mutex};
 use tonic_health::server::HealthReporter;
@@ -19,6 +19,7 @@ pub struct Builder {
 pub(super) struct Plan {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) service: ServiceName,
+    pub(super) claim: Claim,
     /// Locked once, by the one who waits for it.
     pub(super) ready: Mutex<BoxFuture<'static, ()>>,
     pub(super) health: Option<Health>,
@@ -32,6 +33,7 @@ impl Builder {
         let plan = Plan {
             registry: Arc::new(registry),
             service,
+            claim: Claim::default(),
             ready: Mutex::new(Box::pin(std::future::ready(()))),
             health: None,
             stop_on_signals: false,
@@ -64,6 +66,15 @@ impl Builder {
     /// ```
     pub fn instance(mut self, describe: impl FnOnce(Instance) -> Instance + Send + 'static) -> Self {
         self.describe = Box::new(describe);
+        self
+    }
+
+    /// What becomes of another owner of the same id; by default it is taken over, as by a process that was restarted.
+    ///
+    /// With [`Claim::IfAbsent`] the server ends in order with a [`Conflict`](ErrorKind::Conflict) where another owner's entry lives.
+    /// That may be the server's own former life, killed less than a time to live ago.
+    pub fn claim(mut self, claim: Claim) -> Self {
+        self.plan.claim = claim;
         self
     }
 

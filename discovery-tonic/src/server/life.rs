@@ -68,7 +68,7 @@ impl Life {
             // Locked meanwhile, so that an update goes into what is registered, or into the registration.
             let mut entry = self.entry.lock().await;
             let Entry::Planned(instance) = &*entry else { return Ok(()) };
-            match self.plan.registry.register(&self.plan.service, instance.clone()).await {
+            match self.plan.registry.register_with(&self.plan.service, instance.clone(), self.plan.claim).await {
                 Ok(registration) => {
                     *entry = Entry::Registered(registration);
                     self.enter(Stage::Serving);
