@@ -206,7 +206,7 @@ mod tests {
         assert!(matches!(statuses.current(), Status::Deregistered { .. }));
 
         let writer = StatusWriter::new(Status::registered());
-        let mut statuses = Statuses(writer.0.subscribe());
+        let mut statuses = writer.statuses();
         writer.set(Status::superseded());
         drop(writer);
         assert!(statuses.changed().await.unwrap().is_final(), "also where nobody can write any more");

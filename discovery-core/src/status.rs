@@ -34,7 +34,7 @@ pub enum Status {
 
 /// The statuses of a [`Registration`](crate::Registration), for tasks that do not hold it: a health endpoint, a metric, a log.
 ///
-/// Made by [`Registration::statuses`](crate::Registration::statuses), cloned cheaply, and of no influence: the registration ends
+/// Made by [`Registration::statuses`](crate::Registration::statuses) or by the [writer](StatusWriter::statuses), cloned cheaply, and of no influence: the registration ends
 /// with its own handle.
 ///
 /// ```
@@ -114,6 +114,11 @@ impl StatusWriter {
         Self(watch::Sender::new(status))
     }
 
+    /// The statuses from now on, for those who follow them.
+    pub fn statuses(&self) -> Statuses {
+        Statuses(self.0.subscribe())
+    }
+
     /// Reports a status, unless the one before it was final.
     ///
     /// A further `Lost` keeps the time of the first, and counts as a change only if its error is of another kind: who waits for a
@@ -155,7 +160,7 @@ mod tests {
         let error = Error::new(ErrorKind::Unavailable, "gone");
         writer.set(Status::lost(error.clone()));
         let Status::Lost { since: first, .. } = writer.status() else { panic!("not lost") };
-        let mut statuses = Statuses(writer.0.subscribe());
+        let mut statuses = writer.statuses();
         writer.set(Status::lost(Error::new(ErrorKind::Unavailable, "still gone")));
         assert!(
             matches!(writer.status(), Status::Lost { since, error } if since == first && error.to_string() == "still gone")

@@ -4,7 +4,6 @@
 mod support;
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,73 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Claim, Error, ErrorKind, FixedResolver, Resolver, Weight};
+use discovery_core::{Claim, Error, ErrorKind, FixedResolver, Resolver, Status, Weight};
 use discovery_memory::MemoryBackend;
-use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
-use greeter::{GreetManyRequest, GreetRequest, Greeter, GreeterClient};
-use support::{greet, service};
-use tokio::{net::TcpStream, sync::oneshot, task::JoinHandle, time::timeout};
-use tonic::{Code, Status, transport::Channel};
-
-const SHORT: Duration = Duration::from_millis(300);
-const SOON: Duration = Duration::from_secs(5);
-
-/// A server that runs, and what tests do to it.
-struct Running {
-    address: SocketAddr,
-    handle: ServerHandle,
-    task: JoinHandle<Result<Stopped, Error>>,
-}
-
-impl Running {
-    async fn start(builder: Builder) -> Self {
-        let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, handle) = (server.local_addr().unwrap(), server.handle());
-        assert_eq!(server.instance().address().socket_addr(), Some(address));
-        let router = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
-        let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
-        Self { address, handle, task: tokio::spawn(serve) }
-    }
-
-    async fn serving(builder: Builder) -> Self {
-        let server = Self::start(builder).await;
-        timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
-        server
-    }
-
-    async fn client(&self) -> GreeterClient<Channel> {
-        GreeterClient::new(connect(self.address).await)
-    }
-
-    /// A call that the server answers after this time; started once this returns.
-    async fn slow_call(&self, time: Duration) -> JoinHandle<Result<(), Status>> {
-        let mut client = self.client().await;
-        let interval_ms = time.as_millis().try_into().unwrap();
-        let request = GreetManyRequest { count: 2, interval_ms, ..GreetManyRequest::default() };
-        let mut answers = client.greet_many(request).await.unwrap().into_inner();
-        answers.message().await.unwrap().unwrap();
-        tokio::spawn(async move {
-            while answers.message().await?.is_some() {}
-            Ok(())
-        })
-    }
-
-    async fn ended(self) -> Result<Stopped, Error> {
-        timeout(SOON, self.task).await.expect("the server ends").unwrap()
-    }
-}
-
-async fn connect(address: SocketAddr) -> Channel {
-    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
-}
-
-fn builder(backend: &MemoryBackend) -> Builder {
-    RegisteredServer::builder(backend.clone(), service()).drain(SHORT).limit(SHORT)
-}
-
-async fn registered(backend: &MemoryBackend) -> usize {
-    backend.list(&service()).await.unwrap().len()
-}
+use discovery_tonic::server::{RegisteredServer, Stage};
+use greeter::{GreetRequest, Greeter};
+use support::{
+    greet,
+    running::{Running, SHORT, SOON, builder, connect, registered},
+    service,
+};
+use tokio::{net::TcpStream, sync::oneshot, time::timeout};
+use tonic::{Code, transport::Channel};
 
 #[tokio::test]
 async fn a_server_leaves_the_registry_then_drains_then_ends() {
@@ -186,6 +129,76 @@ async fn without_the_registry_a_server_starts_serves_and_stops() {
     server.client().await.greet(GreetRequest::default()).await.unwrap();
     server.handle.stop();
     server.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn losing_the_registry_never_stops_a_server() {
+    let backend = MemoryBackend::with_ttl(SHORT);
+    let server = Running::serving(builder(&backend).limit(SOON)).await;
+    let mut statuses = server.handle.statuses();
+    assert!(statuses.current().is_registered());
+    let mut next = async || timeout(SOON, statuses.changed()).await.unwrap().unwrap();
+
+    backend.interrupt();
+    assert!(matches!(next().await, Status::Lost { .. }), "the lease has ended");
+    server.client().await.greet(GreetRequest::default()).await.unwrap();
+    let weight = server.handle.update(|instance| instance.with_weight(Weight::new(7).unwrap())).await;
+    assert!(weight.unwrap_err().is_retryable());
+    assert_eq!(server.handle.stage(), Stage::Serving);
+    backend.restore();
+    assert!(next().await.is_registered());
+    let set = backend.list(&service()).await.unwrap();
+    assert_eq!(set.iter().next().unwrap().weight().value(), 7, "healed with what was asked for meanwhile");
+
+    backend.interrupt_with(Error::new(ErrorKind::PermissionDenied, "not any more"));
+    assert!(matches!(next().await, Status::Lost { error, .. } if error.kind() == ErrorKind::PermissionDenied));
+    let call = server.slow_call(2 * SHORT).await;
+    let start = Instant::now();
+    server.handle.stop();
+    assert_eq!(server.ended().await.unwrap().cut, 0, "it stops in order");
+    assert!(start.elapsed() >= SHORT, "who knows it still hears nothing, but may");
+    call.await.unwrap().unwrap();
+    assert!(matches!(next().await, Status::Deregistered { .. }));
+    assert!(statuses.changed().await.is_none());
+}
+
+#[tokio::test]
+async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_last() {
+    let backend = MemoryBackend::new();
+    let kind = |status: &Status| match status {
+        Status::Lost { error, .. } => Some(error.kind()),
+        _ => None,
+    };
+    backend.interrupt_with(Error::new(ErrorKind::ResourceExhausted, "full"));
+    let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
+    let server = named().bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let handle = server.handle();
+    let mut statuses = handle.statuses();
+    let Status::Lost { since, error } = statuses.current() else { panic!("not lost") };
+    assert!(error.to_string().contains("not registered yet"), "{error}");
+    let router = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+    let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
+    let mut next = async || timeout(SOON, statuses.changed()).await.unwrap().unwrap();
+    let status = next().await;
+    assert_eq!(kind(&status), Some(ErrorKind::ResourceExhausted), "what the registry answers");
+    assert!(matches!(status, Status::Lost { since: then, .. } if then == since));
+    backend.restore();
+    assert!(next().await.is_registered());
+    handle.reached(Stage::Serving).await;
+    // Healing waits for the registry, so that neither of the two is missed.
+    backend.interrupt();
+    backend.remove(&service(), "one");
+    assert!(matches!(next().await, Status::Lost { .. }));
+    backend.restore();
+    assert!(next().await.is_registered());
+
+    let _other = Running::serving(named()).await;
+    assert!(matches!(next().await, Status::Superseded { .. }));
+    assert_eq!(handle.stage(), Stage::Serving, "it serves on");
+    handle.stop();
+    timeout(SOON, task).await.unwrap().unwrap().unwrap();
+    assert!(matches!(handle.statuses().current(), Status::Superseded { .. }), "final");
+    assert!(statuses.changed().await.is_none());
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 use std::sync::Weak;
 
-use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName};
+use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusWriter, Statuses};
 use tokio::sync::{Mutex, watch};
 
 use super::orders::{Order, Orders};
@@ -12,6 +12,7 @@ pub struct ServerHandle {
     entry: Weak<Mutex<Entry>>,
     pub(super) orders: Orders,
     pub(super) stage: watch::Sender<Stage>,
+    pub(super) status: StatusWriter,
 }
 
 /// How far a server is in its life.
@@ -42,7 +43,9 @@ pub(super) enum Entry {
 
 impl ServerHandle {
     pub(super) fn new(service: ServiceName, entry: Weak<Mutex<Entry>>) -> Self {
-        Self { service, entry, orders: Orders::new(), stage: watch::Sender::new(Stage::Starting) }
+        let status = Status::lost(Error::new(ErrorKind::Unavailable, "the server has not registered yet"));
+        let (stage, status) = (watch::Sender::new(Stage::Starting), StatusWriter::new(status));
+        Self { service, entry, orders: Orders::new(), stage, status }
     }
 
     /// Asks the server to stop in order, as the [module](super) says. Asked again, by whomever, it stays at that.
@@ -72,9 +75,35 @@ impl ServerHandle {
         reached.expect("the sender lives in `self`");
     }
 
+    /// How the registration stands, and from now on: before it is written [`Lost`](Status::Lost), since the server was built and with
+    /// what the registry answered last, if it was asked; then as the [`Registration`] has it; once it has ended
+    /// [`Deregistered`](Status::Deregistered), and a registration that was [`Superseded`](Status::Superseded) so for ever.
+    ///
+    /// A server whose registration is lost or superseded serves on. One that had better not can be told to stop:
+    ///
+    /// ```
+    /// # fn example(server: discovery_tonic::server::RegisteredServer) {
+    /// use discovery_core::Status;
+    ///
+    /// let handle = server.handle();
+    /// tokio::spawn(async move {
+    ///     let mut statuses = handle.statuses();
+    ///     while let Some(status) = statuses.changed().await {
+    ///         if let Status::Superseded { .. } = status {
+    ///             handle.stop();
+    ///         }
+    ///     }
+    /// });
+    /// # }
+    /// ```
+    pub fn statuses(&self) -> Statuses {
+        self.status.statuses()
+    }
+
     /// Changes weight and metadata while the server runs, without a moment of absence.
     ///
-    /// Before the server is registered it changes what is going to be registered.
+    /// Before the server is registered it changes what is going to be registered. While the registration is lost it fails with a
+    /// retryable error, but is written as soon as the registration heals.
     ///
     /// # Errors
     ///
@@ -85,17 +114,17 @@ impl ServerHandle {
     ///
     /// That of [`Registration::update`].
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
-        let error = |kind, message: &'static str| Error::new(kind, message).during("update").for_service(&self.service);
-        let left = || error(ErrorKind::Closed, "the server has left the registry");
+        self.change(change).await.map_err(|error| error.during("update").for_service(&self.service))
+    }
+
+    async fn change(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
         let entry = self.entry.upgrade().ok_or_else(left)?;
         match &mut *entry.lock().await {
             Entry::Planned(instance) => {
                 let after = change(instance.clone());
                 if (after.id(), after.address()) != (instance.id(), instance.address()) {
-                    return Err(error(
-                        ErrorKind::InvalidInput,
-                        "an update may change weight and metadata, nothing else",
-                    ));
+                    let message = "an update may change weight and metadata, nothing else";
+                    return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
                 *instance = after;
                 Ok(())
@@ -108,4 +137,8 @@ impl ServerHandle {
             Entry::Left => Err(left()),
         }
     }
+}
+
+pub(super) fn left() -> Error {
+    Error::new(ErrorKind::Closed, "the server has left the registry")
 }

@@ -1,6 +1,6 @@
 use std::{mem, sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Error, Instance};
+use discovery_core::{Backoff, Error, Instance, Status, Statuses};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::{
     builder::Plan,
-    handle::{Entry, ServerHandle, Stage},
+    handle::{Entry, ServerHandle, Stage, left},
     orders::Order,
 };
 
@@ -37,7 +37,7 @@ impl Life {
         let registered = tokio::select! {
             biased;
             () = orders.given(Order::Stop) => Ok(()),
-            Err(error) = self.register() => Err(error),
+            error = self.stay_registered() => Err(error),
         };
         self.enter(Stage::Draining);
         self.say(ServingStatus::NotServing).await;
@@ -59,25 +59,42 @@ impl Life {
         registered
     }
 
+    /// Registers, and tells how the registration stands from then on; ends with an error that is final.
+    async fn stay_registered(&self) -> Error {
+        let mut statuses = match self.register().await {
+            Ok(statuses) => statuses,
+            Err(error) => return error,
+        };
+        self.handle.status.set(statuses.current());
+        self.enter(Stage::Serving);
+        while let Some(status) = statuses.changed().await {
+            self.handle.status.set(status);
+        }
+        std::future::pending().await
+    }
+
     /// Registers once the server is ready, as soon as the registry can be reached.
-    async fn register(&self) -> Result<(), Error> {
+    async fn register(&self) -> Result<Statuses, Error> {
         self.plan.ready.lock().await.as_mut().await;
         self.say(ServingStatus::Serving).await;
         let mut delays = Backoff::default().delays();
         loop {
             // Locked meanwhile, so that an update goes into what is registered, or into the registration.
             let mut entry = self.entry.lock().await;
-            let Entry::Planned(instance) = &*entry else { return Ok(()) };
+            let Entry::Planned(instance) = &*entry else { return Err(left()) };
             match self.plan.registry.register_with(&self.plan.service, instance.clone(), self.plan.claim).await {
                 Ok(registration) => {
+                    let statuses = registration.statuses();
                     *entry = Entry::Registered(registration);
-                    self.enter(Stage::Serving);
-                    return Ok(());
+                    return Ok(statuses);
                 }
-                Err(error) if error.is_retryable() => {
+                Err(error) => {
+                    self.handle.status.set(Status::lost(error.clone()));
+                    if !error.is_retryable() {
+                        return Err(error);
+                    }
                     warn!(service = %self.plan.service, error = %error.report(), "server not registered yet");
                 }
-                Err(error) => return Err(error),
             }
             drop(entry);
             sleep(delays.next_delay()).await;
@@ -101,6 +118,7 @@ impl Life {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
         let result = registration.deregister().await;
+        self.handle.status.set(Status::deregistered());
         if let Err(error) = &result {
             warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
         }
@@ -127,6 +145,7 @@ impl Drop for Life {
         if let Ok(mut entry) = self.entry.try_lock() {
             *entry = Entry::Left;
         }
+        self.handle.status.set(Status::deregistered());
         self.enter(Stage::Stopped);
     }
 }

@@ -7,6 +7,9 @@
     reason = "each test binary uses a part"
 )]
 
+#[cfg(feature = "server")]
+pub mod running;
+
 use std::{
     net::SocketAddr,
     sync::{

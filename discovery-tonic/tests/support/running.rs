@@ -1,0 +1,72 @@
+//! Servers that live in a registry.
+
+use std::{net::SocketAddr, time::Duration};
+
+use discovery_core::{Error, Resolver};
+use discovery_memory::MemoryBackend;
+use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
+use greeter::{GreetManyRequest, Greeter, GreeterClient};
+use tokio::{task::JoinHandle, time::timeout};
+use tonic::{Status, transport::Channel};
+
+use super::service;
+
+pub const SHORT: Duration = Duration::from_millis(300);
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// A server that runs, and what tests do to it.
+pub struct Running {
+    pub address: SocketAddr,
+    pub handle: ServerHandle,
+    pub task: JoinHandle<Result<Stopped, Error>>,
+}
+
+impl Running {
+    pub async fn start(builder: Builder) -> Self {
+        let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        assert_eq!(server.instance().address().socket_addr(), Some(address));
+        let router = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+        let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
+        Self { address, handle, task: tokio::spawn(serve) }
+    }
+
+    pub async fn serving(builder: Builder) -> Self {
+        let server = Self::start(builder).await;
+        timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+        server
+    }
+
+    pub async fn client(&self) -> GreeterClient<Channel> {
+        GreeterClient::new(connect(self.address).await)
+    }
+
+    /// A call that the server answers after this time; started once this returns.
+    pub async fn slow_call(&self, time: Duration) -> JoinHandle<Result<(), Status>> {
+        let mut client = self.client().await;
+        let interval_ms = time.as_millis().try_into().unwrap();
+        let request = GreetManyRequest { count: 2, interval_ms, ..GreetManyRequest::default() };
+        let mut answers = client.greet_many(request).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap();
+        tokio::spawn(async move {
+            while answers.message().await?.is_some() {}
+            Ok(())
+        })
+    }
+
+    pub async fn ended(self) -> Result<Stopped, Error> {
+        timeout(SOON, self.task).await.expect("the server ends").unwrap()
+    }
+}
+
+pub async fn connect(address: SocketAddr) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+pub fn builder(backend: &MemoryBackend) -> Builder {
+    RegisteredServer::builder(backend.clone(), service()).drain(SHORT).limit(SHORT)
+}
+
+pub async fn registered(backend: &MemoryBackend) -> usize {
+    backend.list(&service()).await.unwrap().len()
+}
