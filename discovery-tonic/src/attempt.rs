@@ -2,7 +2,7 @@ use std::{mem, sync::Arc};
 
 use discovery_core::Instance;
 use http::{
-    Extensions, HeaderName, Request, Response, StatusCode, Uri,
+    Extensions, HeaderName, Request, Response, Uri,
     uri::{self, Authority, PathAndQuery, Scheme},
 };
 use hyper::{body::Incoming, client::conn::TrySendError};
@@ -16,6 +16,7 @@ use crate::{
     endpoint::Endpoint,
     response::ResponseBody,
     served::{ServedBy, Tried},
+    status,
 };
 
 /// What the pool publishes of a ready endpoint.
@@ -92,17 +93,16 @@ impl Attempt {
         if code.is_some_and(|code| code == "0") {
             self.endpoint().succeeded();
         }
-        let failed = code.filter(|code| *code != "0").and_then(|_| Status::from_header_map(response.headers()));
-        let unavailable = match &failed {
-            Some(status) => status.code() == Code::Unavailable,
-            None => response.status() != StatusCode::OK,
+        let failed = match code {
+            Some(code) if code == "0" => None,
+            Some(_) => Status::from_header_map(response.headers()),
+            None => status::of_http(response.status()),
         };
         self.endpoint().answered();
-        if unavailable {
-            self.endpoint().failed();
-        }
         if let Some(status) = failed {
-            if !unavailable {
+            if status.code() == Code::Unavailable {
+                self.endpoint().failed();
+            } else {
                 self.endpoint().succeeded();
             }
             return Err((status, self, extensions));

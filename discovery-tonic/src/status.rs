@@ -1,6 +1,7 @@
 use std::error::Error as StdError;
 
 use h2::Reason;
+use http::StatusCode;
 use tonic::{Code, Status};
 
 /// What is known of a request whose sending failed.
@@ -52,6 +53,24 @@ pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) 
         Some((true, Some(Reason::REFUSED_STREAM))) => (Code::Unavailable, "the peer refused the call", true),
         Some((true, _)) => (Code::Internal, "the peer reset the call", true),
     }
+}
+
+/// What an answer without `grpc-status` says that comes from a proxy, or from a server that is about to go, by the mapping of the gRPC
+/// protocol; nothing where its HTTP status is 200.
+pub(crate) fn of_http(status: StatusCode) -> Option<Status> {
+    let code = match status {
+        StatusCode::OK => return None,
+        StatusCode::BAD_REQUEST => Code::Internal,
+        StatusCode::UNAUTHORIZED => Code::Unauthenticated,
+        StatusCode::FORBIDDEN => Code::PermissionDenied,
+        StatusCode::NOT_FOUND => Code::Unimplemented,
+        StatusCode::TOO_MANY_REQUESTS
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    Some(Status::new(code, format!("an answer without grpc-status, of HTTP status {}", status.as_u16())))
 }
 
 /// The status that the deadline ends a call with.

@@ -196,6 +196,41 @@ async fn a_servers_own_error_says_who_sent_it() {
     assert_eq!(Tried::of(&status).unwrap().instances(), [server.instance().id().clone()]);
 }
 
+/// A proxy, or a server that is about to go, answers in HTTP alone: by its status the call's code, and whether it is the endpoint's failure.
+#[tokio::test]
+async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
+    const STATUSES: [(u16, Code, u32); 11] = [
+        (503, Code::Unavailable, 1),
+        (502, Code::Unavailable, 2),
+        (504, Code::Unavailable, 3),
+        (400, Code::Internal, 0),
+        (429, Code::Unavailable, 1),
+        (401, Code::Unauthenticated, 0),
+        (403, Code::PermissionDenied, 0),
+        (404, Code::Unimplemented, 0),
+        (500, Code::Unknown, 0),
+        (302, Code::Unknown, 0),
+        (204, Code::Unknown, 0),
+    ];
+    let (address, _, _tasks) = raw_h2(|n, respond| {
+        let page = n % 2 == 0;
+        let response = http::Response::builder().status(STATUSES[n].0).header("content-type", "text/html");
+        let mut body = respond.send_response(response.body(()).unwrap(), !page).unwrap();
+        if page {
+            body.send_data("<h1>Sorry</h1>".into(), true).unwrap();
+        }
+    })
+    .await;
+    let channel = channel(&registry([address]));
+    for (status, code, failures) in STATUSES {
+        let error = greet(&channel, Some(Duration::from_secs(5))).await.unwrap_err();
+        assert_eq!(error.code(), code, "{status}: {error:?}");
+        assert_eq!(Tried::of(&error).expect("it says who").instances(), [instance(address).id().clone()]);
+        let endpoint = &channel.endpoints()[0];
+        assert_eq!((endpoint.failures, endpoint.in_flight), (failures, 0), "{status}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_with_few_streams_refuse_nothing() {
     let mut servers = Vec::new();

@@ -48,6 +48,25 @@ async fn a_call_that_failed_goes_to_another_instance() {
     assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
 }
 
+/// A proxy whose server is gone says so in HTTP alone.
+#[tokio::test]
+async fn a_call_that_a_proxy_could_not_deliver_goes_to_another_instance() {
+    let (bad, requests, _peer) = raw_h2(|_, respond| {
+        let response = http::Response::builder().status(503).body(()).unwrap();
+        let mut body = respond.send_response(response, false).unwrap();
+        body.send_data("no healthy upstream".into(), true).unwrap();
+    })
+    .await;
+    let good = Server::start("good").await;
+    let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
+    until_ready(&channel, 2).await;
+    for _ in 0..30 {
+        assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
+    }
+    let seen = requests.load(Ordering::Relaxed);
+    assert!((1..=10).contains(&seen), "asked, and taken out: {seen} of 30");
+}
+
 #[tokio::test]
 async fn attempts_end_and_the_failure_tells_them_all() {
     let mut peers = Vec::new();
