@@ -1,6 +1,6 @@
 use std::{mem, sync::Arc};
 
-use discovery_core::Instance;
+use discovery_core::{Instance, InstanceId};
 use http::{
     Extensions, HeaderName, Request, Response, Uri,
     uri::{self, Authority, PathAndQuery, Scheme},
@@ -80,13 +80,16 @@ impl Attempt {
         self.deadline = Some(Instant::now());
     }
 
-    /// Takes the response's headers: what they say of the endpoint, and what the caller gets. `extensions` are the request's,
-    /// which have done their work; their allocation serves again.
+    /// Takes the response's headers: what they say of the endpoint, and what the caller gets.
+    ///
+    /// Only a response takes what the call keeps: the request's `extensions`, which have done their work and whose allocation serves
+    /// again, and the instances that were `tried` before.
     pub(crate) fn finish(
         mut self,
         mut response: Response<Incoming>,
-        mut extensions: Extensions,
-    ) -> Result<Response<ResponseBody>, (Status, Self, Extensions)> {
+        extensions: &mut Extensions,
+        tried: &mut Vec<InstanceId>,
+    ) -> Result<Response<ResponseBody>, (Status, Self)> {
         self.picked.answer();
         // A server that fails before its first message sends all in one: there is no body that could carry who served.
         let code = response.headers().get(&GRPC_STATUS);
@@ -105,16 +108,18 @@ impl Attempt {
             } else {
                 self.endpoint().succeeded();
             }
-            return Err((status, self, extensions));
+            return Err((status, self));
         }
+        let mut extensions = mem::take(extensions);
         extensions.clear();
         if !response.extensions().is_empty() {
             extensions.extend(mem::take(response.extensions_mut()));
         }
-        extensions.insert(ServedBy(Arc::clone(self.instance())));
+        let before: Option<Arc<[InstanceId]>> = (!tried.is_empty()).then(|| mem::take(tried).into());
+        extensions.insert(ServedBy { instance: Arc::clone(self.instance()), before: before.clone() });
         *response.extensions_mut() = extensions;
         let deadline = self.deadline;
-        Ok(response.map(|body| ResponseBody::new(body, deadline, self)))
+        Ok(response.map(|body| ResponseBody::new(body, deadline, self, before)))
     }
 }
 

@@ -198,10 +198,9 @@ impl Call {
     }
 
     fn take(&mut self, board: &Board, attempt: Attempt, response: Response<Incoming>) -> Next {
-        match attempt.finish(response, mem::take(&mut self.extensions)) {
+        match attempt.finish(response, &mut self.extensions, &mut self.tried) {
             Ok(response) => Next::End(Ok(response)),
-            Err((status, attempt, extensions)) => {
-                self.extensions = extensions;
+            Err((status, attempt)) => {
                 self.tried.push(attempt.instance().id().clone());
                 drop(attempt);
                 self.repeat(board, status, None, false)

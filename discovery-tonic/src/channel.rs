@@ -45,8 +45,8 @@ use crate::{
 ///   held for a while ([`Builder::hold`]).
 /// - **B7** Discovery and connecting go on while no request flows.
 /// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the set.
-/// - **B9** Each response says which instance served it ([`ServedBy`](crate::ServedBy)), each failure which were tried
-///   ([`Tried`](crate::Tried)).
+/// - **B9** Each response says which instance served it and which were tried before ([`ServedBy`](crate::ServedBy)), each failure
+///   which were tried ([`Tried`](crate::Tried)).
 ///
 /// ```no_run
 /// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {

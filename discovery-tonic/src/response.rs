@@ -1,10 +1,12 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
+use discovery_core::InstanceId;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -30,18 +32,27 @@ pub struct ResponseBody {
 struct Live {
     body: Incoming,
     attempt: Attempt,
+    /// The instances that were tried before this one.
+    before: Option<Arc<[InstanceId]>>,
 }
 
 impl ResponseBody {
-    pub(crate) fn new(body: Incoming, deadline: Option<Instant>, attempt: Attempt) -> Self {
+    pub(crate) fn new(
+        body: Incoming,
+        deadline: Option<Instant>,
+        attempt: Attempt,
+        before: Option<Arc<[InstanceId]>>,
+    ) -> Self {
         let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-        Self { deadline, live: Some(Live { body, attempt }) }
+        Self { deadline, live: Some(Live { body, attempt, before }) }
     }
 }
 
 impl Live {
     fn tried(&self, cause: Option<hyper::Error>) -> Tried {
-        Tried::new(vec![self.attempt.instance().id().clone()], cause.map(Into::into))
+        let mut instances = self.before.as_deref().unwrap_or_default().to_vec();
+        instances.push(self.attempt.instance().id().clone());
+        Tried::new(instances, cause.map(Into::into))
     }
 
     fn fail(self, error: hyper::Error) -> Status {

@@ -4,19 +4,23 @@ use discovery_core::{Instance, InstanceId};
 
 use crate::connector::BoxError;
 
-/// Which instance answered: an extension of every response.
+/// Which instance answered, and which were tried before: an extension of every response.
 ///
 /// ```
 /// # fn example(response: tonic::Response<()>) {
 /// use discovery_tonic::ServedBy;
 ///
 /// if let Some(served_by) = response.extensions().get::<ServedBy>() {
-///     println!("answered by {}", served_by.instance().address());
+///     println!("answered by {}, after {:?}", served_by.instance().address(), served_by.tried());
 /// }
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct ServedBy(pub(crate) Arc<Instance>);
+pub struct ServedBy {
+    pub(crate) instance: Arc<Instance>,
+    /// `None` where there are none, which costs nothing.
+    pub(crate) before: Option<Arc<[InstanceId]>>,
+}
 
 /// Which instances a failed call was sent to, and what the last one did: the source of the call's [`tonic::Status`].
 ///
@@ -40,7 +44,12 @@ pub struct Tried {
 impl ServedBy {
     /// The instance, as it was registered when the request was sent.
     pub fn instance(&self) -> &Arc<Instance> {
-        &self.0
+        &self.instance
+    }
+
+    /// The instances that the request was sent to before this one, in this order; empty where nothing was repeated.
+    pub fn tried(&self) -> &[InstanceId] {
+        self.before.as_deref().unwrap_or_default()
     }
 }
 

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_tonic::{Retry, RetryPolicy, Tried};
+use discovery_tonic::{Retry, RetryPolicy, ServedBy, Tried};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
-use support::{Mortal, Server, answer, builder, greet, hung, raw_h2, ready, registry};
+use support::{Mortal, Server, answer, builder, greet, hung, instance, raw_h2, ready, registry};
 use tokio::time::sleep;
 use tonic::{Code, Request};
 
@@ -46,6 +46,43 @@ async fn a_call_that_failed_goes_to_another_instance() {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
     }
     assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
+}
+
+/// Which instances were tried is told by the answer that came in the end, and by one that broke off.
+#[tokio::test]
+async fn an_answer_tells_who_was_tried_before() {
+    let (bad, _, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
+    let good = Server::start("good").await;
+    let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
+    until_ready(&channel, 2).await;
+    let (mut at_once, mut later) = (0, 0);
+    for _ in 0..30 {
+        let response = GreeterClient::new(channel.clone()).greet(GreetRequest::default()).await.unwrap();
+        let served_by = response.extensions().get::<ServedBy>().unwrap();
+        assert_eq!(served_by.instance().id(), instance(good.address).id());
+        match served_by.tried() {
+            [] => at_once += 1,
+            tried => {
+                assert_eq!(tried, [instance(bad).id().clone()]);
+                later += 1;
+            }
+        }
+    }
+    println!("B9: {at_once} answered at once, {later} by the second instance");
+    assert!(at_once > 0 && later > 0);
+
+    let (breaking, _, _peer) = raw_h2(|n, respond| match n {
+        0 => answer(respond, "14"),
+        _ => drop(respond.send_response(http::Response::new(()), false).unwrap()),
+    })
+    .await;
+    let channel = builder(&registry([breaking])).retry(policy()).build().unwrap();
+    let mut request = Request::new(GreetManyRequest { count: 1, ..GreetManyRequest::default() });
+    request.set_timeout(Duration::from_millis(700));
+    let mut answers = GreeterClient::new(channel).greet_many(request).await.unwrap().into_inner();
+    let status = answers.message().await.unwrap_err();
+    let id = instance(breaking).id().clone();
+    assert_eq!(Tried::of(&status).unwrap().instances(), [id.clone(), id]);
 }
 
 /// A proxy whose server is gone says so in HTTP alone.
