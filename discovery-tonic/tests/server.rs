@@ -14,7 +14,7 @@ use std::{
 use discovery_core::{Claim, Error, ErrorKind, FixedResolver, Resolver, Status, Weight};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::server::{RegisteredServer, Stage};
-use greeter::{GreetRequest, Greeter};
+use greeter::{GreetRequest, Greeter, GreeterClient};
 use support::{
     greet,
     running::{Running, SHORT, SOON, builder, connect, registered},
@@ -366,4 +366,26 @@ async fn a_fleet_is_replaced_under_load_without_a_failed_call() {
     stop.store(true, Ordering::Relaxed);
     let calls = caller.await.expect("no call fails");
     assert!(calls > 100, "{calls}");
+}
+
+/// The registry's address is really reached, whatever routes this machine has.
+#[tokio::test]
+async fn a_server_bound_to_all_addresses_is_reached_where_it_registered() {
+    for bind in ["0.0.0.0:0", "[::]:0"] {
+        let backend = MemoryBackend::new();
+        let server = match builder(&backend).bind(bind.parse().unwrap()).await {
+            Ok(server) => server,
+            Err(error) => {
+                println!("{bind}: {}", error.report());
+                assert_eq!(error.kind(), ErrorKind::Unavailable);
+                continue;
+            }
+        };
+        println!("{bind}: {}", server.instance().address());
+        let address = server.instance().address().socket_addr().unwrap();
+        let router = tonic::transport::Server::builder().add_service(Greeter::new("all").into_service());
+        let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
+        GreeterClient::new(connect(address).await).greet(GreetRequest::default()).await.unwrap();
+        task.abort();
+    }
 }

@@ -2,6 +2,7 @@ use std::{fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use discovery_core::{Address, Claim, Error, ErrorKind, Instance, Registry, ServiceName};
 use futures::future::BoxFuture;
+use socket2::SockRef;
 use tokio::{net::TcpListener, sync::Mutex};
 use tonic_health::server::HealthReporter;
 
@@ -46,7 +47,8 @@ impl Builder {
     /// Where others reach the server, if not where it listens, as behind a translated or a forwarded port.
     ///
     /// By default the address that it is bound to, with the port that it really got; and bound to the unspecified address, that of
-    /// the interface which the default route goes through.
+    /// the interface which the default route goes through. Bound to `[::]` that is the one for IPv6, or where none leads out, the one
+    /// for IPv4 if the socket takes that as well.
     pub fn advertise(mut self, address: Address) -> Self {
         self.advertise = Some(address);
         self
@@ -150,7 +152,9 @@ impl Builder {
 
     fn listen(self, listener: TcpListener) -> Result<RegisteredServer, Error> {
         let bound = listener.local_addr().map_err(|error| self.error("cannot listen".to_owned(), error))?;
-        let address = self.advertise.clone().map_or_else(|| advertise::address(bound), Ok);
+        // An error for an IPv4 socket, of which nobody asks.
+        let takes_ipv4 = SockRef::from(&listener).only_v6().is_ok_and(|only| !only);
+        let address = self.advertise.clone().map_or_else(|| advertise::address(bound, takes_ipv4), Ok);
         let address = address.map_err(|error| error.during("listen").for_service(&self.plan.service))?;
         Ok(RegisteredServer::new(self.plan, listener, (self.describe)(Instance::new(address))))
     }
