@@ -39,7 +39,7 @@ impl Builder {
             health: None,
             stop_on_signals: false,
             drain: Duration::from_secs(5),
-            limit: Duration::from_secs(30),
+            limit: Duration::from_secs(10),
         };
         Self { plan, advertise: None, describe: Box::new(|instance| instance) }
     }
@@ -112,7 +112,8 @@ impl Builder {
         self
     }
 
-    /// How long what is in flight after the drain time may take before it is cut; by default 30 s.
+    /// How long what is in flight after the drain time may take before it is cut; by default 10 s, so that the
+    /// [whole](super#how-long-it-takes-to-stop) stays below 30 s.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.plan.limit = limit;
         self
@@ -169,5 +170,21 @@ impl fmt::Debug for Builder {
         let mut shown = f.debug_struct("Builder");
         shown.field("service", &self.plan.service).field("drain", &self.plan.drain).field("limit", &self.plan.limit);
         shown.finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use discovery_core::FixedResolver;
+
+    use super::*;
+    use crate::server::registered::LAST;
+
+    #[test]
+    fn by_default_a_server_has_stopped_before_kubernetes_kills_it() {
+        let Plan { drain, limit, .. } = Builder::new(FixedResolver::new([]), "greeter".parse().unwrap()).plan;
+        // The etcd backend's.
+        let deadline = Duration::from_secs(10);
+        assert_eq!(deadline + drain + limit + LAST, Duration::from_secs(26), "as the module says");
     }
 }

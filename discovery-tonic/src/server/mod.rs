@@ -30,6 +30,18 @@
 //!
 //! The registry is not needed to serve: a server whose registry is away serves on, and one that starts without it registers as soon
 //! as it is there.
+//!
+//! # How long it takes to stop
+//!
+//! Mostly little more than the drain time. At most, from the order to the end: what the backend takes to deregister (with etcd its
+//! deadline, 10 s by default), the drain time (5 s), the limit (10 s), and a second for what was cut. These are 26 s by default, so
+//! that a Kubernetes pod with the usual `terminationGracePeriodSeconds` of 30 ends by itself, if its `preStop` hook, whose time counts
+//! there too, takes less than 4 s; it needs none for the registry's sake. Calls that last longer need a higher limit, and the pod a
+//! longer grace.
+//!
+//! What is in flight includes streams that never end by themselves, such as `Watch` of `grpc.health.v1`: they hold their connection until
+//! the limit, and then are cut. A [`BalancedChannel`](crate::BalancedChannel) that checks health lets go of its own within about a
+//! second.
 
 mod advertise;
 mod builder;

@@ -30,6 +30,20 @@ pub struct RegisteredServer {
 }
 
 /// How a server ended that was told to.
+///
+/// ```
+/// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+/// use greeter::Greeter;
+/// use tonic::transport::Server;
+///
+/// let router = Server::builder().add_service(Greeter::new("one").into_service());
+/// let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
+/// if stopped.cut > 0 {
+///     println!("{} connections had calls that outlasted the limit", stopped.cut);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Stopped {
@@ -173,4 +187,4 @@ impl fmt::Debug for RegisteredServer {
 }
 
 /// How long the server's future may take to end once all its connections are cut.
-const LAST: Duration = Duration::from_secs(1);
+pub(super) const LAST: Duration = Duration::from_secs(1);
