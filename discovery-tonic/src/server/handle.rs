@@ -6,6 +6,37 @@ use tokio::sync::{Mutex, watch};
 use super::orders::{Order, Orders};
 
 /// A hand on a server that runs: cheap to clone, and of no effect on how long it does.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use discovery_core::{Resolver, Weight};
+/// use discovery_memory::MemoryBackend;
+/// use discovery_tonic::server::{RegisteredServer, Stage};
+/// use greeter::Greeter;
+/// use tonic::transport::Server;
+///
+/// let backend = MemoryBackend::new();
+/// let service = "greeter".parse()?;
+/// let server = RegisteredServer::builder(backend.clone(), "greeter".parse()?)
+///     .drain(std::time::Duration::from_millis(10))
+///     .bind("127.0.0.1:0".parse()?)
+///     .await?;
+/// let handle = server.handle();
+/// let greeter = Server::builder().add_service(Greeter::new("one").into_service());
+/// let running = tokio::spawn(server.serve(|incoming, goaway| greeter.serve_with_incoming_shutdown(incoming, goaway)));
+///
+/// handle.reached(Stage::Serving).await;
+/// let less = Weight::new(10)?;
+/// handle.update(|instance| instance.with_weight(less)).await?;
+/// assert_eq!(backend.list(&service).await?.iter().next().unwrap().weight(), less);
+///
+/// handle.stop();
+/// let stopped = running.await??;
+/// assert_eq!((stopped.cut, handle.stage()), (0, Stage::Stopped));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     service: ServiceName,
@@ -15,7 +46,18 @@ pub struct ServerHandle {
     pub(super) status: StatusWriter,
 }
 
-/// How far a server is in its life.
+/// How far a server is in its life; a later stage is greater, and none comes twice.
+///
+/// ```
+/// # async fn example(handle: discovery_tonic::server::ServerHandle) {
+/// use discovery_tonic::server::Stage;
+///
+/// // Said to a load balancer of another kind.
+/// let takes_new_calls = handle.stage() <= Stage::Draining;
+/// // Work in the background had better end before the process does.
+/// handle.reached(Stage::Draining).await;
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Stage {

@@ -23,6 +23,24 @@ use tracing::warn;
 /// The connections that a [`RegisteredServer`](super::RegisteredServer) accepts: what tonic's and hyper's servers serve.
 ///
 /// Dropping it closes the listener. Where the system has no descriptors left it waits instead of ending the server.
+///
+/// It is a stream, so that connections can be told apart, counted or refused before the server has them:
+///
+/// ```
+/// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+/// use futures::TryStreamExt;
+/// use greeter::Greeter;
+/// use tonic::transport::Server;
+///
+/// let router = Server::builder().add_service(Greeter::new("one").into_service());
+/// let serve = server.serve(|incoming, goaway| {
+///     let incoming = incoming.inspect_ok(|connection| println!("connected: {:?}", connection.peer_addr()));
+///     router.serve_with_incoming_shutdown(incoming, goaway)
+/// });
+/// serve.await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Incoming {
     listener: TcpListener,
