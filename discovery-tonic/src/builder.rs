@@ -148,7 +148,7 @@ impl Builder {
         self
     }
 
-    /// How long a call without a deadline waits for an endpoint; by default 10 s.
+    /// How long a call without a deadline waits for an endpoint, all its waits together; by default 10 s.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
         self

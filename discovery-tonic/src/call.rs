@@ -115,12 +115,14 @@ impl Call {
         mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
         let wait_for_ready = self.extensions.get::<WaitForReady>().is_some();
-        // All waits for an endpoint together; where the call has a deadline, that ends them.
-        let limit = self.deadline.is_none().then(|| Instant::now() + board.wait);
+        // What is left for all waits for an endpoint together; where the call has a deadline, that ends them.
+        let mut left = self.deadline.is_none().then_some(board.wait);
         loop {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
+            let begun = Instant::now();
+            let limit = left.map(|left| begun + left);
             let picked = match board.wait_for_endpoint(wait_for_ready, limit, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
@@ -129,6 +131,7 @@ impl Call {
                     return Err(self.fail(board, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
                 }
             };
+            left = left.map(|left| left.saturating_sub(begun.elapsed()));
             if let Some(deadline) = self.deadline {
                 deadline::rewrite(request.headers_mut(), deadline);
             }

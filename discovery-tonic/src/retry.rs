@@ -296,7 +296,17 @@ mod tests {
     #[test]
     fn the_server_decides_on_the_wait() {
         let retries = retries(2);
-        for (value, wanted) in [("0", Some(0)), ("70", Some(70)), ("-1", None), ("soon", None), ("99999999999", None)] {
+        for (value, wanted) in [
+            ("0", Some(0)),
+            ("70", Some(70)),
+            ("60000", Some(60_000)),
+            ("60001", Some(60_000)),
+            ("4294967295", Some(60_000)),
+            ("99999999999", None),
+            ("-1", None),
+            ("", None),
+            ("soon", None),
+        ] {
             let mut status = Status::unavailable("");
             status.metadata_mut().insert(PUSHBACK, value.parse().unwrap());
             let wait = retries.next(&mut begin(&retries), Failure::Status(&status), None);

@@ -7,9 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_tonic::{Retry, RetryPolicy, ServedBy, Tried};
+use discovery_tonic::{Retry, RetryPolicy, ServedBy, Tried, WaitForReady};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
-use support::{Mortal, Server, answer, builder, greet, hung, instance, raw_h2, ready, registry};
+use support::{Mortal, Server, answer, builder, eventually, greet, hung, instance, raw_h2, ready, registry, service};
 use tokio::time::sleep;
 use tonic::{Code, Request};
 
@@ -190,6 +190,40 @@ async fn an_attempt_that_takes_too_long_is_given_up() {
     }
     assert!(requests.load(Ordering::Relaxed) > 0);
     assert!((Duration::from_millis(100)..Duration::from_secs(2)).contains(&slowest), "{slowest:?}");
+}
+
+/// The limit of waiting is for endpoints: what the attempts and the waits between them take does not count. That the call asked to wait
+/// holds for its repetitions too.
+#[tokio::test]
+async fn only_what_a_call_waits_for_an_endpoint_counts_against_its_limit() {
+    let wait = async |comes: bool| {
+        let (bad, requests, _peer) = raw_h2(|_, respond| {
+            let response =
+                http::Response::builder().header("grpc-status", "14").header("grpc-retry-pushback-ms", "1000");
+            respond.send_response(response.body(()).unwrap(), true).unwrap();
+        })
+        .await;
+        let backend = registry([bad]);
+        let channel = builder(&backend).retry(policy()).wait(Duration::from_millis(1_500)).build().unwrap();
+        until_ready(&channel, 1).await;
+        let mut request = Request::new(GreetRequest::default());
+        request.extensions_mut().insert(WaitForReady);
+        let start = Instant::now();
+        let call = tokio::spawn(async move { GreeterClient::new(channel).greet(request).await });
+        eventually("the first attempt", || requests.load(Ordering::Relaxed) == 1).await;
+        backend.remove(&service(), &bad.to_string());
+        sleep(Duration::from_millis(1_700)).await;
+        let good = Server::start("good").await;
+        if comes {
+            backend.put(&service(), good.instance());
+        }
+        (call.await.unwrap(), start.elapsed())
+    };
+    let ((served, after), (failed, end)) = tokio::join!(wait(true), wait(false));
+    println!("served after {after:?}, given up after {end:?}");
+    assert_eq!(served.expect("waited for 0.7 s of the 1.5 s").into_inner().server, "good");
+    assert_eq!(failed.unwrap_err().code(), Code::Unavailable);
+    assert!((Duration::from_millis(2_450)..Duration::from_secs(5)).contains(&end), "{end:?}");
 }
 
 #[tokio::test]
