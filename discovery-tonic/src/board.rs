@@ -27,7 +27,7 @@ pub(crate) struct Board {
     pub(crate) retries: Option<Retries>,
     pub(crate) pickers: Pickers<Target>,
     pub(crate) outlook: ArcSwap<Outlook>,
-    pub(crate) rows: ArcSwap<Vec<Row>>,
+    pub(crate) rows: ArcSwap<Vec<Arc<Row>>>,
     pub(crate) signals: Arc<Signals>,
 }
 
@@ -107,14 +107,14 @@ impl Board {
 
     /// All endpoints of the set.
     pub(crate) fn endpoints(&self) -> Endpoints {
-        Endpoints(self.rows.load().iter().map(Row::status).collect())
+        Endpoints(self.rows.load().iter().map(|row| row.status()).collect())
     }
 }
 
 impl Row {
     fn status(&self) -> EndpointStatus {
         let phase = self.endpoint.phase();
-        let in_flight = self.endpoint.link().map_or(0, |link| link.load.in_flight());
+        let in_flight = self.endpoint.links().iter().map(|link| link.load.in_flight()).sum();
         let state = match phase {
             Phase::BackingOff { .. } => EndpointState::BackingOff,
             Phase::Connecting { .. } => EndpointState::Connecting,

@@ -4,7 +4,6 @@ use arc_swap::ArcSwap;
 use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName};
 use http::{HeaderValue, Uri};
 use hyper::rt::{Read, Write};
-use tokio::sync::Semaphore;
 use tower::Service;
 use tracing::{Instrument, info_span};
 
@@ -14,10 +13,11 @@ use crate::{
     board::{Board, Outlook},
     call::Agent,
     connector::{self, BoxError, Connector},
-    endpoint::{Plan, Settings},
+    drive::{Plan, Settings, Turns},
     metrics::Metrics,
     pool::{Config, Pool},
     retry::Retries,
+    settings::FAR,
     signals::Signals,
 };
 
@@ -52,6 +52,7 @@ pub struct Builder {
     drain: Duration,
     hold: Option<Duration>,
     ejection: Ejection,
+    connections: usize,
     connects: usize,
     slow_start: Duration,
     health: Option<String>,
@@ -72,6 +73,7 @@ impl Builder {
             drain: Duration::from_secs(30),
             hold: Some(Duration::from_secs(15)),
             ejection: Ejection::default(),
+            connections: 1,
             connects: 100,
             slow_start: Duration::ZERO,
             health: None,
@@ -125,10 +127,20 @@ impl Builder {
         self
     }
 
-    /// How many endpoints connect at a time; by default 100, at least 1. The others wait for their turn, so that a large set that is
-    /// new, or lost all its connections at once, is no storm.
+    /// How many connections each endpoint has; by default 1, at most 64.
+    ///
+    /// More than one are of use where a single connection is the limit: more calls at once than the peer allows streams, or more bytes
+    /// than one core moves through a connection. Requests are spread over all of them; an endpoint's share does not depend on how
+    /// many of its connections are there, and is probed by one request all the same.
+    pub fn connections(mut self, count: usize) -> Self {
+        self.connections = count.clamp(1, 64);
+        self
+    }
+
+    /// How many connections are made at a time; by default 100, at least 1. The others wait for their turn, so that a large set that
+    /// is new, or lost all its connections at once, is no storm. At most half of the turns are for attempts after failed ones.
     pub fn connects(mut self, limit: usize) -> Self {
-        self.connects = limit.clamp(1, Semaphore::MAX_PERMITS);
+        self.connects = limit;
         self
     }
 
@@ -204,15 +216,16 @@ impl Builder {
             signals,
         });
         let plan = Plan {
-            connects: Arc::new(Semaphore::new(self.connects)),
+            connects: Turns::new(self.connects),
             connector: self.connector.unwrap_or_else(connector::tcp),
             settings: self.settings,
             backoff: self.backoff,
             drain: self.drain,
             health: self.health,
+            connections: self.connections,
         };
         let config = Config {
-            plan,
+            plan: Arc::new(plan),
             slow_start: self.slow_start.min(FAR),
             hold: self.hold.map(|hold| hold.min(FAR)),
             ejection: Ejection { shortest: self.ejection.shortest.min(FAR), ..self.ejection },
@@ -229,7 +242,5 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// What is added to an instant, which cannot take everything that a duration can say.
-const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// By the form of the gRPC protocol: `grpc-` language `-` variant `/` version.
 const AGENT: &str = concat!("grpc-rust-discovery/", env!("CARGO_PKG_VERSION"));

@@ -45,9 +45,19 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Link,
+    age: Option<Duration>,
     eye: Arc<Eye>,
     cut: Cut,
     task: JoinHandle<()>,
+}
+
+/// How many requests a connection takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowance {
+    /// The streams that are left to others.
+    pub(crate) reserved: u32,
+    /// The requests before its first answer.
+    pub(crate) trial: u32,
 }
 
 /// Where requests enter a connection.
@@ -68,8 +78,8 @@ struct Eye {
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; leaves `reserved` streams to others; tells `ended` when the connection takes no
-    /// requests any more.
+    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended` when the connection takes no requests
+    /// any more.
     ///
     /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100 streams until SETTINGS come. With
     /// no streams allowed at first, a limit above 0 means that they have come; they do not wake the connection's future, so
@@ -79,7 +89,7 @@ impl Connection {
         address: &Address,
         settings: &EndpointSettings,
         signals: &Signals,
-        reserved: u32,
+        allowance: Allowance,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
         let open = async {
@@ -104,8 +114,8 @@ impl Connection {
                     () = sleep(SETTINGS_TICK) => {}
                 }
             }
-            let load =
-                Load::waking(streams(future.current_max_send_streams(), reserved), TRIAL, Arc::clone(&signals.room));
+            let limit = streams(future.current_max_send_streams(), allowance.reserved);
+            let load = Load::waking(limit, allowance.trial, Arc::clone(&signals.room));
             let (load, eye) = (Arc::new(load), Arc::new(Eye::default()));
             let (watched, seeing) = (Arc::clone(&load), Arc::clone(&eye));
             let task = tokio::spawn(async move {
@@ -117,7 +127,7 @@ impl Connection {
                         return Poll::Ready(());
                     }
                     if seeing.open.swap(false, Ordering::AcqRel) {
-                        watched.set_limit(streams(future.current_max_send_streams(), reserved));
+                        watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved));
                     }
                     Poll::Pending
                 })
@@ -136,6 +146,7 @@ impl Connection {
                     load,
                     health: Health::Serving,
                 },
+                age: settings.age.map(jittered),
                 eye,
                 cut,
                 task,
@@ -154,6 +165,11 @@ impl Connection {
     /// Whether it takes no requests any more.
     pub(crate) fn is_closed(&self) -> bool {
         self.task.is_finished() || self.link.load.is_closed()
+    }
+
+    /// After so long it shall be replaced.
+    pub(crate) fn age(&self) -> Option<Duration> {
+        self.age
     }
 
     pub(crate) fn link(&self) -> Link {
@@ -212,6 +228,11 @@ fn streams(limit: usize, reserved: u32) -> u32 {
     limit.saturating_sub(reserved).max(limit.min(1))
 }
 
+/// A tenth more or less, as gRPC servers do it with theirs, so that what was connected at once is not replaced at once.
+fn jittered(age: Duration) -> Duration {
+    age.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
+
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender").finish_non_exhaustive()
@@ -220,5 +241,3 @@ impl fmt::Debug for Sender {
 
 const HANDOVER_TICK: Duration = Duration::from_millis(1);
 const SETTINGS_TICK: Duration = Duration::from_millis(5);
-/// How many requests a connection gets before its first answer, so that a peer that shakes hands and then hangs hurts few.
-const TRIAL: u32 = 4;

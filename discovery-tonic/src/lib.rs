@@ -70,6 +70,7 @@ mod channel;
 mod connection;
 mod connector;
 mod deadline;
+mod drive;
 mod endpoint;
 mod endpoints;
 mod flight;

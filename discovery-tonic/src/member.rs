@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
@@ -7,46 +7,151 @@ use crate::{
     attempt::Target,
     balance::Candidate,
     board::Row,
-    endpoint::{Endpoint, Phase},
-    outlier::Outlier,
-    ramp::Ramp,
+    endpoint::{Endpoint, Link, Phase},
+    health::Health,
+    outlier::{Observation, Outlier},
+    ramp::{self, Ramp, Share},
 };
 
 /// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever becomes of its connections.
+///
+/// It keeps what it last published, so that a set is published for little where little changed.
 pub(crate) struct Member {
-    pub(crate) instance: Arc<Instance>,
+    instance: Arc<Instance>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) outlier: Outlier,
-    pub(crate) held_until: Option<Instant>,
-    pub(crate) ramp: Ramp,
+    held_until: Option<Instant>,
+    ramp: Ramp,
+    /// How far it was in its slow start at the last sweep.
+    step: u32,
+    /// The connections as of the last look.
+    links: Vec<Link>,
+    candidates: Vec<Arc<Candidate<Target>>>,
+    row: Option<Arc<Row>>,
 }
 
 impl Member {
+    pub(crate) fn new(instance: &Arc<Instance>, endpoint: Arc<Endpoint>) -> Self {
+        Self {
+            instance: Arc::clone(instance),
+            endpoint,
+            outlier: Outlier::new(),
+            held_until: None,
+            ramp: Ramp::default(),
+            step: ramp::WHOLE,
+            links: Vec::new(),
+            candidates: Vec::new(),
+            row: None,
+        }
+    }
+
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    /// Takes note of another weight or other metadata.
     pub(crate) fn describe(&mut self, instance: &Arc<Instance>) {
         self.instance = Arc::clone(instance);
         self.endpoint.describe(instance);
+        self.forget_published();
     }
 
-    /// Whether its driver will go on where the endpoint is not drained after all.
-    pub(crate) fn is_driven(&self) -> bool {
-        match self.endpoint.phase() {
-            Phase::Ended => false,
-            Phase::Ready(link) => !link.load.is_closed(),
-            Phase::BackingOff { .. } | Phase::Connecting { .. } | Phase::Idle => true,
-        }
+    pub(crate) fn hold(&mut self, until: Option<Instant>) {
+        self.held_until = until;
+        self.row = None;
     }
 
+    pub(crate) fn held_until(&self) -> Option<Instant> {
+        self.held_until
+    }
+
+    /// Looks at the connections again; returns whether there are others now.
+    ///
     /// Its slow start begins with its first connection, and with the first one after an attempt that failed.
-    pub(crate) fn ramp_up(&mut self, now: Instant) {
-        match self.endpoint.phase() {
-            Phase::Ready(_) => self.ramp.begin(now),
-            Phase::BackingOff { .. } => self.ramp.reset(),
-            Phase::Connecting { .. } | Phase::Ended | Phase::Idle => {}
+    pub(crate) fn look(&mut self, now: Instant) -> bool {
+        let links = self.endpoint.links();
+        if !links.is_empty() {
+            self.ramp.begin(now);
+        } else if let Phase::BackingOff { .. } = self.endpoint.phase() {
+            self.ramp.reset();
+        }
+        let same = |(one, other): (&Link, &Link)| Arc::ptr_eq(&one.load, &other.load) && one.health == other.health;
+        if links.len() == self.links.len() && links.iter().zip(&self.links).all(same) {
+            return false;
+        }
+        self.links = links;
+        self.candidates.clear();
+        true
+    }
+
+    /// Whether it has a connection, as of the last look.
+    pub(crate) fn is_connected(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.links.iter().map(|link| link.load.in_flight()).sum()
+    }
+
+    /// What its outlier is to judge, if there is anything.
+    pub(crate) fn seen(&self, now: Instant) -> Option<Observation> {
+        let endpoint = &self.endpoint;
+        let seen = Observation {
+            now,
+            failures: endpoint.failures(),
+            unanswered: self.links.iter().map(|link| link.load.unanswered()).sum(),
+            answers: endpoint.answers(),
+            proven: self.links.is_empty() || self.links.iter().any(|link| link.load.is_proven()),
+            totals: endpoint.totals(),
+        };
+        (!self.outlier.is_quiet(&seen)).then_some(seen)
+    }
+
+    /// It is another now for those who pick: taken out, probed or restored.
+    pub(crate) fn judged(&mut self) {
+        self.forget_published();
+    }
+
+    /// Begins its slow start anew.
+    pub(crate) fn warm_up(&mut self, now: Instant) {
+        self.ramp.reset();
+        if self.is_connected() {
+            self.ramp.begin(now);
         }
     }
 
-    pub(crate) fn candidate(&self, weight: Weight) -> Option<Candidate<Target>> {
-        let link = self.endpoint.serving()?;
+    /// Goes on in its slow start; returns whether it came to the next step.
+    pub(crate) fn climb(&mut self, now: Instant, window: Duration) -> bool {
+        let step = self.ramp.share(now, window);
+        std::mem::replace(&mut self.step, step) != step
+    }
+
+    pub(crate) fn is_warm(&self) -> bool {
+        self.step == ramp::WHOLE
+    }
+
+    /// How many of its connections get requests: one while it is probed, so that one request probes it.
+    pub(crate) fn lanes(&self) -> usize {
+        let serving = self.links.iter().filter(|link| link.health == Health::Serving).count();
+        if self.outlier.is_probing() { serving.min(1) } else { serving }
+    }
+
+    /// What its weight is to be.
+    pub(crate) fn share(&self) -> Share {
+        Share { weight: self.instance.weight(), ramp: self.ramp, parts: self.lanes() }
+    }
+
+    /// Its connections as they are published, each with this weight.
+    pub(crate) fn candidates(&mut self, weight: Weight) -> &[Arc<Candidate<Target>>] {
+        if self.candidates.first().is_none_or(|one| one.weight() != weight) {
+            let lanes = self.lanes();
+            let serving = self.links.iter().filter(|link| link.health == Health::Serving).take(lanes);
+            self.candidates = serving.map(|link| Arc::new(self.candidate(link, weight))).collect();
+        }
+        &self.candidates
+    }
+
+    fn candidate(&self, link: &Link, weight: Weight) -> Candidate<Target> {
         // A connection that came after the verdict; while requests wait, the trial counts them already.
         if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
             link.load.set_trial(1);
@@ -54,18 +159,26 @@ impl Member {
         let target = Target {
             instance: Arc::clone(&self.instance),
             endpoint: Arc::clone(&self.endpoint),
-            origin: link.origin,
-            sender: link.sender,
+            origin: link.origin.clone(),
+            sender: link.sender.clone(),
         };
-        Some(Candidate::new(target, weight, link.load))
+        Candidate::new(target, weight, Arc::clone(&link.load))
     }
 
-    pub(crate) fn row(&self) -> Row {
-        Row {
-            instance: Arc::clone(&self.instance),
-            endpoint: Arc::clone(&self.endpoint),
-            out_until: self.outlier.out_until(),
-            held_until: self.held_until,
-        }
+    /// What it shows of itself.
+    pub(crate) fn row(&mut self) -> &Arc<Row> {
+        self.row.get_or_insert_with(|| {
+            Arc::new(Row {
+                instance: Arc::clone(&self.instance),
+                endpoint: Arc::clone(&self.endpoint),
+                out_until: self.outlier.out_until(),
+                held_until: self.held_until,
+            })
+        })
+    }
+
+    fn forget_published(&mut self) {
+        self.candidates.clear();
+        self.row = None;
     }
 }

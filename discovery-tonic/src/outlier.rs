@@ -113,6 +113,14 @@ impl Outlier {
         !matches!(self.state, State::Out { .. })
     }
 
+    /// Whether a step would change nothing: nothing waits, and nothing has happened since the last one.
+    pub(crate) fn is_quiet(&self, seen: &Observation) -> bool {
+        self.state == State::In
+            && (seen.failures, seen.unanswered) == (0, 0)
+            && seen.answers == self.answers
+            && self.silence.since.is_none()
+    }
+
     /// One step; `may_eject` says whether enough others are left.
     pub(crate) fn step(&mut self, settings: &Ejection, seen: Observation, may_eject: bool) -> Verdict {
         let answered = std::mem::replace(&mut self.answers, seen.answers) != seen.answers;

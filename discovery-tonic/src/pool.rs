@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update, Updates};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -8,13 +12,14 @@ use tracing::{debug, info, warn};
 use crate::{
     board::{Board, Outlook},
     connector::BoxError,
-    endpoint::{Endpoint, Phase, Plan, drive},
+    drive::{Plan, drive},
+    endpoint::{Endpoint, Phase},
     health::Health,
     hold::Hold,
     member::Member,
     metrics::Event,
-    outlier::{Ejection, Observation, Outlier, Verdict, may_eject},
-    ramp::{self, Ramp},
+    outlier::{Ejection, Verdict, may_eject},
+    ramp,
     signals::SWEEP,
 };
 
@@ -32,6 +37,8 @@ pub(crate) struct Pool {
     set: Option<Snapshot>,
     lost: Option<(Instant, Error)>,
     next_sweep: Instant,
+    /// Nothing is published before.
+    next_publish: Instant,
     failing_since: Option<Instant>,
     empty_since: Option<Instant>,
     /// When the first update came that is not published yet.
@@ -40,7 +47,7 @@ pub(crate) struct Pool {
 
 /// What a pool is built from.
 pub(crate) struct Config {
-    pub(crate) plan: Plan,
+    pub(crate) plan: Arc<Plan>,
     pub(crate) hold: Option<Duration>,
     pub(crate) ejection: Ejection,
     pub(crate) slow_start: Duration,
@@ -58,6 +65,7 @@ impl Pool {
             set: None,
             lost: None,
             next_sweep: Instant::now(),
+            next_publish: Instant::now(),
             failing_since: None,
             empty_since: None,
             updated: None,
@@ -69,7 +77,7 @@ impl Pool {
         // A stream that ends breaks its law; the set stands then.
         let mut updates = updates.fuse();
         let mut stale = false;
-        // Updates in a row, so that those that come without end do not keep the last ones from being published.
+        // Updates in a row, so that those that come without end do not keep the rest waiting.
         let mut row = 0;
         loop {
             let sweeping = self.board.signals.is_sweeping();
@@ -82,55 +90,57 @@ impl Pool {
                 Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
                     self.forget(&endpoint);
                 }
-                () = self.board.signals.dirty.notified() => {
-                    self.judge();
-                    stale = true;
-                }
+                () = self.board.signals.dirty.notified() => stale |= self.look(),
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
-                // Last, so that all that has happened is published at once.
-                () = std::future::ready(()), if stale => {
+                // After them, so that all that has happened is published at once.
+                () = until(self.next_publish), if stale => {
                     self.publish();
                     (stale, row) = (false, 0);
                 }
+                () = std::future::ready(()), if row >= MOST_IN_A_ROW => row = 0,
             }
         }
     }
 
     fn apply(&mut self, update: Update) {
         self.updated.get_or_insert_with(Instant::now);
-        let change = match update {
+        let size = self.set.as_ref().map_or(0, Snapshot::len);
+        let (change, next) = match update {
             Update::Lost(error) => {
                 debug!(error = %error.report(), "registry lost");
-                let size = self.set.as_ref().map_or(0, Snapshot::len);
                 self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), size);
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
                 self.lost = Some((since, error));
                 return;
             }
-            Update::Change(change) => change,
-            Update::Reset(set) => self.set.clone().unwrap_or_default().diff(&set),
+            Update::Change(change) => {
+                let next = self.set.take().unwrap_or_default().with(&change);
+                (change, next)
+            }
+            // The very set, so that the changes that follow lead on from it.
+            Update::Reset(next) => (self.set.take().unwrap_or_default().diff(&next), next),
         };
         self.lost = None;
         self.hold.regain(Instant::now());
-        self.change(&change);
+        self.change(&change, size);
+        self.set = Some(next);
     }
 
-    fn change(&mut self, change: &Change) {
-        let set = self.set.take().unwrap_or_default();
+    /// Follows a change of the set, which had `size` instances.
+    fn change(&mut self, change: &Change, size: usize) {
         for instance in change.upserts() {
             self.hold.forget(instance.id());
             self.upsert(instance);
         }
         let now = Instant::now();
         let held = match self.config.hold {
-            Some(limit) => self.hold.step(now, limit, set.len(), change.removes()),
+            Some(limit) => self.hold.step(now, limit, size, change.removes()),
             None => Vec::new(),
         };
         for id in change.removes().iter().filter(|id| !held.contains(id)) {
             self.remove(id);
         }
         self.keep(held, now);
-        self.set = Some(set.with(change));
     }
 
     fn upsert(&mut self, instance: &Arc<Instance>) {
@@ -138,55 +148,55 @@ impl Pool {
             if member.endpoint.address == *instance.address() {
                 // The connection and its statistics stay.
                 member.describe(instance);
-                member.held_until = None;
+                member.hold(None);
                 return;
             }
             self.remove(instance.id());
         }
-        let mut member = self.take_back(instance).unwrap_or_else(|| self.connect(instance));
-        member.describe(instance);
+        let member = match self.take_back(instance) {
+            Some(mut member) => {
+                member.describe(instance);
+                member
+            }
+            None => self.connect(instance),
+        };
         self.members.insert(instance.id().clone(), member);
     }
 
     fn connect(&self, instance: &Arc<Instance>) -> Member {
-        let endpoint = Endpoint::new(Arc::clone(instance), Arc::clone(&self.board.signals));
-        let (driven, plan) = (Arc::clone(&endpoint), self.config.plan.clone());
-        self.drivers.push(async move { drive(Arc::clone(&driven), plan).map(|()| driven).await }.boxed());
-        Member {
-            instance: Arc::clone(instance),
-            endpoint,
-            outlier: Outlier::new(),
-            held_until: None,
-            ramp: Ramp::default(),
-        }
+        let plan = Arc::clone(&self.config.plan);
+        let endpoint = Endpoint::new(Arc::clone(instance), plan.connections, Arc::clone(&self.board.signals));
+        self.drivers.push(drive(Arc::clone(&endpoint), plan).boxed());
+        Member::new(instance, endpoint)
     }
 
     /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or one to hold.
     fn take_back(&mut self, instance: &Instance) -> Option<Member> {
         let leaving = self.leaving.get_mut(instance.id())?;
         let of_address = |member: &Member| member.endpoint.address == *instance.address();
-        let member = leaving.swap_remove(leaving.iter().rposition(|member| of_address(member) && member.is_driven())?);
+        let mut member =
+            leaving.swap_remove(leaving.iter().rposition(|member| of_address(member) && member.endpoint.is_driven())?);
         if leaving.is_empty() {
             self.leaving.remove(instance.id());
         }
         member.endpoint.drain(false);
+        member.look(Instant::now());
         Some(member)
     }
 
     /// Forgets an endpoint whose driver has ended.
     fn forget(&mut self, endpoint: &Arc<Endpoint>) {
-        let id = endpoint.instance().id().clone();
-        if let Some(leaving) = self.leaving.get_mut(&id) {
+        if let Some(leaving) = self.leaving.get_mut(&endpoint.id) {
             leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, endpoint));
             if leaving.is_empty() {
-                self.leaving.remove(&id);
+                self.leaving.remove(&endpoint.id);
             }
         }
     }
 
     fn remove(&mut self, id: &InstanceId) {
         if let Some(mut member) = self.members.remove(id) {
-            member.held_until = None;
+            member.hold(None);
             member.endpoint.drain(true);
             self.leaving.entry(id.clone()).or_default().push(member);
         }
@@ -199,13 +209,13 @@ impl Pool {
         for id in ids {
             if !self.members.contains_key(&id) {
                 let left = self.leaving.get(&id).and_then(|leaving| leaving.last());
-                let Some(instance) = left.map(|member| Arc::clone(&member.instance)) else { continue };
+                let Some(instance) = left.map(|member| Arc::clone(member.instance())) else { continue };
                 let Some(member) = self.take_back(&instance) else { continue };
                 self.members.insert(id.clone(), member);
             }
             match self.members.get_mut(&id) {
-                Some(member) if member.endpoint.link().is_some() => {
-                    member.held_until.get_or_insert(now + limit);
+                Some(member) if member.is_connected() => {
+                    member.hold(member.held_until().or(Some(now + limit)));
                     count += 1;
                 }
                 _ => self.remove(&id),
@@ -217,59 +227,74 @@ impl Pool {
         }
     }
 
+    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that calls shall see.
+    fn look(&mut self) -> bool {
+        let now = Instant::now();
+        // While none serves, calls are told why.
+        let mut changed = !matches!(**self.board.outlook.load(), Outlook::Serving);
+        let mut touched = Vec::new();
+        for endpoint in self.board.signals.touched().iter().filter_map(Weak::upgrade) {
+            endpoint.seen();
+            let member = self.members.get_mut(&endpoint.id);
+            if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
+                changed |= member.look(now);
+                touched.push(endpoint.id.clone());
+            }
+        }
+        self.judge(&touched, now) || changed
+    }
+
     /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
     fn sweep(&mut self) -> bool {
         let now = Instant::now();
         self.next_sweep = now + SWEEP;
         self.board.signals.count_sweep();
-        let over =
-            |member: &Member| member.held_until.is_some_and(|until| now >= until || member.endpoint.link().is_none());
-        let over: Vec<_> = self.members.iter().filter(|(_, member)| over(member)).map(|(id, _)| id.clone()).collect();
-        for id in &over {
-            info!(instance = %id, "held endpoint let go");
-            self.remove(id);
-        }
         // First rest, then look: a call that begins in between wakes the pool again.
         self.board.signals.rest();
         let wanted = self.board.signals.room.is_wanted();
         let mut busy = wanted || !self.leaving.is_empty();
-        for member in self.members.values() {
-            if member.endpoint.link().is_some_and(|link| wanted || link.load.in_flight() > 0) {
+        let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
+        for (id, member) in &mut self.members {
+            if member.held_until().is_some_and(|until| now >= until || !member.is_connected()) {
+                over.push(id.clone());
+            }
+            if member.is_connected() && (wanted || member.in_flight() > 0) {
                 member.endpoint.look();
                 busy = true;
             }
-            busy |= member.held_until.is_some() || !member.outlier.is_idle();
+            changed |= member.climb(now, self.config.slow_start);
+            busy |= !member.is_warm() || member.held_until().is_some() || !member.outlier.is_idle();
+            if member.seen(now).is_some() {
+                active.push(id.clone());
+            }
         }
-        let ramping = self.members.values().any(|member| !member.ramp.is_over(now, self.config.slow_start));
-        let judged = self.judge();
-        if busy || ramping {
+        for id in &over {
+            info!(instance = %id, "held endpoint let go");
+            self.remove(id);
+        }
+        changed |= self.judge(&active, now);
+        if busy {
             self.board.signals.go_on();
         }
-        judged || ramping || !over.is_empty()
+        changed || !over.is_empty()
     }
 
     /// Takes endpoints out and brings them back; returns whether it did.
-    fn judge(&mut self) -> bool {
-        let now = Instant::now();
-        let takers: Vec<&Member> = self.takers().collect();
-        let connected = takers.iter().filter(|member| member.endpoint.link().is_some()).count();
-        let is_out = |member: &&&Member| member.endpoint.link().is_some() && member.outlier.out_until().is_some();
-        let mut out = takers.iter().filter(is_out).count();
+    fn judge(&mut self, ids: &[InstanceId], now: Instant) -> bool {
+        // Counted once it is needed, since it takes all of the set.
+        let mut census = None;
         let mut changed = false;
-        for (id, member) in &mut self.members {
-            let link = member.endpoint.link();
-            let unanswered = link.as_ref().map_or(0, |link| link.load.unanswered());
-            let proven = link.is_none_or(|link| link.load.is_proven());
-            let (failures, answers) = (member.endpoint.failures(), member.endpoint.answers());
-            let totals = member.endpoint.totals();
-            let seen = Observation { now, failures, unanswered, answers, proven, totals };
-            let verdict = member.outlier.step(&self.config.ejection, seen, may_eject(out, connected));
-            match verdict {
+        for id in ids {
+            let Some(seen) = self.members.get(id).and_then(|member| member.seen(now)) else { continue };
+            let (mut out, connected) = *census.get_or_insert_with(|| self.census());
+            let Some(member) = self.members.get_mut(id) else { continue };
+            match member.outlier.step(&self.config.ejection, seen, may_eject(out, connected)) {
                 Verdict::Stay => continue,
                 Verdict::Eject { until, silent } => {
                     out += 1;
+                    census = Some((out, connected));
                     self.board.signals.metrics.count(Event::Ejection);
-                    let out_for = until - now;
+                    let (failures, unanswered, out_for) = (seen.failures, seen.unanswered, until - now);
                     info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
                     self.board.signals.sweep();
                     if silent {
@@ -278,50 +303,56 @@ impl Pool {
                 }
                 Verdict::Probe => member.endpoint.put_on_trial(),
                 Verdict::Restore => {
-                    member.ramp.reset();
+                    member.warm_up(now);
                     info!(instance = %id, "endpoint restored");
                 }
             }
+            member.judged();
             changed = true;
         }
         changed
     }
 
+    /// How many of those that shall get requests are out although they are connected, and how many are connected.
+    fn census(&self) -> (usize, usize) {
+        let all_zero = self.is_all_zero();
+        let connected = self.members.values().filter(|member| is_taker(member, all_zero) && member.is_connected());
+        connected.fold((0, 0), |(out, all), member| (out + usize::from(member.outlier.out_until().is_some()), all + 1))
+    }
+
     fn publish(&mut self) {
         let now = Instant::now();
-        if !self.config.slow_start.is_zero() {
-            self.members.values_mut().for_each(|member| member.ramp_up(now));
-        }
-        let connected = self.takers().filter(|member| member.endpoint.serving().is_some());
-        let (out, rest): (Vec<_>, Vec<_>) = connected.partition(|member| member.outlier.out_until().is_some());
+        self.next_publish = now + PAUSE * u32::try_from(self.members.len() / 1000).unwrap_or(u32::MAX);
+        let all_zero = self.is_all_zero();
+        let takers = self.members.values_mut().filter(|member| is_taker(member, all_zero) && member.lanes() > 0);
+        let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.out_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
-        let back = if rest.len() < out.len() { out } else { Vec::new() };
-        let takers: Vec<_> = rest.into_iter().chain(back).collect();
-        let weights: Vec<_> = takers.iter().map(|member| (member.instance.weight(), member.ramp)).collect();
-        let weights = ramp::weights(&weights, now, self.config.slow_start);
-        let candidates = takers.into_iter().zip(weights).filter_map(|(member, weight)| member.candidate(weight));
-        let candidates: Vec<_> = candidates.collect();
-        let outlook = self.outlook(!candidates.is_empty());
-        let (endpoints, ready) = (self.members.len(), candidates.len());
-        let rows = self.members.values().map(Member::row).collect();
+        if takers.len() < out.len() {
+            takers.extend(out);
+        }
+        let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
+        let weights = ramp::weights(&shares, now, self.config.slow_start);
+        let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
+        for (member, weight) in takers.into_iter().zip(weights) {
+            candidates.extend_from_slice(member.candidates(weight));
+        }
+        let outlook = self.outlook(ready > 0);
+        let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
-        self.board.pickers.publish(candidates);
+        self.board.pickers.publish_shared(candidates);
         self.board.outlook.store(Arc::new(outlook));
         self.board.rows.store(Arc::new(rows));
         self.board.signals.published.notify_waiters();
         let metrics = &self.board.signals.metrics;
-        metrics.set(endpoints, ready, self.lost.is_some());
+        metrics.set(self.members.len(), ready, self.lost.is_some());
         if let Some(since) = self.updated.take() {
             metrics.published(since.elapsed());
         }
     }
 
-    /// The members that shall get requests. An all-zero set counts as equal, but one of weight 0 does not step in for others that
-    /// are away.
-    fn takers(&self) -> impl Iterator<Item = &Member> {
-        let weight = |member: &Member| member.instance.weight().value();
-        let all_zero = self.members.values().all(|member| weight(member) == 0);
-        self.members.values().filter(move |member| all_zero || weight(member) > 0)
+    /// Whether all weights are zero, which counts as equal.
+    fn is_all_zero(&self) -> bool {
+        self.members.values().all(|member| member.instance().weight().value() == 0)
     }
 
     fn outlook(&mut self, serving: bool) -> Outlook {
@@ -359,4 +390,18 @@ impl Pool {
     }
 }
 
+/// Whether a member shall get requests: one of weight 0 does not step in for others that are away.
+fn is_taker(member: &Member, all_zero: bool) -> bool {
+    all_zero || member.instance().weight().value() > 0
+}
+
+/// Waits for a moment that may have passed, which a timer would round up to the next millisecond.
+async fn until(moment: Instant) {
+    if Instant::now() < moment {
+        sleep_until(moment).await;
+    }
+}
+
 const MOST_IN_A_ROW: u32 = 64;
+/// The time between two sets that are published, for each thousand endpoints: about a tenth of it is spent on publishing.
+const PAUSE: Duration = Duration::from_millis(1);

@@ -21,41 +21,52 @@ impl Ramp {
         self.since = None;
     }
 
-    /// The share of its weight that the endpoint gets, in thousandths; all of it where it has not begun.
-    fn share(self, now: Instant, window: Duration) -> u64 {
+    /// The share of its weight that the endpoint gets, in thousandths, by steps; all of it where it has not begun.
+    pub(crate) fn share(self, now: Instant, window: Duration) -> u32 {
         match self.since {
             Some(since) if now - since < window => {
-                let done = (now - since).as_nanos() * WHOLE / window.as_nanos();
-                (done as u64).max(LEAST)
+                let steps = (now - since).as_nanos() * STEPS / window.as_nanos();
+                (steps as u32 * (WHOLE / STEPS as u32)).max(LEAST)
             }
-            _ => WHOLE as u64,
+            _ => WHOLE,
         }
     }
-
-    pub(crate) fn is_over(self, now: Instant, window: Duration) -> bool {
-        self.share(now, window) == WHOLE as u64
-    }
 }
 
-/// The weights of endpoints in slow start, in the same order; those of weight 0 keep that.
+/// What goes into the weight of an endpoint's connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    pub(crate) weight: Weight,
+    pub(crate) ramp: Ramp,
+    /// Among so many connections the weight is divided.
+    pub(crate) parts: usize,
+}
+
+/// The weights of each endpoint's connections, in the same order; those of weight 0 keep that.
 ///
-/// All are first scaled up alike, so that a tenth of a small weight is something.
-pub(crate) fn weights(all: &[(Weight, Ramp)], now: Instant, window: Duration) -> Vec<Weight> {
-    if all.iter().all(|(_, ramp)| ramp.is_over(now, window)) {
-        return all.iter().map(|(weight, _)| *weight).collect();
+/// Where they are not in the proportion of the endpoints' weights, all are first scaled up alike, so that a part of a small weight is
+/// something.
+pub(crate) fn weights(all: &[Share], now: Instant, window: Duration) -> Vec<Weight> {
+    let parts = all.first().map_or(0, |share| share.parts);
+    if all.iter().all(|share| share.parts == parts && share.ramp.share(now, window) == WHOLE) {
+        return all.iter().map(|share| share.weight).collect();
     }
-    let greatest = all.iter().map(|(weight, _)| weight.value()).max().unwrap_or_default().max(1);
+    let greatest = all.iter().map(|share| share.weight.value()).max().unwrap_or_default().max(1);
     let scale = u64::from(Weight::MAX.value() / greatest);
-    let ramped = |(weight, ramp): &(Weight, Ramp)| {
-        let weight = u64::from(weight.value()) * scale;
-        let share = (weight * ramp.share(now, window) / WHOLE as u64).max(weight.min(1));
-        Weight::new(share.try_into().unwrap_or(u16::MAX)).unwrap_or(Weight::MAX)
+    let shared = |share: &Share| {
+        let weight = u64::from(share.weight.value()) * scale;
+        let whole = u64::from(WHOLE) * share.parts.max(1) as u64;
+        let part = (weight * u64::from(share.ramp.share(now, window)) / whole).max(weight.min(1));
+        Weight::new(part.try_into().unwrap_or(u16::MAX)).unwrap_or(Weight::MAX)
     };
-    all.iter().map(ramped).collect()
+    all.iter().map(shared).collect()
 }
 
-const WHOLE: u128 = 1000;
-const LEAST: u64 = 100;
+/// All of a share, in thousandths.
+pub(crate) const WHOLE: u32 = 1000;
+const LEAST: u32 = 100;
+/// A set is published anew for each step, so that there are not too many.
+const STEPS: u128 = 20;
 
 #[cfg(test)]
 mod tests {
@@ -69,9 +80,12 @@ mod tests {
         Ramp { since: Some(start) }
     }
 
+    fn share(weight: u16, ramp: Ramp, parts: usize) -> Share {
+        Share { weight: Weight::new(weight).unwrap(), ramp, parts }
+    }
+
     fn at(weights: &[u16], ramps: &[Ramp], now: Instant) -> Vec<u16> {
-        let all: Vec<_> =
-            weights.iter().zip(ramps).map(|(weight, ramp)| (Weight::new(*weight).unwrap(), *ramp)).collect();
+        let all: Vec<_> = weights.iter().zip(ramps).map(|(weight, ramp)| share(*weight, *ramp, 1)).collect();
         super::weights(&all, now, WINDOW).into_iter().map(Weight::value).collect()
     }
 
@@ -91,6 +105,32 @@ mod tests {
         let start = Instant::now();
         let weights = at(&[1, 1, 0], &[Ramp::default(), ramp(start), ramp(start)], start);
         assert_eq!(weights, [10_000, 1000, 0]);
+    }
+
+    #[test]
+    fn a_weight_is_divided_among_connections_that_are_not_as_many() {
+        let start = Instant::now();
+        let each = |parts: [usize; 3]| {
+            let all =
+                [100, 100, 50].into_iter().zip(parts).map(|(weight, parts)| share(weight, Ramp::default(), parts));
+            let weights = weights(&all.collect::<Vec<_>>(), start, WINDOW);
+            weights.into_iter().map(Weight::value).collect::<Vec<_>>()
+        };
+        assert_eq!(each([4, 4, 4]), [100, 100, 50]);
+        assert_eq!(each([4, 1, 2]), [2500, 10_000, 2500]);
+        assert_eq!(each([3, 0, 1]), [3333, 10_000, 5000], "one without a connection is not published");
+    }
+
+    #[test]
+    fn a_share_never_exceeds_the_line() {
+        let start = Instant::now();
+        for millis in 1000..10_000 {
+            let share = ramp(start).share(start + Duration::from_millis(millis), WINDOW);
+            assert!(
+                u64::from(share) * 10 <= millis && u64::from(share + 50) * 10 > millis,
+                "{share} after {millis} ms"
+            );
+        }
     }
 
     proptest! {

@@ -19,6 +19,7 @@ pub struct EndpointSettings {
     pub(crate) origin: Option<(Scheme, Authority)>,
     pub(crate) connect_timeout: Duration,
     pub(crate) ping: Option<(Duration, Duration)>,
+    pub(crate) age: Option<Duration>,
     pub(crate) stream_window: u32,
     pub(crate) connection_window: u32,
 }
@@ -63,6 +64,17 @@ impl EndpointSettings {
         self
     }
 
+    /// Replaces a connection of this age, a tenth more or less, so that new ones follow a name whose address moved, or spread anew
+    /// behind a load balancer; at least 1 s, by default never.
+    ///
+    /// The new one is made first, so that no call waits for it or fails; while it cannot be made the old one serves on. What is on the
+    /// old one may end within the channel's [drain limit](crate::Builder::drain).
+    #[must_use]
+    pub fn age(mut self, limit: Duration) -> Self {
+        self.age = Some(limit.clamp(Duration::from_secs(1), FAR));
+        self
+    }
+
     /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection; by default 2 MiB and 5 MiB, hyper's.
     #[must_use]
     pub fn windows(mut self, stream: u32, connection: u32) -> Self {
@@ -93,11 +105,15 @@ impl Default for EndpointSettings {
             origin: None,
             connect_timeout: Duration::from_secs(1),
             ping: None,
+            age: None,
             stream_window: 2 << 20,
             connection_window: 5 << 20,
         }
     }
 }
+
+/// What is added to an instant, which cannot take everything that a duration can say.
+pub(crate) const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(test)]
 mod tests {

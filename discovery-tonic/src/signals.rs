@@ -1,19 +1,21 @@
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::{balance::Room, metrics::Metrics};
+use crate::{balance::Room, endpoint::Endpoint, metrics::Metrics};
 
 /// How calls, endpoints and the pool wake one another.
 #[derive(Debug)]
 pub(crate) struct Signals {
     pub(crate) metrics: Metrics,
-    /// An endpoint changed, or a call failed: the pool looks again.
+    /// There are endpoints to look at, or calls have begun: the pool wakes.
     pub(crate) dirty: Notify,
+    /// The endpoints that changed, or whose calls failed. Weak, because they hold these signals.
+    touched: Mutex<Vec<Weak<Endpoint>>>,
     /// The pool published a set or an outlook.
     pub(crate) published: Notify,
     /// Where calls wait while all endpoints are full.
@@ -29,11 +31,23 @@ impl Signals {
         Self {
             metrics,
             dirty: Notify::new(),
+            touched: Mutex::default(),
             published: Notify::new(),
             room: Arc::default(),
             sweeping: AtomicBool::new(false),
             tick: AtomicU32::new(0),
         }
+    }
+
+    /// Makes the pool look at an endpoint.
+    pub(crate) fn touch(&self, endpoint: Weak<Endpoint>) {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint);
+        self.dirty.notify_one();
+    }
+
+    /// The endpoints to look at.
+    pub(crate) fn touched(&self) -> Vec<Weak<Endpoint>> {
+        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the pool sweep while calls are under way.

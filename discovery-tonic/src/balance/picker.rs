@@ -85,7 +85,11 @@ impl<T> Pickers<T> {
 
     /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
     pub fn publish(&self, candidates: impl IntoIterator<Item = Candidate<T>>) {
-        let mut candidates: Vec<_> = candidates.into_iter().map(Arc::new).collect();
+        self.publish_shared(candidates.into_iter().map(Arc::new).collect());
+    }
+
+    /// The same with candidates that may have been published before.
+    pub(crate) fn publish_shared(&self, mut candidates: Vec<Arc<Candidate<T>>>) {
         if candidates.iter().any(|one| one.weight.value() > 0) {
             candidates.retain(|one| one.weight.value() > 0);
         }
@@ -198,6 +202,10 @@ impl<T> Candidate<T> {
     fn enter(this: &Arc<Self>, patient: bool) -> Option<Picked<T>> {
         let share = this.load.enter(patient).ok()?;
         Some(Picked { candidate: Arc::clone(this), share })
+    }
+
+    pub(crate) fn weight(&self) -> Weight {
+        self.weight
     }
 }
 

@@ -1,0 +1,347 @@
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Instance};
+use futures::{
+    FutureExt,
+    future::{BoxFuture, OptionFuture, join_all},
+    stream::{BoxStream, StreamExt},
+};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    balance::Load,
+    connection::{Allowance, Connection, Cut},
+    connector::{BoxError, Connector},
+    endpoint::{Endpoint, Lane, Link, Phase},
+    health::{self, Health},
+    hold,
+    metrics::Event,
+    settings::EndpointSettings,
+};
+
+/// What drives the endpoints of a channel.
+pub(crate) struct Plan {
+    /// Lets only so many connections be made at a time, and fewer of those that failed before.
+    pub(crate) connects: Turns,
+    pub(crate) connector: Connector,
+    pub(crate) settings: Settings,
+    pub(crate) backoff: Backoff,
+    pub(crate) drain: Duration,
+    /// The gRPC service whose health is followed, if any is.
+    pub(crate) health: Option<String>,
+    /// How many connections each endpoint has.
+    pub(crate) connections: usize,
+}
+
+/// The user's hook: how an instance is connected.
+pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
+
+/// Who may make a connection now. At most half are for those that failed before, so that what cannot be reached does not keep
+/// what can from its first attempt.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    all: Semaphore,
+    again: Semaphore,
+}
+
+/// Lets its bearer make a connection.
+struct Turn<'a>(#[expect(dead_code, reason = "held, not read")] [Option<SemaphorePermit<'a>>; 2]);
+
+/// What drives one lane.
+struct Driver {
+    endpoint: Arc<Endpoint>,
+    number: usize,
+    plan: Arc<Plan>,
+    /// The connections whose requests may still be in flight, the present one last.
+    connections: Vec<Known>,
+}
+
+/// A connection as far as its end is concerned.
+struct Known {
+    cut: Cut,
+    load: Arc<Load>,
+    /// When what is left on it is cut; `None` while that is the peer's to say.
+    until: Option<Instant>,
+}
+
+/// Why a lane has no connection any more.
+enum Served {
+    /// `good`: it was of use, or lived for a while.
+    Closed { good: bool },
+    /// The order came at this moment.
+    Drained(Instant),
+}
+
+/// What becomes of one connection.
+enum Offered {
+    Ended(Served),
+    /// It is old, and this one takes its place.
+    Renewed(Connection),
+}
+
+/// Connects, serves and connects again, on all lanes, until the endpoint is drained.
+///
+/// The first lane leads: the others connect only while it is connected, so that a peer that cannot be reached costs one attempt at
+/// a time.
+pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Arc<Plan>) -> Arc<Endpoint> {
+    let lane = |number| {
+        let (endpoint, plan) = (Arc::clone(&endpoint), Arc::clone(&plan));
+        Driver { endpoint, number, plan, connections: Vec::new() }.run()
+    };
+    match endpoint.lanes() {
+        1 => lane(0).await,
+        more => drop(join_all((0..more).map(lane)).await),
+    }
+    endpoint
+}
+
+impl Turns {
+    /// So many at a time.
+    pub(crate) fn new(limit: usize) -> Self {
+        let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
+        Self { all: Semaphore::new(limit), again: Semaphore::new(limit.div_ceil(2)) }
+    }
+
+    async fn wait(&self, first: bool) -> Turn<'_> {
+        let again = OptionFuture::from((!first).then(|| self.again.acquire())).await.and_then(Result::ok);
+        Turn([again, self.all.acquire().await.ok()])
+    }
+}
+
+impl Driver {
+    /// An attempt, and the wait after one that failed, go on to their end while the endpoint drains: an entry that flaps finds them as
+    /// they are, instead of costing an attempt each time.
+    async fn run(mut self) {
+        let plan = Arc::clone(&self.plan);
+        let mut delays = plan.backoff.delays();
+        let mut knocks = plan.backoff.at_most(KNOCK).delays();
+        let mut suspect_since = None;
+        let mut first = true;
+        loop {
+            if self.number > 0 {
+                self.enter(Phase::Idle);
+                self.led().await;
+            }
+            self.enter(Phase::Connecting { first });
+            let turn = tokio::select! {
+                biased;
+                () = self.drained() => return self.settle(plan.drain).await,
+                turn = plan.connects.wait(first) => turn,
+            };
+            let begun = Instant::now();
+            // Boxed, as what follows, so that an endpoint that only waits is small.
+            let connected = connect(&self.endpoint, &plan).boxed().await;
+            drop(turn);
+            let error: BoxError = match connected {
+                Ok(connection) => {
+                    suspect_since = None;
+                    knocks.reset();
+                    match self.serve(connection).boxed().await {
+                        Served::Drained(since) => {
+                            return self.settle(plan.drain.saturating_sub(since.elapsed())).await;
+                        }
+                        Served::Closed { good: true } => {
+                            delays.reset();
+                            first = true;
+                            continue;
+                        }
+                        Served::Closed { good: false } => {
+                            "the peer closed the connection before it answered anything".into()
+                        }
+                    }
+                }
+                Err(error) => error,
+            };
+            first = false;
+            let is_suspect = self.endpoint.is_suspect() && suspect_since.get_or_insert(begun).elapsed() < KNOCKING;
+            let until = Instant::now() + if is_suspect { knocks.next_delay() } else { delays.next_delay() };
+            self.lane().stay();
+            self.enter(Phase::BackingOff { error: error.into() });
+            // Who registers again is probably there again; but not more often than a first wait allows.
+            let earliest = until.min(begun + plan.backoff.min());
+            tokio::select! {
+                () = sleep_until(until) => {}
+                () = self.lane().returned() => sleep_until(earliest).await,
+            }
+        }
+    }
+
+    /// Offers a connection, and its successors for as long as each is there before the former one is missed.
+    async fn serve(&mut self, mut connection: Connection) -> Served {
+        let mut health = if self.plan.health.is_some() { Health::Unknown } else { Health::Serving };
+        loop {
+            self.connections.retain(|known| known.load.in_flight() > 0);
+            let (cut, load) = (connection.cut(), Arc::clone(connection.load()));
+            self.connections.push(Known { cut, load, until: None });
+            connection = match self.offer(&connection, &mut health).await {
+                Offered::Renewed(successor) => successor,
+                Offered::Ended(served) => return served,
+            };
+        }
+    }
+
+    /// Offers a connection until it closes, until the endpoint is drained of what is on it, or until there is a younger one.
+    async fn offer(&mut self, connection: &Connection, health: &mut Health) -> Offered {
+        let (since, plan) = (Instant::now(), Arc::clone(&self.plan));
+        // What is known of the peer holds until it says otherwise.
+        let link = Link { health: *health, ..connection.link() };
+        let mut checks = plan.health.clone().map(|service| health::follow(&link, service, plan.backoff));
+        let mut successor = connection.age().map(|age| self.successor(age));
+        self.enter(Phase::Ready(link));
+        let mut draining_since = None;
+        loop {
+            let overdue = self.connections.iter().filter_map(|known| known.until).min();
+            let tick = draining_since.map(|since: Instant| tick(since, plan.drain));
+            tokio::select! {
+                () = self.lane().looked() => connection.look(),
+                Some(()) = OptionFuture::from(tick.map(sleep)) => {}
+                Some(said) = next(&mut checks) => {
+                    *health = said;
+                    self.endpoint.tell(self.number, said);
+                }
+                Some(successor) = OptionFuture::from(successor.as_mut()), if draining_since.is_none() => {
+                    self.retire(connection);
+                    return Offered::Renewed(successor);
+                }
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+            }
+            let closed = connection.is_closed();
+            if closed {
+                connection.load().close();
+            }
+            if !self.endpoint.is_draining() {
+                if closed {
+                    self.enter(Phase::Connecting { first: true });
+                    let good = connection.load().is_proven() || since.elapsed() >= GOOD;
+                    return Offered::Ended(Served::Closed { good });
+                }
+                draining_since = None;
+                continue;
+            }
+            let since = *draining_since.get_or_insert_with(Instant::now);
+            // Kept for a moment even if idle, because the endpoint may be held after all.
+            let idle = since.elapsed() >= hold::GRACE && connection.load().close_if_idle();
+            if closed || idle || since.elapsed() >= plan.drain {
+                connection.load().close();
+                return Offered::Ended(Served::Drained(since));
+            }
+        }
+    }
+
+    /// The connection that takes the place of one of this age; there is one at some time.
+    fn successor(&self, age: Duration) -> BoxFuture<'static, Connection> {
+        let (endpoint, plan) = (Arc::clone(&self.endpoint), Arc::clone(&self.plan));
+        Box::pin(async move {
+            sleep(age).await;
+            let (mut delays, mut first) = (plan.backoff.delays(), true);
+            loop {
+                let turn = plan.connects.wait(first).await;
+                if let Ok(connection) = connect(&endpoint, &plan).await {
+                    return connection;
+                }
+                drop(turn);
+                first = false;
+                sleep(delays.next_delay()).await;
+            }
+        })
+    }
+
+    /// Lets a connection take no more, and what is on it end within the drain limit.
+    fn retire(&mut self, connection: &Connection) {
+        connection.load().close();
+        let present = self.connections.last_mut().expect("the present connection is the last");
+        present.until = Some(Instant::now() + self.plan.drain);
+    }
+
+    /// Cuts the retired connections whose time is over.
+    fn cut_overdue(&mut self) {
+        let now = Instant::now();
+        for known in &mut self.connections {
+            // Once, since it counts as in flight until the caller looks at what it got.
+            if known.until.take_if(|until| *until <= now).is_some() {
+                known.cut.cut();
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
+    async fn settle(&self, limit: Duration) {
+        self.enter(Phase::Ended);
+        let since = Instant::now();
+        while self.connections.iter().any(|known| known.load.in_flight() > 0) {
+            if since.elapsed() >= limit {
+                return self.connections.iter().for_each(|known| known.cut.cut());
+            }
+            sleep(DRAIN_TICK.min(limit)).await;
+        }
+    }
+
+    /// Waits until the first lane is connected, or until the endpoint drains.
+    async fn led(&self) {
+        while !self.endpoint.lane(0).is_ready() && !self.endpoint.is_draining() {
+            self.lane().looked().await;
+        }
+    }
+
+    /// Waits for the order to drain.
+    async fn drained(&self) {
+        while !self.endpoint.is_draining() {
+            self.lane().looked().await;
+        }
+    }
+
+    fn lane(&self) -> &Lane {
+        self.endpoint.lane(self.number)
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.endpoint.enter(self.number, phase);
+    }
+}
+
+/// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed attempt.
+async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, BoxError> {
+    let attempt = async {
+        let settings = (plan.settings)(&endpoint.instance());
+        let looker = Arc::clone(endpoint);
+        let allowance = Allowance {
+            // The health check has a stream of its own.
+            reserved: u32::from(plan.health.is_some()),
+            trial: (TRIAL / u32::try_from(plan.connections).unwrap_or(TRIAL)).max(1),
+        };
+        let ended = move || looker.look();
+        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, allowance, ended).await
+    };
+    let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
+    let connected = attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()));
+    let event = if connected.is_ok() { Event::Connect } else { Event::ConnectFailure };
+    endpoint.signals.metrics.count(event);
+    if connected.is_ok() {
+        endpoint.met();
+    }
+    connected
+}
+
+/// The next health, where there is a check.
+async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health> {
+    checks.as_mut()?.next().await
+}
+
+/// When to look again whether an endpoint is drained, after so long.
+fn tick(since: Instant, limit: Duration) -> Duration {
+    let elapsed = since.elapsed();
+    hold::GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
+}
+
+/// A connection that lived for so long was good, even if nobody used it.
+const GOOD: Duration = Duration::from_secs(1);
+/// The longest wait between attempts to connect a peer that was there a moment ago, and may be there again in another.
+const KNOCK: Duration = Duration::from_secs(1);
+/// For so long a peer that became silent is expected back any moment.
+const KNOCKING: Duration = Duration::from_secs(30);
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+/// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and then hangs hurts few.
+const TRIAL: u32 = 4;
