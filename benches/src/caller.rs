@@ -44,7 +44,17 @@ impl<T: Transport> Caller<T> {
     ///
     /// What the call ends with.
     pub async fn call(&mut self) -> Result<Response<GreetReply>, Status> {
-        let mut request = Request::new(GreetRequest { payload: vec![7; 64], ..GreetRequest::default() });
+        self.call_for(Duration::ZERO).await
+    }
+
+    /// The same; the server takes so long, in whole milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// What the call ends with.
+    pub async fn call_for(&mut self, work: Duration) -> Result<Response<GreetReply>, Status> {
+        let delay_ms = work.as_millis().try_into().unwrap_or(u32::MAX);
+        let mut request = Request::new(GreetRequest { delay_ms, payload: vec![7; 64], ..GreetRequest::default() });
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
         }

@@ -4,8 +4,19 @@ use std::{net::SocketAddr, time::Duration};
 
 use discovery_core::{FixedResolver, Instance};
 use discovery_tonic::{BalancedChannel, EndpointState};
+use http::Request;
 use tokio::time::{sleep, timeout};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower::{
+    Service,
+    balance::p2c::Balance,
+    buffer::Buffer,
+    discover::ServiceList,
+    load::{CompleteOnResponse, PeakEwma},
+};
 
 use crate::Failure;
 
@@ -47,6 +58,20 @@ pub fn tonic_balanced(addresses: &[SocketAddr]) -> Result<Channel, Failure> {
     Ok(Channel::balance_list(endpoints?.into_iter()))
 }
 
+/// What a user of tower would write: a balancer over tonic's channels by the peak of their latency, behind a buffer to be cloned.
+///
+/// # Errors
+///
+/// Where a server is not there.
+pub async fn tower_ewma(addresses: &[SocketAddr]) -> Result<Buffered, Failure> {
+    let mut channels = Vec::new();
+    for address in addresses {
+        let channel = tonic_single(*address).await?;
+        channels.push(PeakEwma::new(channel, RTT, DECAY.as_nanos() as f64, CompleteOnResponse::default()));
+    }
+    Ok(Buffer::new(Balance::new(ServiceList::new::<Request<Body>>(channels)), BUFFER))
+}
+
 /// tonic's channel to one server.
 ///
 /// # Errors
@@ -56,6 +81,17 @@ pub async fn tonic_single(address: SocketAddr) -> Result<Channel, Failure> {
     Ok(endpoint(address)?.connect().await?)
 }
 
+/// The type of [`tower_ewma`].
+pub type Buffered = Buffer<
+    Request<Body>,
+    <Balance<ServiceList<Vec<PeakEwma<Channel>>>, Request<Body>> as Service<Request<Body>>>::Future,
+>;
+
 fn endpoint(address: SocketAddr) -> Result<Endpoint, Failure> {
     Ok(Endpoint::from_shared(format!("http://{address}"))?)
 }
+
+/// What tower's own example assumes of an endpoint that has not answered yet, and how fast it forgets.
+const RTT: Duration = Duration::from_millis(30);
+const DECAY: Duration = Duration::from_secs(10);
+const BUFFER: usize = 1024;

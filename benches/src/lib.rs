@@ -9,6 +9,7 @@ pub mod caller;
 pub mod callgrind;
 pub mod clients;
 pub mod figures;
+pub mod load;
 pub mod machine;
 pub mod servers;
 pub mod table;

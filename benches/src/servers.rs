@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::SocketAddr,
     process::{Child, Command, Stdio},
     str::FromStr,
@@ -14,6 +14,8 @@ use crate::{Failure, callgrind::driver};
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Kind {
+    /// Answers every call at once with `UNAVAILABLE`.
+    Failing,
     /// Answers.
     Greeter,
     /// Shakes hands, takes calls and never answers one.
@@ -22,6 +24,8 @@ pub enum Kind {
     Refusing,
     /// Accepts connections and never says a word.
     Silent,
+    /// Answers after two seconds more.
+    Slow,
 }
 
 /// A process of the `servers` binary; it ends with this value.
@@ -56,6 +60,17 @@ impl Servers {
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
+
+    /// Makes a server another kind, for the calls that come from now on. Those that refuse or are silent stay so, and no other
+    /// becomes one of them.
+    ///
+    /// # Errors
+    ///
+    /// Where the process has ended.
+    pub fn turn(&mut self, number: usize, kind: Kind) -> Result<(), Failure> {
+        let orders = self.child.stdin.as_mut().ok_or("the servers take no orders")?;
+        Ok(writeln!(orders, "{number} {kind}")?)
+    }
 }
 
 impl Drop for Servers {
@@ -69,10 +84,12 @@ impl Drop for Servers {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Failing => "failing",
             Self::Greeter => "greeter",
             Self::Hung => "hung",
             Self::Refusing => "refusing",
             Self::Silent => "silent",
+            Self::Slow => "slow",
         })
     }
 }
@@ -81,7 +98,7 @@ impl FromStr for Kind {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
-        let all = [Self::Greeter, Self::Hung, Self::Refusing, Self::Silent];
+        let all = [Self::Failing, Self::Greeter, Self::Hung, Self::Refusing, Self::Silent, Self::Slow];
         all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("no kind of server: {text}").into())
     }
 }

@@ -1,60 +1,107 @@
-//! `servers <kind>...`: serves on loopback ports, prints their addresses, and ends with its standard input.
+//! `servers <kind>...`: serves on loopback ports, prints their addresses, and ends with its standard input. Each line there is a
+//! number and a kind, which that server is from then on.
 
-use std::net::SocketAddr;
+use std::{
+    convert::Infallible,
+    future::{Ready, pending, ready},
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use benches::{Failure, servers::Kind};
-use greeter::Greeter;
+use futures::future::BoxFuture;
+use greeter::{Greeter, GreeterServer};
+use http::{Request, Response};
 use tokio::{
-    io::{AsyncReadExt, stdin},
-    net::{TcpListener, TcpSocket, TcpStream},
+    io::{AsyncBufReadExt, BufReader, stdin},
+    net::TcpSocket,
+    sync::watch,
+    time::sleep,
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::{
+    Status,
+    body::Body,
+    server::NamedService,
+    transport::{Server, server::TcpIncoming},
+};
+use tower::Service;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
+    let mut kinds = Vec::new();
     for kind in std::env::args().skip(1) {
-        println!("{}", serve(kind.parse()?)?);
+        let kind = watch::Sender::new(kind.parse()?);
+        println!("{}", serve(&kind)?);
+        kinds.push(kind);
     }
     // Whoever started the servers holds the other end, however it ends itself.
-    stdin().read_to_end(&mut Vec::new()).await?;
+    let mut lines = BufReader::new(stdin()).lines();
+    while let Some(line) = lines.next_line().await? {
+        let (number, kind) = line.split_once(' ').ok_or("a line is a number and a kind")?;
+        kinds.get(number.parse::<usize>()?).ok_or("there is no such server")?.send_replace(kind.parse()?);
+    }
     Ok(())
 }
 
-fn serve(kind: Kind) -> Result<SocketAddr, Failure> {
+fn serve(kind: &watch::Sender<Kind>) -> Result<SocketAddr, Failure> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(([127, 0, 0, 1], 0).into())?;
     let address = socket.local_addr()?;
-    if kind == Kind::Refusing {
+    if *kind.borrow() == Kind::Refusing {
         // Bound, so that nobody else gets the port, but not listening.
         std::mem::forget(socket);
         return Ok(address);
     }
     let listener = socket.listen(1024)?;
-    match kind {
-        Kind::Hung => drop(tokio::spawn(hang(listener))),
+    if *kind.borrow() == Kind::Silent {
         // The kernel accepts for a listener that nobody asks.
-        Kind::Silent => std::mem::forget(listener),
-        _ => {
-            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-            let service = Greeter::new(&address.to_string()).into_service();
-            drop(tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming)));
-        }
+        std::mem::forget(listener);
+        return Ok(address);
     }
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = Moody { greeter: Greeter::new(&address.to_string()).into_service(), kind: kind.subscribe() };
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
     Ok(address)
 }
 
-async fn hang(listener: TcpListener) {
-    while let Ok((stream, _)) = listener.accept().await {
-        tokio::spawn(keep(stream));
+/// A greeter as its kind is at the moment in which a call comes.
+#[derive(Clone)]
+struct Moody {
+    greeter: GreeterServer<Greeter>,
+    kind: watch::Receiver<Kind>,
+}
+
+impl NamedService for Moody {
+    const NAME: &str = GreeterServer::<Greeter>::NAME;
+}
+
+impl Service<Request<Body>> for Moody {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let answer = self.greeter.call(request);
+        match *self.kind.borrow() {
+            Kind::Failing => Box::pin(failed()),
+            Kind::Hung => Box::pin(pending()),
+            Kind::Slow => Box::pin(async move {
+                sleep(SLOW).await;
+                answer.await
+            }),
+            _ => answer,
+        }
     }
 }
 
-/// Speaks HTTP/2 and keeps all requests unanswered; dropping one would reset it.
-async fn keep(stream: TcpStream) -> Result<(), h2::Error> {
-    let mut connection = h2::server::handshake(stream).await?;
-    let mut kept = Vec::new();
-    while let Some(request) = connection.accept().await {
-        kept.push(request?);
-    }
-    Ok(())
+fn failed() -> Ready<Result<Response<Body>, Infallible>> {
+    ready(Ok(Status::unavailable("on demand").into_http()))
 }
+
+/// What a slow server takes for a call.
+const SLOW: Duration = Duration::from_secs(2);

@@ -1,13 +1,14 @@
 //! The figures that are measured, and their targets.
 
 mod calls;
+mod faulty;
 mod lost;
 mod pick;
 
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 4] = ["F1", "F3", "L1", "L2"];
+pub const NAMES: [&str; 5] = ["F1", "F3", "F7", "L1", "L2"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -18,6 +19,8 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
     match name {
         "F1" => pick::rows(),
         "F3" => calls::rows(),
+
+        "F7" => faulty::rows().await,
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
         other => Err(format!("no figure {other}").into()),
