@@ -162,6 +162,7 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.task.abort();
+        self.board.signals.metrics.end();
     }
 }
 

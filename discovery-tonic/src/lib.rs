@@ -39,7 +39,9 @@
 //! # Seen from outside
 //!
 //! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table. What changes is told by `tracing`, within a
-//! span `channel` that names the service. The feature `metrics` counts through the crate of that name, all with the label `service`:
+//! span `channel` that names the service. The feature `metrics` counts through the crate of that name, all with the label `service`. A channel finds its handles
+//! once, when it is built: the recorder must be installed before. The channels of a process on one service add up, and one that is dropped
+//! takes its part of the gauges back.
 //!
 //! | Metric | Kind | What |
 //! |---|---|---|
@@ -52,7 +54,7 @@
 //! | `discovery_channel_ejections_total` | counter | endpoints taken out |
 //! | `discovery_channel_endpoints` | gauge | endpoints of the set |
 //! | `discovery_channel_endpoints_ready` | gauge | those of them that get calls |
-//! | `discovery_channel_stale` | gauge | 1 while the registry is out of reach and the set stands as last known, else 0 |
+//! | `discovery_channel_stale` | gauge | channels whose registry is out of reach, so that the set stands as last known: 0 or 1 each |
 //! | `discovery_channel_publish_seconds` | histogram | from an update of the set to the first call that can use it |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

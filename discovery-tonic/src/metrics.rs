@@ -1,7 +1,11 @@
 //! What a channel counts, for the recorder of the `metrics` crate; without the feature nothing is.
 
+#[cfg(feature = "metrics")]
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(feature = "metrics")]
+use ::metrics::Unit;
 use discovery_core::ServiceName;
 
 /// A channel's metrics, found once and then only counted.
@@ -26,10 +30,10 @@ pub(crate) enum Event {
 #[cfg(feature = "metrics")]
 #[derive(Debug)]
 struct Handles {
-    events: [::metrics::Counter; 7],
-    endpoints: ::metrics::Gauge,
-    ready: ::metrics::Gauge,
-    stale: ::metrics::Gauge,
+    events: [::metrics::Counter; EVENTS.len()],
+    gauges: [::metrics::Gauge; GAUGES.len()],
+    /// What the channel has added to the gauges, since other channels add theirs; `None` once it has taken that back.
+    part: Mutex<Option<[f64; GAUGES.len()]>>,
     lag: ::metrics::Histogram,
 }
 
@@ -37,26 +41,19 @@ struct Handles {
 impl Metrics {
     pub(crate) fn of(service: &ServiceName) -> Self {
         let service = service.to_string();
-        let counter = |name: &'static str| ::metrics::counter!(name, "service" => service.clone());
-        let gauge = |name: &'static str| ::metrics::gauge!(name, "service" => service.clone());
-        Self {
-            handles: Handles {
-                // In the order of `Event`.
-                events: [
-                    counter("discovery_channel_connects_total"),
-                    counter("discovery_channel_connect_failures_total"),
-                    counter("discovery_channel_ejections_total"),
-                    counter("discovery_channel_failures_total"),
-                    counter("discovery_channel_picks_total"),
-                    counter("discovery_channel_repeats_total"),
-                    counter("discovery_channel_retries_total"),
-                ],
-                endpoints: gauge("discovery_channel_endpoints"),
-                ready: gauge("discovery_channel_endpoints_ready"),
-                stale: gauge("discovery_channel_stale"),
-                lag: ::metrics::histogram!("discovery_channel_publish_seconds", "service" => service.clone()),
-            },
-        }
+        let counter = |(name, what): (&'static str, &'static str)| {
+            ::metrics::describe_counter!(name, Unit::Count, what);
+            ::metrics::counter!(name, "service" => service.clone())
+        };
+        let gauge = |(name, what): (&'static str, &'static str)| {
+            ::metrics::describe_gauge!(name, Unit::Count, what);
+            ::metrics::gauge!(name, "service" => service.clone())
+        };
+        let (name, what) = LAG;
+        ::metrics::describe_histogram!(name, Unit::Seconds, what);
+        let lag = ::metrics::histogram!(name, "service" => service.clone());
+        let part = Mutex::new(Some([0.0; GAUGES.len()]));
+        Self { handles: Handles { events: EVENTS.map(counter), gauges: GAUGES.map(gauge), part, lag } }
     }
 
     #[inline]
@@ -65,14 +62,39 @@ impl Metrics {
     }
 
     pub(crate) fn set(&self, endpoints: usize, ready: usize, is_stale: bool) {
-        // Sets are far below 2⁵².
-        self.handles.endpoints.set(endpoints as f64);
-        self.handles.ready.set(ready as f64);
-        self.handles.stale.set(f64::from(u8::from(is_stale)));
+        if let Some(part) = &mut *self.handles.lock() {
+            // Sets are far below 2⁵².
+            self.handles.shift(part, [endpoints as f64, ready as f64, f64::from(u8::from(is_stale))]);
+        }
     }
 
     pub(crate) fn published(&self, lag: Duration) {
         self.handles.lag.record(lag.as_secs_f64());
+    }
+
+    /// Takes the channel's part of the gauges back, for good.
+    pub(crate) fn end(&self) {
+        if let Some(mut part) = self.handles.lock().take() {
+            self.handles.shift(&mut part, [0.0; GAUGES.len()]);
+        }
+    }
+}
+
+#[cfg(feature = "metrics")]
+impl Handles {
+    fn lock(&self) -> MutexGuard<'_, Option<[f64; GAUGES.len()]>> {
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shift(&self, part: &mut [f64; GAUGES.len()], wanted: [f64; GAUGES.len()]) {
+        for ((gauge, part), wanted) in self.gauges.iter().zip(part).zip(wanted) {
+            let before = std::mem::replace(part, wanted);
+            if wanted > before {
+                gauge.increment(wanted - before);
+            } else if wanted < before {
+                gauge.decrement(before - wanted);
+            }
+        }
     }
 }
 
@@ -88,4 +110,54 @@ impl Metrics {
     pub(crate) fn set(&self, _: usize, _: usize, _: bool) {}
 
     pub(crate) fn published(&self, _: Duration) {}
+
+    pub(crate) fn end(&self) {}
+}
+
+/// In the order of [`Event`].
+#[cfg(feature = "metrics")]
+const EVENTS: [(&str, &str); 7] = [
+    ("discovery_channel_connects_total", "connections made"),
+    ("discovery_channel_connect_failures_total", "attempts to connect that failed"),
+    ("discovery_channel_ejections_total", "endpoints taken out"),
+    ("discovery_channel_failures_total", "calls that failed before a response began, or with it"),
+    ("discovery_channel_picks_total", "attempts of calls, each on an endpoint"),
+    ("discovery_channel_repeats_total", "attempts that were repeated because the retry policy said so"),
+    ("discovery_channel_retries_total", "attempts that were repeated because the request was not processed"),
+];
+/// In the order of [`Metrics::set`].
+#[cfg(feature = "metrics")]
+const GAUGES: [(&str, &str); 3] = [
+    ("discovery_channel_endpoints", "endpoints of the set"),
+    ("discovery_channel_endpoints_ready", "endpoints that get calls"),
+    ("discovery_channel_stale", "channels whose registry is out of reach, so that the set stands as last known"),
+];
+#[cfg(feature = "metrics")]
+const LAG: (&str, &str) =
+    ("discovery_channel_publish_seconds", "from an update of the set to the first call that can use it");
+
+#[cfg(all(test, feature = "metrics"))]
+mod tests {
+    use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
+
+    use ::metrics::{Counter, Gauge, Histogram};
+
+    use super::*;
+
+    #[test]
+    fn what_comes_after_the_end_adds_nothing() {
+        let level = Arc::new(AtomicU64::new(7f64.to_bits()));
+        let gauges = [Gauge::from_arc(Arc::clone(&level)), Gauge::noop(), Gauge::noop()];
+        let events = EVENTS.map(|_| Counter::noop());
+        let part = Mutex::new(Some([0.0; GAUGES.len()]));
+        let metrics = Metrics { handles: Handles { events, gauges, part, lag: Histogram::noop() } };
+        let mut levels = Vec::new();
+        for step in
+            [|one: &Metrics| one.set(3, 0, false), |one| one.set(2, 0, false), Metrics::end, |one| one.set(4, 0, false)]
+        {
+            step(&metrics);
+            levels.push(f64::from_bits(level.load(Ordering::Relaxed)));
+        }
+        assert_eq!(levels, [10.0, 9.0, 7.0, 7.0]);
+    }
 }

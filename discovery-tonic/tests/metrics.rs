@@ -25,6 +25,7 @@ struct Seen {
     counters: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
     /// As bits.
     gauges: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
+    described: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
 /// How many values a histogram was given.
@@ -37,11 +38,17 @@ impl HistogramFn for Values {
 }
 
 impl Recorder for Seen {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, what: SharedString) {
+        self.describe(&name, unit, &what);
+    }
 
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, what: SharedString) {
+        self.describe(&name, unit, &what);
+    }
 
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, what: SharedString) {
+        self.describe(&name, unit, &what);
+    }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
         Counter::from_arc(slot(&self.counters, key))
@@ -63,6 +70,13 @@ fn slot(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<Atom
 }
 
 impl Seen {
+    fn describe(&self, name: &KeyName, unit: Option<Unit>, what: &str) {
+        assert!(!what.is_empty());
+        let of_seconds = name.as_str().ends_with("_seconds");
+        assert_eq!(unit, Some(if of_seconds { Unit::Seconds } else { Unit::Count }), "{name:?}");
+        self.described.lock().unwrap().insert(name.as_str().to_owned(), what.to_owned());
+    }
+
     fn count(&self, name: &str) -> u64 {
         self.counters.lock().unwrap()[&format!("discovery_channel_{name}")].load(Ordering::Relaxed)
     }
@@ -126,4 +140,40 @@ async fn calls_connections_and_the_set_are_counted() {
     eventually("gone", || seen.level("endpoints") == 2.0).await;
     greet(&channel, Some(Duration::from_millis(300))).await.unwrap_err();
     assert_eq!(seen.count("failures_total"), 1);
+}
+
+#[tokio::test]
+async fn the_gauges_of_channels_add_up_and_go_with_them() {
+    let servers = [Server::start("one").await, Server::start("two").await];
+    let (small, large) = (registry([servers[0].address]), registry(servers.iter().map(|server| server.address)));
+    let seen = Seen::default();
+    let open = |backend: &_| metrics::with_local_recorder(&seen, || builder(backend).build()).unwrap();
+    let levels = || ["endpoints", "endpoints_ready", "stale"].map(|name| seen.level(name));
+
+    let (one, other) = (open(&small), open(&large));
+    eventually("the sum", || levels() == [3.0, 3.0, 0.0]).await;
+    large.interrupt();
+    eventually("one of them is stale", || levels() == [3.0, 3.0, 1.0]).await;
+    small.interrupt();
+    eventually("both are stale", || levels() == [3.0, 3.0, 2.0]).await;
+    small.restore();
+    small.remove(&service(), &servers[0].address.to_string());
+    eventually("one has nothing", || levels() == [2.0, 2.0, 1.0]).await;
+    let clone = other.clone();
+    drop((one, other));
+    assert_eq!(levels(), [2.0, 2.0, 1.0], "a clone goes on");
+    drop(clone);
+    assert_eq!(levels(), [0.0, 0.0, 0.0]);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(levels(), [0.0, 0.0, 0.0], "and stays so");
+}
+
+#[tokio::test]
+async fn each_metric_is_described() {
+    let seen = Seen::default();
+    let _channel = metrics::with_local_recorder(&seen, || builder(&registry([])).build()).unwrap();
+    let (counters, gauges) = (seen.counters.lock().unwrap(), seen.gauges.lock().unwrap());
+    let described = seen.described.lock().unwrap();
+    assert!(described.keys().eq(counters.keys().chain(gauges.keys()).collect::<std::collections::BTreeSet<_>>()));
+    assert_eq!(described.len(), 11);
 }
