@@ -138,7 +138,10 @@ const LAG: (&str, &str) =
 
 #[cfg(all(test, feature = "metrics"))]
 mod tests {
-    use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
 
     use ::metrics::{Counter, Gauge, Histogram};
 
@@ -152,9 +155,9 @@ mod tests {
         let part = Mutex::new(Some([0.0; GAUGES.len()]));
         let metrics = Metrics { handles: Handles { events, gauges, part, lag: Histogram::noop() } };
         let mut levels = Vec::new();
-        for step in
-            [|one: &Metrics| one.set(3, 0, false), |one| one.set(2, 0, false), Metrics::end, |one| one.set(4, 0, false)]
-        {
+        let steps: [fn(&Metrics); 4] =
+            [|one| one.set(3, 0, false), |one| one.set(2, 0, false), Metrics::end, |one| one.set(4, 0, false)];
+        for step in steps {
             step(&metrics);
             levels.push(f64::from_bits(level.load(Ordering::Relaxed)));
         }
