@@ -66,7 +66,7 @@ impl Attempt {
 
     /// Counts the attempt as failed without an answer, once.
     pub(crate) fn lose(self) {
-        self.endpoint().lost();
+        self.endpoint().lost(self.tick, self.picked.load());
         self.forgive();
     }
 
@@ -130,7 +130,7 @@ impl Drop for Attempt {
         }
         let sweeps = self.picked.endpoint.signals.tick().wrapping_sub(self.tick);
         if sweeps > PATIENCE || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.picked.endpoint.lost();
+            self.endpoint().lost(self.tick, self.picked.load());
         }
     }
 }

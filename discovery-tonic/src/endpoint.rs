@@ -25,6 +25,8 @@ pub(crate) struct Endpoint {
     /// Requests so far that failed, and those of them that never had an answer.
     failed: AtomicU32,
     lost: AtomicU32,
+    /// The sweep in which it was last put on trial.
+    trial: AtomicU32,
     lanes: Box<[Lane]>,
     draining: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
@@ -78,16 +80,17 @@ impl Endpoint {
             id: instance.id().clone(),
             address: instance.address().clone(),
             instance: Mutex::new(instance),
-            signals,
             failures: AtomicU32::new(0),
             answers: AtomicU32::new(0),
             failed: AtomicU32::new(0),
             lost: AtomicU32::new(0),
+            trial: AtomicU32::new(signals.tick()),
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             draining: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             touched: AtomicBool::new(false),
             me: Weak::clone(me),
+            signals,
         })
     }
 
@@ -113,10 +116,18 @@ impl Endpoint {
         }
     }
 
-    /// Counts a request that failed without an answer.
-    pub(crate) fn lost(&self) {
+    /// Counts a request that failed without an answer, and that `load` counts; sent during the sweep `tick`.
+    pub(crate) fn lost(&self, tick: u32, load: &Load) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        self.failed();
+        // Ticks wrap around.
+        if tick.wrapping_sub(self.trial.load(Ordering::Relaxed)) > u32::MAX / 2 {
+            // It says nothing of the trial, which began later.
+            load.shrink_trial();
+            self.failed.fetch_add(1, Ordering::Relaxed);
+        } else {
+            load.doubt();
+            self.failed();
+        }
     }
 
     /// Counts a failure; the pool decides what follows from it.
@@ -142,6 +153,7 @@ impl Endpoint {
 
     /// Starts counting failures anew, and takes one request at a time until one is answered.
     pub(crate) fn put_on_trial(&self) {
+        self.trial.store(self.signals.tick(), Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
         self.links().iter().for_each(|link| link.load.set_trial(1));
     }

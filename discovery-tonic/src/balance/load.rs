@@ -1,6 +1,6 @@
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use super::room::Room;
@@ -17,8 +17,10 @@ pub struct Load {
     word: AtomicU64,
     /// What the peer allows at once.
     limit: AtomicU32,
-    /// How many may wait for an answer at a peer that has not answered anything yet.
+    /// How many may wait for an answer at a peer that has not answered anything yet, or nothing since it was put on trial.
     trial: AtomicU32,
+    /// The peer has answered something.
+    proven: AtomicBool,
     /// Told when there is room again.
     room: Option<Arc<Room>>,
 }
@@ -41,7 +43,13 @@ pub(crate) enum Full {
 impl Load {
     /// Nothing in flight, at most `limit` at once, and at most `trial` before the first answer.
     pub fn new(limit: u32, trial: u32) -> Self {
-        Self { word: AtomicU64::new(0), limit: AtomicU32::new(limit), trial: AtomicU32::new(trial), room: None }
+        Self {
+            word: AtomicU64::new(0),
+            limit: AtomicU32::new(limit),
+            trial: AtomicU32::new(trial),
+            proven: AtomicBool::new(trial == FREE),
+            room: None,
+        }
     }
 
     /// The same, and wakes those who wait for room when there is some.
@@ -123,14 +131,15 @@ impl Load {
     #[inline]
     pub(crate) fn answer(&self, share: &mut Share) {
         self.word.fetch_sub(share.take(UNANSWERED), Ordering::SeqCst);
-        if !self.is_proven() {
+        if self.trial.load(Ordering::Relaxed) != FREE {
             self.prove();
         }
     }
 
     #[cold]
     fn prove(&self) {
-        self.trial.store(u32::MAX, Ordering::SeqCst);
+        self.proven.store(true, Ordering::Relaxed);
+        self.trial.store(FREE, Ordering::SeqCst);
         if let Some(room) = &self.room {
             room.many_left();
         }
@@ -171,10 +180,22 @@ impl Load {
         self.trial.store(self.unanswered().saturating_add(trial), Ordering::Relaxed);
     }
 
-    /// Whether the peer has answered since it was last put on trial.
-    #[inline]
+    /// A request, which still counts here, was not answered in time: until the peer answers one, those that wait are not replaced,
+    /// except for the last.
+    pub(crate) fn doubt(&self) {
+        self.trial.fetch_min(self.unanswered().saturating_sub(1).max(1), Ordering::Relaxed);
+    }
+
+    /// A request ends of those that waited when the peer was put on trial: it makes no place for another.
+    pub(crate) fn shrink_trial(&self) {
+        let shrunk = |trial: u32| (trial != FREE).then(|| trial.saturating_sub(1).max(1));
+        // Where the peer is not on trial there is nothing to shrink.
+        let _ = self.trial.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shrunk);
+    }
+
+    /// Whether the peer has answered anything.
     pub(crate) fn is_proven(&self) -> bool {
-        self.trial.load(Ordering::Relaxed) == u32::MAX
+        self.proven.load(Ordering::Relaxed)
     }
 }
 
@@ -194,7 +215,7 @@ impl Share {
 impl Default for Load {
     /// Without limits.
     fn default() -> Self {
-        Self::new(u32::MAX, u32::MAX)
+        Self::new(u32::MAX, FREE)
     }
 }
 
@@ -208,6 +229,8 @@ fn unanswered(word: u64) -> u32 {
     (word >> 32) as u32 & 0x3f_ffff
 }
 
+/// The trial of a peer that is not on trial.
+const FREE: u32 = u32::MAX;
 const CLOSED: u64 = 1 << 31;
 const MOST: u32 = CLOSED as u32;
 const IN_FLIGHT: u64 = 1;
@@ -298,5 +321,36 @@ mod tests {
         load.set_trial(1);
         let _probe = load.enter(true).expect("one more than the one that hangs, whatever streams there are");
         assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+    }
+
+    #[test]
+    fn a_peer_in_doubt_gets_no_more_until_it_answers() {
+        let load = Load::default();
+        let mut waiting: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
+        let expire = |share: Share| {
+            load.doubt();
+            load.leave(&share);
+        };
+        expire(waiting.remove(0));
+        assert_eq!(load.enter(true).unwrap_err(), Full::Trial, "two wait");
+        expire(waiting.remove(0));
+        expire(waiting.remove(0));
+        let mut last = load.enter(true).expect("one may try");
+        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+        load.answer(&mut last);
+        assert_eq!((0..10).filter(|_| load.enter(true).is_ok()).count(), 10);
+    }
+
+    #[test]
+    fn what_hung_before_a_trial_leaves_no_place_in_it() {
+        let load = Load::default();
+        let hanging: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
+        load.set_trial(1);
+        let _probe = load.enter(true).unwrap();
+        for one in &hanging {
+            load.shrink_trial();
+            load.leave(one);
+            assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+        }
     }
 }
