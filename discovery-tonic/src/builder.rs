@@ -154,7 +154,8 @@ impl Builder {
     /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) of this gRPC service, or with the empty name of the
     /// server as a whole: one that does not say SERVING gets no calls, however many are left. By default off.
     ///
-    /// It takes one stream of each connection. A server without health checks counts as serving.
+    /// It takes one stream of each connection; where the server allows only one or two at once, only for a moment in a second, so that it
+    /// is as late. A server without health checks counts as serving, one that does not answer the check within 2 s does not.
     pub fn health(mut self, service: impl Into<String>) -> Self {
         self.health = Some(service.into());
         self

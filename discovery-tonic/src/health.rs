@@ -12,7 +12,7 @@ use futures::{
 };
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::time::{sleep, timeout};
+use tokio::time::{error::Elapsed, sleep, timeout};
 use tonic::{Code, Status, Streaming};
 use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_client::HealthClient,
@@ -31,11 +31,19 @@ pub(crate) enum Health {
     Unknown,
 }
 
-/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good; a peer that does not know the method is;
-/// where the stream breaks the peer counts as not serving until it answers another one.
+/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good, and where the stream breaks the peer counts
+/// as not serving until it answers another one.
 ///
-/// The stream is opened anew now and then, because an open one would keep a connection from ending that the peer lets go: on such a
-/// connection the next one fails.
+/// As there, a peer that answers UNIMPLEMENTED counts as serving: it is asked once more after a wait, and then left alone. Three points
+/// differ:
+///
+/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs is connecting for ever, and calls wait for
+///   it; here it does not serve, and calls that find nobody else fail at once.
+/// - The stream is opened anew every [`SERVING`], and every [`NOT_SERVING`] where the peer does not serve. An open stream would keep a
+///   connection from ending that the peer lets go, and a server that stops in order would wait for it until its limit: on such a
+///   connection the next stream fails.
+/// - Where the peer allows only a stream or two at once there is none to spare for the check: it takes one every [`NOT_SERVING`] for a
+///   single answer, in line with the calls.
 ///
 /// Never ends.
 pub(crate) fn follow(link: &Link, service: String, backoff: Backoff) -> BoxStream<'static, Health> {
@@ -97,31 +105,51 @@ impl Check {
     }
 
     async fn ask(&mut self) -> Result<ServingStatus, Status> {
+        if self.load.limit() <= 1 {
+            return self.ask_in_passing().await;
+        }
+        let limit = if self.said == Health::NotServing { NOT_SERVING } else { SERVING };
+        if let Some(answers) = &mut self.answers
+            && let Ok(answer) = timeout(limit, answers.message()).await
+        {
+            return status_of(answer);
+        }
+        self.ask_anew().await.unwrap_or_else(|_| Err(silent()))
+    }
+
+    /// Opens a stream in place of the present one, and waits for its first answer.
+    async fn ask_anew(&mut self) -> Result<Result<ServingStatus, Status>, Elapsed> {
+        self.answers = None;
+        let request = HealthCheckRequest { service: self.service.clone() };
+        let first = async {
+            let answers = self.answers.insert(self.client.watch(request).await?.into_inner());
+            status_of(answers.message().await)
+        };
+        timeout(FIRST, first).await
+    }
+
+    /// Takes a stream for a single answer, now and then.
+    async fn ask_in_passing(&mut self) -> Result<ServingStatus, Status> {
         loop {
-            let mut is_first = false;
-            let answers = match &mut self.answers {
-                Some(answers) => answers,
-                none => {
-                    let request = HealthCheckRequest { service: self.service.clone() };
-                    let asked = timeout(FIRST, self.client.watch(request)).await;
-                    is_first = true;
-                    none.insert(asked.map_err(|_| silent())??.into_inner())
-                }
-            };
-            let limit = match self.said {
-                _ if is_first => FIRST,
-                Health::NotServing => NOT_SERVING,
-                Health::Serving | Health::Unknown => SERVING,
-            };
-            match timeout(limit, answers.message()).await {
-                Ok(Ok(Some(answer))) => return Ok(answer.status()),
-                Ok(Ok(None)) => return Err(Status::unavailable("the health check ended")),
-                Ok(Err(status)) => return Err(status),
-                Err(_) if is_first => return Err(silent()),
-                Err(_) => self.answers = None,
+            if self.said != Health::Unknown {
+                sleep(NOT_SERVING).await;
+            }
+            let behind = self.load.in_flight() > 0;
+            let answer = self.ask_anew().await;
+            self.answers = None;
+            match answer {
+                Ok(answer) => return answer,
+                // A call has the stream, so that no answer says nothing.
+                Err(_) if behind => {}
+                Err(_) => return Err(silent()),
             }
         }
     }
+}
+
+fn status_of(answer: Result<Option<HealthCheckResponse>, Status>) -> Result<ServingStatus, Status> {
+    let answer = answer?.ok_or_else(|| Status::unavailable("the health check ended"))?;
+    Ok(answer.status())
 }
 
 /// One connection as a tonic client needs it.
@@ -157,7 +185,7 @@ fn silent() -> Status {
     Status::deadline_exceeded("the health check is not answered")
 }
 
-/// How long a first answer may take.
+/// How long a first answer may take: a health check does no work, and a second is what a frozen endpoint is given.
 const FIRST: Duration = Duration::from_secs(2);
 /// How long a stream is kept.
 const SERVING: Duration = Duration::from_secs(10);

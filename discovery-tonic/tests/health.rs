@@ -4,12 +4,16 @@ mod support;
 
 use std::{
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use discovery_tonic::{BalancedChannel, EndpointState};
-use greeter::Greeter;
-use support::{Server, builder, eventually, greet, hung, ready, registry};
+use greeter::{GreetRequest, Greeter};
+use support::{OnRequest, Server, builder, eventually, greet, greet_with, hung, raw_h2, ready, registry};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
@@ -27,12 +31,15 @@ struct Checked {
 
 impl Checked {
     async fn start() -> Self {
+        Self::start_with(tonic::transport::Server::builder()).await
+    }
+
+    async fn start_with(mut builder: tonic::transport::Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (reporter, health) = tonic_health::server::health_reporter();
         let (stop, stopped) = oneshot::channel::<()>();
-        let router =
-            tonic::transport::Server::builder().add_service(Greeter::new("one").into_service()).add_service(health);
+        let router = builder.add_service(Greeter::new("one").into_service()).add_service(health);
         let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
             router.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped).await.unwrap();
@@ -121,7 +128,7 @@ async fn a_hung_server_gets_no_calls_at_all() {
     for _ in 0..50 {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
     }
-    assert_eq!(requests.load(std::sync::atomic::Ordering::Relaxed), 1, "the health check alone");
+    assert_eq!(requests.load(Ordering::Relaxed), 1, "the health check alone");
 }
 
 /// The check is a stream that never ends; it must not keep a server from ending.
@@ -136,4 +143,85 @@ async fn a_health_check_does_not_keep_a_server_that_stops() {
     drop(server.stop.take());
     tokio::time::timeout(SOON, server.task).await.expect("the server ends").unwrap();
     println!("the server ended after {:?}", start.elapsed());
+}
+
+/// A peer that shakes hands and then says nothing, or begins to answer and never does, does not serve.
+#[tokio::test]
+async fn a_check_that_is_not_answered_in_time_means_that_the_server_does_not_serve() {
+    let begins: OnRequest = |_, respond| {
+        let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        drop(respond.send_response(response, false).unwrap());
+    };
+    let call = async |on_request: OnRequest| {
+        let (address, _requests, _peer) = raw_h2(on_request).await;
+        let channel = builder(&registry([address])).health("").build().unwrap();
+        let start = Instant::now();
+        (greet(&channel, None).await.unwrap_err(), start.elapsed())
+    };
+    let (hung, begun) = tokio::join!(call(|_, _| {}), call(begins));
+    for (status, took) in [hung, begun] {
+        println!("given up after {took:?}");
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().contains("do not serve"), "{status}");
+        assert!((Duration::from_millis(1_950)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    }
+}
+
+/// The check and the calls share the only stream, and neither keeps the other out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_stream_of_a_server_is_shared_with_the_check() {
+    let server = Checked::start_with(tonic::transport::Server::builder().max_concurrent_streams(1)).await;
+    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let end = Instant::now() + Duration::from_secs(3);
+    let callers = (0..4).map(|_| {
+        let channel = channel.clone();
+        tokio::spawn(async move {
+            let (mut calls, mut slowest) = (0, Duration::ZERO);
+            while Instant::now() < end {
+                let start = Instant::now();
+                greet(&channel, Some(SOON)).await.expect("no call fails");
+                (calls, slowest) = (calls + 1, slowest.max(start.elapsed()));
+            }
+            (calls, slowest)
+        })
+    });
+    let callers: Vec<_> = callers.collect();
+    for caller in callers {
+        let (calls, slowest) = caller.await.unwrap();
+        println!("{calls} calls, the slowest took {slowest:?}");
+        assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    }
+
+    // While a call has the stream for longer than a check may take, the check waits.
+    let long = GreetRequest { delay_ms: 3_500, ..GreetRequest::default() };
+    let long = tokio::spawn({
+        let channel = channel.clone();
+        async move { greet_with(&channel, None, long).await }
+    });
+    while !long.is_finished() {
+        assert_eq!(state(&channel, server.address), Some(EndpointState::Ready));
+        sleep(Duration::from_millis(10)).await;
+    }
+    long.await.unwrap().unwrap();
+
+    // Calls without end do not keep what the check says away.
+    let stop = Arc::new(AtomicBool::new(false));
+    let caller = tokio::spawn({
+        let (channel, stop) = (channel.clone(), Arc::clone(&stop));
+        async move {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = greet(&channel, Some(SOON)).await;
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    for status in [ServingStatus::NotServing, ServingStatus::Serving] {
+        server.say(status).await;
+        let wanted = usize::from(status == ServingStatus::Serving);
+        let took = eventually("the check sees it", || ready(&channel) == wanted).await;
+        println!("{status:?} seen after {took:?}");
+        assert!(took < Duration::from_secs(4), "{took:?}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    caller.await.unwrap();
 }

@@ -175,6 +175,11 @@ impl Load {
         }
     }
 
+    /// How many requests it takes at once.
+    pub(crate) fn limit(&self) -> u32 {
+        self.limit.load(Ordering::Relaxed)
+    }
+
     /// Puts the peer on trial again: at most `trial` requests more until it answers one.
     pub(crate) fn set_trial(&self, trial: u32) {
         self.trial.store(self.unanswered().saturating_add(trial), Ordering::Relaxed);
