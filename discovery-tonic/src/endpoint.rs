@@ -176,10 +176,13 @@ impl Endpoint {
         self.suspect.store(false, Ordering::Release);
     }
 
-    /// Where the endpoint stands: at its best connection, or else where its first lane does.
+    /// Where the endpoint stands: at its best connection, or where one is about to be, or else where its first lane does.
     pub(crate) fn phase(&self) -> Phase {
-        let best = self.links().into_iter().max_by_key(|link| link.health == Health::Serving);
-        best.map_or_else(|| self.lanes[0].phase(), Phase::Ready)
+        if let Some(best) = self.links().into_iter().max_by_key(|link| link.health == Health::Serving) {
+            return Phase::Ready(best);
+        }
+        let coming = |phase: &Phase| matches!(phase, Phase::Connecting { first: true });
+        self.lanes.iter().map(Lane::phase).find(coming).unwrap_or_else(|| self.lanes[0].phase())
     }
 
     /// The connections that take requests.
