@@ -1,77 +1,223 @@
-//! What is left of channels: nothing.
+//! What is left of channels: no connection, no task, no request that counts as in flight.
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use discovery_memory::MemoryBackend;
+use discovery_tonic::BalancedChannel;
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tonic::{Code, Status};
 
-/// Tasks of this runtime, which the test's own are part of.
+const SOON: Duration = Duration::from_secs(10);
+
+/// What a test has of its own before a channel comes, and has again after.
+struct Before {
+    tasks: usize,
+    peers: Vec<SocketAddr>,
+}
+
+impl Before {
+    /// The tasks of this runtime, the test's own among them, and connections to these peers.
+    fn of(peers: impl IntoIterator<Item = SocketAddr>) -> Self {
+        Self { tasks: tasks(), peers: peers.into_iter().collect() }
+    }
+
+    async fn is_again(&self) {
+        eventually("no connection is left", || self.peers.iter().map(connections).sum::<usize>() == 0).await;
+        eventually("no task is left", || tasks() <= self.tasks).await;
+    }
+}
+
 fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
+/// This process' sockets that are connected to a peer.
+fn connections(peer: &SocketAddr) -> usize {
+    let SocketAddr::V4(peer) = peer else { panic!("{peer} is not of IPv4") };
+    let (ip, port) = (u32::from_ne_bytes(peer.ip().octets()), peer.port());
+    let remote = format!("{ip:08X}:{port:04X}");
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let inodes: HashSet<_> =
+        fields.filter(|fields| fields[2] == remote).map(|fields| format!("socket:[{}]", fields[9])).collect();
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let links = files.filter_map(|file| std::fs::read_link(file.unwrap().path()).ok());
+    links.filter(|link| inodes.contains(&*link.to_string_lossy())).count()
+}
+
+fn in_flight(channel: &BalancedChannel) -> u32 {
+    channel.endpoints().iter().map(|one| one.in_flight).sum()
+}
+
+/// Calls that have all begun and will not end by themselves: half of them wait for an answer, half are streams half-read.
+async fn calls(channel: &BalancedChannel, count: usize) -> JoinSet<Status> {
+    let (mut calls, half_read) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    for n in 0..count {
+        let (mut client, half_read) = (GreeterClient::new(channel.clone()), Arc::clone(&half_read));
+        calls.spawn(async move {
+            if n % 2 == 0 {
+                let request = GreetRequest { delay_ms: 600_000, ..GreetRequest::default() };
+                return client.greet(request).await.unwrap_err();
+            }
+            let request = GreetManyRequest { count: 2, interval_ms: 600_000, ..GreetManyRequest::default() };
+            let mut replies = client.greet_many(request).await.unwrap().into_inner();
+            replies.message().await.unwrap();
+            half_read.fetch_add(1, Ordering::Relaxed);
+            replies.message().await.unwrap_err()
+        });
+    }
+    let all = || in_flight(channel) as usize == count && half_read.load(Ordering::Relaxed) == count / 2;
+    eventually("all have begun", all).await;
+    calls
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_control_tasks_runtime_is_killed_and_nothing_is_left() {
+    for _ in 0..5 {
+        let servers = servers(2).await;
+        let backend = registry(servers.iter().map(|server| server.address));
+        let before = Before::of(servers.iter().map(|server| server.address));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let channel = {
+            let _entered = runtime.enter();
+            channel(&backend)
+        };
+        channel.ready(SOON).await.unwrap();
+        let calls = calls(&channel, 12).await;
+        assert!(before.peers.iter().map(connections).sum::<usize>() > 0 && tasks() > before.tasks);
+        runtime.shutdown_background();
+
+        let ended = timeout(SOON, calls.join_all()).await.expect("no call waits for a task that is gone");
+        assert!(ended.iter().all(|status| status.code() == Code::Unavailable), "{ended:?}");
+        assert_eq!(in_flight(&channel), 0);
+        before.is_again().await;
+    }
+}
+
 #[tokio::test]
-async fn two_thousand_channels_dropped_with_calls_in_flight_leave_nothing() {
+async fn a_channel_is_dropped_with_calls_in_flight_and_nothing_is_left() {
+    let servers = servers(2).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let before = Before::of(servers.iter().map(|server| server.address));
+    for calls_first in [true, false] {
+        let channel = channel(&backend);
+        let mut calls = calls(&channel, 12).await;
+        if calls_first {
+            calls.shutdown().await;
+            assert_eq!(in_flight(&channel), 0, "each call is counted out by its drop");
+        }
+        drop(channel);
+        drop(calls);
+        before.is_again().await;
+        assert_eq!(backend.watches(&service()), 0);
+    }
+}
+
+#[tokio::test]
+async fn responses_are_dropped_half_read_and_nothing_is_left() {
+    let server = Server::start("one").await;
+    let backend = registry([server.address]);
+    let before = Before::of([server.address]);
+    let channel = channel(&backend);
+    channel.ready(SOON).await.unwrap();
+    greet(&channel, Some(SOON)).await.unwrap();
+    let idle = tasks();
+    for _ in 0..50 {
+        let request = GreetManyRequest { count: 1_000, interval_ms: 1, ..GreetManyRequest::default() };
+        let mut halves = Vec::new();
+        for _ in 0..20 {
+            let mut replies =
+                GreeterClient::new(channel.clone()).greet_many(request.clone()).await.unwrap().into_inner();
+            replies.message().await.unwrap().unwrap();
+            halves.push(replies);
+        }
+        assert_eq!(in_flight(&channel), 20);
+        drop(halves);
+        assert_eq!(in_flight(&channel), 0);
+    }
+    eventually("no task is left, of the server's neither", || tasks() <= idle).await;
+    assert_eq!((connections(&server.address), server.accepted()), (1, 1), "all over one connection, which stays");
+    drop(channel);
+    before.is_again().await;
+}
+
+/// Channels in all states, dropped with whatever is under way.
+#[tokio::test]
+async fn a_thousand_channels_are_dropped_and_nothing_is_left() {
     let servers = servers(2).await;
     let (hung, _, _tasks) = hung().await;
-    let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
-    let before = tasks();
-    let connections = open_connections();
-    for round in 0..40 {
-        let mut channels = Vec::new();
-        for n in 0..50 {
-            let channel = channel(&backend);
-            let mut client = GreeterClient::new(channel.clone());
-            match n % 5 {
-                // Never used.
-                0 => {}
-                // Dropped in mid-call, wherever that is.
-                1 => {
-                    let slow = GreetRequest { delay_ms: 60_000, ..GreetRequest::default() };
-                    let _ = tokio::time::timeout(Duration::from_millis(2), client.greet(slow)).await;
-                }
-                // A response half-read.
-                2 => {
-                    let request = GreetManyRequest { count: 1_000, interval_ms: 1, ..GreetManyRequest::default() };
-                    if let Ok(Ok(replies)) =
-                        tokio::time::timeout(Duration::from_millis(20), client.greet_many(request)).await
-                    {
-                        let _ = tokio::time::timeout(Duration::from_millis(1), replies.into_inner().message()).await;
-                    }
-                }
-                // A call that outlives its channel's handles, then its caller.
-                3 => {
-                    let call = tokio::spawn(async move {
-                        client.greet(GreetRequest { delay_ms: 50, ..GreetRequest::default() }).await
-                    });
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                    call.abort();
-                }
-                // Ordinary use.
-                _ => {
-                    drop(tokio::time::timeout(Duration::from_millis(100), client.greet(GreetRequest::default())).await)
-                }
+    let addresses: Vec<_> = servers.iter().map(|server| server.address).chain([hung]).collect();
+    let (backend, before) = (registry(addresses.clone()), Before::of(addresses));
+    let rounds = async || {
+        for _ in 0..4 {
+            let mut channels = Vec::new();
+            for n in 0..50 {
+                channels.push(used(&backend, n).await);
             }
-            channels.push(channel);
         }
-        drop(channels);
-        if round % 10 == 9 {
-            eventually("no task is left", || tasks() <= before).await;
-        }
-    }
-    eventually("no task is left", || tasks() <= before).await;
-    eventually("no connection is left", || open_connections() <= connections).await;
+    };
+    futures::future::join_all((0..5).map(|_| rounds())).await;
+    before.is_again().await;
     assert_eq!(backend.watches(&service()), 0);
+}
+
+/// A channel after one use.
+async fn used(backend: &MemoryBackend, n: usize) -> BalancedChannel {
+    let channel = channel(backend);
+    let mut client = GreeterClient::new(channel.clone());
+    match n % 5 {
+        // Never used.
+        0 => {}
+        // Dropped in mid-call, wherever that is.
+        1 => {
+            let slow = GreetRequest { delay_ms: 60_000, ..GreetRequest::default() };
+            let _ = timeout(Duration::from_millis(2), client.greet(slow)).await;
+        }
+        // A response half-read.
+        2 => {
+            let request = GreetManyRequest { count: 1_000, interval_ms: 1, ..GreetManyRequest::default() };
+            if let Ok(Ok(replies)) = timeout(Duration::from_millis(20), client.greet_many(request)).await {
+                let _ = timeout(Duration::from_millis(1), replies.into_inner().message()).await;
+            }
+        }
+        // A call that outlives its channel's handles, then its caller.
+        3 => {
+            let call =
+                tokio::spawn(
+                    async move { client.greet(GreetRequest { delay_ms: 50, ..GreetRequest::default() }).await },
+                );
+            sleep(Duration::from_millis(1)).await;
+            call.abort();
+            let _ = call.await;
+        }
+        // Ordinary use.
+        _ => drop(timeout(Duration::from_millis(100), client.greet(GreetRequest::default())).await),
+    }
+    assert_eq!(in_flight(&channel), 0);
+    channel
 }
 
 #[tokio::test]
 async fn a_call_goes_on_after_its_channel_is_dropped() {
     let server = Server::start("one").await;
     let backend = registry([server.address]);
-    let before = tasks();
+    let before = Before::of([server.address]);
     let mut client = GreeterClient::new(channel(&backend));
     let request = GreetManyRequest { count: 5, interval_ms: 20, ..GreetManyRequest::default() };
     let mut replies = client.greet_many(request).await.unwrap().into_inner();
@@ -84,7 +230,7 @@ async fn a_call_goes_on_after_its_channel_is_dropped() {
     assert_eq!(count, 5);
     slow.await.unwrap().unwrap();
     drop(replies);
-    eventually("no task is left", || tasks() <= before).await;
+    before.is_again().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -103,14 +249,7 @@ async fn a_channel_whose_runtime_is_gone_fails_its_calls() {
     })
     .join()
     .unwrap();
-    let call = tokio::time::timeout(Duration::from_secs(5), greet(&channel, None));
+    let call = timeout(Duration::from_secs(5), greet(&channel, None));
     let status = call.await.expect("never pending").unwrap_err();
-    assert_eq!(status.code(), tonic::Code::Unavailable);
-}
-
-/// Open sockets of this process.
-fn open_connections() -> usize {
-    let links =
-        std::fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-    links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    assert_eq!(status.code(), Code::Unavailable);
 }

@@ -190,7 +190,8 @@ pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, Joi
             let (socket, _) = listener.accept().await.unwrap();
             let count = Arc::clone(&count);
             connections.spawn(async move {
-                let mut connection = h2::server::handshake(socket).await.unwrap();
+                // A client that goes in the middle of its handshake is no fault of the peer's.
+                let Ok(mut connection) = h2::server::handshake(socket).await else { return };
                 let mut kept = Vec::new();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     on_request(count.fetch_add(1, Ordering::Relaxed), &mut respond);
