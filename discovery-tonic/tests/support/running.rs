@@ -45,22 +45,26 @@ impl Running {
         GreeterClient::new(connect(self.address).await)
     }
 
-    /// A call that the server answers after this time; started once this returns.
     pub async fn slow_call(&self, time: Duration) -> JoinHandle<Result<(), Status>> {
-        let mut client = self.client().await;
-        let interval_ms = time.as_millis().try_into().unwrap();
-        let request = GreetManyRequest { count: 2, interval_ms, ..GreetManyRequest::default() };
-        let mut answers = client.greet_many(request).await.unwrap().into_inner();
-        answers.message().await.unwrap().unwrap();
-        tokio::spawn(async move {
-            while answers.message().await?.is_some() {}
-            Ok(())
-        })
+        slow_call(self.address, time).await
     }
 
     pub async fn ended(self) -> Result<Stopped, Error> {
         timeout(SOON, self.task).await.expect("the server ends").unwrap()
     }
+}
+
+/// A call that a server answers after this time; started once this returns.
+pub async fn slow_call(address: SocketAddr, time: Duration) -> JoinHandle<Result<(), Status>> {
+    let mut client = GreeterClient::new(connect(address).await);
+    let interval_ms = time.as_millis().try_into().unwrap();
+    let request = GreetManyRequest { count: 2, interval_ms, ..GreetManyRequest::default() };
+    let mut answers = client.greet_many(request).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap();
+    tokio::spawn(async move {
+        while answers.message().await?.is_some() {}
+        Ok(())
+    })
 }
 
 pub async fn connect(address: SocketAddr) -> Channel {
