@@ -173,16 +173,17 @@ impl Call {
         }
         self.tried.push(attempt.instance().id().clone());
         let error = error.into_error();
-        let unprocessed = match status::outcome(&error) {
+        let outcome = status::outcome(&error);
+        let unprocessed = match outcome {
             Outcome::Ambiguous => false,
             Outcome::Refused => {
                 self.refusals += 1;
                 self.refusals <= MAX_REFUSALS
             }
-            Outcome::Unsent => true,
+            Outcome::Unsent => self.spare.as_ref().is_some_and(|spare| spare.body.is_some()),
         };
         if let Some(spare) = self.spare.as_ref().filter(|_| unprocessed) {
-            if status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
+            if outcome == Outcome::Unsent || status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.retire();
                 attempt.forgive();
             } else {

@@ -11,7 +11,7 @@ pub(crate) enum Outcome {
     Ambiguous,
     /// The peer says that it was not processed.
     Refused,
-    /// It never left this process.
+    /// Its message never left this process; its headers may have, if they are all there is.
     Unsent,
 }
 
@@ -19,7 +19,10 @@ pub(crate) enum Outcome {
 ///
 /// - GOAWAY from the peer: h2 fails only streams above the last one that the peer processed.
 /// - REFUSED_STREAM from the peer says so itself.
-/// - A user error means that h2 dropped the request while it waited for a place, its body never polled.
+/// - A user error of h2 means that it dropped the request while it waited for a place, its body never polled; so does one of hyper, whose
+///   connection went meanwhile. Hyper gives a request that has its place to a task of its own, which goes with its runtime alone, and so
+///   with every connection that could get the request again. It has another user error, for a body that fails; but bodies that can be
+///   sent again never do.
 ///
 /// That hyper handed the message back is a proof too; the caller has seen that before. All else is ambiguous.
 pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
@@ -30,6 +33,7 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
         }
         Some(error) if error.is_reset() || error.is_go_away() || error.is_io() => Outcome::Ambiguous,
         Some(error) if is_user(error) => Outcome::Unsent,
+        None if error.is_user() => Outcome::Unsent,
         _ => Outcome::Ambiguous,
     }
 }

@@ -14,7 +14,10 @@ use discovery_core::{Backoff, Entry, Error, Feed, Recovered, ServiceName, Source
 use discovery_tonic::{BalancedChannel, Tried, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+};
 use tonic::Code;
 
 const UNAVAILABLE: &str = "14";
@@ -199,6 +202,111 @@ async fn a_request_body_that_fails_is_not_the_peers_fault() {
         sending.await.unwrap();
         assert_eq!(channel.endpoints()[0].failures, 0);
     }
+}
+
+/// A peer whose frames are written by hand, for what no server's library does.
+struct Frames(tokio::net::TcpStream);
+
+impl Frames {
+    async fn accept(listener: &tokio::net::TcpListener) -> Self {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut preface = [0; 24];
+        socket.read_exact(&mut preface).await.unwrap();
+        let mut frames = Self(socket);
+        frames.send(Self::SETTINGS, &[]).await;
+        frames
+    }
+
+    /// All on stream 0, without flags.
+    async fn send(&mut self, kind: u8, payload: &[u8]) {
+        let length = u8::try_from(payload.len()).unwrap();
+        self.0.write_all(&[&[0, 0, length, kind, 0, 0, 0, 0, 0], payload].concat()).await.unwrap();
+    }
+
+    /// Reads frames up to one of this kind.
+    async fn until(&mut self, wanted: u8, flag: u8) {
+        loop {
+            let mut head = [0; 9];
+            self.0.read_exact(&mut head).await.unwrap();
+            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+            self.0.read_exact(&mut payload).await.unwrap();
+            if head[3] == wanted && head[4] & flag == flag {
+                return;
+            }
+        }
+    }
+
+    /// No requests above this stream were processed, and none will be.
+    async fn go_away(&mut self, last: u32) {
+        self.send(Self::GO_AWAY, &[last.to_be_bytes(), [0; 4]].concat()).await;
+    }
+
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const GO_AWAY: u8 = 7;
+    const ACK: u8 = 1;
+}
+
+/// However long a request waited at a peer that goes: where it says that it did not process it, that is no failure.
+#[tokio::test]
+async fn what_a_leaving_peer_did_not_process_is_not_its_failure() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let leaving = listener.local_addr().unwrap();
+    let backend = registry([leaving]);
+    let channel = channel(&backend);
+    let call = tokio::spawn({
+        let channel = channel.clone();
+        async move { greet(&channel, None).await }
+    });
+    let mut peer = Frames::accept(&listener).await;
+    peer.until(Frames::HEADERS, 0).await;
+    let good = Server::start("good").await;
+    backend.put(&service(), good.instance());
+    eventually("two endpoints", || ready(&channel) == 2).await;
+    tokio::time::sleep(LONG_FOR_AN_ANSWER).await;
+    peer.go_away(0).await;
+    assert_eq!(call.await.unwrap().unwrap(), good.address);
+    assert_eq!(failures(&channel, leaving), 0);
+}
+
+/// Where a peer takes back that it allows many requests, some wait on this side; when it goes they come back as they were.
+#[tokio::test]
+async fn what_comes_back_unsent_is_not_the_peers_failure() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let leaving = listener.local_addr().unwrap();
+    let backend = registry([leaving]);
+    let channel = channel(&backend);
+    let mut peer = Frames::accept(&listener).await;
+    eventually("ready", || ready(&channel) == 1).await;
+    peer.until(Frames::SETTINGS, Frames::ACK).await;
+    peer.send(Frames::SETTINGS, &[0, 3, 0, 0, 0, 1]).await;
+    peer.until(Frames::SETTINGS, Frames::ACK).await;
+    // All in one step, before the channel looks at the limit again.
+    let calls = futures::future::join_all((0..3).map(|_| greet(&channel, None)));
+    let leave = async {
+        peer.until(Frames::HEADERS, 0).await;
+        assert_eq!(channel.endpoints()[0].in_flight, 3);
+        let good = Server::start("good").await;
+        backend.put(&service(), good.instance());
+        eventually("two endpoints", || ready(&channel) == 2).await;
+        tokio::time::sleep(LONG_FOR_AN_ANSWER).await;
+        peer.go_away(1).await;
+        drop(peer);
+        good
+    };
+    let (answers, good) = tokio::join!(calls, leave);
+    let (served, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    assert!(served.iter().all(|address| *address.as_ref().unwrap() == good.address));
+    assert_eq!((served.len(), lost.len()), (2, 1), "the one that was sent may have been processed: {lost:?}");
+    assert_eq!(failures(&channel, leaving), 1, "that one alone");
+}
+
+/// So long that a call that ends without an answer counts against its endpoint.
+const LONG_FOR_AN_ANSWER: Duration = Duration::from_millis(600);
+
+fn failures(channel: &BalancedChannel, address: std::net::SocketAddr) -> u32 {
+    let endpoints = channel.endpoints();
+    endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).unwrap().failures
 }
 
 /// A request that is handed over in the moment in which its connection ends must come back, or the call would hang.
