@@ -146,10 +146,20 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
     assert_eq!(in_flight(), 1);
     while replies.message().await.unwrap().is_some() {}
     assert_eq!(in_flight(), 0, "the stream has ended, although it is still held");
-    let half_read = client.greet_many(request).await.unwrap();
+    let unread = client.greet_many(request).await.unwrap();
     assert_eq!(in_flight(), 1);
-    drop(half_read);
-    assert_eq!(in_flight(), 0, "dropped half-read");
+    drop(unread);
+    assert_eq!(in_flight(), 0, "dropped unread");
+    // One that waits for the next message, and one with more messages at hand than anyone reads.
+    for interval_ms in [60_000, 0] {
+        let request = GreetManyRequest { count: u32::MAX, interval_ms, ..GreetManyRequest::default() };
+        let mut half_read = client.greet_many(request).await.unwrap().into_inner();
+        half_read.message().await.unwrap().unwrap();
+        assert_eq!(in_flight(), 1);
+        drop(half_read);
+        assert_eq!(in_flight(), 0, "dropped half-read");
+    }
+    assert_eq!(channel.endpoints()[0].failures, 0, "which is no failure of the endpoint");
 }
 
 #[tokio::test]

@@ -226,8 +226,78 @@ async fn only_what_a_call_waits_for_an_endpoint_counts_against_its_limit() {
     assert!((Duration::from_millis(2_450)..Duration::from_secs(5)).contains(&end), "{end:?}");
 }
 
+/// An attempt that is given up is cancelled at the server too, at once, or a slow server would work for nobody; and so is the last one
+/// where the call ends.
 #[tokio::test]
-async fn a_stream_is_repeated_only_until_it_began() {
+async fn an_attempt_that_is_given_up_is_cancelled_at_the_server() {
+    let (sender, mut resets) = tokio::sync::mpsc::unbounded_channel();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let _peer = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(socket).await.unwrap();
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let reason = std::future::poll_fn(|context| respond.poll_reset(context)).await;
+                sender.send(reason.unwrap()).unwrap();
+            });
+        }
+    });
+    let policy = policy().attempt_timeout(Duration::from_millis(100));
+    let channel = builder(&registry([address])).retry(policy).build().unwrap();
+    until_ready(&channel, 1).await;
+    let start = Instant::now();
+    let call = tokio::spawn(async move { greet(&channel, Some(Duration::from_secs(3))).await });
+    for n in 0..2 {
+        assert_eq!(resets.recv().await, Some(h2::Reason::CANCEL));
+        println!("attempt {n} was cancelled after {:?}", start.elapsed());
+        assert!(!call.is_finished(), "the last attempt has the rest of the deadline");
+    }
+    assert_eq!(call.await.unwrap().unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(tokio::time::timeout(SOON, resets.recv()).await.expect("the last one too"), Some(h2::Reason::CANCEL));
+}
+
+/// A response begins with its headers, which a stream's handler sends before the first message.
+#[tokio::test]
+async fn a_stream_is_repeated_where_it_did_not_begin() {
+    let many = async |channel: &discovery_tonic::BalancedChannel| {
+        let request = GreetManyRequest { count: 2, ..GreetManyRequest::default() };
+        let mut answers = GreeterClient::new(channel.clone()).greet_many(request).await?.into_inner();
+        let mut count = 0;
+        while answers.message().await?.is_some() {
+            count += 1;
+        }
+        Ok::<_, tonic::Status>(count)
+    };
+    let (bad, requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
+    let good = Server::start("good").await;
+    let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
+    until_ready(&channel, 2).await;
+    for _ in 0..30 {
+        assert_eq!(many(&channel).await.unwrap(), 2);
+    }
+    assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
+
+    let (begins, requests, _peer) = raw_h2(|_, respond| {
+        let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut body = respond.send_response(response, false).unwrap();
+        body.send_trailers(
+            [("grpc-status", "14")]
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .into_iter()
+                .collect(),
+        )
+        .unwrap();
+    })
+    .await;
+    let channel = builder(&registry([begins])).retry(policy()).build().unwrap();
+    assert_eq!(many(&channel).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_began_is_not_repeated() {
     let mut servers = ["one", "two"].map(Mortal::start);
     let registry = registry(servers.iter().map(|server| server.address));
     let channel = builder(&registry).retry(policy()).build().unwrap();
