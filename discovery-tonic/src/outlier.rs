@@ -7,6 +7,23 @@ use crate::window::{Limits, Totals, Window};
 /// When an endpoint is taken out, and for how long.
 ///
 /// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s, Finagle and Envoy 5.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery_core::Error> {
+/// # use discovery_core::FixedResolver;
+/// use std::time::Duration;
+/// use discovery_tonic::{BalancedChannel, Ejection};
+///
+/// // A service whose calls may take half a minute each, and fail for reasons of their own.
+/// let mut ejection = Ejection::default();
+/// ejection.silence = Duration::from_secs(30);
+/// ejection.percent = 0;
+/// # let resolver = FixedResolver::new([]);
+/// let channel = BalancedChannel::builder(resolver, "reports".parse()?).ejection(ejection).build()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Ejection {

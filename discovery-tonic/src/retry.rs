@@ -10,13 +10,35 @@ use tonic::{Code, Status};
 
 /// When calls are repeated that may have been processed; off unless [`Builder::retry`](crate::Builder::retry) turns it on.
 ///
-/// A call is repeated where it failed with one of the codes before the response's first byte, on an instance that it was not sent to
-/// yet if there is one with room, after a wait, within its deadline, and within the channel's budget. Only calls of one request message
-/// of up to 64 KiB are; a call that streams requests never is. What provably was not processed is sent again in any case, and counts
-/// here for nothing.
+/// What becomes of a call after an attempt:
 ///
-/// A server may ask for another wait, or for no repetition at all, by `grpc-retry-pushback-ms`; a repeated request says so in
-/// `grpc-previous-rpc-attempts` (both of gRFC A6).
+/// | The attempt | Without a policy | With one |
+/// |---|---|---|
+/// | was never sent, because its connection ended first | again, at once | the same |
+/// | was not processed, as the peer says: `REFUSED_STREAM`, or left out by its GOAWAY | again, at once, up to 3 times | the same, then as `UNAVAILABLE` |
+/// | lost its connection before the response began | fails: `UNAVAILABLE` | **repeated**, if the policy has that code |
+/// | was answered with a status alone | fails with it | **repeated**, if the policy has its code |
+/// | was answered by a proxy, without a gRPC status: HTTP 429, 502, 503, 504 | fails: `UNAVAILABLE` | **repeated**, if the policy has that code |
+/// | took longer than [`attempt_timeout`](Self::attempt_timeout) | there is none | cancelled and **repeated** |
+/// | had a response that began, and then broke off or failed | fails | fails |
+/// | was overtaken by the call's deadline, or given up by its caller | ends | ends |
+///
+/// A response begins with its headers. A handler that fails sends its status alone, as a rule; one that streams its answers sends
+/// headers before the first of them, and what happens from there on is never repeated.
+///
+/// Only calls of one request message of up to 64 KiB are repeated, those with a stream of answers among them; a call that streams its
+/// requests, or sends more, goes out a second time only where it came back whole, never sent. The first two rows count neither as
+/// attempts nor against the budget. A repetition
+///
+/// - follows after a wait, with full jitter and longer each time ([`backoff`](Self::backoff)), or the one that the server asks for by
+///   `grpc-retry-pushback-ms`, up to a minute; by a negative one it asks for no repetition,
+/// - goes to an instance that the call was not sent to yet, if there is one with room,
+/// - happens only within the number of attempts, the channel's [`budget`](Self::budget) and the call's deadline: where the wait would
+///   outlast that, the call fails at once with what is known,
+/// - says in `grpc-previous-rpc-attempts` how many came before, and in `grpc-timeout` what is left.
+///
+/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. Who was tried is told by
+/// [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
 ///
 /// ```
 /// use discovery_tonic::RetryPolicy;
