@@ -125,12 +125,14 @@ impl Builder {
     /// # Errors
     ///
     /// [`Unavailable`](ErrorKind::Unavailable) where the address cannot be bound, or where it is the unspecified one and no route
-    /// leads out; [`InvalidInput`](ErrorKind::InvalidInput) where it is none that may be registered.
+    /// leads out; [`InvalidInput`](ErrorKind::InvalidInput) where it is none that may be registered; [`NoRuntime`](ErrorKind::NoRuntime)
+    /// outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
     /// Dropped half-way, nothing listens.
     pub async fn bind(self, address: SocketAddr) -> Result<RegisteredServer, Error> {
+        self.check_runtime()?;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| self.error(format!("cannot listen at {address}"), error))?;
         self.listen(listener)
@@ -140,15 +142,19 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As of [`bind`](Self::bind), and [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
+    /// As of [`bind`](Self::bind).
     pub fn on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
-        if tokio::runtime::Handle::try_current().is_err() {
-            let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
-            return Err(error.during("listen").for_service(&self.plan.service));
-        }
+        self.check_runtime()?;
         let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
         let listener = listener.map_err(|error| self.error("cannot listen".to_owned(), error))?;
         self.listen(listener)
+    }
+
+    fn check_runtime(&self) -> Result<(), Error> {
+        tokio::runtime::Handle::try_current().map(drop).map_err(|_| {
+            let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
+            error.during("listen").for_service(&self.plan.service)
+        })
     }
 
     fn listen(self, listener: TcpListener) -> Result<RegisteredServer, Error> {
@@ -176,9 +182,20 @@ impl fmt::Debug for Builder {
 #[cfg(test)]
 mod tests {
     use discovery_core::FixedResolver;
+    use futures::FutureExt;
 
     use super::*;
     use crate::server::registered::LAST;
+
+    #[test]
+    fn outside_a_runtime_a_server_is_refused() {
+        let builder = || Builder::new(FixedResolver::new([]), "greeter".parse().unwrap());
+        let bound = builder().bind(([127, 0, 0, 1], 0).into()).now_or_never().expect("at once");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for server in [bound, builder().on(listener)] {
+            assert_eq!(server.unwrap_err().kind(), ErrorKind::NoRuntime);
+        }
+    }
 
     #[test]
     fn by_default_a_server_has_stopped_before_kubernetes_kills_it() {
