@@ -1,5 +1,5 @@
 use std::{
-    io,
+    io, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -46,6 +46,8 @@ pub struct Incoming {
     listener: TcpListener,
     connections: Connections,
     pause: Option<Pin<Box<Sleep>>>,
+    /// Whether the system refused the last time, so that a log has one line of it.
+    refused: bool,
 }
 
 /// A connection that can be cut from outside.
@@ -69,7 +71,7 @@ struct Open(Arc<AtomicUsize>);
 
 impl Incoming {
     pub(super) fn new(listener: TcpListener, connections: Connections) -> Self {
-        Self { listener, connections, pause: None }
+        Self { listener, connections, pause: None, refused: false }
     }
 }
 
@@ -84,12 +86,17 @@ impl Stream for Incoming {
                 this.pause = None;
             }
             match ready!(this.listener.poll_accept(context)) {
-                Ok((stream, _)) => return Poll::Ready(Some(Ok(this.connections.accept(stream)))),
+                Ok((stream, _)) => {
+                    this.refused = false;
+                    return Poll::Ready(Some(Ok(this.connections.accept(stream))));
+                }
                 // It was closed again before it was taken.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
                 Err(error) => {
-                    warn!(%error, "connection not accepted");
+                    if !mem::replace(&mut this.refused, true) {
+                        warn!(%error, "connections not accepted");
+                    }
                     this.pause = Some(Box::pin(sleep(PAUSE)));
                 }
             }
