@@ -65,7 +65,7 @@ pub enum Stage {
     Starting,
     /// It is registered, or heals its registration.
     Serving,
-    /// It left the registry and serves on while callers hear of that.
+    /// It leaves the registry, and serves on while callers hear of that.
     Draining,
     /// It takes no new calls and finishes those in flight.
     Finishing,
@@ -149,7 +149,7 @@ impl ServerHandle {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address; [`Closed`](ErrorKind::Closed) once the server has left
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address; [`Closed`](ErrorKind::Closed) once the server leaves
     /// the registry; else those of [`Registration::update`].
     ///
     /// # Cancel safety
@@ -172,9 +172,10 @@ impl ServerHandle {
                 Ok(())
             }
             Entry::Registered(registration) => tokio::select! {
-                result = registration.update(change) => result,
-                // It must not keep the server from leaving.
+                biased;
+                // It must not keep the server from leaving, nor write once that has begun.
                 () = self.orders.given(Order::Stop) => Err(left()),
+                result = registration.update(change) => result,
             },
             Entry::Left => Err(left()),
         }
