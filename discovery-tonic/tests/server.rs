@@ -85,9 +85,15 @@ async fn without_the_registry_a_server_starts_serves_and_stops() {
     let server = Running::start(builder(&backend)).await;
     server.client().await.greet(GreetRequest::default()).await.unwrap();
     assert_eq!(server.handle.stage(), Stage::Starting);
+    server
+        .handle
+        .update(|instance| instance.with_weight(Weight::new(7).unwrap()))
+        .await
+        .expect("nothing is written yet");
     backend.restore();
     timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
-    assert_eq!(registered(&backend).await, 1);
+    let set = backend.list(&service()).await.unwrap();
+    assert_eq!(set.iter().map(|instance| instance.weight().value()).collect::<Vec<_>>(), [7]);
 
     backend.interrupt();
     server.client().await.greet(GreetRequest::default()).await.unwrap();

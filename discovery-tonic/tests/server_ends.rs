@@ -150,6 +150,12 @@ async fn whatever_ends_a_server_it_leaves_nothing() {
         let before = tasks();
         let server = Running::serving(builder(&backend)).await;
         let call = server.slow_call(LONG).await;
+        let mut client = server.client().await;
+        let unary = tokio::spawn(async move {
+            let request = GreetRequest { delay_ms: u32::MAX, ..GreetRequest::default() };
+            client.greet(request).await
+        });
+        eventually("both calls have begun", || server.greeter.calls() == 2).await;
         let mut idle = TcpStream::connect(server.address).await.unwrap();
         let _used = server.client().await.greet(GreetRequest::default()).await.unwrap();
         end(&server);
@@ -157,6 +163,7 @@ async fn whatever_ends_a_server_it_leaves_nothing() {
         timeout(SOON, handle.reached(Stage::Stopped)).await.unwrap();
         assert_eq!(registered(&backend).await, 0, "{name}");
         assert!(timeout(SOON, call).await.unwrap().unwrap().is_err(), "{name}");
+        assert!(timeout(SOON, unary).await.unwrap().unwrap().is_err(), "{name}");
         // Nothing but the server's half ends it: what was said to it, then the end.
         let _ = timeout(SOON, idle.read_to_end(&mut Vec::new())).await.expect(name);
         drop(server);
@@ -327,9 +334,10 @@ impl Held for Hung {
     }
 }
 
-/// Not even a backend that breaks its promise to answer keeps a server from ending, nor does an update that is under way.
+/// A backend that breaks its promise to answer does not keep a server that is aborted or told to stop now, nor does an update that is
+/// under way.
 #[tokio::test]
-async fn a_registry_that_hangs_keeps_no_server_from_ending() {
+async fn a_registry_that_hangs_does_not_keep_a_server() {
     for end in ["abort", "by itself", "now"] {
         let registry = Arc::new(Hanging::default());
         let builder = RegisteredServer::builder(Hung(Arc::clone(&registry)), service());

@@ -101,8 +101,9 @@ impl RegisteredServer {
     /// # Errors
     ///
     /// What the registry answers where trying again is of no use, as [`PermissionDenied`](ErrorKind::PermissionDenied), or
-    /// [`Conflict`](ErrorKind::Conflict) by the [claim](Builder::claim); the server has stopped in order then. [`Unavailable`](ErrorKind::Unavailable), with the cause, where `serve` ended by itself, or where the
-    /// system lets nobody listen for signals.
+    /// [`Conflict`](ErrorKind::Conflict) by the [claim](Builder::claim); the server has stopped in order then.
+    /// [`Unavailable`](ErrorKind::Unavailable), with the cause, where `serve` ended by itself, or where the system lets nobody listen for
+    /// signals.
     ///
     /// # Cancel safety
     ///

@@ -21,6 +21,7 @@ pub const LONG: Duration = Duration::from_secs(600);
 /// A server that runs, and what tests do to it.
 pub struct Running {
     pub address: SocketAddr,
+    pub greeter: Greeter,
     pub handle: ServerHandle,
     pub task: JoinHandle<Result<Stopped, Error>>,
 }
@@ -30,9 +31,10 @@ impl Running {
         let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (address, handle) = (server.local_addr().unwrap(), server.handle());
         assert_eq!(server.instance().address().socket_addr(), Some(address));
-        let router = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+        let greeter = Greeter::new("one");
+        let router = tonic::transport::Server::builder().add_service(greeter.clone().into_service());
         let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
-        Self { address, handle, task: tokio::spawn(serve) }
+        Self { address, greeter, handle, task: tokio::spawn(serve) }
     }
 
     pub async fn serving(builder: Builder) -> Self {
