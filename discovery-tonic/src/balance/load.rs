@@ -99,7 +99,7 @@ impl Load {
         // A closed word is above any limit, so that one comparison asks for both.
         if (word as u32) < self.limit.load(Ordering::Relaxed).min(MOST) {
             let trial = self.trial.load(Ordering::Relaxed);
-            return trial == u32::MAX || !patient || unanswered(word) < trial;
+            return trial == FREE || !patient || unanswered(word) < trial;
         }
         false
     }

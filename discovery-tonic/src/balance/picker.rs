@@ -165,10 +165,11 @@ impl<T> Set<T> {
         let mut least: Option<(&Arc<Candidate<T>>, Rank)> = None;
         // The weights of all that are equal so far.
         let mut equals = 0;
-        for one in self.candidates.iter().filter(|one| one.load.has_room(patient)) {
+        for (n, load) in self.loads.iter().enumerate().filter(|(_, load)| load.has_room(patient)) {
+            let one = &self.candidates[n];
             // Where all have weight 0 they are equal.
             let weight = u64::from(one.weight.value().max(1));
-            let rank = Rank { avoided: avoid(&one.item), in_flight: one.load.in_flight().into(), weight };
+            let rank = Rank { avoided: avoid(&one.item), in_flight: load.in_flight().into(), weight };
             match least.as_ref().map_or(Ordering::Less, |(_, least)| rank.compare(least)) {
                 Ordering::Less => equals = weight,
                 Ordering::Equal => {
