@@ -8,6 +8,8 @@ mod certificates;
 mod etcd;
 mod fake;
 mod follower;
+pub mod greeters;
+pub mod load;
 mod log;
 mod proxy;
 mod raw;

@@ -1,0 +1,156 @@
+//! Greeters as processes, registered in etcd.
+
+use std::{
+    collections::HashSet,
+    env,
+    fs::{self, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use discovery_core::{Instance, Resolver, ServiceName};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
+use discovery_tonic::server::RegisteredServer;
+use greeter::{Greeter, GreeterServer};
+use tokio::{process::Child, time::timeout};
+use tonic::{Request, service::Interceptor, transport::Server};
+
+use crate::eventually;
+
+/// A greeter in a process of its own; killed when this drops.
+#[derive(Debug)]
+pub struct GreeterProcess {
+    child: Child,
+    /// As it is registered.
+    pub instance: Instance,
+}
+
+/// How greeters are started.
+#[derive(Clone, Debug)]
+pub struct Greeters {
+    /// The members of etcd.
+    pub members: Vec<String>,
+    /// How long a registration outlives its process.
+    pub ttl: Duration,
+    /// How long they serve on after they have left the registry.
+    pub drain: Duration,
+    /// Where they note what they execute.
+    pub executed: Option<PathBuf>,
+}
+
+/// The numbers of the calls that servers began to execute, in a file that all of them write.
+#[derive(Clone, Debug)]
+pub struct Executed(PathBuf);
+
+/// The service of the greeters.
+pub fn service() -> ServiceName {
+    "greeter".parse().expect("a valid name")
+}
+
+impl Greeters {
+    /// A backend on the same etcd.
+    pub fn backend(&self) -> EtcdBackend {
+        let config = EtcdConfig::new(self.members.iter().cloned()).with_ttl(self.ttl);
+        EtcdBackend::connect(config).expect("the configuration is valid")
+    }
+
+    /// Starts one, and waits until it is registered. The test binary must have a test `a_greeter_as_a_process`, which calls
+    /// [`serve_as_told`] and nothing else.
+    pub async fn start(&self) -> GreeterProcess {
+        let backend = self.backend();
+        let list = async || backend.list(&service()).await.expect("etcd answers");
+        let before = list().await;
+        let mut command = tokio::process::Command::new(env::current_exe().expect("a path"));
+        command
+            .args(["--exact", "a_greeter_as_a_process"])
+            .env(MEMBERS, self.members.join(","))
+            .env(TTL, self.ttl.as_millis().to_string())
+            .env(DRAIN, self.drain.as_millis().to_string())
+            .stdout(Stdio::null())
+            .kill_on_drop(true);
+        if let Some(path) = &self.executed {
+            command.env(EXECUTED, path);
+        }
+        let child = command.spawn().expect("the test's own binary starts");
+        let mut new = None;
+        let is_there = async || {
+            new = list().await.iter().find(|one| before.get(one.id().as_str()).is_none()).map(|one| (**one).clone());
+            new.is_some()
+        };
+        eventually("it is registered", Duration::from_secs(30), is_there).await;
+        GreeterProcess { child, instance: new.expect("it is there") }
+    }
+}
+
+impl GreeterProcess {
+    /// SIGKILL; does not wait.
+    pub fn kill(&mut self) {
+        self.child.start_kill().expect("it was started here");
+    }
+
+    /// SIGTERM; returns once it has ended in order.
+    pub async fn stop(mut self) {
+        let id = self.child.id().expect("it was not waited for").to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill is there").success());
+        let ended = timeout(Duration::from_secs(60), self.child.wait()).await.expect("it ends");
+        assert!(ended.expect("it was started here").success());
+    }
+}
+
+/// What a process of [`Greeters`] does until it is told to stop; returns at once where this is no such process.
+pub async fn serve_as_told() {
+    let (Ok(members), Ok(ttl), Ok(drain)) = (env::var(MEMBERS), env::var(TTL), env::var(DRAIN)) else { return };
+    let time = |text: String| Duration::from_millis(text.parse().expect("milliseconds"));
+    let members = members.split(',').map(str::to_owned).collect();
+    let greeters = Greeters { members, ttl: time(ttl), drain: time(drain), executed: None };
+    let server = RegisteredServer::builder(greeters.backend(), service())
+        .drain(greeters.drain)
+        .stop_on_signals()
+        .bind("127.0.0.1:0".parse().expect("an address"))
+        .await
+        .expect("a free port");
+    let note = env::var_os(EXECUTED).map(|path| Executed(path.into()).interceptor());
+    let note = move |request: Request<()>| match &note {
+        Some(note) => note.clone().call(request),
+        None => Ok(request),
+    };
+    let router = Server::builder().add_service(GreeterServer::with_interceptor(Greeter::new("process"), note));
+    server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await.expect("it serves");
+}
+
+impl Executed {
+    /// A new file in a folder.
+    pub fn within(folder: &Path) -> Self {
+        Self(folder.join("executed"))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.0.clone()
+    }
+
+    /// Notes a call's number before the call is executed: eight bytes in one write, so that no two mix.
+    pub fn interceptor(&self) -> impl Interceptor + Clone + Send + Sync + use<> {
+        let path = self.path();
+        move |request: Request<()>| {
+            let number = request.metadata().get("number").expect("every call has one").to_str().expect("a number");
+            let number: u64 = number.parse().expect("a number");
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).expect("the test's own folder");
+            file.write_all(&number.to_be_bytes()).expect("it is written");
+            Ok(request)
+        }
+    }
+
+    /// All numbers so far.
+    pub fn numbers(&self) -> HashSet<u64> {
+        let bytes = fs::read(&self.0).unwrap_or_default();
+        bytes.as_chunks().0.iter().map(|number| u64::from_be_bytes(*number)).collect()
+    }
+}
+
+const MEMBERS: &str = "GREETER_MEMBERS";
+const TTL: &str = "GREETER_TTL_MS";
+const DRAIN: &str = "GREETER_DRAIN_MS";
+const EXECUTED: &str = "GREETER_EXECUTED";
