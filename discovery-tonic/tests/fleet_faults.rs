@@ -103,7 +103,7 @@ async fn c1_a_killed_server_costs_what_was_in_flight_there() {
             failed.len()
         );
         assert!(in_flight > 0 && before <= in_flight && after == 0, "{failed:?}");
-        assert!(known < Duration::from_millis(250), "{known:?}");
+        assert!(known < Duration::from_secs(1), "{known:?}");
         let there = [instance(dying.address).id().clone()];
         assert!(failed.iter().all(|(_, status)| Tried::of(status).unwrap().instances() == there), "{failed:?}");
         backend.remove(&service(), there[0].as_str());

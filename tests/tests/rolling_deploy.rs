@@ -32,7 +32,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// A server that was deployed.
 enum Deployed {
     Here { handle: ServerHandle, task: JoinHandle<()> },
-    Process(GreeterProcess),
+    Process(Box<GreeterProcess>),
 }
 
 /// How servers are deployed.
@@ -92,7 +92,7 @@ impl Fleet {
                 timeout(SOON, handle.reached(Stage::Serving)).await.unwrap();
                 Deployed::Here { handle, task }
             }
-            Place::Etcd { greeters, .. } => Deployed::Process(greeters.start().await),
+            Place::Etcd { greeters, .. } => Deployed::Process(Box::new(greeters.start().await)),
         }
     }
 

@@ -1,0 +1,166 @@
+//! Servers that are killed under load (SIGKILL), while etcd is there and while it is not: what callers lose.
+//!
+//! Each has this thread alone, so that nothing of a client runs between the kill and the count of what was in flight there.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use discovery_core::Instance;
+use discovery_tonic::{BalancedChannel, EndpointState, EndpointStatus, RetryPolicy};
+use support::{
+    Etcd, eventually,
+    greeters::{GreeterProcess, Greeters, serve_as_told, service},
+    load::{Load, Outcome, tonic_channel, unary},
+};
+use tokio::time::sleep;
+
+const SOON: Duration = Duration::from_secs(30);
+/// What is left of a killed server's registration.
+const TTL: Duration = Duration::from_secs(2);
+/// A call's, so that some are in flight everywhere.
+const TIME: Duration = Duration::from_millis(50);
+
+/// Four servers, and clients that call them.
+struct Scene {
+    etcd: Etcd,
+    servers: Vec<GreeterProcess>,
+    /// Without a retry policy, and with one.
+    channels: [BalancedChannel; 2],
+    loads: [Load; 2],
+    tonics: Load,
+}
+
+/// What became of the calls of the three clients.
+struct Lost {
+    plain: Outcome,
+    retrying: Outcome,
+    tonics: Outcome,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let etcd = Etcd::start().await;
+        let greeters = Greeters { members: etcd.members(), ttl: TTL, drain: Duration::ZERO, executed: None };
+        let mut servers = Vec::new();
+        for _ in 0..4 {
+            servers.push(greeters.start().await);
+        }
+        let resolver = Arc::new(greeters.backend());
+        let builder = || BalancedChannel::builder(Arc::clone(&resolver), service());
+        let channels = [builder(), builder().retry(RetryPolicy::new(3).unwrap())].map(|one| one.build().unwrap());
+        for channel in &channels {
+            eventually("all are ready", SOON, async || ready(channel) == 4).await;
+        }
+        let tonics = tonic_channel(&resolver, &service()).await;
+        let loads = channels.each_ref().map(|channel| Load::start(0, 200, unary(channel.clone(), TIME)));
+        let tonics = Load::start(0, 200, unary(tonics, TIME));
+        sleep(Duration::from_secs(1)).await;
+        Self { etcd, servers, channels, loads, tonics }
+    }
+
+    /// Kills one of the servers; returns which, when, and what was in flight there for the client without a policy.
+    async fn kill(&mut self) -> Killed {
+        let mut dying = self.servers.remove(0);
+        let in_flight = endpoint(&self.channels[0], &dying.instance).expect("it serves").in_flight;
+        dying.kill();
+        let at = Instant::now();
+        let out = async |channel: &BalancedChannel| {
+            let is_out =
+                async || endpoint(channel, &dying.instance).is_none_or(|one| one.state != EndpointState::Ready);
+            eventually("it is out", SOON, is_out).await
+        };
+        let known = out(&self.channels[0]).await;
+        out(&self.channels[1]).await;
+        Killed { instance: dying.instance.clone(), in_flight: in_flight as usize, at, known }
+    }
+
+    async fn stop(self) -> Lost {
+        let [plain, retrying] = self.loads;
+        Lost { plain: plain.stop().await, retrying: retrying.stop().await, tonics: self.tonics.stop().await }
+    }
+}
+
+struct Killed {
+    instance: Instance,
+    in_flight: usize,
+    at: Instant,
+    /// How long it took until the channel knew.
+    known: Duration,
+}
+
+impl Lost {
+    fn assert_only_what_was_in_flight(&self, what: &str, killed: &Killed) {
+        let failed = &self.plain.failed;
+        let before = failed.iter().filter(|call| call.begun <= killed.at).count();
+        let after = failed.iter().filter(|call| call.begun > killed.at + killed.known).count();
+        println!(
+            "{what}: {} of {} calls failed, {} were in flight there, the loss was known after {:?}; with retries {} of {}; \
+             of tonic's {} of {}",
+            failed.len(),
+            self.plain.calls,
+            killed.in_flight,
+            killed.known,
+            self.retrying.failed.len(),
+            self.retrying.calls,
+            self.tonics.failed.len(),
+            self.tonics.calls
+        );
+        assert!(killed.in_flight > 0 && before <= killed.in_flight && after == 0, "{failed:?}");
+        assert!(killed.known < Duration::from_secs(1), "{:?}", killed.known);
+        assert!(self.retrying.failed.is_empty(), "{:?}", self.retrying.failed);
+    }
+}
+
+fn ready(channel: &BalancedChannel) -> usize {
+    channel.endpoints().iter().filter(|one| one.state == EndpointState::Ready).count()
+}
+
+fn endpoint(channel: &BalancedChannel, instance: &Instance) -> Option<EndpointStatus> {
+    channel.endpoints().iter().find(|one| one.instance.id() == instance.id()).cloned()
+}
+
+/// The server that the others start; no test unless they do.
+#[tokio::test]
+async fn a_greeter_as_a_process() {
+    serve_as_told().await;
+}
+
+/// L4: one of four is killed and stays registered for a TTL. What was in flight there fails, with a retry policy nothing does.
+#[tokio::test]
+async fn l4_a_killed_server_costs_what_was_in_flight_there_and_nothing_with_retries() {
+    let mut scene = Scene::start().await;
+    let killed = scene.kill().await;
+    let is_removed = async || scene.channels.iter().all(|one| endpoint(one, &killed.instance).is_none());
+    let removed = eventually("it is removed", SOON, is_removed).await;
+    println!("L4: removed {removed:?} after the kill");
+    sleep(Duration::from_secs(1)).await;
+    scene.stop().await.assert_only_what_was_in_flight("L4", &killed);
+}
+
+/// C14, L5: etcd is killed once all know each other, and stays away. No call fails for that, no instance is removed, and a server that
+/// really dies is out all the same.
+#[tokio::test]
+async fn c14_calls_go_on_without_etcd_and_a_dead_server_is_out_all_the_same() {
+    without_etcd(TTL * 2).await;
+}
+
+#[tokio::test]
+#[ignore = "soak: a minute and a half"]
+async fn c14_calls_go_on_for_a_minute_and_a_half_without_etcd() {
+    without_etcd(Duration::from_secs(40)).await;
+}
+
+/// Kills etcd, and a server in the middle of the outage, which lasts for twice this time.
+async fn without_etcd(half: Duration) {
+    let mut scene = Scene::start().await;
+    scene.etcd.kill(0);
+    sleep(half).await;
+    let killed = scene.kill().await;
+    sleep(half).await;
+    for channel in &scene.channels {
+        assert_eq!((channel.endpoints().len(), ready(channel)), (4, 3), "none is removed, the dead one is out");
+    }
+    scene.stop().await.assert_only_what_was_in_flight("C14, L5", &killed);
+}
