@@ -20,7 +20,7 @@ use greeter::{GreetRequest, Greeter, GreeterClient};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+    time::{Instant, MissedTickBehavior, interval, interval_at, sleep, timeout},
 };
 use tonic::{Status, transport::Server};
 
@@ -43,37 +43,47 @@ struct Arguments {
     /// How long a server serves on after it left the registry.
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     drain: Duration,
+    /// How long after the end of one server the next one is replaced.
+    #[arg(long, default_value = "500ms", value_parser = humantime::parse_duration)]
+    pause: Duration,
 }
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    let Arguments { servers: size, rounds, rate, drain, pause, .. } = arguments;
     let (service, backend) = ("greeter".parse::<ServiceName>()?, discovery::connect(&arguments.registry)?);
-    let fleet = Fleet { backend: Arc::clone(&backend), service: service.clone(), drain: arguments.drain };
+    let fleet = Fleet { backend: Arc::clone(&backend), service: service.clone(), drain };
     let mut servers = Vec::new();
-    for number in 1..=arguments.servers {
+    for number in 1..=size {
         servers.push(fleet.deploy(number).await?);
     }
 
     let channel = BalancedChannel::new(backend, service)?;
     channel.ready(Duration::from_secs(10)).await?;
+    let drain = humantime::format_duration(drain);
+    println!("{size} servers, each replaced {rounds} times, with {drain} to drain, under {rate} calls a second\n");
+    println!("   time   calls  failed  slowest  endpoints that are ready");
     let (ended, calls) = mpsc::unbounded_channel();
-    let load = tokio::spawn(call(GreeterClient::new(channel.clone()), arguments.rate, ended));
+    let load = tokio::spawn(call(GreeterClient::new(channel.clone()), rate, ended));
     let watching = tokio::spawn(watch(channel, calls));
 
-    for number in (1..).skip(arguments.servers).take(arguments.rounds * arguments.servers) {
+    let start = Instant::now();
+    for number in (1..).skip(size).take(rounds * size) {
         servers.push(fleet.deploy(number).await?);
         servers.remove(0).stop().await?;
+        sleep(pause).await;
     }
+    let took = start.elapsed().as_secs_f64();
     sleep(Duration::from_secs(1)).await;
     // The calls in flight end by themselves, and the watcher with the last of them.
     load.abort();
-    let (calls, failed) = watching.await?;
+    let all = watching.await?;
     for server in servers {
         server.stop().await?;
     }
-    println!("{calls} calls, {failed} failed");
-    if failed > 0 { Err("a deployment must not fail calls".into()) } else { Ok(()) }
+    println!("\n{} servers replaced in {took:.1} s: {} calls, {} failed", rounds * size, all.calls, all.failed);
+    if all.failed > 0 { Err("a deployment must not fail calls".into()) } else { Ok(()) }
 }
 
 /// Where servers are deployed.
@@ -114,45 +124,77 @@ impl Running {
     }
 }
 
+/// What became of calls.
+#[derive(Default)]
+struct Tally {
+    calls: u64,
+    failed: u64,
+    slowest: Duration,
+}
+
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.calls += other.calls;
+        self.failed += other.failed;
+        self.slowest = self.slowest.max(other.slowest);
+    }
+}
+
+/// How long a call took, and why it failed.
+type Ended = (Duration, Option<Status>);
+
 /// Calls at a steady rate.
-async fn call(client: GreeterClient<BalancedChannel>, rate: u32, ended: mpsc::UnboundedSender<Option<Status>>) {
+async fn call(client: GreeterClient<BalancedChannel>, rate: u32, ended: mpsc::UnboundedSender<Ended>) {
     let mut ticks = interval(Duration::from_secs(1) / rate.max(1));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     loop {
         ticks.tick().await;
         let (mut client, ended) = (client.clone(), ended.clone());
         tokio::spawn(async move {
-            let request = GreetRequest { delay_ms: 20, ..GreetRequest::default() };
+            let (start, request) = (Instant::now(), GreetRequest { delay_ms: 20, ..GreetRequest::default() });
+            let failure = client.greet(request).await.err();
             // Nobody counts any more where the receiver is gone.
-            let _ = ended.send(client.greet(request).await.err());
+            let _ = ended.send((start.elapsed(), failure));
         });
     }
 }
 
-/// Prints a line a second; returns all calls and the failed ones once all have ended.
-async fn watch(channel: BalancedChannel, mut ended: mpsc::UnboundedReceiver<Option<Status>>) -> (u64, u64) {
-    let (start, mut ticks) = (Instant::now(), interval(Duration::from_secs(1)));
-    let ((mut calls, mut failed), (mut all, mut all_failed)) = ((0, 0), (0, 0));
+/// Prints a line a second; returns what became of all calls once they have ended.
+async fn watch(channel: BalancedChannel, mut ended: mpsc::UnboundedReceiver<Ended>) -> Tally {
+    let start = Instant::now();
+    let mut ticks = interval_at(start + SECOND, SECOND);
+    let (mut all, mut second) = (Tally::default(), Tally::default());
     loop {
         tokio::select! {
-            one = ended.recv() => match one {
-                Some(None) => calls += 1,
-                Some(Some(status)) => {
-                    (calls, failed) = (calls + 1, failed + 1);
-                    println!("  {status}");
+            one = ended.recv() => {
+                let Some((took, failure)) = one else {
+                    all.add(&second);
+                    return all;
+                };
+                second.add(&Tally { calls: 1, failed: failure.is_some().into(), slowest: took });
+                // One of each second says enough.
+                if let Some(status) = failure.filter(|_| second.failed == 1) {
+                    println!("         {status}");
                 }
-                None => return (all + calls, all_failed + failed),
-            },
+            }
             _ = ticks.tick() => {
-                let seconds = start.elapsed().as_secs();
-                let endpoints = channel.endpoints();
-                let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready);
-                let ready: BTreeSet<_> = ready.map(|one| one.instance.id().as_str()).collect();
-                let ready = ready.into_iter().collect::<Vec<_>>().join(" ");
-                println!("{seconds:3} s  {calls:5} calls  {failed:3} failed  {} endpoints: {ready}", endpoints.len());
-                (all, all_failed) = (all + calls, all_failed + failed);
-                (calls, failed) = (0, 0);
+                let Tally { calls, failed, slowest } = second;
+                let (seconds, slowest) = (start.elapsed().as_secs(), slowest.as_millis());
+                println!("{seconds:5} s  {calls:6}  {failed:6}  {slowest:4} ms  {}", ready(&channel));
+                all.add(&std::mem::take(&mut second));
             }
         }
     }
 }
+
+/// The servers that take calls, the oldest first.
+fn ready(channel: &BalancedChannel) -> String {
+    let endpoints = channel.endpoints();
+    let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready);
+    let numbers: BTreeSet<u32> =
+        ready.filter_map(|one| one.instance.id().as_str().split_once('-')?.1.parse().ok()).collect();
+    let numbers: Vec<_> = numbers.iter().map(|number| format!("{number:3}")).collect();
+    numbers.join(" ")
+}
+
+const SECOND: Duration = Duration::from_secs(1);
