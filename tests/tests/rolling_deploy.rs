@@ -195,21 +195,21 @@ const SHORT: Duration = Duration::from_millis(500);
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c8_a_deployment_on_memory_fails_no_call() {
     let fleet = Fleet::memory(SHORT, Duration::ZERO);
-    assert_none_failed("C8, on memory", &fleet, 1, 300, 800).await;
+    assert_none_failed("C8, on memory", &fleet, 1, 100, 250).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c8_a_deployment_on_etcd_fails_no_call() {
     let fleet = Fleet::etcd(SHORT, Duration::ZERO).await;
-    assert_none_failed("C8, on etcd", &fleet, 1, 300, 800).await;
+    assert_none_failed("C8, on etcd", &fleet, 1, 100, 250).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_drain_time_no_call_fails_that_no_server_executed() {
     let (memory, etcd) = (Fleet::memory(Duration::ZERO, SHORT), Fleet::etcd(Duration::ZERO, SHORT).await);
     tokio::join!(
-        assert_none_failed_that_no_server_executed("L3, on memory", &memory, 1, 300, 800),
-        assert_none_failed_that_no_server_executed("L3, on etcd", &etcd, 1, 300, 800),
+        assert_none_failed_that_no_server_executed("L3, on memory", &memory, 1, 100, 250),
+        assert_none_failed_that_no_server_executed("L3, on etcd", &etcd, 1, 100, 250),
     );
 }
 
