@@ -8,9 +8,11 @@ pub mod bare;
 pub mod caller;
 pub mod callgrind;
 pub mod clients;
+pub mod cpu;
 pub mod figures;
 pub mod load;
 pub mod machine;
+pub mod report;
 pub mod servers;
 pub mod table;
 

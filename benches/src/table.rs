@@ -107,7 +107,10 @@ impl fmt::Display for Row {
             Target::More(limit) => format!("≤ +{limit}"),
             Target::Most(limit) => format!("≤ {limit}"),
             Target::Printed => String::new(),
-            Target::Ratio(limit) => format!("≤ {limit:.2}×"),
+            Target::Ratio(limit) => {
+                let limit = format!("{limit:.3}");
+                format!("≤ {}×", limit.strip_suffix('0').unwrap_or(&limit))
+            }
         };
         let verdict = match self.target {
             Target::Printed => "printed",

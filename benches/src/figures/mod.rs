@@ -4,11 +4,12 @@ mod calls;
 mod faulty;
 mod lost;
 mod pick;
+mod roll;
 
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 5] = ["F1", "F3", "F7", "L1", "L2"];
+pub const NAMES: [&str; 6] = ["F1", "F3", "F7", "F10", "L1", "L2"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -21,6 +22,7 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F3" => calls::rows(),
 
         "F7" => faulty::rows().await,
+        "F10" => roll::rows(),
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
         other => Err(format!("no figure {other}").into()),

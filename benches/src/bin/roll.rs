@@ -1,0 +1,270 @@
+//! `roll <instances> <changes> <address>...`: rolls so many instances, three times by so many changes, while calls go to the servers at
+//! the addresses, which stay; prints what a change costs, and what it does to picks.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    thread,
+    time::{Duration, Instant},
+};
+
+use benches::{Failure, caller::Caller, cpu, load::steady};
+use discovery_core::{Instance, Registration, Registry, Resolver, ServiceName};
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{BalancedChannel, EndpointSettings, EndpointState};
+use http::{Request, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    runtime::Handle,
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+use tonic::body::Body;
+use tower::{Service, service_fn};
+
+#[tokio::main(worker_threads = 2)]
+async fn main() -> Result<(), Failure> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [instances, changes, addresses @ ..] = &arguments[..] else {
+        return Err("roll <instances> <changes> <address>...".into());
+    };
+    let (instances, changes): (usize, u32) = (instances.parse()?, changes.parse()?);
+    let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
+    copies(instances)?;
+
+    let backend = MemoryBackend::new();
+    let service: ServiceName = "greeter".parse()?;
+    let mut stay = Vec::new();
+    for address in &addresses {
+        stay.push(backend.register(&service, Instance::new((*address).try_into()?)).await?);
+    }
+    let mut fleet =
+        Fleet { backend: backend.another(), service: service.clone(), registered: VecDeque::new(), next: 0 };
+    for _ in 0..instances {
+        fleet.add().await?;
+    }
+    let channel = channel(backend.clone(), service, addresses.clone())?;
+    timeout(Duration::from_secs(60), async {
+        while ready(&channel) < addresses.len() || channel.endpoints().len() < addresses.len() + instances {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await?;
+
+    let picks = Arc::<Mutex<Vec<Pick>>>::default();
+    let caller = Caller::new(Timed { channel: channel.clone(), picks: Arc::clone(&picks) }, None);
+    let (mut idle, mut roll, mut registry) = (Load::default(), Load::default(), Duration::ZERO);
+    idle.run(&caller, &picks, sleep(IDLE)).await;
+    for _ in 0..ROUNDS {
+        let (runtime, channel) = (Handle::current(), channel.clone());
+        let (sender, rolled) = oneshot::channel();
+        // A thread of its own, whose time is the registry's.
+        thread::spawn(move || {
+            let result = runtime.block_on(fleet.roll(changes, &channel));
+            // Who waits for it is only gone where the load was dropped.
+            let _ = sender.send(result.map(|()| (cpu::thread(), fleet)));
+        });
+        let (own, rolled) = roll.run(&caller, &picks, rolled).await??;
+        (registry, fleet) = (registry + own, rolled);
+        idle.run(&caller, &picks, sleep(IDLE)).await;
+    }
+
+    let alone = idle.cpu.as_secs_f64() / idle.took.as_secs_f64();
+    let cost = roll.cpu.as_secs_f64() - registry.as_secs_f64() - alone * roll.took.as_secs_f64();
+    let changes = f64::from(changes * ROUNDS);
+    println!("changes {changes}");
+    println!("failed {}", idle.failed + roll.failed);
+    println!("calls {}", idle.calls + roll.calls);
+    println!("seconds {:.3}", roll.took.as_secs_f64());
+    println!("cores of the load alone {alone:.4}");
+    println!("us per change {:.3}", cost * 1e6 / changes);
+    println!("us per change in the registry {:.3}", registry.as_secs_f64() * 1e6 / changes);
+    for (name, load) in [("idle", &mut idle), ("roll", &mut roll)] {
+        println!("picks {name} {}", load.picks.len());
+        for (clock, of) in [("cpu", (|pick| pick.cpu) as fn(&Pick) -> Duration), ("wall", |pick| pick.wall)] {
+            for (quantile, of_1000) in [("p50", 500), ("p99.9", 999)] {
+                load.picks.sort_by_key(of);
+                let pick = load.picks.get(load.picks.len() * of_1000 / 1000).ok_or("no picks")?;
+                println!("ns {clock} {quantile} {name} {}", of(pick).as_nanos());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a change costs those who copy the set for each, and those who compare the whole set.
+fn copies(instances: usize) -> Result<(), Failure> {
+    let mut set: Vec<Arc<Instance>> = Vec::new();
+    for n in 0..instances {
+        set.push(Arc::new(instance(n)?));
+    }
+    set.sort_by(|one, other| one.id().cmp(other.id()));
+    let mut published = Arc::new(set);
+    let start = cpu::process();
+    for n in 0..COPIES {
+        let mut next = (*published).clone();
+        let one = next.remove(n * 7919 % next.len());
+        let place = next.binary_search_by(|other| other.id().cmp(one.id())).unwrap_or_else(|place| place);
+        next.insert(place, Arc::new((*one).clone()));
+        published = Arc::new(next);
+    }
+    // A round is one change: another instance in the place of one.
+    println!("us per copy {:.3}", (cpu::process() - start).as_secs_f64() * 1e6 / COPIES as f64);
+
+    let map = |set: &[Arc<Instance>]| -> HashMap<String, Arc<Instance>> {
+        set.iter().map(|one| (one.id().to_string(), Arc::clone(one))).collect()
+    };
+    let mut former = map(&published);
+    let mut changed = 0;
+    let start = cpu::process();
+    for n in 0..DIFFS {
+        let mut listed = (*published).clone();
+        let one = listed.remove(n * 7919 % listed.len());
+        listed.push(Arc::new((*one).clone()));
+        let next = map(&listed);
+        changed += next.iter().filter(|(id, one)| former.get(*id) != Some(one)).count();
+        changed += former.keys().filter(|id| !next.contains_key(*id)).count();
+        former = next;
+    }
+    println!("us per diff {:.3}", (cpu::process() - start).as_secs_f64() * 1e6 / DIFFS as f64);
+    if changed > DIFFS { Err("the sets differ by more than was changed".into()) } else { Ok(()) }
+}
+
+/// A channel that connects the addresses, and is connecting all others for ever.
+fn channel(
+    backend: MemoryBackend,
+    service: ServiceName,
+    addresses: Vec<SocketAddr>,
+) -> Result<BalancedChannel, Failure> {
+    let connector = service_fn(move |uri: Uri| {
+        let address: Option<SocketAddr> = uri.authority().and_then(|authority| authority.as_str().parse().ok());
+        let address = address.filter(|address| addresses.contains(address));
+        async move {
+            match address {
+                Some(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    Ok::<_, std::io::Error>(TokioIo::new(stream))
+                }
+                None => std::future::pending().await,
+            }
+        }
+    });
+    let settings = EndpointSettings::default().connect_timeout(Duration::from_secs(3600));
+    Ok(BalancedChannel::builder(backend, service).connector(connector).endpoint(move |_| settings.clone()).build()?)
+}
+
+fn ready(channel: &BalancedChannel) -> usize {
+    channel.endpoints().iter().filter(|one| one.state == EndpointState::Ready).count()
+}
+
+/// The instances that are rolled.
+struct Fleet {
+    backend: MemoryBackend,
+    service: ServiceName,
+    registered: VecDeque<Registration>,
+    next: usize,
+}
+
+impl Fleet {
+    async fn add(&mut self) -> Result<(), Failure> {
+        self.registered.push_back(self.backend.register(&self.service, instance(self.next)?).await?);
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Removes the oldest and adds a new one, as often as that makes so many changes; then waits until the channel has seen all.
+    async fn roll(&mut self, changes: u32, channel: &BalancedChannel) -> Result<(), Failure> {
+        for _ in 0..changes / 2 {
+            let oldest = self.registered.pop_front().ok_or("nobody is registered")?;
+            oldest.deregister().await?;
+            self.add().await?;
+        }
+        let set = self.backend.list(&self.service).await?;
+        let start = Instant::now();
+        loop {
+            let seen = channel.endpoints();
+            if seen.len() == set.len() && seen.iter().zip(&set).all(|(one, other)| one.instance == *other) {
+                return Ok(());
+            }
+            if start.elapsed() > Duration::from_secs(120) {
+                return Err("the channel does not see the end of the roll".into());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Sorts after loopback, so that the servers that are there connect first.
+fn instance(n: usize) -> Result<Instance, Failure> {
+    let address = SocketAddr::from((Ipv4Addr::from_bits(0xac10_0000 + u32::try_from(n)?), 50051));
+    Ok(Instance::new(address.try_into()?))
+}
+
+/// What whiles of load were.
+#[derive(Default)]
+struct Load {
+    took: Duration,
+    cpu: Duration,
+    calls: usize,
+    failed: usize,
+    picks: Vec<Pick>,
+}
+
+impl Load {
+    /// Adds the calls of another while, which ends with `course`.
+    async fn run<R>(&mut self, caller: &Caller<Timed>, picks: &Mutex<Vec<Pick>>, course: impl Future<Output = R>) -> R {
+        picks.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        let (start, cpu) = (Instant::now(), cpu::process());
+        let (ended, result) = steady(caller, RATE, Duration::default, course).await;
+        self.took += start.elapsed();
+        self.cpu += cpu::process() - cpu;
+        self.calls += ended.len();
+        self.failed += ended.iter().filter(|one| one.failed()).count();
+        self.picks.append(&mut picks.lock().unwrap_or_else(PoisonError::into_inner));
+        result
+    }
+}
+
+/// How long a call took until its request was handed over.
+#[derive(Clone, Copy)]
+struct Pick {
+    cpu: Duration,
+    wall: Duration,
+}
+
+/// The channel, and a clock around its picks.
+#[derive(Clone)]
+struct Timed {
+    channel: BalancedChannel,
+    picks: Arc<Mutex<Vec<Pick>>>,
+}
+
+impl Service<Request<Body>> for Timed {
+    type Response = <BalancedChannel as Service<Request<Body>>>::Response;
+    type Error = <BalancedChannel as Service<Request<Body>>>::Error;
+    type Future = <BalancedChannel as Service<Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (cpu, wall) = (cpu::thread(), Instant::now());
+        let answer = self.channel.call(request);
+        let pick = Pick { wall: wall.elapsed(), cpu: cpu::thread() - cpu };
+        self.picks.lock().unwrap_or_else(PoisonError::into_inner).push(pick);
+        answer
+    }
+}
+
+/// Calls a second.
+const RATE: u32 = 2_000;
+const IDLE: Duration = Duration::from_secs(4);
+/// Times without the roll and with it take turns.
+const ROUNDS: u32 = 3;
+const COPIES: usize = 1_000;
+const DIFFS: usize = 100;
