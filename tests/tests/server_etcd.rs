@@ -1,0 +1,129 @@
+//! A server's life while etcd is away, hangs, or has somebody else under its id.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use discovery_core::{Claim, Error, ErrorKind, Instance, Resolver, Status, Statuses, Weight};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
+use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
+use greeter::{GreetRequest, Greeter, GreeterClient};
+use support::{Etcd, eventually};
+use tokio::{task::JoinHandle, time::timeout};
+use tonic::transport::{Channel, Server};
+
+struct Running {
+    address: SocketAddr,
+    handle: ServerHandle,
+    task: JoinHandle<Result<Stopped, Error>>,
+}
+
+impl Running {
+    async fn start(builder: Builder) -> Self {
+        let server = builder.drain(DRAIN).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        let router = Server::builder().add_service(Greeter::new("one").into_service());
+        let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
+        Self { address, handle, task: tokio::spawn(serve) }
+    }
+
+    async fn serves(&self) {
+        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
+        GreeterClient::new(channel).greet(GreetRequest::default()).await.unwrap();
+    }
+
+    async fn weigh(&self, weight: u16) -> Result<(), Error> {
+        self.handle.update(|instance| instance.with_weight(Weight::new(weight).unwrap())).await
+    }
+
+    async fn ended(self) -> Result<Stopped, Error> {
+        timeout(SOON, self.task).await.expect("the server ends").unwrap()
+    }
+}
+
+fn backend(etcd: &Etcd) -> EtcdBackend {
+    let config = EtcdConfig::new(etcd.members()).with_ttl(Duration::from_secs(5)).with_deadline(DEADLINE);
+    EtcdBackend::connect(config).unwrap()
+}
+
+fn builder(backend: &EtcdBackend) -> Builder {
+    let one = |instance: Instance| instance.with_id("one".parse().unwrap());
+    RegisteredServer::builder(backend.clone(), "greeter".parse().unwrap()).instance(one)
+}
+
+async fn weights(backend: &EtcdBackend) -> Vec<u16> {
+    let set = backend.list(&"greeter".parse().unwrap()).await.unwrap();
+    set.iter().map(|instance| instance.weight().value()).collect()
+}
+
+async fn until(statuses: &mut Statuses, what: &str, is: impl Fn(&Status) -> bool) {
+    let until = async { while !is(&statuses.changed().await.unwrap()) {} };
+    timeout(SOON, until).await.expect(what);
+}
+
+/// It starts without etcd, serves while etcd is gone and registers again, and stops while etcd hangs: after its deadline, which here is
+/// longer than the drain time.
+#[tokio::test]
+async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
+    let etcd = Etcd::absent();
+    let backend = backend(&etcd);
+    let server = Running::start(builder(&backend)).await;
+    let mut statuses = server.handle.statuses();
+    server.serves().await;
+    server.weigh(7).await.expect("of what is going to be registered");
+    assert_eq!(server.handle.stage(), Stage::Starting);
+    etcd.appear().await;
+    until(&mut statuses, "it registers", Status::is_registered).await;
+    assert_eq!(weights(&backend).await, [7]);
+
+    etcd.kill(0);
+    until(&mut statuses, "it notices", |status| matches!(status, Status::Lost { .. })).await;
+    assert!(server.weigh(9).await.unwrap_err().is_retryable());
+    server.serves().await;
+    assert_eq!(server.handle.stage(), Stage::Serving);
+    etcd.restart(0).await;
+    until(&mut statuses, "it heals", Status::is_registered).await;
+    eventually("what was asked for meanwhile is written", SOON, async || weights(&backend).await == [9]).await;
+
+    etcd.pause(0);
+    let start = Instant::now();
+    server.handle.stop();
+    assert_eq!(server.ended().await.unwrap().cut, 0);
+    let took = start.elapsed();
+    println!("stopped {took:?} after the order, with a deadline of {DEADLINE:?}");
+    assert!((DEADLINE..DEADLINE + DRAIN).contains(&took), "who cannot hear that it left gets no more time for that");
+    assert!(matches!(statuses.current(), Status::Deregistered { .. }));
+    etcd.resume(0);
+}
+
+/// Refused by another's entry, but not by its own of an attempt that hung.
+#[tokio::test]
+async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
+    let etcd = Etcd::start().await;
+    let (backend, other) = (backend(&etcd), backend(&etcd));
+    // The client is there, so that the claim is on its way when etcd hangs.
+    assert!(weights(&backend).await.is_empty());
+    etcd.pause(0);
+    let server = Running::start(builder(&backend).claim(Claim::IfAbsent)).await;
+    let unanswered = async || {
+        let Status::Lost { error, .. } = server.handle.statuses().current() else { return false };
+        error.to_string().contains("not registered within")
+    };
+    eventually("it is not answered", SOON, unanswered).await;
+    etcd.resume(0);
+    timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+    assert!(server.handle.statuses().current().is_registered());
+
+    let refused = Running::start(builder(&other).claim(Claim::IfAbsent)).await;
+    let error = refused.ended().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{}", error.report());
+    assert_eq!(weights(&other).await.len(), 1);
+    server.handle.stop();
+    server.ended().await.unwrap();
+    assert!(weights(&other).await.is_empty());
+}
+
+const DRAIN: Duration = Duration::from_millis(1500);
+const SOON: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_secs(2);
