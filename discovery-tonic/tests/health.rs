@@ -57,7 +57,7 @@ fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState
     endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).map(|one| one.state)
 }
 
-/// C12: who says NOT_SERVING gets no call within 100 ms, and calls again once it serves.
+/// C12: who says NOT_SERVING gets no call 100 ms later (250 on a busy machine), and calls again once it serves.
 #[tokio::test]
 async fn c12_a_server_that_does_not_serve_gets_no_calls() {
     let (sick, well) = (Checked::start().await, Checked::start().await);
@@ -68,6 +68,7 @@ async fn c12_a_server_that_does_not_serve_gets_no_calls() {
         sick.say(ServingStatus::NotServing).await;
         let took = eventually("one is out", || ready(&channel) == 1).await;
         println!("C12: round {round}: out after {took:?}");
+        assert!(took < Duration::from_millis(250), "{took:?}");
         assert_eq!(state(&channel, sick.address), Some(EndpointState::NotServing));
         for _ in 0..50 {
             assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), well.address);
