@@ -9,7 +9,7 @@ use std::{
 
 use discovery_core::{Entry, Error, ErrorKind, Feed, Instance, Recovered, ServiceName, Source};
 use discovery_memory::MemoryBackend;
-use discovery_tonic::{BalancedChannel, EndpointSettings, Tried, WaitForReady};
+use discovery_tonic::{BalancedChannel, EndpointSettings, ServedBy, Tried, WaitForReady};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
 use tokio::{sync::Notify, task::JoinSet};
@@ -242,7 +242,7 @@ async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_with_few_streams_refuse_nothing() {
+async fn servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
     let mut servers = Vec::new();
     for name in ["a", "b"] {
         let builder = tonic::transport::Server::builder().max_concurrent_streams(8);
@@ -254,8 +254,11 @@ async fn servers_with_few_streams_refuse_nothing() {
         let channel = channel.clone();
         callers.spawn(async move {
             for _ in 0..20 {
-                let request = GreetRequest { delay_ms: 5, ..GreetRequest::default() };
-                greet_with(&channel, Some(Duration::from_secs(10)), request).await.expect("no call fails");
+                let mut request = Request::new(GreetRequest { delay_ms: 5, ..GreetRequest::default() });
+                request.set_timeout(Duration::from_secs(10));
+                let response = GreeterClient::new(channel.clone()).greet(request).await.expect("no call fails");
+                let served_by = response.extensions().get::<ServedBy>().unwrap();
+                assert!(served_by.tried().is_empty(), "one refused it: {served_by:?}");
             }
         });
     }
