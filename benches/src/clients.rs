@@ -2,13 +2,18 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use discovery_core::{FixedResolver, Instance};
-use discovery_tonic::{BalancedChannel, EndpointState};
+use discovery_core::{FixedResolver, Instance, InstanceId, Resolver, ServiceName, Snapshot};
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{BalancedChannel, Builder, EndpointState};
+use futures::StreamExt;
 use http::Request;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use tonic::{
     body::Body,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, channel::Change},
 };
 use tower::{
     Service,
@@ -29,7 +34,7 @@ pub fn ours(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
     let instances: Result<Vec<_>, _> =
         addresses.iter().map(|address| Ok(Instance::new((*address).try_into()?))).collect();
     let instances = instances.map_err(|error: discovery_core::Error| error)?;
-    Ok(BalancedChannel::new(FixedResolver::new(instances), "greeter".parse()?)?)
+    Ok(BalancedChannel::new(FixedResolver::new(instances), service())?)
 }
 
 /// Ours, with all endpoints connected.
@@ -38,14 +43,72 @@ pub fn ours(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
 ///
 /// Where an endpoint is not ready within ten seconds.
 pub async fn ours_ready(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
-    let channel = ours(addresses)?;
+    ready(ours(addresses)?, addresses.len()).await
+}
+
+async fn ready(channel: BalancedChannel, count: usize) -> Result<BalancedChannel, Failure> {
     timeout(Duration::from_secs(10), async {
-        while channel.endpoints().iter().filter(|one| one.state == EndpointState::Ready).count() < addresses.len() {
+        while channel.endpoints().iter().filter(|one| one.state == EndpointState::Ready).count() < count {
             sleep(Duration::from_millis(5)).await;
         }
     })
     .await?;
     Ok(channel)
+}
+
+/// Ours over the registry, with so many endpoints connected, built as `configure` says.
+///
+/// # Errors
+///
+/// Where they are not ready within ten seconds.
+pub async fn ours_following(
+    backend: &MemoryBackend,
+    count: usize,
+    configure: impl FnOnce(Builder) -> Builder,
+) -> Result<BalancedChannel, Failure> {
+    let builder = BalancedChannel::builder(backend.another(), service());
+    ready(configure(builder).build()?, count).await
+}
+
+/// tonic's balanced channel, which is told of the instances in the registry as they come and go.
+///
+/// # Errors
+///
+/// Where the registry cannot be watched.
+pub async fn tonic_following(backend: &MemoryBackend) -> Result<Channel, Failure> {
+    let (channel, changes) = Channel::balance_channel::<InstanceId>(1024);
+    let mut updates = backend.another().watch(&service())?;
+    let (first, filled) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        let (mut set, mut first) = (Snapshot::default(), Some(first));
+        while let Some(update) = updates.next().await {
+            let next = set.apply(&update);
+            let change = set.diff(&next);
+            set = next;
+            for instance in change.upserts() {
+                let uri = format!("http://{}", instance.address());
+                let Ok(endpoint) = Endpoint::from_shared(uri) else { continue };
+                if changes.send(Change::Insert(instance.id().clone(), endpoint)).await.is_err() {
+                    return;
+                }
+            }
+            for id in change.removes() {
+                if changes.send(Change::Remove(id.clone())).await.is_err() {
+                    return;
+                }
+            }
+            drop(first.take());
+        }
+    });
+    // It is told by the drop.
+    let _ = filled.await;
+    Ok(channel)
+}
+
+/// The service of all servers.
+#[must_use]
+pub fn service() -> ServiceName {
+    "greeter".parse().expect("a service name")
 }
 
 /// tonic's balanced channel.

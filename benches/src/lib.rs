@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs the `benches` binary, which starts [servers](servers::Servers) in a process of their own, counts the
 //! instructions of small drivers (`src/bin`) with [callgrind], and prints one [table]. Only what holds on any machine is
-//! judged: ratios of counts, and lost or slow calls.
+//! judged: ratios of counts and of processor times, and lost or slow calls.
 
 pub mod bare;
 pub mod caller;

@@ -1,5 +1,5 @@
-//! `benches [F1|F3|F7|F10|L1|L2]...`: measures these figures, or all of them, prints the table and writes it to `bench/table.md` in the
-//! target directory. Fails where a target is missed.
+//! `benches [<figure>]...`: measures these figures, such as F1 or L3, or all of them, prints the table and writes it to
+//! `bench/table.md` in the target directory. Fails where a target is missed.
 
 use std::{fs, process::ExitCode};
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use benches::{Failure, caller::Caller, cpu, load::steady};
+use benches::{Failure, caller::Caller, clients, cpu, load::steady};
 use discovery_core::{FixedResolver, Instance};
 use discovery_tonic::{BalancedChannel, EndpointState};
 use futures::stream::unfold;
@@ -67,7 +67,7 @@ fn channel(
         let address = SocketAddr::from((Ipv4Addr::from_bits(0x0a00_0001 + u32::try_from(n)?), 50051));
         instances.push(Instance::new(address.try_into()?));
     }
-    let builder = BalancedChannel::builder(FixedResolver::new(instances), "greeter".parse()?);
+    let builder = BalancedChannel::builder(FixedResolver::new(instances), clients::service());
     Ok(builder.connector(connector).slow_start(slow_start).build()?)
 }
 

@@ -1,7 +1,9 @@
 //! The figures that are measured, and their targets.
 
 mod calls;
+mod deploy;
 mod faulty;
+mod killed;
 mod lost;
 mod pick;
 mod roll;
@@ -9,7 +11,7 @@ mod roll;
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 6] = ["F1", "F3", "F7", "F10", "L1", "L2"];
+pub const NAMES: [&str; 9] = ["F1", "F3", "F7", "F10", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -25,6 +27,9 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F10" => roll::rows(),
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
+        "L3" => deploy::rows().await,
+        "L4" => killed::removed_later().await,
+        "L5" => killed::registry_lost().await,
         other => Err(format!("no figure {other}").into()),
     }
 }
