@@ -8,6 +8,7 @@ pub mod bare;
 pub mod caller;
 pub mod callgrind;
 pub mod clients;
+pub mod copies;
 pub mod cpu;
 pub mod figures;
 pub mod load;

@@ -2,7 +2,7 @@
 //! the addresses, which stay; prints what a change costs, and what it does to picks.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use benches::{Failure, caller::Caller, cpu, load::steady};
+use benches::{Failure, caller::Caller, clients, copies, cpu, load::steady};
 use discovery_core::{Instance, Registration, Registry, Resolver, ServiceName};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings, EndpointState};
@@ -33,10 +33,12 @@ async fn main() -> Result<(), Failure> {
     };
     let (instances, changes): (usize, u32) = (instances.parse()?, changes.parse()?);
     let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
-    copies(instances)?;
+    let set: Vec<_> = (0..instances).map(|n| instance(n).map(Arc::new)).collect::<Result<_, _>>()?;
+    println!("us per copy {:.3}", copies::copy(&set));
+    println!("us per diff {:.3}", copies::comparison(&set));
 
     let backend = MemoryBackend::new();
-    let service: ServiceName = "greeter".parse()?;
+    let service = clients::service();
     let mut stay = Vec::new();
     for address in &addresses {
         stay.push(backend.register(&service, Instance::new((*address).try_into()?)).await?);
@@ -93,44 +95,6 @@ async fn main() -> Result<(), Failure> {
         }
     }
     Ok(())
-}
-
-/// What a change costs those who copy the set for each, and those who compare the whole set.
-fn copies(instances: usize) -> Result<(), Failure> {
-    let mut set: Vec<Arc<Instance>> = Vec::new();
-    for n in 0..instances {
-        set.push(Arc::new(instance(n)?));
-    }
-    set.sort_by(|one, other| one.id().cmp(other.id()));
-    let mut published = Arc::new(set);
-    let start = cpu::process();
-    for n in 0..COPIES {
-        let mut next = (*published).clone();
-        let one = next.remove(n * 7919 % next.len());
-        let place = next.binary_search_by(|other| other.id().cmp(one.id())).unwrap_or_else(|place| place);
-        next.insert(place, Arc::new((*one).clone()));
-        published = Arc::new(next);
-    }
-    // A round is one change: another instance in the place of one.
-    println!("us per copy {:.3}", (cpu::process() - start).as_secs_f64() * 1e6 / COPIES as f64);
-
-    let map = |set: &[Arc<Instance>]| -> HashMap<String, Arc<Instance>> {
-        set.iter().map(|one| (one.id().to_string(), Arc::clone(one))).collect()
-    };
-    let mut former = map(&published);
-    let mut changed = 0;
-    let start = cpu::process();
-    for n in 0..DIFFS {
-        let mut listed = (*published).clone();
-        let one = listed.remove(n * 7919 % listed.len());
-        listed.push(Arc::new((*one).clone()));
-        let next = map(&listed);
-        changed += next.iter().filter(|(id, one)| former.get(*id) != Some(one)).count();
-        changed += former.keys().filter(|id| !next.contains_key(*id)).count();
-        former = next;
-    }
-    println!("us per diff {:.3}", (cpu::process() - start).as_secs_f64() * 1e6 / DIFFS as f64);
-    if changed > DIFFS { Err("the sets differ by more than was changed".into()) } else { Ok(()) }
 }
 
 /// A channel that connects the addresses, and is connecting all others for ever.
@@ -266,5 +230,3 @@ const RATE: u32 = 2_000;
 const IDLE: Duration = Duration::from_secs(4);
 /// Times without the roll and with it take turns.
 const ROUNDS: u32 = 3;
-const COPIES: usize = 1_000;
-const DIFFS: usize = 100;
