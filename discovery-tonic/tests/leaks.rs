@@ -65,8 +65,11 @@ fn in_flight(channel: &BalancedChannel) -> u32 {
     channel.endpoints().iter().map(|one| one.in_flight).sum()
 }
 
-/// Calls that have all begun and will not end by themselves: half of them wait for an answer, half are streams half-read.
-async fn calls(channel: &BalancedChannel, count: usize) -> JoinSet<Status> {
+/// Calls that have all reached their servers and will not end by themselves: half of them wait for an answer, half are streams
+/// half-read.
+async fn calls(channel: &BalancedChannel, servers: &[Server], count: usize) -> JoinSet<Status> {
+    let reached = || servers.iter().map(|server| server.greeter.calls()).sum::<u64>();
+    let before = reached();
     let (mut calls, half_read) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
     for n in 0..count {
         let (mut client, half_read) = (GreeterClient::new(channel.clone()), Arc::clone(&half_read));
@@ -82,8 +85,9 @@ async fn calls(channel: &BalancedChannel, count: usize) -> JoinSet<Status> {
             replies.message().await.unwrap_err()
         });
     }
-    let all = || in_flight(channel) as usize == count && half_read.load(Ordering::Relaxed) == count / 2;
-    eventually("all have begun", all).await;
+    let all = || reached() - before == count as u64 && half_read.load(Ordering::Relaxed) == count / 2;
+    eventually("all are there", all).await;
+    assert_eq!(in_flight(channel) as usize, count);
     calls
 }
 
@@ -96,15 +100,16 @@ async fn the_control_tasks_runtime_is_killed_and_nothing_is_left() {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let channel = {
             let _entered = runtime.enter();
-            channel(&backend)
+            builder(&backend).wait(Duration::from_millis(500)).build().unwrap()
         };
         channel.ready(SOON).await.unwrap();
-        let calls = calls(&channel, 12).await;
+        let calls = calls(&channel, &servers, 12).await;
         assert!(before.peers.iter().map(connections).sum::<usize>() > 0 && tasks() > before.tasks);
         runtime.shutdown_background();
 
         let ended = timeout(SOON, calls.join_all()).await.expect("no call waits for a task that is gone");
         assert!(ended.iter().all(|status| status.code() == Code::Unavailable), "{ended:?}");
+        assert_eq!(servers.iter().map(|server| server.greeter.calls()).sum::<u64>(), 12, "none is executed twice");
         assert_eq!(in_flight(&channel), 0);
         before.is_again().await;
     }
@@ -117,7 +122,7 @@ async fn a_channel_is_dropped_with_calls_in_flight_and_nothing_is_left() {
     let before = Before::of(servers.iter().map(|server| server.address));
     for calls_first in [true, false] {
         let channel = channel(&backend);
-        let mut calls = calls(&channel, 12).await;
+        let mut calls = calls(&channel, &servers, 12).await;
         if calls_first {
             calls.shutdown().await;
             assert_eq!(in_flight(&channel), 0, "each call is counted out by its drop");

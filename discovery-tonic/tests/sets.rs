@@ -235,7 +235,7 @@ async fn a_mass_removal_is_held_while_the_endpoints_answer() {
     let servers = servers(4).await;
     for one_by_one in [false, true] {
         let backend = registry(servers.iter().map(|server| server.address));
-        let held = builder(&backend).hold(Some(Duration::from_secs(4))).build().unwrap();
+        let held = builder(&backend).hold(Some(Duration::from_secs(3))).build().unwrap();
         let not_held = builder(&backend).hold(None).build().unwrap();
         for channel in [&held, &not_held] {
             eventually("four endpoints ready", || ready(channel) == 4).await;
