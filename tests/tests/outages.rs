@@ -144,17 +144,22 @@ async fn etcd_stopped_for_longer_than_the_ttl() {
     fleet.settle("stopped for two TTLs").await;
 }
 
-/// L5: all leases have expired when it wakes.
+/// L5: all leases have expired when it wakes. Where the renewals that wait in its sockets are faster than its next look for expired
+/// leases nobody goes, and nothing is shown; so it is tried again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn l5_etcd_frozen_for_longer_than_the_ttl_and_woken() {
-    let fleet = Fleet::start().await;
-    fleet.etcd.pause(0);
-    sleep(TTL * 2).await;
-    fleet.etcd.resume(0);
-    // The expired leases go within a tick of half a second, after which nobody may be left.
-    sleep(Duration::from_secs(1)).await;
-    let without = fleet.settle("L5, frozen for two TTLs and woken").await;
-    assert!(without > 0, "nobody was gone, so that there was nothing to hold");
+    for _ in 0..3 {
+        let fleet = Fleet::start().await;
+        fleet.etcd.pause(0);
+        sleep(TTL * 2).await;
+        fleet.etcd.resume(0);
+        // The expired leases go within a tick of half a second, after which nobody may be left.
+        sleep(Duration::from_secs(1)).await;
+        if fleet.settle("L5, frozen for two TTLs and woken").await > 0 {
+            return;
+        }
+    }
+    panic!("nobody was ever gone, so that there was nothing to hold");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
