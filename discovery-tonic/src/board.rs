@@ -5,13 +5,12 @@ use discovery_core::{Error, Instance, InstanceId, ServiceName};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    EndpointState, EndpointStatus, Endpoints,
+    EndpointStatus, Endpoints,
     attempt::Target,
     balance::{Picked, Pickers},
     call::Agent,
     connector::SharedError,
-    endpoint::{Endpoint, Phase},
-    health::Health,
+    endpoint::Endpoint,
     metrics::Event,
     retry::Retries,
     signals::Signals,
@@ -113,15 +112,7 @@ impl Board {
 
 impl Row {
     fn status(&self) -> EndpointStatus {
-        let phase = self.endpoint.phase();
-        let in_flight = self.endpoint.links().iter().map(|link| link.load.in_flight()).sum();
-        let state = match phase {
-            Phase::BackingOff { .. } => EndpointState::BackingOff,
-            Phase::Connecting { .. } => EndpointState::Connecting,
-            Phase::Ended | Phase::Idle => EndpointState::Idle,
-            Phase::Ready(link) if link.health != Health::Serving => EndpointState::NotServing,
-            Phase::Ready(_) => EndpointState::Ready,
-        };
+        let (state, in_flight) = self.endpoint.state();
         EndpointStatus {
             instance: Arc::clone(&self.instance),
             state,

@@ -8,7 +8,8 @@ use http::uri::{Authority, Scheme};
 use tokio::sync::Notify;
 
 use crate::{
-    balance::Load, connection::Sender, connector::SharedError, health::Health, signals::Signals, window::Totals,
+    EndpointState, balance::Load, connection::Sender, connector::SharedError, health::Health, signals::Signals,
+    window::Totals,
 };
 
 /// An instance as the channel sees it: its connections, one after another, and what calls report of it.
@@ -176,6 +177,22 @@ impl Endpoint {
         self.suspect.store(false, Ordering::Release);
     }
 
+    /// Where the endpoint stands, and how many requests are in flight, as it is shown.
+    pub(crate) fn state(&self) -> (EndpointState, u32) {
+        let in_flight = |lane: &Lane| match &*lane.lock() {
+            Phase::Ready(link) => link.load.in_flight(),
+            _ => 0,
+        };
+        let rank = |state: &EndpointState| match state {
+            EndpointState::Ready => 0,
+            EndpointState::NotServing => 1,
+            EndpointState::Connecting => 2,
+            EndpointState::BackingOff | EndpointState::Idle => 3,
+        };
+        let best = self.lanes.iter().map(|lane| lane.lock().state()).min_by_key(rank);
+        (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum())
+    }
+
     /// Where the endpoint stands: at its best connection, or where one is about to be, or else where its first lane does.
     pub(crate) fn phase(&self) -> Phase {
         if let Some(best) = self.links().into_iter().max_by_key(|link| link.health == Health::Serving) {
@@ -260,6 +277,18 @@ impl Endpoint {
     /// The pool is about to look: what calls told before this it sees.
     pub(crate) fn seen(&self) {
         self.touched.swap(false, Ordering::AcqRel);
+    }
+}
+
+impl Phase {
+    fn state(&self) -> EndpointState {
+        match self {
+            Self::BackingOff { .. } => EndpointState::BackingOff,
+            Self::Connecting { .. } => EndpointState::Connecting,
+            Self::Ended | Self::Idle => EndpointState::Idle,
+            Self::Ready(link) if link.health != Health::Serving => EndpointState::NotServing,
+            Self::Ready(_) => EndpointState::Ready,
+        }
     }
 }
 
