@@ -1,47 +1,67 @@
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
-use crate::{Change, Error, Instance, InstanceId, Snapshot, Update};
+use crate::{Change, Error, Instance, InstanceId, Snapshot, Update, update::Place};
 
 /// What one watch knows of its service, and what each event makes of it: the laws W3 and W5 without any I/O.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fold {
     /// `None` until the first set.
-    snapshot: Option<Snapshot>,
+    set: Option<Set>,
     /// `Some` while contact is lost.
     lost: Option<Error>,
 }
 
+/// A set that changes in place as long as nobody asks for it as it is.
+#[derive(Clone, Debug, Default)]
+struct Set {
+    snapshot: Snapshot,
+    /// Where those find it who follow.
+    place: Place,
+}
+
+/// There are more instances than may be.
+#[derive(Debug)]
+pub(crate) struct TooMany;
+
 impl Fold {
     /// Takes the whole set anew. Always an update: where changes could have been missed, watchers are told so.
     pub(crate) fn reset(&mut self, instances: Vec<Instance>) -> Update {
-        let next = self.share(instances);
+        let next = Snapshot::from_iter(instances).sharing(&self.set.take().unwrap_or_default().shared());
         self.lost = None;
-        self.snapshot = Some(next.clone());
+        self.set = Some(Set::of(next.clone()));
         Update::Reset(next)
     }
 
     /// Takes the next whole state, which is an update only as far as it differs.
     pub(crate) fn replace(&mut self, instances: Vec<Instance>) -> Option<Update> {
-        let former = self.snapshot.clone().unwrap_or_default();
-        let next = self.share(instances);
-        let change = former.diff(&next);
-        self.snapshot = Some(next.clone());
-        (!change.is_empty()).then(|| Update::Change(change.between(former, next)))
+        let set = self.set.get_or_insert_default();
+        set.step(set.snapshot.diff(&Snapshot::from_iter(instances)))
     }
 
-    /// Takes one step, without what it would not change.
-    pub(crate) fn change(&mut self, upserts: Vec<Instance>, removes: Vec<InstanceId>) -> Option<Update> {
-        let former = self.snapshot.clone().unwrap_or_default();
-        let is_new = |one: &Instance| former.get(one.id().as_str()).is_none_or(|old| **old != *one);
+    /// Takes one step, without what it would not change; not if the set would be larger than `limit` then.
+    pub(crate) fn change(
+        &mut self,
+        upserts: Vec<Instance>,
+        removes: Vec<InstanceId>,
+        limit: usize,
+    ) -> Result<Option<Update>, TooMany> {
+        let set = self.set.get_or_insert_default();
+        let former = &set.snapshot;
+        let mut more = 0;
+        let is_new = |one: &Instance| match former.get(one.id().as_str()) {
+            Some(old) => **old != *one,
+            None => {
+                more += 1;
+                true
+            }
+        };
         let upserts = upserts.into_iter().filter(is_new).map(Arc::new).collect();
         let removes = removes.into_iter().filter(|id| former.get(id.as_str()).is_some()).collect();
         let change = Change::new(upserts, removes);
-        if change.is_empty() {
-            return None;
+        if (former.len() + more).saturating_sub(change.removes().len()) > limit {
+            return Err(TooMany);
         }
-        let next = former.with(&change);
-        self.snapshot = Some(next.clone());
-        Some(Update::Change(change.between(former, next)))
+        Ok(set.step(change))
     }
 
     /// Takes a loss of contact, which is news once, and again when its kind changes.
@@ -51,20 +71,30 @@ impl Fold {
         is_news.then_some(Update::Lost(error))
     }
 
-    /// The number of instances.
-    pub(crate) fn len(&self) -> usize {
-        self.snapshot.as_ref().map_or(0, Snapshot::len)
-    }
-
     /// What one who joins now has missed (W1).
     pub(crate) fn catch_up(&self) -> impl Iterator<Item = Update> + use<> {
-        let set = self.snapshot.clone().map(Update::Reset);
+        let set = self.set.as_ref().map(|set| Update::Reset(set.shared()));
         set.into_iter().chain(self.lost.clone().map(Update::Lost))
     }
+}
 
-    fn share(&self, instances: Vec<Instance>) -> Snapshot {
-        let next = Snapshot::from_iter(instances);
-        self.snapshot.as_ref().map_or_else(|| next.clone(), |former| next.clone().sharing(former))
+impl Set {
+    fn of(snapshot: Snapshot) -> Self {
+        Self { place: Arc::new(snapshot.clone().into()), snapshot }
+    }
+
+    /// The set as all hold it who ask for it now.
+    fn shared(&self) -> Snapshot {
+        self.place.get_or_init(|| self.snapshot.clone()).clone()
+    }
+
+    fn step(&mut self, change: Change) -> Option<Update> {
+        if change.is_empty() {
+            return None;
+        }
+        self.snapshot.change(&change);
+        let former = mem::take(&mut self.place);
+        Some(Update::Change(change.between(former, Arc::clone(&self.place))))
     }
 }
 
@@ -107,14 +137,14 @@ mod tests {
                 let update = match event {
                     Event::Reset(set) => Some(fold.reset(owned(&set))),
                     // A source makes changes only after a reset.
-                    _ if fold.snapshot.is_none() => continue,
+                    _ if fold.set.is_none() => continue,
                     Event::Lose(kind) => fold.lose(Error::new(kind, "lost")),
                     _ if fold.lost.is_some() => continue,
                     Event::Replace(set) => fold.replace(owned(&set)),
                     Event::Change(upserts, removes) => {
                         let removes = removes.iter().map(|one| one.id().clone());
                         let removes = removes.filter(|id| upserts.get(id.as_str()).is_none()).collect();
-                        fold.change(owned(&upserts), removes)
+                        fold.change(owned(&upserts), removes, usize::MAX).unwrap()
                     }
                 };
                 let Some(update) = update else { continue };

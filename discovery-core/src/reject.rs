@@ -61,8 +61,11 @@ impl Rejects {
         mut removes: Vec<InstanceId>,
     ) -> (Vec<Instance>, Vec<InstanceId>) {
         let (instances, bad) = split(entries);
-        let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
-        self.lock().retain(service, |_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
+        // Nearly always nothing stands that could be mended.
+        if self.standing(service) > 0 {
+            let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
+            self.lock().retain(service, |_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
+        }
         removes.extend(bad.iter().filter_map(|entry| entry.id.clone()));
         self.note(service, bad);
         (instances, removes)

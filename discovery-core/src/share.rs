@@ -9,7 +9,10 @@ use std::{
 use tokio::{sync::broadcast, task::AbortHandle};
 
 use crate::{
-    Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Update, fold::Fold, reject::Rejects, source::Sink,
+    Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
+    fold::{Fold, TooMany},
+    reject::Rejects,
+    source::Sink,
 };
 
 /// The watches that are running, one per service (W8).
@@ -241,13 +244,11 @@ impl Sink for Attempt {
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {
         self.step(|state, service| {
             let (upserts, removes) = self.rejects.of_step(service, upserts, removes);
-            let mut fold = state.fold.clone();
-            let update = fold.change(upserts, removes);
-            if fold.len() + self.rejects.standing(service) > self.limit {
-                return Progress::Full;
+            let Some(limit) = self.limit.checked_sub(self.rejects.standing(service)) else { return Progress::Full };
+            match state.fold.change(upserts, removes, limit) {
+                Ok(update) => state.publish(update),
+                Err(TooMany) => return Progress::Full,
             }
-            state.fold = fold;
-            state.publish(update);
             Progress::Live
         });
     }

@@ -60,24 +60,36 @@ impl Snapshot {
     /// The set after a change.
     #[must_use]
     pub fn with(&self, change: &Change) -> Self {
-        if let Some(next) = change.next_of(self) {
-            return next.clone();
-        }
-        let mut next = self.0.clone();
+        let after = || {
+            let mut next = self.clone();
+            next.change(change);
+            next
+        };
+        change.next_of(self).map_or_else(after, |next| next.get_or_init(after).clone())
+    }
+
+    /// Changes the set in place, as far as no other holds a part of it.
+    pub(crate) fn change(&mut self, change: &Change) {
         for id in change.removes() {
-            next.remove_mut(id);
+            self.0.remove_mut(id);
         }
         for one in change.upserts() {
-            next.insert_mut(one.id().clone(), Arc::clone(one));
+            self.0.insert_mut(one.id().clone(), Arc::clone(one));
         }
-        Self(next)
     }
 
     /// What leads from this set to `next`; an empty change where they are equal.
     pub fn diff(&self, next: &Self) -> Change {
+        next.since(self)
+    }
+
+    /// What leads from these instances, which are in the order of their ids, to this set.
+    ///
+    /// For those who keep the instances of a set in a form of their own.
+    pub fn since<'a>(&self, former: impl IntoIterator<Item = &'a Arc<Instance>>) -> Change {
         let (mut upserts, mut removes) = (Vec::new(), Vec::new());
-        let mut former = self.iter().peekable();
-        for one in next {
+        let mut former = former.into_iter().peekable();
+        for one in self {
             while let Some(gone) = former.next_if(|old| old.id() < one.id()) {
                 removes.push(gone.id().clone());
             }

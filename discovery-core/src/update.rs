@@ -1,4 +1,9 @@
-use std::{fmt, pin::Pin, sync::Arc, task};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task,
+};
 
 use futures::{Stream, StreamExt, stream::BoxStream};
 
@@ -42,9 +47,20 @@ pub enum Update {
 pub struct Change {
     upserts: Arc<[Arc<Instance>]>,
     removes: Arc<[InstanceId]>,
-    /// The sets before and after the change, where a watch made it: who holds the one gets the other, without a copy of its own.
-    step: Option<(Snapshot, Snapshot)>,
+    /// The step from set to set, where a watch made it.
+    step: Option<Arc<Step>>,
 }
+
+/// The sets before and after a change. Who holds the one gets the other, which the first one to ask makes for all; where nobody asks
+/// there is none.
+#[derive(Debug)]
+pub(crate) struct Step {
+    former: Place,
+    next: Place,
+}
+
+/// Where the set of one moment stands, once somebody has asked for it.
+pub(crate) type Place = Arc<OnceLock<Snapshot>>;
 
 /// A service's address-event stream: owned, endless, stopped by its drop.
 ///
@@ -58,13 +74,14 @@ impl Change {
     }
 
     /// The same change as the step between two sets.
-    pub(crate) fn between(self, former: Snapshot, next: Snapshot) -> Self {
-        Self { step: Some((former, next)), ..self }
+    pub(crate) fn between(self, former: Place, next: Place) -> Self {
+        Self { step: Some(Arc::new(Step { former, next })), ..self }
     }
 
-    /// The set that follows, where `former` is the very set that this change was made from.
-    pub(crate) fn next_of(&self, former: &Snapshot) -> Option<&Snapshot> {
-        self.step.as_ref().filter(|(known, _)| known.is_same(former)).map(|(_, next)| next)
+    /// Where the set stands that follows, if `former` is the very set that this change was made from.
+    pub(crate) fn next_of(&self, former: &Snapshot) -> Option<&OnceLock<Snapshot>> {
+        let step = self.step.as_ref()?;
+        step.former.get().is_some_and(|known| known.is_same(former)).then_some(&*step.next)
     }
 
     /// The instances that are new or different.
