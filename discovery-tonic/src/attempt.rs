@@ -16,6 +16,7 @@ use crate::{
     endpoint::Endpoint,
     response::ResponseBody,
     served::{ServedBy, Tried},
+    signals::SWEEP,
     status,
 };
 
@@ -71,8 +72,25 @@ impl Attempt {
     }
 
     /// Ends the attempt without counting it against the endpoint.
-    pub(crate) fn forgive(mut self) {
+    pub(crate) fn forgive(self) {
+        drop(self.forgiven());
+    }
+
+    /// Its end says nothing of the endpoint any more.
+    fn forgiven(mut self) -> Self {
         (self.deadline, self.tick) = (None, self.endpoint().signals.tick());
+        self
+    }
+
+    fn answered(&mut self) {
+        self.picked.answer();
+        self.endpoint().answered();
+    }
+
+    /// Whether the server ends the call because of its deadline, as tonic's does: that it could not answer in time.
+    fn is_given_up(&self, status: &Status) -> bool {
+        matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
+            && self.deadline.is_some_and(|deadline| Instant::now() + SWEEP >= deadline)
     }
 
     /// Gives the attempt up, because no answer came in time.
@@ -90,19 +108,22 @@ impl Attempt {
         extensions: &mut Extensions,
         tried: &mut Vec<InstanceId>,
     ) -> Result<Response<ResponseBody>, (Status, Self)> {
-        self.picked.answer();
         // A server that fails before its first message sends all in one: there is no body that could carry who served.
         let code = response.headers().get(&GRPC_STATUS);
-        if code.is_some_and(|code| code == "0") {
-            self.endpoint().succeeded();
-        }
         let failed = match code {
-            Some(code) if code == "0" => None,
+            Some(code) if code == "0" => {
+                self.endpoint().succeeded();
+                None
+            }
             Some(_) => Status::from_header_map(response.headers()),
             None => status::of_http(response.status()),
         };
-        self.endpoint().answered();
         if let Some(status) = failed {
+            if self.is_given_up(&status) {
+                self.endpoint().lost(self.tick, self.picked.load());
+                return Err((status, self.forgiven()));
+            }
+            self.answered();
             if status.code() == Code::Unavailable {
                 self.endpoint().failed();
             } else {
@@ -110,6 +131,7 @@ impl Attempt {
             }
             return Err((status, self));
         }
+        self.answered();
         let mut extensions = mem::take(extensions);
         extensions.clear();
         if !response.extensions().is_empty() {

@@ -405,7 +405,7 @@ async fn shares_of_ten(calls: usize) {
     println!("C16: of {calls} calls, shares within {:.1} % of even", worst * 100.0);
     assert!(served.len() == 10 && worst <= 0.1, "{served:?}");
 
-    let (slow, count) = slow_server(Duration::from_millis(100)).await;
+    let (slow, count) = slow_server(Duration::from_millis(100), SOON).await;
     let fast = servers.iter().take(9).map(|server| server.address);
     let uneven = channel(&registry(fast.chain([slow])));
     eventually("all ready", || ready(&uneven) == 10).await;
@@ -435,8 +435,8 @@ async fn spread(channel: &BalancedChannel, calls: usize, callers: usize) -> BTre
     all
 }
 
-/// A server that takes this long for each call, and how many it got.
-async fn slow_server(delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
+/// A server that takes this long for each call, and ends it after `limit`; and how many it got.
+async fn slow_server(delay: Duration, limit: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
     let counted = Arc::clone(&count);
@@ -452,7 +452,10 @@ async fn slow_server(delay: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
         })
     });
     tokio::spawn(async move {
-        let server = tonic::transport::Server::builder().layer(slow).add_service(Greeter::new("slow").into_service());
+        let server = tonic::transport::Server::builder()
+            .timeout(limit)
+            .layer(slow)
+            .add_service(Greeter::new("slow").into_service());
         server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
     });
     (address, count)
@@ -466,3 +469,21 @@ fn resident_bytes() -> usize {
 
 const AS_SERVER: &str = "FLEET_FAULTS_SERVER";
 const LISTENS: &str = "listens at ";
+
+/// A server that is too slow, and itself ends calls around their deadlines as tonic's do, is left like one that hangs.
+#[tokio::test]
+async fn a_server_that_ends_calls_at_their_deadlines_is_left() {
+    let good = servers(2).await;
+    let (slow, _) = slow_server(SOON, Duration::from_millis(270)).await;
+    let channel = channel(&registry(good.iter().map(|one| one.address).chain([slow])));
+    eventually("all ready", || ready(&channel) == 3).await;
+    let (start, mut calls, mut late) = (Instant::now(), 0, 0);
+    while start.elapsed() < Duration::from_secs(6) {
+        late += u32::from(greet(&channel, Some(Duration::from_millis(300))).await.is_err());
+        calls += 1;
+        sleep(Duration::from_millis(2)).await;
+    }
+    println!("{late} of {calls} calls were late");
+    // Until it is out, and then its probes after 1, 2 and 4 s.
+    assert!(calls > 200 && late <= 8, "{late} of {calls}");
+}
