@@ -19,12 +19,10 @@ pub(crate) enum Outcome {
 ///
 /// - GOAWAY from the peer: h2 fails only streams above the last one that the peer processed.
 /// - REFUSED_STREAM from the peer says so itself.
-/// - A user error of h2 means that it dropped the request while it waited for a place, its body never polled; so does one of hyper, whose
-///   connection went meanwhile. Hyper gives a request that has its place to a task of its own, which goes with its runtime alone, and so
-///   with every connection that could get the request again. It has another user error, for a body that fails; but bodies that can be
-///   sent again never do.
+/// - A user error of h2 means that it dropped the request while it waited for a place, its body never polled.
 ///
-/// That hyper handed the message back is a proof too; the caller has seen that before. All else is ambiguous.
+/// That hyper handed the message back is a proof too; the caller has seen that before. All else is ambiguous, also hyper's user error:
+/// it may mean that a request was dropped which waited for its place, but just as well that one was which had been sent, with its runtime.
 pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     match h2_error(error) {
         Some(error) if error.is_remote() && error.is_go_away() => Outcome::Refused,
@@ -33,7 +31,6 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
         }
         Some(error) if error.is_reset() || error.is_go_away() || error.is_io() => Outcome::Ambiguous,
         Some(error) if is_user(error) => Outcome::Unsent,
-        None if error.is_user() => Outcome::Unsent,
         _ => Outcome::Ambiguous,
     }
 }
