@@ -39,6 +39,8 @@ pub(crate) enum Outlook {
     Empty { since: Instant },
     /// No endpoint can be reached.
     Failing { since: Instant, endpoints: usize, error: SharedError },
+    /// The runtime is gone that the channel was built on.
+    Gone,
     /// The registry could not be reached from the start.
     Lost { since: Instant, error: Error },
     /// There are endpoints, although all of them may be full.
@@ -84,7 +86,7 @@ impl Board {
             }
             let outlook = self.outlook.load_full();
             let waited = limit.is_some_and(|limit| Instant::now() >= limit);
-            if waited || !(wait || outlook.is_worth_waiting()) {
+            if waited || !(outlook.may_change() && wait || outlook.is_worth_waiting()) {
                 return Err(outlook.explain(&self.service, waited.then_some(self.wait)));
             }
             // The sweeps look at connections whose peers may allow more by now.
@@ -151,8 +153,13 @@ impl Outlook {
     fn is_worth_waiting(&self) -> bool {
         match self {
             Self::Connecting | Self::Serving | Self::Waiting => true,
-            Self::Empty { .. } | Self::Failing { .. } | Self::Lost { .. } => false,
+            Self::Empty { .. } | Self::Failing { .. } | Self::Gone | Self::Lost { .. } => false,
         }
+    }
+
+    /// Whether there may ever be an endpoint again.
+    fn may_change(&self) -> bool {
+        !matches!(self, Self::Gone)
     }
 
     /// Why a call fails: the service and since when, and what keeps the endpoints away.
@@ -165,6 +172,7 @@ impl Outlook {
                 let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
                 (reason, Some(Unreached::Connection(Arc::clone(error))))
             }
+            Self::Gone => ("the runtime that it was built on has ended".to_owned(), None),
             Self::Lost { since, error } => {
                 let reason = format!("the registry has been out of reach for {}", ago(since));
                 (reason, Some(error.clone().into()))

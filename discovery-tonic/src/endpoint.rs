@@ -245,14 +245,22 @@ impl Endpoint {
         &self.lanes[number]
     }
 
-    /// Moves a lane on.
+    /// Moves a lane on; the pool looks, except where a new endpoint begins to connect, or an old one ends, which it knows.
     pub(crate) fn enter(&self, number: usize, phase: Phase) {
-        *self.lanes[number].lock() = phase;
+        let is_news = {
+            let mut former = self.lanes[number].lock();
+            let is_first = matches!((&*former, &phase), (Phase::Idle, Phase::Connecting { first: true }));
+            let is_last = matches!(phase, Phase::Ended);
+            *former = phase;
+            !is_first && !is_last
+        };
         if number == 0 {
             // The others go by the first.
             self.lanes[1..].iter().for_each(|lane| lane.look.notify_one());
         }
-        self.touch();
+        if is_news {
+            self.touch();
+        }
     }
 
     /// Takes note of what the peer says of its health, which is an answer too.

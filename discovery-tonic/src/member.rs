@@ -4,10 +4,11 @@ use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
 
 use crate::{
+    EndpointState,
     attempt::Target,
     balance::Candidate,
     board::Row,
-    endpoint::{Endpoint, Link, Phase},
+    endpoint::{Endpoint, Link},
     health::Health,
     outlier::{Observation, Outlier},
     ramp::{self, Ramp, Share},
@@ -72,7 +73,7 @@ impl Member {
         let links = self.endpoint.links();
         if !links.is_empty() {
             self.ramp.begin(now);
-        } else if let Phase::BackingOff { .. } = self.endpoint.phase() {
+        } else if self.endpoint.state().0 == EndpointState::BackingOff {
             self.ramp.reset();
         }
         let same = |(one, other): (&Link, &Link)| Arc::ptr_eq(&one.load, &other.load) && one.health == other.health;

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update, Updates};
+use discovery_core::{Change, Error, Instance, InstanceId, Update, Updates};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
@@ -33,8 +33,8 @@ pub(crate) struct Pool {
     leaving: BTreeMap<InstanceId, Vec<Member>>,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
     hold: Hold,
-    /// The set as the registry has it, which is without the held ones; `None` before the first.
-    set: Option<Snapshot>,
+    /// How many instances the registry has, which is without the held ones; `None` before the first set.
+    size: Option<usize>,
     lost: Option<(Instant, Error)>,
     next_sweep: Instant,
     /// Nothing is published before.
@@ -62,7 +62,7 @@ impl Pool {
             leaving: BTreeMap::new(),
             drivers: FuturesUnordered::new(),
             hold: Hold::default(),
-            set: None,
+            size: None,
             lost: None,
             next_sweep: Instant::now(),
             next_publish: Instant::now(),
@@ -104,37 +104,36 @@ impl Pool {
 
     fn apply(&mut self, update: Update) {
         self.updated.get_or_insert_with(Instant::now);
-        let size = self.set.as_ref().map_or(0, Snapshot::len);
-        let (change, next) = match update {
+        let change = match update {
             Update::Lost(error) => {
                 debug!(error = %error.report(), "registry lost");
-                self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), size);
+                self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), self.size.unwrap_or_default());
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
                 self.lost = Some((since, error));
                 return;
             }
-            Update::Change(change) => {
-                let next = self.set.take().unwrap_or_default().with(&change);
-                (change, next)
+            Update::Change(change) => change,
+            Update::Reset(set) => {
+                let known = self.members.values().filter(|member| member.held_until().is_none());
+                set.since(known.map(Member::instance))
             }
-            // The very set, so that the changes that follow lead on from it.
-            Update::Reset(next) => (self.set.take().unwrap_or_default().diff(&next), next),
         };
         self.lost = None;
         self.hold.regain(Instant::now());
-        self.change(&change, size);
-        self.set = Some(next);
+        self.change(&change);
     }
 
-    /// Follows a change of the set, which had `size` instances.
-    fn change(&mut self, change: &Change, size: usize) {
+    fn change(&mut self, change: &Change) {
+        let before = self.size.unwrap_or_default();
+        let mut size = before;
         for instance in change.upserts() {
             self.hold.forget(instance.id());
-            self.upsert(instance);
+            size += usize::from(self.upsert(instance));
         }
+        self.size = Some(size.saturating_sub(change.removes().len()));
         let now = Instant::now();
         let held = match self.config.hold {
-            Some(limit) => self.hold.step(now, limit, size, change.removes()),
+            Some(limit) => self.hold.step(now, limit, before, change.removes()),
             None => Vec::new(),
         };
         for id in change.removes().iter().filter(|id| !held.contains(id)) {
@@ -143,13 +142,16 @@ impl Pool {
         self.keep(held, now);
     }
 
-    fn upsert(&mut self, instance: &Arc<Instance>) {
+    /// Takes an instance, and returns whether it is one more in the registry.
+    fn upsert(&mut self, instance: &Arc<Instance>) -> bool {
+        let mut is_known = false;
         if let Some(member) = self.members.get_mut(instance.id()) {
+            is_known = member.held_until().is_none();
             if member.endpoint.address == *instance.address() {
                 // The connection and its statistics stay.
                 member.describe(instance);
                 member.hold(None);
-                return;
+                return !is_known;
             }
             self.remove(instance.id());
         }
@@ -161,6 +163,7 @@ impl Pool {
             None => self.connect(instance),
         };
         self.members.insert(instance.id().clone(), member);
+        !is_known
     }
 
     fn connect(&self, instance: &Arc<Instance>) -> Member {
@@ -232,16 +235,18 @@ impl Pool {
         let now = Instant::now();
         // While none serves, calls are told why.
         let mut changed = !matches!(**self.board.outlook.load(), Outlook::Serving);
-        let mut touched = Vec::new();
+        let mut active = Vec::new();
         for endpoint in self.board.signals.touched().iter().filter_map(Weak::upgrade) {
             endpoint.seen();
             let member = self.members.get_mut(&endpoint.id);
             if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
                 changed |= member.look(now);
-                touched.push(endpoint.id.clone());
+                if member.seen(now).is_some() {
+                    active.push(endpoint.id.clone());
+                }
             }
         }
-        self.judge(&touched, now) || changed
+        self.judge(&active, now) || changed
     }
 
     /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
@@ -357,7 +362,7 @@ impl Pool {
 
     fn outlook(&mut self, serving: bool) -> Outlook {
         let now = Instant::now();
-        let Some(_) = &self.set else {
+        let Some(_) = self.size else {
             return match &self.lost {
                 Some((since, error)) => Outlook::Lost { since: *since, error: error.clone() },
                 None => Outlook::Waiting,
@@ -387,6 +392,15 @@ impl Pool {
             BoxError::from("they say that they do not serve, are taken out, or connect again").into()
         });
         Outlook::Failing { since, endpoints: self.members.len(), error }
+    }
+}
+
+impl Drop for Pool {
+    /// Calls hold what ends the pool, so that only with its runtime it goes before them.
+    fn drop(&mut self) {
+        self.board.pickers.publish_shared(Vec::new());
+        self.board.outlook.store(Arc::new(Outlook::Gone));
+        self.board.signals.published.notify_waiters();
     }
 }
 
