@@ -335,8 +335,13 @@ impl Pool {
         if takers.len() < out.len() {
             takers.extend(out);
         }
+        // The sweeps publish what differs from this, also where they begin much later.
+        let window = self.config.slow_start;
+        for member in &mut takers {
+            member.climb(now, window);
+        }
         let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
-        let weights = ramp::weights(&shares, now, self.config.slow_start);
+        let weights = ramp::weights(&shares, now, window);
         let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
         for (member, weight) in takers.into_iter().zip(weights) {
             candidates.extend_from_slice(member.candidates(weight));

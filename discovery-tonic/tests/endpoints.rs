@@ -242,6 +242,26 @@ async fn warm_up(callers: usize, delay_ms: u32) {
     assert!((400..600).contains(&to_new), "{to_new} of about 2000");
 }
 
+/// An idle channel looks at nothing; what was published while an endpoint was new does not stand for ever.
+#[tokio::test]
+async fn an_endpoint_that_warms_up_while_the_channel_is_idle_has_its_whole_share_then() {
+    let old = servers(3).await;
+    let backend = registry(old.iter().map(|server| server.address));
+    let window = Duration::from_secs(1);
+    let channel = builder(&backend).slow_start(window).build().unwrap();
+    eventually("it has come", || ready(&channel) == 3).await;
+    sleep(window).await;
+    let new = Server::start("new").await;
+    backend.put(&service(), new.instance());
+    eventually("it has come", || ready(&channel) == 4).await;
+    sleep(window * 2).await;
+    for _ in 0..2000 {
+        greet(&channel, Some(SOON)).await.unwrap();
+    }
+    let to_new = new.greeter.calls();
+    assert!((400..600).contains(&to_new), "{to_new} of 2000");
+}
+
 /// By turns, a new endpoint is no different without a slow start.
 #[tokio::test]
 async fn without_a_slow_start_a_new_endpoint_gets_its_share_at_once() {
