@@ -102,7 +102,25 @@ impl Builder {
         self
     }
 
-    /// How each endpoint is connected, from its instance; asked before every attempt.
+    /// How each endpoint is connected, from its instance; asked before every attempt, so that what it says anew does not change the
+    /// connections that are there.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use std::time::Duration;
+    /// use discovery_tonic::{BalancedChannel, EndpointSettings};
+    ///
+    /// // Two connections to each endpoint, and none of them older than an hour or so.
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .connections(2)
+    ///     .endpoint(|_| EndpointSettings::default().age(Duration::from_secs(3600)))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn endpoint(mut self, settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static) -> Self {
         self.settings = Arc::new(settings);
         self
@@ -121,17 +139,20 @@ impl Builder {
         Ok(self)
     }
 
-    /// The waits between attempts to connect an endpoint; by default 1 s to 30 s, after a good connection none.
+    /// The waits between attempts to connect an endpoint, with full jitter; by default at most 1 s at first and 30 s in the end, after a
+    /// good connection none.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How many connections each endpoint has; by default 1, at most 64.
+    /// How many connections each endpoint has; by default 1, at least that and at most 64.
     ///
     /// More than one are of use where a single connection is the limit: more calls at once than the peer allows streams, or more bytes
     /// than one core moves through a connection. Requests are spread over all of them; an endpoint's share does not depend on how
-    /// many of its connections are there, and is probed by one request all the same.
+    /// many of its connections are there, and it is probed by one request all the same.
+    ///
+    /// The number neither grows under load nor shrinks without. The first connection is made alone, the others once it is there.
     pub fn connections(mut self, count: usize) -> Self {
         self.connections = count.clamp(1, 64);
         self
@@ -145,7 +166,8 @@ impl Builder {
     }
 
     /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can warm up; by default not at all.
-    /// It begins with the first connection, and anew after failed attempts to connect and after an ejection.
+    /// It begins with the first connection, and anew after failed attempts to connect and after an ejection; endpoints that begin together
+    /// share alike.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.slow_start = window;
         self
@@ -168,6 +190,18 @@ impl Builder {
     }
 
     /// Repeats calls that may have been processed, by this policy; by default none are.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use discovery_tonic::{BalancedChannel, RetryPolicy};
+    ///
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?).retry(RetryPolicy::new(3)?).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = Some(policy);
         self

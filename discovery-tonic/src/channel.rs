@@ -32,19 +32,20 @@ use crate::{
 ///
 /// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its SETTINGS seen, below its stream
 ///   limit, not ejected.
-/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline. Anything else is repeated only by a
+/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline, where its body is at hand as a
+///   whole and has up to 64 KiB: unary and server-streaming calls. Anything else is repeated only by a
 ///   [`RetryPolicy`](crate::RetryPolicy).
-///   This needs a body that is at hand as a whole, of up to 64 KiB: unary and server-streaming calls.
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before the first set or while an
-///   endpoint makes its first attempt, without a deadline at most 10 s; otherwise it fails at once with `UNAVAILABLE` and the
-///   reason, unless it asks to wait ([`WaitForReady`](crate::WaitForReady)).
+///   endpoint makes its first attempt, without a deadline at most 10 s ([`Builder::wait`]); otherwise it fails at once with
+///   `UNAVAILABLE` and the reason, unless it asks to wait ([`WaitForReady`](crate::WaitForReady)).
 /// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after that goes there; its calls end
 ///   in peace, within a drain limit.
 /// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
 /// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at once, connected endpoints are
 ///   held for a while ([`Builder::hold`]).
 /// - **B7** Discovery and connecting go on while no request flows.
-/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the set.
+/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the set
+///   ([`Ejection`](crate::Ejection)). One that says that it does not serve gets no calls, where that is asked ([`Builder::health`]).
 /// - **B9** Each response says which instance served it and which were tried before ([`ServedBy`](crate::ServedBy)), each failure
 ///   which were tried ([`Tried`](crate::Tried)).
 ///
@@ -98,7 +99,7 @@ impl BalancedChannel {
         &self.shared.board.service
     }
 
-    /// Waits until a request could be sent, at most for `limit`.
+    /// Waits until a request could be sent, at most for `limit`. One endpoint is enough for that; others may still be connecting.
     ///
     /// # Errors
     ///
@@ -130,6 +131,16 @@ impl BalancedChannel {
     }
 
     /// All endpoints of the set, as calls begun from now on see them.
+    ///
+    /// ```
+    /// # fn example(channel: discovery_tonic::BalancedChannel) {
+    /// use discovery_tonic::EndpointState;
+    ///
+    /// let endpoints = channel.endpoints();
+    /// let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready && one.out_until.is_none());
+    /// println!("{} of {} take calls\n{endpoints}", ready.count(), endpoints.len());
+    /// # }
+    /// ```
     pub fn endpoints(&self) -> Endpoints {
         self.shared.board.endpoints()
     }

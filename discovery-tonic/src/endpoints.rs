@@ -18,19 +18,22 @@ pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
 pub struct EndpointStatus {
     /// The instance, as it is registered.
     pub instance: Arc<Instance>,
-    /// Where its connection stands.
+    /// Where its connections stand.
     pub state: EndpointState,
-    /// The requests in flight on its connection, until their response streams end.
+    /// The requests in flight on its present connections, until their response streams end. What goes on at one that was lost or
+    /// replaced is not counted.
     pub in_flight: u32,
     /// The requests in a row without an answer.
     pub failures: u32,
-    /// Until when it is ejected.
+    /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
     /// Until when it is held at most, although the registry no longer has it.
     pub held_until: Option<Instant>,
 }
 
-/// Where an endpoint's connection stands.
+/// Where an endpoint's connections stand: the best of them, where there are several.
+///
+/// It does not say whether the endpoint is ejected; [`EndpointStatus::out_until`] does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum EndpointState {

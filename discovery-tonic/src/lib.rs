@@ -34,14 +34,28 @@
 //! not processed, how many streams the peer allows) is lost behind tonic's own channel. It repeats what may have been
 //! processed only where a [`RetryPolicy`] says so, resolves names only through its connector, and brings no TLS of its own: a connector does.
 //!
-//! [`balance`] holds the policies.
+//! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at which they are replaced
+//! ([`EndpointSettings`]), when endpoints are taken out ([`Ejection`]), health checks, slow start. Single calls say [`WaitForReady`] and
+//! [`Retry`]; each answer says [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature of that
+//! name) the other half: a tonic server that registers, and leaves before it stops.
 //!
 //! # Seen from outside
 //!
-//! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table. What changes is told by `tracing`, within a
-//! span `channel` that names the service. The feature `metrics` counts through the crate of that name, all with the label `service`. A channel finds its handles
-//! once, when it is built: the recorder must be installed before. The channels of a process on one service add up, and one that is dropped
-//! takes its part of the gauges back.
+//! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table.
+//!
+//! `tracing` is told what the control task decides, within a span `channel` with the field `service`. Single calls are not logged.
+//!
+//! | Event | Level | Fields |
+//! |---|---|---|
+//! | `endpoint ejected` | info | `instance`, `failures` in a row, `unanswered` requests, `out_for` |
+//! | `endpoint restored` | info | `instance` |
+//! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
+//! | `held endpoint let go` | info | `instance` |
+//! | `registry lost` | debug | `error` |
+//!
+//! The feature `metrics` counts through the crate of that name, all with the label `service`. A channel finds its handles once, when it is
+//! built: the recorder must be installed before. The channels of a process on one service add up, and one that is dropped takes its part of
+//! the gauges back.
 //!
 //! | Metric | Kind | What |
 //! |---|---|---|
@@ -56,6 +70,9 @@
 //! | `discovery_channel_endpoints_ready` | gauge | those of them that get calls |
 //! | `discovery_channel_stale` | gauge | channels whose registry is out of reach, so that the set stands as last known: 0 or 1 each |
 //! | `discovery_channel_publish_seconds` | histogram | from an update of the set to the first call that can use it |
+//!
+//! A call fails with whatever status the server sends, too; a response that breaks off later is not counted. The histogram begins when the
+//! channel has the update: neither the registry's time is in it nor that of connecting a new endpoint.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -6,6 +6,12 @@ use crate::window::{Limits, Totals, Window};
 
 /// When an endpoint is taken out, and for how long.
 ///
+/// At most half of the endpoints that are connected are out for this, and where less than half are left all are used: then something
+/// else is wrong than they. When its time is over an endpoint gets one request at a time, its probe, until one is answered. A server that
+/// says that it does not serve ([`Builder::health`](crate::Builder::health)) is another matter, and so is one that cannot be connected.
+///
+/// Answers that are slow do not count, as long as they come, nor how an endpoint compares with the others.
+///
 /// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s, Finagle and Envoy 5.
 ///
 /// ```
@@ -31,7 +37,7 @@ pub struct Ejection {
     /// connection that has never answered anything gets no more than 2. With 0 this does not count.
     pub failures: u32,
     /// So long without any answer while requests wait for one, one after the other or at the same time: by default 1 s. Where all calls of a service take longer, so
-    /// should this; an endpoint that answers is back at once.
+    /// should this; an endpoint that answers is back at once. At least 100 ms.
     pub silence: Duration,
     /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With 0, or above 100, this does
     /// not count. Who is out for this is back by its probe alone.

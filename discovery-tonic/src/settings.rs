@@ -12,7 +12,11 @@ use http::{
 /// use std::time::Duration;
 /// use discovery_tonic::EndpointSettings;
 ///
-/// let settings = EndpointSettings::default().ping(Duration::from_secs(30), Duration::from_secs(10));
+/// // A client that is connected through a load balancer, which forgets idle connections.
+/// let settings = EndpointSettings::default()
+///     .connect_timeout(Duration::from_secs(3))
+///     .ping(Duration::from_secs(30), Duration::from_secs(10))
+///     .age(Duration::from_secs(3600));
 /// ```
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
@@ -64,7 +68,7 @@ impl EndpointSettings {
         self
     }
 
-    /// Replaces a connection of this age, a tenth more or less, so that new ones follow a name whose address moved, or spread anew
+    /// Replaces each connection at this age, a tenth more or less, so that new ones follow a name whose address moved, or spread anew
     /// behind a load balancer; at least 1 s, by default never.
     ///
     /// The new one is made first, so that no call waits for it or fails; while it cannot be made the old one serves on. What is on the

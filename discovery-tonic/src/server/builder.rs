@@ -9,6 +9,24 @@ use tonic_health::server::HealthReporter;
 use super::{RegisteredServer, advertise, health::Health};
 
 /// Builds a [`RegisteredServer`].
+///
+/// ```
+/// # fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+/// use std::time::Duration;
+/// use discovery_core::Claim;
+/// use discovery_tonic::server::RegisteredServer;
+///
+/// // The second half answers the checks: it goes into the router, beside the services of the server's own.
+/// let (reporter, checks) = tonic_health::server::health_reporter();
+/// let builder = RegisteredServer::builder(backend, "greeter".parse()?)
+///     .claim(Claim::IfAbsent)
+///     .health(reporter, ["greeter.v1.Greeter"])
+///     .drain(Duration::from_secs(5))
+///     .limit(Duration::from_secs(10))
+///     .stop_on_signals();
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct Builder {
     plan: Plan,
@@ -89,9 +107,9 @@ impl Builder {
     }
 
     /// Tells the server's health (`grpc.health.v1`) by this reporter: for the server as a whole and for the gRPC services named, such
-    /// as `greeter.Greeter`, SERVING from before it registers until it shall stop, else NOT_SERVING.
+    /// as `greeter.v1.Greeter`, SERVING from before it registers until it shall stop, else NOT_SERVING.
     ///
-    /// The service that answers with it is the other half of [`tonic_health::server::health_reporter`].
+    /// The service that answers with it is the other half of [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
     pub fn health<S: Into<String>>(mut self, reporter: HealthReporter, services: impl IntoIterator<Item = S>) -> Self {
         self.plan.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
         self

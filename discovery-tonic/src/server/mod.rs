@@ -8,7 +8,9 @@
 //! 3. it sends GOAWAY, refuses new connections, and finishes what is in flight;
 //! 4. what is left after the *limit* is cut.
 //!
-//! [`ServerHandle::stop_now`], or a second signal, cuts at once.
+//! [`ServerHandle::stop_now`], or a second signal, cuts at once. The handle also changes weight and metadata, and tells how the registration
+//! stands ([`statuses`](ServerHandle::statuses)). Another owner of the same id is taken over, or refuses the server
+//! ([`claim`](Builder::claim)).
 //!
 //! ```no_run
 //! # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
@@ -30,6 +32,10 @@
 //!
 //! The registry is not needed to serve: a server whose registry is away serves on, and one that starts without it registers as soon
 //! as it is there.
+//!
+//! What it logs through `tracing` has a field `service`: `server stage` with each [`Stage`] (info), and as warnings `server not registered
+//! yet` and `deregistering not confirmed`, with the `error`. The listener warns once with `connections not accepted` where the system
+//! refuses it any.
 //!
 //! # How long it takes to stop
 //!
