@@ -218,9 +218,13 @@ impl Driver {
                     let good = connection.load().is_proven() || since.elapsed() >= GOOD;
                     return Offered::Ended(Served::Closed { good });
                 }
-                draining_since = None;
+                if draining_since.take().is_some() {
+                    successor = connection.age().map(|age| self.successor(age.saturating_sub(since.elapsed())));
+                }
                 continue;
             }
+            // Half made, it would keep its turn from others.
+            successor = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
             // Kept for a moment even if idle, because the endpoint may be held after all.
             let idle = since.elapsed() >= hold::GRACE && connection.load().close_if_idle();

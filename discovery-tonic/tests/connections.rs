@@ -20,7 +20,7 @@ use futures::future::join_all;
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use support::{Server, builder, eventually, greet, greet_with, hung, ready, refusing, registry};
+use support::{Server, builder, eventually, greet, greet_with, hung, ready, refusing, registry, service};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -274,4 +274,33 @@ async fn an_old_connection_serves_on_where_there_is_no_other() {
     wires.refuses.store(false, Ordering::Relaxed);
     eventually("it is replaced", || wires.made() > 1).await;
     greet(&channel, Some(SOON)).await.unwrap();
+}
+
+/// A removed endpoint that was about to replace its connection does not keep others from connecting while it drains.
+#[tokio::test]
+async fn an_endpoint_that_drains_gives_its_turn_back() {
+    let (old, new, tries) = (Server::start("old").await, Server::start("new").await, Arc::new(AtomicUsize::new(0)));
+    let (backend, first, count) = (registry([old.address]), old.address, Arc::clone(&tries));
+    let connect = move |uri: Uri| {
+        let count = Arc::clone(&count);
+        async move {
+            let address: SocketAddr = uri.authority().unwrap().as_str().parse().unwrap();
+            if address == first && count.fetch_add(1, Ordering::Relaxed) > 0 {
+                // Longer than it takes to remove it.
+                sleep(Duration::from_millis(700)).await;
+            }
+            TcpStream::connect(address).await.map(TokioIo::new)
+        }
+    };
+    let plan = builder(&backend).connects(1).endpoint(aging(Duration::from_secs(1)));
+    let channel = plan.connector(tower::service_fn(connect)).build().unwrap();
+    let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
+    let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
+    stream.message().await.unwrap();
+    eventually("the next connection is being made", || tries.load(Ordering::Relaxed) == 2).await;
+    backend.remove(&service(), &first.to_string());
+    backend.put(&service(), new.instance());
+    let took = eventually("the new one is connected", || new.accepted() == 1).await;
+    println!("connected after {took:?}");
+    stream.message().await.expect("the stream goes on");
 }
