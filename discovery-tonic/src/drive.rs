@@ -275,7 +275,7 @@ impl Driver {
     async fn settle(&self, limit: Duration) {
         self.enter(Phase::Ended);
         let since = Instant::now();
-        while self.connections.iter().any(|known| known.load.in_flight() > 0) {
+        while self.has_calls() {
             if since.elapsed() >= limit {
                 return self.connections.iter().for_each(|known| known.cut.cut());
             }
@@ -283,9 +283,19 @@ impl Driver {
         }
     }
 
-    /// Waits until the first lane is connected, or until the endpoint drains.
+    /// Whether anything is in flight on its connections.
+    fn has_calls(&self) -> bool {
+        self.connections.iter().any(|known| known.load.in_flight() > 0)
+    }
+
+    /// Waits until the first lane is connected. An endpoint that drains may come back: its end is then when the first lane has ended, or
+    /// now where this lane has calls to end.
     async fn led(&self) {
-        while !self.endpoint.lane(0).is_ready() && !self.endpoint.is_draining() {
+        let first = self.endpoint.lane(0);
+        let goes_on = || {
+            if self.endpoint.is_draining() { first.has_ended() || self.has_calls() } else { first.is_ready() }
+        };
+        while !goes_on() {
             self.lane().looked().await;
         }
     }

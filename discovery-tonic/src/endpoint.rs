@@ -313,6 +313,10 @@ impl Lane {
         matches!(*self.lock(), Phase::Ready(_))
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(*self.lock(), Phase::Ended)
+    }
+
     /// Waits until it shall look again.
     pub(crate) async fn looked(&self) {
         self.look.notified().await;

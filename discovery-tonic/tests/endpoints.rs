@@ -40,16 +40,16 @@ fn attempts(
 }
 
 /// C10: an address that comes and goes ten times a second is not tried more often than one that stays: once per wait, whether it
-/// refuses or is silent. The waits are of full jitter up to a second, so that 40 flaps in 4 s see about eight, and one time in a
+/// refuses or is silent, and however many connections it should have. The waits are of full jitter up to a second, so that 40 flaps in 4 s see about eight, and one time in a
 /// million more than twenty.
 #[tokio::test]
 async fn c10_a_flapping_address_is_tried_once_per_wait() {
     let (silent, _silent) = silent().await;
-    let flap = async |address| {
+    let flap = async |address, connections| {
         let backend = registry([]);
         let wait = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).unwrap();
         let timeout = EndpointSettings::default().connect_timeout(Duration::from_millis(300));
-        let (builder, count) = attempts(builder(&backend).backoff(wait), timeout);
+        let (builder, count) = attempts(builder(&backend).backoff(wait).connections(connections), timeout);
         let _channel = builder.build().unwrap();
         let flapping = instance(address);
         for _ in 0..40 {
@@ -61,14 +61,15 @@ async fn c10_a_flapping_address_is_tried_once_per_wait() {
         count.load(Ordering::Relaxed)
     };
     let start = Instant::now();
-    let counts = tokio::join!(flap(refusing().await), flap(silent));
+    let counts = tokio::join!(flap(refusing().await, 1), flap(silent, 1), flap(refusing().await, 3));
     println!(
-        "C10: {} attempts where it refuses, {} where it is silent, 40 flaps in {:?}",
+        "C10: {} attempts where it refuses, {} where it is silent, {} where it refuses three connections, 40 flaps in {:?}",
         counts.0,
         counts.1,
+        counts.2,
         start.elapsed()
     );
-    for count in [counts.0, counts.1] {
+    for count in [counts.0, counts.1, counts.2] {
         assert!((1..=20).contains(&count), "{count}");
     }
 }
