@@ -27,7 +27,7 @@ pub struct EndpointStatus {
     pub failures: u32,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it.
+    /// Until when it is held at most, although the registry no longer has it; longer where the registry is out of reach by then.
     pub held_until: Option<Instant>,
 }
 

@@ -118,8 +118,11 @@ impl Pool {
                 set.since(known.map(Member::instance))
             }
         };
-        self.lost = None;
-        self.hold.regain(Instant::now());
+        let now = Instant::now();
+        if self.lost.take().is_some() {
+            self.hold_on(now);
+        }
+        self.hold.regain(now);
         self.change(&change);
     }
 
@@ -230,6 +233,14 @@ impl Pool {
         }
     }
 
+    /// Lets what is held be held as long again: while contact was lost the set could not refill.
+    fn hold_on(&mut self, now: Instant) {
+        let Some(limit) = self.config.hold else { return };
+        for member in self.members.values_mut().filter(|member| member.held_until().is_some()) {
+            member.hold(Some(now + limit));
+        }
+    }
+
     /// Looks at the endpoints that have changed, or failed; returns whether anything changed that calls shall see.
     fn look(&mut self) -> bool {
         let now = Instant::now();
@@ -260,7 +271,8 @@ impl Pool {
         let mut busy = wanted || !self.leaving.is_empty();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
-            if member.held_until().is_some_and(|until| now >= until || !member.is_connected()) {
+            let is_over = |until| now >= until && self.lost.is_none();
+            if member.held_until().is_some_and(|until| is_over(until) || !member.is_connected()) {
                 over.push(id.clone());
             }
             if member.is_connected() && (wanted || member.in_flight() > 0) {

@@ -269,6 +269,30 @@ async fn a_mass_removal_is_held_while_the_endpoints_answer() {
     }
 }
 
+/// While the registry is out of reach the set cannot refill; it may as long again once it is back.
+#[tokio::test]
+async fn held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
+    let servers = servers(3).await;
+    let backend = registry(servers.iter().map(|server| server.address));
+    let hold = Duration::from_secs(1);
+    let channel = builder(&backend).hold(Some(hold)).build().unwrap();
+    eventually("ready", || ready(&channel) == 3).await;
+    backend.wipe();
+    eventually("held", || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count() == 3).await;
+    backend.interrupt();
+    let start = Instant::now();
+    while start.elapsed() < hold * 2 {
+        greet(&channel, None).await.unwrap_or_else(|status| panic!("after {:?}: {status}", start.elapsed()));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    backend.put(&service(), servers[0].instance());
+    backend.restore();
+    eventually("one is back", || channel.endpoints().iter().any(|one| one.held_until.is_none())).await;
+    assert_eq!(shown(&channel), 3);
+    let took = eventually("the others are let go", || shown(&channel) == 1).await;
+    assert!(took > hold / 2, "{took:?}");
+}
+
 #[tokio::test]
 async fn a_held_endpoint_that_closes_is_let_go() {
     let mut servers = servers(3).await;
