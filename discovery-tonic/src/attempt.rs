@@ -20,7 +20,7 @@ use crate::{
     status,
 };
 
-/// What the pool publishes of a ready endpoint.
+/// What the pool publishes of a ready endpoint, for each of its connections.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) instance: Arc<Instance>,

@@ -26,7 +26,8 @@ use crate::{
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
 ///
 /// Cloning is cheap, and clones share everything. One control task follows the set, connects endpoints, replaces lost
-/// connections and takes hanging endpoints out, with or without traffic; it ends with the last clone and the last call.
+/// connections and takes hanging endpoints out, with or without traffic; it ends with the last clone and the last call. It lives on the
+/// tokio runtime that the channel was built on: once that has ended, calls fail at once with `UNAVAILABLE`.
 ///
 /// What it promises, besides balancing by a [`Policy`](crate::balance::Policy):
 ///

@@ -23,7 +23,7 @@ pub(crate) struct Member {
     pub(crate) outlier: Outlier,
     held_until: Option<Instant>,
     ramp: Ramp,
-    /// How far it was in its slow start at the last sweep.
+    /// How far it was in its slow start when that was looked at last.
     step: u32,
     /// The connections as of the last look.
     links: Vec<Link>,

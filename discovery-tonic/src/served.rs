@@ -24,7 +24,8 @@ pub struct ServedBy {
 
 /// Which instances a failed call was sent to, and what the last one did: the source of the call's [`tonic::Status`].
 ///
-/// It never travels on: a status that a server passes to its own caller carries neither this nor its text.
+/// It never travels on: a status that a server passes to its own caller carries neither this nor its text. A response that began says who
+/// gave it by its [`ServedBy`]; the status that its server ends it with later carries nothing of this.
 ///
 /// ```
 /// # fn example(status: tonic::Status) {
