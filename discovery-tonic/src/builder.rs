@@ -150,7 +150,7 @@ impl Builder {
     ///
     /// More than one are of use where a single connection is the limit: more calls at once than the peer allows streams, or more bytes
     /// than one core moves through a connection. Requests are spread over all of them; an endpoint's share does not depend on how
-    /// many of its connections are there, and it is probed by one request all the same.
+    /// many of its connections are there, except under a policy that ignores weights, and it is probed by one request all the same.
     ///
     /// The number neither grows under load nor shrinks without. The first connection is made alone, the others once it is there.
     pub fn connections(mut self, count: usize) -> Self {
@@ -167,7 +167,7 @@ impl Builder {
 
     /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can warm up; by default not at all.
     /// It begins with the first connection, and anew after failed attempts to connect and after an ejection; endpoints that begin together
-    /// share alike.
+    /// share alike. It works by weight, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.slow_start = window;
         self

@@ -28,7 +28,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn pick(&self, candidates: &Candidates<'_>, draw: &mut Draw) -> usize;
 }
 
-/// The endpoints that can take a request now, as a [`Policy`] sees them.
+/// The endpoints that can take a request now, as a [`Policy`] sees them: one candidate for each connection, among which the endpoint's
+/// weight is divided.
 ///
 /// Endpoints of weight 0 are not among them, unless all have weight 0.
 pub struct Candidates<'a> {

@@ -4,7 +4,8 @@ use super::{Candidates, Draw, Policy};
 
 /// One candidate after the other, from a random start; weights are ignored, except that weight 0 gets nothing.
 ///
-/// All clones of a channel share the counter, which every pick writes.
+/// Slow start works by weight, and so has no effect here; and where endpoints have several connections, each connection has its turn, so
+/// that an endpoint which lacks some gets fewer requests. All clones of a channel share the counter, which every pick writes.
 #[derive(Debug)]
 pub struct RoundRobin(AtomicUsize);
 
