@@ -220,6 +220,11 @@ impl Endpoint {
         })
     }
 
+    /// Whether no attempt to connect has been made.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.lanes.iter().all(|lane| matches!(*lane.lock(), Phase::Idle))
+    }
+
     /// Lets the drivers end their connections once the requests have ended, or takes that back.
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);

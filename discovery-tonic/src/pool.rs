@@ -118,11 +118,11 @@ impl Pool {
                 set.since(known.map(Member::instance))
             }
         };
-        let now = Instant::now();
         if self.lost.take().is_some() {
+            let now = Instant::now();
             self.hold_on(now);
+            self.hold.regain(now);
         }
-        self.hold.regain(now);
         self.change(&change);
     }
 
@@ -134,6 +134,9 @@ impl Pool {
             size += usize::from(self.upsert(instance));
         }
         self.size = Some(size.saturating_sub(change.removes().len()));
+        if change.removes().is_empty() {
+            return;
+        }
         let now = Instant::now();
         let held = match self.config.hold {
             Some(limit) => self.hold.step(now, limit, before, change.removes()),
@@ -204,7 +207,10 @@ impl Pool {
         if let Some(mut member) = self.members.remove(id) {
             member.hold(None);
             member.endpoint.drain(true);
-            self.leaving.entry(id.clone()).or_default().push(member);
+            // One that has not even begun to connect leaves nothing to end, or to take back.
+            if !member.endpoint.is_idle() {
+                self.leaving.entry(id.clone()).or_default().push(member);
+            }
         }
     }
 
