@@ -125,12 +125,12 @@ impl Driver {
                 self.enter(Phase::Idle);
                 self.led().await;
             }
-            self.enter(Phase::Connecting { first });
             let turn = tokio::select! {
                 biased;
                 () = self.drained() => return self.settle(plan.drain).await,
                 turn = plan.connects.wait(first) => turn,
             };
+            self.enter(Phase::Connecting { first });
             let begun = Instant::now();
             // Boxed, as what follows, so that an endpoint that only waits is small.
             let connected = connect(&self.endpoint, &plan).boxed().await;

@@ -14,6 +14,7 @@ use benches::{Failure, caller::Caller, clients, copies, cpu, load::steady};
 use discovery_core::{Instance, Registration, Registry, Resolver, ServiceName};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings, EndpointState};
+use futures::StreamExt;
 use http::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -48,6 +49,7 @@ async fn main() -> Result<(), Failure> {
     for _ in 0..instances {
         fleet.add().await?;
     }
+    let (watch, mut fleet) = watched(&backend, &service, fleet, changes).await?;
     let channel = channel(backend.clone(), service, addresses.clone())?;
     timeout(Duration::from_secs(60), async {
         while ready(&channel) < addresses.len() || channel.endpoints().len() < addresses.len() + instances {
@@ -61,15 +63,12 @@ async fn main() -> Result<(), Failure> {
     let (mut idle, mut roll, mut registry) = (Load::default(), Load::default(), Duration::ZERO);
     idle.run(&caller, &picks, sleep(IDLE)).await;
     for _ in 0..ROUNDS {
-        let (runtime, channel) = (Handle::current(), channel.clone());
-        let (sender, rolled) = oneshot::channel();
-        // A thread of its own, whose time is the registry's.
-        thread::spawn(move || {
-            let result = runtime.block_on(fleet.roll(changes, &channel));
-            // Who waits for it is only gone where the load was dropped.
-            let _ = sender.send(result.map(|()| (cpu::thread(), fleet)));
+        let seen = channel.clone();
+        let rolled = apart(async move {
+            fleet.roll(changes).await?;
+            fleet.is_seen(&seen).await.map(|()| fleet)
         });
-        let (own, rolled) = roll.run(&caller, &picks, rolled).await??;
+        let (own, rolled) = roll.run(&caller, &picks, rolled).await?;
         (registry, fleet) = (registry + own, rolled);
         idle.run(&caller, &picks, sleep(IDLE)).await;
     }
@@ -82,7 +81,10 @@ async fn main() -> Result<(), Failure> {
     println!("calls {}", idle.calls + roll.calls);
     println!("seconds {:.3}", roll.took.as_secs_f64());
     println!("cores of the load alone {alone:.4}");
+    let watch = watch.as_secs_f64() * 1e6 / changes;
     println!("us per change {:.3}", cost * 1e6 / changes);
+    println!("us per change of the watch {watch:.3}");
+    println!("us per change of the channel {:.3}", cost * 1e6 / changes - watch);
     println!("us per change in the registry {:.3}", registry.as_secs_f64() * 1e6 / changes);
     for (name, load) in [("idle", &mut idle), ("roll", &mut roll)] {
         println!("picks {name} {}", load.picks.len());
@@ -95,6 +97,44 @@ async fn main() -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Runs on a thread of its own, and says what time of the processor that took.
+async fn apart<R: Send + 'static>(
+    work: impl Future<Output = Result<R, Failure>> + Send + 'static,
+) -> Result<(Duration, R), Failure> {
+    let runtime = Handle::current();
+    let (sender, done) = oneshot::channel();
+    thread::spawn(move || {
+        let result = runtime.block_on(work);
+        // Who waits for it is only gone where the load was dropped.
+        let _ = sender.send(result.map(|result| (cpu::thread(), result)));
+    });
+    done.await?
+}
+
+/// What the rolls cost the watch of the registry, followed by one who does nothing with it.
+async fn watched(
+    backend: &MemoryBackend,
+    service: &ServiceName,
+    mut fleet: Fleet,
+    changes: u32,
+) -> Result<(Duration, Fleet), Failure> {
+    let mut updates = backend.watch(service)?;
+    let following = tokio::spawn(async move { while updates.next().await.is_some() {} });
+    sleep(SETTLED).await;
+    let before = cpu::process();
+    let roll = async move {
+        for _ in 0..ROUNDS {
+            fleet.roll(changes).await?;
+        }
+        Ok(fleet)
+    };
+    let (own, fleet) = apart(roll).await?;
+    sleep(SETTLED).await;
+    let cost = cpu::process() - before - own;
+    following.abort();
+    Ok((cost, fleet))
 }
 
 /// A channel that connects the addresses, and is connecting all others for ever.
@@ -140,13 +180,18 @@ impl Fleet {
         Ok(())
     }
 
-    /// Removes the oldest and adds a new one, as often as that makes so many changes; then waits until the channel has seen all.
-    async fn roll(&mut self, changes: u32, channel: &BalancedChannel) -> Result<(), Failure> {
+    /// Removes the oldest and adds a new one, as often as that makes so many changes.
+    async fn roll(&mut self, changes: u32) -> Result<(), Failure> {
         for _ in 0..changes / 2 {
             let oldest = self.registered.pop_front().ok_or("nobody is registered")?;
             oldest.deregister().await?;
             self.add().await?;
         }
+        Ok(())
+    }
+
+    /// Waits until a channel has seen all changes.
+    async fn is_seen(&self, channel: &BalancedChannel) -> Result<(), Failure> {
         let set = self.backend.list(&self.service).await?;
         let start = Instant::now();
         loop {
@@ -228,5 +273,7 @@ impl Service<Request<Body>> for Timed {
 /// Calls a second.
 const RATE: u32 = 2_000;
 const IDLE: Duration = Duration::from_secs(4);
+/// By then the last changes have been followed.
+const SETTLED: Duration = Duration::from_millis(500);
 /// Times without the roll and with it take turns.
 const ROUNDS: u32 = 3;
