@@ -60,21 +60,25 @@ pub(crate) struct Row {
 
 impl Board {
     /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at once where waiting leads
-    /// nowhere, unless `wait` says to wait all the same.
+    /// nowhere, unless `wait` says to wait all the same. A call with a deadline leaves room to endpoints on trial for no more than half of
+    /// its time, or where nothing else is there it would never be sent.
     pub(crate) async fn wait_for_endpoint(
         &self,
         wait: bool,
         limit: Option<Instant>,
+        deadline: Option<Instant>,
         tried: &[InstanceId],
     ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
         let mut picker = self.pickers.picker();
         let start = Instant::now();
+        let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
+        let patience = start + half.map_or(PATIENCE, |half| half.min(PATIENCE));
         loop {
             // Both before the look, so that nothing that happens after it is missed.
             let mut published = Box::pin(self.signals.published.notified());
             published.as_mut().enable();
             let mut room = self.signals.room.wait();
-            let patient = start.elapsed() < PATIENCE;
+            let patient = Instant::now() < patience;
             let found = match tried {
                 [] => picker.pick(patient),
                 _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
@@ -100,7 +104,7 @@ impl Board {
             tokio::select! {
                 () = published => {}
                 () = room.turn.as_mut() => {}
-                () = sleep_until(start + PATIENCE), if patient => {}
+                () = sleep_until(patience), if patient => {}
                 () = end => {}
             }
         }
@@ -190,5 +194,5 @@ fn humanly(duration: Duration) -> String {
     format!("{:?}", Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
 }
 
-/// For so long a call leaves room to endpoints on trial.
+/// For so long a call leaves room to endpoints on trial at most.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -123,7 +123,7 @@ impl Call {
             }
             let begun = Instant::now();
             let limit = left.map(|left| begun + left);
-            let picked = match board.wait_for_endpoint(wait_for_ready, limit, &self.tried).await {
+            let picked = match board.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.

@@ -130,6 +130,29 @@ async fn a_hung_endpoint_that_answers_again_is_used_again() {
     server.abort();
 }
 
+/// A call that was late puts its endpoint in doubt: what waits there is not added to until an answer. Where what waits is meant to wait,
+/// the next call asks, however short its deadline is.
+#[tokio::test]
+async fn the_only_endpoint_is_not_in_doubt_for_longer_than_a_call() {
+    let server = Server::start("one").await;
+    let channel = channel(&registry([server.address]));
+    let slow = || greeter::GreetRequest { delay_ms: 60_000, ..Default::default() };
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..10 {
+        let channel = channel.clone();
+        waiting.spawn(async move { greet_with(&channel, None, slow()).await.map(drop) });
+    }
+    eventually("all wait", || server.greeter.calls() == 10).await;
+    greet_with(&channel, Some(Duration::from_millis(100)), slow()).await.expect_err("it is late");
+    let mut served = 0;
+    for _ in 0..20 {
+        served += usize::from(greet(&channel, Some(Duration::from_millis(190))).await.is_ok());
+    }
+    println!("{served} of 20 served");
+    // All of them, except where the machine is too busy.
+    assert!(served >= 10, "{served} of 20");
+}
+
 #[tokio::test]
 async fn all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
     let (a, b) = (refusing().await, refusing().await);
