@@ -75,6 +75,9 @@ enum Served {
     Drained(Instant),
 }
 
+/// The endpoint drains.
+struct Draining;
+
 /// What becomes of one connection.
 enum Offered {
     Ended(Served),
@@ -162,10 +165,42 @@ impl Driver {
             self.enter(Phase::BackingOff { error: error.into() });
             // Who registers again is probably there again; but not more often than a first wait allows.
             let earliest = until.min(begun + plan.backoff.min());
-            tokio::select! {
-                () = sleep_until(until) => {}
-                () = self.lane().returned() => sleep_until(earliest).await,
+            if self.back_off(until, earliest).await.is_err() {
+                return self.settle(plan.drain).await;
             }
+        }
+    }
+
+    /// Waits until the next attempt to connect, less where the endpoint is taken back.
+    ///
+    /// # Errors
+    ///
+    /// Where the endpoint drains and there are calls to end on former connections, for which this may be too long.
+    async fn back_off(&mut self, until: Instant, earliest: Instant) -> Result<(), Draining> {
+        loop {
+            let overdue = self.overdue();
+            tokio::select! {
+                () = sleep_until(until) => return Ok(()),
+                turned = self.turned() => {
+                    turned?;
+                    sleep_until(earliest).await;
+                    return Ok(());
+                }
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+            }
+        }
+    }
+
+    /// Waits until the endpoint is taken back, or drains while calls are left. One future for both, since it is woken once for each news.
+    async fn turned(&self) -> Result<(), Draining> {
+        loop {
+            if self.endpoint.is_draining() && self.has_calls() {
+                return Err(Draining);
+            }
+            if self.lane().has_returned() {
+                return Ok(());
+            }
+            self.lane().looked().await;
         }
     }
 
@@ -193,7 +228,7 @@ impl Driver {
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
-            let overdue = self.connections.iter().filter_map(|known| known.until).min();
+            let overdue = self.overdue();
             let tick = draining_since.map(|since: Instant| tick(since, plan.drain));
             tokio::select! {
                 () = self.lane().looked() => connection.look(),
@@ -258,6 +293,11 @@ impl Driver {
         connection.load().close();
         let present = self.connections.last_mut().expect("the present connection is the last");
         present.until = Some(Instant::now() + self.plan.drain);
+    }
+
+    /// When the time of the first retired connection is over.
+    fn overdue(&self) -> Option<Instant> {
+        self.connections.iter().filter_map(|known| known.until).min()
     }
 
     /// Cuts the retired connections whose time is over.

@@ -332,11 +332,9 @@ impl Lane {
         self.returned.store(false, Ordering::Release);
     }
 
-    /// Waits until the endpoint is taken back after it was drained.
-    pub(crate) async fn returned(&self) {
-        while !self.returned.swap(false, Ordering::AcqRel) {
-            self.looked().await;
-        }
+    /// Whether the endpoint was taken back after it was drained; says so once.
+    pub(crate) fn has_returned(&self) -> bool {
+        self.returned.swap(false, Ordering::AcqRel)
     }
 
     fn lock(&self) -> MutexGuard<'_, Phase> {

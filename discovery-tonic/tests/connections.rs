@@ -256,6 +256,27 @@ async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
     eventually("few are left", || wires.open() <= 2).await;
 }
 
+/// Also where its successor is lost meanwhile, and cannot be made anew.
+#[tokio::test]
+async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() {
+    let (server, wires) = (Server::start("one").await, Wires::default());
+    let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
+    let plan =
+        builder(&registry([server.address])).endpoint(aging(Duration::from_secs(1))).drain(Duration::from_secs(1));
+    let channel = wires.builder(plan.backoff(wait)).build().unwrap();
+    let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
+    let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
+    stream.message().await.unwrap();
+    eventually("it is replaced", || channel.endpoints()[0].in_flight == 0).await;
+    wires.refuses.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    wires.cut(1);
+    while stream.message().await.is_ok() {
+        assert!(start.elapsed() < SOON, "the stream goes on");
+    }
+    println!("cut after {:?}", start.elapsed());
+}
+
 #[tokio::test]
 async fn an_old_connection_serves_on_where_there_is_no_other() {
     let (server, wires) = (Server::start("one").await, Wires::default());

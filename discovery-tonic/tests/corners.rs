@@ -11,7 +11,7 @@ use std::{
 };
 
 use discovery_core::{Backoff, Entry, Error, Feed, Recovered, ServiceName, Source, Weight};
-use discovery_tonic::{BalancedChannel, Tried, balance::RoundRobin};
+use discovery_tonic::{BalancedChannel, EndpointState, Tried, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
 use tokio::{
@@ -133,22 +133,28 @@ async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
     }
 }
 
+/// Also where the endpoint waits for long before it would connect again.
 #[tokio::test]
 async fn the_drain_limit_binds_streams_of_former_connections() {
     let (mut old, new) = (Server::start("old").await, Server::start("new").await);
     let backend = registry([old.address]);
-    let channel = builder(&backend).drain(Duration::from_secs(1)).build().unwrap();
+    let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
+    let channel = builder(&backend).drain(Duration::from_secs(1)).backoff(wait).build().unwrap();
     let request = GreetManyRequest { count: 100_000, interval_ms: 50, ..GreetManyRequest::default() };
     let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
     stream.message().await.unwrap();
     old.begin_stop();
-    eventually("GOAWAY is seen while the stream lives", || ready(&channel) == 0).await;
+    let is_waiting = || channel.endpoints().iter().any(|one| one.state == EndpointState::BackingOff);
+    eventually("GOAWAY is seen while the stream lives", is_waiting).await;
     backend.put(&service(), new.instance());
     backend.remove(&service(), &old.address.to_string());
     let start = Instant::now();
     while stream.message().await.is_ok() {
         assert!(start.elapsed() < Duration::from_secs(5), "the stream goes on");
     }
+    let took = start.elapsed();
+    println!("cut after {took:?}");
+    assert!(took > Duration::from_millis(900), "{took:?}");
 }
 
 #[tokio::test]
