@@ -424,6 +424,7 @@ impl Drop for Pool {
         self.board.pickers.publish_shared(Vec::new());
         self.board.outlook.store(Arc::new(Outlook::Gone));
         self.board.signals.published.notify_waiters();
+        self.board.signals.metrics.end();
     }
 }
 

@@ -177,3 +177,21 @@ async fn each_metric_is_described() {
     assert!(described.keys().eq(counters.keys().chain(gauges.keys()).collect::<std::collections::BTreeSet<_>>()));
     assert_eq!(described.len(), 11);
 }
+
+/// A channel whose runtime is gone fails all calls, which its levels say too.
+#[tokio::test]
+async fn a_channel_without_its_runtime_counts_no_endpoint_as_ready() {
+    let server = Server::start("one").await;
+    let (backend, seen) = (registry([server.address]), Seen::default());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let channel = {
+        let _entered = runtime.enter();
+        metrics::with_local_recorder(&seen, || builder(&backend).build()).unwrap()
+    };
+    eventually("ready", || seen.level("endpoints_ready") == 1.0).await;
+    runtime.shutdown_background();
+    eventually("none is ready", || seen.level("endpoints_ready") == 0.0).await;
+    greet(&channel, Some(SOON)).await.unwrap_err();
+    drop(channel);
+    assert_eq!((seen.level("endpoints"), seen.level("endpoints_ready"), seen.level("stale")), (0.0, 0.0, 0.0));
+}
