@@ -263,7 +263,11 @@ impl Builder {
             plan: Arc::new(plan),
             slow_start: self.slow_start.min(FAR),
             hold: self.hold.map(|hold| hold.min(FAR)),
-            ejection: Ejection { shortest: self.ejection.shortest.min(FAR), ..self.ejection },
+            ejection: Ejection {
+                shortest: self.ejection.shortest.min(FAR),
+                longest: self.ejection.longest.min(FAR),
+                ..self.ejection
+            },
         };
         let span = info_span!(parent: None, "channel", service = %board.service);
         let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates).instrument(span));

@@ -43,7 +43,7 @@
 //!
 //! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table.
 //!
-//! `tracing` is told what the control task decides, within a span `channel` with the field `service`. Single calls are not logged.
+//! `tracing` is told what becomes of endpoints, within a span `channel` with the field `service`. Single calls are not logged.
 //!
 //! | Event | Level | Fields |
 //! |---|---|---|
@@ -51,7 +51,11 @@
 //! | `endpoint restored` | info | `instance` |
 //! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
 //! | `held endpoint let go` | info | `instance` |
-//! | `registry lost` | debug | `error` |
+//! | `registry lost`, `registry regained` | debug | `error` |
+//! | `endpoint connected`, `connection ended` | debug | `instance` |
+//! | `endpoint not connected` | debug | `instance`, `error` |
+//! | `connection replaced at its age` | debug | `instance` |
+//! | `endpoint told its health` | debug | `instance`, `health` |
 //!
 //! The feature `metrics` counts through the crate of that name, all with the label `service`. A channel finds its handles once, when it is
 //! built: the recorder must be installed before. The channels of a process on one service add up, and one that is dropped takes its part of
@@ -99,6 +103,7 @@ mod io;
 mod member;
 mod metrics;
 mod outlier;
+mod past;
 mod pool;
 mod ramp;
 mod response;

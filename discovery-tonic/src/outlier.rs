@@ -118,6 +118,16 @@ impl Outlier {
         }
     }
 
+    /// What holds for another endpoint of the same instance: that it is out, or to be probed. Nothing where it is not.
+    pub(crate) fn of_successor(&self) -> Option<Self> {
+        let state = match self.state {
+            State::In => return None,
+            State::Out { until, .. } => State::Out { until, strict: false },
+            State::Probing => State::Out { until: Instant::now(), strict: false },
+        };
+        Some(Self { state, streak: self.streak, ..Self::new() })
+    }
+
     /// Until when it gets no requests.
     pub(crate) fn out_until(&self) -> Option<Instant> {
         match self.state {

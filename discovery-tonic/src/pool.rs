@@ -19,6 +19,7 @@ use crate::{
     member::Member,
     metrics::Event,
     outlier::{Ejection, Verdict, may_eject},
+    past::{KNOWN, Past},
     ramp,
     signals::SWEEP,
 };
@@ -31,6 +32,7 @@ pub(crate) struct Pool {
     members: BTreeMap<InstanceId, Member>,
     /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may be taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
+    past: Past,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
     hold: Hold,
     /// How many instances the registry has, which is without the held ones; `None` before the first set.
@@ -60,6 +62,7 @@ impl Pool {
             config,
             members: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            past: Past::default(),
             drivers: FuturesUnordered::new(),
             hold: Hold::default(),
             size: None,
@@ -119,6 +122,7 @@ impl Pool {
             }
         };
         if self.lost.take().is_some() {
+            debug!("registry regained");
             let now = Instant::now();
             self.hold_on(now);
             self.hold.regain(now);
@@ -172,11 +176,16 @@ impl Pool {
         !is_known
     }
 
-    fn connect(&self, instance: &Arc<Instance>) -> Member {
+    fn connect(&mut self, instance: &Arc<Instance>) -> Member {
         let plan = Arc::clone(&self.config.plan);
         let endpoint = Endpoint::new(Arc::clone(instance), plan.connections, Arc::clone(&self.board.signals));
         self.drivers.push(drive(Arc::clone(&endpoint), plan).boxed());
-        Member::new(instance, endpoint)
+        let mut member = Member::new(instance, endpoint);
+        if let Some(outlier) = self.past.take(instance) {
+            member.outlier = outlier;
+            self.board.signals.sweep();
+        }
+        member
     }
 
     /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or one to hold.
@@ -195,11 +204,13 @@ impl Pool {
 
     /// Forgets an endpoint whose driver has ended.
     fn forget(&mut self, endpoint: &Arc<Endpoint>) {
-        if let Some(leaving) = self.leaving.get_mut(&endpoint.id) {
-            leaving.retain(|member| !Arc::ptr_eq(&member.endpoint, endpoint));
-            if leaving.is_empty() {
-                self.leaving.remove(&endpoint.id);
-            }
+        let Some(leaving) = self.leaving.get_mut(&endpoint.id) else { return };
+        for member in leaving.extract_if(.., |member| Arc::ptr_eq(&member.endpoint, endpoint)) {
+            let known = self.config.ejection.longest.max(KNOWN);
+            self.past.keep(endpoint, &member.outlier, Instant::now() + known);
+        }
+        if leaving.is_empty() {
+            self.leaving.remove(&endpoint.id);
         }
     }
 
@@ -273,6 +284,7 @@ impl Pool {
         self.board.signals.count_sweep();
         // First rest, then look: a call that begins in between wakes the pool again.
         self.board.signals.rest();
+        self.past.expire(now);
         let wanted = self.board.signals.room.is_wanted();
         let mut busy = wanted || !self.leaving.is_empty();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);

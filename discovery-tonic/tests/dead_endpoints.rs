@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_tonic::Ejection;
+use discovery_tonic::{Ejection, EndpointStatus};
 use support::*;
+use tokio::time::sleep;
 
 /// Calls that took longer are slow.
 const SLOW: Duration = Duration::from_secs(1);
@@ -36,7 +37,7 @@ async fn c3_one_of_four_is_silent_and_no_call_is_slow() {
         let start = Instant::now();
         greet(&channel, None).await.expect("no call fails");
         assert!(start.elapsed() < SLOW, "a call took {:?}", start.elapsed());
-        tokio::time::sleep(Duration::from_millis(3)).await;
+        sleep(Duration::from_millis(3)).await;
     }
 }
 
@@ -66,7 +67,7 @@ async fn c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone(
     let mut lost = 0;
     while start.elapsed() < Duration::from_secs(8) {
         lost += slow().await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(1)).await;
     }
     let probes = requests.load(Ordering::Relaxed) - before;
     println!("then {probes} probes in 8 s, {lost} slow calls");
@@ -114,7 +115,7 @@ async fn a_hung_endpoint_that_answers_again_is_used_again() {
     let listener = loop {
         match tokio::net::TcpListener::bind(hung).await {
             Ok(listener) => break listener,
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(_) => sleep(Duration::from_millis(10)).await,
         }
     };
     let greeter = greeter::Greeter::new("again");
@@ -192,4 +193,40 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
         greet(&channel, None).await.unwrap();
     }
     assert_eq!(requests.load(Ordering::Relaxed), reached);
+}
+
+/// One that fails does not get calls again by being announced anew, however long it was away.
+#[tokio::test]
+async fn an_endpoint_that_is_out_stays_out_when_it_comes_back() {
+    let (address, requests, _hung) = hung().await;
+    let servers = servers(3).await;
+    let backend = registry(servers.iter().map(|one| one.address).chain([address]));
+    let mut ejection = Ejection::default();
+    (ejection.shortest, ejection.longest) = (Duration::from_secs(20), Duration::from_secs(20));
+    let channel = builder(&backend).ejection(ejection).build().unwrap();
+    let out = || channel.endpoints().iter().any(|one| one.out_until.is_some());
+    eventually("all ready", || ready(&channel) == 4).await;
+    while !out() {
+        let _ = greet(&channel, Some(Duration::from_millis(200))).await;
+    }
+    for away in [Duration::from_millis(100), Duration::from_millis(2500)] {
+        backend.remove(&service(), &address.to_string());
+        eventually("it is gone", || channel.endpoints().len() == 3).await;
+        sleep(away).await;
+        let before = requests.load(Ordering::Relaxed);
+        backend.put(&service(), instance(address));
+        eventually("it is back", || ready(&channel) == 4).await;
+        assert!(out(), "after {away:?}");
+        for _ in 0..100 {
+            greet(&channel, Some(Duration::from_secs(1))).await.unwrap();
+        }
+        assert_eq!(requests.load(Ordering::Relaxed), before, "no call goes there");
+    }
+    // Another server at the same name is another one.
+    backend.remove(&service(), &address.to_string());
+    let other = Server::start("other").await;
+    backend.put(&service(), instance(other.address).with_id(address.to_string().parse().unwrap()));
+    let is_there = |one: &EndpointStatus| one.instance.address().socket_addr() == Some(other.address);
+    eventually("it is there", || channel.endpoints().iter().any(is_there)).await;
+    assert!(!out());
 }
