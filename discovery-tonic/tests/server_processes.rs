@@ -114,6 +114,17 @@ async fn a_first_signal_stops_a_server_in_order() {
     }
 }
 
+/// As who signals a process and then its group.
+#[tokio::test]
+async fn two_signals_of_one_moment_are_one() {
+    let process = Process::start(SERVES).await;
+    let call = running::slow_call(process.address, Duration::from_secs(2)).await;
+    let both = format!("kill -TERM {0}; kill -INT {0}", process.id());
+    assert!(Command::new("sh").args(["-c", &both]).status().await.unwrap().success());
+    assert_eq!(process.cut().await, 0);
+    assert!(timeout(SOON, call).await.unwrap().unwrap().is_ok());
+}
+
 #[tokio::test]
 async fn a_second_signal_stops_a_server_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("INT", "INT")] {

@@ -118,7 +118,7 @@ impl Builder {
     /// Takes ctrl-c, and SIGTERM where there is one, as orders to stop: the first one in order, the second one at once.
     ///
     /// For the whole process, and for as long as it lives: once the server has stopped they do nothing, unless somebody else listens
-    /// for them. Who signals both the process and its group, as `timeout` of the coreutils does, sends two.
+    /// for them. Two within 50 ms count as one, since some signal a process and then its group, as `timeout` of the coreutils does.
     pub fn stop_on_signals(mut self) -> Self {
         self.plan.stop_on_signals = true;
         self

@@ -4,10 +4,11 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use futures::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 /// What a server was told, of which only the strongest counts.
 #[derive(Clone, Debug)]
@@ -46,6 +47,7 @@ impl Orders {
     /// Gives the orders of the signals that ask a process to end, ctrl-c, and SIGTERM where there is one: the first is to stop, the
     /// second to stop now. Ends only where the system lets nobody listen for them.
     pub(super) async fn follow_signals(&self) -> io::Error {
+        let mut first = None;
         #[cfg(unix)]
         {
             use tokio::signal::unix::{SignalKind, signal};
@@ -54,24 +56,37 @@ impl Orders {
                 Ok(signals) => signals,
                 Err(error) => return error,
             };
-            for order in [Order::Stop, Order::StopNow] {
+            loop {
                 tokio::select! {
                     _ = terminate.recv() => {}
                     _ = interrupt.recv() => {}
                 }
-                self.give(order);
+                self.signalled(&mut first);
             }
         }
         #[cfg(not(unix))]
-        for order in [Order::Stop, Order::StopNow] {
+        loop {
             if let Err(error) = tokio::signal::ctrl_c().await {
                 return error;
             }
-            self.give(order);
+            self.signalled(&mut first);
         }
-        std::future::pending().await
+    }
+
+    fn signalled(&self, first: &mut Option<Instant>) {
+        match first {
+            None => {
+                *first = Some(Instant::now());
+                self.give(Order::Stop);
+            }
+            Some(first) if first.elapsed() < TOGETHER => {}
+            Some(_) => self.give(Order::StopNow),
+        }
     }
 }
+
+/// Signals of one moment count as one: `timeout` of coreutils, for one, signals a process and then its group.
+const TOGETHER: Duration = Duration::from_millis(50);
 
 impl GoAway {
     pub(super) fn new(signal: impl Future<Output = ()> + Send + 'static) -> Self {
