@@ -123,6 +123,7 @@ impl Row {
             instance: Arc::clone(&self.instance),
             state,
             in_flight,
+            error: self.endpoint.error(),
             failures: self.endpoint.failures(),
             out_until: self.out_until.map(Instant::into_std),
             held_until: self.held_until.map(Instant::into_std),
@@ -139,17 +140,15 @@ pub(crate) enum Unreached {
     Registry(#[from] Error),
 }
 
-impl Unreached {
-    /// The error and what caused it, in one line.
-    pub(crate) fn report(&self) -> String {
-        let mut line = self.to_string();
-        let mut next = self.source();
-        while let Some(cause) = next {
-            line.extend([": ", &cause.to_string()]);
-            next = cause.source();
-        }
-        line
+/// An error and what caused it, in one line.
+pub(crate) fn report(error: &dyn StdError) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.extend([": ", &cause.to_string()]);
+        next = cause.source();
     }
+    line
 }
 
 impl Outlook {

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use crate::{
     attempt::{Attempt, with_tried},
-    board::Board,
+    board::{Board, report},
     body::RequestBody,
     channel::Shared,
     connector::BoxError,
@@ -127,7 +127,7 @@ impl Call {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
-                    let told = cause.as_ref().map(|cause| format!("{message}: {}", cause.report()));
+                    let told = cause.as_ref().map(|cause| format!("{message}: {}", report(cause)));
                     return Err(self.fail(board, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
                 }
             };

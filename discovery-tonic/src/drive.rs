@@ -10,9 +10,11 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::{Instant, sleep, sleep_until},
 };
+use tracing::debug;
 
 use crate::{
     balance::Load,
+    board::report,
     connection::{Allowance, Connection, Cut},
     connector::{BoxError, Connector},
     endpoint::{Endpoint, Lane, Link, Phase},
@@ -234,10 +236,12 @@ impl Driver {
                 () = self.lane().looked() => connection.look(),
                 Some(()) = OptionFuture::from(tick.map(sleep)) => {}
                 Some(said) = next(&mut checks) => {
+                    debug!(instance = %self.endpoint.id, health = ?said, "endpoint told its health");
                     *health = said;
                     self.endpoint.tell(self.number, said);
                 }
                 Some(successor) = OptionFuture::from(successor.as_mut()), if draining_since.is_none() => {
+                    debug!(instance = %self.endpoint.id, "connection replaced at its age");
                     self.retire(connection);
                     return Offered::Renewed(successor);
                 }
@@ -249,6 +253,7 @@ impl Driver {
             }
             if !self.endpoint.is_draining() {
                 if closed {
+                    debug!(instance = %self.endpoint.id, "connection ended");
                     self.enter(Phase::Connecting { first: true });
                     let good = connection.load().is_proven() || since.elapsed() >= GOOD;
                     return Offered::Ended(Served::Closed { good });
@@ -371,10 +376,16 @@ async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, Bo
     };
     let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
     let connected = attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()));
-    let event = if connected.is_ok() { Event::Connect } else { Event::ConnectFailure };
-    endpoint.signals.metrics.count(event);
-    if connected.is_ok() {
-        endpoint.met();
+    match &connected {
+        Ok(_) => {
+            debug!(instance = %endpoint.id, "endpoint connected");
+            endpoint.signals.metrics.count(Event::Connect);
+            endpoint.met();
+        }
+        Err(error) => {
+            debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
+            endpoint.signals.metrics.count(Event::ConnectFailure);
+        }
     }
     connected
 }

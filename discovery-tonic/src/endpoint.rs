@@ -12,7 +12,7 @@ use crate::{
     window::Totals,
 };
 
-/// An instance as the channel sees it: its connections, one after another, and what calls report of it.
+/// An instance as the channel sees it: its connections, and what calls report of it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) id: InstanceId,
@@ -191,6 +191,14 @@ impl Endpoint {
         };
         let best = self.lanes.iter().map(|lane| lane.lock().state()).min_by_key(rank);
         (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum())
+    }
+
+    /// Why it is not connected, as far as its first lane found out.
+    pub(crate) fn error(&self) -> Option<SharedError> {
+        match &*self.lanes[0].lock() {
+            Phase::BackingOff { error } => Some(Arc::clone(error)),
+            _ => None,
+        }
     }
 
     /// Where the endpoint stands: at its best connection, or where one is about to be, or else where its first lane does.

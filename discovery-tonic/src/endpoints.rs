@@ -1,13 +1,15 @@
-use std::{fmt, ops::Deref, sync::Arc, time::Instant};
+use std::{error::Error, fmt, ops::Deref, sync::Arc, time::Instant};
 
 use discovery_core::Instance;
+
+use crate::board::report;
 
 /// The endpoints of a channel as it last published them: a slice, and in `Display` a table for people.
 ///
 /// ```text
 /// INSTANCE   ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES
 /// greeter-1  10.0.7.4:50051     100  ready                3         0
-/// greeter-2  10.0.7.5:50051     100  backing off          0         5  ejected for 3.2s
+/// greeter-2  10.0.7.5:50051     100  backing off          0         5  connection refused  ejected for 3.2s
 /// ```
 #[derive(Clone, Debug)]
 pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
@@ -25,6 +27,8 @@ pub struct EndpointStatus {
     pub in_flight: u32,
     /// The requests in a row without an answer.
     pub failures: u32,
+    /// Why the last attempt to connect failed, until the next one begins.
+    pub error: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
     /// Until when it is held at most, although the registry no longer has it; longer where the registry is out of reach by then.
@@ -78,6 +82,9 @@ impl fmt::Display for Endpoints {
             let (weight, state) = (one.instance.weight(), one.state.to_string());
             let (in_flight, failures) = (one.in_flight, one.failures);
             write!(f, "\n{:id$}  {:address$}  {weight:>6}  {state:11}  {in_flight:>9}  {failures:>8}", row[0], row[1])?;
+            if let Some(error) = &one.error {
+                write!(f, "  {}", report(&**error).escape_debug())?;
+            }
             for (what, until) in [("ejected", one.out_until), ("held", one.held_until)] {
                 if let Some(until) = until {
                     write!(f, "  {what} for {:.1}s", until.saturating_duration_since(now).as_secs_f64())?;
@@ -116,18 +123,20 @@ mod tests {
             state,
             in_flight: 3,
             failures: 12,
+            error: None,
             out_until: None,
             held_until: None,
         };
         let mut out = endpoint("a-long-name", EndpointState::BackingOff);
+        out.error = Some(Arc::new(std::io::Error::other("connection\nrefused")));
         out.out_until = Some(Instant::now() + Duration::from_secs(60));
         let printed = Endpoints(vec![endpoint("one", EndpointState::Ready), out]).to_string();
         let lines: Vec<_> = printed.lines().collect();
         assert_eq!(lines[0], "INSTANCE     ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES");
         assert_eq!(lines[1], "one          10.0.7.4:50051     100  ready                3        12");
-        assert!(
-            lines[2].starts_with("a-long-name  10.0.7.4:50051     100  backing off          3        12  ejected for ")
-        );
+        assert!(lines[2].starts_with(
+            "a-long-name  10.0.7.4:50051     100  backing off          3        12  connection\\nrefused  ejected for "
+        ));
         assert!(lines[2].ends_with('s') && lines.len() == 3, "{printed}");
         assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "the titles alone");
     }
