@@ -1,27 +1,21 @@
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Weak},
-    time::Duration,
-};
+mod publish;
+mod verdicts;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use discovery_core::{Change, Error, Instance, InstanceId, Update, Updates};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
     board::{Board, Outlook},
-    connector::BoxError,
     drive::{Plan, drive},
-    endpoint::{Endpoint, Phase},
-    health::Health,
+    endpoint::Endpoint,
     hold::Hold,
     member::Member,
-    metrics::Event,
-    outlier::{Ejection, Verdict, may_eject},
+    outlier::Ejection,
     past::{KNOWN, Past},
-    ramp,
-    signals::SWEEP,
 };
 
 /// The control task of a channel: it follows the updates, drives the endpoints and publishes what calls read, with or without
@@ -257,177 +251,6 @@ impl Pool {
             member.hold(Some(now + limit));
         }
     }
-
-    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that calls shall see.
-    fn look(&mut self) -> bool {
-        let now = Instant::now();
-        // While none serves, calls are told why.
-        let mut changed = !matches!(**self.board.outlook.load(), Outlook::Serving);
-        let mut active = Vec::new();
-        for endpoint in self.board.signals.touched().iter().filter_map(Weak::upgrade) {
-            endpoint.seen();
-            let member = self.members.get_mut(&endpoint.id);
-            if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
-                changed |= member.look(now);
-                if member.seen(now).is_some() {
-                    active.push(endpoint.id.clone());
-                }
-            }
-        }
-        self.judge(&active, now) || changed
-    }
-
-    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
-    fn sweep(&mut self) -> bool {
-        let now = Instant::now();
-        self.next_sweep = now + SWEEP;
-        self.board.signals.count_sweep();
-        // First rest, then look: a call that begins in between wakes the pool again.
-        self.board.signals.rest();
-        self.past.expire(now);
-        let wanted = self.board.signals.room.is_wanted();
-        let mut busy = wanted || !self.leaving.is_empty();
-        let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
-        for (id, member) in &mut self.members {
-            let is_over = |until| now >= until && self.lost.is_none();
-            if member.held_until().is_some_and(|until| is_over(until) || !member.is_connected()) {
-                over.push(id.clone());
-            }
-            if member.is_connected() && (wanted || member.in_flight() > 0) {
-                member.endpoint.look();
-                busy = true;
-            }
-            changed |= member.climb(now, self.config.slow_start);
-            busy |= !member.is_warm() || member.held_until().is_some() || !member.outlier.is_idle();
-            if member.seen(now).is_some() {
-                active.push(id.clone());
-            }
-        }
-        for id in &over {
-            info!(instance = %id, "held endpoint let go");
-            self.remove(id);
-        }
-        changed |= self.judge(&active, now);
-        if busy {
-            self.board.signals.go_on();
-        }
-        changed || !over.is_empty()
-    }
-
-    /// Takes endpoints out and brings them back; returns whether it did.
-    fn judge(&mut self, ids: &[InstanceId], now: Instant) -> bool {
-        // Counted once it is needed, since it takes all of the set.
-        let mut census = None;
-        let mut changed = false;
-        for id in ids {
-            let Some(seen) = self.members.get(id).and_then(|member| member.seen(now)) else { continue };
-            let (mut out, connected) = *census.get_or_insert_with(|| self.census());
-            let Some(member) = self.members.get_mut(id) else { continue };
-            match member.outlier.step(&self.config.ejection, seen, may_eject(out, connected)) {
-                Verdict::Stay => continue,
-                Verdict::Eject { until, silent } => {
-                    out += 1;
-                    census = Some((out, connected));
-                    self.board.signals.metrics.count(Event::Ejection);
-                    let (failures, unanswered, out_for) = (seen.failures, seen.unanswered, until - now);
-                    info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
-                    self.board.signals.sweep();
-                    if silent {
-                        member.endpoint.replace();
-                    }
-                }
-                Verdict::Probe => member.endpoint.put_on_trial(),
-                Verdict::Restore => {
-                    member.warm_up(now);
-                    info!(instance = %id, "endpoint restored");
-                }
-            }
-            member.judged();
-            changed = true;
-        }
-        changed
-    }
-
-    /// How many of those that shall get requests are out although they are connected, and how many are connected.
-    fn census(&self) -> (usize, usize) {
-        let all_zero = self.is_all_zero();
-        let connected = self.members.values().filter(|member| is_taker(member, all_zero) && member.is_connected());
-        connected.fold((0, 0), |(out, all), member| (out + usize::from(member.outlier.out_until().is_some()), all + 1))
-    }
-
-    fn publish(&mut self) {
-        let now = Instant::now();
-        self.next_publish = now + PAUSE * u32::try_from(self.members.len() / 1000).unwrap_or(u32::MAX);
-        let all_zero = self.is_all_zero();
-        let takers = self.members.values_mut().filter(|member| is_taker(member, all_zero) && member.lanes() > 0);
-        let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.out_until().is_some());
-        // Where less than half are left, something else is wrong than they: all are used.
-        if takers.len() < out.len() {
-            takers.extend(out);
-        }
-        // The sweeps publish what differs from this, also where they begin much later.
-        let window = self.config.slow_start;
-        for member in &mut takers {
-            member.climb(now, window);
-        }
-        let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
-        let weights = ramp::weights(&shares, now, window);
-        let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
-        for (member, weight) in takers.into_iter().zip(weights) {
-            candidates.extend_from_slice(member.candidates(weight));
-        }
-        let outlook = self.outlook(ready > 0);
-        let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
-        // In this order: once the rows are without an endpoint, no pick finds it.
-        self.board.pickers.publish_shared(candidates);
-        self.board.outlook.store(Arc::new(outlook));
-        self.board.rows.store(Arc::new(rows));
-        self.board.signals.published.notify_waiters();
-        let metrics = &self.board.signals.metrics;
-        metrics.set(self.members.len(), ready, self.lost.is_some());
-        if let Some(since) = self.updated.take() {
-            metrics.published(since.elapsed());
-        }
-    }
-
-    /// Whether all weights are zero, which counts as equal.
-    fn is_all_zero(&self) -> bool {
-        self.members.values().all(|member| member.instance().weight().value() == 0)
-    }
-
-    fn outlook(&mut self, serving: bool) -> Outlook {
-        let now = Instant::now();
-        let Some(_) = self.size else {
-            return match &self.lost {
-                Some((since, error)) => Outlook::Lost { since: *since, error: error.clone() },
-                None => Outlook::Waiting,
-            };
-        };
-        if self.members.is_empty() {
-            return Outlook::Empty { since: *self.empty_since.get_or_insert(now) };
-        }
-        self.empty_since = None;
-        if serving {
-            self.failing_since = None;
-            return Outlook::Serving;
-        }
-        let mut last = None;
-        for member in self.members.values() {
-            match member.endpoint.phase() {
-                Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
-                // It was lost a moment ago, and its driver is about to connect again.
-                Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
-                Phase::Ready(link) if link.health == Health::Unknown => return Outlook::Connecting,
-                Phase::BackingOff { error, .. } => last = Some(error),
-                Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
-            }
-        }
-        let since = *self.failing_since.get_or_insert(now);
-        let error = last.unwrap_or_else(|| {
-            BoxError::from("they say that they do not serve, are taken out, or connect again").into()
-        });
-        Outlook::Failing { since, endpoints: self.members.len(), error }
-    }
 }
 
 impl Drop for Pool {
@@ -440,11 +263,6 @@ impl Drop for Pool {
     }
 }
 
-/// Whether a member shall get requests: one of weight 0 does not step in for others that are away.
-fn is_taker(member: &Member, all_zero: bool) -> bool {
-    all_zero || member.instance().weight().value() > 0
-}
-
 /// Waits for a moment that may have passed, which a timer would round up to the next millisecond.
 async fn until(moment: Instant) {
     if Instant::now() < moment {
@@ -453,5 +271,3 @@ async fn until(moment: Instant) {
 }
 
 const MOST_IN_A_ROW: u32 = 64;
-/// The time between two sets that are published, for each thousand endpoints: about a tenth of it is spent on publishing.
-const PAUSE: Duration = Duration::from_millis(1);

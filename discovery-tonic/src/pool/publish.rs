@@ -1,0 +1,91 @@
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Pool;
+use crate::{board::Outlook, connector::BoxError, endpoint::Phase, health::Health, member::Member, ramp};
+
+/// What calls read.
+impl Pool {
+    pub(super) fn publish(&mut self) {
+        let now = Instant::now();
+        self.next_publish = now + PAUSE * u32::try_from(self.members.len() / 1000).unwrap_or(u32::MAX);
+        let all_zero = self.is_all_zero();
+        let takers = self.members.values_mut().filter(|member| is_taker(member, all_zero) && member.lanes() > 0);
+        let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.out_until().is_some());
+        // Where less than half are left, something else is wrong than they: all are used.
+        if takers.len() < out.len() {
+            takers.extend(out);
+        }
+        // The sweeps publish what differs from this, also where they begin much later.
+        let window = self.config.slow_start;
+        for member in &mut takers {
+            member.climb(now, window);
+        }
+        let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
+        let weights = ramp::weights(&shares, now, window);
+        let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
+        for (member, weight) in takers.into_iter().zip(weights) {
+            candidates.extend_from_slice(member.candidates(weight));
+        }
+        let outlook = self.outlook(ready > 0);
+        let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
+        // In this order: once the rows are without an endpoint, no pick finds it.
+        self.board.pickers.publish_shared(candidates);
+        self.board.outlook.store(Arc::new(outlook));
+        self.board.rows.store(Arc::new(rows));
+        self.board.signals.published.notify_waiters();
+        let metrics = &self.board.signals.metrics;
+        metrics.set(self.members.len(), ready, self.lost.is_some());
+        if let Some(since) = self.updated.take() {
+            metrics.published(since.elapsed());
+        }
+    }
+
+    /// Whether all weights are zero, which counts as equal.
+    pub(super) fn is_all_zero(&self) -> bool {
+        self.members.values().all(|member| member.instance().weight().value() == 0)
+    }
+
+    fn outlook(&mut self, serving: bool) -> Outlook {
+        let now = Instant::now();
+        let Some(_) = self.size else {
+            return match &self.lost {
+                Some((since, error)) => Outlook::Lost { since: *since, error: error.clone() },
+                None => Outlook::Waiting,
+            };
+        };
+        if self.members.is_empty() {
+            return Outlook::Empty { since: *self.empty_since.get_or_insert(now) };
+        }
+        self.empty_since = None;
+        if serving {
+            self.failing_since = None;
+            return Outlook::Serving;
+        }
+        let mut last = None;
+        for member in self.members.values() {
+            match member.endpoint.phase() {
+                Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
+                // It was lost a moment ago, and its driver is about to connect again.
+                Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
+                Phase::Ready(link) if link.health == Health::Unknown => return Outlook::Connecting,
+                Phase::BackingOff { error, .. } => last = Some(error),
+                Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
+            }
+        }
+        let since = *self.failing_since.get_or_insert(now);
+        let error = last.unwrap_or_else(|| {
+            BoxError::from("they say that they do not serve, are taken out, or connect again").into()
+        });
+        Outlook::Failing { since, endpoints: self.members.len(), error }
+    }
+}
+
+/// Whether a member shall get requests: one of weight 0 does not step in for others that are away.
+pub(super) fn is_taker(member: &Member, all_zero: bool) -> bool {
+    all_zero || member.instance().weight().value() > 0
+}
+
+/// The time between two sets that are published, for each thousand endpoints: about a tenth of it is spent on publishing.
+const PAUSE: Duration = Duration::from_millis(1);

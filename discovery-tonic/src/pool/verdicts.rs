@@ -1,0 +1,113 @@
+use std::sync::{Arc, Weak};
+
+use discovery_core::InstanceId;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{Pool, publish::is_taker};
+use crate::{
+    board::Outlook,
+    metrics::Event,
+    outlier::{Verdict, may_eject},
+    signals::SWEEP,
+};
+
+/// What the pool sees of its endpoints, and what it does with them.
+impl Pool {
+    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that calls shall see.
+    pub(super) fn look(&mut self) -> bool {
+        let now = Instant::now();
+        // While none serves, calls are told why.
+        let mut changed = !matches!(**self.board.outlook.load(), Outlook::Serving);
+        let mut active = Vec::new();
+        for endpoint in self.board.signals.touched().iter().filter_map(Weak::upgrade) {
+            endpoint.seen();
+            let member = self.members.get_mut(&endpoint.id);
+            if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
+                changed |= member.look(now);
+                if member.seen(now).is_some() {
+                    active.push(endpoint.id.clone());
+                }
+            }
+        }
+        self.judge(&active, now) || changed
+    }
+
+    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
+    pub(super) fn sweep(&mut self) -> bool {
+        let now = Instant::now();
+        self.next_sweep = now + SWEEP;
+        self.board.signals.count_sweep();
+        // First rest, then look: a call that begins in between wakes the pool again.
+        self.board.signals.rest();
+        self.past.expire(now);
+        let wanted = self.board.signals.room.is_wanted();
+        let mut busy = wanted || !self.leaving.is_empty();
+        let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
+        for (id, member) in &mut self.members {
+            let is_over = |until| now >= until && self.lost.is_none();
+            if member.held_until().is_some_and(|until| is_over(until) || !member.is_connected()) {
+                over.push(id.clone());
+            }
+            if member.is_connected() && (wanted || member.in_flight() > 0) {
+                member.endpoint.look();
+                busy = true;
+            }
+            changed |= member.climb(now, self.config.slow_start);
+            busy |= !member.is_warm() || member.held_until().is_some() || !member.outlier.is_idle();
+            if member.seen(now).is_some() {
+                active.push(id.clone());
+            }
+        }
+        for id in &over {
+            info!(instance = %id, "held endpoint let go");
+            self.remove(id);
+        }
+        changed |= self.judge(&active, now);
+        if busy {
+            self.board.signals.go_on();
+        }
+        changed || !over.is_empty()
+    }
+
+    /// Takes endpoints out and brings them back; returns whether it did.
+    fn judge(&mut self, ids: &[InstanceId], now: Instant) -> bool {
+        // Counted once it is needed, since it takes all of the set.
+        let mut census = None;
+        let mut changed = false;
+        for id in ids {
+            let Some(seen) = self.members.get(id).and_then(|member| member.seen(now)) else { continue };
+            let (mut out, connected) = *census.get_or_insert_with(|| self.census());
+            let Some(member) = self.members.get_mut(id) else { continue };
+            match member.outlier.step(&self.config.ejection, seen, may_eject(out, connected)) {
+                Verdict::Stay => continue,
+                Verdict::Eject { until, silent } => {
+                    out += 1;
+                    census = Some((out, connected));
+                    self.board.signals.metrics.count(Event::Ejection);
+                    let (failures, unanswered, out_for) = (seen.failures, seen.unanswered, until - now);
+                    info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
+                    self.board.signals.sweep();
+                    if silent {
+                        member.endpoint.replace();
+                    }
+                }
+                Verdict::Probe => member.endpoint.put_on_trial(),
+                Verdict::Restore => {
+                    member.warm_up(now);
+                    info!(instance = %id, "endpoint restored");
+                }
+            }
+            member.judged();
+            changed = true;
+        }
+        changed
+    }
+
+    /// How many of those that shall get requests are out although they are connected, and how many are connected.
+    fn census(&self) -> (usize, usize) {
+        let all_zero = self.is_all_zero();
+        let connected = self.members.values().filter(|member| is_taker(member, all_zero) && member.is_connected());
+        connected.fold((0, 0), |(out, all), member| (out + usize::from(member.outlier.out_until().is_some()), all + 1))
+    }
+}
