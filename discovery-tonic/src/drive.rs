@@ -335,14 +335,19 @@ impl Driver {
 
     /// Waits until the first lane is connected. An endpoint that drains may come back: its end is then when the first lane has ended, or
     /// now where this lane has calls to end.
-    async fn led(&self) {
-        let first = self.endpoint.lane(0);
-        let goes_on = || {
-            if self.endpoint.is_draining() { first.has_ended() || self.has_calls() } else { first.is_ready() }
-        };
-        while !goes_on() {
-            self.lane().looked().await;
+    async fn led(&mut self) {
+        while !self.goes_on() {
+            let overdue = self.overdue();
+            tokio::select! {
+                () = self.lane().looked() => {}
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+            }
         }
+    }
+
+    fn goes_on(&self) -> bool {
+        let first = self.endpoint.lane(0);
+        if self.endpoint.is_draining() { first.has_ended() || self.has_calls() } else { first.is_ready() }
     }
 
     /// Waits for the order to drain.

@@ -74,7 +74,7 @@ impl Pool {
         // A stream that ends breaks its law; the set stands then.
         let mut updates = updates.fuse();
         let mut stale = false;
-        // Updates in a row, so that those that come without end do not keep the rest waiting.
+        // Updates and looks in a row, so that those that come without end do not keep the rest waiting.
         let mut row = 0;
         loop {
             let sweeping = self.board.signals.is_sweeping();
@@ -87,7 +87,9 @@ impl Pool {
                 Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
                     self.forget(&endpoint);
                 }
-                () = self.board.signals.dirty.notified() => stale |= self.look(),
+                () = self.board.signals.dirty.notified(), if row < MOST_IN_A_ROW => {
+                    (stale, row) = (self.look() || stale, row + 1);
+                }
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
                 // After them, so that all that has happened is published at once.
                 () = until(self.next_publish), if stale => {
