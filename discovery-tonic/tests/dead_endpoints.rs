@@ -3,13 +3,19 @@
 mod support;
 
 use std::{
-    sync::atomic::Ordering,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use discovery_tonic::{Ejection, EndpointStatus};
+use discovery_core::Weight;
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{BalancedChannel, Ejection, EndpointStatus};
 use support::*;
-use tokio::time::sleep;
+use tokio::{task::JoinSet, time::sleep};
 
 /// Calls that took longer are slow.
 const SLOW: Duration = Duration::from_secs(1);
@@ -79,7 +85,7 @@ async fn fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpo
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
-    let mut callers = tokio::task::JoinSet::new();
+    let mut callers = JoinSet::new();
     for _ in 0..50 {
         let channel = channel.clone();
         callers.spawn(async move {
@@ -104,9 +110,7 @@ async fn a_hung_endpoint_that_answers_again_is_used_again() {
     let (hung, _, tasks) = hung().await;
     let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
     let channel = channel(&backend);
-    let is_out = |channel: &discovery_tonic::BalancedChannel| {
-        channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some())
-    };
+    let is_out = |channel: &BalancedChannel| channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some());
     while !is_out(&channel) {
         let _ = greet(&channel, Some(Duration::from_millis(50))).await;
     }
@@ -138,7 +142,7 @@ async fn the_only_endpoint_is_not_in_doubt_for_longer_than_a_call() {
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address]));
     let slow = || greeter::GreetRequest { delay_ms: 60_000, ..Default::default() };
-    let mut waiting = tokio::task::JoinSet::new();
+    let mut waiting = JoinSet::new();
     for _ in 0..10 {
         let channel = channel.clone();
         waiting.spawn(async move { greet_with(&channel, None, slow()).await.map(drop) });
@@ -195,38 +199,82 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
     assert_eq!(requests.load(Ordering::Relaxed), reached);
 }
 
+/// Three good servers and one that hangs and is out for 20 s.
+struct OneOut {
+    address: SocketAddr,
+    requests: Arc<AtomicUsize>,
+    backend: MemoryBackend,
+    channel: BalancedChannel,
+    _servers: (Vec<Server>, JoinSet<()>),
+}
+
+impl OneOut {
+    async fn start() -> Self {
+        let (address, requests, hung) = hung().await;
+        let servers = servers(3).await;
+        let backend = registry(servers.iter().map(|one| one.address).chain([address]));
+        let mut ejection = Ejection::default();
+        (ejection.shortest, ejection.longest) = (Duration::from_secs(20), Duration::from_secs(20));
+        let channel = builder(&backend).ejection(ejection).build().unwrap();
+        let one = Self { address, requests, backend, channel, _servers: (servers, hung) };
+        eventually("all ready", || ready(&one.channel) == 4).await;
+        while one.out_until().is_none() {
+            let _ = greet(&one.channel, Some(Duration::from_millis(200))).await;
+        }
+        one
+    }
+
+    fn out_until(&self) -> Option<Instant> {
+        self.channel.endpoints().iter().find_map(|one| one.out_until)
+    }
+
+    async fn gets_no_calls(&self) {
+        let before = self.requests.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            greet(&self.channel, Some(SLOW)).await.unwrap();
+        }
+        assert_eq!(self.requests.load(Ordering::Relaxed), before, "no call goes there");
+    }
+}
+
+/// B5: another weight, other metadata and a whole set anew change nothing of what is known of an endpoint.
+#[tokio::test]
+async fn no_update_resets_what_is_known_of_an_endpoint() {
+    let one = OneOut::start().await;
+    let known = one.out_until();
+    let weight = Weight::new(300).unwrap();
+    one.backend.put(&service(), instance(one.address).with_weight(weight));
+    eventually("the weight is known", || one.channel.endpoints().iter().any(|one| one.instance.weight() == weight))
+        .await;
+    assert_eq!(one.out_until(), known);
+    one.backend.interrupt();
+    sleep(Duration::from_millis(100)).await;
+    one.backend.restore();
+    one.backend.put(&service(), instance(one.address));
+    eventually("the set is known", || one.channel.endpoints().iter().all(|one| one.instance.weight() != weight)).await;
+    assert_eq!(one.out_until(), known);
+    one.gets_no_calls().await;
+}
+
 /// One that fails does not get calls again by being announced anew, however long it was away.
 #[tokio::test]
 async fn an_endpoint_that_is_out_stays_out_when_it_comes_back() {
-    let (address, requests, _hung) = hung().await;
-    let servers = servers(3).await;
-    let backend = registry(servers.iter().map(|one| one.address).chain([address]));
-    let mut ejection = Ejection::default();
-    (ejection.shortest, ejection.longest) = (Duration::from_secs(20), Duration::from_secs(20));
-    let channel = builder(&backend).ejection(ejection).build().unwrap();
-    let out = || channel.endpoints().iter().any(|one| one.out_until.is_some());
-    eventually("all ready", || ready(&channel) == 4).await;
-    while !out() {
-        let _ = greet(&channel, Some(Duration::from_millis(200))).await;
-    }
+    let one = OneOut::start().await;
+    let id = one.address.to_string();
     for away in [Duration::from_millis(100), Duration::from_millis(2500)] {
-        backend.remove(&service(), &address.to_string());
-        eventually("it is gone", || channel.endpoints().len() == 3).await;
+        one.backend.remove(&service(), &id);
+        eventually("it is gone", || one.channel.endpoints().len() == 3).await;
         sleep(away).await;
-        let before = requests.load(Ordering::Relaxed);
-        backend.put(&service(), instance(address));
-        eventually("it is back", || ready(&channel) == 4).await;
-        assert!(out(), "after {away:?}");
-        for _ in 0..100 {
-            greet(&channel, Some(Duration::from_secs(1))).await.unwrap();
-        }
-        assert_eq!(requests.load(Ordering::Relaxed), before, "no call goes there");
+        one.backend.put(&service(), instance(one.address));
+        eventually("it is back", || ready(&one.channel) == 4).await;
+        assert!(one.out_until().is_some(), "after {away:?}");
+        one.gets_no_calls().await;
     }
     // Another server at the same name is another one.
-    backend.remove(&service(), &address.to_string());
+    one.backend.remove(&service(), &id);
     let other = Server::start("other").await;
-    backend.put(&service(), instance(other.address).with_id(address.to_string().parse().unwrap()));
+    one.backend.put(&service(), instance(other.address).with_id(id.parse().unwrap()));
     let is_there = |one: &EndpointStatus| one.instance.address().socket_addr() == Some(other.address);
-    eventually("it is there", || channel.endpoints().iter().any(is_there)).await;
-    assert!(!out());
+    eventually("it is there", || one.channel.endpoints().iter().any(is_there)).await;
+    assert_eq!(one.out_until(), None);
 }
