@@ -116,8 +116,10 @@ async fn a_fleet_is_replaced_under_load() {
         Program::start("rolling-deploy", &["--servers", "3", "--rounds", "1", "--drain", "300ms"]).end().await;
     let total = printed.last().unwrap();
     assert!(total.ends_with(" calls, 0 failed"), "{printed:#?}");
-    let seconds: Vec<_> = printed.iter().filter(|line| line.contains(" endpoints: ")).collect();
-    assert!(seconds.len() >= 2 && seconds.last().unwrap().contains("greeter-6"), "{printed:#?}");
+    // A line for each second, which ends with the servers that are ready, by age.
+    let head = printed.iter().position(|line| line.contains("endpoints that are ready")).expect("it has a head");
+    let seconds: Vec<_> = printed[head + 1..].iter().take_while(|line| !line.is_empty()).collect();
+    assert!(seconds.len() >= 2 && seconds.last().unwrap().ends_with(" 6"), "{printed:#?}");
 }
 
 #[tokio::test]
