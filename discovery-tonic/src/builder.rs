@@ -13,12 +13,13 @@ use crate::{
     board::{Board, Outlook},
     call::Agent,
     connector::{self, BoxError, Connector},
-    drive::{Plan, Settings, Turns},
+    drive::{Plan, Settings},
     metrics::Metrics,
     pool::{Config, Pool},
     retry::Retries,
     settings::FAR,
     signals::Signals,
+    turns::Turns,
 };
 
 /// Builds a [`BalancedChannel`].

@@ -6,10 +6,7 @@ use futures::{
     future::{BoxFuture, OptionFuture, join_all},
     stream::{BoxStream, StreamExt},
 };
-use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
 use crate::{
@@ -22,6 +19,7 @@ use crate::{
     hold,
     metrics::Event,
     settings::EndpointSettings,
+    turns::Turns,
 };
 
 /// What drives the endpoints of a channel.
@@ -40,17 +38,6 @@ pub(crate) struct Plan {
 
 /// The user's hook: how an instance is connected.
 pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
-
-/// Who may make a connection now. At most half are for those that failed before, so that what cannot be reached does not keep
-/// what can from its first attempt.
-#[derive(Debug)]
-pub(crate) struct Turns {
-    all: Semaphore,
-    again: Semaphore,
-}
-
-/// Lets its bearer make a connection.
-struct Turn<'a>(#[expect(dead_code, reason = "held, not read")] [Option<SemaphorePermit<'a>>; 2]);
 
 /// What drives one lane.
 struct Driver {
@@ -101,19 +88,6 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Arc<Plan>) -> Arc<Endpo
         more => drop(join_all((0..more).map(lane)).await),
     }
     endpoint
-}
-
-impl Turns {
-    /// So many at a time.
-    pub(crate) fn new(limit: usize) -> Self {
-        let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
-        Self { all: Semaphore::new(limit), again: Semaphore::new(limit.div_ceil(2)) }
-    }
-
-    async fn wait(&self, first: bool) -> Turn<'_> {
-        let again = OptionFuture::from((!first).then(|| self.again.acquire())).await.and_then(Result::ok);
-        Turn([again, self.all.acquire().await.ok()])
-    }
 }
 
 impl Driver {

@@ -112,6 +112,7 @@ mod served;
 mod settings;
 mod signals;
 mod status;
+mod turns;
 mod window;
 
 pub use builder::Builder;
