@@ -8,8 +8,8 @@ use discovery_core::{
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
+    cluster::Cluster,
     config::{EtcdConfig, Settings},
-    failover::Cluster,
     registry::Registrar,
     watch::{EtcdSource, Pace, closed_error},
 };

@@ -30,12 +30,12 @@
 
 mod backend;
 mod client;
+mod cluster;
 mod config;
-mod failover;
 mod layout;
 mod lease;
-mod pause;
 mod registry;
+mod retry_delays;
 mod watch;
 
 pub use backend::EtcdBackend;

@@ -178,8 +178,8 @@ const UNAUTHENTICATED: i32 = 16;
 mod tests {
     use super::*;
     use crate::{
+        cluster::Cluster,
         config::{EtcdConfig, Settings},
-        failover::Cluster,
     };
 
     #[test]

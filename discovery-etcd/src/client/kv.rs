@@ -1,14 +1,14 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
 
 /// One entry as etcd holds it.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(crate) struct Row {
+pub(crate) struct KeyValue {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
     /// 0 where it has no lease, and so no end.
@@ -19,7 +19,7 @@ pub(crate) struct Row {
 /// Part of a range, as it was at one revision.
 #[derive(Debug)]
 pub(crate) struct Page {
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<KeyValue>,
     pub(crate) more: bool,
     pub(crate) revision: i64,
     pub(crate) cluster: u64,
@@ -27,7 +27,7 @@ pub(crate) struct Page {
 
 /// A range without its entries.
 #[derive(Clone, Debug)]
-pub(crate) struct Glance {
+pub(crate) struct RangeSummary {
     pub(crate) cluster: u64,
     /// The store's, not the range's.
     pub(crate) revision: i64,
@@ -38,8 +38,8 @@ pub(crate) struct Glance {
 
 /// One key as it was at one revision of the store.
 #[derive(Clone, Debug)]
-pub(crate) struct Reading {
-    pub(crate) row: Option<Row>,
+pub(crate) struct KeyReading {
+    pub(crate) row: Option<KeyValue>,
     /// The store's, not the entry's.
     pub(crate) revision: i64,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Reading {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Put {
     /// The entry is of another revision; this stands there, if anything.
-    Refused(Option<Row>),
+    Refused(Option<KeyValue>),
     /// Written, at this revision.
     Written(i64),
 }
@@ -59,7 +59,7 @@ pub(crate) enum Delete {
     /// Nothing stands there, as of this revision of the store.
     Gone(i64),
     /// The entry is another one; this stands there.
-    Refused(Row),
+    Refused(KeyValue),
 }
 
 impl Member {
@@ -77,7 +77,7 @@ impl Member {
             let header = answer.take_header();
             Ok(Page {
                 more: answer.more(),
-                rows: answer.take_kvs().into_iter().map(Row::from).collect(),
+                rows: answer.take_kvs().into_iter().map(KeyValue::from).collect(),
                 revision: header.as_ref().map_or(0, |header| header.revision()),
                 cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
             })
@@ -96,7 +96,7 @@ impl Member {
         to: Vec<u8>,
         newest: bool,
         deadline: Duration,
-    ) -> Result<Glance, Failure> {
+    ) -> Result<RangeSummary, Failure> {
         self.call_within("watch", deadline, async |client| {
             let options = GetOptions::new().with_range(to);
             let options = if newest {
@@ -106,7 +106,7 @@ impl Member {
             };
             let answer = client.kv_client().get(from, Some(options)).await?;
             let header = answer.header();
-            Ok(Glance {
+            Ok(RangeSummary {
                 cluster: header.map_or(0, |header| header.cluster_id()),
                 revision: header.map_or(0, |header| header.revision()),
                 count: answer.count(),
@@ -117,12 +117,12 @@ impl Member {
     }
 
     /// Reads one entry, linearizably.
-    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<Reading, Failure> {
+    pub(crate) async fn read(&self, key: Vec<u8>) -> Result<KeyReading, Failure> {
         let asked = key.clone();
         let read = self.call("read", async |client| {
             let mut answer = client.kv_client().get(key, None).await?;
             let revision = answer.header().map_or(0, |header| header.revision());
-            Ok(Reading { row: answer.take_kvs().into_iter().next().map(Row::from), revision })
+            Ok(KeyReading { row: answer.take_kvs().into_iter().next().map(KeyValue::from), revision })
         });
         read.await?.check(&asked).map_err(|what| Failure::strange("read", &self.address, what))
     }
@@ -160,13 +160,13 @@ struct Answer {
     succeeded: bool,
     revision: i64,
     /// What was read; `None` where nothing was.
-    read: Option<Option<Row>>,
+    read: Option<Option<KeyValue>>,
 }
 
 impl From<TxnResponse> for Answer {
     fn from(answer: TxnResponse) -> Self {
         let read = answer.op_responses().into_iter().find_map(|answer| match answer {
-            TxnOpResponse::Get(mut answer) => Some(answer.take_kvs().into_iter().next().map(Row::from)),
+            TxnOpResponse::Get(mut answer) => Some(answer.take_kvs().into_iter().next().map(KeyValue::from)),
             _ => None,
         });
         let revision = answer.header().map_or(0, |header| header.revision());
@@ -197,13 +197,13 @@ impl Answer {
     }
 
     /// What stood in the way; `holds` knows the condition that did not hold.
-    fn refusal(self, key: &[u8], holds: impl Fn(Option<&Row>) -> bool) -> Result<Option<Row>, &'static str> {
+    fn refusal(self, key: &[u8], holds: impl Fn(Option<&KeyValue>) -> bool) -> Result<Option<KeyValue>, &'static str> {
         let row = of_key(key, self.read.ok_or("a write was neither done nor refused for a reason")?)?;
         if holds(row.as_ref()) { Err("a write was refused though its condition holds") } else { Ok(row) }
     }
 }
 
-impl Reading {
+impl KeyReading {
     /// Whether it can be a reading of this key.
     fn check(self, key: &[u8]) -> Result<Self, &'static str> {
         if !is_revision(self.revision) {
@@ -217,7 +217,7 @@ impl Reading {
     }
 }
 
-fn of_key(key: &[u8], row: Option<Row>) -> Result<Option<Row>, &'static str> {
+fn of_key(key: &[u8], row: Option<KeyValue>) -> Result<Option<KeyValue>, &'static str> {
     if row.as_ref().is_some_and(|row| row.key != key) { Err("the entry was not asked for") } else { Ok(row) }
 }
 
@@ -245,8 +245,8 @@ fn is_of(key: &[u8], revision: i64) -> Compare {
     Compare::mod_revision(key, CompareOp::Equal, revision)
 }
 
-impl From<KeyValue> for Row {
-    fn from(entry: KeyValue) -> Self {
+impl From<etcd_client::KeyValue> for KeyValue {
+    fn from(entry: etcd_client::KeyValue) -> Self {
         let (lease, revision) = (entry.lease(), entry.mod_revision());
         let (key, value) = entry.into_key_value();
         Self { key, value, lease, revision }
@@ -259,13 +259,13 @@ const NO_REVISION: &str = "the answer has no revision";
 mod tests {
     use super::*;
 
-    fn row(key: &str, lease: i64) -> Row {
-        Row { key: key.into(), value: Vec::new(), lease, revision: 3 }
+    fn row(key: &str, lease: i64) -> KeyValue {
+        KeyValue { key: key.into(), value: Vec::new(), lease, revision: 3 }
     }
 
     #[test]
     fn writes_are_done_or_refused_for_a_reason() {
-        let refused = |read: &Option<Option<Row>>| Answer { succeeded: false, revision: 5, read: read.clone() };
+        let refused = |read: &Option<Option<KeyValue>>| Answer { succeeded: false, revision: 5, read: read.clone() };
         let done = |revision| Answer { succeeded: true, revision, read: None };
         for revision in [0, -1, i64::MAX] {
             assert!(done(revision).of_put(b"k", 0).is_err() && done(revision).of_delete(b"k", 7, 3).is_err());
@@ -305,7 +305,7 @@ mod tests {
         for (key, revision, is_good) in
             [(None, 5, true), (None, 0, false), (Some("k"), 3, true), (Some("k"), 2, false), (Some("other"), 5, false)]
         {
-            let reading = Reading { row: key.map(|key| row(key, 0)), revision };
+            let reading = KeyReading { row: key.map(|key| row(key, 0)), revision };
             assert_eq!(reading.check(b"k").is_ok(), is_good, "{key:?} {revision}");
         }
     }

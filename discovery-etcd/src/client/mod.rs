@@ -1,7 +1,7 @@
 //! One member of the cluster: every call with its own deadline, in types of our own.
 //!
 //! Nothing outside this folder names etcd-client. One client never holds two members, because its balancer sends a share of the
-//! calls to a dead one for ever; choosing a member is the work of `failover`.
+//! calls to a dead one for ever; choosing a member is the work of `cluster`.
 
 mod dial;
 mod failure;
@@ -29,7 +29,7 @@ use tokio::{
 
 pub(crate) use dial::Dial;
 pub(crate) use failure::{Failure, Reason};
-pub(crate) use kv::{Delete, Glance, Page, Put, Reading, Row};
+pub(crate) use kv::{Delete, KeyReading, KeyValue, Page, Put, RangeSummary};
 pub(crate) use lease::Renewals;
 pub(crate) use watch::{Canceled, Event, Message, WatchStream};
 

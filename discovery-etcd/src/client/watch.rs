@@ -42,7 +42,7 @@ pub(crate) enum Event {
         revision: i64,
     },
     Put {
-        row: super::Row,
+        row: super::KeyValue,
         /// Whether there was no entry of this key.
         is_new: bool,
     },
@@ -152,7 +152,7 @@ impl From<PbEvent> for Event {
             (_, Some(entry)) if !is_revision(entry.mod_revision) => Self::Unknown,
             (0, Some(entry)) => Self::Put {
                 is_new: entry.create_revision == entry.mod_revision,
-                row: super::Row {
+                row: super::KeyValue {
                     key: entry.key,
                     value: entry.value,
                     lease: entry.lease,
@@ -182,7 +182,7 @@ mod tests {
             Some(PbKeyValue { key: b"k".to_vec(), create_revision, mod_revision, ..PbKeyValue::default() })
         };
         let put = |is_new, revision| Event::Put {
-            row: super::super::Row { key: b"k".to_vec(), value: Vec::new(), lease: 0, revision },
+            row: super::super::KeyValue { key: b"k".to_vec(), value: Vec::new(), lease: 0, revision },
             is_new,
         };
         for (kind, kv, read) in [

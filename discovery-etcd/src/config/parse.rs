@@ -156,7 +156,7 @@ mod tests {
     fn secrets_are_not_shown() {
         let config: EtcdConfig = "etcd://u:canary@10.0.0.1?allow_plaintext_credentials=true".parse().unwrap();
         let settings = Settings::check(&config).unwrap();
-        let cluster = crate::failover::Cluster::new(&settings).unwrap();
+        let cluster = crate::cluster::Cluster::new(&settings).unwrap();
         assert!(!format!("{config:?} {settings:?} {cluster:?}").contains("canary"));
     }
 

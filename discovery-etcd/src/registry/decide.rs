@@ -1,6 +1,6 @@
 use discovery_core::Claim;
 
-use crate::client::Row;
+use crate::client::KeyValue;
 
 /// How far a registration may go against what stands in its place.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -18,7 +18,7 @@ pub(super) enum Intent {
 pub(super) enum Seen<'a> {
     Nothing,
     Absent,
-    Entry(&'a Row),
+    Entry(&'a KeyValue),
 }
 
 /// What to do about the entry.
@@ -75,8 +75,8 @@ mod tests {
         [MINE, FORMER].contains(&lease)
     }
 
-    fn row(lease: i64, value: &str) -> Row {
-        Row { key: b"k".to_vec(), value: value.into(), lease, revision: 3 }
+    fn row(lease: i64, value: &str) -> KeyValue {
+        KeyValue { key: b"k".to_vec(), value: value.into(), lease, revision: 3 }
     }
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
     }
 
     /// etcd's side of a guarded put, after which the world is as it says.
-    fn put(world: &mut Option<Row>, revision: i64, lease: i64, value: &str) -> bool {
+    fn put(world: &mut Option<KeyValue>, revision: i64, lease: i64, value: &str) -> bool {
         let holds = world.as_ref().map_or(0, |row| row.revision) == revision;
         if holds {
             *world = Some(row(lease, value));

@@ -13,7 +13,7 @@ use tracing::debug;
 use super::entry::{Command, STEADY};
 use crate::{
     client::{Canceled, Event, Failure, Message, Reason, WatchStream},
-    failover::{Chosen, Cluster},
+    cluster::{Chosen, Cluster},
 };
 
 /// Watches a handle's own entries, one watch for each, all on one stream, so that what others do to them is known at once.

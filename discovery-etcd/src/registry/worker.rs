@@ -9,11 +9,11 @@ use tokio::{
 };
 
 use super::{
-    Ledger,
     entry::{Command, Entry, Next},
     sentry::Order,
+    workers::Workers,
 };
-use crate::{client::Failure, failover::Cluster, lease::LeaseState};
+use crate::{client::Failure, cluster::Cluster, lease::LeaseState};
 
 /// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an entry is in order.
 ///
@@ -21,7 +21,7 @@ use crate::{client::Failure, failover::Cluster, lease::LeaseState};
 #[derive(Debug)]
 pub(super) struct Worker {
     pub(super) entry: Entry,
-    pub(super) ledger: Arc<Ledger>,
+    pub(super) workers: Arc<Workers>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) lease: watch::Receiver<LeaseState>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
@@ -43,12 +43,12 @@ impl Worker {
             let stays_in_doubt = self.entry.is_in_doubt() && !matches!(next, Next::Exit);
             if is_in_doubt != stays_in_doubt {
                 is_in_doubt = stays_in_doubt;
-                self.ledger.doubt(&key, is_in_doubt);
+                self.workers.doubt(&key, is_in_doubt);
             }
             match next {
                 Next::Exit => {
                     self.unwatch();
-                    if self.ledger.retire(&key, &mut self.commands) {
+                    if self.workers.retire(&key, &mut self.commands) {
                         return;
                     }
                 }

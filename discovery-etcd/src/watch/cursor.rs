@@ -131,10 +131,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::client::Row;
+    use crate::client::KeyValue;
 
     fn put(key: &str, revision: i64) -> Event {
-        let row = Row { key: key.into(), value: Vec::new(), lease: 1, revision };
+        let row = KeyValue { key: key.into(), value: Vec::new(), lease: 1, revision };
         Event::Put { row, is_new: false }
     }
 
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn parts_are_kept_up_to_a_bound() {
         let part = |bytes| {
-            let row = Row { key: b"k".to_vec(), value: vec![b'x'; bytes], lease: 1, revision: 11 };
+            let row = KeyValue { key: b"k".to_vec(), value: vec![b'x'; bytes], lease: 1, revision: 11 };
             Message { fragment: true, ..message(11, true, vec![Event::Put { row, is_new: false }]) }
         };
         let mut cursor = Cursor::new(10, 7);

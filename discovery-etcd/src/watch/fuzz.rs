@@ -9,7 +9,7 @@ use super::{
     cursor::{Cursor, Step},
 };
 use crate::{
-    client::{Canceled, Event, Message, Row},
+    client::{Canceled, Event, KeyValue, Message},
     layout::EtcdNaming,
 };
 
@@ -110,7 +110,7 @@ impl Etcd {
             let (key, revision) = (KEYS[key].to_vec(), self.revision);
             let event = match VALUES.get(value) {
                 Some(value) => {
-                    let row = Row { key, value: value.to_vec(), lease: 1, revision };
+                    let row = KeyValue { key, value: value.to_vec(), lease: 1, revision };
                     Event::Put { row, is_new: false }
                 }
                 None => Event::Delete { key, revision },

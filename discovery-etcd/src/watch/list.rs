@@ -4,7 +4,7 @@ use discovery_core::{Entry, Error, ErrorKind};
 use tokio::time::timeout;
 
 use super::{EtcdSource, range::Range};
-use crate::client::{Failure, Page, Reason, Row};
+use crate::client::{Failure, KeyValue, Page, Reason};
 
 /// What a range held at one revision.
 pub(super) struct Listed {
@@ -81,7 +81,7 @@ impl EtcdSource {
 }
 
 /// How many rows to ask for next, as far as the last ones tell how large they are.
-fn next_page(rows: &[Row], limit: i64) -> i64 {
+fn next_page(rows: &[KeyValue], limit: i64) -> i64 {
     let bytes: usize = rows.iter().map(|row| row.key.len() + row.value.len()).sum();
     let fitting = rows.len() * PAGE_BYTES / bytes.max(1);
     i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, limit.saturating_mul(8).min(PAGE))
@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn pages_grow_with_small_rows_and_shrink_with_large_ones() {
-        let rows = |count, bytes| vec![Row { key: vec![], value: vec![b'x'; bytes], lease: 0, revision: 1 }; count];
+        let rows =
+            |count, bytes| vec![KeyValue { key: vec![], value: vec![b'x'; bytes], lease: 0, revision: 1 }; count];
         for (count, bytes, limit, next) in [
             (16, 1_000, 16, 128),
             (128, 1_000, 128, 500),

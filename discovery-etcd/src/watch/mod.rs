@@ -22,8 +22,8 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    client::{Event, Failure, Glance, Reason},
-    failover::{Chosen, Cluster},
+    client::{Event, Failure, RangeSummary, Reason},
+    cluster::{Chosen, Cluster},
     layout::Layout,
 };
 use cursor::{Cursor, Ended, WATCH};
@@ -169,7 +169,7 @@ impl EtcdSource {
     async fn judge(
         &self,
         chosen: &Chosen,
-        seen: Result<Glance, Failure>,
+        seen: Result<RangeSummary, Failure>,
         cursor: &Cursor,
         pulse: &mut Pulse,
     ) -> Option<Ended> {
@@ -203,10 +203,10 @@ impl EtcdSource {
 }
 
 /// A small read that is on its way.
-type Beat<'a> = Pin<Box<dyn Future<Output = Result<Glance, Failure>> + Send + 'a>>;
+type Beat<'a> = Pin<Box<dyn Future<Output = Result<RangeSummary, Failure>> + Send + 'a>>;
 
 /// The answer to a beat. Cancel safe.
-async fn answer(beat: &mut Option<Beat<'_>>) -> Result<Glance, Failure> {
+async fn answer(beat: &mut Option<Beat<'_>>) -> Result<RangeSummary, Failure> {
     match beat {
         Some(beat) => beat.await,
         None => std::future::pending().await,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::client::Glance;
+use crate::client::RangeSummary;
 
 /// Whether a watch can be trusted: what small reads of its range, made beside it, tell of it, without any I/O.
 ///
@@ -100,7 +100,7 @@ impl Pulse {
     }
 
     /// Takes the answer to the last beat, the watch having reached a revision by now; an error says why not to trust it.
-    pub(super) fn answered(&mut self, seen: &Glance, reached: i64) -> Result<(), &'static str> {
+    pub(super) fn answered(&mut self, seen: &RangeSummary, reached: i64) -> Result<(), &'static str> {
         if seen.revision < self.reached {
             return Err("the registry's history went back");
         }
@@ -191,7 +191,7 @@ mod tests {
             let sent = take(&mut pulse, before);
             pulse.beat(sent);
             let reached = take(&mut pulse, meanwhile);
-            pulse.answered(&Glance { cluster: 7, revision, count, newest: None }, reached).is_err()
+            pulse.answered(&RangeSummary { cluster: 7, revision, count, newest: None }, reached).is_err()
         })
     }
 
@@ -259,7 +259,7 @@ mod tests {
             if hears {
                 pulse.hear();
             }
-            pulse.answered(&Glance { cluster: 7, revision: 11, count: 9, newest: None }, 10)
+            pulse.answered(&RangeSummary { cluster: 7, revision: 11, count: 9, newest: None }, 10)
         };
         assert!(answer(false).is_ok());
         assert!((0..5).all(|_| answer(true).is_ok()));
@@ -281,7 +281,7 @@ mod tests {
                 }
                 let newest = pulse.beat(reached).then_some(newest);
                 asked += u32::from(newest.is_some());
-                if pulse.answered(&Glance { cluster: 7, revision, count: 3, newest }, reached).is_err() {
+                if pulse.answered(&RangeSummary { cluster: 7, revision, count: 3, newest }, reached).is_err() {
                     assert_eq!(number, CHECK, "the beat after the one that asked");
                     found = true;
                     break;

@@ -4,7 +4,7 @@ use discovery_core::{BadEntry, Entry, Error, ErrorKind, InstanceId, Live, Servic
 
 use super::{EtcdSource, cursor::Step};
 use crate::{
-    client::{Event, Row},
+    client::{Event, KeyValue},
     layout::Layout,
 };
 
@@ -37,7 +37,7 @@ impl<'a> Range<'a> {
         }
     }
 
-    pub(super) fn entry(&self, row: Row) -> Option<Entry> {
+    pub(super) fn entry(&self, row: KeyValue) -> Option<Entry> {
         let id = self.id(&row.key)?;
         let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
         Some(read.map_or_else(

@@ -6,7 +6,7 @@ use tracing::{debug, info, warn};
 
 use super::{Entry, Owner, answer, conflict, is_final, next_audit, superseded};
 use crate::{
-    client::{Delete, Failure, Put, Reading, Reason},
+    client::{Delete, Failure, KeyReading, Put, Reason},
     registry::decide::{Act, Intent},
 };
 
@@ -132,10 +132,10 @@ impl Entry {
     }
 
     /// Takes what was read, because the watch ended and things may have happened since, or to see whether it tells all.
-    pub(in crate::registry) fn read(&mut self, answered: Result<Reading, Failure>) {
+    pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
         (self.recheck, self.audit) = (None, Some(next_audit()));
         match answered {
-            Ok(Reading { row, revision }) => {
+            Ok(KeyReading { row, revision }) => {
                 // Lower than before where etcd was set back to an older copy of its data.
                 self.written = row.as_ref().map_or(revision, |row| row.revision);
                 self.read_at = revision;

@@ -3,7 +3,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tracing::warn;
 
 use super::{Entry, Owner, STEADY, answer, conflict, superseded};
-use crate::{client::Row, registry::decide::Intent};
+use crate::{client::KeyValue, registry::decide::Intent};
 
 /// Whoever asked for something waits here for its end.
 pub(in crate::registry) type Reply = oneshot::Sender<Result<(), Error>>;
@@ -16,9 +16,9 @@ pub(in crate::registry) enum Command {
     /// End a registration, or whichever there is.
     Release { number: Option<u64>, reply: Option<Reply> },
     /// The entry changed.
-    Seen { revision: i64, row: Option<Row> },
+    Seen { revision: i64, row: Option<KeyValue> },
     /// Mind no longer that a write may still be done, if nobody owns the entry.
-    Undoubt,
+    Forget,
     /// The entry is watched no longer.
     Unwatched,
     /// A registration has another value.
@@ -56,7 +56,7 @@ impl Entry {
                     self.seen(row);
                 }
             }
-            Command::Undoubt => {
+            Command::Forget => {
                 if self.owner.is_none() {
                     self.doubt = None;
                 }
@@ -109,7 +109,7 @@ impl Entry {
         // What stood there with the former value is the entry's own.
         if let Some(lease) = owner.held.take() {
             let key = self.place.key.clone().into_bytes();
-            self.seen = Some(Some(Row { key, value: Vec::new(), lease, revision: self.written }));
+            self.seen = Some(Some(KeyValue { key, value: Vec::new(), lease, revision: self.written }));
         }
         self.pause = None;
     }
@@ -129,7 +129,7 @@ impl Entry {
     }
 
     /// Another, or time, changed the entry.
-    pub(super) fn seen(&mut self, row: Option<Row>) {
+    pub(super) fn seen(&mut self, row: Option<KeyValue>) {
         let Some(owner) = &mut self.owner else {
             // Given up, and written all the same.
             if let Some(row) = row.filter(|row| self.lease.is_own(row.lease)) {

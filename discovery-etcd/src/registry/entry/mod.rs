@@ -11,9 +11,9 @@ pub(super) use command::{Command, Reply};
 
 use super::decide::{Act, Intent, Seen, decide};
 use crate::{
-    client::Row,
-    lease::{Lease, LeaseState, Tenancy},
-    pause::Pauses,
+    client::KeyValue,
+    lease::{Lease, LeaseState, LeaseUser},
+    retry_delays::RetryDelays,
 };
 
 /// What a handle knows and wants of one entry: every decision about it, without the I/O.
@@ -28,7 +28,7 @@ pub(super) struct Entry {
     /// The owner before one that was never written yet; owns again if that is given up.
     former: Option<Owner>,
     /// What stands in etcd as far as was seen since the last write; `None` where nothing was.
-    seen: Option<Option<Row>>,
+    seen: Option<Option<KeyValue>>,
     /// The revision of the last write, as far as it is known; what is older was known then.
     written: i64,
     /// The store's revision when the entry was last read, 0 where it was written since. What is older was known then, and may be
@@ -40,7 +40,7 @@ pub(super) struct Entry {
     leaving: Vec<Reply>,
     /// Not to be asked again before then.
     pause: Option<Instant>,
-    pauses: Pauses,
+    pauses: RetryDelays,
     /// The lease under which the entry was when its watch began, and when that was.
     watched: Option<(i64, Instant)>,
     /// When to read the entry because its watch ended.
@@ -77,7 +77,7 @@ struct Owner {
     waiting: Vec<Reply>,
     /// The lease under which it stands as it should.
     held: Option<i64>,
-    _tenancy: Tenancy,
+    _tenancy: LeaseUser,
 }
 
 impl Owner {
@@ -128,7 +128,7 @@ impl Entry {
             left: None,
             leaving: Vec::new(),
             pause: None,
-            pauses: Pauses::new(backoff),
+            pauses: RetryDelays::new(backoff),
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
@@ -156,7 +156,7 @@ impl Entry {
         let pause = self.pause.filter(|until| *until > now);
         let Some(owner) = &mut self.owner else {
             return Ok(match (self.left, pause) {
-                (None, _) => self.haunt(lease),
+                (None, _) => self.watch_for_late_write(lease),
                 (Some(_), Some(until)) => Next::Wait(Some(until)),
                 (Some(lease), None) => Next::Remove { lease, revision: self.written },
             });
@@ -196,7 +196,7 @@ impl Entry {
     }
 
     /// What to do about an entry that is gone: watch for a write that comes back from the dead.
-    fn haunt(&mut self, lease: &LeaseState) -> Next {
+    fn watch_for_late_write(&mut self, lease: &LeaseState) -> Next {
         match (self.doubt, lease) {
             (Some(doubt), LeaseState::Held { id }) if *id == doubt => self.attend(doubt),
             _ => Next::Exit,

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
 use super::*;
-use crate::client::{Delete, Failure, Put, Reading, Reason};
+use crate::client::{Delete, Failure, KeyReading, Put, Reason};
 
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
@@ -42,8 +42,8 @@ fn release(entry: &mut Entry, number: u64) -> Answer {
     answer
 }
 
-fn row(lease: i64, value: &str, revision: i64) -> Row {
-    Row { key: KEY.into(), value: value.into(), lease, revision }
+fn row(lease: i64, value: &str, revision: i64) -> KeyValue {
+    KeyValue { key: KEY.into(), value: value.into(), lease, revision }
 }
 
 /// Whether nothing is to be done but to wait for news.
@@ -130,11 +130,11 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
-    let read = |entry: &mut Entry, row: Option<Row>, revision: i64| {
+    let read = |entry: &mut Entry, row: Option<KeyValue>, revision: i64| {
         entry.take(Command::Unwatched);
         entry.recheck = Some(Instant::now());
         assert!(matches!(entry.next(&lease), Next::Read));
-        entry.read(Ok(Reading { row, revision }));
+        entry.read(Ok(KeyReading { row, revision }));
     };
     // What lies between may be compacted.
     read(&mut entry, Some(row(id_of(&lease), "v", 5)), 30);
@@ -187,7 +187,7 @@ async fn what_no_watch_tells_is_found_by_reading_now_and_then() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
-    let stands = || Reading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
+    let stands = || KeyReading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
     for _ in 0..20 {
         let Next::Wait(Some(until)) = entry.next(&lease) else { panic!("not for ever") };
         let wait = until - Instant::now();
@@ -204,7 +204,7 @@ async fn what_no_watch_tells_is_found_by_reading_now_and_then() {
         assert!(matches!(entry.next(&lease), Next::Wait(Some(until)) if until <= Instant::now() + AUDIT / 10));
         advance(AUDIT / 10).await;
     }
-    entry.read(Ok(Reading { row: None, revision: 40 }));
+    entry.read(Ok(KeyReading { row: None, revision: 40 }));
     assert!(matches!(status.status(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(41)));
@@ -338,14 +338,14 @@ async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that
         let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
         entry.next(&lease);
         entry.written(id_of(&lease), Err(Failure { unsent, ..no_answer() }));
-        entry.take(Command::Undoubt);
+        entry.take(Command::Forget);
         assert!(!entry.is_in_doubt(), "it is owned");
         release(&mut entry, 1);
         entry.next(&lease);
         entry.removed(Ok(Delete::Gone(5)), true);
         assert_eq!(entry.is_in_doubt(), is_in_doubt);
         assert_eq!(matches!(entry.next(&lease), Next::Exit), !is_in_doubt);
-        entry.take(Command::Undoubt);
+        entry.take(Command::Forget);
         assert!(matches!(entry.next(&lease), Next::Exit));
     }
 }
@@ -394,7 +394,7 @@ enum Event {
     Call(u8),
     /// What was under way arrives.
     Arrive,
-    /// Pauses between attempts pass.
+    /// RetryDelays between attempts pass.
     Wait,
 }
 
@@ -421,7 +421,7 @@ const OTHER: i64 = 77;
 /// One key of etcd, and a watch of it.
 #[derive(Default)]
 struct World {
-    row: Option<Row>,
+    row: Option<KeyValue>,
     revision: i64,
     watched_from: Option<i64>,
     events: Vec<Command>,
@@ -435,14 +435,14 @@ impl World {
         }
         self.revision += 1;
         let revision = self.revision;
-        self.row = row.map(|(lease, value)| Row { key: KEY.into(), value, lease, revision });
+        self.row = row.map(|(lease, value)| KeyValue { key: KEY.into(), value, lease, revision });
         if self.watched_from.is_some_and(|from| from <= revision) {
             self.events.push(Command::Seen { revision, row: self.row.clone() });
         }
     }
 
-    fn read(&self) -> Reading {
-        Reading { row: self.row.clone(), revision: self.revision }
+    fn read(&self) -> KeyReading {
+        KeyReading { row: self.row.clone(), revision: self.revision }
     }
 
     /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done, 3 done later. `None` where nothing is
@@ -518,7 +518,7 @@ impl World {
             if matches!(call, Next::Write { lease: id, .. } if id != id_of(lease)) {
                 continue;
             }
-            let is_right = |row: &Row| {
+            let is_right = |row: &KeyValue| {
                 let owner = entry.owner.as_ref().filter(|owner| owner.held == Some(row.lease));
                 owner.is_some_and(|owner| owner.value == row.value)
             };

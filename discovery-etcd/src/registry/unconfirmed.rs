@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 ///
 /// At most [`MOST`]: each costs a task and a watch for as long as the handle's lease lives.
 #[derive(Debug, Default)]
-pub(super) struct Doubts(VecDeque<String>);
+pub(super) struct UnconfirmedWrites(VecDeque<String>);
 
-impl Doubts {
+impl UnconfirmedWrites {
     /// Takes an entry in, and returns the one to give up for it: what is under way longest is the least likely to arrive.
     pub(super) fn enter(&mut self, key: &str) -> Option<String> {
         self.leave(key);
@@ -28,7 +28,7 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_where_there_are_too_many() {
-        let mut doubts = Doubts::default();
+        let mut doubts = UnconfirmedWrites::default();
         let key = |number: usize| format!("payments/{number}");
         for number in 0..MOST {
             assert_eq!(doubts.enter(&key(number)), None);

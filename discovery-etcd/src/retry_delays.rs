@@ -12,12 +12,12 @@ use crate::client::Failure;
 /// that registrations are back soon after it is; refused connections cost nobody much, and the jitter spreads those who come back
 /// over that second.
 #[derive(Debug)]
-pub(crate) struct Pauses {
+pub(crate) struct RetryDelays {
     unreached: Delays,
     refused: Delays,
 }
 
-impl Pauses {
+impl RetryDelays {
     pub(crate) fn new(backoff: Backoff) -> Self {
         Self { unreached: backoff.at_most(REACH).delays(), refused: backoff.delays() }
     }
@@ -53,7 +53,7 @@ mod tests {
     fn only_who_refuses_is_left_alone_for_long() {
         let failure = |reason| Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now").during("grant"));
         let longest = |reason| {
-            let mut pauses = Pauses::new(Backoff::default());
+            let mut pauses = RetryDelays::new(Backoff::default());
             (0..200).map(|_| pauses.after(&failure(reason))).max().unwrap()
         };
         let unreached = longest(Reason::Member);
@@ -68,7 +68,7 @@ mod tests {
         let away = Duration::from_secs(15);
         let mut bins = [0; 10];
         for _ in 0..200 {
-            let mut pauses = Pauses::new(Backoff::default());
+            let mut pauses = RetryDelays::new(Backoff::default());
             let mut at = pauses.first();
             while at < away {
                 at += pauses.after(&unreached);

@@ -1,0 +1,107 @@
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use discovery_core::{Error, ErrorKind, Held, Instance, Status, StatusWriter};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+
+use super::{
+    Registrar,
+    entry::{self, Command},
+    runtime_gone,
+};
+use crate::watch::closed_error;
+
+/// A registration that is not in its owner's hands yet.
+pub(super) struct UnclaimedRegistration(pub(super) Option<RegistrationHandle>);
+
+impl UnclaimedRegistration {
+    pub(super) fn keep(mut self) -> RegistrationHandle {
+        self.0.take().expect("it is taken once, here")
+    }
+}
+
+impl Drop for UnclaimedRegistration {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.release();
+        }
+    }
+}
+
+/// A registration's hand on the worker of its entry; keeps the handle's tasks going.
+pub(super) struct RegistrationHandle {
+    pub(super) registrar: Arc<Registrar>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) number: u64,
+    pub(super) key: String,
+    pub(super) status: StatusWriter,
+}
+
+impl RegistrationHandle {
+    /// What it means that the worker is gone.
+    fn worker_gone(&self) -> Result<(), Error> {
+        match self.status.status() {
+            Status::Deregistered { .. } | Status::Superseded { .. } => Ok(()),
+            _ => Err(runtime_gone().at_key(&self.key)),
+        }
+    }
+}
+
+#[async_trait]
+impl Held for RegistrationHandle {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let value = self.registrar.layout.encode(&instance);
+        let gone = || match self.status.status() {
+            Status::Superseded { .. } => entry::superseded(),
+            Status::Deregistered { .. } => closed_error(),
+            _ => runtime_gone(),
+        };
+        let told = self.commands.send(Command::Update { number: self.number, value, reply });
+        let result = match told {
+            Ok(()) => timeout(self.registrar.deadline, answer).await,
+            Err(_) => return Err(gone().during("update").at_key(&self.key)),
+        };
+        let error = match result {
+            Ok(Ok(Ok(()))) => return Ok(()),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(_)) => gone(),
+            Err(_) => {
+                let message = format!("not written within {:?}; the backend goes on trying", self.registrar.deadline);
+                Error::new(ErrorKind::DeadlineExceeded, message)
+            }
+        };
+        Err(error.during("update").at_key(&self.key))
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let told = self.commands.send(Command::Release { number: Some(self.number), reply: Some(reply) });
+        if told.is_err() {
+            return self.worker_gone();
+        }
+        match timeout(self.registrar.deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => self.worker_gone(),
+            Err(_) => Err(self.registrar.too_late("not removed")),
+        }
+        .map_err(|error| error.during("deregister").at_key(&self.key))
+    }
+
+    fn release(&self) {
+        // Nothing to release where the worker is gone.
+        let _ = self.commands.send(Command::Release { number: Some(self.number), reply: None });
+    }
+}
+
+impl fmt::Debug for RegistrationHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistrationHandle")
+            .field("key", &self.key)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
