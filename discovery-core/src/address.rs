@@ -15,7 +15,9 @@ use crate::{Error, ErrorKind, name::excerpt};
 /// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is not trusted, so what could
 /// lead a client astray is refused: the port 0, unspecified, multicast, broadcast and link-local addresses (among them
 /// 169.254.169.254, where clouds keep their machines' credentials, in the usual spellings of IPv6 too), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
-/// A DNS name is resolved by whoever connects; this type does not check what it resolves to.
+/// A DNS name is resolved by whoever connects; this type does not check what it resolves to. It may end in a dot, which keeps
+/// resolvers from appending their search domains, as in `etcd-0.etcd.default.svc.cluster.local.:2379`. The dot is part of the
+/// address, and of no [name](Self::without_trailing_dot).
 ///
 /// ```
 /// use discovery_core::{Address, Host};
@@ -39,7 +41,7 @@ pub struct Address {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[expect(clippy::exhaustive_enums, reason = "an address has a number or a name; a connector must handle both")]
 pub enum Host {
-    /// A DNS name of at most 253 bytes, in lower case.
+    /// A DNS name of at most 253 bytes, in lower case; a dot at its end is not counted.
     Dns(Arc<str>),
     /// An IPv4 or IPv6 address.
     Ip(IpAddr),
@@ -61,6 +63,25 @@ impl Address {
         match self.host {
             Host::Dns(_) => None,
             Host::Ip(ip) => Some(SocketAddr::new(ip, self.port())),
+        }
+    }
+
+    /// The address without the dot that may end a DNS name: what certificates, ids and HTTP's `:authority` name.
+    ///
+    /// ```
+    /// use discovery_core::Address;
+    ///
+    /// let address: Address = "payments.default.svc.cluster.local.:50051".parse()?;
+    /// assert_eq!(address.without_trailing_dot().to_string(), "payments.default.svc.cluster.local:50051");
+    /// # Ok::<(), discovery_core::Error>(())
+    /// ```
+    #[must_use]
+    pub fn without_trailing_dot(&self) -> Self {
+        match &self.host {
+            Host::Dns(name) if name.ends_with('.') => {
+                Self { host: Host::Dns(name.trim_end_matches('.').into()), port: self.port }
+            }
+            _ => self.clone(),
         }
     }
 }
@@ -129,6 +150,8 @@ enum Problem {
     Port,
     #[error("the host is empty")]
     NoHost,
+    #[error("it begins with a scheme; the scheme is the client's to choose")]
+    Scheme,
     #[error("the host is neither an IP address nor a DNS name")]
     Host,
     #[error("an IPv6 address stands in brackets, without a zone")]
@@ -150,6 +173,9 @@ fn invalid(text: &str, problem: Problem) -> Error {
 fn parse(text: &str) -> Result<Address, Problem> {
     if text.len() > MAX_BYTES {
         return Err(Problem::TooLong);
+    }
+    if text.contains("://") {
+        return Err(Problem::Scheme);
     }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -190,8 +216,9 @@ fn parse_host(host: &str) -> Result<Host, Problem> {
         label.bytes().all(|byte| byte.is_ascii_digit())
             || hex.is_some_and(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
     };
-    let last = host.rsplit('.').next().unwrap_or(host);
-    if host.len() > MAX_HOST_BYTES || !host.split('.').all(is_label) || is_number(last) {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let last = name.rsplit('.').next().unwrap_or(name);
+    if name.len() > MAX_HOST_BYTES || !name.split('.').all(is_label) || is_number(last) {
         return Err(Problem::Host);
     }
     Ok(Host::Dns(host.to_ascii_lowercase().into()))
@@ -227,8 +254,8 @@ fn embedded(ip: IpAddr) -> Option<IpAddr> {
 }
 
 const MAX_HOST_BYTES: usize = 253;
-/// A host, a colon and a port.
-const MAX_BYTES: usize = MAX_HOST_BYTES + 6;
+/// A host, a dot, a colon and a port.
+const MAX_BYTES: usize = MAX_HOST_BYTES + 7;
 
 #[cfg(test)]
 mod tests {
@@ -245,6 +272,12 @@ mod tests {
             ("[2001:DB8:0::7]:80", "[2001:db8::7]:80"),
             ("Payments-7.internal:80", "payments-7.internal:80"),
             ("localhost:80", "localhost:80"),
+            ("LOCALHOST.:80", "localhost.:80"),
+            ("etcd-0.etcd.default.svc.cluster.local.:2379", "etcd-0.etcd.default.svc.cluster.local.:2379"),
+            (
+                &format!("{}.:80", ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".")),
+                &format!("{}.:80", ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".")),
+            ),
         ] {
             let address: Address = text.parse().unwrap();
             assert_eq!(address.to_string(), printed);
@@ -268,7 +301,15 @@ mod tests {
             ("[fe80::1%eth0]:80", "brackets"),
             ("::1:80", "brackets"),
             ("unix:/x", "the port"),
-            ("http://h:1", "the host"),
+            ("http://h:1", "a scheme"),
+            ("https://h", "a scheme"),
+            ("dns:///h:1", "a scheme"),
+            (".:80", "the host"),
+            ("h..:80", "the host"),
+            (".h:80", "the host"),
+            ("127.0.0.1.:80", "the host"),
+            ("169.254.169.254.:80", "the host"),
+            ("0xa9fea9fe.:80", "the host"),
             ("user@h:1", "the host"),
             ("h/p:1", "the host"),
             ("a b:1", "the host"),
@@ -298,6 +339,16 @@ mod tests {
             assert!(printed.contains(problem), "{text}: {printed}");
             assert!(printed.contains("allowed is host:port"), "{printed}");
         }
+    }
+
+    #[test]
+    fn a_trailing_dot_is_part_of_the_address_and_of_no_name() {
+        let (rooted, plain): (Address, Address) = ("h.example.:80".parse().unwrap(), "h.example:80".parse().unwrap());
+        assert!(rooted != plain && matches!(rooted.host(), Host::Dns(name) if &**name == "h.example."));
+        assert_eq!(rooted.without_trailing_dot(), plain);
+        assert_eq!(plain.without_trailing_dot(), plain);
+        let ip: Address = "10.0.0.1:80".parse().unwrap();
+        assert_eq!(ip.without_trailing_dot(), ip);
     }
 
     #[test]

@@ -45,8 +45,8 @@ pub struct Metadata(BTreeMap<String, String>);
 impl Instance {
     /// An instance whose id is its address, of weight 100 and without metadata.
     pub fn new(address: Address) -> Self {
-        let id =
-            address.to_string().parse().expect("an address is at most 259 bytes of printable ASCII without a slash");
+        let name = address.without_trailing_dot().to_string();
+        let id = name.parse().expect("an address is at most 259 bytes of printable ASCII without a slash");
         Self { id, address, weight: Weight::default(), metadata: Metadata::default() }
     }
 

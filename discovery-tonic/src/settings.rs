@@ -88,7 +88,7 @@ impl EndpointSettings {
 
     /// Where the requests to an instance say that they go.
     pub(crate) fn origin_of(&self, address: &Address) -> (Scheme, Authority) {
-        self.origin.clone().unwrap_or_else(|| (Scheme::HTTP, authority(address)))
+        self.origin.clone().unwrap_or_else(|| (Scheme::HTTP, authority(&address.without_trailing_dot())))
     }
 
     /// What the connector is asked for.
@@ -132,5 +132,11 @@ mod tests {
             let error = EndpointSettings::default().origin(origin).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{origin}");
         }
+    }
+    #[test]
+    fn a_trailing_dot_is_for_resolving_alone() {
+        let (settings, address) = (EndpointSettings::default(), "payments.default.svc.:80".parse().unwrap());
+        assert_eq!(settings.target(&address).authority().unwrap().as_str(), "payments.default.svc.:80");
+        assert_eq!(settings.origin_of(&address).1.as_str(), "payments.default.svc:80");
     }
 }
