@@ -2,13 +2,17 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Claim, Error, ErrorKind, Instance, Recovered, Recovery, Registration, Registry, Resolver, ServiceName, Snapshot,
-    Updates,
+    Backoff, Claim, Error, ErrorKind, Instance, Recovered, Recovery, Registration, Registry, Resolver, ServiceName,
+    Snapshot, Updates,
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
 
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, MemberList},
     config::{EtcdConfig, Settings},
     registry::Registrar,
     watch::{EtcdSource, Pace, closed_error},
@@ -38,6 +42,9 @@ pub struct EtcdBackend {
     registrar: Arc<Registrar>,
     resolver: Recovered<EtcdSource>,
     closed: watch::Sender<bool>,
+    deadline: Duration,
+    /// The waits of a list between attempts.
+    backoff: Backoff,
 }
 
 impl EtcdBackend {
@@ -61,15 +68,22 @@ impl EtcdBackend {
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
             pace: Pace::of(settings.ttl),
+            audit: settings.audit_interval,
             closed: closed.subscribe(),
         };
         let mut recovery = Recovery::default();
-        (recovery.backoff, recovery.first_set) = (settings.backoff, settings.deadline);
+        recovery.backoff = settings.backoff;
+        recovery.first_set = settings.deadline;
         recovery.entries = settings.max_entries;
+        if settings.discover_members {
+            runtime.spawn(MemberList::new(&cluster, &settings.members).run());
+        }
         Ok(Self {
             registrar: Arc::new(Registrar::start(&settings, &cluster, runtime)),
             resolver: Recovered::with(source, recovery),
             closed,
+            deadline: settings.deadline,
+            backoff: settings.backoff.at_most(Duration::from_secs(1)),
         })
     }
 
@@ -121,15 +135,41 @@ impl Registry for EtcdBackend {
 
 #[async_trait]
 impl Resolver for EtcdBackend {
+    /// Goes on for the whole [operation timeout](EtcdConfig::with_deadline) while etcd cannot be reached or cannot answer.
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
         self.open().map_err(|error| error.during("list").for_service(service))?;
-        self.resolver.list(service).await
+        let end = Instant::now() + self.deadline;
+        let mut delays = self.backoff.delays();
+        let mut last: Option<Error> = None;
+        loop {
+            match timeout_at(end, self.resolver.list(service)).await {
+                Ok(Err(error)) if may_pass(&error) => last = Some(error),
+                Ok(done) => return done,
+                Err(_) => break,
+            }
+            let next = Instant::now() + delays.next_delay();
+            if next >= end {
+                break;
+            }
+            sleep_until(next).await;
+        }
+        let message = format!("not listed within {:?}", self.deadline);
+        let error = match last {
+            Some(error) => Error::new(error.kind(), message).because(error),
+            None => Error::new(ErrorKind::DeadlineExceeded, message),
+        };
+        Err(error.during("list").for_service(service))
     }
 
     fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
         self.open().map_err(|error| error.during("watch").for_service(service))?;
         self.resolver.watch(service)
     }
+}
+
+/// Whether the same list may succeed within seconds.
+fn may_pass(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::DeadlineExceeded | ErrorKind::Unavailable)
 }
 
 impl fmt::Debug for EtcdBackend {

@@ -1,4 +1,4 @@
-//! How long registrations wait after a failure.
+//! How long to wait after a failure.
 
 use std::time::Duration;
 
@@ -6,36 +6,40 @@ use discovery_core::{Backoff, Delays};
 
 use crate::client::Failure;
 
-/// The waits between attempts to write, remove or lease something.
+/// The waits between attempts: for a member that failed, and for a registration or a lease that could not be written.
 ///
-/// A cluster that refuses is asked again by the configured backoff. One that cannot be reached is asked at least once a second, so
-/// that registrations are back soon after it is; refused connections cost nobody much, and the jitter spreads those who come back
-/// over that second.
-#[derive(Debug)]
+/// A cluster that refuses, has too much to do, or does not answer in time is asked again after the whole backoff. One that
+/// cannot be reached is tried at least once a second, so that registrations are back soon after it is; refused connections
+/// cost little, and the jitter spreads those that come back over that second.
+#[derive(Clone, Debug)]
 pub(crate) struct RetryDelays {
     unreached: Delays,
-    refused: Delays,
+    full: Delays,
 }
 
 impl RetryDelays {
     pub(crate) fn new(backoff: Backoff) -> Self {
-        Self { unreached: backoff.at_most(REACH).delays(), refused: backoff.delays() }
+        Self { unreached: backoff.at_most(REACH).delays(), full: backoff.delays() }
     }
 
-    /// The wait before anything is tried: what everybody does at once is spread by it.
+    /// The wait before anything is tried, which spreads what everybody does at once.
     pub(crate) fn first(&mut self) -> Duration {
         self.unreached.next_delay()
     }
 
     /// The wait after a failure.
     pub(crate) fn after(&mut self, failure: &Failure) -> Duration {
-        if failure.is_member() { self.unreached.next_delay() } else { self.refused.next_delay() }
+        if failure.is_member() && !failure.reason.is_load() {
+            self.unreached.next_delay()
+        } else {
+            self.full.next_delay()
+        }
     }
 
     /// Starts again from the shortest wait.
     pub(crate) fn reset(&mut self) {
         self.unreached.reset();
-        self.refused.reset();
+        self.full.reset();
     }
 }
 
@@ -50,15 +54,19 @@ mod tests {
     use crate::client::Reason;
 
     #[test]
-    fn only_who_refuses_is_left_alone_for_long() {
+    fn only_a_cluster_out_of_reach_is_tried_within_a_second() {
         let failure = |reason| Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now").during("grant"));
         let longest = |reason| {
-            let mut pauses = RetryDelays::new(Backoff::default());
-            (0..200).map(|_| pauses.after(&failure(reason))).max().unwrap()
+            let mut delays = RetryDelays::new(Backoff::default());
+            (0..200).map(|_| delays.after(&failure(reason))).max().unwrap()
         };
-        let unreached = longest(Reason::Member);
-        assert!(unreached > REACH / 2 && unreached <= REACH, "{unreached:?}");
-        assert!(longest(Reason::Refused) > REACH * 5);
+        for reason in [Reason::Member, Reason::Strange, Reason::Token] {
+            let wait = longest(reason);
+            assert!(wait > REACH / 2 && wait <= REACH, "{reason:?}: {wait:?}");
+        }
+        for reason in [Reason::Refused, Reason::Overloaded, Reason::TimedOut] {
+            assert!(longest(reason) > REACH * 5, "{reason:?}");
+        }
     }
 
     /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first attempt after its return is.
@@ -68,10 +76,10 @@ mod tests {
         let away = Duration::from_secs(15);
         let mut bins = [0; 10];
         for _ in 0..200 {
-            let mut pauses = RetryDelays::new(Backoff::default());
-            let mut at = pauses.first();
+            let mut delays = RetryDelays::new(Backoff::default());
+            let mut at = delays.first();
             while at < away {
-                at += pauses.after(&unreached);
+                at += delays.after(&unreached);
             }
             bins[(at - away).as_millis() as usize / 100] += 1;
         }

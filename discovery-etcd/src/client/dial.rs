@@ -1,8 +1,9 @@
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use discovery_core::Error;
+use discovery_core::{Address, Error};
 use etcd_client::ConnectOptions;
 
+use super::auth::Authenticator;
 #[cfg(feature = "tls")]
 use super::tls::Tls;
 use crate::config::Settings;
@@ -10,45 +11,63 @@ use crate::config::Settings;
 /// How members are connected to, the same for all.
 pub(crate) struct Dial {
     options: ConnectOptions,
+    pub(super) connect_timeout: Duration,
+    pub(super) auth: Authenticator,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
 
 impl Dial {
-    /// Reads the files of TLS.
+    /// Reads the files of TLS and of the password.
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
-        let mut options = ConnectOptions::new()
+        // No user: tokens are obtained apart, since etcd-client would ask for one before each use of a connection, and knows
+        // neither watches nor changes of users and roles.
+        let options = ConnectOptions::new()
             .with_connect_timeout(settings.connect_timeout)
             .with_keep_alive(settings.ping_interval, settings.ping_timeout)
             // etcd ends connections that are pinged while nothing is open on them.
             .with_keep_alive_while_idle(false)
             .with_tcp_keepalive(settings.ping_interval)
             .with_require_leader(true);
-        // etcd-client's own refreshing of tokens stays off: it knows neither watches nor changes of users and roles, and would
-        // ask a member that refuses the password as often as anybody calls.
-        if let Some(credentials) = &settings.credentials {
-            options = options.with_user(credentials.user(), credentials.password().reveal());
-        }
         Ok(Self {
             options,
+            connect_timeout: settings.connect_timeout,
+            auth: Authenticator::new(settings.credentials.clone(), settings.backoff)?,
             #[cfg(feature = "tls")]
             tls: settings.tls.as_ref().map(|tls| Tls::load(tls, settings.connect_timeout)).transpose()?,
         })
     }
 
-    /// What to connect with now.
-    pub(super) fn options(&self) -> ConnectOptions {
+    /// What to connect to a member with now.
+    #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only certificates are for a member's name"))]
+    pub(super) fn options(&self, member: &Address) -> ConnectOptions {
         let options = self.options.clone();
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
-            return options.with_tls(tls.options());
+            return options.with_tls(tls.options(member));
         }
         options
+    }
+
+    /// Which reading of the files of TLS is the present one: connections of an earlier one get no further calls.
+    pub(super) fn files(&self) -> u64 {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return tls.reading();
+        }
+        0
+    }
+
+    pub(super) fn has_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
     }
 }
 
 impl fmt::Debug for Dial {
-    /// Prints nothing: etcd-client's options would print the password and the key.
+    /// Prints nothing: what is in it would print the password and the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dial").finish_non_exhaustive()
     }

@@ -1,4 +1,6 @@
-use std::{error::Error as StdError, time::Duration};
+//! What a call that failed means: whose answer it is, and whether another member may do better.
+
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use discovery_core::{Address, Error, ErrorKind};
 use etcd_client::Error as ClientError;
@@ -7,42 +9,72 @@ use etcd_client::Error as ClientError;
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: Reason,
-    /// What callers are told.
+    /// The error that callers get.
     pub(crate) error: Error,
-    /// The member was not even connected to, so that nothing was done.
-    pub(crate) unsent: bool,
+    outcome: Outcome,
+}
+
+/// How far a request came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    /// The member answered, or nothing came in time on a connection that may be well.
+    Answered,
+    /// The connection failed while the request was on it.
+    Lost,
+    /// The request never left this process, so nothing was done.
+    Unsent,
 }
 
 /// What to do about a [`Failure`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Reason {
+    /// The member reports that authentication is off, so no token can be had or is needed.
+    AuthDisabled,
     /// The revision asked for is compacted: read the present state.
     Compacted,
+    /// The member refuses the user or the password.
+    Credentials,
     /// A lease of this id exists: the grant was done before.
     LeaseExists,
     /// The lease is gone: grant another.
     LeaseGone,
-    /// The member, or the way to it, failed; the call may have been done. Another member may do better.
+    /// The member, or the way to it, failed, or it gave an answer that is not known to be the cluster's.
     Member,
-    /// The cluster answered, and another member would answer the same.
+    /// The member has too much to do: asking all others as well would only multiply the load.
+    Overloaded,
+    /// The cluster refuses; every member would.
     Refused,
-    /// The member answered what makes no sense, so that nothing is known of what it did. Another member may do better.
+    /// The member answered nonsense, so nothing is known of what it did.
     Strange,
-    /// The token is not accepted (any more): authenticate anew.
+    /// No answer came in time. The reasons are often the load, and the request may have been done.
+    TimedOut,
+    /// The member does not accept the token (any more): authenticate anew.
     Token,
     /// The answer is larger than what is decoded: ask for less.
     TooLarge,
 }
 
+impl Reason {
+    /// Whether this is the cluster's answer, which every member would give.
+    pub(crate) fn is_of_cluster(self) -> bool {
+        matches!(self, Self::Compacted | Self::LeaseExists | Self::LeaseGone | Self::Refused)
+    }
+
+    /// Whether trying again soon, or elsewhere, adds to a load that may be the cause.
+    pub(crate) fn is_load(self) -> bool {
+        matches!(self, Self::Overloaded | Self::TimedOut)
+    }
+}
+
 impl Failure {
     pub(crate) fn new(reason: Reason, error: Error) -> Self {
-        Self { reason, error, unsent: false }
+        Self { reason, error, outcome: Outcome::Answered }
     }
 
     /// No answer in time.
     pub(super) fn silent(operation: &'static str, member: &Address, after: Duration) -> Self {
         let message = format!("etcd member {member} gave no answer within {after:?}");
-        Self::new(Reason::Member, Error::new(ErrorKind::DeadlineExceeded, message).during(operation))
+        Self::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).during(operation))
     }
 
     /// A stream that the member ended without a reason.
@@ -57,122 +89,237 @@ impl Failure {
         Self::new(Reason::Strange, error.during(operation).because(what))
     }
 
+    /// A member that speaks an older protocol than this crate.
+    pub(super) fn too_old(member: &Address, version: &str) -> Self {
+        let version = version.escape_debug();
+        let message = format!("etcd member {member} runs etcd {version}; allowed is 3.4 or later");
+        let error = Error::new(ErrorKind::Unsupported, message).during("connect to etcd");
+        Self { outcome: Outcome::Unsent, ..Self::new(Reason::Member, error) }
+    }
+
     /// The one place where etcd-client's errors are read.
     pub(super) fn from_client(error: ClientError, operation: &'static str, member: &Address) -> Self {
         let mut innermost = String::new();
+        let mut outcome = if is_answer(&error) { Outcome::Answered } else { Outcome::Lost };
         let (code, text) = match error {
             ClientError::GRpcStatus(status) => {
-                // What rustls or the system said; tonic's own message may be no more than "transport error".
+                // What rustls or the system reported; tonic's own message may be no more than "transport error".
                 let mut causes: &dyn StdError = &status;
                 while let Some(cause) = causes.source() {
                     causes = cause;
                     innermost = cause.to_string();
                 }
-                (status.code() as i32, status.message().to_owned())
+                (Code(status.code() as i32), status.message().to_owned())
             }
-            // The only thing that etcd-client reports so.
-            ClientError::LeaseKeepAliveError(text) if text == "lease not found" => (NOT_FOUND, LEASE_GONE.to_owned()),
-            ClientError::InvalidArgs(text) => (INVALID_ARGUMENT, text),
-            other => (UNAVAILABLE, other.to_string()),
+            // etcd's answer that the lease has no time left, which etcd-client turns into an error of its own.
+            ClientError::LeaseKeepAliveError(text) if text == "lease not found" => {
+                (Code::NOT_FOUND, LEASE_NOT_FOUND.to_owned())
+            }
+            other => (Code::UNAVAILABLE, other.to_string()),
         };
+        if is_of_connecting(&text) {
+            outcome = Outcome::Unsent;
+        }
         let (reason, kind) = classify(code, &text);
-        let unsent = is_of_connecting(code, &text);
         let message = match reason {
+            Reason::AuthDisabled => format!("etcd member {member} reports that authentication is not enabled"),
+            Reason::Credentials | Reason::Token => "etcd does not accept the credentials".to_owned(),
             Reason::Member => format!("etcd member {member} cannot be reached or cannot answer"),
+            Reason::Overloaded => format!("etcd member {member} has too much to do"),
             Reason::Refused if kind == ErrorKind::PermissionDenied => "etcd denies the permission".to_owned(),
-            Reason::Token => "etcd does not accept the credentials".to_owned(),
+            Reason::TimedOut => format!("etcd member {member} did not do it in time"),
             _ => "etcd refused the request".to_owned(),
         };
-        let text = if text.contains(&innermost) { text } else { format!("{text}: {innermost}") };
+        let mut cause = if text.contains(&innermost) { text.clone() } else { format!("{text}: {innermost}") };
+        if cause.is_empty() {
+            cause = code.to_string();
+        }
         // Peers' text may hold anything.
-        let cause = text.escape_debug().to_string();
-        Self { unsent, ..Self::new(reason, Error::new(kind, message).during(operation).because(cause)) }
+        let cause = cause.escape_debug().to_string();
+        let error = Error::new(kind, message).during(operation).because(cause);
+        Self { outcome, ..Self::new(reason, error) }
+    }
+
+    /// The failure that the reason of a canceled watch stands for.
+    ///
+    /// etcd sends an error's text, with or without its code before it.
+    pub(super) fn of_cancel(reason: &str, operation: &'static str) -> Self {
+        let text = reason.rsplit_once(" desc = ").map_or(reason, |(_, text)| text);
+        let (what, kind) = classify(Code::UNKNOWN, text);
+        let error = Error::new(kind, "etcd canceled the watch").during(operation);
+        let error = if reason.is_empty() { error } else { error.because(reason.escape_debug().to_string()) };
+        Self::new(what, error)
+    }
+
+    /// The same failure, of which something else is to be made.
+    pub(super) fn with_reason(self, reason: Reason) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// The same failure of a request that was not sent.
+    #[cfg(test)]
+    pub(crate) fn before_sending(self) -> Self {
+        Self { outcome: Outcome::Unsent, ..self }
     }
 
     /// Whether another member may do better.
     pub(crate) fn is_member(&self) -> bool {
-        matches!(self.reason, Reason::Member | Reason::Strange)
+        !self.reason.is_of_cluster() && self.reason != Reason::TooLarge
     }
 
     /// Whether what was asked may have been done, or may still be.
     pub(crate) fn may_be_done(&self) -> bool {
-        self.is_member() && !self.unsent
+        matches!(self.reason, Reason::Member | Reason::Strange | Reason::TimedOut) && self.outcome != Outcome::Unsent
+    }
+
+    /// Whether nothing was sent.
+    pub(crate) fn is_unsent(&self) -> bool {
+        self.outcome == Outcome::Unsent
+    }
+
+    /// Whether the connection failed, so that it is of no more use.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        self.outcome != Outcome::Answered && self.reason != Reason::TooLarge
     }
 }
 
-/// Status codes alone do not tell what happened: a request timeout is Cancelled, a broken stream Unknown, a lost token
-/// sometimes InvalidArgument. So the texts of etcd's `rpctypes` are read where they decide.
-fn classify(code: i32, text: &str) -> (Reason, ErrorKind) {
+/// A status code of gRPC.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Code(i32);
+
+impl Code {
+    const CANCELLED: Self = Self(1);
+    const UNKNOWN: Self = Self(2);
+    const INVALID_ARGUMENT: Self = Self(3);
+    const DEADLINE_EXCEEDED: Self = Self(4);
+    const NOT_FOUND: Self = Self(5);
+    const PERMISSION_DENIED: Self = Self(7);
+    const RESOURCE_EXHAUSTED: Self = Self(8);
+    const FAILED_PRECONDITION: Self = Self(9);
+    const OUT_OF_RANGE: Self = Self(11);
+    const UNAVAILABLE: Self = Self(14);
+    const UNAUTHENTICATED: Self = Self(16);
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the status code {}", self.0)
+    }
+}
+
+/// Whose answer a status is.
+///
+/// A code alone does not tell: a learner, another gRPC server at a reused address, or a proxy in between answer with the
+/// same codes as the cluster. So an answer is the cluster's, or about a token, only where the code *and* the whole text are
+/// those of etcd's `rpctypes` (3.4 to 3.7, all the same in this). All others are the member's own.
+fn classify(code: Code, text: &str) -> (Reason, ErrorKind) {
+    let is_known = |(known, is_text, ..): &&(Code, &str, Reason, ErrorKind)| {
+        // etcd's own grpc-proxy passes its texts on, but not its codes; the reasons of canceled watches have none.
+        text == *is_text && (code == *known || code == Code::UNKNOWN)
+    };
+    if let Some((.., reason, kind)) = KNOWN.iter().find(is_known) {
+        return (*reason, *kind);
+    }
     match code {
-        NOT_FOUND if text.contains("lease not found") => (Reason::LeaseGone, ErrorKind::Unavailable),
-        FAILED_PRECONDITION if text.contains("lease already exists") => (Reason::LeaseExists, ErrorKind::Internal),
-        OUT_OF_RANGE if text.contains("compacted") => (Reason::Compacted, ErrorKind::Unavailable),
-        OUT_OF_RANGE if text.contains("message length too large") => (Reason::TooLarge, ErrorKind::ResourceExhausted),
-        // A member that lags or was wiped; reading anew shows which.
-        OUT_OF_RANGE => (Reason::Member, ErrorKind::Unavailable),
-        UNAUTHENTICATED => (Reason::Token, ErrorKind::Unauthenticated),
-        INVALID_ARGUMENT | UNKNOWN | FAILED_PRECONDITION if is_about_token(text) => {
-            (Reason::Token, ErrorKind::Unauthenticated)
+        Code::UNAUTHENTICATED => (Reason::Token, ErrorKind::Unauthenticated),
+        Code::DEADLINE_EXCEEDED => (Reason::TimedOut, ErrorKind::DeadlineExceeded),
+        // tonic's own timeout.
+        Code::CANCELLED if text == "Timeout expired" => (Reason::TimedOut, ErrorKind::DeadlineExceeded),
+        Code::UNKNOWN if text == "context deadline exceeded" => (Reason::TimedOut, ErrorKind::Unavailable),
+        // tonic's own limit.
+        Code::OUT_OF_RANGE if text.starts_with("Error, decoded message length too large") => {
+            (Reason::TooLarge, ErrorKind::ResourceExhausted)
         }
-        PERMISSION_DENIED => (Reason::Refused, ErrorKind::PermissionDenied),
-        INVALID_ARGUMENT => (Reason::Refused, ErrorKind::InvalidInput),
-        RESOURCE_EXHAUSTED => (Reason::Refused, ErrorKind::ResourceExhausted),
-        UNIMPLEMENTED => (Reason::Refused, ErrorKind::Unsupported),
-        NOT_FOUND | ALREADY_EXISTS | FAILED_PRECONDITION => (Reason::Refused, ErrorKind::Internal),
-        DEADLINE_EXCEEDED => (Reason::Member, ErrorKind::DeadlineExceeded),
-        CANCELLED if text.contains("Timeout") => (Reason::Member, ErrorKind::DeadlineExceeded),
         _ => (Reason::Member, ErrorKind::Unavailable),
     }
 }
 
-/// Whether it failed while connecting: refused, or not in time. Where it is not certain, it is not said.
-fn is_of_connecting(code: i32, text: &str) -> bool {
-    code == UNAVAILABLE && text.starts_with("tcp connect error")
-}
-
-/// Whether an answer, or the reason of a canceled watch, says that authenticating anew may help.
-pub(super) fn is_about_token(text: &str) -> bool {
+/// The answers of etcd that have a meaning here, with their codes and whole texts.
+///
+/// Its other answers are left out because no call of this crate can get them (those about members, users and roles), or
+/// because they are about the member that gives them (no leader, not capable, a learner, a revision that it has not seen).
+const KNOWN: [(Code, &str, Reason, ErrorKind); 24] = {
+    use ErrorKind as Kind;
     [
-        "invalid auth token",
-        "revision of auth store is old",
-        "user name is empty",
-        "user name not found",
-        "invalid user ID or password",
-        "authentication is not enabled",
+        (
+            Code::OUT_OF_RANGE,
+            "etcdserver: mvcc: required revision has been compacted",
+            Reason::Compacted,
+            Kind::Unavailable,
+        ),
+        (Code::NOT_FOUND, LEASE_NOT_FOUND, Reason::LeaseGone, Kind::Unavailable),
+        (Code::FAILED_PRECONDITION, "etcdserver: lease already exists", Reason::LeaseExists, Kind::Internal),
+        (Code::PERMISSION_DENIED, "etcdserver: permission denied", Reason::Refused, Kind::PermissionDenied),
+        (
+            Code::RESOURCE_EXHAUSTED,
+            "etcdserver: mvcc: database space exceeded",
+            Reason::Refused,
+            Kind::ResourceExhausted,
+        ),
+        (Code::INVALID_ARGUMENT, "etcdserver: duplicate key given in txn request", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: invalid sort option", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: key is not provided", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: lease is provided", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: request is too large", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: too many operations in txn request", Reason::Refused, Kind::InvalidInput),
+        (Code::INVALID_ARGUMENT, "etcdserver: value is provided", Reason::Refused, Kind::InvalidInput),
+        (Code::OUT_OF_RANGE, "etcdserver: too large lease TTL", Reason::Refused, Kind::InvalidInput),
+        (Code::RESOURCE_EXHAUSTED, "etcdserver: too many requests", Reason::Overloaded, Kind::ResourceExhausted),
+        (Code::UNAVAILABLE, "etcdserver: request timed out", Reason::TimedOut, Kind::Unavailable),
+        (
+            Code::UNAVAILABLE,
+            "etcdserver: request timed out, possibly due to connection lost",
+            Reason::TimedOut,
+            Kind::Unavailable,
+        ),
+        (
+            Code::UNAVAILABLE,
+            "etcdserver: request timed out, possibly due to previous leader failure",
+            Reason::TimedOut,
+            Kind::Unavailable,
+        ),
+        (
+            Code::UNAVAILABLE,
+            "etcdserver: request timed out, waiting for the applied index took too long",
+            Reason::TimedOut,
+            Kind::Unavailable,
+        ),
+        (
+            Code::FAILED_PRECONDITION,
+            "etcdserver: authentication is not enabled",
+            Reason::AuthDisabled,
+            Kind::Unauthenticated,
+        ),
+        (
+            Code::INVALID_ARGUMENT,
+            "etcdserver: authentication failed, invalid user ID or password",
+            Reason::Credentials,
+            Kind::Unauthenticated,
+        ),
+        (Code::INVALID_ARGUMENT, "etcdserver: revision of auth store is old", Reason::Token, Kind::Unauthenticated),
+        (Code::INVALID_ARGUMENT, "etcdserver: user name is empty", Reason::Token, Kind::Unauthenticated),
+        (Code::FAILED_PRECONDITION, "etcdserver: user name not found", Reason::Token, Kind::Unauthenticated),
+        (Code::UNAUTHENTICATED, "etcdserver: invalid auth token", Reason::Token, Kind::Unauthenticated),
     ]
-    .iter()
-    .any(|known| text.contains(known))
+};
+
+/// Whether the member answered, rather than tonic or hyper that the connection failed.
+pub(super) fn is_answer(error: &ClientError) -> bool {
+    match error {
+        // What a peer sent has no cause.
+        ClientError::GRpcStatus(status) => status.source().is_none() && !is_of_connecting(status.message()),
+        ClientError::LeaseKeepAliveError(_) => true,
+        _ => false,
+    }
 }
 
-/// The failure that the reason of a canceled watch stands for.
-pub(super) fn of_cancel(reason: &str, operation: &'static str) -> Failure {
-    let (what, kind) = if is_about_token(reason) {
-        (Reason::Token, ErrorKind::Unauthenticated)
-    } else if reason.contains("permission denied") {
-        (Reason::Refused, ErrorKind::PermissionDenied)
-    } else {
-        (Reason::Member, ErrorKind::Unavailable)
-    };
-    let error = Error::new(kind, "etcd canceled the watch").during(operation);
-    let error = if reason.is_empty() { error } else { error.because(reason.escape_debug().to_string()) };
-    Failure::new(what, error)
+/// Whether it failed before anything was sent, by the texts of tonic. Where that is not certain it is `false`.
+fn is_of_connecting(text: &str) -> bool {
+    // The latter where the runtime is gone that the client was made in.
+    text.starts_with("tcp connect error") || text.starts_with("Service was not ready")
 }
 
-const LEASE_GONE: &str = "requested lease not found";
-
-const CANCELLED: i32 = 1;
-const UNKNOWN: i32 = 2;
-const INVALID_ARGUMENT: i32 = 3;
-const DEADLINE_EXCEEDED: i32 = 4;
-const NOT_FOUND: i32 = 5;
-const ALREADY_EXISTS: i32 = 6;
-const PERMISSION_DENIED: i32 = 7;
-const RESOURCE_EXHAUSTED: i32 = 8;
-const FAILED_PRECONDITION: i32 = 9;
-const OUT_OF_RANGE: i32 = 11;
-const UNIMPLEMENTED: i32 = 12;
-const UNAVAILABLE: i32 = 14;
-const UNAUTHENTICATED: i32 = 16;
+const LEASE_NOT_FOUND: &str = "etcdserver: requested lease not found";
 
 #[cfg(test)]
 mod tests {
@@ -182,37 +329,170 @@ mod tests {
         config::{EtcdConfig, Settings},
     };
 
+    /// All answers in `rpctypes/error.go` of etcd 3.4.0 to 3.7.1, with what this crate makes of them. `M` is the member's.
+    const RPCTYPES: &str = "
+        Canceled|etcdserver: request canceled|M
+        Canceled|etcdserver: watch canceled|M
+        DataLoss|etcdserver: corrupt cluster|M
+        DeadlineExceeded|etcdserver: context deadline exceeded|TimedOut
+        FailedPrecondition|etcdserver: Peer URLs already exists|M
+        FailedPrecondition|etcdserver: authentication is not enabled|AuthDisabled
+        FailedPrecondition|etcdserver: bad leader transferee|M
+        FailedPrecondition|etcdserver: can only promote a learner member|M
+        FailedPrecondition|etcdserver: can only promote a learner member which is in sync with leader|M
+        FailedPrecondition|etcdserver: cluster ID mismatch|M
+        FailedPrecondition|etcdserver: cluster has a downgrade job in progress|M
+        FailedPrecondition|etcdserver: cluster version not found during downgrade|M
+        FailedPrecondition|etcdserver: lease already exists|LeaseExists
+        FailedPrecondition|etcdserver: member ID already exist|M
+        FailedPrecondition|etcdserver: no inflight downgrade job|M
+        FailedPrecondition|etcdserver: not capable|M
+        FailedPrecondition|etcdserver: not leader|M
+        FailedPrecondition|etcdserver: permission is not granted to the role|M
+        FailedPrecondition|etcdserver: re-configuration failed due to not enough started members|M
+        FailedPrecondition|etcdserver: role is not granted to the user|M
+        FailedPrecondition|etcdserver: role name already exists|M
+        FailedPrecondition|etcdserver: role name not found|M
+        FailedPrecondition|etcdserver: root user does not exist|M
+        FailedPrecondition|etcdserver: root user does not have root role|M
+        FailedPrecondition|etcdserver: rpc not supported for learner|M
+        FailedPrecondition|etcdserver: too many learner members in cluster|M
+        FailedPrecondition|etcdserver: user name already exists|M
+        FailedPrecondition|etcdserver: user name not found|Token
+        InvalidArgument|etcdserver: authentication failed, invalid user ID or password|Credentials
+        InvalidArgument|etcdserver: duplicate key given in txn request|Refused
+        InvalidArgument|etcdserver: given member URLs are invalid|M
+        InvalidArgument|etcdserver: invalid auth management|M
+        InvalidArgument|etcdserver: invalid client api version|M
+        InvalidArgument|etcdserver: invalid downgrade target version|M
+        InvalidArgument|etcdserver: invalid sort option|Refused
+        InvalidArgument|etcdserver: key is not provided|Refused
+        InvalidArgument|etcdserver: key not found|M
+        InvalidArgument|etcdserver: lease is provided|Refused
+        InvalidArgument|etcdserver: permission not given|M
+        InvalidArgument|etcdserver: request is too large|Refused
+        InvalidArgument|etcdserver: revision of auth store is old|Token
+        InvalidArgument|etcdserver: role name is empty|M
+        InvalidArgument|etcdserver: too many operations in txn request|Refused
+        InvalidArgument|etcdserver: user name is empty|Token
+        InvalidArgument|etcdserver: value is provided|Refused
+        InvalidArgument|etcdserver: wrong downgrade target version format|M
+        NotFound|etcdserver: member not found|M
+        NotFound|etcdserver: requested lease not found|LeaseGone
+        OutOfRange|etcdserver: mvcc: required revision has been compacted|Compacted
+        OutOfRange|etcdserver: mvcc: required revision is a future revision|M
+        OutOfRange|etcdserver: too large lease TTL|Refused
+        PermissionDenied|etcdserver: permission denied|Refused
+        ResourceExhausted|etcdserver: mvcc: database space exceeded|Refused
+        ResourceExhausted|etcdserver: too many requests|Overloaded
+        Unauthenticated|etcdserver: invalid auth token|Token
+        Unavailable|etcdserver: cluster version not found during downgrade|M
+        Unavailable|etcdserver: leader changed|M
+        Unavailable|etcdserver: no leader|M
+        Unavailable|etcdserver: not capable|M
+        Unavailable|etcdserver: request timed out|TimedOut
+        Unavailable|etcdserver: request timed out, possibly due to connection lost|TimedOut
+        Unavailable|etcdserver: request timed out, possibly due to previous leader failure|TimedOut
+        Unavailable|etcdserver: request timed out, waiting for the applied index took too long|TimedOut
+        Unavailable|etcdserver: rpc not supported for learner|M
+        Unavailable|etcdserver: server stopped|M
+        Unavailable|etcdserver: unhealthy cluster|M";
+
+    const CODES: [&str; 17] = [
+        "Ok",
+        "Canceled",
+        "Unknown",
+        "InvalidArgument",
+        "DeadlineExceeded",
+        "NotFound",
+        "AlreadyExists",
+        "PermissionDenied",
+        "ResourceExhausted",
+        "FailedPrecondition",
+        "Aborted",
+        "OutOfRange",
+        "Unimplemented",
+        "Internal",
+        "Unavailable",
+        "DataLoss",
+        "Unauthenticated",
+    ];
+
+    #[test]
+    fn an_answer_is_the_clusters_only_by_its_code_and_its_whole_text() {
+        let rows = RPCTYPES.split('\n').map(str::trim).filter(|row| !row.is_empty());
+        let mut known = 0;
+        for row in rows {
+            let [code, text, expected] = row.split('|').collect::<Vec<_>>()[..] else { panic!("{row}") };
+            let expected = if expected == "M" { "Member" } else { expected };
+            known += usize::from(expected != "Member" && code != "DeadlineExceeded");
+            let number = CODES.iter().position(|name| *name == code).unwrap();
+            let read = |number: usize, text: &str| {
+                let (reason, kind) = classify(Code(i32::try_from(number).unwrap()), text);
+                (format!("{reason:?}"), reason, kind)
+            };
+            assert_eq!(read(number, text).0, expected, "{row}");
+            // Texts that only resemble it, and other codes, are the member's.
+            for similar in [format!("{text} "), format!("proxy: {text}"), text[1..].to_owned(), text.to_uppercase()] {
+                for number in 0..CODES.len() {
+                    assert!(!read(number, &similar).1.is_of_cluster(), "{number} {similar}");
+                }
+            }
+            for other in (0..CODES.len()).filter(|other| *other != number && CODES[*other] != "Unknown") {
+                assert!(!read(other, text).1.is_of_cluster(), "{other} {text}");
+            }
+        }
+        assert_eq!(known, KNOWN.len(), "each known answer is one of etcd's");
+        // A member's own answer is retryable, whatever it looks like: a status of a service mesh, a gRPC server without etcd.
+        for number in 0..CODES.len() {
+            for text in ["", "rpc not supported for learner", "RBAC: access denied", "permission denied"] {
+                let (reason, kind) = classify(Code(i32::try_from(number).unwrap()), text);
+                assert!(!reason.is_of_cluster(), "{number} {text}");
+                let is_about_token = number == 16;
+                assert_eq!(Error::new(kind, "").is_retryable(), !is_about_token, "{number} {text}");
+            }
+        }
+    }
+
     #[test]
     fn failures_as_measured_are_read_right() {
         use ErrorKind as Kind;
         for (code, text, reason, kind) in [
             (14, "tcp connect error", Reason::Member, Kind::Unavailable),
-            (1, "Timeout expired", Reason::Member, Kind::DeadlineExceeded),
+            (1, "Timeout expired", Reason::TimedOut, Kind::DeadlineExceeded),
             // A connection that ended before the request was on it.
             (1, "operation was canceled", Reason::Member, Kind::Unavailable),
             (2, "h2 protocol error: error reading a body from connection", Reason::Member, Kind::Unavailable),
             (2, "transport error", Reason::Member, Kind::Unavailable),
-            (2, "context deadline exceeded", Reason::Member, Kind::Unavailable),
-            (14, "etcdserver: no leader", Reason::Member, Kind::Unavailable),
-            (5, "etcdserver: requested lease not found", Reason::LeaseGone, Kind::Unavailable),
-            (9, "etcdserver: lease already exists", Reason::LeaseExists, Kind::Internal),
-            (11, "etcdserver: mvcc: required revision has been compacted", Reason::Compacted, Kind::Unavailable),
-            (11, "etcdserver: mvcc: required revision is a future revision", Reason::Member, Kind::Unavailable),
+            (2, "context deadline exceeded", Reason::TimedOut, Kind::Unavailable),
+            (12, "unknown service etcdserverpb.KV", Reason::Member, Kind::Unavailable),
+            // As etcd's grpc-proxy passes them on.
+            (2, "etcdserver: requested lease not found", Reason::LeaseGone, Kind::Unavailable),
+            (2, "etcdserver: permission denied", Reason::Refused, Kind::PermissionDenied),
+            (2, "etcdserver: invalid auth token", Reason::Token, Kind::Unauthenticated),
             (
                 11,
                 "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes",
                 Reason::TooLarge,
                 Kind::ResourceExhausted,
             ),
-            (16, "etcdserver: invalid auth token", Reason::Token, Kind::Unauthenticated),
-            (3, "etcdserver: revision of auth store is old", Reason::Token, Kind::Unauthenticated),
-            (3, "etcdserver: user name is empty", Reason::Token, Kind::Unauthenticated),
-            (3, "etcdserver: authentication failed, invalid user ID or password", Reason::Token, Kind::Unauthenticated),
-            (7, "etcdserver: permission denied", Reason::Refused, Kind::PermissionDenied),
-            (8, "etcdserver: mvcc: database space exceeded", Reason::Refused, Kind::ResourceExhausted),
-            (3, "etcdserver: request is too large", Reason::Refused, Kind::InvalidInput),
         ] {
-            assert_eq!(classify(code, text), (reason, kind), "{code} {text}");
+            assert_eq!(classify(Code(code), text), (reason, kind), "{code} {text}");
+        }
+    }
+
+    #[test]
+    fn reasons_of_canceled_watches_are_read_with_and_without_a_code() {
+        for (reason, expected) in [
+            ("", Reason::Member),
+            ("etcdserver: permission denied", Reason::Refused),
+            ("rpc error: code = PermissionDenied desc = etcdserver: permission denied", Reason::Refused),
+            ("rpc error: code = Unauthenticated desc = etcdserver: invalid auth token", Reason::Token),
+            ("rpc error: code = InvalidArgument desc = etcdserver: user name is empty", Reason::Token),
+            ("etcdserver: mvcc: required revision is a future revision", Reason::Member),
+            ("permission denied", Reason::Member),
+        ] {
+            assert_eq!(Failure::of_cancel(reason, "watch").reason, expected, "{reason}");
         }
     }
 

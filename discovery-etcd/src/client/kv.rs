@@ -87,7 +87,7 @@ impl Member {
         Ok(page)
     }
 
-    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all within `deadline`.
+    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all within `limit`.
     ///
     /// Finding it makes etcd read the whole range; the answer is small either way.
     pub(crate) async fn glance(
@@ -95,9 +95,9 @@ impl Member {
         from: Vec<u8>,
         to: Vec<u8>,
         newest: bool,
-        deadline: Duration,
+        limit: Duration,
     ) -> Result<RangeSummary, Failure> {
-        self.call_within("watch", deadline, async |client| {
+        self.probe("watch", limit, async |client| {
             let options = GetOptions::new().with_range(to);
             let options = if newest {
                 options.with_keys_only().with_limit(1).with_sort(SortTarget::Mod, SortOrder::Descend)

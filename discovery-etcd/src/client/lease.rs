@@ -1,9 +1,12 @@
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{Client, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::time::timeout;
 
-use super::{Failure, Member, Origin};
+use super::{
+    Failure, Member,
+    connection::{Silence, Use},
+};
 use crate::config::TTL_MAX;
 
 /// The stream on which one lease is renewed.
@@ -12,7 +15,8 @@ pub(crate) struct Renewals {
     id: i64,
     requests: LeaseKeeper,
     answers: LeaseKeepAliveStream,
-    origin: Origin,
+    member: Arc<Member>,
+    used: Use,
 }
 
 impl Member {
@@ -51,15 +55,15 @@ impl Member {
 
     /// Opens a stream of renewals; that it opens is the answer to the first one.
     ///
-    /// That may take no longer than `deadline`, nor than any request.
-    pub(crate) async fn renew(self: &Arc<Self>, id: i64, deadline: Duration) -> Result<Renewals, Failure> {
-        let opened = self.open("renew", deadline, async |client| client.lease_client().keep_alive(id).await);
-        let ((requests, answers), number) = opened.await?;
+    /// That may take no longer than `limit`, nor than any request.
+    pub(crate) async fn renew(self: &Arc<Self>, id: i64, limit: Duration) -> Result<Renewals, Failure> {
+        let open = async |client: Client| client.lease_client().keep_alive(id).await;
+        let ((requests, answers), used) = self.open("renew", limit, Silence::Connection, open).await?;
         // Of the first answer etcd-client shows the id alone.
         if requests.id() != id {
             return Err(Failure::strange("renew", &self.address, ANOTHER));
         }
-        Ok(Renewals { id, requests, answers, origin: Origin { member: Arc::clone(self), number } })
+        Ok(Renewals { id, requests, answers, member: Arc::clone(self), used })
     }
 }
 
@@ -68,19 +72,19 @@ impl Renewals {
     pub(crate) async fn ask(&mut self) -> Result<(), Failure> {
         // Waits only where a hundred requests are queued, and then the stream is of no use.
         match timeout(Duration::from_millis(100), self.requests.keep_alive()).await {
-            Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.origin.member.address)),
-            Err(_) => Err(Failure::ended("renew", &self.origin.member.address)),
+            Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.member.address)),
+            Err(_) => Err(Failure::ended("renew", &self.member.address)),
         }
     }
 
     /// Takes that the stream does not answer. Its connection may be dead where the member lives, and is used no more.
     pub(crate) fn silent(self) {
-        self.origin.member.forget(self.origin.number);
+        self.used.retire();
     }
 
     /// The failure of a stream that said this.
     pub(crate) fn strange(&self, what: &'static str) -> Failure {
-        Failure::strange("renew", &self.origin.member.address, what)
+        Failure::strange("renew", &self.member.address, what)
     }
 
     /// The next answer: the time that the lease has from the moment that etcd got the request, 0 where it is gone.
@@ -89,8 +93,12 @@ impl Renewals {
     pub(crate) async fn answer(&mut self) -> Result<Duration, Failure> {
         match self.answers.message().await {
             Ok(Some(answer)) => time_of(self.id, answer.id(), answer.ttl()).map_err(|what| self.strange(what)),
-            Ok(None) => Err(Failure::ended("renew", &self.origin.member.address)),
-            Err(error) => Err(self.origin.note(Failure::from_client(error, "renew", &self.origin.member.address))),
+            Ok(None) => Err(Failure::ended("renew", &self.member.address)),
+            Err(error) => {
+                let failure = Failure::from_client(error, "renew", &self.member.address);
+                self.used.note(&failure);
+                Err(failure)
+            }
         }
     }
 }

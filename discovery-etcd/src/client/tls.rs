@@ -2,18 +2,18 @@
 
 use std::{
     fs,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
-use discovery_core::Error;
+use discovery_core::{Address, Error, Host};
 use etcd_client::{Certificate, Identity, TlsOptions};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tracing::debug;
+use tracing::{debug, info};
 
 use crate::config::{EtcdTls, Pem, invalid};
 
@@ -21,26 +21,99 @@ use crate::config::{EtcdTls, Pem, invalid};
 pub(super) struct Tls {
     config: EtcdTls,
     handshake: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
     /// As last read with success.
-    last: Mutex<TlsOptions>,
+    options: TlsOptions,
+    /// Counts the readings with success.
+    reading: u64,
+    /// What the files looked like then, and when that was last compared.
+    files: Vec<Option<Stamp>>,
+    compared: Instant,
+}
+
+/// What tells one version of a file from another, without reading it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    inode: u64,
 }
 
 impl Tls {
     /// Reads all files and checks what they hold.
     pub(super) fn load(config: &EtcdTls, handshake: Duration) -> Result<Self, Error> {
-        let last = Mutex::new(read(config, handshake)?);
-        Ok(Self { config: config.clone(), handshake, last })
+        // Looked at before they are read: what changes in between is read again.
+        let files = stamps(config);
+        let options = read(config, handshake)?;
+        let state = State { options, reading: 0, files, compared: Instant::now() };
+        Ok(Self { config: config.clone(), handshake, state: Mutex::new(state) })
     }
 
-    /// What to connect with now: files may have changed.
-    pub(super) fn options(&self) -> TlsOptions {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What to connect to a member with now.
+    pub(super) fn options(&self, member: &Address) -> TlsOptions {
+        let options = self.current().options.clone();
+        if self.config.server_name.is_some() {
+            return options;
+        }
+        // Certificates name hosts without the dot that ends a rooted name.
+        match member.host() {
+            Host::Dns(name) if name.ends_with('.') => options.domain_name(name.trim_end_matches('.')),
+            _ => options,
+        }
+    }
+
+    /// Which reading of the files is the present one.
+    pub(super) fn reading(&self) -> u64 {
+        self.current().reading
+    }
+
+    /// Reads the files again if they have changed, which is looked for once a second at most.
+    fn current(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.compared.elapsed() < COMPARE {
+            return state;
+        }
+        state.compared = Instant::now();
+        let files = stamps(&self.config);
+        if files == state.files {
+            return state;
+        }
         match read(&self.config, self.handshake) {
-            Ok(options) => *last = options,
+            Ok(options) => {
+                state.options = options;
+                state.reading += 1;
+                state.files = files;
+                info!("the files of TLS changed, new connections use them");
+            }
+            // Half of them may be written; they are read again with the next comparison.
             Err(error) => debug!(error = %error.report(), "the former certificates are used"),
         }
-        last.clone()
+        state
     }
+}
+
+fn stamps(config: &EtcdTls) -> Vec<Option<Stamp>> {
+    let stamp = |pem: &Pem| match pem {
+        Pem::File(path) => {
+            let found = fs::metadata(path).ok()?;
+            Some(Stamp { bytes: found.len(), modified: found.modified().ok(), inode: inode(&found) })
+        }
+        Pem::Text(_) => None,
+    };
+    [&config.ca, &config.cert, &config.key].into_iter().flatten().map(stamp).collect()
+}
+
+#[cfg(unix)]
+fn inode(found: &fs::Metadata) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(found)
+}
+
+#[cfg(not(unix))]
+fn inode(_: &fs::Metadata) -> u64 {
+    0
 }
 
 fn read(config: &EtcdTls, handshake: Duration) -> Result<TlsOptions, Error> {
@@ -104,3 +177,6 @@ fn bad(pem: &Pem, name: &str, what: &str) -> Error {
         Pem::Text(_) => invalid(format!("invalid {name}: {what}")),
     }
 }
+
+/// The least time between two looks at the files.
+const COMPARE: Duration = Duration::from_secs(1);

@@ -1,15 +1,20 @@
 use std::{sync::Arc, time::Duration};
 
-use etcd_client::{WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, proto::PbEvent};
+use etcd_client::{Client, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, proto::PbEvent};
 
-use super::{Failure, MAX_ANSWER_BYTES, Member, Origin, failure::of_cancel, is_revision};
+use super::{
+    Failure, MAX_ANSWER_BYTES, Member,
+    connection::{Silence, Use},
+    is_revision,
+};
 
 /// A stream that carries one or more watches.
 #[derive(Debug)]
 pub(crate) struct WatchStream {
     requests: WatchRequestSender,
     answers: WatchResponseStream,
-    origin: Origin,
+    member: Arc<Member>,
+    used: Use,
 }
 
 /// One answer on a watch stream.
@@ -73,22 +78,22 @@ impl Event {
 impl Member {
     /// Opens a stream with a watch of `[from, to)`, or of the key `from` alone where `to` is empty, from `revision` on.
     ///
-    /// That may take no longer than `deadline`, nor than any request.
+    /// That may take no longer than `limit`, nor than any request.
     pub(crate) async fn watch(
         self: &Arc<Self>,
         from: Vec<u8>,
         to: Vec<u8>,
         revision: i64,
         id: i64,
-        deadline: Duration,
+        limit: Duration,
     ) -> Result<WatchStream, Failure> {
-        let opened = self.open("watch", deadline, async |client| {
+        let open = async |client: Client| {
             let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
             client.watch(from, Some(options(to, revision, id))).await
-        });
-        let (stream, number) = opened.await?;
+        };
+        let (stream, used) = self.open("watch", limit, Silence::Call, open).await?;
         let (requests, answers) = stream.split();
-        Ok(WatchStream { requests, answers, origin: Origin { member: Arc::clone(self), number } })
+        Ok(WatchStream { requests, answers, member: Arc::clone(self), used })
     }
 }
 
@@ -96,29 +101,30 @@ impl WatchStream {
     /// Adds a watch of one key under an id of the caller's. Cancel safe: either asked or not.
     pub(crate) async fn add(&mut self, key: Vec<u8>, revision: i64, id: i64) -> Result<(), Failure> {
         let added = self.requests.watch(key, Some(options(Vec::new(), revision, id))).await;
-        added.map_err(|error| Failure::from_client(error, "watch", &self.origin.member.address))
+        added.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
 
     /// Ends one watch. Cancel safe: either asked or not.
     pub(crate) async fn cancel(&mut self, id: i64) -> Result<(), Failure> {
-        self.requests
-            .cancel(id)
-            .await
-            .map_err(|error| Failure::from_client(error, "watch", &self.origin.member.address))
+        self.requests.cancel(id).await.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
 
     /// The next answer. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Message, Failure> {
         match self.answers.message().await {
             Ok(Some(answer)) => {
-                let mut message = Message::from(answer);
-                if let Some(Canceled::Failed(failure)) = message.canceled {
-                    message.canceled = Some(Canceled::Failed(self.origin.note(failure)));
+                let message = Message::from(answer);
+                if let Some(Canceled::Failed(failure)) = &message.canceled {
+                    self.used.note(failure);
                 }
                 Ok(message)
             }
-            Ok(None) => Err(Failure::ended("watch", &self.origin.member.address)),
-            Err(error) => Err(self.origin.note(Failure::from_client(error, "watch", &self.origin.member.address))),
+            Ok(None) => Err(Failure::ended("watch", &self.member.address)),
+            Err(error) => {
+                let failure = Failure::from_client(error, "watch", &self.member.address);
+                self.used.note(&failure);
+                Err(failure)
+            }
         }
     }
 }
@@ -130,7 +136,7 @@ impl From<WatchResponse> for Message {
             if answer.compact_revision > 0 {
                 Canceled::Compacted
             } else {
-                Canceled::Failed(of_cancel(&answer.cancel_reason, "watch"))
+                Canceled::Failed(Failure::of_cancel(&answer.cancel_reason, "watch"))
             }
         });
         Self {

@@ -1,197 +1,288 @@
-//! Which member to ask.
+//! Which member to ask, and when nobody is worth asking.
+//!
+//! Calls and streams stay with one member while it is well. [`failover`] decides where they go when it is not, [`round`]
+//! takes one call from member to member, and [`members`] finds members at new addresses.
+
+mod failover;
+mod members;
+mod round;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use discovery_core::{Address, Backoff, Delays, Error};
-use tokio::time::Instant;
+use discovery_core::{Address, Backoff, Error};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Notify, watch},
+    time::{Instant, sleep_until},
+};
 use tracing::debug;
 
 use crate::{
-    client::{Dial, Failure, Member, Reason},
+    client::{Dial, Failure, Member},
     config::Settings,
 };
+use failover::{Failover, Health};
+pub(crate) use members::MemberList;
+pub(crate) use round::Asking;
+use round::Round;
 
 /// The members of a cluster, asked one at a time.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    members: Vec<Arc<Member>>,
-    failover: Mutex<Failover>,
+    state: Mutex<State>,
+    news: watch::Sender<News>,
+    /// Held by the one caller that waits for the end of a rest; the others wait for its news.
+    scout: AsyncMutex<()>,
+    dial: Arc<Dial>,
+    request_timeout: Duration,
+    backoff: Backoff,
+    /// How long a handle stays with the member that it chose.
+    audit: Duration,
+    /// Woken when a member fails, and when this drops.
+    failure: Arc<Notify>,
 }
 
-/// A member to open a stream on, and its place in the list.
-#[derive(Clone, Debug)]
-pub(crate) struct Chosen {
-    pub(crate) member: Arc<Member>,
-    place: usize,
+#[derive(Debug)]
+struct State {
+    members: Vec<Arc<Member>>,
+    failover: Failover,
+    /// When to choose a member anew.
+    choose_at: Instant,
+}
+
+/// What is of interest while no member is well.
+#[derive(Clone, Debug, Default)]
+struct News {
+    /// Counts how often a member came back.
+    returns: u64,
+    /// Counts the failures.
+    failures: u64,
+    last: Option<Failure>,
 }
 
 impl Cluster {
-    /// Reads the files that TLS needs; connects to nobody yet.
+    /// Reads the files that TLS and the password need; connects to nobody yet.
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
         let dial = Arc::new(Dial::new(settings)?);
         let member =
             |address: &Address| Arc::new(Member::new(address.clone(), Arc::clone(&dial), settings.request_timeout));
         let members: Vec<_> = settings.members.iter().map(member).collect();
+        let health = vec![Health::new(settings.backoff); members.len()];
         // Handles spread over the members.
-        let first = fastrand::usize(..members.len());
-        let failover = Mutex::new(Failover::new(members.len(), first, settings.backoff));
-        Ok(Self { members, failover })
+        let failover = Failover::new(health, fastrand::usize(..members.len()));
+        Ok(Self {
+            state: Mutex::new(State { members, failover, choose_at: next_choice(settings.audit_interval) }),
+            news: watch::Sender::default(),
+            scout: AsyncMutex::default(),
+            dial,
+            request_timeout: settings.request_timeout,
+            backoff: settings.backoff,
+            audit: settings.audit_interval,
+            failure: Arc::default(),
+        })
     }
 
-    /// Runs a call on one member, and on the next ones where the member fails.
+    /// Runs a call on one member, and on all others where that fails, whatever is known against them.
     ///
     /// Only for calls that may be done twice: a member may have done what it did not answer.
     pub(crate) async fn run<T, F>(&self, mut call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let (mut tried, mut authenticated) = (Vec::new(), false);
+        let mut round = Round::default();
+        while let Some(asking) = self.any(round.tried()) {
+            if let Some(result) = round.ask(asking, &mut call).await {
+                return result;
+            }
+        }
+        Err(round.failure())
+    }
+
+    /// The same, but on members alone that do not rest after a failure.
+    ///
+    /// While no member is well, one caller at a time finds out whether one is back. The others wait for the outcome, and fail
+    /// with it.
+    pub(crate) async fn run_when_reachable<T, F>(&self, call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut news = self.news.subscribe();
+        let seen = news.borrow_and_update().failures;
+        let failed = async {
+            match news.wait_for(|news| news.failures != seen).await {
+                Ok(news) => news.last.clone(),
+                Err(_) => None,
+            }
+        };
+        tokio::select! {
+            biased;
+            asking = self.reachable() => self.run_on(asking, call).await,
+            Some(failure) = failed => Err(failure),
+        }
+    }
+
+    /// Runs a call on a member that is [reachable](Self::reachable), and on others that are where that fails.
+    pub(crate) async fn run_on<T, F>(
+        &self,
+        first: Asking<'_>,
+        mut call: impl FnMut(Arc<Member>) -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut round = Round::default();
+        let mut next = Some(first);
+        while let Some(asking) = next {
+            if let Some(result) = round.ask(asking, &mut call).await {
+                return result;
+            }
+            next = self.available(round.tried());
+        }
+        Err(round.failure())
+    }
+
+    /// Waits until a member is well, or until it is this caller's turn to find out. Cancel safe.
+    pub(crate) async fn reachable(&self) -> Asking<'_> {
         loop {
-            let chosen = self.choose(&tried);
-            let started = Instant::now();
-            match call(Arc::clone(&chosen.member)).await {
-                Err(failure) if failure.is_member() => {
-                    self.failed(&chosen);
-                    tried.push(chosen.place);
-                    // With one member, a connection that had died unnoticed is the usual reason.
-                    let is_quick = failure.reason == Reason::Member && started.elapsed() < QUICK;
-                    let once_more = self.members.len() == 1 && tried.len() == 1 && is_quick;
-                    if tried.len() >= self.members.len() && !once_more {
-                        return Err(failure);
-                    }
-                }
-                // The next call on the member authenticates anew.
-                Err(failure) if failure.reason == Reason::Token && !authenticated => authenticated = true,
-                other => {
-                    self.succeeded(&chosen);
-                    return other;
-                }
+            let mut news = self.news.subscribe();
+            let returns = news.borrow_and_update().returns;
+            if let Some(asking) = self.available(&[]) {
+                return asking;
+            }
+            let returned = async {
+                // The sender lives as long as `self`.
+                let _ = news.wait_for(|news| news.returns != returns).await;
+            };
+            tokio::select! {
+                biased;
+                () = returned => {}
+                asking = self.scout() => return asking,
             }
         }
     }
 
-    /// The member to ask now, if possible none of those at the places `tried`.
-    pub(crate) fn choose(&self, tried: &[usize]) -> Chosen {
-        let place = self.lock().choose(Instant::now(), tried);
-        Chosen { member: Arc::clone(&self.members[place]), place }
+    /// The member to open a stream on, whatever is known against it.
+    pub(crate) fn choose(&self) -> Arc<Member> {
+        self.any(&[]).expect("there is at least one member, and none was tried").into_member()
     }
 
-    /// Notes that a member failed, so that others are asked for a while.
-    pub(crate) fn failed(&self, chosen: &Chosen) {
-        debug!(member = ?chosen.member, "member failed");
-        self.lock().failed(chosen.place, Instant::now());
-    }
-
-    /// Notes that a member answered.
-    pub(crate) fn succeeded(&self, chosen: &Chosen) {
-        self.lock().succeeded(chosen.place);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Failover> {
-        self.failover.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What is known of the members: the decision without the I/O.
-#[derive(Debug)]
-struct Failover {
-    /// The member asked last with success; streams and calls stay together there.
-    current: usize,
-    health: Vec<Health>,
-}
-
-#[derive(Debug)]
-struct Health {
-    delays: Delays,
-    /// Others are asked first until then.
-    avoid_until: Option<Instant>,
-}
-
-impl Failover {
-    fn new(members: usize, current: usize, backoff: Backoff) -> Self {
-        let health = (0..members).map(|_| Health { delays: backoff.delays(), avoid_until: None }).collect();
-        Self { current, health }
-    }
-
-    /// The first member from the current one on that is neither tried nor avoided, else the one that is avoided least long.
-    fn choose(&self, now: Instant, tried: &[usize]) -> usize {
-        let count = self.health.len();
-        let ring = (0..count).map(|step| (self.current + step) % count);
-        let avoided = |place: usize| self.health[place].avoid_until.filter(|until| *until > now);
-        ring.filter(|place| !tried.contains(place))
-            .min_by_key(|place| avoided(*place))
-            // Everyone was tried.
-            .unwrap_or(self.current)
-    }
-
-    fn failed(&mut self, place: usize, now: Instant) {
-        let health = &mut self.health[place];
-        // The jitter may be next to nothing; what has just failed is not the first choice again.
-        let wait = health.delays.next_delay().max(LEAST_AVOIDANCE);
-        health.avoid_until = Some(now + wait);
-        if self.current == place {
-            self.current = self.choose(now, &[place]);
-        }
-    }
-
-    fn succeeded(&mut self, place: usize) {
-        let health = &mut self.health[place];
-        if health.avoid_until.take().is_some() {
-            health.delays.reset();
-        }
-        self.current = place;
-    }
-}
-
-/// A failure that came faster than this cost little; asking again does as well.
-const QUICK: Duration = Duration::from_millis(500);
-const LEAST_AVOIDANCE: Duration = Duration::from_millis(50);
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_stay_with_a_member_until_it_fails() {
-        let mut failover = Failover::new(3, 0, Backoff::default());
+    /// Another member to move a stream to, if there is reason to.
+    ///
+    /// Once per audit a handle chooses its member anew, at random, so that a restart of one member after the other does not
+    /// leave all handles on one of them; its other streams follow the first one that moved. The new stream is opened before
+    /// the former one is closed, and how that ended is reported: [`succeeded`](Self::succeeded) or [`failed`](Self::failed).
+    pub(crate) fn another(&self, than: &Arc<Member>) -> Option<Arc<Member>> {
         let now = Instant::now();
-        assert_eq!(failover.choose(now, &[]), 0);
-        assert_eq!(failover.choose(now, &[0]), 1);
-        failover.failed(0, now);
-        assert_eq!(failover.choose(now, &[]), 1, "the next one");
-        failover.failed(1, now);
-        assert_eq!(failover.choose(now, &[]), 2);
-        failover.succeeded(2);
-        let later = now + Duration::from_secs(3600);
-        assert_eq!(failover.choose(later, &[]), 2, "and it stays there");
-        assert_eq!(failover.choose(later, &[2]), 0, "where the others have had their rest");
-        assert_eq!(failover.choose(later, &[0, 1, 2]), 2, "there is always one");
+        let mut state = self.lock();
+        let place = if state.choose_at <= now {
+            state.choose_at = next_choice(self.audit);
+            state.failover.candidate(now)?
+        } else {
+            Some(state.failover.current()).filter(|place| state.failover.is_well(*place))?
+        };
+        let member = Arc::clone(&state.members[place]);
+        if Arc::ptr_eq(&member, than) {
+            state.failover.abandoned(place, now);
+            return None;
+        }
+        Some(member)
     }
 
-    proptest! {
-        #[test]
-        fn every_member_is_tried_before_an_operation_fails(
-            members in 1usize..8,
-            failures in proptest::collection::vec(0usize..8, 0..30),
-        ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-            runtime.block_on(async {
-                let mut failover = Failover::new(members, 0, Backoff::default());
-                for place in failures {
-                    failover.failed(place % members, Instant::now());
-                }
-                let mut tried = Vec::new();
-                while tried.len() < members {
-                    let place = failover.choose(Instant::now(), &tried);
-                    assert!(!tried.contains(&place));
-                    tried.push(place);
-                }
+    /// Records that a member failed, so that others are asked for a while.
+    pub(crate) fn failed(&self, member: &Arc<Member>, failure: &Failure) {
+        debug!(?member, reason = ?failure.reason, "member failed");
+        let is_down = {
+            let mut state = self.lock();
+            let Some(place) = state.place(member) else { return };
+            state.failover.failed(place, failure, Instant::now());
+            state.failover.is_down()
+        };
+        self.failure.notify_one();
+        if is_down {
+            self.news.send_modify(|news| {
+                news.failures += 1;
+                news.last = Some(failure.clone());
             });
         }
     }
+
+    /// Records that a member answered, be it with a refusal of the cluster's.
+    pub(crate) fn succeeded(&self, member: &Arc<Member>) {
+        let is_back = {
+            let mut state = self.lock();
+            let Some(place) = state.place(member) else { return };
+            state.failover.succeeded(place)
+        };
+        if is_back {
+            self.news.send_modify(|news| news.returns += 1);
+        }
+    }
+
+    /// Records that what became of asking a member is not known.
+    fn abandoned(&self, member: &Arc<Member>) {
+        let mut state = self.lock();
+        if let Some(place) = state.place(member) {
+            state.failover.abandoned(place, Instant::now());
+        }
+    }
+
+    /// Waits for the end of a rest, one caller at a time. Cancel safe.
+    async fn scout(&self) -> Asking<'_> {
+        let _one = self.scout.lock().await;
+        loop {
+            if let Some(asking) = self.available(&[]) {
+                return asking;
+            }
+            let next = self.lock().failover.next_trial();
+            // Where none rests, somebody tries each of them, and reports.
+            sleep_until(next.unwrap_or_else(|| Instant::now() + TRIAL)).await;
+        }
+    }
+
+    fn available(&self, tried: &[Arc<Member>]) -> Option<Asking<'_>> {
+        self.pick(tried, |failover, tried| failover.available(Instant::now(), tried))
+    }
+
+    fn any(&self, tried: &[Arc<Member>]) -> Option<Asking<'_>> {
+        self.pick(tried, |failover, tried| failover.any(Instant::now(), tried))
+    }
+
+    fn pick(
+        &self,
+        tried: &[Arc<Member>],
+        pick: impl FnOnce(&mut Failover, &[usize]) -> Option<usize>,
+    ) -> Option<Asking<'_>> {
+        let mut state = self.lock();
+        let tried: Vec<usize> = tried.iter().filter_map(|member| state.place(member)).collect();
+        let place = pick(&mut state.failover, &tried)?;
+        let is_only_one_and_well = state.members.len() == 1 && state.failover.is_well(place);
+        Some(Asking::new(self, Arc::clone(&state.members[place]), is_only_one_and_well))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+impl State {
+    /// `None` for a member that the cluster had.
+    fn place(&self, member: &Arc<Member>) -> Option<usize> {
+        self.members.iter().position(|known| Arc::ptr_eq(known, member))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.failure.notify_one();
+    }
+}
+
+/// When to choose a member anew, give or take a fifth, so that handles do not do it together.
+fn next_choice(audit: Duration) -> Instant {
+    Instant::now() + audit.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
+/// How often to look whether members are tried that were being tried.
+const TRIAL: Duration = Duration::from_millis(100);

@@ -57,8 +57,15 @@ impl<'de> Visitor<'de> for Fields {
             }
             seen.push(name);
         }
-        if seen.iter().any(|name| name == "user" || name == "password") {
-            config = config.with_credentials(user, password);
+        let has = |name: &str| seen.iter().any(|seen| seen == name);
+        match config.credentials.take() {
+            Some(_) if has("password") => {
+                let problem = "invalid credentials: a password and a password_file; allowed is one of them";
+                return Err(A::Error::custom(problem));
+            }
+            Some(in_file) => config.credentials = Some(in_file.for_user(user)),
+            None if has("user") || has("password") => config = config.with_credentials(user, password),
+            None => {}
         }
         Settings::check(&config).map_err(A::Error::custom)?;
         Ok(config)
@@ -171,14 +178,35 @@ mod tests {
     fn fields_are_those_of_the_url() {
         let fields = json!({
             "members": ["127.0.0.1", "[::1]:3379"], "prefix": "a/b", "user": "us@er", "password": "p:w/",
-            "allow_plaintext_credentials": true, "backoff_max": "4s", "backoff_min": "50ms", "connect_timeout": "300ms",
+            "allow_plaintext_credentials": true, "audit_interval": "2m", "backoff_max": "4s", "discover_members": true, "backoff_min": "50ms", "connect_timeout": "300ms",
             "deadline": "3s", "max_entries": "500", "ping_interval": "6s", "ping_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
         });
-        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&max_entries=500&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&audit_interval=2m&discover_members=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&max_entries=500&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
         let (config, same) = (read(fields).unwrap(), url.parse::<EtcdConfig>().unwrap());
         assert_eq!(format!("{config:?}"), format!("{same:?}"));
-        assert_eq!(config.credentials.unwrap().password().reveal(), same.credentials.unwrap().password().reveal());
+        let password = |config: EtcdConfig| config.credentials.unwrap().read_password().unwrap().reveal().to_owned();
+        assert_eq!(password(config), password(same));
         assert!(read(json!({ "members": ["etcd.example"] })).is_ok(), "the rest has defaults");
+    }
+
+    #[test]
+    fn a_password_may_stand_in_a_file() {
+        let file = std::env::temp_dir().join(format!("discovery-password-{}", std::process::id()));
+        std::fs::write(&file, "pass word\r\n").unwrap();
+        let fields = json!({ "members": ["127.0.0.1"], "user": "u", "password_file": file });
+        let url = format!("etcd://u@127.0.0.1?password_file={}", file.display());
+        for config in [read(fields.clone()).unwrap(), url.parse::<EtcdConfig>().unwrap()] {
+            let credentials = config.credentials.unwrap();
+            assert_eq!((credentials.user(), credentials.read_password().unwrap().reveal()), ("u", "pass word"));
+            std::fs::write(&file, "another").unwrap();
+            assert_eq!(credentials.read_password().unwrap().reveal(), "another", "it is read whenever it is needed");
+            std::fs::write(&file, "\n").unwrap();
+            assert!(credentials.read_password().unwrap_err().to_string().contains("holds no password"));
+            std::fs::write(&file, "pass word\r\n").unwrap();
+        }
+        std::fs::remove_file(&file).unwrap();
+        let gone = read(fields).unwrap().credentials.unwrap().read_password().unwrap_err();
+        assert!(gone.to_string().contains("password_file: it cannot be read"), "{gone}");
     }
 
     #[cfg(feature = "tls")]
@@ -211,6 +239,15 @@ mod tests {
             (json!({ "members": ["a"], "allow_plaintext_credentials": "maybe" }), "allowed are true and false"),
             (json!({ "members": ["127.0.0.1"], "user": "u" }), "belong together"),
             (json!({ "members": ["127.0.0.1"], "password": "secret" }), "belong together"),
+            (json!({ "members": ["127.0.0.1"], "password_file": "/secret" }), "belong together"),
+            (
+                json!({ "members": ["127.0.0.1"], "user": "u", "password_file": "" }),
+                "invalid password_file: it is empty",
+            ),
+            (
+                json!({ "members": ["127.0.0.1"], "user": "u", "password": "secret", "password_file": "/secret" }),
+                "allowed is one of them",
+            ),
             (
                 json!({ "members": ["127.0.0.1"], "password": 5_313_373 }),
                 "invalid password: allowed is a text in quotes",

@@ -6,21 +6,25 @@ use discovery_core::Error;
 
 use super::{
     EtcdConfig,
+    credentials::Credentials,
     settings::invalid,
     tls::{EtcdTls, Pem},
 };
 
 /// What [`EtcdConfig::set`] knows: parameters of a URL, and fields beside those that have places of their own there.
-pub(super) const NAMES: [&str; 14] = [
+pub(super) const NAMES: [&str; 17] = [
     "allow_plaintext_credentials",
+    "audit_interval",
     "backoff_max",
     "backoff_min",
     "ca_file",
     "cert_file",
     "connect_timeout",
     "deadline",
+    "discover_members",
     "key_file",
     "max_entries",
+    "password_file",
     "ping_interval",
     "ping_timeout",
     "request_timeout",
@@ -32,9 +36,13 @@ impl EtcdConfig {
     /// Sets what has this name; `false` where nothing has. Values are read, and checked later, all in one step.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<bool, Error> {
         let place = match name {
-            "allow_plaintext_credentials" => {
-                let allowed = "invalid allow_plaintext_credentials: allowed are true and false";
-                self.allow_plaintext_credentials = value.parse().map_err(|_| invalid(allowed))?;
+            "allow_plaintext_credentials" | "discover_members" => {
+                let problem = || invalid(format!("invalid {name}: allowed are true and false"));
+                let value = value.parse().map_err(|_| problem())?;
+                match name {
+                    "discover_members" => self.discover_members = value,
+                    _ => self.allow_plaintext_credentials = value,
+                }
                 return Ok(true);
             }
             "ca_file" | "cert_file" | "key_file" | "server_name" => {
@@ -50,11 +58,23 @@ impl EtcdConfig {
                 }
                 return Ok(true);
             }
+            "password_file" => {
+                if value.is_empty() {
+                    return Err(invalid("invalid password_file: it is empty"));
+                }
+                if self.credentials.as_ref().is_some_and(Credentials::has_text) {
+                    return Err(invalid("invalid credentials: a password and a password_file; allowed is one of them"));
+                }
+                let user = self.credentials.as_ref().map_or("", Credentials::user).to_owned();
+                self.credentials = Some(Credentials::with_file(user, value));
+                return Ok(true);
+            }
             "max_entries" => {
                 let problem = || invalid(format!("invalid max_entries {}: allowed are numbers", shown(value)));
                 self.max_entries = value.parse().map_err(|_| problem())?;
                 return Ok(true);
             }
+            "audit_interval" => &mut self.audit_interval,
             "backoff_max" => &mut self.backoff_max,
             "backoff_min" => &mut self.backoff_min,
             "connect_timeout" => &mut self.connect_timeout,

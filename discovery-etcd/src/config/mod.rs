@@ -1,16 +1,18 @@
+mod credentials;
 mod deserialize;
 mod fields;
 mod parse;
 mod settings;
 mod tls;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use discovery_core::Backoff;
 
+pub(crate) use credentials::Credentials;
 #[cfg(feature = "tls")]
 pub(crate) use settings::invalid;
-pub(crate) use settings::{Settings, TTL_MAX};
+pub(crate) use settings::{Settings, TTL_MAX, member as member_address};
 pub use tls::EtcdTls;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Pem;
@@ -69,6 +71,7 @@ pub struct EtcdConfig {
     pub(crate) credentials: Option<Credentials>,
     pub(crate) allow_plaintext_credentials: bool,
     pub(crate) tls: Option<EtcdTls>,
+    pub(crate) discover_members: bool,
     pub(crate) ttl: Duration,
     pub(crate) deadline: Duration,
     pub(crate) connect_timeout: Duration,
@@ -77,6 +80,7 @@ pub struct EtcdConfig {
     pub(crate) ping_timeout: Duration,
     pub(crate) backoff_min: Duration,
     pub(crate) backoff_max: Duration,
+    pub(crate) audit_interval: Duration,
     pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
 }
@@ -90,6 +94,7 @@ impl EtcdConfig {
             credentials: None,
             allow_plaintext_credentials: false,
             tls: None,
+            discover_members: false,
             ttl: Duration::from_secs(15),
             deadline: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
@@ -98,6 +103,7 @@ impl EtcdConfig {
             ping_timeout: Duration::from_secs(3),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
+            audit_interval: Duration::from_secs(600),
             max_entries: 20_000,
             layout: Arc::new(EtcdNaming::default()),
         }
@@ -114,11 +120,24 @@ impl EtcdConfig {
 
     /// Sets the user and the password.
     ///
-    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all members are loopback addresses or
-    /// [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) says that the network is trusted.
+    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all members are loopback addresses
+    /// (`localhost` is one), or [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) states that the
+    /// network is trusted.
+    ///
+    /// While authentication is off in etcd they are not used, which is logged once; they are as soon as it is on.
     #[must_use]
     pub fn with_credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
-        self.credentials = Some(Credentials { user: user.into(), password: Secret(password.into()) });
+        self.credentials = Some(Credentials::with_password(user.into(), password.into()));
+        self
+    }
+
+    /// Sets the user and the file that holds the password, which is read again whenever a password is needed.
+    ///
+    /// Line breaks at its end do not belong to the password. By name they are `user` and `password_file`; in a URL the user
+    /// stands before the members, as in `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
+    #[must_use]
+    pub fn with_password_file(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        self.credentials = Some(Credentials::with_file(user.into(), file));
         self
     }
 
@@ -138,6 +157,20 @@ impl EtcdConfig {
         self
     }
 
+    /// Finds members at new addresses by the cluster's own list of them; by default off.
+    ///
+    /// The members that were configured are where to begin. Then those are used that etcd lists, at the addresses that they
+    /// advertise to clients, learners left out: so members may be replaced one by one without anybody's configuration. The list
+    /// is read every 30 s, and soon after a member fails.
+    ///
+    /// Turn it on only where clients reach the advertised addresses (`--advertise-client-urls`). Without it, members that are
+    /// configured by DNS names are looked up again with every new connection.
+    #[must_use]
+    pub fn with_discover_members(mut self, discover: bool) -> Self {
+        self.discover_members = discover;
+        self
+    }
+
     /// Sets how long entries outlive a process that died, in whole seconds from 1 s to 1 day; by default 15 s.
     ///
     /// etcd grants no less than 1.5 times its election timeout. What it granted is what counts, and what
@@ -152,6 +185,8 @@ impl EtcdConfig {
     }
 
     /// Sets how long an operation of a caller may take in all, retries included; by default 10 s.
+    ///
+    /// `register`, `update`, `deregister` and `list` go on for as long while etcd cannot be reached or cannot answer.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -192,11 +227,22 @@ impl EtcdConfig {
     /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. By name they are `backoff_min` and
     /// `backoff_max`.
     ///
-    /// While no member can be reached, registrations wait no longer than 1 s, unless the first wait is longer, so that they are back
-    /// soon after etcd is.
+    /// A member that cannot be reached is tried at least once a second, unless the first wait is longer, so that registrations
+    /// are back soon after etcd is. One that has too much to do, or does not answer in time, gets the whole wait.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         (self.backoff_min, self.backoff_max) = (backoff.min(), backoff.max());
+        self
+    }
+
+    /// Sets how often what is known is checked from the ground up, give or take a fifth; by default every 10 min, from 1 s to
+    /// 1 day.
+    ///
+    /// A watch is compared with a fresh list, an own entry is read, and the handle chooses its member anew, so that handles
+    /// spread over the members again after those were restarted.
+    #[must_use]
+    pub fn with_audit_interval(mut self, interval: Duration) -> Self {
+        self.audit_interval = interval;
         self
     }
 
@@ -231,6 +277,7 @@ impl fmt::Debug for EtcdConfig {
             .field("credentials", &self.credentials)
             .field("allow_plaintext_credentials", &self.allow_plaintext_credentials)
             .field("tls", &self.tls)
+            .field("discover_members", &self.discover_members)
             .field("ttl", &self.ttl)
             .field("deadline", &self.deadline)
             .field("connect_timeout", &self.connect_timeout)
@@ -239,42 +286,9 @@ impl fmt::Debug for EtcdConfig {
             .field("ping_timeout", &self.ping_timeout)
             .field("backoff_min", &self.backoff_min)
             .field("backoff_max", &self.backoff_max)
+            .field("audit_interval", &self.audit_interval)
             .field("max_entries", &self.max_entries)
             .field("layout", &self.layout)
             .finish()
-    }
-}
-
-/// Who asks.
-#[derive(Clone, Debug)]
-pub(crate) struct Credentials {
-    user: String,
-    password: Secret,
-}
-
-impl Credentials {
-    pub(crate) fn user(&self) -> &str {
-        &self.user
-    }
-
-    pub(crate) fn password(&self) -> &Secret {
-        &self.password
-    }
-}
-
-/// Text that is never shown.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    /// The text itself, for the one place that sends it.
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
     }
 }

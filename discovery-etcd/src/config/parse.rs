@@ -33,6 +33,11 @@ impl FromStr for EtcdConfig {
             Some((user, hosts)) => (Some(user), hosts),
             None => (None, authority),
         };
+        if hosts.split(',').any(|host| matches!(host, "http:" | "https:")) {
+            return Err(invalid(
+                "invalid URL: members are named without http:// or https://, as in etcd://10.0.0.1:2379; TLS is used where `ca_file` is given",
+            ));
+        }
         let mut config = Self::new(hosts.split(',').filter(|_| !hosts.is_empty()));
         config.prefix = decode(path, "prefix")?;
         if let Some(user) = user {
@@ -78,7 +83,7 @@ mod tests {
         assert_eq!(members, ["127.0.0.1:2379", "[::1]:3379"]);
         assert_eq!(settings.prefix, "a/b/");
         let credentials = settings.credentials.unwrap();
-        assert_eq!((credentials.user(), credentials.password().reveal()), ("us@er", "p:w/"));
+        assert_eq!((credentials.user(), credentials.read_password().unwrap().reveal()), ("us@er", "p:w/"));
         assert_eq!(settings.ttl, Duration::from_secs(20));
         assert_eq!(settings.request_timeout, Duration::from_millis(1500));
     }
@@ -96,6 +101,15 @@ mod tests {
         for (url, said) in [
             ("http://a", "etcd://"),
             ("etcd://", "allowed are 1 to 16"),
+            ("etcd://https://a:2379", "without http:// or https://"),
+            ("etcd://a,http://b", "without http:// or https://"),
+            ("etcd://u:secret@https://a:2379/p", "without http:// or https://"),
+            ("etcd://a.,a", "named twice"),
+            ("etcd://a..", "invalid address"),
+            ("etcd://a?audit_interval=500ms", "allowed are 1 s to 1 day"),
+            ("etcd://a?discover_members=yes", "true and false"),
+            ("etcd://u:secret@127.0.0.1?password_file=/secret", "allowed is one of them"),
+            ("etcd://127.0.0.1?password_file=/secret", "belong together"),
             ("etcd:///p", "allowed are 1 to 16"),
             ("etcd://a,,b", "invalid address"),
             ("etcd://a,a:2379", "named twice"),
@@ -138,6 +152,31 @@ mod tests {
         let misplaced = EtcdConfig::new(["u:canary@h:1"]);
         let error = Settings::check(&misplaced).unwrap_err();
         assert!(!format!("{misplaced:?} {error}").contains("canary"));
+    }
+
+    #[test]
+    fn credentials_may_go_to_loopback_in_clear() {
+        for (host, is_loopback) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9:3379", true),
+            ("[::1]", true),
+            ("localhost", true),
+            ("LOCALHOST.:2379", true),
+            ("localhost.example", false),
+            ("not-localhost", false),
+            ("10.0.0.1", false),
+        ] {
+            let read = format!("etcd://u:p@{host}").parse::<EtcdConfig>();
+            assert_eq!(read.is_ok(), is_loopback, "{host}");
+        }
+    }
+
+    #[test]
+    fn names_may_end_in_a_dot() {
+        let config: EtcdConfig = "etcd://etcd-0.etcd.default.svc.cluster.local.,b.:3379".parse().unwrap();
+        let settings = Settings::check(&config).unwrap();
+        let members: Vec<_> = settings.members.iter().map(ToString::to_string).collect();
+        assert_eq!(members, ["etcd-0.etcd.default.svc.cluster.local.:2379", "b.:3379"]);
     }
 
     #[test]

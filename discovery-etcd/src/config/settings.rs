@@ -16,6 +16,7 @@ pub(crate) struct Settings {
     /// Complete; its files are not read yet.
     #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it was refused then"))]
     pub(crate) tls: Option<EtcdTls>,
+    pub(crate) discover_members: bool,
     pub(crate) ttl: Duration,
     pub(crate) deadline: Duration,
     pub(crate) connect_timeout: Duration,
@@ -23,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) backoff: Backoff,
+    pub(crate) audit_interval: Duration,
     pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
 }
@@ -31,11 +33,8 @@ impl Settings {
     pub(crate) fn check(config: &EtcdConfig) -> Result<Self, Error> {
         let members = members(&config.members, config.tls.is_some())?;
         config.tls.as_ref().map_or(Ok(()), EtcdTls::check)?;
-        let is_loopback = |member: &Address| matches!(member.host(), Host::Ip(ip) if ip.is_loopback());
         if let Some(credentials) = &config.credentials {
-            if credentials.user().is_empty() || credentials.password().reveal().is_empty() {
-                return Err(invalid("invalid credentials: a user and a password belong together"));
-            }
+            credentials.check()?;
             if config.tls.is_none() && !config.allow_plaintext_credentials && !members.iter().all(is_loopback) {
                 return Err(invalid(
                     "invalid credentials: they would travel in clear; allowed are TLS (`ca_file`), loopback members, or `allow_plaintext_credentials` on a trusted network",
@@ -57,6 +56,10 @@ impl Settings {
                 return Err(invalid(format!("invalid {name} {value:?}: allowed are {min:?} to 1 h")));
             }
         }
+        let audit_interval = config.audit_interval;
+        if !(AUDIT_MIN..=AUDIT_MAX).contains(&audit_interval) {
+            return Err(invalid(format!("invalid audit_interval {audit_interval:?}: allowed are 1 s to 1 day")));
+        }
         if !(1..=MAX_ENTRIES).contains(&config.max_entries) {
             let given = config.max_entries;
             return Err(invalid(format!("invalid max_entries {given}: allowed are 1 to {MAX_ENTRIES}")));
@@ -66,6 +69,7 @@ impl Settings {
             prefix: prefix(&config.prefix)?,
             credentials: config.credentials.clone(),
             tls: config.tls.clone(),
+            discover_members: config.discover_members,
             ttl,
             deadline: config.deadline,
             connect_timeout: config.connect_timeout,
@@ -74,14 +78,23 @@ impl Settings {
             ping_timeout: config.ping_timeout,
             backoff: Backoff::new(config.backoff_min, config.backoff_max)
                 .map_err(|error| invalid(error.to_string()))?,
+            audit_interval,
             max_entries: config.max_entries,
             layout: Arc::clone(&config.layout),
         })
     }
 }
 
+/// Whether what is sent there stays on this machine.
+fn is_loopback(member: &Address) -> bool {
+    match member.host() {
+        Host::Dns(name) => name.trim_end_matches('.') == "localhost",
+        Host::Ip(ip) => ip.is_loopback(),
+    }
+}
+
 /// Reads one member; the port may be left out. A scheme must fit what there is: TLS or none.
-pub(super) fn member(text: &str, has_tls: bool) -> Result<Address, Error> {
+pub(crate) fn member(text: &str, has_tls: bool) -> Result<Address, Error> {
     // Whoever puts a password here must not find it in an error.
     if text.contains('@') {
         return Err(invalid("invalid member: credentials have a place of their own"));
@@ -109,7 +122,8 @@ fn members(texts: &[String], has_tls: bool) -> Result<Vec<Address>, Error> {
     let mut members = Vec::with_capacity(texts.len());
     for text in texts {
         let member = member(text, has_tls)?;
-        if members.contains(&member) {
+        let is_same = |other: &Address| other.without_trailing_dot() == member.without_trailing_dot();
+        if members.iter().any(is_same) {
             return Err(invalid(format!("invalid list of members: {member} is named twice")));
         }
         members.push(member);
@@ -141,6 +155,8 @@ pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
 const TTL_MIN: Duration = Duration::from_secs(1);
 /// The longest lease that is asked for.
 pub(crate) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
+const AUDIT_MIN: Duration = Duration::from_secs(1);
+const AUDIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const MAX_ENTRIES: usize = 1_000_000;
 const MAX_MEMBERS: usize = 16;
 const MAX_PREFIX_BYTES: usize = 512;

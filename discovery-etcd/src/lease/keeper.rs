@@ -9,8 +9,8 @@ use super::{
     clock::{Due, LeaseClock, Link},
 };
 use crate::{
-    client::{Failure, Reason, Renewals},
-    cluster::{Chosen, Cluster},
+    client::{Failure, Member, Reason, Renewals},
+    cluster::Cluster,
     retry_delays::RetryDelays,
 };
 /// The task that keeps the lease.
@@ -22,6 +22,13 @@ pub(crate) struct LeaseKeeper {
     pub(crate) backoff: Backoff,
 }
 
+/// The renewals on one member, and where they stand.
+struct Stream {
+    renewals: Renewals,
+    member: Arc<Member>,
+    link: Link,
+}
+
 /// Why a lease is kept no longer.
 enum Over {
     Lost(Error),
@@ -30,9 +37,9 @@ enum Over {
 
 impl LeaseKeeper {
     pub(crate) async fn run(self) {
-        let mut pauses = RetryDelays::new(self.backoff);
+        let mut delays = RetryDelays::new(self.backoff);
         while self.wanted().await {
-            let Some((id, clock)) = self.grant(&mut pauses).await else { continue };
+            let Some((id, clock)) = self.grant(&mut delays).await else { continue };
             let since = Instant::now();
             debug!(lease = format_args!("{id:x}"), granted = ?clock.granted(), "lease granted");
             if clock.granted() != self.ttl {
@@ -42,18 +49,18 @@ impl LeaseKeeper {
             let over = self.keep(id, clock).await;
             // One lease after the other that etcd does not keep is no reason to ask ever on.
             if since.elapsed() >= clock.granted() {
-                pauses.reset();
+                delays.reset();
             }
             match over {
                 Over::Vacant => self.revoke(id).await,
                 Over::Lost(error) => {
-                    let registrations = self.lease.book().users;
+                    let registrations = self.lease.inner().users;
                     debug!(registrations, error = %error.report(), "lease lost");
                     self.lease.state.send_replace(LeaseState::Lost { error });
                 }
             }
         }
-        self.lease.book().over = true;
+        self.lease.inner().over = true;
         self.lease.state.send_replace(LeaseState::Idle);
     }
 
@@ -61,8 +68,8 @@ impl LeaseKeeper {
     async fn wanted(&self) -> bool {
         loop {
             let (users, closed) = {
-                let book = self.lease.book();
-                (book.users, book.closed)
+                let inner = self.lease.inner();
+                (inner.users, inner.closed)
             };
             match (users, closed) {
                 (1.., _) => return true,
@@ -75,11 +82,11 @@ impl LeaseKeeper {
     /// Grants a lease, however long that takes; `None` once nobody wants it any more.
     ///
     /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
-    async fn grant(&self, pauses: &mut RetryDelays) -> Option<(i64, LeaseClock)> {
+    async fn grant(&self, delays: &mut RetryDelays) -> Option<(i64, LeaseClock)> {
         let (id, first) = (self.lease.new_id(), Instant::now());
         // After an outage everybody comes at once, unless they wait first.
         if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
-            self.pause(pauses.first()).await;
+            self.pause(delays.first()).await;
         }
         loop {
             if self.lease.release_if_unused() {
@@ -98,13 +105,13 @@ impl LeaseKeeper {
             match granted {
                 Ok(granted) if !granted.is_zero() => {
                     let clock = LeaseClock::new(granted, sent);
-                    self.lease.book().clock = Some(clock);
+                    self.lease.inner().clock = Some(clock);
                     return Some((id, clock));
                 }
                 // It came and ended before its answer did.
-                Ok(_) => self.pause(pauses.first()).await,
+                Ok(_) => self.pause(delays.first()).await,
                 Err(failure) => {
-                    let wait = pauses.after(&failure);
+                    let wait = delays.after(&failure);
                     self.lease.state.send_replace(LeaseState::Lost { error: failure.error });
                     self.pause(wait).await;
                 }
@@ -117,95 +124,118 @@ impl LeaseKeeper {
         let mut delays = Backoff::new(Duration::from_millis(50), Duration::from_millis(500))
             .expect("50 to 500 ms lies within the bounds")
             .delays();
-        let mut stream: Option<(Renewals, Chosen)> = None;
-        let mut link = Link::Closed;
+        let mut stream: Option<Stream> = None;
         let mut last = Error::new(ErrorKind::DeadlineExceeded, "etcd did not renew the lease in time");
         loop {
             if self.lease.release_if_unused() {
                 return Over::Vacant;
             }
-            if self.lease.book().gone == Some(id) {
+            if self.lease.inner().gone == Some(id) {
                 return Over::Lost(gone());
             }
-            let failure = match clock.due(link, Instant::now()) {
-                Due::Lost => return Over::Lost(last),
-                Due::Switch => {
-                    if let Some((renewals, chosen)) = stream.take() {
-                        renewals.silent();
-                        self.cluster.failed(&chosen);
+            let link = stream.as_ref().map_or(Link::Closed, |stream| stream.link);
+            let outcome = match (clock.due(link, Instant::now()), &mut stream) {
+                (Due::Lost, _) => return Over::Lost(last),
+                (Due::Open(until), _) => match self.open(id, self.cluster.choose(), until, &mut clock).await {
+                    Ok(opened) => {
+                        stream = Some(opened);
+                        Ok(())
                     }
-                    link = Link::Closed;
-                    continue;
-                }
-                Due::Open(until) => {
-                    let (chosen, sent) = (self.cluster.choose(&[]), Instant::now());
-                    // The member is told its time: who ended this from outside would be given a dead connection again.
-                    match chosen.member.renew(id, until.saturating_duration_since(sent)).await {
-                        Ok(renewals) => {
-                            let granted = clock.granted();
-                            self.confirm(&mut clock, granted, sent);
-                            self.cluster.succeeded(&chosen);
-                            (stream, link) = (Some((renewals, chosen)), Link::Quiet);
-                            continue;
-                        }
-                        Err(failure) if failure.reason == Reason::LeaseGone => return Over::Lost(gone()),
-                        Err(failure) => {
-                            self.blame(&chosen, &failure);
-                            failure
-                        }
+                    Err(failure) => Err(failure),
+                },
+                (Due::Renew, Some(current)) => match self.moved(id, current, &mut clock).await {
+                    Some(moved) => {
+                        stream = Some(moved);
+                        Ok(())
                     }
-                }
-                Due::Renew => {
-                    let Some((renewals, _)) = &mut stream else { unreachable!("a link is quiet only with a stream") };
-                    let sent = Instant::now();
-                    match renewals.ask().await {
-                        Ok(()) => {
-                            link = Link::Asked(sent);
-                            continue;
-                        }
-                        Err(failure) => failure,
-                    }
-                }
-                Due::Wait(until) => {
-                    let Some((renewals, chosen)) = &mut stream else { unreachable!("without a stream one is opened") };
-                    let failure = tokio::select! {
-                        answer = renewals.answer() => match (answer, link) {
-                            (Ok(granted), _) if granted.is_zero() => return Over::Lost(gone()),
-                            (Ok(granted), Link::Asked(sent)) => {
-                                self.confirm(&mut clock, granted, sent);
-                                delays.reset();
-                                link = Link::Quiet;
-                                continue;
+                    None => current.ask().await,
+                },
+                (Due::Switch, Some(_)) => Err(self.switch(&mut stream)),
+                (Due::Wait(until), Some(current)) => tokio::select! {
+                    answer = current.answer() => match answer {
+                        Ok((granted, sent)) => {
+                            if granted.is_zero() {
+                                return Over::Lost(gone());
                             }
-                            // It might be taken for the answer to the next question.
-                            (Ok(_), _) => renewals.strange("a renewal was answered that was not asked for"),
-                            (Err(failure), _) => failure,
-                        },
-                        () = sleep_until(until) => continue,
-                        () = self.lease.wake.notified() => continue,
-                    };
-                    self.blame(chosen, &failure);
-                    failure
-                }
+                            self.confirm(&mut clock, granted, sent);
+                            delays.reset();
+                            Ok(())
+                        }
+                        Err(failure) => {
+                            self.blame(&current.member, &failure);
+                            Err(failure)
+                        }
+                    },
+                    () = sleep_until(until) => Ok(()),
+                    () = self.lease.wake.notified() => Ok(()),
+                },
+                (_, None) => unreachable!("without a stream, one is opened"),
             };
-            // Also after a stream that opened and then broke, or one that breaks at once would be opened ever on.
-            (stream, link) = (None, Link::Closed);
+            let Err(failure) = outcome else { continue };
+            if failure.reason == Reason::LeaseGone {
+                return Over::Lost(gone());
+            }
+            // Also after a stream that opened and then broke, or one that breaks at once would be opened again and again.
+            stream = None;
             last = failure.error;
             let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
             self.pause(wait.saturating_duration_since(Instant::now())).await;
         }
     }
 
-    /// What the cluster refuses, such as for a permission that is missing, any other member would refuse too.
-    fn blame(&self, chosen: &Chosen, failure: &Failure) {
+    /// Opens a stream on a member, which renews the lease for the first time.
+    async fn open(
+        &self,
+        id: i64,
+        member: Arc<Member>,
+        until: Instant,
+        clock: &mut LeaseClock,
+    ) -> Result<Stream, Failure> {
+        let sent = Instant::now();
+        // The member gets the limit: ended from outside, the call could not tell that its connection is dead.
+        match member.renew(id, until.saturating_duration_since(sent)).await {
+            Ok(renewals) => {
+                let granted = clock.granted();
+                self.confirm(clock, granted, sent);
+                self.cluster.succeeded(&member);
+                Ok(Stream { renewals, member, link: Link::Quiet })
+            }
+            Err(failure) => {
+                self.blame(&member, &failure);
+                Err(failure)
+            }
+        }
+    }
+
+    /// The stream on another member, if the handle moves there. The former one is kept where that fails.
+    async fn moved(&self, id: i64, current: &Stream, clock: &mut LeaseClock) -> Option<Stream> {
+        let member = self.cluster.another(&current.member)?;
+        let limit = Instant::now() + clock.granted() / 6;
+        let moved = self.open(id, member, limit, clock).await;
+        moved.inspect_err(|failure| debug!(error = %failure.error.report(), "renewals not moved")).ok()
+    }
+
+    /// Gives up a stream that does not answer.
+    fn switch(&self, stream: &mut Option<Stream>) -> Failure {
+        let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").during("renew");
+        let failure = Failure::new(Reason::TimedOut, error);
+        if let Some(silent) = stream.take() {
+            self.blame(&silent.member, &failure);
+            silent.renewals.silent();
+        }
+        failure
+    }
+
+    /// What the cluster refuses, any other member would refuse too.
+    fn blame(&self, member: &Arc<Member>, failure: &Failure) {
         if failure.is_member() {
-            self.cluster.failed(chosen);
+            self.cluster.failed(member, failure);
         }
     }
 
     fn confirm(&self, clock: &mut LeaseClock, granted: Duration, sent: Instant) {
         clock.confirm(granted, sent);
-        self.lease.book().clock = Some(*clock);
+        self.lease.inner().clock = Some(*clock);
     }
 
     /// Ends a lease that nobody needs. Where that fails, it ends by itself.
@@ -213,7 +243,7 @@ impl LeaseKeeper {
         if let Err(failure) = self.cluster.run(|member| async move { member.revoke(id).await }).await {
             debug!(error = %failure.error.report(), "lease left to end by itself");
         }
-        self.lease.book().clock = None;
+        self.lease.inner().clock = None;
     }
 
     /// Waits, but not longer than anybody waits for the lease.
@@ -221,7 +251,7 @@ impl LeaseKeeper {
         let vacant = async {
             loop {
                 self.lease.wake.notified().await;
-                if self.lease.book().users == 0 {
+                if self.lease.inner().users == 0 {
                     return;
                 }
             }
@@ -229,6 +259,28 @@ impl LeaseKeeper {
         tokio::select! {
             () = sleep(wait) => {}
             () = vacant => {}
+        }
+    }
+}
+
+impl Stream {
+    /// Asks for a renewal.
+    async fn ask(&mut self) -> Result<(), Failure> {
+        let sent = Instant::now();
+        self.renewals.ask().await?;
+        self.link = Link::Asked(sent);
+        Ok(())
+    }
+
+    /// The answer, and when it was asked for. Cancel safe.
+    async fn answer(&mut self) -> Result<(Duration, Instant), Failure> {
+        let granted = self.renewals.answer().await?;
+        match std::mem::replace(&mut self.link, Link::Quiet) {
+            Link::Asked(sent) => Ok((granted, sent)),
+            // That the lease is gone needs no question.
+            Link::Closed | Link::Quiet if granted.is_zero() => Ok((granted, Instant::now())),
+            // It might be taken for the answer to the next question.
+            Link::Closed | Link::Quiet => Err(self.renewals.strange("a renewal was answered that was not asked for")),
         }
     }
 }

@@ -24,7 +24,7 @@ pub(crate) use keeper::LeaseKeeper;
 #[derive(Debug)]
 pub(crate) struct Lease {
     state: watch::Sender<LeaseState>,
-    book: Mutex<LeaseInner>,
+    inner: Mutex<LeaseInner>,
     /// Wakes the task when somebody comes or the last one goes, when the lease is found gone, and at the end.
     wake: Notify,
 }
@@ -60,12 +60,12 @@ pub(crate) struct LeaseUser(Arc<Lease>);
 
 impl Lease {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { state: watch::Sender::new(LeaseState::Idle), book: Mutex::default(), wake: Notify::new() })
+        Arc::new(Self { state: watch::Sender::new(LeaseState::Idle), inner: Mutex::default(), wake: Notify::new() })
     }
 
     /// Moves in. The state read afterwards is one that will be kept.
     pub(crate) fn enter(self: &Arc<Self>) -> LeaseUser {
-        self.book().users += 1;
+        self.inner().users += 1;
         self.wake.notify_one();
         LeaseUser(Arc::clone(self))
     }
@@ -76,50 +76,50 @@ impl Lease {
 
     /// Whether an entry under this lease was written by this handle.
     pub(crate) fn is_own(&self, id: i64) -> bool {
-        self.book().ids.contains(&id)
+        self.inner().ids.contains(&id)
     }
 
     /// Tells that etcd does not know this lease any more. Of a former one that is no news, and may come late.
     pub(crate) fn report_gone(&self, id: i64) {
-        let mut book = self.book();
-        if book.ids.back() == Some(&id) {
-            book.gone = Some(id);
+        let mut inner = self.inner();
+        if inner.ids.back() == Some(&id) {
+            inner.gone = Some(id);
             self.wake.notify_one();
         }
     }
 
     /// The time that etcd granted.
     pub(crate) fn granted(&self) -> Option<Duration> {
-        self.book().clock.map(|clock| clock.granted())
+        self.inner().clock.map(|clock| clock.granted())
     }
 
     /// In how much time the lease will have ended if it is not renewed, and whether others have it renewed.
     pub(crate) fn remaining(&self) -> (Duration, bool) {
-        let book = self.book();
-        let ends = book.clock.map(|clock| clock.ends().saturating_duration_since(Instant::now()));
+        let inner = self.inner();
+        let ends = inner.clock.map(|clock| clock.ends().saturating_duration_since(Instant::now()));
         // etcd counts from when it got the renewal and looks for ended leases twice a second.
-        (ends.unwrap_or_default() + Duration::from_secs(1), book.users > 0)
+        (ends.unwrap_or_default() + Duration::from_secs(1), inner.users > 0)
     }
 
     /// Ends the task once the last tenant is gone.
     pub(crate) fn close(&self) {
-        self.book().closed = true;
+        self.inner().closed = true;
         self.wake.notify_one();
     }
 
     /// Whether the task has ended.
     pub(crate) fn is_over(&self) -> bool {
-        self.book().over
+        self.inner().over
     }
 
-    fn book(&self) -> MutexGuard<'_, LeaseInner> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, LeaseInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Marks the lease as idle, unless somebody moved in.
     fn release_if_unused(&self) -> bool {
-        let book = self.book();
-        if book.users > 0 {
+        let inner = self.inner();
+        if inner.users > 0 {
             return false;
         }
         // Under the lock, so that who moves in after this sees it.
@@ -130,20 +130,20 @@ impl Lease {
     pub(crate) fn new_id(&self) -> i64 {
         // Of the system's randomness, since leases are what tells owners apart.
         let id = (RandomState::new().hash_one(Instant::now()) >> 1).max(1).cast_signed();
-        let mut book = self.book();
-        if book.ids.len() == REMEMBERED {
-            book.ids.pop_front();
+        let mut inner = self.inner();
+        if inner.ids.len() == REMEMBERED {
+            inner.ids.pop_front();
         }
-        book.ids.push_back(id);
+        inner.ids.push_back(id);
         id
     }
 }
 
 impl Drop for LeaseUser {
     fn drop(&mut self) {
-        let mut book = self.0.book();
-        book.users -= 1;
-        if book.users == 0 {
+        let mut inner = self.0.inner();
+        inner.users -= 1;
+        if inner.users == 0 {
             self.0.wake.notify_one();
         }
     }
@@ -161,9 +161,9 @@ mod tests {
         let lease = Lease::new();
         let (former, present) = (lease.new_id(), lease.new_id());
         lease.report_gone(former);
-        assert_eq!(lease.book().gone, None);
+        assert_eq!(lease.inner().gone, None);
         lease.report_gone(present);
         lease.report_gone(former);
-        assert_eq!(lease.book().gone, Some(present));
+        assert_eq!(lease.inner().gone, Some(present));
     }
 }

@@ -3,6 +3,7 @@
 mod decide;
 mod entry;
 mod handle;
+mod in_flight;
 mod sentry;
 mod unconfirmed;
 mod worker;

@@ -6,14 +6,14 @@ use std::{
 use discovery_core::Backoff;
 use tokio::{
     sync::mpsc::{self, error::TryRecvError},
-    time::{Duration, Instant, sleep},
+    time::{Duration, Instant, MissedTickBehavior, interval_at, sleep},
 };
 use tracing::debug;
 
 use super::entry::{Command, STEADY};
 use crate::{
-    client::{Canceled, Event, Failure, Message, Reason, WatchStream},
-    cluster::{Chosen, Cluster},
+    client::{Canceled, Event, Failure, Member, Message, Reason, WatchStream},
+    cluster::Cluster,
 };
 
 /// Watches a handle's own entries, one watch for each, all on one stream, so that what others do to them is known at once.
@@ -57,6 +57,7 @@ impl Sentry {
         let mut delays = Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
             .expect("50 ms to 2 s lies within the bounds")
             .delays();
+        let mut moves_to: Option<Arc<Member>> = None;
         loop {
             // Orders are taken also while no member lets itself be asked; else what was left long ago would be watched for ever.
             loop {
@@ -73,51 +74,55 @@ impl Sentry {
                 self.obey(order);
                 continue;
             }
-            let chosen = self.cluster.choose(&[]);
-            match self.open(&chosen).await {
+            let member = moves_to.take().unwrap_or_else(|| self.cluster.choose());
+            match self.open(&member).await {
                 Ok(stream) => {
+                    self.cluster.succeeded(&member);
                     let since = Instant::now();
-                    let over = self.attend(stream).await;
+                    let over = self.attend(stream, &member).await;
                     if since.elapsed() >= STEADY {
                         delays.reset();
                     }
                     match over {
                         Over::Closed => return,
                         Over::Idle => continue,
-                        Over::Broken(reason) => self.blame(&chosen, reason),
+                        Over::Moves(member) => {
+                            moves_to = Some(member);
+                            continue;
+                        }
+                        Over::Broken(failure) => self.blame(&member, &failure),
                     }
                 }
-                Err(reason) => self.blame(&chosen, reason),
+                Err(failure) => self.blame(&member, &failure),
             }
             sleep(delays.next_delay()).await;
         }
     }
 
     /// Opens a stream with the first of the watches; the others follow on it.
-    async fn open(&mut self, chosen: &Chosen) -> Result<WatchStream, Reason> {
+    async fn open(&mut self, member: &Arc<Member>) -> Result<WatchStream, Failure> {
         self.unanswered.clear();
         for post in self.posts.values_mut() {
             post.asked = false;
         }
-        let Some((id, post)) = self.posts.iter_mut().next() else { return Err(Reason::Member) };
+        let (id, post) = self.posts.iter_mut().next().expect("a stream is opened for what is watched");
         post.asked = true;
         self.unanswered.push_back(*id);
-        let opened =
-            chosen.member.watch(post.key.clone().into_bytes(), Vec::new(), post.from, *id, Duration::MAX).await;
-        opened.map_err(|failure| {
-            debug!(error = %failure.error.report(), "own entries not watched");
-            failure.reason
-        })
+        let key = post.key.clone().into_bytes();
+        let opened = member.watch(key, Vec::new(), post.from, *id, Duration::MAX).await;
+        opened.inspect_err(|failure| debug!(error = %failure.error.report(), "own entries not watched"))
     }
 
-    fn blame(&self, chosen: &Chosen, reason: Reason) {
-        if reason == Reason::Member {
-            self.cluster.failed(chosen);
+    fn blame(&self, member: &Arc<Member>, failure: &Failure) {
+        if failure.is_member() {
+            self.cluster.failed(member, failure);
         }
     }
 
     /// Asks for all watches while reading answers: who only asks fills the stream's window and waits for ever.
-    async fn attend(&mut self, mut stream: WatchStream) -> Over {
+    async fn attend(&mut self, mut stream: WatchStream, member: &Arc<Member>) -> Over {
+        let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting: Vec<i64> = self.posts.iter().filter(|(_, post)| !post.asked).map(|(id, _)| *id).collect();
         let mut left: Vec<i64> = Vec::new();
         loop {
@@ -131,7 +136,8 @@ impl Sentry {
                 Left,
                 Message(Message),
                 Order(Option<Order>),
-                Broken(Reason),
+                Look,
+                Broken(Failure),
             }
             // Asking borrows the stream as reading does, so only one of both is polled; a full queue gives way to reading.
             let happened = if let Some((id, key, from)) = next {
@@ -145,27 +151,34 @@ impl Sentry {
                         self.unanswered.push_back(id);
                         Happened::Asked
                     }
-                    Ok(Err(failure)) => Happened::Broken(failure.reason),
+                    Ok(Err(failure)) => Happened::Broken(failure),
                     Err(_) => match stream.next().await {
                         Ok(message) => Happened::Message(message),
-                        Err(failure) => Happened::Broken(failure.reason),
+                        Err(failure) => Happened::Broken(failure),
                     },
                 }
             } else if let Some(id) = left.pop() {
                 match tokio::time::timeout(Duration::from_millis(20), stream.cancel(id)).await {
                     // What is not canceled only costs events that nobody minds.
                     Ok(Ok(())) | Err(_) => Happened::Left,
-                    Ok(Err(failure)) => Happened::Broken(failure.reason),
+                    Ok(Err(failure)) => Happened::Broken(failure),
                 }
             } else {
                 tokio::select! {
-                    message = stream.next() => message.map_or_else(|failure| Happened::Broken(failure.reason), Happened::Message),
+                    message = stream.next() => message.map_or_else(Happened::Broken, Happened::Message),
                     order = self.orders.recv() => Happened::Order(order),
+                    _ = looks.tick() => Happened::Look,
                 }
             };
             match happened {
                 Happened::Asked | Happened::Left => {}
-                Happened::Broken(reason) => return Over::Broken(reason),
+                Happened::Look => {
+                    if let Some(another) = self.cluster.another(member) {
+                        // Nothing is missed on the way: each watch begins with the last revision that is known.
+                        return Over::Moves(another);
+                    }
+                }
+                Happened::Broken(failure) => return Over::Broken(failure),
                 Happened::Order(None) => return Over::Closed,
                 Happened::Order(Some(order)) => match self.obey(order) {
                     Obeyed::Added(id) => waiting.push(id),
@@ -176,7 +189,7 @@ impl Sentry {
                     Ok(message) => left.extend(self.report(message)),
                     Err(failure) => {
                         debug!(error = %failure.error.report(), "watches of own entries refused");
-                        return Over::Broken(failure.reason);
+                        return Over::Broken(failure);
                     }
                 },
             }
@@ -269,10 +282,15 @@ enum Obeyed {
 
 /// Why a stream is attended no longer.
 enum Over {
-    Broken(Reason),
+    Broken(Failure),
     Closed,
     Idle,
+    /// The handle stays with another member.
+    Moves(Arc<Member>),
 }
+
+/// How often to look whether the handle stays with another member.
+const LOOK: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

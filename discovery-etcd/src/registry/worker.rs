@@ -5,17 +5,22 @@ use std::sync::{
 
 use tokio::{
     sync::{mpsc, watch},
-    time::sleep_until,
+    time::{Instant, sleep_until},
 };
 
 use super::{
     entry::{Command, Entry, Next},
+    in_flight::Permit,
     sentry::Order,
     workers::Workers,
 };
-use crate::{client::Failure, cluster::Cluster, lease::LeaseState};
+use crate::{
+    client::Failure,
+    cluster::{Asking, Cluster},
+    lease::LeaseState,
+};
 
-/// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an entry is in order.
+/// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an entry happens in sequence.
 ///
 /// It does what the [`Entry`] decides, and ends when nothing is left to do.
 #[derive(Debug)]
@@ -32,7 +37,6 @@ pub(super) struct Worker {
 
 impl Worker {
     pub(super) async fn run(mut self) {
-        let key = self.entry.place.key.clone();
         let mut is_in_doubt = false;
         loop {
             while let Ok(command) = self.commands.try_recv() {
@@ -43,72 +47,117 @@ impl Worker {
             let stays_in_doubt = self.entry.is_in_doubt() && !matches!(next, Next::Exit);
             if is_in_doubt != stays_in_doubt {
                 is_in_doubt = stays_in_doubt;
-                self.workers.doubt(&key, is_in_doubt);
+                self.workers.doubt(&self.entry.place.key, is_in_doubt);
             }
             match next {
                 Next::Exit => {
                     self.unwatch();
-                    if self.workers.retire(&key, &mut self.commands) {
+                    if self.workers.retire(&self.entry.place.key, &mut self.commands) {
                         return;
                     }
                 }
-                Next::Read => {
-                    let read = self.cluster.run(|member| {
-                        let key = key.clone().into_bytes();
-                        async move { member.read(key).await }
-                    });
-                    let read = read.await;
-                    self.entry.read(read);
-                }
-                Next::Remove { lease, revision } => {
-                    self.unwatch();
-                    let removed = self.cluster.run(|member| {
-                        let key = key.clone().into_bytes();
-                        async move { member.delete(key, lease, revision).await }
-                    });
-                    let removed = removed.await;
-                    let is_renewed = matches!(&*self.lease.borrow(), LeaseState::Held { id } if *id == lease);
-                    self.entry.removed(removed, is_renewed);
-                }
+                Next::Wait(until) => self.wait(until).await,
                 Next::Watch(from) => {
+                    let key = self.entry.place.key.clone();
                     // The sentry lives as long as any worker.
                     let _ = self.sentry.send(Order::Leave { key: key.clone() });
-                    let _ = self.sentry.send(Order::Watch { key: key.clone(), from, tell: self.own.clone() });
+                    let _ = self.sentry.send(Order::Watch { key, from, tell: self.own.clone() });
                 }
-                Next::Write { value, lease, revision } => {
-                    // Also of an attempt before the one whose answer it is.
-                    let may_be_done = AtomicBool::new(false);
-                    let put = self.cluster.run(|member| {
-                        let (key, value, may_be_done) = (key.clone().into_bytes(), value.clone(), &may_be_done);
-                        async move {
-                            let put = member.put(key, value, lease, revision).await;
-                            if put.as_ref().is_err_and(Failure::may_be_done) {
-                                may_be_done.store(true, Ordering::Relaxed);
-                            }
-                            put
-                        }
-                    });
-                    let put = put.await;
-                    if may_be_done.into_inner() {
-                        self.entry.doubt(lease);
-                    }
-                    self.entry.written(lease, put);
-                }
-                Next::Wait(until) => {
-                    let timer = async {
-                        match until {
-                            Some(until) => sleep_until(until).await,
-                            None => std::future::pending().await,
-                        }
-                    };
-                    tokio::select! {
-                        biased;
-                        Some(command) = self.commands.recv() => self.entry.take(command),
-                        Ok(()) = self.lease.changed() => self.entry.resume(),
-                        () = timer => {}
-                    }
-                }
+                Next::Read | Next::Remove { .. } | Next::Write { .. } => self.ask(next).await,
             }
+        }
+    }
+
+    /// Waits for news, at most until then.
+    async fn wait(&mut self, until: Option<Instant>) {
+        let timer = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(command) = self.commands.recv() => self.entry.take(command),
+            Ok(()) = self.lease.changed() => self.entry.resume(),
+            () = timer => {}
+        }
+    }
+
+    /// Asks etcd for something once it is this worker's turn, unless there is news before that.
+    async fn ask(&mut self, next: Next) {
+        let (workers, cluster) = (Arc::clone(&self.workers), Arc::clone(&self.cluster));
+        let urgency = self.entry.urgency();
+        let turn = async {
+            // First the room and then the member: what waits for a member that is back goes on at once.
+            let permit = workers.in_flight.enter(urgency).await;
+            (permit, cluster.reachable().await)
+        };
+        let gives_up = self.entry.gives_up(self.is_renewed(&next));
+        let gives_up = async {
+            match gives_up {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(command) = self.commands.recv() => self.entry.take(command),
+            Ok(()) = self.lease.changed() => self.entry.resume(),
+            turn = turn => self.act(next, turn).await,
+            () = gives_up => self.entry.give_removal_up(),
+        }
+    }
+
+    async fn act(&mut self, next: Next, (_permit, member): (Permit<'_>, Asking<'_>)) {
+        let key = self.entry.place.key.clone().into_bytes();
+        match next {
+            Next::Read => {
+                let read = self.cluster.run_on(member, |member| {
+                    let key = key.clone();
+                    async move { member.read(key).await }
+                });
+                let read = read.await;
+                self.entry.read(read);
+            }
+            Next::Remove { lease, revision } => {
+                self.unwatch();
+                let removed = self.cluster.run_on(member, |member| {
+                    let key = key.clone();
+                    async move { member.delete(key, lease, revision).await }
+                });
+                let removed = removed.await;
+                let is_renewed = self.is_renewed(&next);
+                self.entry.removed(removed, is_renewed);
+            }
+            Next::Write { value, lease, revision } => {
+                // Also of an attempt before the one whose answer it is.
+                let may_be_done = AtomicBool::new(false);
+                let put = self.cluster.run_on(member, |member| {
+                    let (key, value, may_be_done) = (key.clone(), value.clone(), &may_be_done);
+                    async move {
+                        let put = member.put(key, value, lease, revision).await;
+                        if put.as_ref().is_err_and(Failure::may_be_done) {
+                            may_be_done.store(true, Ordering::Relaxed);
+                        }
+                        put
+                    }
+                });
+                let put = put.await;
+                if may_be_done.into_inner() {
+                    self.entry.doubt(lease);
+                }
+                self.entry.written(lease, put);
+            }
+            Next::Exit | Next::Wait(_) | Next::Watch(_) => unreachable!("nobody is asked for that"),
+        }
+    }
+
+    /// Whether the lease of what is to be removed is kept for others.
+    fn is_renewed(&self, next: &Next) -> bool {
+        match next {
+            Next::Remove { lease, .. } => matches!(&*self.lease.borrow(), LeaseState::Held { id } if id == lease),
+            _ => true,
         }
     }
 

@@ -5,12 +5,13 @@ use std::{
 
 use tokio::sync::{Notify, mpsc};
 
-use super::{entry::Command, unconfirmed::UnconfirmedWrites};
+use super::{entry::Command, in_flight::InFlight, unconfirmed::UnconfirmedWrites};
 
 /// The workers of a handle, by key.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
     state: Mutex<State>,
+    pub(super) in_flight: InFlight,
     /// Woken when the last one goes.
     empty: Notify,
 }

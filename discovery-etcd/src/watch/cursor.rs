@@ -29,8 +29,6 @@ pub(super) enum Stop {
 /// How a watch ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// It is time for a fresh list.
-    Audit,
     Broken(Error),
     Compacted,
 }
@@ -48,6 +46,11 @@ impl Cursor {
 
     pub(super) fn cluster(&self) -> u64 {
         self.cluster
+    }
+
+    /// Goes on with another stream, which begins with the last revision that was passed on whole.
+    pub(super) fn resume(&mut self) {
+        self.parts.clear();
     }
 
     /// Takes a message and gives the steps that are complete with it.
@@ -176,6 +179,15 @@ mod tests {
         assert_eq!(cursor.reached(), 14);
         assert!(matches!(cursor.advance(message(14, true, vec![put("a", 16)])), Ok(steps) if steps.is_empty()));
         assert!(matches!(cursor.advance(message(14, false, vec![put("a", 15)])), Err(Stop::Strange(_))));
+    }
+
+    #[test]
+    fn another_stream_goes_on_where_the_former_one_was() {
+        let mut cursor = Cursor::new(10, 7);
+        assert!(cursor.advance(message(12, true, vec![put("a", 12)])).unwrap().is_empty());
+        cursor.resume();
+        let told = vec![put("x", 10), put("a", 12), put("b", 12)];
+        assert_eq!(cursor.advance(message(12, false, told)).unwrap(), [vec![put("a", 12), put("b", 12)]]);
     }
 
     #[test]

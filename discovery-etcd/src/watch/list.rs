@@ -34,7 +34,7 @@ impl EtcdSource {
             let (mut entries, mut keys, mut revision, mut cluster) = (Vec::new(), 0, 0, 0);
             let mut from = range.from.clone();
             loop {
-                let page = self.cluster.run(|member| {
+                let page = self.cluster.run_when_reachable(|member| {
                     let (from, to) = (from.clone(), range.to.clone());
                     async move { member.page(from, to, limit, revision).await }
                 });
@@ -45,7 +45,7 @@ impl EtcdSource {
                         continue;
                     }
                     // One that large may take etcd longer than a request may.
-                    Err(failure) if failure.error.kind() == ErrorKind::DeadlineExceeded && limit > FIRST_PAGE => {
+                    Err(failure) if failure.reason == Reason::TimedOut && limit > FIRST_PAGE => {
                         limit = FIRST_PAGE;
                         continue;
                     }

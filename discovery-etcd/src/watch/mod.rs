@@ -17,13 +17,13 @@ use async_trait::async_trait;
 use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
 use tokio::{
     sync::watch,
-    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tracing::debug;
 
 use crate::{
-    client::{Event, Failure, RangeSummary, Reason},
-    cluster::{Chosen, Cluster},
+    client::{Event, Failure, Member, RangeSummary, Reason, WatchStream},
+    cluster::Cluster,
     layout::Layout,
 };
 use cursor::{Cursor, Ended, WATCH};
@@ -42,6 +42,8 @@ pub(crate) struct EtcdSource {
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) prefix: String,
     pub(crate) pace: Pace,
+    /// How long a watch is trusted without a fresh list.
+    pub(crate) audit: Duration,
     /// Whether the backend was closed.
     pub(crate) closed: watch::Receiver<bool>,
 }
@@ -63,36 +65,23 @@ impl EtcdSource {
     /// Lists and watches; where the watch breaks but some member answers at once, lists anew and goes on. Otherwise the attempt
     /// ends, so that watchers know of the outage while it lasts: what they see after it may be its doing.
     ///
-    /// A watch is not resumed on another member: after a restore or a wipe its revisions may mean another history. The list
-    /// costs little, and equal instances stay the same ones for all who watch.
+    /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions may mean another history.
+    /// The list costs little, and equal instances stay the same ones for all who watch.
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
         let range = Range::of(self, service, feed.limit());
+        let mut rounds = Rounds::default();
+        let mut listed = self.list(&range).await?;
         let mut open = Open::Feed(feed);
-        let (mut rounds, mut reached) = (Rounds::default(), 0);
-        let mut broken: Option<Error> = None;
         let mut wait = Duration::ZERO;
         loop {
-            let Listed { entries, keys, revision, cluster } = match (&open, broken.take()) {
-                (Open::Feed(_), _) => self.list(&range).await?,
-                (_, None) => self.list_within(&range, self.pace.patience()).await?,
-                (_, Some(broken)) => match self.list_within(&range, self.pace.relist).await {
-                    Ok(listed) => listed,
-                    Err(error) if error.is_retryable() => return Err(broken),
-                    // More to the point, and nothing that passes.
-                    Err(error) => return Err(error),
-                },
-            };
-            let mut pulse = Pulse::new(keys, revision);
-            let went_back = revision < reached;
-            let mut live = open.put(entries, went_back);
-            let mut cursor = Cursor::new(revision, cluster);
+            let Listed { entries, keys, revision, cluster } = listed;
+            let live = open.reset(entries);
+            let mut state = State { live, cursor: Cursor::new(revision, cluster), pulse: Pulse::new(keys, revision) };
             sleep(wait).await;
             let begun = Instant::now();
-            let ended = self.watch(&range, &mut live, &mut cursor, &mut pulse).await;
-            reached = cursor.reached();
-            let is_audit = matches!(ended, Ended::Audit);
+            let ended = self.watch(&range, &mut state).await;
             let error = match ended {
-                Ended::Audit | Ended::Compacted => None,
+                Ended::Compacted => None,
                 Ended::Broken(error) => Some(error),
             };
             let Some(next) = rounds.ended(begun.elapsed()) else {
@@ -102,135 +91,220 @@ impl EtcdSource {
             };
             let report = error.as_ref().map(|error| error.report().to_string());
             debug!(%service, revision, error = report, "listing anew");
-            broken = error;
-            open = if is_audit { Open::Audit(live) } else { Open::Live(live) };
+            listed = match error {
+                None => self.list_within(&range, self.pace.patience()).await?,
+                Some(broken) => match self.list_within(&range, self.pace.relist).await {
+                    Ok(listed) => listed,
+                    Err(error) if error.is_retryable() => return Err(broken),
+                    // More to the point, and nothing that passes.
+                    Err(error) => return Err(error),
+                },
+            };
+            open = Open::Live(state.live);
             wait = next;
         }
     }
 
     /// Passes on changes until the watch ends or cannot be trusted.
-    async fn watch(&self, range: &Range<'_>, live: &mut Live, cursor: &mut Cursor, pulse: &mut Pulse) -> Ended {
-        let chosen = self.cluster.choose(&[]);
-        let (from, to) = (range.from.clone(), range.to.clone());
+    async fn watch(&self, range: &Range<'_>, state: &mut State) -> Ended {
+        let mut member = self.cluster.choose();
         // From what is known already, whose events are dropped: where history is compacted up to the first change that is not, some
         // releases take a watch from there and leave a removal out, and only one from before it is told.
-        let opened = chosen.member.watch(from, to, cursor.reached(), WATCH, self.pace.patience()).await;
-        let mut stream = match opened {
+        let mut stream = match self.open(range, &member, state.cursor.reached()).await {
             Ok(stream) => stream,
-            Err(failure) => return self.broken(&chosen, failure),
+            Err(failure) => return self.broken(&member, failure),
         };
-        let audit = sleep_until(Instant::now() + AUDIT.mul_f64(0.8 + 0.4 * fastrand::f64()));
-        tokio::pin!(audit);
+        let mut audit = Box::pin(sleep_until(next_audit(self.audit)));
         let mut ticks = interval_at(Instant::now() + self.pace.interval, self.pace.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beat: Option<Beat<'_>> = None;
+        let mut beat: Option<Pending<'_, Result<RangeSummary, Failure>>> = None;
+        let mut moving: Option<Pending<'_, Option<Moved>>> = None;
         loop {
             let message = tokio::select! {
-                // What the watch has said already counts when it is judged.
+                // What the watch has told already counts when it is judged.
                 biased;
-                () = &mut audit => return Ended::Audit,
-                message = stream.next() => message,
-                seen = answer(&mut beat), if beat.is_some() => {
-                    beat = None;
-                    match self.judge(&chosen, seen, cursor, pulse).await {
+                () = &mut audit => {
+                    audit = Box::pin(sleep_until(next_audit(self.audit)));
+                    match self.compare(range, state).await {
                         Some(ended) => return ended,
                         None => continue,
                     }
                 }
+                message = stream.next() => message,
+                seen = answer(&mut beat), if beat.is_some() => {
+                    beat = None;
+                    match self.judge(&member, seen, state).await {
+                        Some(ended) => return ended,
+                        None => continue,
+                    }
+                }
+                moved = answer(&mut moving), if moving.is_some() => {
+                    moving = None;
+                    if let Some(moved) = moved {
+                        // The one before is closed only now, and nothing is missed: what both tell is taken once.
+                        (member, stream) = moved;
+                        state.cursor.resume();
+                        beat = None;
+                    }
+                    continue;
+                }
                 _ = ticks.tick(), if beat.is_none() => {
-                    let newest = pulse.beat(cursor.reached());
-                    let (from, to) = (range.from.clone(), range.to.clone());
-                    beat = Some(Box::pin(chosen.member.glance(from, to, newest, self.pace.deadline)));
+                    if moving.is_none() && let Some(another) = self.cluster.another(&member) {
+                        moving = Some(Box::pin(self.moved(range, another, state.cursor.reached(), state.cursor.cluster())));
+                    }
+                    let newest = state.pulse.beat(state.cursor.reached());
+                    let (asked, from, to) = (Arc::clone(&member), range.from.clone(), range.to.clone());
+                    beat = Some(Box::pin(async move { asked.glance(from, to, newest, self.pace.deadline).await }));
                     continue;
                 }
             };
             let is_part = message.as_ref().is_ok_and(|message| message.fragment);
-            match message.map(|message| cursor.advance(message)) {
+            match message.map(|message| state.cursor.advance(message)) {
                 Ok(Ok(steps)) => {
                     if is_part {
-                        pulse.hear();
+                        state.pulse.hear();
                     }
                     for step in steps {
-                        pulse.step(step.first().map_or(0, Event::revision), range.growth(&step));
-                        range.apply(step, live);
+                        state.pulse.step(step.first().map_or(0, Event::revision), range.growth(&step));
+                        range.apply(step, &mut state.live);
                     }
                 }
-                Ok(Err(cursor::Stop::Canceled(failure))) | Err(failure) => return self.broken(&chosen, failure),
+                Ok(Err(cursor::Stop::Canceled(failure))) | Err(failure) => return self.broken(&member, failure),
                 Ok(Err(cursor::Stop::Compacted)) => return Ended::Compacted,
                 Ok(Err(cursor::Stop::Strange(error))) => {
-                    self.cluster.failed(&chosen);
-                    return Ended::Broken(error);
+                    return self.broken(&member, Failure::new(Reason::Strange, error));
                 }
             }
+        }
+    }
+
+    async fn open(&self, range: &Range<'_>, member: &Arc<Member>, revision: i64) -> Result<WatchStream, Failure> {
+        member.watch(range.from.clone(), range.to.clone(), revision, WATCH, self.pace.patience()).await
+    }
+
+    /// The watch on another member, once that has begun it. What it tells begins with what the present one told last.
+    async fn moved(&self, range: &Range<'_>, member: Arc<Member>, revision: i64, cluster: u64) -> Option<Moved> {
+        let begun = async {
+            let mut stream = self.open(range, &member, revision).await?;
+            let first = stream.next().await?;
+            let is_well = first.created && first.canceled.is_none() && first.watch == WATCH && first.cluster == cluster;
+            // One that lags would take the watch back.
+            if is_well && first.revision >= revision && first.events.is_empty() {
+                Ok(stream)
+            } else {
+                let error = Error::new(ErrorKind::Unavailable, "the member did not take the watch over");
+                Err(Failure::new(Reason::Strange, error.during("watch")))
+            }
+        };
+        let begun = timeout(self.pace.patience(), begun).await.unwrap_or_else(|_| {
+            let error = Error::new(ErrorKind::DeadlineExceeded, "the member did not begin the watch in time");
+            Err(Failure::new(Reason::TimedOut, error.during("watch")))
+        });
+        match begun {
+            Ok(stream) => {
+                self.cluster.succeeded(&member);
+                Some((member, stream))
+            }
+            Err(failure) => {
+                debug!(error = %failure.error.report(), "watch not moved");
+                if failure.is_member() {
+                    self.cluster.failed(&member, &failure);
+                }
+                None
+            }
+        }
+    }
+
+    /// Compares the set with a fresh list, which finds events that were lost and permissions that were withdrawn. The watch
+    /// goes on from there, unless it cannot be trusted.
+    async fn compare(&self, range: &Range<'_>, state: &mut State) -> Option<Ended> {
+        match self.list_within(range, self.pace.patience()).await {
+            Ok(listed) if listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached() => {
+                state.live.replace(listed.entries);
+                state.cursor = Cursor::new(listed.revision, listed.cluster);
+                state.pulse = Pulse::new(listed.keys, listed.revision);
+                None
+            }
+            Ok(_) => {
+                let error = Error::new(ErrorKind::Unavailable, "the registry's history is another one");
+                Some(Ended::Broken(error.during("watch")))
+            }
+            // The watch is judged by its beats.
+            Err(error) if error.is_retryable() => {
+                debug!(error = %error.report(), "the watch could not be compared with a list");
+                None
+            }
+            Err(error) => Some(Ended::Broken(error)),
         }
     }
 
     /// Whether a beat's answer, or the lack of one, ends the watch.
     async fn judge(
         &self,
-        chosen: &Chosen,
+        member: &Arc<Member>,
         seen: Result<RangeSummary, Failure>,
-        cursor: &Cursor,
-        pulse: &mut Pulse,
+        state: &mut State,
     ) -> Option<Ended> {
         let wrong = match seen {
-            Ok(seen) if seen.cluster != cursor.cluster() => "the member belongs to another cluster by now",
-            Ok(seen) => pulse.answered(&seen, cursor.reached()).err()?,
+            Ok(seen) if seen.cluster != state.cursor.cluster() => "the member belongs to another cluster by now",
+            Ok(seen) => state.pulse.answered(&seen, state.cursor.reached()).err()?,
             // etcd goes on telling changes to those whose credentials or permission it has withdrawn; who watches is told.
-            Err(failure)
-                if failure.is_member()
-                    || failure.error.kind() == ErrorKind::PermissionDenied
-                    || (failure.reason == Reason::Token && pulse.lock_out()) =>
-            {
-                return Some(self.broken(chosen, failure));
+            Err(failure) if failure.error.kind() == ErrorKind::PermissionDenied => {
+                return Some(self.broken(member, failure));
             }
+            // Another token may do.
+            Err(failure) if failure.reason == Reason::Token && !state.pulse.lock_out() => return None,
             // The member answers, if only that it is too busy. What lasts is found by the audit.
-            Err(failure) => {
+            Err(failure) if failure.reason == Reason::Overloaded || !failure.is_member() => {
                 debug!(error = %failure.error.report(), "the watch could not be checked");
                 return None;
             }
+            Err(failure) => return Some(self.broken(member, failure)),
         };
-        self.cluster.failed(chosen);
-        Some(Ended::Broken(Error::new(ErrorKind::Unavailable, wrong).during("watch")))
+        let error = Error::new(ErrorKind::Unavailable, wrong).during("watch");
+        Some(self.broken(member, Failure::new(Reason::Strange, error)))
     }
 
-    fn broken(&self, chosen: &Chosen, failure: Failure) -> Ended {
-        if !matches!(failure.reason, Reason::Refused | Reason::Token) {
-            self.cluster.failed(chosen);
+    fn broken(&self, member: &Arc<Member>, failure: Failure) -> Ended {
+        if failure.is_member() {
+            self.cluster.failed(member, &failure);
         }
         Ended::Broken(failure.error)
     }
 }
 
-/// A small read that is on its way.
-type Beat<'a> = Pin<Box<dyn Future<Output = Result<RangeSummary, Failure>> + Send + 'a>>;
+/// What an open watch knows.
+struct State {
+    live: Live,
+    cursor: Cursor,
+    pulse: Pulse,
+}
 
-/// The answer to a beat. Cancel safe.
-async fn answer(beat: &mut Option<Beat<'_>>) -> Result<RangeSummary, Failure> {
-    match beat {
-        Some(beat) => beat.await,
+/// A watch on another member.
+type Moved = (Arc<Member>, WatchStream);
+
+/// What is on its way beside the watch.
+type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// The outcome of what is on its way. Cancel safe.
+async fn answer<T>(pending: &mut Option<Pending<'_, T>>) -> T {
+    match pending {
+        Some(pending) => pending.await,
         None => std::future::pending().await,
     }
 }
 
 /// Where the next set goes.
 enum Open {
-    /// To one where nothing should have been missed, so that only differences are news.
-    Audit(Live),
     Feed(Feed),
-    /// To one where changes may have been missed.
     Live(Live),
 }
 
 impl Open {
-    fn put(self, entries: Vec<Entry>, went_back: bool) -> Live {
+    fn reset(self, entries: Vec<Entry>) -> Live {
         match self {
             Self::Feed(feed) => feed.reset(entries),
-            Self::Audit(mut live) if !went_back => {
-                live.replace(entries);
-                live
-            }
-            Self::Audit(mut live) | Self::Live(mut live) => {
+            Self::Live(mut live) => {
                 live.reset(entries);
                 live
             }
@@ -238,10 +312,12 @@ impl Open {
     }
 }
 
+/// When to compare a watch with a list, give or take a fifth, so that watches do not do it together.
+fn next_audit(interval: Duration) -> Instant {
+    Instant::now() + interval.mul_f64(0.8 + 0.4 * fastrand::f64())
+}
+
 /// The error of every call on a backend that was closed.
 pub(crate) fn closed_error() -> Error {
     Error::new(ErrorKind::Closed, "the backend was closed")
 }
-
-/// How long a watch is trusted without a fresh list, give or take a fifth: it finds lost events and withdrawn permissions.
-const AUDIT: Duration = Duration::from_secs(600);

@@ -107,8 +107,8 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
         assert!(error.is_retryable(), "{name}: {told}");
         assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{name}: {told}");
         assert!(reasons.iter().any(|reason| told.contains(reason)), "{name}: {told}");
-        // Two requests: with one member a list is tried once more.
-        assert!(took < Duration::from_secs(3), "{name}: {took:?}");
+        // The whole time of an operation, in which it might have become well.
+        assert!(took < Duration::from_secs(6), "{name}: {took:?}");
 
         let mut updates = backend.watch(&payments()).unwrap();
         crate::lost(&mut updates).await;

@@ -1,12 +1,10 @@
-use std::time::Duration;
-
 use discovery_core::Status;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::{Entry, Owner, answer, conflict, is_final, next_audit, superseded};
+use super::{Entry, Former, Owner, answer, conflict, is_final, next_audit, superseded};
 use crate::{
-    client::{Delete, Failure, KeyReading, Put, Reason},
+    client::{Delete, Failure, KeyReading, KeyValue, Put, Reason},
     registry::decide::{Act, Intent},
 };
 
@@ -19,6 +17,10 @@ impl Entry {
 
     /// Takes the answer to a write.
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
+        if !answer.as_ref().is_err_and(Failure::is_unsent) {
+            // There may be an entry, whatever is answered.
+            self.left = Some(lease);
+        }
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
             Ok(Put::Refused(row)) => {
@@ -48,7 +50,7 @@ impl Entry {
     fn failed(&mut self, failure: Failure) {
         self.pause = Some(Instant::now() + self.pauses.after(&failure));
         // The entry may be written or not.
-        self.seen = None;
+        let seen = self.seen.take();
         let Some(owner) = &mut self.owner else { return };
         let is_final = is_final(&failure.error);
         if owner.intent != Intent::Heal {
@@ -61,8 +63,32 @@ impl Entry {
                 owner.status.set(Status::lost(failure.error.clone()));
             }
             if is_final {
+                // An update that nobody waits for any more was given up as one that is still to be written.
+                owner.waiting.retain(|reply| !reply.is_closed());
+                if !owner.waiting.is_empty() {
+                    self.restore(seen);
+                }
+            }
+            let Some(owner) = &mut self.owner else { return };
+            if is_final {
                 answer(owner.waiting.drain(..), &Err(failure.error));
             }
+        }
+    }
+
+    /// Wants again what was wanted before an update that was refused for good; `seen` is what was known of the entry.
+    fn restore(&mut self, seen: Option<Option<KeyValue>>) {
+        let Some(owner) = &mut self.owner else { return };
+        let Some(Former { value, stands }) = owner.before.take() else { return };
+        owner.value = value;
+        let is_untouched = |(lease, revision): &(i64, i64)| {
+            let stands = seen.flatten().is_some_and(|row| (row.lease, row.revision) == (*lease, *revision));
+            stands && self.written == *revision
+        };
+        if let Some((lease, _)) = stands.filter(is_untouched) {
+            // It was never away, so there is nothing to write.
+            owner.held = Some(lease);
+            self.pause = None;
         }
     }
 
@@ -72,12 +98,11 @@ impl Entry {
         match act {
             Act::Done(revision) => {
                 if !owner.status.status().is_registered() {
-                    if owner.intent == Intent::Heal {
-                        info!(service = %self.place.service, id = %self.place.id, "registered again");
-                    }
+                    self.losses.restored(&self.place);
                     owner.status.set(Status::registered());
                 }
                 owner.intent = Intent::Heal;
+                owner.before = None;
                 // What is done is done under the lease that was tried last.
                 owner.held = self.left;
                 answer(owner.waiting.drain(..), &Ok(()));
@@ -121,9 +146,7 @@ impl Entry {
             Err(failure) => {
                 debug!(error = %failure.error.report(), "entry not removed yet");
                 self.pause = Some(Instant::now() + self.pauses.after(&failure));
-                // By then its lease has ended.
-                let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
-                if !is_renewed && self.released.is_none_or(|since| since.elapsed() > patience) {
+                if self.gives_up(is_renewed).is_some_and(|at| at <= Instant::now()) {
                     self.left = None;
                     answer(self.leaving.drain(..), &Err(failure.error));
                 }

@@ -1,8 +1,7 @@
 use discovery_core::{Claim, Error, ErrorKind, Status, StatusWriter};
 use tokio::{sync::oneshot, time::Instant};
-use tracing::warn;
 
-use super::{Entry, Owner, STEADY, answer, conflict, superseded};
+use super::{Entry, Former, Owner, STEADY, answer, conflict, superseded};
 use crate::{client::KeyValue, registry::decide::Intent};
 
 /// Whoever asked for something waits here for its end.
@@ -86,8 +85,9 @@ impl Entry {
             None => {}
         }
         // Entered before the former one leaves, so that the lease stays.
-        let tenancy = self.lease.enter();
-        let owner = Owner { number, value, intent, status, waiting: vec![reply], held: None, _tenancy: tenancy };
+        let user = self.lease.enter();
+        let owner =
+            Owner { number, value, intent, status, waiting: vec![reply], held: None, before: None, _user: user };
         self.owner = Some(owner);
         // What they wait to be gone is this one's now.
         answer(self.leaving.drain(..), &Ok(()));
@@ -97,19 +97,20 @@ impl Entry {
 
     fn update(&mut self, number: u64, value: Vec<u8>, reply: Reply) {
         if let Some(former) = self.former.as_mut().filter(|former| former.number == number) {
-            former.value = value;
+            former.before = Some(Former { value: std::mem::replace(&mut former.value, value), stands: None });
             former.waiting.push(reply);
             return;
         }
         let Some(owner) = self.owner.as_mut().filter(|owner| owner.number == number) else {
             return answer([reply], &Err(superseded()));
         };
-        owner.value = value;
         owner.waiting.push(reply);
-        // What stood there with the former value is the entry's own.
-        if let Some(lease) = owner.held.take() {
+        let stands = owner.held.take().map(|lease| (lease, self.written));
+        owner.before = Some(Former { value: std::mem::replace(&mut owner.value, value), stands });
+        // What stands there with the former value is the entry's own.
+        if let Some((lease, revision)) = stands {
             let key = self.place.key.clone().into_bytes();
-            self.seen = Some(Some(KeyValue { key, value: Vec::new(), lease, revision: self.written }));
+            self.seen = Some(Some(KeyValue { key, value: Vec::new(), lease, revision }));
         }
         self.pause = None;
     }
@@ -156,12 +157,24 @@ impl Entry {
     }
 
     /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
+    ///
+    /// It is written again at once, unless that was done only a moment ago. Then the waits grow, so that somebody who takes it
+    /// away each time does not keep etcd busy.
     pub(super) fn missed(&mut self) {
         let written = self.owner.iter().filter(|owner| owner.intent == Intent::Heal).chain(&self.former);
-        for owner in written.filter(|owner| owner.status.status().is_registered()) {
-            let error = Error::new(ErrorKind::Unavailable, "the entry was removed or overwritten from outside");
-            owner.status.set(Status::lost(error));
-            warn!(service = %self.place.service, id = %self.place.id, "registration lost, writing it again");
+        let lost: Vec<&Owner> = written.filter(|owner| owner.status.status().is_registered()).collect();
+        if lost.is_empty() {
+            return;
+        }
+        let error = Error::new(ErrorKind::Unavailable, "the entry was removed or overwritten from outside");
+        for owner in lost {
+            owner.status.set(Status::lost(error.clone()));
+        }
+        self.losses.lost(&self.place, &error);
+        if self.missed.replace(Instant::now()).is_some_and(|missed| missed.elapsed() < STEADY) {
+            self.pause = Some(Instant::now() + self.repair_delays.next_delay());
+        } else {
+            self.repair_delays.reset();
         }
     }
 }

@@ -1,15 +1,19 @@
 mod answer;
 mod command;
+mod loss_log;
 
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Backoff, Delays, Error, ErrorKind, InstanceId, ServiceName, Status, StatusWriter};
 use tokio::time::Instant;
-use tracing::warn;
 
 pub(super) use command::{Command, Reply};
+use loss_log::LossLog;
 
-use super::decide::{Act, Intent, Seen, decide};
+use super::{
+    decide::{Act, Intent, Seen, decide},
+    in_flight::Urgency,
+};
 use crate::{
     client::KeyValue,
     lease::{Lease, LeaseState, LeaseUser},
@@ -57,6 +61,11 @@ pub(super) struct Entry {
     doubt: Option<i64>,
     /// The last write was refused because what stood there was not what was known.
     refused: bool,
+    /// When somebody last took it away.
+    missed: Option<Instant>,
+    /// The waits before what somebody takes away again and again is written once more.
+    repair_delays: Delays,
+    losses: LossLog,
 }
 
 /// Which entry it is.
@@ -77,7 +86,17 @@ struct Owner {
     waiting: Vec<Reply>,
     /// The lease under which it stands as it should.
     held: Option<i64>,
-    _tenancy: LeaseUser,
+    /// What was wanted before an update that is not written yet.
+    before: Option<Former>,
+    _user: LeaseUser,
+}
+
+/// The value before an update, to come back to if the update is refused for good.
+#[derive(Debug)]
+struct Former {
+    value: Vec<u8>,
+    /// The lease under which it stands, and its revision; `None` where it was not written either.
+    stands: Option<(i64, i64)>,
 }
 
 impl Owner {
@@ -137,6 +156,9 @@ impl Entry {
             dead: None,
             doubt: None,
             refused: false,
+            missed: None,
+            repair_delays: backoff.delays(),
+            losses: LossLog::default(),
         }
     }
 
@@ -186,11 +208,7 @@ impl Entry {
             Some(Some(row)) => Seen::Entry(row),
         };
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
-            Act::Write(revision) => {
-                // From here on there may be an entry, whatever is answered.
-                self.left = Some(id);
-                Ok(Next::Write { value: owner.value.clone(), lease: id, revision })
-            }
+            Act::Write(revision) => Ok(Next::Write { value: owner.value.clone(), lease: id, revision }),
             act => Err(act),
         }
     }
@@ -227,6 +245,34 @@ impl Entry {
         self.written.max(self.read_at)
     }
 
+    /// Whether what is to be done is waited for by somebody.
+    pub(super) fn urgency(&self) -> Urgency {
+        match &self.owner {
+            Some(owner) if owner.intent == Intent::Heal && owner.waiting.is_empty() => Urgency::Repair,
+            Some(_) => Urgency::Wanted,
+            None if self.left.is_some() => Urgency::Wanted,
+            None => Urgency::Repair,
+        }
+    }
+
+    /// When a removal is given up that nobody confirms, since the lease ends the entry; `None` while that is renewed.
+    pub(super) fn gives_up(&self, is_renewed: bool) -> Option<Instant> {
+        if is_renewed || self.owner.is_some() {
+            return None;
+        }
+        // By then the lease has ended.
+        let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
+        Some(self.released.map_or_else(Instant::now, |released| released + patience))
+    }
+
+    /// Leaves the entry to its lease, and says so to those who wait for its end.
+    pub(super) fn give_removal_up(&mut self) {
+        self.left = None;
+        let error =
+            Error::new(ErrorKind::DeadlineExceeded, "etcd did not confirm the removal; the lease ends the entry");
+        answer(self.leaving.drain(..), &Err(error));
+    }
+
     /// Forgets a pause, because the lease changed.
     pub(super) fn resume(&mut self) {
         self.pause = None;
@@ -236,7 +282,7 @@ impl Entry {
     fn lost(&mut self, error: Error) {
         let Some(owner) = &mut self.owner else { return };
         if owner.held.take().is_some() {
-            warn!(service = %self.place.service, id = %self.place.id, error = %error.report(), "registration lost");
+            self.losses.lost(&self.place, &error);
         }
         self.seen = None;
         self.dead = None;

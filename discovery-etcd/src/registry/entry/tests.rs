@@ -337,7 +337,8 @@ async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that
         let lease = held(&entry.lease);
         let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
         entry.next(&lease);
-        entry.written(id_of(&lease), Err(Failure { unsent, ..no_answer() }));
+        let failure = if unsent { no_answer().before_sending() } else { no_answer() };
+        entry.written(id_of(&lease), Err(failure));
         entry.take(Command::Forget);
         assert!(!entry.is_in_doubt(), "it is owned");
         release(&mut entry, 1);
@@ -611,4 +612,125 @@ proptest! {
             assert_eq!(live, usize::from(entry.owner.is_some()), "one owner at most");
         });
     }
+}
+
+fn update(entry: &mut Entry, number: u64, value: &str) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    entry.take(Command::Update { number, value: value.into(), reply });
+    answer
+}
+
+fn refused(kind: ErrorKind) -> Failure {
+    Failure::new(Reason::Refused, Error::new(kind, "no"))
+}
+
+/// The value that is written next, however long that takes.
+async fn next_value(entry: &mut Entry, lease: &LeaseState) -> Option<Vec<u8>> {
+    for _ in 0..200 {
+        match entry.next(lease) {
+            Next::Write { value, .. } => return Some(value),
+            Next::Wait(Some(until)) if until < Instant::now() + AUDIT / 2 => tokio::time::sleep_until(until).await,
+            _ => return None,
+        }
+    }
+    panic!("it never rests")
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_is_refused_for_good_is_not_written_later() {
+    for kind in [ErrorKind::PermissionDenied, ErrorKind::InvalidInput, ErrorKind::Unauthenticated] {
+        let mut entry = entry();
+        let lease = held(&entry.lease);
+        let status = registered(&mut entry, &lease);
+        let mut answer = update(&mut entry, 1, "w");
+        assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
+        entry.written(id_of(&lease), Err(refused(kind)));
+        assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), kind);
+        assert!(status.status().is_registered(), "with the value that it had");
+        assert_eq!(next_value(&mut entry, &lease).await, None, "what stands is right");
+
+        // What is lost later is repaired with the value that it had.
+        entry.take(Command::Seen { revision: 7, row: None });
+        assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"v", "{kind:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_is_refused_while_the_entry_changes_comes_back_to_the_value_before() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    registered(&mut entry, &lease);
+    let mut answer = update(&mut entry, 1, "w");
+    entry.next(&lease);
+    // Somebody took the entry away meanwhile.
+    entry.take(Command::Seen { revision: 6, row: None });
+    entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
+    assert!(answer.try_recv().unwrap().is_err());
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"v");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_may_still_be_done_stays_wanted() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    registered(&mut entry, &lease);
+    let answer = update(&mut entry, 1, "w");
+    entry.next(&lease);
+    entry.written(id_of(&lease), Err(no_answer()));
+    // Who asked was told that the backend goes on trying.
+    drop(answer);
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
+    entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w", "as was promised");
+    // The next one comes back to that.
+    let mut answer = update(&mut entry, 1, "x");
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"x");
+    entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
+    assert!(answer.try_recv().unwrap().is_err());
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
+    entry.written(id_of(&lease), Ok(Put::Written(9)));
+    assert_eq!(next_value(&mut entry, &lease).await, None);
+}
+
+/// Somebody deletes the entry after each write: the first time it is back at once, and then ever later.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    registered(&mut entry, &lease);
+    advance(STEADY).await;
+    let (start, mut writes, mut revision) = (Instant::now(), 0, 5);
+    while start.elapsed() < Duration::from_secs(60) {
+        entry.take(Command::Seen { revision: revision + 1, row: None });
+        let before = Instant::now();
+        assert!(next_value(&mut entry, &lease).await.is_some());
+        assert!(writes > 0 || before.elapsed() == Duration::ZERO, "the first time at once");
+        entry.written(id_of(&lease), Ok(Put::Written(revision + 2)));
+        (writes, revision) = (writes + 1, revision + 2);
+    }
+    assert!((8..60).contains(&writes), "{writes} in a minute");
+    // One that stood for a while is back at once again.
+    entry.next(&lease);
+    advance(STEADY).await;
+    entry.take(Command::Seen { revision: revision + 1, row: None });
+    assert!(matches!(entry.next(&lease), Next::Write { .. }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_waits_for_goes_before_repairs() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
+    entry.next(&lease);
+    assert_eq!(entry.urgency(), Urgency::Wanted, "the first registration");
+    entry.written(id_of(&lease), Ok(Put::Written(5)));
+    assert_eq!(entry.urgency(), Urgency::Repair);
+    entry.take(Command::Seen { revision: 6, row: None });
+    assert_eq!(entry.urgency(), Urgency::Repair);
+    let _answer = update(&mut entry, 1, "w");
+    assert_eq!(entry.urgency(), Urgency::Wanted, "an update");
+    let _answer = release(&mut entry, 1);
+    assert_eq!(entry.urgency(), Urgency::Wanted, "a removal");
+    entry.removed(Ok(Delete::Gone(7)), true);
+    assert_eq!(entry.urgency(), Urgency::Repair);
 }

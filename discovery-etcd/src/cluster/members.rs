@@ -1,0 +1,124 @@
+//! Finding members at new addresses, by the cluster's own list of them.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use discovery_core::Address;
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{debug, info};
+
+use super::{Cluster, State};
+use crate::{
+    client::Member,
+    cluster::failover::{Failover, Health},
+};
+
+/// Follows the list of members for as long as the cluster is in use.
+#[derive(Debug)]
+pub(crate) struct MemberList {
+    cluster: Weak<Cluster>,
+    failure: Arc<Notify>,
+    /// The members that were configured, to begin with and to come back to.
+    configured: Vec<Address>,
+    interval: Duration,
+}
+
+impl MemberList {
+    pub(crate) fn new(cluster: &Arc<Cluster>, configured: &[Address]) -> Self {
+        Self {
+            cluster: Arc::downgrade(cluster),
+            failure: Arc::clone(&cluster.failure),
+            configured: configured.to_vec(),
+            interval: (cluster.audit / 20).clamp(SPACING, SLOWEST),
+        }
+    }
+
+    /// Reads the list now and then, and soon after a member failed; ends with the cluster.
+    pub(crate) async fn run(self) {
+        while let Some(cluster) = self.cluster.upgrade() {
+            match cluster.run_when_reachable(|member| async move { member.members().await }).await {
+                Ok(listed) if listed.is_empty() => debug!("etcd names no member that can be connected to"),
+                Ok(listed) => cluster.set_members(&listed),
+                // The configured ones may be back, or names that lead elsewhere by now.
+                Err(failure) if failure.is_of_connection() => cluster.add_members(&self.configured),
+                Err(failure) => debug!(error = %failure.error.report(), "members not listed"),
+            }
+            drop(cluster);
+            let earliest = Instant::now() + SPACING;
+            tokio::select! {
+                () = sleep(self.interval.mul_f64(0.8 + 0.4 * fastrand::f64())) => {}
+                () = self.failure.notified() => {}
+            }
+            if self.cluster.strong_count() > 0 {
+                sleep_until(earliest).await;
+            }
+        }
+    }
+}
+
+impl Cluster {
+    /// Makes these the members. What is known of those that stay is kept.
+    fn set_members(&self, addresses: &[Address]) {
+        let mut state = self.lock();
+        let mut members: Vec<Arc<Member>> = Vec::with_capacity(addresses.len());
+        for address in addresses.iter().take(MOST) {
+            if !members.iter().any(|member| member.address() == address) {
+                members.push(state.member(address).unwrap_or_else(|| self.member(address)));
+            }
+        }
+        let is_same =
+            members.len() == state.members.len() && members.iter().all(|member| state.place(member).is_some());
+        if !is_same {
+            info!(members = ?members.iter().map(|member| member.address()).collect::<Vec<_>>(), "members changed");
+            self.replace(&mut state, members);
+        }
+    }
+
+    /// Adds members to those that there are.
+    fn add_members(&self, addresses: &[Address]) {
+        let mut state = self.lock();
+        let missing: Vec<_> = addresses.iter().filter(|address| state.member(address).is_none()).collect();
+        if !missing.is_empty() {
+            let mut members = state.members.clone();
+            members.extend(missing.into_iter().map(|address| self.member(address)));
+            self.replace(&mut state, members);
+        }
+    }
+
+    fn replace(&self, state: &mut State, members: Vec<Arc<Member>>) {
+        let current = Arc::clone(&state.members[state.failover.current()]);
+        let health = members.iter().map(|member| {
+            let place = state.place(member);
+            place.map_or_else(|| Health::new(self.backoff), |place| state.failover.health(place))
+        });
+        let health: Vec<Health> = health.collect();
+        let kept = members.iter().position(|member| Arc::ptr_eq(member, &current));
+        let current = kept.unwrap_or_else(|| fastrand::usize(..members.len()));
+        state.failover = Failover::new(health, current);
+        state.members = members;
+        // Of those that are new nothing bad is known.
+        self.news.send_modify(|news| news.returns += 1);
+    }
+
+    fn member(&self, address: &Address) -> Arc<Member> {
+        Arc::new(Member::new(address.clone(), Arc::clone(&self.dial), self.request_timeout))
+    }
+}
+
+impl State {
+    fn member(&self, address: &Address) -> Option<Arc<Member>> {
+        self.members.iter().find(|member| member.address() == address).cloned()
+    }
+}
+
+/// The least time from one list to the next.
+const SPACING: Duration = Duration::from_secs(1);
+/// The longest time from one list to the next.
+const SLOWEST: Duration = Duration::from_secs(30);
+/// More members than any cluster has.
+const MOST: usize = 64;

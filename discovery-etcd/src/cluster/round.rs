@@ -1,0 +1,123 @@
+//! One call on its way from member to member.
+
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Error, ErrorKind};
+use tokio::time::Instant;
+
+use super::Cluster;
+use crate::client::{Failure, Member, Reason};
+
+/// A member that is being asked. Dropped without an outcome, it leaves the member to other callers.
+#[derive(Debug)]
+pub(crate) struct Asking<'a> {
+    cluster: &'a Cluster,
+    member: Arc<Member>,
+    /// There is no other member, and nothing is known against this one.
+    is_only_one_and_well: bool,
+    is_over: bool,
+}
+
+/// The members that were asked so far, and how that ended.
+#[derive(Debug, Default)]
+pub(super) struct Round {
+    tried: Vec<Arc<Member>>,
+    /// A member had too much to do, or did not answer in time.
+    is_load: bool,
+    failure: Option<Failure>,
+}
+
+impl<'a> Asking<'a> {
+    pub(super) fn new(cluster: &'a Cluster, member: Arc<Member>, is_only_one_and_well: bool) -> Self {
+        Self { cluster, member, is_only_one_and_well, is_over: false }
+    }
+
+    /// The member, of which the caller reports by itself.
+    pub(super) fn into_member(mut self) -> Arc<Member> {
+        self.is_over = true;
+        Arc::clone(&self.member)
+    }
+
+    fn succeeded(mut self) {
+        self.is_over = true;
+        self.cluster.succeeded(&self.member);
+    }
+
+    fn failed(mut self, failure: &Failure) {
+        self.is_over = true;
+        self.cluster.failed(&self.member, failure);
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.cluster.abandoned(&self.member);
+        }
+    }
+}
+
+impl Round {
+    pub(super) fn tried(&self) -> &[Arc<Member>] {
+        &self.tried
+    }
+
+    /// Asks one member. Returns how the call ends, or `None` if another member is to be asked.
+    pub(super) async fn ask<T, F>(
+        &mut self,
+        asking: Asking<'_>,
+        call: &mut impl FnMut(Arc<Member>) -> F,
+    ) -> Option<Result<T, Failure>>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let started = Instant::now();
+        let mut result = call(Arc::clone(&asking.member)).await;
+        let is_once_more = result.as_ref().is_err_and(|failure| {
+            // With another token.
+            failure.reason == Reason::Token
+                // A connection that had died unnoticed is the usual reason, and there is nobody else to ask.
+                || (asking.is_only_one_and_well && failure.is_of_connection() && started.elapsed() < QUICK)
+        });
+        if is_once_more {
+            result = call(Arc::clone(&asking.member)).await;
+        }
+        match result {
+            Err(failure) if failure.is_member() => {
+                self.tried.push(Arc::clone(&asking.member));
+                asking.failed(&failure);
+                if self.goes_on(failure) { None } else { Some(Err(std::mem::take(self).failure())) }
+            }
+            other => {
+                asking.succeeded();
+                Some(other)
+            }
+        }
+    }
+
+    /// Records a failure. Returns whether another member is to be asked.
+    ///
+    /// What was too much for a member, or did not come in time, is given to one other, or asking all of them would multiply
+    /// the load that is the reason.
+    fn goes_on(&mut self, failure: Failure) -> bool {
+        let is_second = self.is_load && !failure.is_unsent();
+        self.is_load |= failure.reason.is_load();
+        // A final error is the cluster's word only if all members agree.
+        let replaces =
+            self.failure.as_ref().is_none_or(|former| failure.error.is_retryable() || !former.error.is_retryable());
+        if replaces {
+            self.failure = Some(failure);
+        }
+        !is_second
+    }
+
+    /// The failure of a call that no member answered.
+    pub(super) fn failure(self) -> Failure {
+        self.failure.unwrap_or_else(|| {
+            Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "no etcd member can be asked"))
+        })
+    }
+}
+
+/// A failure that came faster than this cost little; asking again does as well.
+const QUICK: Duration = Duration::from_millis(500);
