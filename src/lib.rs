@@ -23,8 +23,8 @@ pub use connect::connect;
 #[doc(inline)]
 pub use discovery_core::{
     Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Instances,
-    Metadata, Registration, Registry, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses, Update, Updates,
-    View, Weight,
+    Metadata, Registration, Registry, RegistryExt, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses,
+    Update, Updates, View, Weight,
 };
 
 #[cfg(feature = "etcd")]

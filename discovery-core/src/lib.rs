@@ -1,6 +1,7 @@
 //! The traits and types of `discovery`: who serves a service, told as a stream of updates.
 //!
-//! - [`Registry`] registers an [`Instance`] and hands out a [`Registration`], which lives as long as its handle.
+//! - [`Registry`] registers an [`Instance`] and hands out a [`Registration`], which lives as long as its handle;
+//!   [`RegistryExt`] adds one that does not wait for the registry.
 //! - [`Resolver`] lists the instances of a service, or watches them as a stream of [`Update`]s; [`ResolverExt`] adds a
 //!   [`View`] that always has the last set at hand.
 //! - [`Backend`] is both. Backends are crates of their own; [`FixedResolver`] is the one that needs none.
@@ -19,6 +20,7 @@ mod error;
 mod fixed;
 mod fold;
 mod instance;
+mod keep;
 mod name;
 mod recover;
 mod registration;
@@ -40,6 +42,7 @@ pub use backoff::{Backoff, Delays};
 pub use error::{Error, ErrorKind};
 pub use fixed::FixedResolver;
 pub use instance::{Instance, Metadata, Weight};
+pub use keep::RegistryExt;
 pub use name::{InstanceId, ServiceName};
 pub use recover::{Recovered, Recovery};
 pub use registration::{Held, Registration};

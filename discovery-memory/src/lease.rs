@@ -100,14 +100,17 @@ impl State {
         }
     }
 
-    /// Writes a registration's entry where there is none or its own; another's entry stands and supersedes it.
+    /// Writes a registration's entry where there is none, its own or one that was put by hand; another's entry stands and
+    /// supersedes it.
     pub(crate) fn heal(&mut self, number: u64) {
         let Some(owner) = self.owners.get_mut(&number) else { return };
         owner.heals = None;
         let (service, instance) = (owner.service.clone(), Arc::clone(&owner.instance));
         match self.entries.get_mut(&key(&service, instance.id().as_str())) {
-            Some(stored) if stored.owner != Some(number) => return self.supersede(number),
-            Some(stored) if stored.instance.as_ref() == Some(&instance) => stored.ends = None,
+            Some(stored) if stored.owner.is_some_and(|owner| owner != number) => return self.supersede(number),
+            Some(stored) if stored.owner == Some(number) && stored.instance.as_ref() == Some(&instance) => {
+                stored.ends = None;
+            }
             _ => self.put(&service, instance, Some(number)),
         }
         if let Some(owner) = self.owners.get(&number)

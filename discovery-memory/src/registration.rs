@@ -21,11 +21,13 @@ impl Held for Owned {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         keep(&self.store);
         let mut state = self.store.lock();
-        if let Some(owner) = state.owners.get_mut(&self.number) {
-            // Healing writes what stands here, also where the registry cannot be reached now.
+        let reached = state.reach(self.process);
+        // Healing writes what stands here, also where the registry cannot be reached now; but not what was refused for good.
+        let is_refused = reached.as_ref().is_err_and(|error| !error.is_retryable());
+        if let Some(owner) = state.owners.get_mut(&self.number).filter(|_| !is_refused) {
             owner.instance = instance;
         }
-        state.reach(self.process).map_err(|error| error.during("update"))?;
+        reached.map_err(|error| error.during("update"))?;
         state.heal(self.number);
         if state.owners.contains_key(&self.number) {
             return Ok(());

@@ -121,20 +121,25 @@ impl State {
         below.filter(|(key, _)| parse(key).is_some()).map(|(key, stored)| stored.entry(key)).collect()
     }
 
-    /// Writes an instance; whoever owned the entry before is superseded.
+    /// Writes an instance; see [`write`](Self::write).
     pub(crate) fn put(&mut self, service: &ServiceName, instance: Arc<Instance>, owner: Option<u64>) {
         let key = key(service, instance.id().as_str());
         self.write(key, Some(instance), owner);
     }
 
-    /// Writes an entry, readable or not.
+    /// Writes an entry, readable or not. Whoever owned it before is superseded by another owner. What was put by hand, without an
+    /// owner, is repaired instead, since nobody would ever end it.
     pub(crate) fn write(&mut self, key: String, instance: Option<Arc<Instance>>, owner: Option<u64>) {
         self.revision += 1;
         let stored = Stored { instance, owner, ends: None, revision: self.revision };
         let entry = stored.entry(&key);
         let former = self.entries.insert(key.clone(), stored).and_then(|former| former.owner);
-        if let Some(former) = former.filter(|former| Some(*former) != owner) {
-            self.supersede(former);
+        match former.filter(|former| Some(*former) != owner) {
+            Some(former) if owner.is_some() => self.supersede(former),
+            Some(former) => {
+                self.schedule(former, &Error::new(ErrorKind::Unavailable, "somebody overwrote the entry"));
+            }
+            None => {}
         }
         if let Some((service, _)) = parse(&key) {
             self.publish(&service, &Event::Change(vec![entry], Vec::new()));

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use discovery_core::{Change, Claim, ErrorKind, Instance, Registry, Resolver, ServiceName, Status, Update};
+use discovery_core::{
+    Change, Claim, ErrorKind, Instance, Registry, RegistryExt, Resolver, ServiceName, Status, Update, Weight,
+};
 use discovery_memory::MemoryBackend;
 use futures::{FutureExt, StreamExt};
+use tokio::time::sleep;
 
 fn payments() -> ServiceName {
     "payments".parse().unwrap()
@@ -64,13 +67,13 @@ async fn a_deregistration_out_of_reach_says_by_when_the_lease_ends_it() {
     let backend = MemoryBackend::new();
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
     backend.interrupt();
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    sleep(Duration::from_secs(5)).await;
     let error = registration.deregister().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(error.to_string().contains("within 10s"), "{error}");
     backend.restore();
     assert_eq!(backend.list(&payments()).await.unwrap().len(), 1);
-    tokio::time::sleep(Duration::from_secs(11)).await;
+    sleep(Duration::from_secs(11)).await;
     assert!(backend.list(&payments()).await.unwrap().is_empty());
 }
 
@@ -82,15 +85,15 @@ async fn an_outage_longer_than_the_ttl_empties_the_registry_and_all_come_back() 
         backend.another().register(&payments(), instance(2)).await.unwrap(),
     ];
     backend.interrupt();
-    tokio::time::sleep(Duration::from_secs(14)).await;
+    sleep(Duration::from_secs(14)).await;
     assert!(registrations.iter().all(|one| one.status().is_registered()), "the leases last");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(2)).await;
     for one in &registrations {
         assert!(matches!(one.status(), Status::Lost { error, .. } if error.kind() == ErrorKind::Unavailable));
     }
     backend.restore();
     assert!(backend.list(&payments()).await.unwrap().is_empty());
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1)).await;
     assert_eq!(backend.list(&payments()).await.unwrap().len(), 2);
     assert!(registrations.iter().all(|one| one.status().is_registered()));
 }
@@ -131,10 +134,49 @@ async fn timers_and_watches_end_by_themselves() {
         backend.expire(&payments(), "10.0.0.1:80");
         backend.interrupt();
         backend.restore();
-        tokio::time::sleep(Duration::from_secs(20)).await;
+        sleep(Duration::from_secs(20)).await;
     }
     assert!(registration.status().is_registered());
     drop((updates, registration, backend));
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    sleep(Duration::from_secs(60)).await;
     assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_is_kept_comes_with_the_registry() {
+    let backend = MemoryBackend::new();
+    backend.interrupt();
+    let mut registration = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
+    let weight = Weight::new(7).unwrap();
+    sleep(Duration::from_secs(60)).await;
+    registration.update(|instance| instance.with_weight(weight)).await.unwrap();
+    backend.restore();
+    while !registration.changed().await.is_registered() {}
+    let set = backend.list(&payments()).await.unwrap();
+    assert_eq!(set.iter().map(|instance| instance.weight()).collect::<Vec<_>>(), [weight]);
+    registration.deregister().await.unwrap();
+    assert!(backend.list(&payments()).await.unwrap().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_overwritten_by_hand_is_repaired_and_another_owners_is_left_alone() {
+    let (backend, other) = (MemoryBackend::new(), MemoryBackend::new());
+    let registration = backend.register(&payments(), instance(1)).await.unwrap();
+    let mut statuses = registration.statuses();
+    for by_hand in ["another", "unreadable", "the same"] {
+        match by_hand {
+            "another" => backend.put(&payments(), instance(1).with_weight(Weight::new(7).unwrap())),
+            "unreadable" => backend.put_unreadable("payments/10.0.0.1:80"),
+            _ => backend.put(&payments(), instance(1)),
+        }
+        assert!(matches!(statuses.changed().await, Some(Status::Lost { .. })), "{by_hand}");
+        assert!(statuses.changed().await.unwrap().is_registered(), "{by_hand}");
+        let set = backend.list(&payments()).await.unwrap();
+        assert!(set.iter().any(|found| **found == instance(1)), "{by_hand}");
+    }
+    drop(registration);
+    // Nobody owns what was put by hand, so a claim that must not take over is a conflict, as with etcd.
+    other.put(&payments(), instance(1));
+    let claim = other.register_with(&payments(), instance(1), Claim::IfAbsent).await;
+    assert_eq!(claim.unwrap_err().kind(), ErrorKind::Conflict);
 }

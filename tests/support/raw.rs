@@ -138,11 +138,18 @@ impl Raw {
         }
     }
 
-    /// Makes a user that may do everything, and lets in nobody but users. This client is shut out then.
+    /// Makes a user that may do everything, unless there is one, and lets in nobody but users. This client is shut out then.
     pub async fn enable_auth(&mut self, password: &str) {
-        self.0.user_add("root", password, None).await.expect("etcd answers");
-        self.0.user_grant_role("root", "root").await.expect("etcd answers");
+        if self.0.user_get("root").await.is_err() {
+            self.0.user_add("root", password, None).await.expect("etcd answers");
+            self.0.user_grant_role("root", "root").await.expect("etcd answers");
+        }
         self.0.auth_enable().await.expect("etcd answers");
+    }
+
+    /// Lets everybody in again.
+    pub async fn disable_auth(&mut self) {
+        self.0.auth_disable().await.expect("etcd answers");
     }
 
     /// Adds a user with the roles; without a password it can only come by certificate.

@@ -90,6 +90,15 @@ impl Harness for EtcdHarness {
         self.proxy.set(Fault::None);
     }
 
+    async fn deny(&self) {
+        // The processes have no user.
+        self.etcd.raw().await.enable_auth("canary").await;
+    }
+
+    async fn permit(&self) {
+        self.etcd.raw_as("root", "canary").await.disable_auth().await;
+    }
+
     async fn expire(&self, service: &ServiceName, id: &InstanceId) {
         let mut raw = self.etcd.raw().await;
         let (_, lease) = raw.entry(&format!("{service}/{id}")).await.expect("the entry is there");

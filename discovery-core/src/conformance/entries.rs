@@ -7,7 +7,7 @@ use super::{
     log::Log,
     probe::{Follower, can, eventually, has, instance, lists, ok, register, service},
 };
-use crate::{InstanceId, Update};
+use crate::{InstanceId, Snapshot, Update};
 
 /// **W7**: a bad entry is skipped and counted, the rest is served; a bad value over a good one removes it.
 pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
@@ -61,6 +61,21 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     };
     let agreed = tokio::time::timeout(settle, agree).await;
     assert!(agreed.is_ok(), "{LAW}: after a bad value over a good one an old watcher and a fresh list must agree");
+
+    if can(LAW, harness.capabilities().leases, "leases", "a bad value over one that nobody heals") {
+        let (doomed, four) = (harness.process().await, instance(4));
+        let left = register(LAW, harness, doomed.backend(), &service, &four).await;
+        let is_there = |set: &Snapshot| set.get(four.id().as_str()).is_some();
+        follower.until("the instance of another process", is_there).await;
+        doomed.kill();
+        harness.put_bad(&service, four.id()).await;
+        follower.until("a bad value over a good one must count as its removal", |set| !is_there(set)).await;
+        eventually(LAW, "a bad value over a good one must count as its removal", settle, async || {
+            backend.list(&service).await.is_ok_and(|set| !is_there(&set))
+        })
+        .await;
+        drop(left);
+    }
 }
 
 /// **W9**: `order` never sees `order-history`, and keys of deeper paths are no entries, no bad ones either.

@@ -35,6 +35,17 @@ pub trait Harness: Send + Sync {
         undeclared("refusals")
     }
 
+    /// Makes the registry refuse all writes for good, as where a permission is withdrawn: an error that is not retryable.
+    /// Needs [`Capabilities::denials`].
+    async fn deny(&self) {
+        undeclared("denials")
+    }
+
+    /// Makes the registry take writes again, after [`deny`](Self::deny).
+    async fn permit(&self) {
+        undeclared("denials")
+    }
+
     /// Ends the lease of an instance behind its owner's back. Needs [`Capabilities::expiry`].
     async fn expire(&self, _service: &ServiceName, _id: &InstanceId) {
         undeclared("expiry")
@@ -78,6 +89,8 @@ pub struct Capabilities {
     pub bad_entries: bool,
     /// Keys of deeper paths can be put: [`Harness::put_deeper`].
     pub deeper_keys: bool,
+    /// Writes can be refused for good: [`Harness::deny`], [`Harness::permit`].
+    pub denials: bool,
     /// Leases can be ended: [`Harness::expire`].
     pub expiry: bool,
     /// The entries of a killed process go by themselves, and processes can be killed: [`Process::killed_by`].
@@ -127,6 +140,7 @@ impl Capabilities {
     pub const ALL: Self = Self {
         bad_entries: true,
         deeper_keys: true,
+        denials: true,
         expiry: true,
         leases: true,
         outages: true,

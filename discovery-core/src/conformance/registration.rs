@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     pin::pin,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use super::{
         service,
     },
 };
-use crate::{Claim, ErrorKind, Status, Update};
+use crate::{Backend, Claim, ErrorKind, Registration, ServiceName, Status, Update};
 
 /// **R1**: `Ok` means written: whoever lists after it sees the instance, as it was registered; open watches see it soon.
 pub async fn r01_ok_means_written(harness: &dyn Harness) {
@@ -238,7 +239,8 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
     }
 }
 
-/// **R5**: an update changes weight and metadata in place, without a moment of absence.
+/// **R5**: an update changes weight and metadata in place, without a moment of absence; one that is refused for good changes
+/// nothing, now or later.
 pub async fn r05_updates_in_place(harness: &dyn Harness) {
     const LAW: &str = "R5";
     let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
@@ -281,6 +283,48 @@ pub async fn r05_updates_in_place(harness: &dyn Harness) {
     let moved = instance(2).with_id(one.id().clone());
     let error = failure(LAW, harness, "an update of the address", registration.update(|_| moved)).await;
     assert!(error.kind() == ErrorKind::InvalidInput, "{LAW}: another address must be refused, but got {error}");
+
+    if can(LAW, harness.capabilities().denials, "denials", "an update that is refused for good") {
+        refused_update_is_not_written_later(LAW, harness, &registration, process.backend(), &service).await;
+    }
+}
+
+/// What the registry refuses for good is neither shown nor written later, whatever is written for another reason.
+async fn refused_update_is_not_written_later(
+    law: &'static str,
+    harness: &dyn Harness,
+    registration: &Registration,
+    backend: &Arc<dyn Backend>,
+    service: &ServiceName,
+) {
+    let (settle, quiet) = (harness.timings().settle, harness.timings().quiet);
+    let before = registration.instance();
+    harness.deny().await;
+    let refused = registration.update(|one| reweighed(&one, 77));
+    let error = failure(law, harness, "an update that the registry refuses for good", refused).await;
+    assert!(!error.is_retryable(), "{law}: what is refused for good is no error that passes, but it is {error}");
+    let shown = registration.instance();
+    assert!(
+        shown == before,
+        "{law}: after an update that was refused the registration must show {before:?}, but shows {shown:?}"
+    );
+    harness.permit().await;
+    let what = "after an update that was refused the former values must stand";
+    eventually(law, what, settle, async || lists(backend, service, &before).await).await;
+    tokio::time::sleep(quiet).await;
+    let stands = lists(backend, service, &before).await;
+    assert!(stands, "{law}: an update that was refused must not be written later");
+    if can(law, harness.capabilities().expiry, "expiry", "healing after an update that was refused") {
+        harness.expire(service, before.id()).await;
+        let what = "what heals after an update that was refused must be the former values";
+        eventually(law, what, settle, async || lists(backend, service, &before).await).await;
+        tokio::time::sleep(quiet).await;
+        assert!(lists(backend, service, &before).await, "{law}: {what}");
+    }
+    let next = reweighed(&before, 78);
+    ok(law, harness, "an update after one that was refused", registration.update(|_| next.clone())).await;
+    let written = lists(backend, service, &next).await;
+    assert!(written, "{law}: an update after one that was refused must be written");
 }
 
 /// **R6**: a `register` that is dropped half-way leaves nothing behind.

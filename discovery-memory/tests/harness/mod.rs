@@ -51,6 +51,14 @@ impl Harness for MemoryHarness {
         self.memory.interrupt_with(Error::new(ErrorKind::PermissionDenied, "the registry refuses"));
     }
 
+    async fn deny(&self) {
+        self.memory.interrupt_with(Error::new(ErrorKind::PermissionDenied, "the registry refuses"));
+    }
+
+    async fn permit(&self) {
+        self.memory.restore();
+    }
+
     async fn expire(&self, service: &ServiceName, id: &InstanceId) {
         assert!(self.memory.expire(service, id.as_str()), "there is no {id} to expire");
     }

@@ -70,6 +70,7 @@ mutants! {
     r04_a_killed_process_stays: NoLease breaks "R4",
     r04_deregister_is_ok_during_an_outage: DeregisterLies breaks "R4",
     r04_deregister_returns_too_early: DeregistersLater breaks "R4",
+    r05_a_refused_update_is_written_later: RefusedUpdateIsWrittenLater breaks "R5",
     r05_an_update_forgets_the_metadata: UpdateForgetsMetadata breaks "R5",
     r05_an_update_removes_first: UpdateRemovesFirst breaks "R5",
     r06_a_register_half_done_leaves_its_entry: LeavesHalfDone breaks "R6",

@@ -48,6 +48,7 @@ pub(crate) enum Mutation {
     None,
     OneKindOnly,
     PrefixLeaks,
+    RefusedUpdateIsWrittenLater,
     RegistrationEndsWithHandle,
     RollsBack,
     SilentUntilReached,
@@ -135,6 +136,7 @@ impl Registry for Mutant {
             | Mutation::DropLeaves
             | Mutation::HealingTakesOver
             | Mutation::NeverHeals
+            | Mutation::RefusedUpdateIsWrittenLater
             | Mutation::StatusLies
             | Mutation::SupersededDeletes
             | Mutation::SupersededOverwrites
@@ -235,6 +237,14 @@ impl Harness for MutantHarness {
 
     async fn refuse(&self) {
         self.memory.refuse().await;
+    }
+
+    async fn deny(&self) {
+        self.memory.deny().await;
+    }
+
+    async fn permit(&self) {
+        self.memory.permit().await;
     }
 
     async fn expire(&self, service: &ServiceName, id: &InstanceId) {

@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use discovery_core::{
-    Claim, Error, Held, Instance, InstanceId, Registration, Registry, ServiceName, Status, StatusWriter,
+    Claim, Error, ErrorKind, Held, Instance, InstanceId, Registration, Registry, ServiceName, Status, StatusWriter,
 };
 use discovery_memory::MemoryBackend;
 use tokio::time::sleep;
@@ -24,6 +24,8 @@ struct Broken {
     /// The memory backend's registration; `None` while it is in use or gone.
     inner: Mutex<Option<Registration>>,
     status: StatusWriter,
+    /// What an update wanted that was refused for good.
+    refused: Mutex<Option<Instance>>,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub(crate) async fn wrap(
         id: inner.id(),
         inner: Mutex::new(Some(inner)),
         status: status.clone(),
+        refused: Mutex::default(),
     });
     let watched = Arc::downgrade(&broken);
     tokio::spawn(async move {
@@ -81,6 +84,15 @@ impl Broken {
             *self.inner() = again.ok();
             return;
         }
+        let refused = self.refused.lock().unwrap().clone();
+        if let Some(refused) = refused.filter(|_| now.is_registered()) {
+            let Some(inner) = self.inner().take() else { return };
+            if inner.update(|_| refused).await.is_ok() {
+                *self.refused.lock().unwrap() = None;
+            }
+            *self.inner() = Some(inner);
+            return;
+        }
         let lies = self.mutation == Mutation::StatusLies && !superseded;
         if !lies && std::mem::discriminant(&now) != std::mem::discriminant(&self.status.status()) {
             self.status.set(now);
@@ -107,7 +119,12 @@ impl Held for Handle {
         let former = inner.instance();
         let forgets = broken.mutation == Mutation::UpdateForgetsMetadata;
         let next = if forgets { next.with_metadata(former.metadata().clone()) } else { next };
-        let result = inner.update(|_| next).await;
+        let result = inner.update(|_| next.clone()).await;
+        if broken.mutation == Mutation::RefusedUpdateIsWrittenLater
+            && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+        {
+            *broken.refused.lock().unwrap() = Some(next);
+        }
         *broken.inner() = Some(inner);
         result
     }

@@ -1,6 +1,13 @@
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use discovery_core::{Backoff, Error, Instance, Status, Statuses};
+use discovery_core::{Claim, Error, ErrorKind, Instance, RegistryExt, Status, Statuses};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
@@ -19,6 +26,7 @@ pub(super) struct Life {
     pub(super) plan: Plan,
     /// The handles only borrow it, so that it goes with the server.
     entry: Arc<Mutex<Entry>>,
+    was_registered: AtomicBool,
     pub(super) handle: ServerHandle,
 }
 
@@ -26,7 +34,7 @@ impl Life {
     pub(super) fn new(plan: Plan, instance: Instance) -> Self {
         let entry = Arc::new(Mutex::new(Entry::Planned(instance)));
         let handle = ServerHandle::new(plan.service.clone(), Arc::downgrade(&entry));
-        Self { plan, entry, handle }
+        Self { plan, entry, was_registered: AtomicBool::new(false), handle }
     }
 
     /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
@@ -59,46 +67,45 @@ impl Life {
         registered
     }
 
-    /// Registers, and tells how the registration stands from then on; ends with an error that is final.
+    /// Registers once the server is ready, and tells how the registration stands from then on; ends with an error that trying
+    /// again does not help.
     async fn stay_registered(&self) -> Error {
+        self.plan.ready.lock().await.as_mut().await;
+        self.say(ServingStatus::Serving).await;
         let mut statuses = match self.register().await {
             Ok(statuses) => statuses,
             Err(error) => return error,
         };
-        self.handle.status.set(statuses.current());
-        self.enter(Stage::Serving);
-        while let Some(status) = statuses.changed().await {
-            self.handle.status.set(status);
-        }
-        std::future::pending().await
-    }
-
-    /// Registers once the server is ready, as soon as the registry can be reached.
-    async fn register(&self) -> Result<Statuses, Error> {
-        self.plan.ready.lock().await.as_mut().await;
-        self.say(ServingStatus::Serving).await;
-        let mut delays = Backoff::default().delays();
+        let mut status = statuses.current();
         loop {
-            // Locked meanwhile, so that an update goes into what is registered, or into the registration.
-            let mut entry = self.entry.lock().await;
-            let Entry::Planned(instance) = &*entry else { return Err(left()) };
-            match self.plan.registry.register_with(&self.plan.service, instance.clone(), self.plan.claim).await {
-                Ok(registration) => {
-                    let statuses = registration.statuses();
-                    *entry = Entry::Registered(registration);
-                    return Ok(statuses);
+            self.handle.status.set(status.clone());
+            match status {
+                _ if self.was_registered.load(Ordering::Relaxed) => {}
+                Status::Lost { error, .. } if error.is_retryable() => {}
+                Status::Lost { error, .. } => return error,
+                Status::Superseded { .. } if self.plan.claim == Claim::IfAbsent => {
+                    return Error::new(ErrorKind::Conflict, "another owner's entry lives").during("register");
                 }
-                Err(error) => {
-                    self.handle.status.set(Status::lost(error.clone()));
-                    if !error.is_retryable() {
-                        return Err(error);
-                    }
-                    warn!(service = %self.plan.service, error = %error.report(), "server not registered yet");
+                _ => {
+                    self.was_registered.store(true, Ordering::Relaxed);
+                    self.enter(Stage::Serving);
                 }
             }
-            drop(entry);
-            sleep(delays.next_delay()).await;
+            status = match statuses.changed().await {
+                Some(status) => status,
+                None => std::future::pending().await,
+            };
         }
+    }
+
+    /// Registers as soon as the registry can be reached.
+    async fn register(&self) -> Result<Statuses, Error> {
+        let mut entry = self.entry.lock().await;
+        let Entry::Planned(instance) = &*entry else { return Err(left()) };
+        let registration = self.plan.registry.keep_registered(&self.plan.service, instance.clone(), self.plan.claim)?;
+        let statuses = registration.statuses();
+        *entry = Entry::Registered(registration);
+        Ok(statuses)
     }
 
     /// Leaves the registry where nobody serves any more, without time for callers to hear of that.
@@ -117,6 +124,12 @@ impl Life {
     async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
+        if !self.was_registered.load(Ordering::Relaxed) && !registration.status().is_registered() {
+            // An attempt that is under way is taken back with it.
+            drop(registration);
+            self.handle.status.set(Status::deregistered());
+            return None;
+        }
         let result = registration.deregister().await;
         self.handle.status.set(Status::deregistered());
         if let Err(error) = &result {

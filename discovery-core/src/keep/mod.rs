@@ -1,0 +1,369 @@
+//! A registration that is there at once, and in the registry as soon as that can be reached.
+
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
+    time::sleep,
+};
+use tracing::warn;
+
+use crate::{
+    Backoff, Claim, Delays, Error, ErrorKind, Held, Instance, Registration, Registry, ServiceName, Status,
+    StatusWriter, Statuses, resolver::require_runtime,
+};
+
+/// What every [`Registry`] can do besides; implemented for all of them and for nothing else.
+pub trait RegistryExt: Registry {
+    /// Registers an instance however long that takes, and returns without waiting for it.
+    ///
+    /// [`register`](Registry::register) gives up after the backend's timeout, so that its caller knows where it stands. This is
+    /// for a process that should start, and be found as soon as the registry can be reached, while that is away.
+    ///
+    /// The registration starts as [`Lost`](Status::Lost), and makes no claim that anything is written: R1 does not hold for it.
+    /// Its [status](Registration::status) reports what the registry answered last. From the first write on it is like any other.
+    ///
+    /// - Errors that may pass, and those that somebody may mend (a permission, a password), are followed by another attempt,
+    ///   after a [`Backoff`] with full jitter. An error of the input waits for an [update](Registration::update).
+    /// - A conflict with another owner, which `claim` decides, ends it as [`Superseded`](Status::Superseded).
+    /// - Before the first write, an [update](Registration::update) changes what is going to be written, and returns at once.
+    /// - [`deregister`](Registration::deregister) waits for the end of an attempt that is under way. Dropping the registration
+    ///   ends the attempt, and everything else.
+    ///
+    /// ```
+    /// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+    /// use discovery_core::{Claim, Instance, RegistryExt};
+    ///
+    /// let instance = Instance::new("10.0.0.1:80".parse()?);
+    /// let mut registration = backend.keep_registered(&"payments".parse()?, instance, Claim::TakeOver)?;
+    /// // The process may do its work meanwhile.
+    /// while !registration.changed().await.is_registered() {}
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`InvalidInput`](ErrorKind::InvalidInput),
+    /// [`Unsupported`](ErrorKind::Unsupported) and [`Closed`](ErrorKind::Closed) where the registry returns them without
+    /// waiting for anybody.
+    fn keep_registered(&self, service: &ServiceName, instance: Instance, claim: Claim) -> Result<Registration, Error>
+    where
+        Self: Clone + Sized,
+    {
+        let runtime = require_runtime("register")?;
+        let instance = Arc::new(instance);
+        let (registry, service) = (self.clone(), service.clone());
+        let (wanted, wants) = watch::channel(Wanted::Registered(Arc::clone(&instance)));
+        let waiting = Error::new(ErrorKind::Unavailable, "not registered yet").during("register");
+        let status = StatusWriter::new(Status::lost(waiting.for_service(&service)));
+        let slot = Arc::default();
+        let keeper = Keeper {
+            registry,
+            service: service.clone(),
+            claim,
+            wants,
+            slot: Arc::clone(&slot),
+            status: status.clone(),
+            delays: Backoff::default().delays(),
+            reported: None,
+            is_over: false,
+        };
+        // Begun here, so that what is refused without asking anybody fails at once.
+        let mut first = keeper.attempt(&instance);
+        let first = match (&mut first).now_or_never() {
+            Some(Err(error)) if is_of_call(&error) => return Err(error),
+            Some(result) => Box::pin(std::future::ready(result)),
+            None => first,
+        };
+        let task = runtime.spawn(keeper.run(Arc::clone(&instance), first));
+        let kept =
+            Kept { wanted, slot, status: status.clone(), abort: task.abort_handle(), task: Mutex::new(Some(task)) };
+        Ok(Registration::new(service, instance, &status, kept))
+    }
+}
+
+impl<T: Registry> RegistryExt for T {}
+
+/// The owner's side of a registration that is being kept.
+#[derive(Debug)]
+struct Kept {
+    wanted: watch::Sender<Wanted>,
+    slot: Arc<Mutex<Slot>>,
+    status: StatusWriter,
+    abort: AbortHandle,
+    /// Taken by the one who waits for its end.
+    task: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+}
+
+/// What the owner wants before the first write.
+#[derive(Debug)]
+enum Wanted {
+    Gone,
+    Registered(Arc<Instance>),
+}
+
+/// What the first successful attempt leaves, outside of its task, so that it ends at once with its owner.
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Registered(Arc<Registration>),
+}
+
+/// The task that makes the attempts.
+#[derive(Debug)]
+struct Keeper<R> {
+    registry: R,
+    service: ServiceName,
+    claim: Claim,
+    wants: watch::Receiver<Wanted>,
+    slot: Arc<Mutex<Slot>>,
+    status: StatusWriter,
+    delays: Delays,
+    /// The kind of the error that was logged last.
+    reported: Option<ErrorKind>,
+    is_over: bool,
+}
+
+type Attempt = Pin<Box<dyn Future<Output = Result<Registration, Error>> + Send>>;
+
+/// What follows a failed attempt.
+enum After {
+    Nothing,
+    /// The registry does not take the instance as it is.
+    AnotherInstance,
+    Pause(Duration),
+}
+
+impl<R: Registry + Clone> Keeper<R> {
+    fn attempt(&self, instance: &Arc<Instance>) -> Attempt {
+        let (registry, service) = (self.registry.clone(), self.service.clone());
+        let (instance, claim) = ((**instance).clone(), self.claim);
+        Box::pin(async move { registry.register_with(&service, instance, claim).await })
+    }
+
+    /// Runs until the registration is over. Returns how its end went, for an owner that waits for it.
+    async fn run(mut self, instance: Arc<Instance>, first: Attempt) -> Result<(), Error> {
+        let result = self.keep(instance, first).await;
+        self.is_over = true;
+        result
+    }
+
+    async fn keep(&mut self, mut instance: Arc<Instance>, mut attempt: Attempt) -> Result<(), Error> {
+        loop {
+            let result = tokio::select! {
+                biased;
+                wanted = self.another(&instance) => match wanted {
+                    // What is under way would write the former one; dropped, it leaves nothing behind (R6).
+                    Some(wanted) => {
+                        attempt = self.attempt(&wanted);
+                        instance = wanted;
+                        continue;
+                    }
+                    // It may have written what has to go again. After an error nothing stays registered.
+                    None => return match attempt.await {
+                        Ok(registration) => registration.deregister().await,
+                        Err(_) => Ok(()),
+                    },
+                },
+                result = &mut attempt => result,
+            };
+            let handed_over = match result {
+                Ok(registration) => self.hand_over(registration, &mut instance).await,
+                Err(error) => Err(error),
+            };
+            let after = match handed_over {
+                Ok(Some(statuses)) => return self.follow(statuses).await,
+                Ok(None) => return Ok(()),
+                Err(error) => self.failed(error),
+            };
+            let pause = async {
+                match after {
+                    After::AnotherInstance => std::future::pending().await,
+                    After::Nothing => {}
+                    After::Pause(pause) => sleep(pause).await,
+                }
+            };
+            if matches!(after, After::Nothing) {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                wanted = self.another(&instance) => match wanted {
+                    Some(wanted) => instance = wanted,
+                    None => return Ok(()),
+                },
+                () = pause => {}
+            }
+            attempt = self.attempt(&instance);
+        }
+    }
+
+    /// Waits until another instance is wanted, or none. Cancel safe.
+    async fn another(&mut self, than: &Arc<Instance>) -> Option<Arc<Instance>> {
+        let is_another = |wanted: &Wanted| !matches!(wanted, Wanted::Registered(wanted) if Arc::ptr_eq(wanted, than));
+        match self.wants.wait_for(is_another).await.as_deref() {
+            Ok(Wanted::Registered(instance)) => Some(Arc::clone(instance)),
+            // The owner is gone, and has this task aborted.
+            Ok(Wanted::Gone) | Err(_) => None,
+        }
+    }
+
+    /// Hands the registration over to its owner once it is of the instance that is wanted; ends it if none is.
+    async fn hand_over(
+        &mut self,
+        registration: Registration,
+        instance: &mut Arc<Instance>,
+    ) -> Result<Option<Statuses>, Error> {
+        loop {
+            let wanted = {
+                // Under the lock, which the owner takes too.
+                let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+                match &*self.wants.borrow() {
+                    Wanted::Gone => None,
+                    Wanted::Registered(wanted) if Arc::ptr_eq(wanted, instance) => {
+                        let statuses = registration.statuses();
+                        *slot = Slot::Registered(Arc::new(registration));
+                        return Ok(Some(statuses));
+                    }
+                    Wanted::Registered(wanted) => Some(Arc::clone(wanted)),
+                }
+            };
+            match wanted {
+                Some(wanted) => {
+                    registration.update(|_| (*wanted).clone()).await?;
+                    *instance = wanted;
+                }
+                None => {
+                    registration.deregister().await?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// Passes the status on.
+    async fn follow(&mut self, mut statuses: Statuses) -> Result<(), Error> {
+        self.status.set(statuses.current());
+        while let Some(status) = statuses.changed().await {
+            self.status.set(status);
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: Error) -> After {
+        match error.kind() {
+            ErrorKind::Conflict => {
+                self.status.set(Status::superseded());
+                return After::Nothing;
+            }
+            ErrorKind::Closed => {
+                self.status.set(Status::deregistered());
+                return After::Nothing;
+            }
+            kind if self.reported.replace(kind) != Some(kind) => {
+                warn!(service = %self.service, error = %error.report(), "not registered yet");
+            }
+            _ => {}
+        }
+        let after = if is_of_call(&error) { After::AnotherInstance } else { After::Pause(self.delays.next_delay()) };
+        self.status.set(Status::lost(error));
+        after
+    }
+}
+
+impl<R> Drop for Keeper<R> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            // Its owner ended it, with a status that is final, or its runtime was shut down.
+            self.status.set(Status::lost(runtime_gone()));
+        }
+    }
+}
+
+#[async_trait]
+impl Held for Kept {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        let registration = {
+            let slot = self.slot();
+            match (&*slot, self.status.status()) {
+                (Slot::Registered(registration), _) => Arc::clone(registration),
+                (_, Status::Superseded { .. }) => {
+                    return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").during("update"));
+                }
+                (_, Status::Deregistered { .. }) => {
+                    return Err(Error::new(ErrorKind::Closed, "the registration has ended").during("update"));
+                }
+                _ if self.abort.is_finished() => return Err(runtime_gone().during("update")),
+                _ => {
+                    self.wanted.send_replace(Wanted::Registered(instance));
+                    return Ok(());
+                }
+            }
+        };
+        registration.update(move |_| (*instance).clone()).await
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        let registration = {
+            let mut slot = self.slot();
+            self.wanted.send_replace(Wanted::Gone);
+            match mem::take(&mut *slot) {
+                // Nobody else holds it: an update borrows the registration that this ends.
+                Slot::Registered(registration) => Arc::into_inner(registration),
+                Slot::Empty => None,
+            }
+        };
+        let result = match registration {
+            Some(registration) => registration.deregister().await,
+            None => self.ended().await,
+        };
+        if result.is_ok() {
+            self.status.set(Status::deregistered());
+        }
+        result
+    }
+
+    fn release(&self) {
+        self.status.set(Status::deregistered());
+        self.abort.abort();
+        // Dropped here, so that nothing is left to happen later.
+        drop(mem::take(&mut *self.slot()));
+    }
+}
+
+impl Kept {
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the end of the task, which takes back what it may have written.
+    async fn ended(&self) -> Result<(), Error> {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match task {
+            Some(task) => task.await.unwrap_or_else(|_| Err(runtime_gone().during("deregister"))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Whether an error is of the call itself, and no further attempt with the same input would do better.
+fn is_of_call(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Closed | ErrorKind::InvalidInput | ErrorKind::NoRuntime | ErrorKind::Unsupported)
+}
+
+fn runtime_gone() -> Error {
+    Error::new(ErrorKind::Internal, "the runtime that kept the registration was shut down")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use std::{collections::VecDeque, sync::Mutex, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::*;
+
+/// What becomes of one attempt.
+#[derive(Clone, Debug)]
+enum Answer {
+    Fails(ErrorKind),
+    FailsLate(ErrorKind),
+    Never,
+    Registers,
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    answers: VecDeque<Answer>,
+    /// The weights that it was asked to write, by registering and by updating.
+    asked: Vec<u16>,
+    /// What stands there.
+    entry: Option<u16>,
+    ended: usize,
+    status: Option<StatusWriter>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Scripted(Arc<Mutex<Script>>);
+
+impl Scripted {
+    fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
+        let script = Script { answers: answers.into_iter().collect(), ..Script::default() };
+        Self(Arc::new(Mutex::new(script)))
+    }
+
+    fn asked(&self) -> Vec<u16> {
+        self.0.lock().unwrap().asked.clone()
+    }
+
+    fn entry(&self) -> Option<u16> {
+        self.0.lock().unwrap().entry
+    }
+}
+
+#[async_trait]
+impl Registry for Scripted {
+    async fn register_with(&self, service: &ServiceName, instance: Instance, _: Claim) -> Result<Registration, Error> {
+        let answer = {
+            let mut script = self.0.lock().unwrap();
+            script.asked.push(instance.weight().value());
+            script.answers.pop_front().unwrap_or(Answer::Registers)
+        };
+        match answer {
+            Answer::Fails(kind) => return Err(Error::new(kind, "scripted")),
+            Answer::FailsLate(kind) => {
+                sleep(Duration::from_millis(10)).await;
+                return Err(Error::new(kind, "scripted"));
+            }
+            Answer::Never => std::future::pending().await,
+            Answer::Registers => sleep(Duration::from_millis(10)).await,
+        }
+        let status = StatusWriter::new(Status::registered());
+        let mut script = self.0.lock().unwrap();
+        script.entry = Some(instance.weight().value());
+        script.status = Some(status.clone());
+        drop(script);
+        Ok(Registration::new(service.clone(), Arc::new(instance), &status, self.clone()))
+    }
+}
+
+#[async_trait]
+impl Held for Scripted {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        let mut script = self.0.lock().unwrap();
+        script.asked.push(instance.weight().value());
+        script.entry = Some(instance.weight().value());
+        Ok(())
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        self.release();
+        Ok(())
+    }
+
+    fn release(&self) {
+        let mut script = self.0.lock().unwrap();
+        script.entry = None;
+        script.ended += 1;
+    }
+}
+
+fn kept(registry: &Scripted) -> Result<Registration, Error> {
+    let instance = Instance::new("10.0.0.1:80".parse().unwrap());
+    registry.keep_registered(&"payments".parse().unwrap(), instance, Claim::TakeOver)
+}
+
+fn reweighed(instance: Instance, weight: u16) -> Instance {
+    instance.with_weight(crate::Weight::new(weight).unwrap())
+}
+
+async fn until(registration: &mut Registration, wanted: impl Fn(&Status) -> bool) {
+    let reached = async {
+        while !wanted(&registration.status()) {
+            registration.changed().await;
+        }
+    };
+    timeout(Duration::from_secs(60), reached).await.expect("it comes to this");
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_there_at_once_and_registered_once_the_registry_takes_it() {
+    use ErrorKind as Kind;
+    let failures = [Kind::Unavailable, Kind::DeadlineExceeded, Kind::PermissionDenied, Kind::Unauthenticated];
+    let registry = Scripted::new(failures.map(Answer::FailsLate));
+    let mut registration = kept(&registry).unwrap();
+    assert!(matches!(registration.status(), Status::Lost { .. }), "no claim is made");
+    for kind in failures {
+        until(&mut registration, |status| matches!(status, Status::Lost { error, .. } if error.kind() == kind)).await;
+    }
+    until(&mut registration, Status::is_registered).await;
+    assert_eq!((registry.asked().len(), registry.entry()), (5, Some(100)));
+    // What happens to it later is passed on.
+    let inner = registry.0.lock().unwrap().status.clone().unwrap();
+    inner.set(Status::lost(Error::new(Kind::Unavailable, "gone")));
+    until(&mut registration, |status| matches!(status, Status::Lost { .. })).await;
+    inner.set(Status::registered());
+    until(&mut registration, Status::is_registered).await;
+    registration.deregister().await.unwrap();
+    assert_eq!(registry.entry(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_of_the_call_fails_at_once_or_waits_for_another_value() {
+    for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported, ErrorKind::Closed] {
+        let registry = Scripted::new([Answer::Fails(kind)]);
+        assert_eq!(kept(&registry).unwrap_err().kind(), kind);
+    }
+    let registry = Scripted::new([Answer::FailsLate(ErrorKind::InvalidInput)]);
+    let mut registration = kept(&registry).unwrap();
+    let is_invalid =
+        |status: &Status| matches!(status, Status::Lost { error, .. } if error.kind() == ErrorKind::InvalidInput);
+    until(&mut registration, is_invalid).await;
+    sleep(Duration::from_secs(3600)).await;
+    assert_eq!(registry.asked(), [100], "asking again would not help");
+    registration.update(|instance| reweighed(instance, 7)).await.unwrap();
+    until(&mut registration, Status::is_registered).await;
+    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7], Some(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_conflict_is_final() {
+    for answer in [Answer::Fails(ErrorKind::Conflict), Answer::FailsLate(ErrorKind::Conflict)] {
+        let registry = Scripted::new([answer]);
+        let mut registration = kept(&registry).unwrap();
+        until(&mut registration, |status| matches!(status, Status::Superseded { .. })).await;
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(registry.asked().len(), 1);
+        let error = registration.update(|instance| reweighed(instance, 7)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert_eq!(registration.instance().weight().value(), 100);
+        registration.deregister().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_changes_what_is_written_first() {
+    let registry = Scripted::new([Answer::Never]);
+    let mut registration = kept(&registry).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let start = Instant::now();
+    registration.update(|instance| reweighed(instance, 7)).await.unwrap();
+    assert_eq!((start.elapsed(), registration.instance().weight().value()), (Duration::ZERO, 7));
+    until(&mut registration, Status::is_registered).await;
+    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7], Some(7)), "100 was given up");
+    registration.update(|instance| reweighed(instance, 8)).await.unwrap();
+    assert_eq!(registry.entry(), Some(8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_ends_with_its_handle() {
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    for (answers, is_registered) in [
+        (vec![Answer::Never], false),
+        (vec![Answer::FailsLate(ErrorKind::Unavailable); 1000], false),
+        (vec![Answer::FailsLate(ErrorKind::InvalidInput)], false),
+        (vec![Answer::FailsLate(ErrorKind::Conflict)], false),
+        (vec![], true),
+    ] {
+        let registry = Scripted::new(answers);
+        let registration = kept(&registry).unwrap();
+        let statuses = registration.statuses();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(registration.status().is_registered(), is_registered);
+        drop(registration);
+        sleep(Duration::from_millis(1)).await;
+        assert!(statuses.current().is_final(), "{:?}", statuses.current());
+        assert_eq!((registry.entry(), tasks()), (None, before));
+        let asked = registry.asked().len();
+        sleep(Duration::from_secs(3600)).await;
+        assert_eq!(registry.asked().len(), asked);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn deregistering_takes_back_what_an_attempt_writes() {
+    let registry = Scripted::new([]);
+    let registration = kept(&registry).unwrap();
+    registration.deregister().await.unwrap();
+    let script = registry.0.lock().unwrap();
+    assert_eq!((script.entry, script.ended), (None, 1));
+}
+
+#[test]
+fn it_needs_a_runtime_and_goes_with_it() {
+    let registry = Scripted::default();
+    assert_eq!(kept(&registry).unwrap_err().kind(), ErrorKind::NoRuntime);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let registration = runtime.block_on(async {
+        let mut registration = kept(&registry).unwrap();
+        until(&mut registration, Status::is_registered).await;
+        registration
+    });
+    drop(runtime);
+    assert!(matches!(registration.status(), Status::Lost { error, .. } if error.kind() == ErrorKind::Internal));
+    drop(registration);
+    assert_eq!(registry.entry(), None);
+}
