@@ -9,7 +9,10 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,10 +49,18 @@ pub struct Setup {
 
 #[derive(Debug)]
 struct Member {
-    client_port: u16,
-    peer_port: u16,
-    metrics_port: u16,
+    ports: Mutex<Ports>,
+    /// Whether it was added to a cluster that ran.
+    is_late: AtomicBool,
     process: Mutex<Option<Process>>,
+}
+
+/// Where a member listens.
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    client: u16,
+    peer: u16,
+    metrics: u16,
 }
 
 /// One running process; killed when this drops.
@@ -78,7 +89,7 @@ impl Etcd {
 
     /// The members' addresses, `host:port`.
     pub fn members(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port)).collect()
+        (0..self.members.len()).map(|place| format!("127.0.0.1:{}", self.ports(place).client)).collect()
     }
 
     /// The address of the only member, or of the first one.
@@ -149,6 +160,28 @@ impl Etcd {
         }
     }
 
+    /// Takes a member out of the cluster and puts another one in its place, without data and at other ports if so wanted. The
+    /// others must have a majority meanwhile.
+    pub async fn replace(&self, place: usize, elsewhere: bool) {
+        let mut others = self.members();
+        others.remove(place);
+        let mut raw = Raw::connect_over(self.authority.as_ref(), &others, None).await;
+        self.replace_through(&mut raw, place, elsewhere).await;
+    }
+
+    /// The same through a client that may change members.
+    pub async fn replace_through(&self, raw: &mut Raw, place: usize, elsewhere: bool) {
+        raw.remove_member(&self.name(place)).await;
+        self.kill(place);
+        let _ = fs::remove_dir_all(self.data(place));
+        if elsewhere {
+            *self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner) = Ports::free(1).remove(0);
+        }
+        self.members[place].is_late.store(true, Ordering::Relaxed);
+        raw.add_member(&format!("http://{}", self.peer(place))).await;
+        self.restart(place).await;
+    }
+
     /// Cuts a member off from its peers, both ways, in a cluster of [such members](Setup::peers_through_proxies). Clients still
     /// reach it.
     pub fn isolate(&self, place: usize) {
@@ -184,14 +217,14 @@ impl Etcd {
 
     /// The value of one of a member's metrics, which is named with its labels.
     pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
-        let text = http_get(self.members[place].metrics_port, "/metrics")?;
+        let text = http_get(self.ports(place).metrics, "/metrics")?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
     /// How many messages a member has got for a method of gRPC, such as `LeaseKeepAlive`, since it started.
     pub fn requests(&self, place: usize, method: &str) -> u64 {
-        let text = http_get(self.members[place].metrics_port, "/metrics").expect("the member answers");
+        let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
         let method = format!("grpc_method=\"{method}\"");
         let is_meant = |line: &&str| line.starts_with("grpc_server_msg_received_total{") && line.contains(&method);
         let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
@@ -208,9 +241,23 @@ impl Etcd {
 
     /// A member's id, as it tells its peers.
     fn id(&self, place: usize) -> String {
-        let text = http_get(self.members[place].metrics_port, "/metrics").expect("the member answers");
+        let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
         let id = text.lines().find_map(|line| line.strip_prefix(r#"etcd_server_id{server_id=""#)?.split('"').next());
         id.expect("etcd names its id among its metrics").to_owned()
+    }
+
+    fn ports(&self, place: usize) -> Ports {
+        *self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn name(&self, place: usize) -> String {
+        format!("m{place}")
+    }
+
+    /// Where a member is reached by its peers.
+    fn peer(&self, place: usize) -> String {
+        let own = || format!("127.0.0.1:{}", self.ports(place).peer);
+        self.peers.as_ref().map_or_else(own, |peers| peers.address(place))
     }
 
     fn data(&self, place: usize) -> PathBuf {
@@ -218,24 +265,24 @@ impl Etcd {
     }
 
     fn run(&self, place: usize) {
-        let member = &self.members[place];
+        let ports = self.ports(place);
         let scheme = if self.authority.is_some() { "https" } else { "http" };
-        let client = format!("{scheme}://127.0.0.1:{}", member.client_port);
-        let own_peer = |place: usize| format!("127.0.0.1:{}", self.members[place].peer_port);
-        let peer = |place| self.peers.as_ref().map_or_else(|| own_peer(place), |peers| peers.address(place));
-        let cluster: Vec<String> =
-            (0..self.members.len()).map(|place| format!("m{place}=http://{}", peer(place))).collect();
+        let client = format!("{scheme}://127.0.0.1:{}", ports.client);
+        let in_cluster = |place| format!("{}=http://{}", self.name(place), self.peer(place));
+        let cluster: Vec<String> = (0..self.members.len()).map(in_cluster).collect();
+        let is_late = self.members[place].is_late.load(Ordering::Relaxed);
         let mut command = Command::new(program());
         command
-            .args(["--name", &format!("m{place}")])
+            .args(["--name", &self.name(place)])
             .arg("--data-dir")
             .arg(self.data(place))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             // Health and metrics without TLS, whatever clients get.
-            .args(["--listen-metrics-urls", &format!("http://127.0.0.1:{}", member.metrics_port)])
-            .args(["--listen-peer-urls", &format!("http://{}", own_peer(place))])
-            .args(["--initial-advertise-peer-urls", &format!("http://{}", peer(place))])
-            .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", "new"])
+            .args(["--listen-metrics-urls", &format!("http://127.0.0.1:{}", ports.metrics)])
+            .args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", ports.peer)])
+            .args(["--initial-advertise-peer-urls", &format!("http://{}", self.peer(place))])
+            .args(["--initial-cluster", &cluster.join(",")])
+            .args(["--initial-cluster-state", if is_late { "existing" } else { "new" }])
             // The shortest lease is 1.5 election timeouts, rounded up: 2 s.
             .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
             // So that tests can ping more often than the default of 5 s allows.
@@ -257,11 +304,11 @@ impl Etcd {
         let start = Instant::now();
         while start.elapsed() < START {
             let mut healthy = 0;
-            for (place, member) in self.members.iter().enumerate() {
+            for place in 0..self.members.len() {
                 if self.process(place).as_mut().is_none_or(|process| !process.is_running()) {
                     return false;
                 }
-                healthy += usize::from(is_healthy(member.metrics_port));
+                healthy += usize::from(is_healthy(self.ports(place).metrics));
             }
             if healthy == self.members.len() {
                 return true;
@@ -273,7 +320,7 @@ impl Etcd {
 
     async fn ready(&self, place: usize) {
         let start = Instant::now();
-        let port = self.members[place].metrics_port;
+        let port = self.ports(place).metrics;
         while !is_healthy(port) {
             let runs = self.process(place).as_mut().is_some_and(Process::is_running);
             assert!(runs, "etcd ended while it started; see its messages with ETCD_LOG=1");
@@ -344,7 +391,7 @@ impl Setup {
         for _ in 0..5 {
             let mut etcd = self.clone().prepare();
             if self.peers_through_proxies {
-                etcd.peers = Some(Peers::before(etcd.members.iter().map(|member| member.peer_port)).await);
+                etcd.peers = Some(Peers::before((0..self.members).map(|place| etcd.ports(place).peer)).await);
             }
             for place in 0..self.members {
                 etcd.run(place);
@@ -378,11 +425,9 @@ impl Setup {
                 .expect("the folder is there");
             flags.push(format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=5m", path("jwt.key")));
         }
-        let mut ports = free_ports(3 * self.members).into_iter();
-        let mut port = || ports.next().expect("as many as were asked for");
         let member =
-            |_| Member { client_port: port(), peer_port: port(), metrics_port: port(), process: Mutex::default() };
-        let members = (0..self.members).map(member).collect();
+            |ports| Member { ports: Mutex::new(ports), is_late: AtomicBool::new(false), process: Mutex::default() };
+        let members = Ports::free(self.members).into_iter().map(member).collect();
         Etcd { members, peers: None, authority, flags, folder }
     }
 }
@@ -397,6 +442,14 @@ impl Default for Setup {
             json_web_tokens: false,
             flags: Vec::new(),
         }
+    }
+}
+
+impl Ports {
+    /// Those of so many members, all different and free a moment ago.
+    fn free(count: usize) -> Vec<Self> {
+        let ports = free_ports(3 * count);
+        ports.chunks(3).map(|ports| Self { client: ports[0], peer: ports[1], metrics: ports[2] }).collect()
     }
 }
 

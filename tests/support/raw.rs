@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use etcd_client::{
     AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, ConnectOptions, DeleteOptions, GetOptions,
@@ -222,6 +222,40 @@ impl Raw {
 
     async fn permit(&mut self, role: &str, permission: Permission) {
         self.0.role_grant_permission(role, permission).await.expect("etcd answers");
+    }
+
+    /// Takes a member out of the cluster, known by its name; waits until the others agree to do without it.
+    pub async fn remove_member(&mut self, name: &str) {
+        let id = {
+            let listed = self.0.member_list().await.expect("etcd answers");
+            listed.members().iter().find(|member| member.name() == name).expect("there is such a member").id()
+        };
+        self.eventually("removed", async |client| client.member_remove(id).await.map(drop)).await;
+    }
+
+    /// Puts a member into the cluster, which is to be reached by its peers at a URL.
+    pub async fn add_member(&mut self, peer: &str) {
+        self.eventually("added", async |client| client.member_add([peer], None).await.map(drop)).await;
+    }
+
+    /// Tries until etcd, which refuses to change members while some of them are not well, does it.
+    async fn eventually(
+        &mut self,
+        what: &str,
+        mut call: impl AsyncFnMut(&mut Client) -> Result<(), etcd_client::Error>,
+    ) {
+        let mut last = None;
+        // A cluster counts as healthy once all its members were connected for 5 s.
+        for _ in 0..60 {
+            // Where that was the leader, what is asked while another one is elected may never be answered.
+            match tokio::time::timeout(Duration::from_secs(3), call(&mut self.0)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => last = Some(error),
+                Err(_) => {}
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        panic!("the member is not {what}: {last:?}");
     }
 
     /// The revision of the store.

@@ -73,20 +73,23 @@ impl Authenticator {
         Turn(pace)
     }
 
-    /// Gets a token, and sets it on the client and its clones.
+    /// Gets a token, and sets it on the client and its clones. Returns whether they send one.
     pub(super) async fn authenticate(
         &self,
         mut turn: Turn<'_>,
         client: &mut Client,
         member: &Address,
         limit: Duration,
-    ) -> Result<(), Failure> {
-        let Some(credentials) = self.credentials.as_ref().filter(|_| self.is_wanted()) else { return Ok(()) };
+    ) -> Result<bool, Failure> {
+        let Some(credentials) = self.credentials.as_ref().filter(|_| self.is_wanted()) else {
+            forget(client).await;
+            return Ok(false);
+        };
         let password = credentials.read_password().map_err(|error| Failure::new(Reason::Credentials, error))?;
         let user = credentials.user().to_owned();
         let asked = timeout(limit, client.update_user(Some((user, password.reveal().to_owned())))).await;
         let result = match asked {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => Ok(true),
             Ok(Err(error)) => Err(Failure::from_client(error, "authenticate", member)),
             Err(_) => Err(Failure::silent("authenticate", member, limit)),
         };
@@ -95,7 +98,9 @@ impl Authenticator {
                 if !self.is_disabled.swap(true, Ordering::AcqRel) {
                     warn!(%member, "authentication is not enabled in etcd, the credentials are not used");
                 }
-                Ok(())
+                // etcd refuses a token that it does not know, also where it asks for none.
+                forget(client).await;
+                Ok(false)
             }
             // A member that answers so to a password accepts none.
             Err(failure) if failure.reason == Reason::Token => Err(failure.with_reason(Reason::Credentials)),
@@ -115,6 +120,12 @@ impl Turn<'_> {
         let wait = if well { SPACING } else { pace.delays.next_delay().max(SPACING) };
         pace.next = Some(Instant::now() + wait);
     }
+}
+
+/// Takes the token from a client and its clones.
+pub(super) async fn forget(client: &mut Client) {
+    // Without a user nothing is asked, so nothing fails.
+    let _ = client.update_user(None).await;
 }
 
 /// The least time from one attempt to the next.

@@ -6,7 +6,7 @@ use discovery_core::Address;
 use etcd_client::Client;
 use tokio::time::timeout;
 
-use super::{Connection, Dial, Failure, Member, Reason};
+use super::{Connection, Dial, Failure, Member, Reason, auth::forget};
 
 /// The connection in use.
 #[derive(Default)]
@@ -28,10 +28,13 @@ impl Member {
             return Ok(connection.clone());
         }
         if let Some(connection) = usable {
-            self.dial.auth.is_required();
+            if !connection.sends_token() {
+                self.dial.auth.is_required();
+            }
             if !self.dial.auth.is_wanted() {
-                // There are no credentials: the call is answered by a refusal.
-                connection.renewed();
+                // Authentication is off, and the token of no use; or there are no credentials, and the call is refused.
+                forget(&mut connection.client()).await;
+                connection.renewed(false);
                 return Ok(connection.clone());
             }
         }
@@ -59,12 +62,14 @@ impl Member {
                 let turn = dial.auth.turn().await;
                 let result = dial.auth.authenticate(turn, &mut connection.client(), &address, limit).await;
                 slot.refused = result.as_ref().err().filter(|failure| failure.reason == Reason::Credentials).cloned();
-                if let Err(failure) = result {
-                    connection.begin().note(&failure);
-                    return Err(failure);
+                match result {
+                    Ok(sends_token) => connection.renewed(sends_token),
+                    Err(failure) => {
+                        connection.begin().note(&failure);
+                        return Err(failure);
+                    }
                 }
             }
-            connection.renewed();
             Ok(connection)
         });
         // It fails to end only where its runtime does.

@@ -20,6 +20,8 @@ struct State {
     retired: AtomicBool,
     /// Counts the tokens that it had; the lowest bit is set while it needs another.
     token: AtomicU64,
+    /// Calls send a token.
+    sends_token: AtomicBool,
     /// How many answers came, whatever they were.
     answers: AtomicU64,
     /// How many calls in a row got no answer in time.
@@ -67,8 +69,14 @@ impl Connection {
         self.state.token.load(Ordering::Acquire) & NEEDED != 0
     }
 
-    /// Records that it has another token, or goes without one.
-    pub(super) fn renewed(&self) {
+    /// Whether calls send a token.
+    pub(super) fn sends_token(&self) -> bool {
+        self.state.sends_token.load(Ordering::Acquire)
+    }
+
+    /// Records that calls send another token, or none.
+    pub(super) fn renewed(&self, sends_token: bool) {
+        self.state.sends_token.store(sends_token, Ordering::Release);
         let token = self.state.token.load(Ordering::Acquire);
         self.state.token.store((token | NEEDED) + NEEDED, Ordering::Release);
     }
@@ -174,14 +182,14 @@ mod tests {
         let (first, second) = (connection.begin(), connection.begin());
         first.note(&failure(Reason::Token));
         assert!(connection.needs_token() && connection.is_usable(0));
-        connection.renewed();
+        connection.renewed(true);
         assert!(!connection.needs_token());
         second.note(&failure(Reason::Token));
         assert!(!connection.needs_token(), "its token was another one");
         connection.begin().note(&failure(Reason::Token));
         assert!(connection.needs_token());
-        connection.renewed();
-        connection.renewed();
+        connection.renewed(true);
+        connection.renewed(true);
         assert!(!connection.needs_token());
     }
 

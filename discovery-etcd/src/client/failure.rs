@@ -264,7 +264,7 @@ const KNOWN: [(Code, &str, Reason, ErrorKind); 24] = {
         (Code::INVALID_ARGUMENT, "etcdserver: too many operations in txn request", Reason::Refused, Kind::InvalidInput),
         (Code::INVALID_ARGUMENT, "etcdserver: value is provided", Reason::Refused, Kind::InvalidInput),
         (Code::OUT_OF_RANGE, "etcdserver: too large lease TTL", Reason::Refused, Kind::InvalidInput),
-        (Code::RESOURCE_EXHAUSTED, "etcdserver: too many requests", Reason::Overloaded, Kind::ResourceExhausted),
+        (Code::RESOURCE_EXHAUSTED, "etcdserver: too many requests", Reason::Overloaded, Kind::Unavailable),
         (Code::UNAVAILABLE, "etcdserver: request timed out", Reason::TimedOut, Kind::Unavailable),
         (
             Code::UNAVAILABLE,

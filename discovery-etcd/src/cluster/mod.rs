@@ -286,3 +286,6 @@ fn next_choice(audit: Duration) -> Instant {
 
 /// How often to look whether members are tried that were being tried.
 const TRIAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests;

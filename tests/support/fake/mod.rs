@@ -1,5 +1,6 @@
 //! An etcd in this process that can be told to misbehave.
 
+mod members;
 mod script;
 mod service;
 mod store;
@@ -16,12 +17,13 @@ use std::{
 
 use etcd_client::proto::{
     PbKvServer, PbLeaseGrantResponse, PbLeaseKeepAliveResponse, PbLeaseServer, PbLeaseTimeToLiveResponse,
-    PbRangeRequest, PbRangeResponse, PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
+    PbMaintenanceServer, PbRangeRequest, PbRangeResponse, PbTxnRequest, PbTxnResponse, PbWatchResponse, PbWatchServer,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Status, transport::Server};
 
+use members::Auth;
 use script::Scripts;
 pub use script::{Before, Method};
 use service::Services;
@@ -82,7 +84,9 @@ impl Fake {
         let server = Server::builder()
             .add_service(PbKvServer::new(services.clone()).max_decoding_message_size(LARGE))
             .add_service(PbLeaseServer::new(services.clone()))
-            .add_service(PbWatchServer::new(services))
+            .add_service(PbWatchServer::new(services.clone()))
+            .add_service(PbMaintenanceServer::new(services))
+            .add_service(Auth(Arc::clone(&shared)))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let server = tokio::spawn(async move { server.await.expect("it serves until it is dropped") });
         let expiring = Arc::clone(&shared);
@@ -135,6 +139,16 @@ impl Fake {
     /// How many streams of watches are open.
     pub fn open_watches(&self) -> usize {
         self.shared.watches.load(Ordering::Relaxed)
+    }
+
+    /// Says that it is of this version, instead of 3.5.16.
+    pub fn report_version(&self, version: &str) {
+        self.shared.scripts().version = version.to_owned();
+    }
+
+    /// Ends the script of renewals.
+    pub fn be_honest_about_renewals(&self) {
+        self.shared.scripts().renewal = None;
     }
 
     /// Ends all scripts; what was held up stays so.

@@ -10,6 +10,8 @@ use tonic::Status;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "tests name them")]
 pub enum Method {
+    /// To check a password; it gives everybody the same token.
+    Authenticate,
     /// To count a range or name its keys: a read without values.
     Count,
     /// To grant a lease.
@@ -22,6 +24,8 @@ pub enum Method {
     Range,
     /// To end a lease.
     Revoke,
+    /// Which version it is of.
+    Status,
     /// How long a lease has.
     TimeToLive,
     /// To open a stream of watches.
@@ -52,8 +56,8 @@ impl Method {
 }
 
 /// The scripts in force; a server without any is honest.
-#[derive(Default)]
 pub(super) struct Scripts {
+    pub(super) version: String,
     pub(super) before: Option<Box<dyn FnMut(Method) -> Before + Send>>,
     pub(super) range: Option<Edit<PbRangeRequest, PbRangeResponse>>,
     pub(super) txn: Option<Edit<PbTxnRequest, PbTxnResponse>>,
@@ -61,6 +65,21 @@ pub(super) struct Scripts {
     pub(super) time_to_live: Option<Edit<(), PbLeaseTimeToLiveResponse>>,
     pub(super) renewal: Option<Spread<PbLeaseKeepAliveResponse>>,
     pub(super) watch: Option<Spread<PbWatchResponse>>,
+}
+
+impl Default for Scripts {
+    fn default() -> Self {
+        Self {
+            version: "3.5.16".to_owned(),
+            before: None,
+            range: None,
+            txn: None,
+            grant: None,
+            time_to_live: None,
+            renewal: None,
+            watch: None,
+        }
+    }
 }
 
 /// Makes of a question and its honest answer what is answered.

@@ -1,0 +1,210 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use discovery_core::ErrorKind;
+use tokio::time::{advance, timeout};
+
+use super::*;
+use crate::{client::Reason, config::EtcdConfig};
+
+fn cluster(members: usize) -> Cluster {
+    let addresses = (1..=members).map(|number| format!("127.0.0.1:{number}"));
+    Cluster::new(&Settings::check(&EtcdConfig::new(addresses)).unwrap()).unwrap()
+}
+
+fn failure(reason: Reason, kind: ErrorKind) -> Failure {
+    Failure::new(reason, Error::new(kind, "scripted"))
+}
+
+/// The members that a call asks which fails with these, one after the other, and then succeeds; and what it returns.
+async fn asked(cluster: &Cluster, failures: &[Failure]) -> (Vec<Address>, Result<(), Failure>) {
+    let asked = Mutex::new(Vec::new());
+    let result = cluster.run(|member| {
+        let mut asked = asked.lock().unwrap();
+        let outcome = failures.get(asked.len()).cloned().map_or(Ok(()), Err);
+        asked.push(member.address().clone());
+        async move { outcome }
+    });
+    let result = result.await;
+    (asked.into_inner().unwrap(), result)
+}
+
+fn distinct(addresses: &[Address]) -> usize {
+    let mut addresses = addresses.to_vec();
+    addresses.sort();
+    addresses.dedup();
+    addresses.len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_asks_as_many_members_as_its_failures_allow() {
+    use ErrorKind as Kind;
+    for (name, reason, kind, members, calls) in [
+        ("the member failed", Reason::Member, Kind::Unavailable, 5, 5),
+        ("nonsense", Reason::Strange, Kind::Unavailable, 5, 5),
+        ("no token helps", Reason::Token, Kind::Unauthenticated, 5, 10),
+        ("the password is refused", Reason::Credentials, Kind::Unauthenticated, 5, 5),
+        ("too many requests", Reason::Overloaded, Kind::Unavailable, 2, 2),
+        ("no answer in time", Reason::TimedOut, Kind::DeadlineExceeded, 2, 2),
+        ("denied by the cluster", Reason::Refused, Kind::PermissionDenied, 1, 1),
+        ("the lease is gone", Reason::LeaseGone, Kind::Unavailable, 1, 1),
+        ("compacted", Reason::Compacted, Kind::Unavailable, 1, 1),
+        ("too large to decode", Reason::TooLarge, Kind::ResourceExhausted, 1, 1),
+    ] {
+        let (asked, result) = asked(&cluster(5), &vec![failure(reason, kind); 20]).await;
+        assert_eq!((distinct(&asked), asked.len()), (members, calls), "{name}");
+        assert_eq!(result.unwrap_err().error.kind(), kind, "{name}");
+    }
+    // What was not sent was no load.
+    let load = failure(Reason::TimedOut, Kind::DeadlineExceeded);
+    let unsent = failure(Reason::Member, Kind::Unavailable).before_sending();
+    let (asked, result) = asked(&cluster(5), &[load.clone(), unsent.clone(), unsent, load.clone(), load]).await;
+    assert_eq!(asked.len(), 4);
+    assert!(result.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_an_answer_of_the_clusters_makes_a_member_the_current_one() {
+    for (reason, stays) in [
+        (Reason::Refused, true),
+        (Reason::Compacted, true),
+        (Reason::LeaseExists, true),
+        (Reason::LeaseGone, true),
+        (Reason::Member, false),
+        (Reason::Overloaded, false),
+        (Reason::TimedOut, false),
+        (Reason::Credentials, false),
+    ] {
+        let cluster = cluster(2);
+        let first = cluster.choose();
+        let (members, _) = asked(&cluster, &[failure(reason, ErrorKind::Unavailable)]).await;
+        assert_eq!(members[0], *first.address());
+        assert_eq!(Arc::ptr_eq(&cluster.choose(), &first), stays, "{reason:?}");
+    }
+}
+
+/// What is final for one member is so for the caller only if all members agree.
+#[tokio::test(start_paused = true)]
+async fn a_final_error_needs_all_members() {
+    let refused = failure(Reason::Credentials, ErrorKind::Unauthenticated);
+    let away = failure(Reason::Member, ErrorKind::Unavailable);
+    for (failures, is_final) in [([&refused, &refused], true), ([&refused, &away], false), ([&away, &refused], false)] {
+        let (_, result) = asked(&cluster(2), &failures.map(Clone::clone)).await;
+        assert_eq!(!result.unwrap_err().error.is_retryable(), is_final);
+    }
+}
+
+/// A thousand callers while no member is well: one at a time asks, the others wait for it and go on at once when it is answered.
+#[tokio::test(start_paused = true)]
+async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
+    let cluster = Arc::new(cluster(1));
+    let (calls, is_back) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    cluster.failed(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    let tasks: Vec<_> = (0..1000)
+        .map(|_| {
+            let (cluster, calls, is_back) = (Arc::clone(&cluster), Arc::clone(&calls), Arc::clone(&is_back));
+            tokio::spawn(async move {
+                let mut attempts = 0;
+                loop {
+                    attempts += 1;
+                    let asking = cluster.reachable().await;
+                    let done =
+                        cluster.run_on(asking, |_| {
+                            calls.fetch_add(1, Ordering::Relaxed);
+                            let is_back = is_back.load(Ordering::Relaxed) > 0;
+                            async move {
+                                if is_back { Ok(()) } else { Err(failure(Reason::Member, ErrorKind::Unavailable)) }
+                            }
+                        });
+                    if done.await.is_ok() {
+                        return attempts;
+                    }
+                }
+            })
+        })
+        .collect();
+    let minute = Duration::from_secs(60);
+    tokio::time::sleep(minute).await;
+    let asked = calls.load(Ordering::Relaxed);
+    assert!(
+        (30..600).contains(&asked),
+        "at least once in a second or two, and a few times at most: {asked} in a minute"
+    );
+    is_back.store(1, Ordering::Relaxed);
+    let start = Instant::now();
+    for task in tasks {
+        timeout(minute, task).await.expect("it goes on").unwrap();
+    }
+    assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+/// Lists fail with the outcome of the caller that found out, instead of waiting for their turn.
+#[tokio::test(start_paused = true)]
+async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
+    let cluster = Arc::new(cluster(1));
+    cluster.failed(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let tasks: Vec<_> = (0..1000)
+        .map(|_| {
+            let (cluster, calls) = (Arc::clone(&cluster), Arc::clone(&calls));
+            tokio::spawn(async move {
+                let result = cluster.run_when_reachable(|_| {
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    async { Err::<(), _>(failure(Reason::Member, ErrorKind::Unavailable)) }
+                });
+                result.await.unwrap_err().error.kind()
+            })
+        })
+        .collect();
+    for task in tasks {
+        let kind = timeout(Duration::from_secs(2), task).await.expect("within a rest").unwrap();
+        assert_eq!(kind, ErrorKind::Unavailable);
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+}
+
+/// A caller that is dropped while it finds out leaves that to the next one.
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
+    let cluster = Arc::new(cluster(1));
+    cluster.failed(&cluster.choose(), &failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
+    for _ in 0..10 {
+        let asking = timeout(Duration::from_secs(10), cluster.reachable()).await.expect("a rest ends");
+        let hangs = cluster.run_on(asking, |_| std::future::pending::<Result<(), Failure>>());
+        assert!(timeout(Duration::from_secs(1), hangs).await.is_err());
+    }
+    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("it is free");
+    drop(asking);
+    advance(Duration::from_secs(1)).await;
+    assert!(timeout(Duration::from_secs(1), cluster.reachable()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
+    let cluster = cluster(3);
+    let audit = Duration::from_secs(600);
+    let (first, mut moves) = (cluster.choose(), 0);
+    assert!(cluster.another(&first).is_none());
+    let mut current = Arc::clone(&first);
+    for _ in 0..100 {
+        advance(audit * 6 / 5).await;
+        if let Some(another) = cluster.another(&current) {
+            assert!(cluster.another(&current).is_none(), "not before it is known to be well");
+            cluster.succeeded(&another);
+            assert!(cluster.another(&another).is_none());
+            assert!(cluster.another(&current).is_some_and(|other| Arc::ptr_eq(&other, &another)), "others follow");
+            current = another;
+            moves += 1;
+        }
+    }
+    assert!((45..90).contains(&moves), "two of three times: {moves}");
+    // To one that cannot be reached nobody moves.
+    loop {
+        advance(audit * 6 / 5).await;
+        if let Some(another) = cluster.another(&current) {
+            cluster.failed(&another, &failure(Reason::Member, ErrorKind::Unavailable));
+            break;
+        }
+    }
+    assert!(cluster.another(&current).is_none());
+    assert!(Arc::ptr_eq(&cluster.choose(), &current));
+}

@@ -1,0 +1,105 @@
+use std::time::{Duration, Instant};
+
+use discovery_core::{ErrorKind, Resolver};
+use discovery_etcd::EtcdBackend;
+use futures::future::join_all;
+use support::{
+    Before, Etcd, Fake, Follower, eventually,
+    scene::{SOON, config, connect_to, count, follow, payments, register},
+};
+use tokio::time::sleep;
+use tonic::{Code, Status};
+
+/// What a member may answer to everything while the others are well.
+fn refusals() -> Vec<(&'static str, Status)> {
+    vec![
+        ("a learner of 3.6", Status::failed_precondition("etcdserver: rpc not supported for learner")),
+        ("a learner of 3.5", Status::unavailable("etcdserver: rpc not supported for learner")),
+        ("another gRPC server", Status::unimplemented("")),
+        ("a member that rejects tokens", Status::unauthenticated("etcdserver: invalid auth token")),
+        ("a proxy that authenticates", Status::unauthenticated("no credentials")),
+        ("a service mesh", Status::permission_denied("RBAC: access denied")),
+        ("a member in trouble", Status::data_loss("etcdserver: corrupt cluster")),
+        ("a member that lags", Status::out_of_range("etcdserver: mvcc: required revision is a future revision")),
+        ("a member that starts", Status::failed_precondition("etcdserver: not capable")),
+        ("a busy member", Status::resource_exhausted("etcdserver: too many requests")),
+        ("a gateway", Status::resource_exhausted("rate limit exceeded")),
+        ("an old member", Status::invalid_argument("unknown field")),
+        ("a server without the method", Status::not_found("no such method")),
+        ("a broken server", Status::internal("boom")),
+        ("an odd server", Status::aborted("not now")),
+        ("an unknown code", Status::new(Code::from(42), "what")),
+    ]
+}
+
+/// One member refuses everything, and the only other one is restarted for 2 s: afterwards all is as before. The refusing member
+/// took nothing for itself, since what it answers is not the cluster's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_refuses_takes_nothing_down() {
+    let etcd = Etcd::start().await;
+    let refusals = refusals();
+    let mut cases = Vec::new();
+    for (number, (name, status)) in (0..).zip(&refusals) {
+        let (fake, status) = (Fake::start().await, status.clone());
+        fake.before(move |_| Before::Fail(status.clone()));
+        let backend = connect_to([fake.address(), etcd.address()]);
+        let registration = register(&backend, number).await;
+        let follower = follow(&backend);
+        cases.push((*name, backend, registration, follower, fake));
+    }
+    let is_whole = |follower: &Follower| !follower.is_lost() && follower.set().len() == refusals.len();
+    eventually("all are there", SOON, async || cases.iter().all(|(_, _, _, follower, _)| is_whole(follower))).await;
+
+    etcd.kill(0);
+    sleep(Duration::from_secs(2)).await;
+    etcd.restart(0).await;
+    let start = Instant::now();
+    for (name, backend, registration, follower, _) in &cases {
+        let is_well = async || registration.status().is_registered() && is_whole(follower);
+        eventually(&format!("{name}: registered and watched again"), SOON, is_well).await;
+        assert_eq!(count(backend).await, Some(refusals.len()), "{name}");
+        println!("{name}: registered, watched and listed {:?} after the other member was back", start.elapsed());
+    }
+}
+
+/// The same where the refusing member is the one that the handle is with: it leaves it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_begins_to_refuse_is_left() {
+    let etcd = Etcd::start().await;
+    join_all(refusals().into_iter().zip(0..).map(|((name, status), number)| {
+        let address = etcd.address();
+        async move {
+            let fake = Fake::start().await;
+            let backend = connect_to([fake.address()]);
+            assert_eq!(count(&backend).await, Some(0));
+            // Another cluster's member, but nothing was read of it so far that matters.
+            let both = connect_to([fake.address(), address]);
+            fake.before(move |_| Before::Fail(status.clone()));
+            let start = Instant::now();
+            let _registration = register(&both, number).await;
+            println!("{name}: registered elsewhere in {:?}", start.elapsed());
+            assert!(count(&both).await.is_some(), "{name}");
+        }
+    }))
+    .await;
+}
+
+/// All members refuse: the error is the one that the answer stands for, and none that is final for what only a member answered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_members_answer_is_told() {
+    join_all(refusals().into_iter().map(|(name, status)| async move {
+        let fakes = [Fake::start().await, Fake::start().await];
+        for fake in &fakes {
+            let status = status.clone();
+            fake.before(move |_| Before::Fail(status.clone()));
+        }
+        let members = fakes.iter().map(Fake::address);
+        let backend = EtcdBackend::connect(config(members).with_deadline(Duration::from_secs(1))).unwrap();
+        let error = backend.list(&payments()).await.unwrap_err();
+        println!("{name}: {}", error.report());
+        assert_eq!(error.kind() == ErrorKind::Unauthenticated, status.code() == Code::Unauthenticated, "{name}");
+        assert_eq!(error.is_retryable(), status.code() != Code::Unauthenticated, "{name}: {}", error.report());
+        assert!(error.report().to_string().contains(status.message()), "{name}: the reason is told");
+    }))
+    .await;
+}

@@ -1,0 +1,150 @@
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use discovery_core::{ErrorKind, Resolver};
+use discovery_etcd::{EtcdBackend, EtcdTls};
+use support::{
+    Authority, Etcd, Flaw, Proxy, eventually,
+    scene::{SOON, config, count, follow, payments, register, until_registered},
+};
+use tokio::time::sleep;
+
+use crate::cut;
+
+/// A TTL that a rotation with its cut connections fits in.
+const TTL: Duration = Duration::from_secs(15);
+
+/// A password is changed in etcd and in its file, one shortly after the other: nothing is lost.
+#[tokio::test]
+async fn a_password_is_rotated() {
+    let etcd = Etcd::start().await;
+    etcd.raw().await.enable_auth("first").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    fs::write(&file, "first\n").unwrap();
+    let proxy = Proxy::to(etcd.address()).await;
+    let config = config([proxy.address()]).with_ttl(TTL).with_password_file("root", &file);
+    let backend = EtcdBackend::connect(config.clone()).unwrap();
+    let registration = register(&backend, 1).await;
+    let follower = follow(&backend);
+    follower.until("it is there", SOON, |set| set.len() == 1).await;
+    let mut former = "first".to_owned();
+    for (password, file_first) in [("second", false), ("third", true), ("fourth", false)] {
+        if file_first {
+            fs::write(&file, password).unwrap();
+            sleep(Duration::from_millis(300)).await;
+        }
+        etcd.raw_as("root", &former).await.change_password("root", password).await;
+        cut(&proxy).await;
+        if !file_first {
+            assert_eq!(backend.list(&payments()).await.unwrap_err().kind(), ErrorKind::Unauthenticated);
+            sleep(Duration::from_millis(300)).await;
+            fs::write(&file, password).unwrap();
+        }
+        let start = Instant::now();
+        eventually("listed", SOON, async || count(&backend).await == Some(1)).await;
+        println!("{password}: listed {:?} after its file had it", start.elapsed());
+        former = password.to_owned();
+    }
+    sleep(TTL).await;
+    assert!(registration.status().is_registered());
+    eventually("watched", SOON, async || !follower.is_lost()).await;
+    assert!(follower.removed().is_empty());
+
+    fs::remove_file(&file).unwrap();
+    let error = EtcdBackend::connect(config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.report());
+}
+
+/// Certificates are renewed in place, and so is the authority: each new connection has what the files hold, those that are open go
+/// on, and the registration never notices.
+#[tokio::test]
+async fn certificates_and_authorities_are_rotated() {
+    let etcd = Etcd::setup().client_certificates().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let [ca, cert, key] = ["ca.pem", "client.pem", "client.key"].map(|file| folder.path().join(file));
+    let strangers = tempfile::tempdir().unwrap();
+    let stranger = Authority::in_folder(strangers.path());
+    let install = |name: &str, flaw| {
+        let own = etcd.authority().client(name, flaw);
+        fs::write(&cert, own.cert).unwrap();
+        fs::write(&key, own.key).unwrap();
+    };
+    install("teller", Flaw::None);
+    fs::write(&ca, etcd.authority().pem()).unwrap();
+    let proxy = Proxy::to(etcd.address()).await;
+    let tls = EtcdTls::new().with_ca_file(&ca).with_cert_file(&cert).with_key_file(&key);
+    let backend = EtcdBackend::connect(config([proxy.address()]).with_ttl(TTL).with_tls(tls)).unwrap();
+    let registration = register(&backend, 1).await;
+    let listed = async || count(&backend).await.is_some();
+    assert!(listed().await);
+
+    // Renewed: calls have it within two seconds, without anything having been cut.
+    let before = proxy.accepted();
+    install("teller", Flaw::None);
+    let anew = async || listed().await && proxy.accepted() > before;
+    let took = eventually("a connection with the new certificate", Duration::from_secs(3), anew).await;
+    println!("renewed: used {took:?} after it was written");
+
+    // What is bad is used just as well, and shows that it is: the files are read.
+    for what in ["an expired certificate", "another authority"] {
+        if what == "another authority" {
+            fs::write(&ca, stranger.pem()).unwrap();
+        } else {
+            install("teller", Flaw::Expired);
+        }
+        let refused = async || backend.list(&payments()).await.is_err();
+        // A list tries for 5 s.
+        eventually(what, Duration::from_secs(9), refused).await;
+        fs::write(&ca, etcd.authority().pem()).unwrap();
+        install("teller", Flaw::None);
+        let took = eventually("mended", SOON, listed).await;
+        println!("{what}: refused, and well {took:?} after it was mended");
+        assert!(registration.status().is_registered(), "what is open goes on");
+    }
+    // What cannot be read changes nothing.
+    fs::write(&cert, "half a certif").unwrap();
+    cut(&proxy).await;
+    assert!(listed().await, "the former one is used");
+    until_registered(&registration, SOON).await;
+    install("teller", Flaw::None);
+    cut(&proxy).await;
+    assert!(listed().await);
+    sleep(TTL).await;
+    assert!(registration.status().is_registered());
+}
+
+/// All three members are replaced, one after the other, at new addresses: who finds members by the cluster's list never notices,
+/// though not one of the configured addresses is left.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_replaced_at_new_addresses() {
+    // Or etcd would wait between the changes until all members were connected for 5 s.
+    let etcd = Etcd::setup().members(3).flag("--strict-reconfig-check=false").start().await;
+    let configured = etcd.members();
+    let open = |discover| {
+        let config = config(configured.clone()).with_ttl(TTL / 3).with_discover_members(discover);
+        EtcdBackend::connect(config.with_audit_interval(Duration::from_secs(20))).unwrap()
+    };
+    let (backend, other) = (open(true), open(false));
+    let registration = register(&backend, 1).await;
+    let follower = follow(&backend);
+    follower.until("it is there", SOON, |set| set.len() == 1).await;
+    for place in 0..3 {
+        etcd.replace(place, true).await;
+        println!("member {place} is at {} now", etcd.members()[place]);
+        // Somebody who does this by hand takes longer.
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(count(&backend).await, Some(1));
+    }
+    assert!(configured.iter().all(|address| !etcd.members().contains(address)));
+    assert_eq!(count(&other).await, None, "without it there is nobody left");
+    sleep(TTL / 3).await;
+    assert!(registration.status().is_registered(), "{:?}", registration.status());
+    let second = register(&backend, 2).await;
+    follower.until("another one is seen", SOON, |set| set.len() == 2).await;
+    assert!(follower.removed().is_empty());
+    println!("after three replacements: {} losses told, {} sets", follower.losses(), follower.resets());
+    second.deregister().await.unwrap();
+}
