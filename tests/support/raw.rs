@@ -10,6 +10,15 @@ use crate::{Authority, Flaw};
 /// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
 pub struct Raw(Client);
 
+/// A change of the cluster's members.
+#[derive(Debug)]
+enum Change {
+    /// Another one, by where its peers reach it.
+    Add(String),
+    /// One less, by its id.
+    Remove(u64),
+}
+
 impl Raw {
     /// Connects to the members.
     pub async fn connect(members: &[String]) -> Self {
@@ -230,32 +239,37 @@ impl Raw {
             let listed = self.0.member_list().await.expect("etcd answers");
             listed.members().iter().find(|member| member.name() == name).expect("there is such a member").id()
         };
-        self.eventually("removed", async |client| client.member_remove(id).await.map(drop)).await;
+        self.change_members(Change::Remove(id)).await;
     }
 
     /// Puts a member into the cluster, which is to be reached by its peers at a URL.
     pub async fn add_member(&mut self, peer: &str) {
-        self.eventually("added", async |client| client.member_add([peer], None).await.map(drop)).await;
+        self.change_members(Change::Add(peer.to_owned())).await;
     }
 
     /// Tries until etcd, which refuses to change members while some of them are not well, does it.
-    async fn eventually(
-        &mut self,
-        what: &str,
-        mut call: impl AsyncFnMut(&mut Client) -> Result<(), etcd_client::Error>,
-    ) {
+    async fn change_members(&mut self, change: Change) {
         let mut last = None;
         // A cluster counts as healthy once all its members were connected for 5 s.
         for _ in 0..60 {
+            let tried = async {
+                match &change {
+                    Change::Add(peer) => self.0.member_add([peer.as_str()], None).await.map(drop),
+                    Change::Remove(id) => self.0.member_remove(*id).await.map(drop),
+                }
+            };
             // Where that was the leader, what is asked while another one is elected may never be answered.
-            match tokio::time::timeout(Duration::from_secs(3), call(&mut self.0)).await {
+            match tokio::time::timeout(Duration::from_secs(3), tried).await {
                 Ok(Ok(())) => return,
+                // An earlier attempt was done.
+                Ok(Err(error)) if error.to_string().contains("member not found") => return,
+                Ok(Err(error)) if error.to_string().contains("Peer URLs already exists") => return,
                 Ok(Err(error)) => last = Some(error),
                 Err(_) => {}
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        panic!("the member is not {what}: {last:?}");
+        panic!("etcd does not {change:?}: {last:?}");
     }
 
     /// The revision of the store.

@@ -62,6 +62,36 @@ impl Hand {
         let _ = timeout(PATIENCE, client.lease_revoke(entry.lease)).await;
     }
 
+    /// Lets in nobody but the user of the processes; `None` where etcd does not do it.
+    pub(crate) async fn enable_authentication(&self) -> Option<()> {
+        let mut client = self.client().await?;
+        let enabled = timeout(PATIENCE * 3, async {
+            if client.user_get(USER).await.is_err() {
+                client.user_add(USER, PASSWORD, None).await.ok()?;
+                client.user_grant_role(USER, "root").await.ok()?;
+            }
+            client.auth_enable().await.ok()
+        });
+        enabled.await.ok()?.map(drop)
+    }
+
+    /// Lets everybody in again, however long that takes.
+    pub(crate) async fn disable_authentication(&self) {
+        loop {
+            let tried = timeout(PATIENCE * 3, async {
+                let mut client = self.client().await?;
+                match client.auth_disable().await {
+                    Ok(_) => Some(()),
+                    Err(error) => error.to_string().contains("authentication is not enabled").then_some(()),
+                }
+            });
+            if let Ok(Some(())) = tried.await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Forgets the history up to a revision.
     pub(crate) async fn compact(&self, revision: i64) {
         if let Some(mut client) = self.client().await {
@@ -107,4 +137,7 @@ impl Hand {
     }
 }
 
+/// Who may do everything.
+pub(crate) const USER: &str = "root";
+pub(crate) const PASSWORD: &str = "canary";
 const PATIENCE: Duration = Duration::from_secs(1);

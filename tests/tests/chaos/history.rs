@@ -14,7 +14,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::log::Journal;
+use crate::{
+    hand::{PASSWORD, USER},
+    log::Journal,
+};
 
 /// A state of the store. Each wipe begins another epoch, so that later ones are always greater.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
@@ -167,12 +170,17 @@ fn steps_of(message: &WatchResponse, epoch: u32, at: Duration) -> Vec<Step> {
     steps
 }
 
-/// A client of one member, which notices when that freezes.
+/// A client of one member, which notices when that freezes; one that may do everything, whether authentication is on or off.
 pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> {
     let options = ConnectOptions::default()
         .with_connect_timeout(Duration::from_millis(500))
         .with_keep_alive(Duration::from_secs(1), Duration::from_secs(1));
-    Client::connect([member], Some(options)).await
+    match Client::connect([member], Some(options.clone().with_user(USER, PASSWORD))).await {
+        Err(etcd_client::Error::GRpcStatus(status)) if status.message().contains("authentication is not enabled") => {
+            Client::connect([member], Some(options)).await
+        }
+        connected => connected,
+    }
 }
 
 /// The different states of a service, the first one being empty.

@@ -30,10 +30,12 @@ pub(crate) enum Act {
     // What becomes of the network.
     Cut { process: Option<usize>, member: Option<usize>, fault: Fault, pause: Duration },
     // What becomes of etcd.
+    Authentication { pause: Duration },
     Compact { back: i64 },
     Isolate { target: Members, pause: Duration },
     Kill { target: Members, pause: Duration },
     Pause { target: Members, pause: Duration },
+    Replace { member: usize },
     Stop { target: Members, pause: Duration },
     Wipe,
     // What somebody does to the entries by hand.
@@ -140,7 +142,7 @@ impl Author {
         let process = self.rng.usize(..PROCESSES);
         let (service, id) = (self.service(), self.rng.u16(..IDS));
         let choice = match weather {
-            Weather::Foul => self.rng.u32(..25),
+            Weather::Foul => self.rng.u32(..28),
             Weather::Rough => self.rng.u32(..15),
         };
         let act = match choice {
@@ -167,6 +169,8 @@ impl Author {
             20 | 21 => Act::Kill { target: self.target(), pause },
             22 => Act::Pause { target: self.target(), pause },
             23 if self.members > 1 => Act::Isolate { target: self.target(), pause },
+            24 | 25 => Act::Authentication { pause: long },
+            26 if self.members > 1 => Act::Replace { member: self.rng.usize(..self.members) },
             _ if !self.wiped => {
                 self.wiped = true;
                 Act::Wipe

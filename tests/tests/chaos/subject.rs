@@ -5,6 +5,7 @@ use discovery_etcd::{EtcdBackend, EtcdConfig};
 
 use crate::{
     copy::{Bug, Copy},
+    hand::{PASSWORD, USER},
     oracle::{DEADLINE, TTL},
 };
 
@@ -31,6 +32,8 @@ fn config(members: Vec<String>) -> EtcdConfig {
     let (least, most) = (Duration::from_millis(50), Duration::from_millis(500));
     EtcdConfig::new(members)
         .with_prefix("chaos")
+        // Of no use until authentication is switched on.
+        .with_credentials(USER, PASSWORD)
         .with_ttl(TTL)
         .with_request_timeout(Duration::from_secs(1))
         .with_deadline(DEADLINE)

@@ -32,8 +32,12 @@ pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
     let registrations = plan.acts.iter().filter(|(_, act)| matches!(act, Act::Register { .. })).count();
     journal.open().lives = (0..registrations).map(|number| Life { number, ..Life::default() }).collect();
     let etcd = match plan.members {
-        1 => Etcd::start().await,
-        members => Etcd::setup().members(members).peers_through_proxies().start().await,
+        1 => Etcd::setup().flag("--bcrypt-cost=4").start().await,
+        members => {
+            // A password is checked at each connection of the harness, and members are replaced at any time.
+            let setup = Etcd::setup().members(members).peers_through_proxies();
+            setup.flag("--bcrypt-cost=4").flag("--strict-reconfig-check=false").start().await
+        }
     };
     let mut proxies = Vec::new();
     for _ in 0..PROCESSES {
@@ -266,6 +270,21 @@ impl Ground {
                 self.places(target).into_iter().for_each(|place| self.etcd.isolate(place));
                 sleep(pause).await;
                 self.etcd.heal();
+                self.answering(start).await;
+            }
+            Act::Authentication { pause } => {
+                let _one = self.fault.lock().await;
+                let start = self.journal.now();
+                if self.hand.enable_authentication().await.is_some() {
+                    sleep(pause).await;
+                }
+                self.hand.disable_authentication().await;
+                self.answering(start).await;
+            }
+            Act::Replace { member } => {
+                let _one = self.fault.lock().await;
+                let start = self.journal.now();
+                self.etcd.replace(member, false).await;
                 self.answering(start).await;
             }
             Act::Wipe => self.wipe().await,
