@@ -41,7 +41,7 @@ lint:
 
 # Drivers and servers are binaries of their own, which `cargo run` alone does not build.
 bench:
-	scripts/install cc cargo valgrind
+	scripts/install cc cargo protoc etcd valgrind
 	cargo build --release -p benches
 	cargo run --release -p benches
 

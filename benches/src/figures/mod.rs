@@ -6,12 +6,13 @@ mod faulty;
 mod killed;
 mod lost;
 mod pick;
+mod registrations;
 mod roll;
 
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 9] = ["F1", "F3", "F7", "F10", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 11] = ["F1", "F3", "F7", "F10", "F12", "F17", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -22,9 +23,10 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
     match name {
         "F1" => pick::rows(),
         "F3" => calls::rows(),
-
         "F7" => faulty::rows().await,
         "F10" => roll::rows(),
+        "F12" => registrations::rate(),
+        "F17" => registrations::overload(),
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
         "L3" => deploy::rows().await,
