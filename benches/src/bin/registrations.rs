@@ -140,7 +140,7 @@ async fn dropped(count: u32) -> Result<(), Failure> {
     sleep(Duration::from_secs(10)).await;
     let took = start.elapsed().as_secs_f64();
     println!("connections a second {:.2}", (proxy.accepted() - accepted) as f64 / took);
-    println!("cores {:.4}", (cpu::process() - used).as_secs_f64() / took);
+    println!("percent of a core {:.2}", (cpu::process() - used).as_secs_f64() / took * 100.0);
     Ok(())
 }
 

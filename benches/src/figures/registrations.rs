@@ -27,7 +27,7 @@ pub(super) fn overload() -> Result<Vec<Row>, Failure> {
     }
     let what = format!("a second for {COUNT} registrations that were dropped while etcd resets connections");
     rows.push(Row::new("F17", format!("connections {what}"), dropped.number("connections a second")?).most(10.0));
-    rows.push(Row::new("F17", "cores for that", dropped.number("cores")?).most(0.05));
+    rows.push(Row::new("F17", "percent of a core for that", dropped.number("percent of a core")?).most(5.0));
     Ok(rows)
 }
 

@@ -1,16 +1,16 @@
 //! When a password is sent, and what follows where nobody asks for one.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use discovery_core::{Address, Backoff, Delays, Error};
 use etcd_client::Client;
-use tokio::{
-    sync::{Mutex, MutexGuard},
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{Failure, Reason};
@@ -24,7 +24,6 @@ pub(super) struct Authenticator {
     credentials: Option<Credentials>,
     /// Authentication was off when last asked. Calls go without a token then, until one is refused for that.
     is_disabled: AtomicBool,
-    /// Held during an attempt.
     pace: Mutex<Pace>,
 }
 
@@ -33,9 +32,6 @@ struct Pace {
     next: Option<Instant>,
     delays: Delays,
 }
-
-/// The right to one attempt.
-pub(super) struct Turn<'a>(MutexGuard<'a, Pace>);
 
 impl Authenticator {
     /// Reads the password once, so that a file that cannot be read is known at once.
@@ -61,26 +57,52 @@ impl Authenticator {
 
     /// Whether an attempt may be made now.
     pub(super) fn is_due(&self) -> bool {
-        self.pace.try_lock().is_ok_and(|pace| pace.next.is_none_or(|next| next <= Instant::now()))
+        self.pace().next.is_none_or(|next| next <= Instant::now())
     }
 
-    /// Waits until an attempt may be made. Cancel safe.
-    pub(super) async fn turn(&self) -> Turn<'_> {
-        let pace = self.pace.lock().await;
-        if let Some(next) = pace.next {
+    /// Waits until an attempt may be made, and takes the turn. It is over with its beginning, so that a member that does not
+    /// answer keeps no other one waiting. Cancel safe.
+    async fn turn(&self) {
+        loop {
+            let next = {
+                let mut pace = self.pace();
+                let now = Instant::now();
+                match pace.next.filter(|next| *next > now) {
+                    Some(next) => next,
+                    None => {
+                        pace.next = Some(now + SPACING);
+                        return;
+                    }
+                }
+            };
             sleep_until(next).await;
         }
-        Turn(pace)
     }
 
-    /// Gets a token, and sets it on the client and its clones. Returns whether they send one.
+    /// Records how an attempt ended.
+    fn ended(&self, well: bool) {
+        let mut pace = self.pace();
+        if well {
+            pace.delays.reset();
+        } else {
+            let next = Instant::now() + pace.delays.next_delay();
+            pace.next = pace.next.max(Some(next));
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets a token once it is time for that, and sets it on the client and its clones. Returns whether they send one.
     pub(super) async fn authenticate(
         &self,
-        mut turn: Turn<'_>,
         client: &mut Client,
         member: &Address,
         limit: Duration,
     ) -> Result<bool, Failure> {
+        self.turn().await;
+        // Another member may have told meanwhile that authentication is off.
         let Some(credentials) = self.credentials.as_ref().filter(|_| self.is_wanted()) else {
             forget(client).await;
             return Ok(false);
@@ -106,19 +128,8 @@ impl Authenticator {
             Err(failure) if failure.reason == Reason::Token => Err(failure.with_reason(Reason::Credentials)),
             other => other,
         };
-        turn.ended(result.is_ok());
+        self.ended(result.is_ok());
         result
-    }
-}
-
-impl Turn<'_> {
-    fn ended(&mut self, well: bool) {
-        let pace = &mut *self.0;
-        if well {
-            pace.delays.reset();
-        }
-        let wait = if well { SPACING } else { pace.delays.next_delay().max(SPACING) };
-        pace.next = Some(Instant::now() + wait);
     }
 }
 
@@ -130,3 +141,42 @@ pub(super) async fn forget(client: &mut Client) {
 
 /// The least time from one attempt to the next.
 const SPACING: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn authenticator() -> Authenticator {
+        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).unwrap();
+        Authenticator::new(None, backoff).unwrap()
+    }
+
+    /// How many attempts come in a minute in which everybody asks, and each ends so.
+    async fn attempts(well: bool) -> usize {
+        let (authenticator, start) = (authenticator(), Instant::now());
+        let mut attempts = 0;
+        while start.elapsed() < Duration::from_secs(60) {
+            authenticator.turn().await;
+            assert!(!authenticator.is_due());
+            authenticator.ended(well);
+            attempts += 1;
+        }
+        attempts
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_password_is_sent_once_a_second_and_less_often_after_refusals() {
+        assert!((59..=61).contains(&attempts(true).await));
+        let refused = attempts(false).await;
+        assert!((14..45).contains(&refused), "{refused}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_that_hangs_keeps_no_other_one_waiting() {
+        let authenticator = authenticator();
+        authenticator.turn().await;
+        let start = Instant::now();
+        authenticator.turn().await;
+        assert_eq!(start.elapsed(), SPACING);
+    }
+}

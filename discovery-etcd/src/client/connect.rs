@@ -1,6 +1,6 @@
 //! From an address to a connection that calls can use.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use discovery_core::Address;
 use etcd_client::Client;
@@ -59,8 +59,7 @@ impl Member {
             // Kept without a token too, so that what follows needs no new connection.
             slot.connection = Some(connection.clone());
             if dial.auth.is_wanted() {
-                let turn = dial.auth.turn().await;
-                let result = dial.auth.authenticate(turn, &mut connection.client(), &address, limit).await;
+                let result = dial.auth.authenticate(&mut connection.client(), &address, limit).await;
                 slot.refused = result.as_ref().err().filter(|failure| failure.reason == Reason::Credentials).cloned();
                 match result {
                     Ok(sends_token) => connection.renewed(sends_token),
@@ -83,8 +82,8 @@ impl Member {
 async fn connect(address: &Address, dial: &Dial, files: u64) -> Result<Connection, Failure> {
     let client = Client::connect([address.to_string()], Some(dial.options(address))).await;
     let mut client = client.map_err(|error| Failure::from_client(error, OPERATION, address))?;
-    // The first request makes the connection.
-    match timeout(dial.connect_timeout, client.status()).await {
+    // The first request makes the connection, and fails with it: that is waited for.
+    match timeout(dial.connect_timeout + GRACE, client.status()).await {
         Ok(Ok(status)) if is_too_old(status.version()) => Err(Failure::too_old(address, status.version())),
         Ok(Err(error)) => {
             let failure = Failure::from_client(error, OPERATION, address);
@@ -106,6 +105,7 @@ fn is_too_old(version: &str) -> bool {
 /// The operation that errors name.
 const OPERATION: &str = "connect to etcd";
 const OLDEST: (u32, u32) = (3, 4);
+const GRACE: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {

@@ -84,6 +84,18 @@ impl Failover {
         })
     }
 
+    /// The member for a stream, whatever is known against it. It is not kept from others meanwhile.
+    pub(super) fn preferred(&self, now: Instant) -> usize {
+        if self.is_well(self.current) {
+            return self.current;
+        }
+        let is_rested = |place: &usize| self.rest(*place).is_some_and(|until| until <= now);
+        let well = at_random(self.places().filter(|place| self.is_well(*place)));
+        let rested = || at_random(self.places().filter(is_rested));
+        let earliest = || self.places().min_by_key(|place| self.rest(*place));
+        well.or_else(rested).or_else(earliest).unwrap_or(self.current)
+    }
+
     /// When the next rest ends; `None` while a member is well, or being tried.
     pub(super) fn next_trial(&self) -> Option<Instant> {
         let rests = self.health.iter().map(|health| match health.state {

@@ -165,15 +165,16 @@ impl Cluster {
 
     /// The member to open a stream on, whatever is known against it.
     pub(crate) fn choose(&self) -> Arc<Member> {
-        self.any(&[]).expect("there is at least one member, and none was tried").into_member()
+        let state = self.lock();
+        Arc::clone(&state.members[state.failover.preferred(Instant::now())])
     }
 
     /// Another member to move a stream to, if there is reason to.
     ///
     /// Once per audit a handle chooses its member anew, at random, so that a restart of one member after the other does not
     /// leave all handles on one of them; its other streams follow the first one that moved. The new stream is opened before
-    /// the former one is closed, and how that ended is reported: [`succeeded`](Self::succeeded) or [`failed`](Self::failed).
-    pub(crate) fn another(&self, than: &Arc<Member>) -> Option<Arc<Member>> {
+    /// the former one is closed.
+    pub(crate) fn another(&self, than: &Arc<Member>) -> Option<Asking<'_>> {
         let now = Instant::now();
         let mut state = self.lock();
         let place = if state.choose_at <= now {
@@ -187,11 +188,27 @@ impl Cluster {
             state.failover.abandoned(place, now);
             return None;
         }
-        Some(member)
+        drop(state);
+        Some(Asking::new(self, member, false))
     }
 
-    /// Records that a member failed, so that others are asked for a while.
-    pub(crate) fn failed(&self, member: &Arc<Member>, failure: &Failure) {
+    /// Records what came of asking a member. That it failed keeps calls away for a while; the cluster's answers, be they
+    /// refusals, make it the current one.
+    pub(crate) fn ended<T>(&self, member: &Arc<Member>, result: &Result<T, Failure>) {
+        match result {
+            Err(failure) if failure.is_member() => self.failed(member, failure),
+            _ => self.succeeded(member),
+        }
+    }
+
+    /// Records that a stream on a member failed, unless that was the cluster's word.
+    pub(crate) fn blame(&self, member: &Arc<Member>, failure: &Failure) {
+        if failure.is_member() {
+            self.failed(member, failure);
+        }
+    }
+
+    fn failed(&self, member: &Arc<Member>, failure: &Failure) {
         debug!(?member, reason = ?failure.reason, "member failed");
         let is_down = {
             let mut state = self.lock();
@@ -208,8 +225,7 @@ impl Cluster {
         }
     }
 
-    /// Records that a member answered, be it with a refusal of the cluster's.
-    pub(crate) fn succeeded(&self, member: &Arc<Member>) {
+    fn succeeded(&self, member: &Arc<Member>) {
         let is_back = {
             let mut state = self.lock();
             let Some(place) = state.place(member) else { return };

@@ -32,20 +32,14 @@ impl<'a> Asking<'a> {
         Self { cluster, member, is_only_one_and_well, is_over: false }
     }
 
-    /// The member, of which the caller reports by itself.
-    pub(super) fn into_member(mut self) -> Arc<Member> {
-        self.is_over = true;
-        Arc::clone(&self.member)
+    pub(crate) fn member(&self) -> &Arc<Member> {
+        &self.member
     }
 
-    fn succeeded(mut self) {
+    /// Records what came of it.
+    pub(crate) fn ended<T>(mut self, result: &Result<T, Failure>) {
         self.is_over = true;
-        self.cluster.succeeded(&self.member);
-    }
-
-    fn failed(mut self, failure: &Failure) {
-        self.is_over = true;
-        self.cluster.failed(&self.member, failure);
+        self.cluster.ended(&self.member, result);
     }
 }
 
@@ -82,16 +76,17 @@ impl Round {
         if is_once_more {
             result = call(Arc::clone(&asking.member)).await;
         }
+        self.tried.push(Arc::clone(&asking.member));
+        asking.ended(&result);
         match result {
             Err(failure) if failure.is_member() => {
-                self.tried.push(Arc::clone(&asking.member));
-                asking.failed(&failure);
-                if self.goes_on(failure) { None } else { Some(Err(std::mem::take(self).failure())) }
+                if self.goes_on(failure) {
+                    None
+                } else {
+                    Some(Err(std::mem::take(self).failure()))
+                }
             }
-            other => {
-                asking.succeeded();
-                Some(other)
-            }
+            other => Some(other),
         }
     }
 

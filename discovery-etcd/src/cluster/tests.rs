@@ -98,7 +98,7 @@ async fn a_final_error_needs_all_members() {
 async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
     let cluster = Arc::new(cluster(1));
     let (calls, is_back) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    cluster.failed(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    cluster.blame(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
             let (cluster, calls, is_back) = (Arc::clone(&cluster), Arc::clone(&calls), Arc::clone(&is_back));
@@ -141,7 +141,7 @@ async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
 #[tokio::test(start_paused = true)]
 async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
     let cluster = Arc::new(cluster(1));
-    cluster.failed(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    cluster.blame(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
     let calls = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
@@ -166,7 +166,7 @@ async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
     let cluster = Arc::new(cluster(1));
-    cluster.failed(&cluster.choose(), &failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
+    cluster.blame(&cluster.choose(), &failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
     for _ in 0..10 {
         let asking = timeout(Duration::from_secs(10), cluster.reachable()).await.expect("a rest ends");
         let hangs = cluster.run_on(asking, |_| std::future::pending::<Result<(), Failure>>());
@@ -189,10 +189,12 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
         advance(audit * 6 / 5).await;
         if let Some(another) = cluster.another(&current) {
             assert!(cluster.another(&current).is_none(), "not before it is known to be well");
-            cluster.succeeded(&another);
-            assert!(cluster.another(&another).is_none());
-            assert!(cluster.another(&current).is_some_and(|other| Arc::ptr_eq(&other, &another)), "others follow");
-            current = another;
+            let member = Arc::clone(another.member());
+            another.ended(&Ok(()));
+            assert!(cluster.another(&member).is_none());
+            let followed = cluster.another(&current).expect("others follow");
+            assert!(Arc::ptr_eq(followed.member(), &member));
+            current = member;
             moves += 1;
         }
     }
@@ -201,10 +203,23 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     loop {
         advance(audit * 6 / 5).await;
         if let Some(another) = cluster.another(&current) {
-            cluster.failed(&another, &failure(Reason::Member, ErrorKind::Unavailable));
+            another.ended(&Err::<(), _>(failure(Reason::Member, ErrorKind::Unavailable)));
             break;
         }
     }
     assert!(cluster.another(&current).is_none());
     assert!(Arc::ptr_eq(&cluster.choose(), &current));
+}
+
+/// Whatever becomes of a stream that is opened or moved, by a refusal of the cluster's or because it is dropped: calls go on.
+#[tokio::test(start_paused = true)]
+async fn no_stream_keeps_a_member_from_calls() {
+    let cluster = cluster(1);
+    let member = cluster.choose();
+    cluster.blame(&member, &failure(Reason::Member, ErrorKind::Unavailable));
+    advance(Duration::from_secs(2)).await;
+    drop(cluster.choose());
+    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("it is not taken");
+    asking.ended(&Err::<(), _>(failure(Reason::Refused, ErrorKind::PermissionDenied)));
+    assert!(timeout(Duration::ZERO, cluster.reachable()).await.is_ok(), "it answered");
 }

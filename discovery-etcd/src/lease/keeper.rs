@@ -162,7 +162,7 @@ impl LeaseKeeper {
                             Ok(())
                         }
                         Err(failure) => {
-                            self.blame(&current.member, &failure);
+                            self.cluster.blame(&current.member, &failure);
                             Err(failure)
                         }
                     },
@@ -193,25 +193,20 @@ impl LeaseKeeper {
     ) -> Result<Stream, Failure> {
         let sent = Instant::now();
         // The member gets the limit: ended from outside, the call could not tell that its connection is dead.
-        match member.renew(id, until.saturating_duration_since(sent)).await {
-            Ok(renewals) => {
-                let granted = clock.granted();
-                self.confirm(clock, granted, sent);
-                self.cluster.succeeded(&member);
-                Ok(Stream { renewals, member, link: Link::Quiet })
-            }
-            Err(failure) => {
-                self.blame(&member, &failure);
-                Err(failure)
-            }
-        }
+        let renewals = member.renew(id, until.saturating_duration_since(sent)).await;
+        self.cluster.ended(&member, &renewals);
+        let renewals = renewals?;
+        let granted = clock.granted();
+        self.confirm(clock, granted, sent);
+        Ok(Stream { renewals, member, link: Link::Quiet })
     }
 
     /// The stream on another member, if the handle moves there. The former one is kept where that fails.
     async fn moved(&self, id: i64, current: &Stream, clock: &mut LeaseClock) -> Option<Stream> {
-        let member = self.cluster.another(&current.member)?;
+        let asking = self.cluster.another(&current.member)?;
         let limit = Instant::now() + clock.granted() / 6;
-        let moved = self.open(id, member, limit, clock).await;
+        let moved = self.open(id, Arc::clone(asking.member()), limit, clock).await;
+        asking.ended(&moved);
         moved.inspect_err(|failure| debug!(error = %failure.error.report(), "renewals not moved")).ok()
     }
 
@@ -220,17 +215,10 @@ impl LeaseKeeper {
         let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").during("renew");
         let failure = Failure::new(Reason::TimedOut, error);
         if let Some(silent) = stream.take() {
-            self.blame(&silent.member, &failure);
+            self.cluster.blame(&silent.member, &failure);
             silent.renewals.silent();
         }
         failure
-    }
-
-    /// What the cluster refuses, any other member would refuse too.
-    fn blame(&self, member: &Arc<Member>, failure: &Failure) {
-        if failure.is_member() {
-            self.cluster.failed(member, failure);
-        }
     }
 
     fn confirm(&self, clock: &mut LeaseClock, granted: Duration, sent: Instant) {

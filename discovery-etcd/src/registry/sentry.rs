@@ -75,9 +75,10 @@ impl Sentry {
                 continue;
             }
             let member = moves_to.take().unwrap_or_else(|| self.cluster.choose());
-            match self.open(&member).await {
+            let opened = self.open(&member).await;
+            self.cluster.ended(&member, &opened);
+            match opened {
                 Ok(stream) => {
-                    self.cluster.succeeded(&member);
                     let since = Instant::now();
                     let over = self.attend(stream, &member).await;
                     if since.elapsed() >= STEADY {
@@ -90,10 +91,10 @@ impl Sentry {
                             moves_to = Some(member);
                             continue;
                         }
-                        Over::Broken(failure) => self.blame(&member, &failure),
+                        Over::Broken(failure) => self.cluster.blame(&member, &failure),
                     }
                 }
-                Err(failure) => self.blame(&member, &failure),
+                Err(failure) => debug!(error = %failure.error.report(), "own entries not watched"),
             }
             sleep(delays.next_delay()).await;
         }
@@ -109,14 +110,7 @@ impl Sentry {
         post.asked = true;
         self.unanswered.push_back(*id);
         let key = post.key.clone().into_bytes();
-        let opened = member.watch(key, Vec::new(), post.from, *id, Duration::MAX).await;
-        opened.inspect_err(|failure| debug!(error = %failure.error.report(), "own entries not watched"))
-    }
-
-    fn blame(&self, member: &Arc<Member>, failure: &Failure) {
-        if failure.is_member() {
-            self.cluster.failed(member, failure);
-        }
+        member.watch(key, Vec::new(), post.from, *id, Duration::MAX).await
     }
 
     /// Asks for all watches while reading answers: who only asks fills the stream's window and waits for ever.
@@ -175,7 +169,7 @@ impl Sentry {
                 Happened::Look => {
                     if let Some(another) = self.cluster.another(member) {
                         // Nothing is missed on the way: each watch begins with the last revision that is known.
-                        return Over::Moves(another);
+                        return Over::Moves(Arc::clone(another.member()));
                     }
                 }
                 Happened::Broken(failure) => return Over::Broken(failure),

@@ -23,7 +23,7 @@ use tracing::debug;
 
 use crate::{
     client::{Event, Failure, Member, RangeSummary, Reason, WatchStream},
-    cluster::Cluster,
+    cluster::{Asking, Cluster},
     layout::Layout,
 };
 use cursor::{Cursor, Ended, WATCH};
@@ -110,9 +110,11 @@ impl EtcdSource {
         let mut member = self.cluster.choose();
         // From what is known already, whose events are dropped: where history is compacted up to the first change that is not, some
         // releases take a watch from there and leave a removal out, and only one from before it is told.
-        let mut stream = match self.open(range, &member, state.cursor.reached()).await {
+        let opened = self.open(range, &member, state.cursor.reached()).await;
+        self.cluster.ended(&member, &opened);
+        let mut stream = match opened {
             Ok(stream) => stream,
-            Err(failure) => return self.broken(&member, failure),
+            Err(failure) => return Ended::Broken(failure.error),
         };
         let mut audit = Box::pin(sleep_until(next_audit(self.audit)));
         let mut ticks = interval_at(Instant::now() + self.pace.interval, self.pace.interval);
@@ -183,7 +185,8 @@ impl EtcdSource {
     }
 
     /// The watch on another member, once that has begun it. What it tells begins with what the present one told last.
-    async fn moved(&self, range: &Range<'_>, member: Arc<Member>, revision: i64, cluster: u64) -> Option<Moved> {
+    async fn moved(&self, range: &Range<'_>, asking: Asking<'_>, revision: i64, cluster: u64) -> Option<Moved> {
+        let member = Arc::clone(asking.member());
         let begun = async {
             let mut stream = self.open(range, &member, revision).await?;
             let first = stream.next().await?;
@@ -200,19 +203,9 @@ impl EtcdSource {
             let error = Error::new(ErrorKind::DeadlineExceeded, "the member did not begin the watch in time");
             Err(Failure::new(Reason::TimedOut, error.during("watch")))
         });
-        match begun {
-            Ok(stream) => {
-                self.cluster.succeeded(&member);
-                Some((member, stream))
-            }
-            Err(failure) => {
-                debug!(error = %failure.error.report(), "watch not moved");
-                if failure.is_member() {
-                    self.cluster.failed(&member, &failure);
-                }
-                None
-            }
-        }
+        asking.ended(&begun);
+        let begun = begun.inspect_err(|failure| debug!(error = %failure.error.report(), "watch not moved"));
+        Some((member, begun.ok()?))
     }
 
     /// Compares the set with a fresh list, which finds events that were lost and permissions that were withdrawn. The watch
@@ -266,9 +259,7 @@ impl EtcdSource {
     }
 
     fn broken(&self, member: &Arc<Member>, failure: Failure) -> Ended {
-        if failure.is_member() {
-            self.cluster.failed(member, &failure);
-        }
+        self.cluster.blame(member, &failure);
         Ended::Broken(failure.error)
     }
 }
