@@ -151,6 +151,8 @@ impl Etcd {
         for place in 0..self.members.len() {
             self.kill(place);
             let _ = fs::remove_dir_all(self.data(place));
+            // The cluster that they were added to is no more.
+            self.members[place].is_late.store(false, Ordering::Relaxed);
         }
         for place in 0..self.members.len() {
             self.run(place);
