@@ -12,12 +12,15 @@ use crate::{Error, ErrorKind, name::excerpt};
 
 /// Where an instance listens: a host and a port.
 ///
-/// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is not trusted, so what could
-/// lead a client astray is refused: the port 0, unspecified, multicast, broadcast and link-local addresses (among them
-/// 169.254.169.254, where clouds keep their machines' credentials, in the usual spellings of IPv6 too), zone ids, schemes, paths, user info and socket files. Loopback and private addresses are allowed.
-/// A DNS name is resolved by whoever connects; this type does not check what it resolves to. It may end in a dot, which keeps
-/// resolvers from appending their search domains, as in `etcd-0.etcd.default.svc.cluster.local.:2379`. The dot is part of the
-/// address, and of no [name](Self::without_trailing_dot).
+/// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is
+/// not trusted, so what could lead a client astray is refused: the port 0, unspecified, multicast,
+/// broadcast and link-local addresses (among them 169.254.169.254, where clouds keep their
+/// machines' credentials, in the usual spellings of IPv6 too), zone ids, schemes, paths, user info
+/// and socket files. Loopback and private addresses are allowed. A DNS name is resolved by whoever
+/// connects; this type does not check what it resolves to. It may end in a dot, which keeps
+/// resolvers from appending their search domains, as in
+/// `etcd-0.etcd.default.svc.cluster.local.:2379`. The dot is part of the address, and of no
+/// [name](Self::without_trailing_dot).
 ///
 /// ```
 /// use discovery_core::{Address, Host};
@@ -66,7 +69,8 @@ impl Address {
         }
     }
 
-    /// The address without the dot that may end a DNS name: what certificates, ids and HTTP's `:authority` name.
+    /// The address without the dot that may end a DNS name: what certificates, ids and HTTP's
+    /// `:authority` name.
     ///
     /// ```
     /// use discovery_core::Address;

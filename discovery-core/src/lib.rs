@@ -1,7 +1,7 @@
 //! The traits and types of `discovery`: who serves a service, told as a stream of updates.
 //!
-//! - [`Registry`] registers an [`Instance`] and hands out a [`Registration`], which lives as long as its handle;
-//!   [`RegistryExt`] adds one that does not wait for the registry.
+//! - [`Registry`] registers an [`Instance`] and hands out a [`Registration`], which lives as long
+//!   as its handle; [`RegistryExt`] adds one that does not wait for the registry.
 //! - [`Resolver`] lists the instances of a service, or watches them as a stream of [`Update`]s; [`ResolverExt`] adds a
 //!   [`View`] that always has the last set at hand.
 //! - [`Backend`] is both. Backends are crates of their own; [`FixedResolver`] is the one that needs none.

@@ -59,7 +59,8 @@ impl Registration {
         self.instance().id().clone()
     }
 
-    /// The instance as it is registered, or is going to be: during an update, and after one whose error was retryable.
+    /// The instance as it is registered, or is going to be: during an update, and after one whose
+    /// error was retryable.
     pub fn instance(&self) -> Arc<Instance> {
         Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -104,14 +105,15 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address; [`Conflict`](ErrorKind::Conflict) once superseded;
-    /// else what the registry answers. After a retryable error the backend goes on trying to write the new values. After any
-    /// other error the former values stand, and the new ones are not written later.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address;
+    /// [`Conflict`](ErrorKind::Conflict) once superseded; else what the registry answers. After a
+    /// retryable error the backend goes on trying to write the new values. After any other error
+    /// the former values stand, and the new ones are not written later.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before completion, the update goes on: [`instance`](Self::instance) shows the new values, which the backend
-    /// writes if it can, and a later update starts from them.
+    /// Dropped before completion, the update goes on: [`instance`](Self::instance) shows the new
+    /// values, which the backend writes if it can, and a later update starts from them.
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
         let _updating = self.updating.lock().await;
         let before = self.instance();
@@ -122,8 +124,8 @@ impl Registration {
         }
         let after = Arc::new(after);
         let held = self.held.as_ref().expect("only `deregister`, which consumes the registration, takes it");
-        // Before it is written: an update that is dropped or late is what the backend goes on to write, and where the next one
-        // starts from.
+        // Before it is written: an update that is dropped or late is what the backend goes on to
+        // write, and where the next one starts from.
         self.show(Arc::clone(&after));
         let result = held.update(after).await;
         if result.as_ref().is_err_and(|error| !error.is_retryable()) {

@@ -16,8 +16,8 @@ use crate::{Error, Instance, Registration, Resolver, ServiceName};
 ///   asked ([`Claim::IfAbsent`]). Healing never takes over. The superseded can neither overwrite nor delete.
 /// - **R4** `deregister` returns once the entry is gone, or within its deadline an error that says by when it will be. Dropping
 ///   the registration asks for the same. A killed process is gone when its lease ends.
-/// - **R5** An update changes weight and metadata in place: no removal, no new lease. One that failed for good is not written
-///   later.
+/// - **R5** An update changes weight and metadata in place: no removal, no new lease. One that
+///   failed for good is not written later.
 /// - **R6** Ambiguous outcomes (a write whose answer was lost, `register` dropped half-way) leave at most one entry, and none
 ///   once given up.
 #[async_trait]

@@ -135,7 +135,8 @@ impl Registry for EtcdBackend {
 
 #[async_trait]
 impl Resolver for EtcdBackend {
-    /// Goes on for the whole [operation timeout](EtcdConfig::with_deadline) while etcd cannot be reached or cannot answer.
+    /// Goes on for the whole [operation timeout](EtcdConfig::with_deadline) while etcd cannot be
+    /// reached or cannot answer.
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
         self.open().map_err(|error| error.during("list").for_service(service))?;
         let end = Instant::now() + self.deadline;

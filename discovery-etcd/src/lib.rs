@@ -11,14 +11,15 @@
 //!   the [ttl](EtcdConfig::with_ttl), at the least every 3.75 s, and has as long to answer. So a frozen member, a cluster
 //!   without a leader, and a watch that is silent about changes are noticed, and watchers are told of an outage within two thirds of the ttl (for a ttl
 //!   of 2 s and more; after 8 s at most).
-//! - One member is asked at a time, every call under a timeout. Where it fails, another one is asked, at random. An answer is
-//!   the cluster's only if its code and its whole text are known to be; any other refusal counts for the member that gave it.
-//!   Overload and timeouts go to one other member at most, and take the whole backoff.
-//! - While no member is well, one caller at a time finds out whether one is back, however many registrations wait for it. At
-//!   most 128 reads and writes of entries are on their way at once.
-//! - Once per [audit](EtcdConfig::with_audit_interval) a handle chooses its member anew, so that a rolling restart of etcd does
-//!   not leave all handles on one member. Members that are replaced at new addresses are found
-//!   [if asked for](EtcdConfig::with_discover_members).
+//! - One member is asked at a time, every call under a timeout. Where it fails, another one is
+//!   asked, at random. An answer is the cluster's only if its code and its whole text are known to
+//!   be; any other refusal counts for the member that gave it. Overload and timeouts go to one
+//!   other member at most, and take the whole backoff.
+//! - While no member is well, one caller at a time finds out whether one is back, however many
+//!   registrations wait for it. At most 128 reads and writes of entries are on their way at once.
+//! - Once per [audit](EtcdConfig::with_audit_interval) a handle chooses its member anew, so that a
+//!   rolling restart of etcd does not leave all handles on one member. Members that are replaced at
+//!   new addresses are found [if asked for](EtcdConfig::with_discover_members).
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
 //!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.
 //! - An entry whose write was not answered is watched also after its registration was taken back, until the handle's lease ends,

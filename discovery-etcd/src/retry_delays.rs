@@ -6,11 +6,13 @@ use discovery_core::{Backoff, Delays};
 
 use crate::client::Failure;
 
-/// The waits between attempts: for a member that failed, and for a registration or a lease that could not be written.
+/// The waits between attempts: for a member that failed, and for a registration or a lease that
+/// could not be written.
 ///
-/// A cluster that refuses, has too much to do, or does not answer in time is asked again after the whole backoff. One that
-/// cannot be reached is tried at least once a second, so that registrations are back soon after it is; refused connections
-/// cost little, and the jitter spreads those that come back over that second.
+/// A cluster that refuses, has too much to do, or does not answer in time is asked again after the
+/// whole backoff. One that cannot be reached is tried at least once a second, so that registrations
+/// are back soon after it is; refused connections cost little, and the jitter spreads those that
+/// come back over that second.
 #[derive(Clone, Debug)]
 pub(crate) struct RetryDelays {
     unreached: Delays,
@@ -69,7 +71,8 @@ mod tests {
         }
     }
 
-    /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first attempt after its return is.
+    /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first
+    /// attempt after its return is.
     #[test]
     fn a_crowd_comes_back_spread_over_a_second() {
         let unreached = Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "not now"));

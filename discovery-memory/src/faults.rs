@@ -69,15 +69,16 @@ impl MemoryBackend {
         keep(&self.store);
     }
 
-    /// Puts an instance by hand, which nobody renews and no lease ends. A registration whose entry this overwrites heals, as with
-    /// etcd.
+    /// Puts an instance by hand, which nobody renews and no lease ends. A registration whose entry
+    /// this overwrites heals, as with etcd.
     pub fn put(&self, service: &ServiceName, instance: Instance) {
         self.store.lock().put(service, Arc::new(instance), None);
         keep(&self.store);
     }
 
-    /// Puts an entry that cannot be read. The entry of an instance has the key `<service>/<id>`; keys of deeper paths are no
-    /// service's entries. A registration whose entry this overwrites heals, as with etcd.
+    /// Puts an entry that cannot be read. The entry of an instance has the key `<service>/<id>`;
+    /// keys of deeper paths are no service's entries. A registration whose entry this overwrites
+    /// heals, as with etcd.
     pub fn put_unreadable(&self, key: &str) {
         self.store.lock().write(key.to_owned(), None, None);
         keep(&self.store);

@@ -100,8 +100,8 @@ impl State {
         }
     }
 
-    /// Writes a registration's entry where there is none, its own or one that was put by hand; another's entry stands and
-    /// supersedes it.
+    /// Writes a registration's entry where there is none, its own or one that was put by hand;
+    /// another's entry stands and supersedes it.
     pub(crate) fn heal(&mut self, number: u64) {
         let Some(owner) = self.owners.get_mut(&number) else { return };
         owner.heals = None;

@@ -22,7 +22,8 @@ impl Held for Owned {
         keep(&self.store);
         let mut state = self.store.lock();
         let reached = state.reach(self.process);
-        // Healing writes what stands here, also where the registry cannot be reached now; but not what was refused for good.
+        // Healing writes what stands here, also where the registry cannot be reached now; but not
+        // what was refused for good.
         let is_refused = reached.as_ref().is_err_and(|error| !error.is_retryable());
         if let Some(owner) = state.owners.get_mut(&self.number).filter(|_| !is_refused) {
             owner.instance = instance;

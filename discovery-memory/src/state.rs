@@ -127,8 +127,8 @@ impl State {
         self.write(key, Some(instance), owner);
     }
 
-    /// Writes an entry, readable or not. Whoever owned it before is superseded by another owner. What was put by hand, without an
-    /// owner, is repaired instead, since nobody would ever end it.
+    /// Writes an entry, readable or not. Whoever owned it before is superseded by another owner.
+    /// What was put by hand, without an owner, is repaired instead, since nobody would ever end it.
     pub(crate) fn write(&mut self, key: String, instance: Option<Arc<Instance>>, owner: Option<u64>) {
         self.revision += 1;
         let stored = Stored { instance, owner, ends: None, revision: self.revision };

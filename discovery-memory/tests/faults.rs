@@ -175,7 +175,8 @@ async fn an_entry_that_is_overwritten_by_hand_is_repaired_and_another_owners_is_
         assert!(set.iter().any(|found| **found == instance(1)), "{by_hand}");
     }
     drop(registration);
-    // Nobody owns what was put by hand, so a claim that must not take over is a conflict, as with etcd.
+    // Nobody owns what was put by hand, so a claim that must not take over is a conflict, as with
+    // etcd.
     other.put(&payments(), instance(1));
     let claim = other.register_with(&payments(), instance(1), Claim::IfAbsent).await;
     assert_eq!(claim.unwrap_err().kind(), ErrorKind::Conflict);

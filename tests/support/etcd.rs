@@ -162,8 +162,8 @@ impl Etcd {
         }
     }
 
-    /// Takes a member out of the cluster and puts another one in its place, without data and at other ports if so wanted. The
-    /// others must have a majority meanwhile.
+    /// Takes a member out of the cluster and puts another one in its place, without data and at
+    /// other ports if so wanted. The others must have a majority meanwhile.
     pub async fn replace(&self, place: usize, elsewhere: bool) {
         let mut others = self.members();
         others.remove(place);

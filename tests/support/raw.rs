@@ -147,7 +147,8 @@ impl Raw {
         }
     }
 
-    /// Makes a user that may do everything, unless there is one, and lets in nobody but users. This client is shut out then.
+    /// Makes a user that may do everything, unless there is one, and lets in nobody but users. This
+    /// client is shut out then.
     pub async fn enable_auth(&mut self, password: &str) {
         if self.0.user_get("root").await.is_err() {
             self.0.user_add("root", password, None).await.expect("etcd answers");
@@ -233,7 +234,8 @@ impl Raw {
         self.0.role_grant_permission(role, permission).await.expect("etcd answers");
     }
 
-    /// Takes a member out of the cluster, known by its name; waits until the others agree to do without it.
+    /// Takes a member out of the cluster, known by its name; waits until the others agree to do
+    /// without it.
     pub async fn remove_member(&mut self, name: &str) {
         let id = {
             let listed = self.0.member_list().await.expect("etcd answers");
@@ -258,7 +260,8 @@ impl Raw {
                     Change::Remove(id) => self.0.member_remove(*id).await.map(drop),
                 }
             };
-            // Where that was the leader, what is asked while another one is elected may never be answered.
+            // Where that was the leader, what is asked while another one is elected may never be
+            // answered.
             match tokio::time::timeout(Duration::from_secs(3), tried).await {
                 Ok(Ok(())) => return,
                 // An earlier attempt was done.

@@ -16,14 +16,16 @@ use tokio::time::sleep;
 /// The processor time that this process has used.
 fn used() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    // After the name, which may hold anything: user and system time are the 14th and 15th field, in hundredths of a second.
+    // After the name, which may hold anything: user and system time are the 14th and 15th field, in
+    // hundredths of a second.
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
     Duration::from_millis(ticks * 10)
 }
 
-/// 1,000 registrations are dropped while etcd resets, or refuses, every connection: what is left of them costs at most 10 connections
-/// a second and 0.05 core, and so do 1,000 that are kept. When etcd is back, the dropped ones are removed and the others there.
+/// 1,000 registrations are dropped while etcd resets, or refuses, every connection: what is left of
+/// them costs at most 10 connections a second and 0.05 core, and so do 1,000 that are kept. When
+/// etcd is back, the dropped ones are removed and the others there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registrations_cost_little_during_an_outage() {
     const COUNT: u16 = 1000;

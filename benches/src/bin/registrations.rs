@@ -1,8 +1,11 @@
-//! `registrations rate|lost|dropped`: what many registrations of one process cost, on etcd of its own, beside a raw client's.
+//! `registrations rate|lost|dropped`: what many registrations of one process cost, on etcd of its
+//! own, beside a raw client's.
 //!
-//! - `rate <count> <pairs>`: registers so many, in turns with a raw client that grants a lease, puts an entry and keeps it alive
-//!   for each; prints the medians of their times, and the streams and messages that keep the leases alive.
-//! - `lost <count> <rounds>`: loses all entries at once, by revoking the lease, and prints how long until they are back.
+//! - `rate <count> <pairs>`: registers so many, in turns with a raw client that grants a lease,
+//!   puts an entry and keeps it alive for each; prints the medians of their times, and the streams
+//!   and messages that keep the leases alive.
+//! - `lost <count> <rounds>`: loses all entries at once, by revoking the lease, and prints how long
+//!   until they are back.
 //! - `dropped <count>`: drops them while etcd resets every connection, and prints what that costs.
 
 use std::time::{Duration, Instant};

@@ -15,7 +15,8 @@ pub(super) fn rate() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// F17: 10,000 entries of one process are lost at once; and 1,000 registrations are dropped in an outage.
+/// F17: 10,000 entries of one process are lost at once; and 1,000 registrations are dropped in an
+/// outage.
 pub(super) fn overload() -> Result<Vec<Row>, Failure> {
     let lost = Report::of("registrations", &["lost".to_owned(), LOST.to_string(), ROUNDS.to_string()])?;
     let dropped = Report::of("registrations", &["dropped".to_owned(), COUNT.to_string()])?;

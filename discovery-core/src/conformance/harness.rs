@@ -35,8 +35,8 @@ pub trait Harness: Send + Sync {
         undeclared("refusals")
     }
 
-    /// Makes the registry refuse all writes for good, as where a permission is withdrawn: an error that is not retryable.
-    /// Needs [`Capabilities::denials`].
+    /// Makes the registry refuse all writes for good, as where a permission is withdrawn: an error
+    /// that is not retryable. Needs [`Capabilities::denials`].
     async fn deny(&self) {
         undeclared("denials")
     }

@@ -239,8 +239,8 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
     }
 }
 
-/// **R5**: an update changes weight and metadata in place, without a moment of absence; one that is refused for good changes
-/// nothing, now or later.
+/// **R5**: an update changes weight and metadata in place, without a moment of absence; one that is
+/// refused for good changes nothing, now or later.
 pub async fn r05_updates_in_place(harness: &dyn Harness) {
     const LAW: &str = "R5";
     let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
@@ -289,7 +289,8 @@ pub async fn r05_updates_in_place(harness: &dyn Harness) {
     }
 }
 
-/// What the registry refuses for good is neither shown nor written later, whatever is written for another reason.
+/// What the registry refuses for good is neither shown nor written later, whatever is written for
+/// another reason.
 async fn refused_update_is_not_written_later(
     law: &'static str,
     harness: &dyn Harness,

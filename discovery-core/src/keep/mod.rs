@@ -25,18 +25,23 @@ use crate::{
 pub trait RegistryExt: Registry {
     /// Registers an instance however long that takes, and returns without waiting for it.
     ///
-    /// [`register`](Registry::register) gives up after the backend's timeout, so that its caller knows where it stands. This is
-    /// for a process that should start, and be found as soon as the registry can be reached, while that is away.
+    /// [`register`](Registry::register) gives up after the backend's timeout, so that its caller
+    /// knows where it stands. This is for a process that should start, and be found as soon as the
+    /// registry can be reached, while that is away.
     ///
-    /// The registration starts as [`Lost`](Status::Lost), and makes no claim that anything is written: R1 does not hold for it.
-    /// Its [status](Registration::status) reports what the registry answered last. From the first write on it is like any other.
+    /// The registration starts as [`Lost`](Status::Lost), and makes no claim that anything is
+    /// written: R1 does not hold for it. Its [status](Registration::status) reports what the
+    /// registry answered last. From the first write on it is like any other.
     ///
-    /// - Errors that may pass, and those that somebody may mend (a permission, a password), are followed by another attempt,
-    ///   after a [`Backoff`] with full jitter. An error of the input waits for an [update](Registration::update).
-    /// - A conflict with another owner, which `claim` decides, ends it as [`Superseded`](Status::Superseded).
-    /// - Before the first write, an [update](Registration::update) changes what is going to be written, and returns at once.
-    /// - [`deregister`](Registration::deregister) waits for the end of an attempt that is under way. Dropping the registration
-    ///   ends the attempt, and everything else.
+    /// - Errors that may pass, and those that somebody may mend (a permission, a password), are
+    ///   followed by another attempt, after a [`Backoff`] with full jitter. An error of the input
+    ///   waits for an [update](Registration::update).
+    /// - A conflict with another owner, which `claim` decides, ends it as
+    ///   [`Superseded`](Status::Superseded).
+    /// - Before the first write, an [update](Registration::update) changes what is going to be
+    ///   written, and returns at once.
+    /// - [`deregister`](Registration::deregister) waits for the end of an attempt that is under
+    ///   way. Dropping the registration ends the attempt, and everything else.
     ///
     /// ```
     /// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
@@ -52,9 +57,9 @@ pub trait RegistryExt: Registry {
     ///
     /// # Errors
     ///
-    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`InvalidInput`](ErrorKind::InvalidInput),
-    /// [`Unsupported`](ErrorKind::Unsupported) and [`Closed`](ErrorKind::Closed) where the registry returns them without
-    /// waiting for anybody.
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime;
+    /// [`InvalidInput`](ErrorKind::InvalidInput), [`Unsupported`](ErrorKind::Unsupported) and
+    /// [`Closed`](ErrorKind::Closed) where the registry returns them without waiting for anybody.
     fn keep_registered(&self, service: &ServiceName, instance: Instance, claim: Claim) -> Result<Registration, Error>
     where
         Self: Clone + Sized,
@@ -111,7 +116,8 @@ enum Wanted {
     Registered(Arc<Instance>),
 }
 
-/// What the first successful attempt leaves, outside of its task, so that it ends at once with its owner.
+/// What the first successful attempt leaves, outside of its task, so that it ends at once with its
+/// owner.
 #[derive(Debug, Default)]
 enum Slot {
     #[default]
@@ -151,7 +157,8 @@ impl<R: Registry + Clone> Keeper<R> {
         Box::pin(async move { registry.register_with(&service, instance, claim).await })
     }
 
-    /// Runs until the registration is over. Returns how its end went, for an owner that waits for it.
+    /// Runs until the registration is over. Returns how its end went, for an owner that waits for
+    /// it.
     async fn run(mut self, instance: Arc<Instance>, first: Attempt) -> Result<(), Error> {
         let result = self.keep(instance, first).await;
         self.is_over = true;
@@ -163,13 +170,15 @@ impl<R: Registry + Clone> Keeper<R> {
             let result = tokio::select! {
                 biased;
                 wanted = self.another(&instance) => match wanted {
-                    // What is under way would write the former one; dropped, it leaves nothing behind (R6).
+                    // What is under way would write the former one; dropped, it leaves nothing
+                    // behind (R6).
                     Some(wanted) => {
                         attempt = self.attempt(&wanted);
                         instance = wanted;
                         continue;
                     }
-                    // It may have written what has to go again. After an error nothing stays registered.
+                    // It may have written what has to go again. After an error nothing stays
+                    // registered.
                     None => return match attempt.await {
                         Ok(registration) => registration.deregister().await,
                         Err(_) => Ok(()),
@@ -218,7 +227,8 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner once it is of the instance that is wanted; ends it if none is.
+    /// Hands the registration over to its owner once it is of the instance that is wanted; ends it
+    /// if none is.
     async fn hand_over(
         &mut self,
         registration: Registration,
@@ -356,7 +366,8 @@ impl Kept {
     }
 }
 
-/// Whether an error is of the call itself, and no further attempt with the same input would do better.
+/// Whether an error is of the call itself, and no further attempt with the same input would do
+/// better.
 fn is_of_call(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Closed | ErrorKind::InvalidInput | ErrorKind::NoRuntime | ErrorKind::Unsupported)
 }

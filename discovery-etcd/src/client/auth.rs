@@ -18,11 +18,12 @@ use crate::config::Credentials;
 
 /// Gets tokens for all members of a handle.
 ///
-/// etcd's way to check a password is slow by design, so a handle asks for it at most once a second, over all members
-/// together, and after refusals at growing intervals up to the longest backoff.
+/// etcd's way to check a password is slow by design, so a handle asks for it at most once a second,
+/// over all members together, and after refusals at growing intervals up to the longest backoff.
 pub(super) struct Authenticator {
     credentials: Option<Credentials>,
-    /// Authentication was off when last asked. Calls go without a token then, until one is refused for that.
+    /// Authentication was off when last asked. Calls go without a token then, until one is refused
+    /// for that.
     is_disabled: AtomicBool,
     pace: Mutex<Pace>,
 }
@@ -60,8 +61,8 @@ impl Authenticator {
         self.pace().next.is_none_or(|next| next <= Instant::now())
     }
 
-    /// Waits until an attempt may be made, and takes the turn. It is over with its beginning, so that a member that does not
-    /// answer keeps no other one waiting. Cancel safe.
+    /// Waits until an attempt may be made, and takes the turn. It is over with its beginning, so
+    /// that a member that does not answer keeps no other one waiting. Cancel safe.
     async fn turn(&self) {
         loop {
             let next = {
@@ -94,7 +95,8 @@ impl Authenticator {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gets a token once it is time for that, and sets it on the client and its clones. Returns whether they send one.
+    /// Gets a token once it is time for that, and sets it on the client and its clones. Returns
+    /// whether they send one.
     pub(super) async fn authenticate(
         &self,
         client: &mut Client,

@@ -32,7 +32,8 @@ impl Member {
                 self.dial.auth.is_required();
             }
             if !self.dial.auth.is_wanted() {
-                // Authentication is off, and the token of no use; or there are no credentials, and the call is refused.
+                // Authentication is off, and the token of no use; or there are no credentials, and
+                // the call is refused.
                 forget(&mut connection.client()).await;
                 connection.renewed(false);
                 return Ok(connection.clone());
@@ -44,8 +45,9 @@ impl Member {
         {
             return Err(refused.clone());
         }
-        // In a task of its own, which no caller's timeout ends: a busy etcd takes long to check a password, and callers that
-        // began anew with each attempt would never be done, and keep it busy.
+        // In a task of its own, which no caller's timeout ends: a busy etcd takes long to check a
+        // password, and callers that began anew with each attempt would never be done, and keep it
+        // busy.
         let (address, dial) = (self.address.clone(), Arc::clone(&self.dial));
         let limit = 2 * self.request_timeout;
         let connecting = tokio::spawn(async move {

@@ -43,7 +43,8 @@ pub(super) struct Use {
 /// What a call shows that gets no answer in time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Silence {
-    /// The call may be slow. Two in a row without any answer in between are taken for a dead connection.
+    /// The call may be slow. Two in a row without any answer in between are taken for a dead
+    /// connection.
     Call,
     /// The connection may be dead: the call was made to find that out.
     Connection,
@@ -114,8 +115,8 @@ impl Use {
 
     /// Records that no answer came in time.
     ///
-    /// A connection on which others are answered meanwhile is alive. To give one up for each slow call would add
-    /// handshakes, and the checking of passwords, to a load that may be the reason.
+    /// A connection on which others are answered meanwhile is alive. To give one up for each slow
+    /// call would add handshakes, and the checking of passwords, to a load that may be the reason.
     pub(super) fn silent(&self, silence: Silence) {
         if self.state.answers.load(Ordering::Acquire) != self.answers {
             return;

@@ -20,8 +20,8 @@ pub(crate) struct Dial {
 impl Dial {
     /// Reads the files of TLS and of the password.
     pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
-        // No user: tokens are obtained apart, since etcd-client would ask for one before each use of a connection, and knows
-        // neither watches nor changes of users and roles.
+        // No user: tokens are obtained apart, since etcd-client would ask for one before each use
+        // of a connection, and knows neither watches nor changes of users and roles.
         let options = ConnectOptions::new()
             .with_connect_timeout(settings.connect_timeout)
             .with_keep_alive(settings.ping_interval, settings.ping_timeout)
@@ -49,7 +49,8 @@ impl Dial {
         options
     }
 
-    /// Which reading of the files of TLS is the present one: connections of an earlier one get no further calls.
+    /// Which reading of the files of TLS is the present one: connections of an earlier one get no
+    /// further calls.
     pub(super) fn files(&self) -> u64 {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {

@@ -38,7 +38,8 @@ pub(crate) enum Reason {
     LeaseExists,
     /// The lease is gone: grant another.
     LeaseGone,
-    /// The member, or the way to it, failed, or it gave an answer that is not known to be the cluster's.
+    /// The member, or the way to it, failed, or it gave an answer that is not known to be the
+    /// cluster's.
     Member,
     /// The member has too much to do: asking all others as well would only multiply the load.
     Overloaded,
@@ -103,7 +104,8 @@ impl Failure {
         let mut outcome = if is_answer(&error) { Outcome::Answered } else { Outcome::Lost };
         let (code, text) = match error {
             ClientError::GRpcStatus(status) => {
-                // What rustls or the system reported; tonic's own message may be no more than "transport error".
+                // What rustls or the system reported; tonic's own message may be no more than
+                // "transport error".
                 let mut causes: &dyn StdError = &status;
                 while let Some(cause) = causes.source() {
                     causes = cause;
@@ -111,7 +113,8 @@ impl Failure {
                 }
                 (Code(status.code() as i32), status.message().to_owned())
             }
-            // etcd's answer that the lease has no time left, which etcd-client turns into an error of its own.
+            // etcd's answer that the lease has no time left, which etcd-client turns into an error
+            // of its own.
             ClientError::LeaseKeepAliveError(text) if text == "lease not found" => {
                 (Code::NOT_FOUND, LEASE_NOT_FOUND.to_owned())
             }
@@ -209,12 +212,14 @@ impl fmt::Display for Code {
 
 /// Whose answer a status is.
 ///
-/// A code alone does not tell: a learner, another gRPC server at a reused address, or a proxy in between answer with the
-/// same codes as the cluster. So an answer is the cluster's, or about a token, only where the code *and* the whole text are
-/// those of etcd's `rpctypes` (3.4 to 3.7, all the same in this). All others are the member's own.
+/// A code alone does not tell: a learner, another gRPC server at a reused address, or a proxy in
+/// between answer with the same codes as the cluster. So an answer is the cluster's, or about a
+/// token, only where the code *and* the whole text are those of etcd's `rpctypes` (3.4 to 3.7, all
+/// the same in this). All others are the member's own.
 fn classify(code: Code, text: &str) -> (Reason, ErrorKind) {
     let is_known = |(known, is_text, ..): &&(Code, &str, Reason, ErrorKind)| {
-        // etcd's own grpc-proxy passes its texts on, but not its codes; the reasons of canceled watches have none.
+        // etcd's own grpc-proxy passes its texts on, but not its codes; the reasons of canceled
+        // watches have none.
         text == *is_text && (code == *known || code == Code::UNKNOWN)
     };
     if let Some((.., reason, kind)) = KNOWN.iter().find(is_known) {
@@ -236,8 +241,9 @@ fn classify(code: Code, text: &str) -> (Reason, ErrorKind) {
 
 /// The answers of etcd that have a meaning here, with their codes and whole texts.
 ///
-/// Its other answers are left out because no call of this crate can get them (those about members, users and roles), or
-/// because they are about the member that gives them (no leader, not capable, a learner, a revision that it has not seen).
+/// Its other answers are left out because no call of this crate can get them (those about members,
+/// users and roles), or because they are about the member that gives them (no leader, not capable,
+/// a learner, a revision that it has not seen).
 const KNOWN: [(Code, &str, Reason, ErrorKind); 24] = {
     use ErrorKind as Kind;
     [
@@ -313,7 +319,8 @@ pub(super) fn is_answer(error: &ClientError) -> bool {
     }
 }
 
-/// Whether it failed before anything was sent, by the texts of tonic. Where that is not certain it is `false`.
+/// Whether it failed before anything was sent, by the texts of tonic. Where that is not certain it
+/// is `false`.
 fn is_of_connecting(text: &str) -> bool {
     // The latter where the runtime is gone that the client was made in.
     text.starts_with("tcp connect error") || text.starts_with("Service was not ready")
@@ -329,7 +336,8 @@ mod tests {
         config::{EtcdConfig, Settings},
     };
 
-    /// All answers in `rpctypes/error.go` of etcd 3.4.0 to 3.7.1, with what this crate makes of them. `M` is the member's.
+    /// All answers in `rpctypes/error.go` of etcd 3.4.0 to 3.7.1, with what this crate makes of
+    /// them. `M` is the member's.
     const RPCTYPES: &str = "
         Canceled|etcdserver: request canceled|M
         Canceled|etcdserver: watch canceled|M
@@ -443,7 +451,8 @@ mod tests {
             }
         }
         assert_eq!(known, KNOWN.len(), "each known answer is one of etcd's");
-        // A member's own answer is retryable, whatever it looks like: a status of a service mesh, a gRPC server without etcd.
+        // A member's own answer is retryable, whatever it looks like: a status of a service mesh, a
+        // gRPC server without etcd.
         for number in 0..CODES.len() {
             for text in ["", "rpc not supported for learner", "RBAC: access denied", "permission denied"] {
                 let (reason, kind) = classify(Code(i32::try_from(number).unwrap()), text);

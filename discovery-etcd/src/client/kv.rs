@@ -87,7 +87,8 @@ impl Member {
         Ok(page)
     }
 
-    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all within `limit`.
+    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all
+    /// within `limit`.
     ///
     /// Finding it makes etcd read the whole range; the answer is small either way.
     pub(crate) async fn glance(

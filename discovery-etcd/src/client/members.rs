@@ -4,7 +4,8 @@ use super::{Failure, Member};
 use crate::config::member_address;
 
 impl Member {
-    /// The addresses at which the members of the cluster offer themselves to clients, learners left out.
+    /// The addresses at which the members of the cluster offer themselves to clients, learners left
+    /// out.
     ///
     /// What cannot be read, or does not fit whether there is TLS, is left out too.
     pub(crate) async fn members(&self) -> Result<Vec<Address>, Failure> {

@@ -1,10 +1,12 @@
 //! One member of the cluster: every call under its own timeout, in types of our own.
 //!
-//! Nothing outside this folder names etcd-client. One client never holds two members, because its balancer keeps sending a
-//! share of the calls to a dead one; choosing a member is the work of [`cluster`](crate::cluster).
+//! Nothing outside this folder names etcd-client. One client never holds two members, because its
+//! balancer keeps sending a share of the calls to a dead one; choosing a member is the work of
+//! [`cluster`](crate::cluster).
 //!
-//! A call asks the [`Member`] for its [`Connection`], which [`connect`](connect) makes where there is none: the member's
-//! version is checked, and [`auth`] gets a token for it. [`failure`] reads what went wrong.
+//! A call asks the [`Member`] for its [`Connection`], which [`connect`](connect) makes where there
+//! is none: the member's version is checked, and [`auth`] gets a token for it. [`failure`] reads
+//! what went wrong.
 
 mod auth;
 mod connect;
@@ -73,8 +75,9 @@ impl Member {
 
     /// Runs a call, and returns its use of the connection, for what else comes on a stream.
     ///
-    /// A connection that failed gets no further calls, since a client does not come back by itself once its token, or the
-    /// runtime that it was made in, is gone. Streams that are open on it go on.
+    /// A connection that failed gets no further calls, since a client does not come back by itself
+    /// once its token, or the runtime that it was made in, is gone. Streams that are open on it go
+    /// on.
     async fn open<T, F>(
         &self,
         operation: &'static str,

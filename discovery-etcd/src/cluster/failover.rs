@@ -58,8 +58,9 @@ impl Failover {
         self.health[place].state == State::Well
     }
 
-    /// A member that may answer: the current one, else one at random of those that are well, else one at random of those whose
-    /// rest is over, which nobody else is given until it is known how that ends.
+    /// A member that may answer: the current one, else one at random of those that are well, else
+    /// one at random of those whose rest is over, which nobody else is given until it is known how
+    /// that ends.
     pub(super) fn available(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         let is_well = |place: &usize| !tried.contains(place) && self.is_well(*place);
         if is_well(&self.current) {
@@ -74,8 +75,8 @@ impl Failover {
         Some(place)
     }
 
-    /// A member to ask in any case: one that is [available](Self::available), else the one whose rest ends first; `None`
-    /// once all were tried.
+    /// A member to ask in any case: one that is [available](Self::available), else the one whose
+    /// rest ends first; `None` once all were tried.
     pub(super) fn any(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         self.available(now, tried).or_else(|| {
             let untried = self.places().filter(|place| !tried.contains(place));
@@ -116,7 +117,8 @@ impl Failover {
         let rest = match failure.reason {
             // It answers at once, and a password is not checked more often for it.
             Reason::Credentials | Reason::Token => Duration::ZERO,
-            // The jitter may be next to nothing; a member that has just failed is not the first choice again.
+            // The jitter may be next to nothing; a member that has just failed is not the first
+            // choice again.
             _ => health.delays.after(failure).max(LEAST_REST),
         };
         health.state = State::Resting(now + rest);
@@ -142,7 +144,8 @@ impl Failover {
         true
     }
 
-    /// A member at random, of those that are well and those whose rest is over: where calls and streams may move to.
+    /// A member at random, of those that are well and those whose rest is over: where calls and
+    /// streams may move to.
     pub(super) fn candidate(&mut self, now: Instant) -> Option<usize> {
         let is_eligible = |place: &usize| match self.health[*place].state {
             State::Resting(until) => until <= now,
@@ -259,7 +262,8 @@ mod tests {
         }
     }
 
-    /// A restart of one member after the other leaves all handles on two of three; choosing once more spreads them.
+    /// A restart of one member after the other leaves all handles on two of three; choosing once
+    /// more spreads them.
     #[tokio::test(start_paused = true)]
     async fn handles_spread_over_the_members_that_are_well() {
         let mut handles: Vec<Failover> = (0..3000).map(|_| failover(3)).collect();

@@ -1,7 +1,8 @@
 //! Which member to ask, and when nobody is worth asking.
 //!
-//! Calls and streams stay with one member while it is well. [`failover`] decides where they go when it is not, [`round`]
-//! takes one call from member to member, and [`members`] finds members at new addresses.
+//! Calls and streams stay with one member while it is well. [`failover`] decides where they go when
+//! it is not, [`round`] takes one call from member to member, and [`members`] finds members at new
+//! addresses.
 
 mod failover;
 mod members;
@@ -84,7 +85,8 @@ impl Cluster {
         })
     }
 
-    /// Runs a call on one member, and on all others where that fails, whatever is known against them.
+    /// Runs a call on one member, and on all others where that fails, whatever is known against
+    /// them.
     ///
     /// Only for calls that may be done twice: a member may have done what it did not answer.
     pub(crate) async fn run<T, F>(&self, mut call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
@@ -102,8 +104,8 @@ impl Cluster {
 
     /// The same, but on members alone that do not rest after a failure.
     ///
-    /// While no member is well, one caller at a time finds out whether one is back. The others wait for the outcome, and fail
-    /// with it.
+    /// While no member is well, one caller at a time finds out whether one is back. The others wait
+    /// for the outcome, and fail with it.
     pub(crate) async fn run_when_reachable<T, F>(&self, call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -123,7 +125,8 @@ impl Cluster {
         }
     }
 
-    /// Runs a call on a member that is [reachable](Self::reachable), and on others that are where that fails.
+    /// Runs a call on a member that is [reachable](Self::reachable), and on others that are where
+    /// that fails.
     pub(crate) async fn run_on<T, F>(
         &self,
         first: Asking<'_>,
@@ -171,9 +174,9 @@ impl Cluster {
 
     /// Another member to move a stream to, if there is reason to.
     ///
-    /// Once per audit a handle chooses its member anew, at random, so that a restart of one member after the other does not
-    /// leave all handles on one of them; its other streams follow the first one that moved. The new stream is opened before
-    /// the former one is closed.
+    /// Once per audit a handle chooses its member anew, at random, so that a restart of one member
+    /// after the other does not leave all handles on one of them; its other streams follow the
+    /// first one that moved. The new stream is opened before the former one is closed.
     pub(crate) fn another(&self, than: &Arc<Member>) -> Option<Asking<'_>> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -192,8 +195,8 @@ impl Cluster {
         Some(Asking::new(self, member, false))
     }
 
-    /// Records what came of asking a member. That it failed keeps calls away for a while; the cluster's answers, be they
-    /// refusals, make it the current one.
+    /// Records what came of asking a member. That it failed keeps calls away for a while; the
+    /// cluster's answers, be they refusals, make it the current one.
     pub(crate) fn ended<T>(&self, member: &Arc<Member>, result: &Result<T, Failure>) {
         match result {
             Err(failure) if failure.is_member() => self.failed(member, failure),

@@ -70,7 +70,8 @@ impl Round {
         let is_once_more = result.as_ref().is_err_and(|failure| {
             // With another token.
             failure.reason == Reason::Token
-                // A connection that had died unnoticed is the usual reason, and there is nobody else to ask.
+                // A connection that had died unnoticed is the usual reason, and there is nobody
+                // else to ask.
                 || (asking.is_only_one_and_well && failure.is_of_connection() && started.elapsed() < QUICK)
         });
         if is_once_more {
@@ -92,8 +93,8 @@ impl Round {
 
     /// Records a failure. Returns whether another member is to be asked.
     ///
-    /// What was too much for a member, or did not come in time, is given to one other, or asking all of them would multiply
-    /// the load that is the reason.
+    /// What was too much for a member, or did not come in time, is given to one other, or asking
+    /// all of them would multiply the load that is the reason.
     fn goes_on(&mut self, failure: Failure) -> bool {
         let is_second = self.is_load && !failure.is_unsent();
         self.is_load |= failure.reason.is_load();

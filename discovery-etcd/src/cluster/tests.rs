@@ -15,7 +15,8 @@ fn failure(reason: Reason, kind: ErrorKind) -> Failure {
     Failure::new(reason, Error::new(kind, "scripted"))
 }
 
-/// The members that a call asks which fails with these, one after the other, and then succeeds; and what it returns.
+/// The members that a call asks which fails with these, one after the other, and then succeeds; and
+/// what it returns.
 async fn asked(cluster: &Cluster, failures: &[Failure]) -> (Vec<Address>, Result<(), Failure>) {
     let asked = Mutex::new(Vec::new());
     let result = cluster.run(|member| {
@@ -93,7 +94,8 @@ async fn a_final_error_needs_all_members() {
     }
 }
 
-/// A thousand callers while no member is well: one at a time asks, the others wait for it and go on at once when it is answered.
+/// A thousand callers while no member is well: one at a time asks, the others wait for it and go on
+/// at once when it is answered.
 #[tokio::test(start_paused = true)]
 async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
     let cluster = Arc::new(cluster(1));
@@ -211,7 +213,8 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     assert!(Arc::ptr_eq(&cluster.choose(), &current));
 }
 
-/// Whatever becomes of a stream that is opened or moved, by a refusal of the cluster's or because it is dropped: calls go on.
+/// Whatever becomes of a stream that is opened or moved, by a refusal of the cluster's or because
+/// it is dropped: calls go on.
 #[tokio::test(start_paused = true)]
 async fn no_stream_keeps_a_member_from_calls() {
     let cluster = cluster(1);

@@ -54,7 +54,8 @@ impl Credentials {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) where the file cannot be read or is empty.
+    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) where the file cannot be read or
+    /// is empty.
     pub(crate) fn read_password(&self) -> Result<Secret, Error> {
         let path = match &self.password {
             Password::File(path) => path,

@@ -120,21 +120,25 @@ impl EtcdConfig {
 
     /// Sets the user and the password.
     ///
-    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all members are loopback addresses
-    /// (`localhost` is one), or [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) states that the
+    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all
+    /// members are loopback addresses (`localhost` is one), or
+    /// [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) states that the
     /// network is trusted.
     ///
-    /// While authentication is off in etcd they are not used, which is logged once; they are as soon as it is on.
+    /// While authentication is off in etcd they are not used, which is logged once; they are as
+    /// soon as it is on.
     #[must_use]
     pub fn with_credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.credentials = Some(Credentials::with_password(user.into(), password.into()));
         self
     }
 
-    /// Sets the user and the file that holds the password, which is read again whenever a password is needed.
+    /// Sets the user and the file that holds the password, which is read again whenever a password
+    /// is needed.
     ///
-    /// Line breaks at its end do not belong to the password. By name they are `user` and `password_file`; in a URL the user
-    /// stands before the members, as in `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
+    /// Line breaks at its end do not belong to the password. By name they are `user` and
+    /// `password_file`; in a URL the user stands before the members, as in
+    /// `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
     #[must_use]
     pub fn with_password_file(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.credentials = Some(Credentials::with_file(user.into(), file));
@@ -159,12 +163,14 @@ impl EtcdConfig {
 
     /// Finds members at new addresses by the cluster's own list of them; by default off.
     ///
-    /// The members that were configured are where to begin. Then those are used that etcd lists, at the addresses that they
-    /// advertise to clients, learners left out: so members may be replaced one by one without anybody's configuration. The list
-    /// is read every 30 s, and soon after a member fails.
+    /// The members that were configured are where to begin. Then those are used that etcd lists, at
+    /// the addresses that they advertise to clients, learners left out: so members may be replaced
+    /// one by one without anybody's configuration. The list is read every 30 s, and soon after a
+    /// member fails.
     ///
-    /// Turn it on only where clients reach the advertised addresses (`--advertise-client-urls`). Without it, members that are
-    /// configured by DNS names are looked up again with every new connection.
+    /// Turn it on only where clients reach the advertised addresses (`--advertise-client-urls`).
+    /// Without it, members that are configured by DNS names are looked up again with every new
+    /// connection.
     #[must_use]
     pub fn with_discover_members(mut self, discover: bool) -> Self {
         self.discover_members = discover;
@@ -186,7 +192,8 @@ impl EtcdConfig {
 
     /// Sets how long an operation of a caller may take in all, retries included; by default 10 s.
     ///
-    /// `register`, `update`, `deregister` and `list` go on for as long while etcd cannot be reached or cannot answer.
+    /// `register`, `update`, `deregister` and `list` go on for as long while etcd cannot be reached
+    /// or cannot answer.
     #[must_use]
     pub fn with_deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -227,19 +234,20 @@ impl EtcdConfig {
     /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. By name they are `backoff_min` and
     /// `backoff_max`.
     ///
-    /// A member that cannot be reached is tried at least once a second, unless the first wait is longer, so that registrations
-    /// are back soon after etcd is. One that has too much to do, or does not answer in time, gets the whole wait.
+    /// A member that cannot be reached is tried at least once a second, unless the first wait is
+    /// longer, so that registrations are back soon after etcd is. One that has too much to do, or
+    /// does not answer in time, gets the whole wait.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         (self.backoff_min, self.backoff_max) = (backoff.min(), backoff.max());
         self
     }
 
-    /// Sets how often what is known is checked from the ground up, give or take a fifth; by default every 10 min, from 1 s to
-    /// 1 day.
+    /// Sets how often what is known is checked from the ground up, give or take a fifth; by default
+    /// every 10 min, from 1 s to 1 day.
     ///
-    /// A watch is compared with a fresh list, an own entry is read, and the handle chooses its member anew, so that handles
-    /// spread over the members again after those were restarted.
+    /// A watch is compared with a fresh list, an own entry is read, and the handle chooses its
+    /// member anew, so that handles spread over the members again after those were restarted.
     #[must_use]
     pub fn with_audit_interval(mut self, interval: Duration) -> Self {
         self.audit_interval = interval;

@@ -11,9 +11,10 @@ use super::settings::invalid;
 /// needed where etcd runs with `--client-cert-auth`; its common name is the user then, unless credentials are given. All are
 /// PEM, either in memory or in a file.
 ///
-/// Files are read by [`EtcdBackend::connect`](crate::EtcdBackend::connect), which fails where something is wrong with them. They are
-/// read anew when a connection is made after one was lost, so that renewed certificates are taken; where they cannot be used
-/// then, the former ones are. KeyReading blocks the thread for a moment.
+/// Files are read by [`EtcdBackend::connect`](crate::EtcdBackend::connect), which fails where
+/// something is wrong with them. They are read anew when a connection is made after one was lost,
+/// so that renewed certificates are taken; where they cannot be used then, the former ones are.
+/// KeyReading blocks the thread for a moment.
 ///
 /// It needs the cargo feature `tls`. Without it all of this can be filled in, and is refused with
 /// [`Unsupported`](ErrorKind::Unsupported) when it is checked.

@@ -175,7 +175,8 @@ impl LeaseKeeper {
             if failure.reason == Reason::LeaseGone {
                 return Over::Lost(gone());
             }
-            // Also after a stream that opened and then broke, or one that breaks at once would be opened again and again.
+            // Also after a stream that opened and then broke, or one that breaks at once would be
+            // opened again and again.
             stream = None;
             last = failure.error;
             let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
@@ -192,7 +193,8 @@ impl LeaseKeeper {
         clock: &mut LeaseClock,
     ) -> Result<Stream, Failure> {
         let sent = Instant::now();
-        // The member gets the limit: ended from outside, the call could not tell that its connection is dead.
+        // The member gets the limit: ended from outside, the call could not tell that its
+        // connection is dead.
         let renewals = member.renew(id, until.saturating_duration_since(sent)).await;
         self.cluster.ended(&member, &renewals);
         let renewals = renewals?;
@@ -201,7 +203,8 @@ impl LeaseKeeper {
         Ok(Stream { renewals, member, link: Link::Quiet })
     }
 
-    /// The stream on another member, if the handle moves there. The former one is kept where that fails.
+    /// The stream on another member, if the handle moves there. The former one is kept where that
+    /// fails.
     async fn moved(&self, id: i64, current: &Stream, clock: &mut LeaseClock) -> Option<Stream> {
         let asking = self.cluster.another(&current.member)?;
         let limit = Instant::now() + clock.granted() / 6;

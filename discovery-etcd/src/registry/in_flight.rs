@@ -2,9 +2,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How many reads and writes of entries a handle has on their way at once.
 ///
-/// Without a limit a handle that loses all its entries at once, as with its lease, asks etcd for more than that can do in time:
-/// what then times out is asked again, and etcd is kept busy with what nobody waits for any more. 128 at once are as fast as
-/// etcd gets; leases are never held up by them.
+/// Without a limit a handle that loses all its entries at once, as with its lease, asks etcd for
+/// more than that can do in time: what then times out is asked again, and etcd is kept busy with
+/// what nobody waits for any more. 128 at once are as fast as etcd gets; leases are never held up
+/// by them.
 #[derive(Debug)]
 pub(super) struct InFlight {
     all: Semaphore,
@@ -47,7 +48,8 @@ impl InFlight {
 }
 
 const MOST: usize = 128;
-/// Three quarters: a repair that is under way delays nobody, one that waits stands in a line of its own.
+/// Three quarters: a repair that is under way delays nobody, one that waits stands in a line of its
+/// own.
 const MOST_REPAIRS: usize = 96;
 
 #[cfg(test)]

@@ -168,7 +168,8 @@ impl Sentry {
                 Happened::Asked | Happened::Left => {}
                 Happened::Look => {
                     if let Some(another) = self.cluster.another(member) {
-                        // Nothing is missed on the way: each watch begins with the last revision that is known.
+                        // Nothing is missed on the way: each watch begins with the last revision
+                        // that is known.
                         return Over::Moves(Arc::clone(another.member()));
                     }
                 }

@@ -1,13 +1,15 @@
 use std::collections::VecDeque;
 
-/// The entries of a handle that nobody owns and that are watched only because a write may still be done, the newest last.
+/// The entries of a handle that nobody owns and that are watched only because a write may still be
+/// done, the newest last.
 ///
 /// At most [`MOST`]: each costs a task and a watch for as long as the handle's lease lives.
 #[derive(Debug, Default)]
 pub(super) struct UnconfirmedWrites(VecDeque<String>);
 
 impl UnconfirmedWrites {
-    /// Takes an entry in, and returns the one to give up for it: what is under way longest is the least likely to arrive.
+    /// Takes an entry in, and returns the one to give up for it: what is under way longest is the
+    /// least likely to arrive.
     pub(super) fn enter(&mut self, key: &str) -> Option<String> {
         self.leave(key);
         self.0.push_back(key.to_owned());

@@ -20,7 +20,8 @@ use crate::{
     lease::LeaseState,
 };
 
-/// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an entry happens in sequence.
+/// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an
+/// entry happens in sequence.
 ///
 /// It does what the [`Entry`] decides, and ends when nothing is left to do.
 #[derive(Debug)]
@@ -89,7 +90,8 @@ impl Worker {
         let (workers, cluster) = (Arc::clone(&self.workers), Arc::clone(&self.cluster));
         let urgency = self.entry.urgency();
         let turn = async {
-            // First the room and then the member: what waits for a member that is back goes on at once.
+            // First the room and then the member: what waits for a member that is back goes on at
+            // once.
             let permit = workers.in_flight.enter(urgency).await;
             (permit, cluster.reachable().await)
         };

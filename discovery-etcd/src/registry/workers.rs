@@ -44,7 +44,7 @@ impl Workers {
         true
     }
 
-    /// Takes whether an entry is there for its doubt alone; the oldest of too many is told to go.
+    /// Takes whether an entry is there for its doubt alone; the oldest of too many has to go.
     pub(super) fn doubt(&self, key: &str, is_in_doubt: bool) {
         let mut workers = self.lock();
         if !is_in_doubt {

@@ -65,8 +65,9 @@ impl EtcdSource {
     /// Lists and watches; where the watch breaks but some member answers at once, lists anew and goes on. Otherwise the attempt
     /// ends, so that watchers know of the outage while it lasts: what they see after it may be its doing.
     ///
-    /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions may mean another history.
-    /// The list costs little, and equal instances stay the same ones for all who watch.
+    /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions
+    /// may mean another history. The list costs little, and equal instances stay the same ones for
+    /// all who watch.
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
         let range = Range::of(self, service, feed.limit());
         let mut rounds = Rounds::default();
@@ -143,7 +144,8 @@ impl EtcdSource {
                 moved = answer(&mut moving), if moving.is_some() => {
                     moving = None;
                     if let Some(moved) = moved {
-                        // The one before is closed only now, and nothing is missed: what both tell is taken once.
+                        // The one before is closed only now, and nothing is missed: what both tell
+                        // is taken once.
                         (member, stream) = moved;
                         state.cursor.resume();
                         beat = None;
@@ -184,7 +186,8 @@ impl EtcdSource {
         member.watch(range.from.clone(), range.to.clone(), revision, WATCH, self.pace.patience()).await
     }
 
-    /// The watch on another member, once that has begun it. What it tells begins with what the present one told last.
+    /// The watch on another member, once that has begun it. What it tells begins with what the
+    /// present one told last.
     async fn moved(&self, range: &Range<'_>, asking: Asking<'_>, revision: i64, cluster: u64) -> Option<Moved> {
         let member = Arc::clone(asking.member());
         let begun = async {
@@ -208,8 +211,8 @@ impl EtcdSource {
         Some((member, begun.ok()?))
     }
 
-    /// Compares the set with a fresh list, which finds events that were lost and permissions that were withdrawn. The watch
-    /// goes on from there, unless it cannot be trusted.
+    /// Compares the set with a fresh list, which finds events that were lost and permissions that
+    /// were withdrawn. The watch goes on from there, unless it cannot be trusted.
     async fn compare(&self, range: &Range<'_>, state: &mut State) -> Option<Ended> {
         match self.list_within(range, self.pace.patience()).await {
             Ok(listed) if listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached() => {
@@ -274,10 +277,10 @@ struct State {
 /// A watch on another member.
 type Moved = (Arc<Member>, WatchStream);
 
-/// What is on its way beside the watch.
+/// An operation that runs beside the watch.
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// The outcome of what is on its way. Cancel safe.
+/// The outcome of a pending operation. Cancel safe.
 async fn answer<T>(pending: &mut Option<Pending<'_, T>>) -> T {
     match pending {
         Some(pending) => pending.await,
@@ -303,7 +306,8 @@ impl Open {
     }
 }
 
-/// When to compare a watch with a list, give or take a fifth, so that watches do not do it together.
+/// When to compare a watch with a list, give or take a fifth, so that watches do not do it
+/// together.
 fn next_audit(interval: Duration) -> Instant {
     Instant::now() + interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }

@@ -67,8 +67,8 @@ impl Life {
         registered
     }
 
-    /// Registers once the server is ready, and tells how the registration stands from then on; ends with an error that trying
-    /// again does not help.
+    /// Registers once the server is ready, and tells how the registration stands from then on; ends
+    /// with an error that trying again does not help.
     async fn stay_registered(&self) -> Error {
         self.plan.ready.lock().await.as_mut().await;
         self.say(ServingStatus::Serving).await;

@@ -1,4 +1,5 @@
-//! What the honest server is besides its data: a member of some version, which gives everybody the same token.
+//! What the honest server is besides its data: a member of some version, which gives everybody the
+//! same token.
 
 use std::{
     convert::Infallible,

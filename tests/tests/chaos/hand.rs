@@ -137,7 +137,7 @@ impl Hand {
     }
 }
 
-/// Who may do everything.
+/// A user with all rights.
 pub(crate) const USER: &str = "root";
 pub(crate) const PASSWORD: &str = "canary";
 const PATIENCE: Duration = Duration::from_secs(1);

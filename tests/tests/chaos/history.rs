@@ -170,7 +170,8 @@ fn steps_of(message: &WatchResponse, epoch: u32, at: Duration) -> Vec<Step> {
     steps
 }
 
-/// A client of one member, which notices when that freezes; one that may do everything, whether authentication is on or off.
+/// A client of one member, which notices when that freezes; one that may do everything, whether
+/// authentication is on or off.
 pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> {
     let options = ConnectOptions::default()
         .with_connect_timeout(Duration::from_millis(500))

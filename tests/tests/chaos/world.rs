@@ -34,7 +34,8 @@ pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
     let etcd = match plan.members {
         1 => Etcd::setup().flag("--bcrypt-cost=4").start().await,
         members => {
-            // A password is checked at each connection of the harness, and members are replaced at any time.
+            // A password is checked at each connection of the harness, and members are replaced at
+            // any time.
             let setup = Etcd::setup().members(members).peers_through_proxies();
             setup.flag("--bcrypt-cost=4").flag("--strict-reconfig-check=false").start().await
         }

@@ -27,8 +27,9 @@ fn authenticated(etcd: &Etcd) -> u64 {
     (0..etcd.members().len()).map(|place| etcd.metric(place, name).expect("etcd counts calls") as u64).sum()
 }
 
-/// Authentication is switched on and off under a handle with credentials: its lists, watches, registrations and its server go
-/// on, whether their connections are cut in between or not, and also where etcd is restarted. The log has it once each time.
+/// Authentication is switched on and off under a handle with credentials: its lists, watches,
+/// registrations and its server go on, whether their connections are cut in between or not, and
+/// also where etcd is restarted. The log has it once each time.
 #[tokio::test]
 async fn authentication_may_be_switched_on_and_off() {
     let log = Log::down_to(Level::INFO);
@@ -114,8 +115,8 @@ async fn authentication_may_be_switched_on_and_off() {
     assert!((1..=6).contains(&lines.len()), "once each time that it was found off: {lines:?}");
 }
 
-/// A wrong password, three members, and many who ask: the members together are asked to check it at most once a second, and
-/// less and less often.
+/// A wrong password, three members, and many who ask: the members together are asked to check it at
+/// most once a second, and less and less often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
     let etcd = Etcd::start_members(3).await;
@@ -155,7 +156,8 @@ async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
     }
 }
 
-/// Failing over with credentials costs no more than a moment, though each member has to check the password.
+/// Failing over with credentials costs no more than a moment, though each member has to check the
+/// password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_goes_costs_a_handle_with_credentials_a_moment() {
     let etcd = Etcd::start_members(3).await;

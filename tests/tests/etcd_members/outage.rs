@@ -7,7 +7,8 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// etcd is not there yet: a registration that is kept is there all the same, takes an update, and is in etcd as soon as that is.
+/// etcd is not there yet: a registration that is kept is there all the same, takes an update, and
+/// is in etcd as soon as that is.
 #[tokio::test]
 async fn a_registration_may_begin_before_etcd_does() {
     let etcd = Etcd::absent();
@@ -31,7 +32,8 @@ async fn a_registration_may_begin_before_etcd_does() {
     eventually("it goes with its handle", SOON, async || count(&backend).await == Some(0)).await;
 }
 
-/// A claim that must not take over ends as superseded, for good, once etcd tells of the other owner.
+/// A claim that must not take over ends as superseded, for good, once etcd tells of the other
+/// owner.
 #[tokio::test]
 async fn a_registration_that_is_kept_and_conflicts_is_over() {
     let etcd = Etcd::start().await;
@@ -51,7 +53,8 @@ async fn a_registration_that_is_kept_and_conflicts_is_over() {
     refused.deregister().await.unwrap();
 }
 
-/// A list goes on for the time that is set for an operation, 5 s here, and succeeds where etcd is back within that.
+/// A list goes on for the time that is set for an operation, 5 s here, and succeeds where etcd is
+/// back within that.
 #[tokio::test]
 async fn a_list_goes_on_for_its_whole_time() {
     let etcd = Etcd::absent();

@@ -17,7 +17,7 @@ async fn register_all(backend: &EtcdBackend, count: u16) -> Vec<Registration> {
     join_all((0..count).map(|number| register(backend, number))).await
 }
 
-/// Takes the handle's lease, and with it all entries, once each time that it is told to; tells how long until all are back.
+/// Revokes the handle's lease, and with it all entries. Returns how long it takes until all are back.
 async fn lose_all(etcd: &Etcd, registrations: &[Registration]) -> Duration {
     let mut raw = etcd.raw().await;
     let leases = raw.leases().await;
@@ -31,7 +31,8 @@ async fn lose_all(etcd: &Etcd, registrations: &[Registration]) -> Duration {
     start.elapsed()
 }
 
-/// F17, with a fifth of its entries: the lease of 2,000 is lost at once, and all are back within 30 s, in each of three rounds.
+/// F17, with a fifth of its entries: the lease of 2,000 is lost at once, and all are back within 30
+/// s, in each of three rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_entries_that_are_lost_at_once_are_soon_back() {
     const ENTRIES: u16 = 2000;
@@ -46,8 +47,8 @@ async fn two_thousand_entries_that_are_lost_at_once_are_soon_back() {
     }
 }
 
-/// No more than 128 reads and writes of entries are on their way at once. What somebody waits for, a first registration and a
-/// deregistration, does not queue behind the repairs of others.
+/// No more than 128 reads and writes of entries are on their way at once. What somebody waits for,
+/// a first registration and a deregistration, does not queue behind the repairs of others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn repairs_are_limited_and_delay_nobody_who_waits() {
     const SLOW: Duration = Duration::from_millis(300);

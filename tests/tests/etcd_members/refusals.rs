@@ -32,8 +32,8 @@ fn refusals() -> Vec<(&'static str, Status)> {
     ]
 }
 
-/// One member refuses everything, and the only other one is restarted for 2 s: afterwards all is as before. The refusing member
-/// took nothing for itself, since what it answers is not the cluster's.
+/// One member refuses everything, and the only other one is restarted for 2 s: afterwards all is as
+/// before. The refusing member took nothing for itself, since what it answers is not the cluster's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_refuses_takes_nothing_down() {
     let etcd = Etcd::start().await;
@@ -84,7 +84,8 @@ async fn a_member_that_begins_to_refuse_is_left() {
     .await;
 }
 
-/// All members refuse: the error is the one that the answer stands for, and none that is final for what only a member answered.
+/// All members refuse: the error is the one that the answer stands for, and none that is final for
+/// what only a member answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_all_members_answer_is_told() {
     join_all(refusals().into_iter().map(|(name, status)| async move {
@@ -99,7 +100,7 @@ async fn what_all_members_answer_is_told() {
         println!("{name}: {}", error.report());
         assert_eq!(error.kind() == ErrorKind::Unauthenticated, status.code() == Code::Unauthenticated, "{name}");
         assert_eq!(error.is_retryable(), status.code() != Code::Unauthenticated, "{name}: {}", error.report());
-        assert!(error.report().to_string().contains(status.message()), "{name}: the reason is told");
+        assert!(error.report().to_string().contains(status.message()), "{name}: the reason is part of the report");
     }))
     .await;
 }

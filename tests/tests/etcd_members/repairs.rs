@@ -13,8 +13,8 @@ use support::{
 use tokio::time::sleep;
 use tracing::Level;
 
-/// Somebody deletes, or overwrites, the entry as soon as it is there, again and again: it is written less and less often, and that is
-/// logged once a minute. Left alone, it comes back.
+/// Somebody deletes, or overwrites, the entry as soon as it is there, again and again: it is
+/// written less and less often, and that is logged once a minute. Left alone, it comes back.
 #[tokio::test]
 async fn an_entry_that_is_taken_away_again_and_again_keeps_nobody_busy() {
     for overwrites in [false, true] {

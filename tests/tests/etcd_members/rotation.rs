@@ -58,8 +58,8 @@ async fn a_password_is_rotated() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.report());
 }
 
-/// Certificates are renewed in place, and so is the authority: each new connection has what the files hold, those that are open go
-/// on, and the registration never notices.
+/// Certificates are renewed in place, and so is the authority: each new connection has what the
+/// files hold, those that are open go on, and the registration never notices.
 #[tokio::test]
 async fn certificates_and_authorities_are_rotated() {
     let etcd = Etcd::setup().client_certificates().start().await;
@@ -116,8 +116,8 @@ async fn certificates_and_authorities_are_rotated() {
     assert!(registration.status().is_registered());
 }
 
-/// All three members are replaced, one after the other, at new addresses: who finds members by the cluster's list never notices,
-/// though not one of the configured addresses is left.
+/// All three members are replaced, one after the other, at new addresses: who finds members by the
+/// cluster's list never notices, though not one of the configured addresses is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_are_replaced_at_new_addresses() {
     // Or etcd would wait between the changes until all members were connected for 5 s.

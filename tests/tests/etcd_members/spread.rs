@@ -8,8 +8,8 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// A rolling restart leaves handles on two of three members. One choice anew, and they are spread again, without a word to those who
-/// watch: no loss, no new set.
+/// A rolling restart leaves handles on two of three members. One choice anew, and they are spread
+/// again, without a word to those who watch: no loss, no new set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handles_spread_again_after_a_rolling_restart() {
     const HANDLES: u16 = 60;

@@ -9,7 +9,8 @@ use support::{
 use tokio::time::timeout;
 use tonic::Status;
 
-/// A member that is too old is refused with its version; others are asked. It is not what the cluster answers.
+/// A member that is too old is refused with its version; others are asked. It is not what the
+/// cluster answers.
 #[tokio::test]
 async fn a_member_that_is_too_old_is_refused_with_its_version() {
     for version in ["3.3.27", "3.2.32", "3.0.0", "2.3.8"] {

@@ -63,7 +63,8 @@ impl Entry {
                 owner.status.set(Status::lost(failure.error.clone()));
             }
             if is_final {
-                // An update that nobody waits for any more was given up as one that is still to be written.
+                // An update that nobody waits for any more was given up as one that is still to be
+                // written.
                 owner.waiting.retain(|reply| !reply.is_closed());
                 if !owner.waiting.is_empty() {
                     self.restore(seen);
@@ -76,7 +77,8 @@ impl Entry {
         }
     }
 
-    /// Wants again what was wanted before an update that was refused for good; `seen` is what was known of the entry.
+    /// Wants again what was wanted before an update that was refused for good; `seen` is what was
+    /// known of the entry.
     fn restore(&mut self, seen: Option<Option<KeyValue>>) {
         let Some(owner) = &mut self.owner else { return };
         let Some(Former { value, stands }) = owner.before.take() else { return };

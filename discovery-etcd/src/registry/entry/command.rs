@@ -158,8 +158,8 @@ impl Entry {
 
     /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
     ///
-    /// It is written again at once, unless that was done only a moment ago. Then the waits grow, so that somebody who takes it
-    /// away each time does not keep etcd busy.
+    /// It is written again at once, unless that was done only a moment ago. Then the waits grow, so
+    /// that somebody who takes it away each time does not keep etcd busy.
     pub(super) fn missed(&mut self) {
         let written = self.owner.iter().filter(|owner| owner.intent == Intent::Heal).chain(&self.former);
         let lost: Vec<&Owner> = written.filter(|owner| owner.status.status().is_registered()).collect();

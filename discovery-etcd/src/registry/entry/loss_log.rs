@@ -6,7 +6,8 @@ use tracing::{info, warn};
 
 use super::Place;
 
-/// Reports losses of one registration, at most one a minute: somebody may take it away as often as it is written.
+/// Reports losses of one registration, at most one a minute: somebody may take it away as often as
+/// it is written.
 #[derive(Debug, Default)]
 pub(super) struct LossLog {
     reported: Option<Instant>,

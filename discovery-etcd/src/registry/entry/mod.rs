@@ -255,7 +255,8 @@ impl Entry {
         }
     }
 
-    /// When a removal is given up that nobody confirms, since the lease ends the entry; `None` while that is renewed.
+    /// When a removal is given up that nobody confirms, since the lease ends the entry; `None`
+    /// while that is renewed.
     pub(super) fn gives_up(&self, is_renewed: bool) -> Option<Instant> {
         if is_renewed || self.owner.is_some() {
             return None;

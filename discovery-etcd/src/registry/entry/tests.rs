@@ -677,7 +677,7 @@ async fn an_update_that_may_still_be_done_stays_wanted() {
     let answer = update(&mut entry, 1, "w");
     entry.next(&lease);
     entry.written(id_of(&lease), Err(no_answer()));
-    // Who asked was told that the backend goes on trying.
+    // The caller learnt that the backend keeps trying.
     drop(answer);
     assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
     entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
@@ -692,7 +692,8 @@ async fn an_update_that_may_still_be_done_stays_wanted() {
     assert_eq!(next_value(&mut entry, &lease).await, None);
 }
 
-/// Somebody deletes the entry after each write: the first time it is back at once, and then ever later.
+/// Somebody deletes the entry after each write: the first time it is back at once, and then ever
+/// later.
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often() {
     let mut entry = entry();
