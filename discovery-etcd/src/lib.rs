@@ -36,6 +36,7 @@
 #![doc = include_str!("access.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod audit_interval;
 mod backend;
 mod client;
 mod cluster;

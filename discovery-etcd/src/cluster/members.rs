@@ -34,7 +34,7 @@ impl MemberList {
             cluster: Arc::downgrade(cluster),
             failure: Arc::clone(&cluster.failure),
             configured: configured.to_vec(),
-            interval: (cluster.audit / 20).clamp(SPACING, SLOWEST),
+            interval: cluster.audit.part(20).clamp(SPACING, SLOWEST),
         }
     }
 

@@ -21,6 +21,7 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
+    audit_interval::AuditInterval,
     client::{Dial, Failure, Member},
     config::Settings,
 };
@@ -40,7 +41,7 @@ pub(crate) struct Cluster {
     request_timeout: Duration,
     backoff: Backoff,
     /// How long a handle stays with the member that it chose.
-    audit: Duration,
+    audit: AuditInterval,
     /// Woken when a member fails, and when this drops.
     failure: Arc<Notify>,
 }
@@ -74,7 +75,7 @@ impl Cluster {
         // Handles spread over the members.
         let failover = Failover::new(health, fastrand::usize(..members.len()));
         Ok(Self {
-            state: Mutex::new(State { members, failover, choose_at: next_choice(settings.audit_interval) }),
+            state: Mutex::new(State { members, failover, choose_at: settings.audit_interval.next() }),
             news: watch::Sender::default(),
             scout: AsyncMutex::default(),
             dial,
@@ -181,7 +182,7 @@ impl Cluster {
         let now = Instant::now();
         let mut state = self.lock();
         let place = if state.choose_at <= now {
-            state.choose_at = next_choice(self.audit);
+            state.choose_at = self.audit.next();
             state.failover.candidate(now)?
         } else {
             Some(state.failover.current()).filter(|place| state.failover.is_well(*place))?
@@ -296,11 +297,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.failure.notify_one();
     }
-}
-
-/// When to choose a member anew, give or take a fifth, so that handles do not do it together.
-fn next_choice(audit: Duration) -> Instant {
-    Instant::now() + audit.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 /// How often to look whether members are tried that were being tried.

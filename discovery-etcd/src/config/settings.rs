@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use discovery_core::{Address, Backoff, Error, ErrorKind, Host};
 
 use super::{Credentials, EtcdConfig, EtcdTls};
-use crate::layout::Layout;
+use crate::{audit_interval::AuditInterval, layout::Layout};
 
 /// A configuration that was checked; later code checks nothing again.
 #[derive(Clone, Debug)]
@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) backoff: Backoff,
-    pub(crate) audit_interval: Duration,
+    pub(crate) audit_interval: AuditInterval,
     pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
 }
@@ -78,7 +78,7 @@ impl Settings {
             ping_timeout: config.ping_timeout,
             backoff: Backoff::new(config.backoff_min, config.backoff_max)
                 .map_err(|error| invalid(error.to_string()))?,
-            audit_interval,
+            audit_interval: AuditInterval::new(audit_interval),
             max_entries: config.max_entries,
             layout: Arc::clone(&config.layout),
         })

@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    audit_interval::AuditInterval,
     cluster::Cluster,
     config::Settings,
     layout::Layout,
@@ -49,6 +50,7 @@ pub(crate) struct Registrar {
     prefix: String,
     deadline: Duration,
     backoff: Backoff,
+    audit_interval: AuditInterval,
     /// Tells registrations of one entry apart.
     last_number: AtomicU64,
 }
@@ -76,6 +78,7 @@ impl Registrar {
             prefix: settings.prefix.clone(),
             deadline: settings.deadline,
             backoff: settings.backoff,
+            audit_interval: settings.audit_interval,
             last_number: AtomicU64::new(0),
         }
     }
@@ -146,7 +149,7 @@ impl Registrar {
         workers.by_key.insert(place.key.clone(), own.clone());
         drop(workers);
         let worker = Worker {
-            entry: Entry::new(place, Arc::clone(&self.lease), self.backoff),
+            entry: Entry::new(place, Arc::clone(&self.lease), self.backoff, self.audit_interval),
             workers: Arc::clone(&self.workers),
             cluster: Arc::clone(&self.cluster),
             lease: self.lease.watch(),

@@ -22,6 +22,7 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
+    audit_interval::AuditInterval,
     client::{Event, Failure, Member, RangeSummary, Reason, WatchStream},
     cluster::{Asking, Cluster},
     layout::Layout,
@@ -43,7 +44,7 @@ pub(crate) struct EtcdSource {
     pub(crate) prefix: String,
     pub(crate) pace: Pace,
     /// How long a watch is trusted without a fresh list.
-    pub(crate) audit: Duration,
+    pub(crate) audit: AuditInterval,
     /// Whether the backend was closed.
     pub(crate) closed: watch::Receiver<bool>,
 }
@@ -117,7 +118,7 @@ impl EtcdSource {
             Ok(stream) => stream,
             Err(failure) => return Ended::Broken(failure.error),
         };
-        let mut audit = Box::pin(sleep_until(next_audit(self.audit)));
+        let mut audit = Box::pin(sleep_until(self.audit.next()));
         let mut ticks = interval_at(Instant::now() + self.pace.interval, self.pace.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beat: Option<Pending<'_, Result<RangeSummary, Failure>>> = None;
@@ -127,7 +128,7 @@ impl EtcdSource {
                 // What the watch has told already counts when it is judged.
                 biased;
                 () = &mut audit => {
-                    audit = Box::pin(sleep_until(next_audit(self.audit)));
+                    audit = Box::pin(sleep_until(self.audit.next()));
                     match self.compare(range, state).await {
                         Some(ended) => return ended,
                         None => continue,
@@ -304,12 +305,6 @@ impl Open {
             }
         }
     }
-}
-
-/// When to compare a watch with a list, give or take a fifth, so that watches do not do it
-/// together.
-fn next_audit(interval: Duration) -> Instant {
-    Instant::now() + interval.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 /// The error of every call on a backend that was closed.

@@ -2,7 +2,7 @@ use discovery_core::Status;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Entry, Former, Owner, answer, conflict, is_final, next_audit, superseded};
+use super::{Entry, Former, Owner, answer, conflict, is_final, superseded};
 use crate::{
     client::{Delete, Failure, KeyReading, KeyValue, Put, Reason},
     registry::decide::{Act, Intent},
@@ -158,7 +158,7 @@ impl Entry {
 
     /// Takes what was read, because the watch ended and things may have happened since, or to see whether it tells all.
     pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
-        (self.recheck, self.audit) = (None, Some(next_audit()));
+        (self.recheck, self.audit) = (None, Some(self.audit_interval.next()));
         match answered {
             Ok(KeyReading { row, revision }) => {
                 // Lower than before where etcd was set back to an older copy of its data.

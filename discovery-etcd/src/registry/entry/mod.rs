@@ -15,6 +15,7 @@ use super::{
     in_flight::Urgency,
 };
 use crate::{
+    audit_interval::AuditInterval,
     client::KeyValue,
     lease::{Lease, LeaseState, LeaseUser},
     retry_delays::RetryDelays,
@@ -51,6 +52,8 @@ pub(super) struct Entry {
     recheck: Option<Instant>,
     recheck_delays: Delays,
     /// When to read the entry all the same, since a watch may say nothing.
+    /// How long a watched entry is trusted without being read.
+    audit_interval: AuditInterval,
     audit: Option<Instant>,
     /// Since when nobody owns it.
     released: Option<Instant>,
@@ -133,7 +136,7 @@ pub(super) enum Next {
 }
 
 impl Entry {
-    pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff) -> Self {
+    pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff, audit_interval: AuditInterval) -> Self {
         let recheck = Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
             .expect("500 ms to 30 s lies within the bounds");
         Self {
@@ -151,6 +154,7 @@ impl Entry {
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
+            audit_interval,
             audit: None,
             released: None,
             dead: None,
@@ -231,7 +235,7 @@ impl Entry {
         // A watch that began under another lease may wait for a revision of a history that is no more.
         if self.watched.is_none_or(|(under, _)| under != lease) && self.recheck.is_none() {
             self.watched = Some((lease, Instant::now()));
-            self.audit = Some(next_audit());
+            self.audit = Some(self.audit_interval.next());
             return Next::Watch(self.known().max(1));
         }
         match self.recheck.into_iter().chain(self.audit).min() {
@@ -340,13 +344,6 @@ pub(super) fn superseded() -> Error {
 /// Whether trying again cannot help before somebody changes something.
 fn is_final(error: &Error) -> bool {
     !error.is_retryable()
-}
-
-/// How long a watched entry is trusted without being read, give or take a fifth: 1,000 entries cost under two reads a second.
-const AUDIT: Duration = Duration::from_secs(600);
-
-fn next_audit() -> Instant {
-    Instant::now() + AUDIT.mul_f64(0.8 + 0.4 * fastrand::f64())
 }
 
 /// How long a watch, or the stream that carries it, lasts that is not one of many that end at once.

@@ -8,10 +8,11 @@ use crate::client::{Delete, Failure, KeyReading, Put, Reason};
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
 const KEY: &str = "payments/a";
+const AUDIT: Duration = Duration::from_secs(600);
 
 fn entry() -> Entry {
     let place = Place { service: "payments".parse().unwrap(), id: "a".parse().unwrap(), key: KEY.to_owned() };
-    Entry::new(place, Lease::new(), Backoff::default())
+    Entry::new(place, Lease::new(), Backoff::default(), AuditInterval::new(AUDIT))
 }
 
 fn held(lease: &Lease) -> LeaseState {
