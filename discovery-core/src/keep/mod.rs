@@ -38,8 +38,8 @@ pub trait RegistryExt: Registry {
     ///   waits for an [update](Registration::update).
     /// - A conflict with another owner, which `claim` decides, ends it as
     ///   [`Superseded`](Status::Superseded).
-    /// - Before the first write, an [update](Registration::update) changes what is going to be
-    ///   written, and returns at once.
+    /// - Before the first write, an [update](Registration::update) changes what the next attempt
+    ///   writes, and returns at once.
     /// - [`deregister`](Registration::deregister) waits for the end of an attempt that is under
     ///   way. Dropping the registration ends the attempt, and everything else.
     ///
@@ -169,21 +169,14 @@ impl<R: Registry + Clone> Keeper<R> {
         loop {
             let result = tokio::select! {
                 biased;
-                wanted = self.another(&instance) => match wanted {
-                    // What is under way would write the former one; dropped, it leaves nothing
-                    // behind (R6).
-                    Some(wanted) => {
-                        attempt = self.attempt(&wanted);
-                        instance = wanted;
-                        continue;
-                    }
-                    // It may have written what has to go again. After an error nothing stays
-                    // registered.
-                    None => return match attempt.await {
-                        Ok(registration) => registration.deregister().await,
-                        Err(_) => Ok(()),
-                    },
+                // It may have written what has to go again. After an error nothing stays
+                // registered.
+                () = unwanted(&mut self.wants) => return match attempt.await {
+                    Ok(registration) => registration.deregister().await,
+                    Err(_) => Ok(()),
                 },
+                // What is wanted meanwhile follows it, or updates that come faster than the
+                // registry answers would keep it from ever registering.
                 result = &mut attempt => result,
             };
             let handed_over = match result {
@@ -195,35 +188,29 @@ impl<R: Registry + Clone> Keeper<R> {
                 Ok(None) => return Ok(()),
                 Err(error) => self.failed(error),
             };
-            let pause = async {
-                match after {
-                    After::AnotherInstance => std::future::pending().await,
-                    After::Nothing => {}
-                    After::Pause(pause) => sleep(pause).await,
+            let is_refused = match after {
+                After::Nothing => return Ok(()),
+                After::AnotherInstance => true,
+                After::Pause(pause) => {
+                    tokio::select! {
+                        biased;
+                        () = unwanted(&mut self.wants) => return Ok(()),
+                        () = sleep(pause) => {}
+                    }
+                    false
                 }
             };
-            if matches!(after, After::Nothing) {
-                return Ok(());
-            }
-            tokio::select! {
-                biased;
-                wanted = self.another(&instance) => match wanted {
-                    Some(wanted) => instance = wanted,
-                    None => return Ok(()),
-                },
-                () = pause => {}
-            }
-            attempt = self.attempt(&instance);
-        }
-    }
-
-    /// Waits until another instance is wanted, or none. Cancel safe.
-    async fn another(&mut self, than: &Arc<Instance>) -> Option<Arc<Instance>> {
-        let is_another = |wanted: &Wanted| !matches!(wanted, Wanted::Registered(wanted) if Arc::ptr_eq(wanted, than));
-        match self.wants.wait_for(is_another).await.as_deref() {
-            Ok(Wanted::Registered(instance)) => Some(Arc::clone(instance)),
-            // The owner is gone, and has this task aborted.
-            Ok(Wanted::Gone) | Err(_) => None,
+            let is_next = |wanted: &Wanted| match wanted {
+                Wanted::Registered(wanted) => !(is_refused && Arc::ptr_eq(wanted, &instance)),
+                Wanted::Gone => true,
+            };
+            // The owner who is gone has this task aborted.
+            let Ok(wanted) = self.wants.wait_for(is_next).await else { return Ok(()) };
+            let Wanted::Registered(next) = &*wanted else { return Ok(()) };
+            let next = Arc::clone(next);
+            drop(wanted);
+            attempt = self.attempt(&next);
+            instance = next;
         }
     }
 
@@ -364,6 +351,12 @@ impl Kept {
             None => Ok(()),
         }
     }
+}
+
+/// Waits until no instance is wanted any more. Cancel safe.
+async fn unwanted(wants: &mut watch::Receiver<Wanted>) {
+    // An owner who is gone has the task aborted.
+    let _ = wants.wait_for(|wanted| matches!(wanted, Wanted::Gone)).await;
 }
 
 /// Whether an error is of the call itself, and no further attempt with the same input would do

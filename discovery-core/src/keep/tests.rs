@@ -163,17 +163,43 @@ async fn a_conflict_is_final() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_changes_what_is_written_first() {
-    let registry = Scripted::new([Answer::Never]);
+async fn an_update_changes_what_is_written_next() {
+    let registry = Scripted::new([Answer::FailsLate(ErrorKind::Unavailable), Answer::Registers]);
     let mut registration = kept(&registry).unwrap();
-    sleep(Duration::from_secs(1)).await;
     let start = Instant::now();
     registration.update(|instance| reweighed(instance, 7)).await.unwrap();
     assert_eq!((start.elapsed(), registration.instance().weight().value()), (Duration::ZERO, 7));
-    until(&mut registration, Status::is_registered).await;
-    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7], Some(7)), "100 was given up");
+    while registry.asked() != [100, 7] {
+        sleep(Duration::from_millis(1)).await;
+    }
     registration.update(|instance| reweighed(instance, 8)).await.unwrap();
-    assert_eq!(registry.entry(), Some(8));
+    until(&mut registration, Status::is_registered).await;
+    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7, 8], Some(8)), "what was under way is updated");
+    registration.update(|instance| reweighed(instance, 9)).await.unwrap();
+    assert_eq!(registry.entry(), Some(9));
+}
+
+/// An application that reports its load every few milliseconds, to a registry that answers slowly,
+/// or not at all.
+#[tokio::test(start_paused = true)]
+async fn updates_neither_hinder_nor_hasten_attempts() {
+    let registry = Scripted::new([]);
+    let registration = kept(&registry).unwrap();
+    for weight in 1..100 {
+        registration.update(|one| reweighed(one, weight)).await.unwrap();
+        sleep(Duration::from_millis(9)).await;
+    }
+    assert!(registration.status().is_registered());
+    assert_eq!(registry.entry(), Some(99));
+
+    let registry = Scripted::new(vec![Answer::FailsLate(ErrorKind::Unavailable); 10_000]);
+    let registration = kept(&registry).unwrap();
+    for weight in 1..6000 {
+        registration.update(|one| reweighed(one, weight)).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+    }
+    let attempts = registry.asked().len();
+    assert!(attempts < 60, "{attempts} in a minute");
 }
 
 #[tokio::test(start_paused = true)]
