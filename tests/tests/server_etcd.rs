@@ -9,8 +9,8 @@ use discovery_core::{Claim, Error, ErrorKind, Instance, Resolver, Status, Status
 use discovery_etcd::{EtcdBackend, EtcdConfig};
 use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
 use greeter::{GreetRequest, Greeter, GreeterClient};
-use support::{Etcd, eventually};
-use tokio::{task::JoinHandle, time::timeout};
+use support::{Etcd, Fault, Proxy, eventually};
+use tokio::{runtime::Runtime, task::JoinHandle, time::timeout};
 use tonic::transport::{Channel, Server};
 
 struct Running {
@@ -122,6 +122,54 @@ async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
     server.handle.stop();
     server.ended().await.unwrap();
     assert!(weights(&other).await.is_empty());
+}
+
+/// It is stopped while its first registration is on its way, and its process ends with it: no entry
+/// is left behind.
+#[test]
+fn a_server_that_is_stopped_while_it_registers_leaves_no_entry() {
+    let world = runtime();
+    let (etcd, proxy, mut raw) = world.block_on(async {
+        let etcd = Etcd::start().await;
+        let proxy = Proxy::to(etcd.address()).await;
+        proxy.set(Fault::Delay { delay: Duration::from_millis(100), jitter: Duration::ZERO });
+        let raw = etcd.raw().await;
+        (etcd, proxy, raw)
+    });
+    let process = runtime();
+    process.block_on(async {
+        let backend = EtcdBackend::connect(EtcdConfig::new([proxy.address()])).unwrap();
+        let server = Running::start(builder(&backend)).await;
+        eventually("the entry is written", SOON, async || !raw.keys().await.is_empty()).await;
+        assert_eq!(server.handle.stage(), Stage::Starting, "the answer is on its way");
+        server.handle.stop();
+        server.ended().await.unwrap();
+    });
+    drop(process);
+    world.block_on(async {
+        assert!(raw.keys().await.is_empty());
+        drop((proxy, etcd));
+    });
+}
+
+/// The backend is closed before the server is registered: it ends with that, rather than serve for
+/// nobody.
+#[tokio::test]
+async fn a_server_ends_if_the_backend_is_closed_before_it_is_registered() {
+    let etcd = Etcd::absent();
+    let backend = backend(&etcd);
+    let server = Running::start(builder(&backend)).await;
+    server.serves().await;
+    let is_trying = async || matches!(server.handle.statuses().current(), Status::Lost { .. });
+    eventually("it tries to register", SOON, is_trying).await;
+    backend.close().await.unwrap();
+    assert_ne!(server.handle.stage(), Stage::Serving);
+    let error = server.ended().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed, "{}", error.report());
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
 }
 
 const DRAIN: Duration = Duration::from_millis(1500);

@@ -86,10 +86,16 @@ impl Life {
                 Status::Superseded { .. } if self.plan.claim == Claim::IfAbsent => {
                     return Error::new(ErrorKind::Conflict, "another owner's entry lives").during("register");
                 }
-                _ => {
+                // Nobody else ends what was not registered yet.
+                Status::Deregistered { .. } => {
+                    return Error::new(ErrorKind::Closed, "the backend was closed").during("register");
+                }
+                // Taken over by another owner: it was registered before.
+                Status::Registered { .. } | Status::Superseded { .. } => {
                     self.was_registered.store(true, Ordering::Relaxed);
                     self.enter(Stage::Serving);
                 }
+                _ => {}
             }
             status = match statuses.changed().await {
                 Some(status) => status,
@@ -124,18 +130,15 @@ impl Life {
     async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
-        if !self.was_registered.load(Ordering::Relaxed) && !registration.status().is_registered() {
-            // An attempt that is under way is taken back with it.
-            drop(registration);
-            self.handle.status.set(Status::deregistered());
-            return None;
-        }
+        let was_registered = self.was_registered.load(Ordering::Relaxed) || registration.status().is_registered();
+        // Also where it is not registered yet: an attempt that is under way may write the entry,
+        // which outlives a process that ends before it is taken back.
         let result = registration.deregister().await;
         self.handle.status.set(Status::deregistered());
         if let Err(error) = &result {
             warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
         }
-        Some(result.is_ok())
+        was_registered.then_some(result.is_ok())
     }
 
     pub(super) fn enter(&self, stage: Stage) {
