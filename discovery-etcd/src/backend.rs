@@ -61,7 +61,7 @@ impl EtcdBackend {
         let runtime = Handle::try_current().map_err(|_| {
             Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").during("connect to etcd")
         })?;
-        let cluster = Arc::new(Cluster::new(&settings)?);
+        let cluster = Arc::new(Cluster::new(&settings, runtime.clone())?);
         let closed = watch::Sender::new(false);
         let source = EtcdSource {
             cluster: Arc::clone(&cluster),

@@ -1,6 +1,7 @@
 //! When a password is sent, and what follows where nobody asks for one.
 
 use std::{
+    collections::HashMap,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -8,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Address, Backoff, Delays, Error};
+use discovery_core::{Address, Delays, Error};
 use etcd_client::Client;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::{Failure, Reason};
-use crate::config::Credentials;
+use crate::config::{Credentials, Settings};
 
 /// Gets tokens for all members of a handle.
 ///
@@ -25,23 +26,46 @@ pub(super) struct Authenticator {
     /// Authentication was off when last asked. Calls go without a token then, until one is refused
     /// for that.
     is_disabled: AtomicBool,
+    /// That it is off was reported, and no token was got since.
+    is_reported: AtomicBool,
+    /// An attempt was made, and no call was accepted since.
+    is_unproven: AtomicBool,
+    /// How long calls wait for another token, before they fail like those with the last one.
+    patience: Duration,
     pace: Mutex<Pace>,
 }
 
 /// When the next attempt may be made.
 struct Pace {
+    /// At a member that was not asked since a call was accepted.
     next: Option<Instant>,
+    /// At a member that was.
+    again: Option<Instant>,
     delays: Delays,
+    /// What calls fail with until their member may be asked again.
+    asked: HashMap<Address, Failure>,
 }
 
 impl Authenticator {
     /// Reads the password once, so that a file that cannot be read is known at once.
-    pub(super) fn new(credentials: Option<Credentials>, backoff: Backoff) -> Result<Self, Error> {
-        if let Some(credentials) = &credentials {
+    pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
+        if let Some(credentials) = &settings.credentials {
             credentials.read_password()?;
         }
-        let pace = Mutex::new(Pace { next: None, delays: backoff.delays() });
-        Ok(Self { credentials, is_disabled: AtomicBool::new(false), pace })
+        Ok(Self {
+            credentials: settings.credentials.clone(),
+            is_disabled: AtomicBool::new(false),
+            is_reported: AtomicBool::new(false),
+            is_unproven: AtomicBool::new(false),
+            // A call that waits until its time is up would be taken for a member that is silent.
+            patience: (settings.request_timeout / 2).min(SPACING),
+            pace: Mutex::new(Pace {
+                next: None,
+                again: None,
+                delays: settings.backoff.delays(),
+                asked: HashMap::new(),
+            }),
+        })
     }
 
     /// Whether connections get a token before they are used.
@@ -51,28 +75,39 @@ impl Authenticator {
 
     /// Takes back that authentication is off, since a call was refused for the lack of a token.
     pub(super) fn is_required(&self) {
-        if self.credentials.is_some() && self.is_disabled.swap(false, Ordering::AcqRel) {
-            info!("etcd requires authentication now, the credentials are used");
+        self.is_disabled.store(false, Ordering::Release);
+    }
+
+    /// Records that a call was accepted, with a token or without: attempts are not in vain.
+    pub(super) fn accepted(&self) {
+        if self.is_unproven.load(Ordering::Relaxed) && self.is_unproven.swap(false, Ordering::AcqRel) {
+            let mut pace = self.pace();
+            pace.again = None;
+            pace.delays.reset();
+            pace.asked.clear();
         }
     }
 
-    /// Whether an attempt may be made now.
-    pub(super) fn is_due(&self) -> bool {
-        self.pace().next.is_none_or(|next| next <= Instant::now())
-    }
-
-    /// Waits until an attempt may be made, and takes the turn. It is over with its beginning, so
-    /// that a member that does not answer keeps no other one waiting. Cancel safe.
-    async fn turn(&self) {
+    /// Waits until a member may be asked, and takes the turn; fails where that is not soon, or the
+    /// last attempt there failed. A turn is over with its beginning, so that a member that does not
+    /// answer keeps no other one waiting. Cancel safe.
+    async fn turn(&self, member: &Address) -> Result<(), Failure> {
         loop {
             let next = {
                 let mut pace = self.pace();
                 let now = Instant::now();
-                match pace.next.filter(|next| *next > now) {
-                    Some(next) => next,
-                    None => {
+                let asked = pace.asked.get(member);
+                let next = if asked.is_some() { pace.next.max(pace.again) } else { pace.next };
+                match (next.filter(|next| *next > now), asked) {
+                    // A token may be out of date before it is used, where users and roles change
+                    // all the time.
+                    (Some(next), Some(failure)) if failure.reason != Reason::Token || next > now + self.patience => {
+                        return Err(failure.clone());
+                    }
+                    (Some(next), _) => next,
+                    (None, _) => {
                         pace.next = Some(now + SPACING);
-                        return;
+                        return Ok(());
                     }
                 }
             };
@@ -80,15 +115,15 @@ impl Authenticator {
         }
     }
 
-    /// Records how an attempt ended.
-    fn ended(&self, well: bool) {
+    /// Records how an attempt ended. The next one at this member waits for longer, until a call is
+    /// accepted: a token may be refused like a password.
+    fn ended(&self, member: &Address, failure: Option<Failure>) {
         let mut pace = self.pace();
-        if well {
-            pace.delays.reset();
-        } else {
-            let next = Instant::now() + pace.delays.next_delay();
-            pace.next = pace.next.max(Some(next));
-        }
+        let next = Instant::now() + pace.delays.next_delay();
+        pace.again = pace.again.max(Some(next));
+        let failure = failure.unwrap_or_else(|| Failure::token_in_vain(member));
+        pace.asked.insert(member.clone(), failure.withheld());
+        self.is_unproven.store(true, Ordering::Release);
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
@@ -103,23 +138,22 @@ impl Authenticator {
         member: &Address,
         limit: Duration,
     ) -> Result<bool, Failure> {
-        self.turn().await;
+        self.turn(member).await?;
         // Another member may have told meanwhile that authentication is off.
         let Some(credentials) = self.credentials.as_ref().filter(|_| self.is_wanted()) else {
             forget(client).await;
             return Ok(false);
         };
-        let password = credentials.read_password().map_err(|error| Failure::new(Reason::Credentials, error))?;
-        let user = credentials.user().to_owned();
-        let asked = timeout(limit, client.update_user(Some((user, password.reveal().to_owned())))).await;
-        let result = match asked {
-            Ok(Ok(())) => Ok(true),
-            Ok(Err(error)) => Err(Failure::from_client(error, "authenticate", member)),
-            Err(_) => Err(Failure::silent("authenticate", member, limit)),
-        };
-        let result = match result {
+        let result = match send(credentials, client, member, limit).await {
+            Ok(()) => {
+                if self.is_reported.swap(false, Ordering::AcqRel) {
+                    info!("etcd requires authentication now, the credentials are used");
+                }
+                Ok(true)
+            }
             Err(failure) if failure.reason == Reason::AuthDisabled => {
-                if !self.is_disabled.swap(true, Ordering::AcqRel) {
+                self.is_disabled.store(true, Ordering::Release);
+                if !self.is_reported.swap(true, Ordering::AcqRel) {
                     warn!(%member, "authentication is not enabled in etcd, the credentials are not used");
                 }
                 // etcd refuses a token that it does not know, also where it asks for none.
@@ -128,10 +162,26 @@ impl Authenticator {
             }
             // A member that answers so to a password accepts none.
             Err(failure) if failure.reason == Reason::Token => Err(failure.with_reason(Reason::Credentials)),
-            other => other,
+            Err(failure) => Err(failure),
         };
-        self.ended(result.is_ok());
+        self.ended(member, result.as_ref().err().cloned());
         result
+    }
+}
+
+/// Sends the password, and sets the token that comes for it.
+async fn send(
+    credentials: &Credentials,
+    client: &mut Client,
+    member: &Address,
+    limit: Duration,
+) -> Result<(), Failure> {
+    let password = credentials.read_password().map_err(Failure::no_password)?;
+    let user = (credentials.user().to_owned(), password.reveal().to_owned());
+    match timeout(limit, client.update_user(Some(user))).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::from_client(error, "authenticate", member)),
+        Err(_) => Err(Failure::silent("authenticate", member, limit)),
     }
 }
 
@@ -146,39 +196,92 @@ const SPACING: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use discovery_core::ErrorKind;
+
     use super::*;
+    use crate::config::EtcdConfig;
 
     fn authenticator() -> Authenticator {
-        let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).unwrap();
-        Authenticator::new(None, backoff).unwrap()
+        let config = EtcdConfig::new(["127.0.0.1:2379"]);
+        Authenticator::new(&Settings::check(&config).unwrap()).unwrap()
     }
 
-    /// How many attempts come in a minute in which everybody asks, and each ends so.
-    async fn attempts(well: bool) -> usize {
+    fn refused() -> Failure {
+        Failure::new(Reason::Credentials, Error::new(ErrorKind::Unauthenticated, "refused"))
+    }
+
+    fn member(number: u16) -> Address {
+        format!("127.0.0.1:{}", 2379 + number).parse().unwrap()
+    }
+
+    /// How many attempts come in a minute in which everybody asks a member, each ends so, and calls
+    /// are then accepted or not.
+    async fn attempts(failure: Option<Failure>, is_accepted: bool) -> usize {
         let (authenticator, start) = (authenticator(), Instant::now());
         let mut attempts = 0;
         while start.elapsed() < Duration::from_secs(60) {
-            authenticator.turn().await;
-            assert!(!authenticator.is_due());
-            authenticator.ended(well);
+            if authenticator.turn(&member(0)).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            authenticator.ended(&member(0), failure.clone());
+            if is_accepted {
+                authenticator.accepted();
+            }
             attempts += 1;
         }
         attempts
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_password_is_sent_once_a_second_and_less_often_after_refusals() {
-        assert!((59..=61).contains(&attempts(true).await));
-        let refused = attempts(false).await;
-        assert!((14..45).contains(&refused), "{refused}");
+    async fn a_password_is_sent_once_a_second_and_less_often_in_vain() {
+        assert!((59..=61).contains(&attempts(None, true).await));
+        for failure in [Some(refused()), None] {
+            let in_vain = attempts(failure, false).await;
+            assert!((14..45).contains(&in_vain), "{in_vain}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_attempt_that_hangs_keeps_no_other_one_waiting() {
         let authenticator = authenticator();
-        authenticator.turn().await;
+        authenticator.turn(&member(0)).await.unwrap();
         let start = Instant::now();
-        authenticator.turn().await;
+        authenticator.turn(&member(0)).await.unwrap();
         assert_eq!(start.elapsed(), SPACING);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_a_turn_that_is_not_soon() {
+        for (failure, reported, reason) in
+            [(Some(refused()), "refused", Reason::Credentials), (None, "did not accept the last token", Reason::Token)]
+        {
+            let authenticator = authenticator();
+            let start = Instant::now();
+            let failure = loop {
+                match authenticator.turn(&member(0)).await {
+                    Ok(()) => authenticator.ended(&member(0), failure.clone()),
+                    Err(failure) => break failure,
+                }
+            };
+            assert!(start.elapsed() < Duration::from_secs(60));
+            assert!(failure.is_unsent() && !failure.is_of_connection());
+            assert_eq!((failure.reason, failure.error.kind()), (reason, ErrorKind::Unauthenticated));
+            assert!(failure.error.report().to_string().contains(reported), "{}", failure.error.report());
+            let start = Instant::now();
+            assert!(authenticator.turn(&member(0)).await.is_err());
+            assert_eq!(start.elapsed(), Duration::ZERO);
+
+            // Another member may do better, so it is asked once.
+            authenticator.turn(&member(1)).await.unwrap();
+            assert!(start.elapsed() <= SPACING);
+            authenticator.ended(&member(1), Some(refused()));
+            assert!(authenticator.turn(&member(1)).await.is_err());
+
+            // A call that is accepted ends the wait for all.
+            authenticator.accepted();
+            authenticator.turn(&member(0)).await.unwrap();
+            assert!(start.elapsed() <= 2 * SPACING);
+        }
     }
 }

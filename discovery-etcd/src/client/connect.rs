@@ -1,29 +1,25 @@
 //! From an address to a connection that calls can use.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use discovery_core::Address;
 use etcd_client::Client;
-use tokio::time::timeout;
+use tokio::{runtime::Handle, sync::OwnedMutexGuard, time::timeout};
 
-use super::{Connection, Dial, Failure, Member, Reason, auth::forget};
+use super::{Connection, Dial, Failure, Member, auth::forget};
 
 /// The connection in use.
-#[derive(Default)]
-pub(super) struct Slot {
-    connection: Option<Connection>,
-    /// How the member refused the credentials, until it is asked again.
-    refused: Option<Failure>,
-}
+pub(super) type Slot = Option<Connection>;
 
 impl Member {
     /// The connection in use, with a token if one is needed, or a new one.
-    ///
-    /// A member that refused the credentials is not asked again before its turn, however many ask.
     pub(super) async fn connection(&self) -> Result<Connection, Failure> {
         let slot = Arc::clone(&self.slot).lock_owned().await;
         let files = self.dial.files();
-        let usable = slot.connection.as_ref().filter(|connection| connection.is_usable(files));
+        let usable = slot.as_ref().filter(|connection| connection.is_usable(files));
         if let Some(connection) = usable.filter(|connection| !connection.needs_token()) {
             return Ok(connection.clone());
         }
@@ -39,42 +35,58 @@ impl Member {
                 return Ok(connection.clone());
             }
         }
-        if self.dial.auth.is_wanted()
-            && !self.dial.auth.is_due()
-            && let Some(refused) = &slot.refused
-        {
-            return Err(refused.clone());
+        if let Some(connected) = self.connect_on(&self.dial.runtime, slot, files).await {
+            return connected;
         }
-        // In a task of its own, which no caller's timeout ends: a busy etcd takes long to check a
-        // password, and callers that began anew with each attempt would never be done, and keep it
-        // busy.
+        // The handle's runtime was shut down, and the caller has another one.
+        let slot = Arc::clone(&self.slot).lock_owned().await;
+        let connected = self.connect_on(&Handle::current(), slot, files).await;
+        connected.unwrap_or_else(|| Err(Failure::ended(OPERATION, &self.address)))
+    }
+
+    /// Connects in a task of its own, which no caller's timeout ends: a busy etcd takes long to
+    /// check a password, and callers that began anew with each attempt would never be done, and
+    /// keep it busy. `None` where the runtime was shut down.
+    async fn connect_on(
+        &self,
+        runtime: &Handle,
+        slot: OwnedMutexGuard<Slot>,
+        files: u64,
+    ) -> Option<Result<Connection, Failure>> {
         let (address, dial) = (self.address.clone(), Arc::clone(&self.dial));
         let limit = 2 * self.request_timeout;
-        let connecting = tokio::spawn(async move {
-            let mut slot = slot;
-            let former = slot.connection.take().filter(|connection| connection.is_usable(files));
-            let connected = match former {
-                Some(connection) => Ok(connection),
-                None => connect(&address, &dial, files).await,
-            };
-            let connection = connected?;
-            // Kept without a token too, so that what follows needs no new connection.
-            slot.connection = Some(connection.clone());
-            if dial.auth.is_wanted() {
-                let result = dial.auth.authenticate(&mut connection.client(), &address, limit).await;
-                slot.refused = result.as_ref().err().filter(|failure| failure.reason == Reason::Credentials).cloned();
-                match result {
-                    Ok(sends_token) => connection.renewed(sends_token),
-                    Err(failure) => {
-                        connection.begin().note(&failure);
-                        return Err(failure);
-                    }
-                }
-            }
+        let connecting = runtime.spawn(slot_filled(slot, address, dial, files, limit));
+        *self.connecting.lock().unwrap_or_else(PoisonError::into_inner) = Some(connecting.abort_handle());
+        connecting.await.ok()
+    }
+}
+
+/// Makes the connection of a slot usable, or another one.
+async fn slot_filled(
+    mut slot: OwnedMutexGuard<Slot>,
+    address: Address,
+    dial: Arc<Dial>,
+    files: u64,
+    limit: Duration,
+) -> Result<Connection, Failure> {
+    let connection = match slot.take().filter(|connection| connection.is_usable(files)) {
+        Some(connection) => connection,
+        None => connect(&address, &dial, files).await?,
+    };
+    // Kept without a token too, so that what follows needs no new connection.
+    *slot = Some(connection.clone());
+    if !dial.auth.is_wanted() {
+        return Ok(connection);
+    }
+    match dial.auth.authenticate(&mut connection.client(), &address, limit).await {
+        Ok(sends_token) => {
+            connection.renewed(sends_token);
             Ok(connection)
-        });
-        // It fails to end only where its runtime does.
-        connecting.await.unwrap_or_else(|_| Err(Failure::ended("connect to etcd", &self.address)))
+        }
+        Err(failure) => {
+            connection.begin().note(&failure);
+            Err(failure)
+        }
     }
 }
 
@@ -111,7 +123,32 @@ const GRACE: Duration = Duration::from_millis(250);
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        net::TcpListener,
+        time::{Instant, sleep},
+    };
+
     use super::*;
+    use crate::config::{EtcdConfig, Settings};
+
+    /// A caller's timeout does not end connecting, and the member's end does.
+    #[tokio::test]
+    async fn who_connects_ends_with_the_member() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: Address = silent.local_addr().unwrap().to_string().parse().unwrap();
+        let settings = Settings::check(&EtcdConfig::new([address.to_string()])).unwrap();
+        let dial = Arc::new(Dial::new(&settings, Handle::current()).unwrap());
+        let member = Member::new(address, Arc::clone(&dial), Duration::from_secs(60));
+        assert!(timeout(Duration::from_millis(100), member.connection()).await.is_err());
+        let holders = Arc::strong_count(&dial);
+        assert_eq!(holders, 3, "the task goes on");
+        drop(member);
+        let dropped = Instant::now();
+        while Arc::strong_count(&dial) > 1 {
+            assert!(dropped.elapsed() < Duration::from_secs(1));
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
 
     #[test]
     fn only_a_version_that_can_be_read_is_too_old() {

@@ -2,6 +2,7 @@ use std::{fmt, time::Duration};
 
 use discovery_core::{Address, Error};
 use etcd_client::ConnectOptions;
+use tokio::runtime::Handle;
 
 use super::auth::Authenticator;
 #[cfg(feature = "tls")]
@@ -13,13 +14,17 @@ pub(crate) struct Dial {
     options: ConnectOptions,
     pub(super) connect_timeout: Duration,
     pub(super) auth: Authenticator,
+    /// The handle's own. A caller's may stand still, or end, while others wait for the connection.
+    pub(super) runtime: Handle,
+    /// The password would travel in clear, which is allowed on this machine alone.
+    pub(super) is_loopback_only: bool,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
 
 impl Dial {
     /// Reads the files of TLS and of the password.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
+    pub(crate) fn new(settings: &Settings, runtime: Handle) -> Result<Self, Error> {
         // No user: tokens are obtained apart, since etcd-client would ask for one before each use
         // of a connection, and knows neither watches nor changes of users and roles.
         let options = ConnectOptions::new()
@@ -32,7 +37,9 @@ impl Dial {
         Ok(Self {
             options,
             connect_timeout: settings.connect_timeout,
-            auth: Authenticator::new(settings.credentials.clone(), settings.backoff)?,
+            auth: Authenticator::new(settings)?,
+            runtime,
+            is_loopback_only: settings.is_loopback_only,
             #[cfg(feature = "tls")]
             tls: settings.tls.as_ref().map(|tls| Tls::load(tls, settings.connect_timeout)).transpose()?,
         })

@@ -21,8 +21,10 @@ enum Outcome {
     Answered,
     /// The connection failed while the request was on it.
     Lost,
-    /// The request never left this process, so nothing was done.
+    /// There is no connection that the request could be sent on, so nothing was done.
     Unsent,
+    /// This process did not send the request, for reasons of its own.
+    Withheld,
 }
 
 /// What to do about a [`Failure`].
@@ -98,6 +100,19 @@ impl Failure {
         Self { outcome: Outcome::Unsent, ..Self::new(Reason::Member, error) }
     }
 
+    /// A token that came in answer to a password, and of which no call was accepted since.
+    pub(super) fn token_in_vain(member: &Address) -> Self {
+        let message = format!("etcd member {member} did not accept the last token, and is not asked for another yet");
+        let error = Error::new(ErrorKind::Unauthenticated, message).during("authenticate");
+        Self { outcome: Outcome::Withheld, ..Self::new(Reason::Token, error) }
+    }
+
+    /// A password that cannot be read. It could before: whoever writes the file may be at it.
+    pub(super) fn no_password(error: Error) -> Self {
+        let error = Error::new(ErrorKind::Unavailable, "the password cannot be read").because(error);
+        Self { outcome: Outcome::Withheld, ..Self::new(Reason::Credentials, error.during("authenticate")) }
+    }
+
     /// The one place where etcd-client's errors are read.
     pub(super) fn from_client(error: ClientError, operation: &'static str, member: &Address) -> Self {
         let mut innermost = String::new();
@@ -159,6 +174,17 @@ impl Failure {
         Self { reason, ..self }
     }
 
+    /// The same failure, of another request that is not sent because of it.
+    pub(super) fn withheld(self) -> Self {
+        Self { outcome: Outcome::Withheld, ..self }
+    }
+
+    /// What a final failure of one member is while the others cannot be asked: one that may pass.
+    pub(crate) fn of_one_member(self) -> Self {
+        let message = "an etcd member refused what another one may not refuse";
+        Self { error: Error::new(ErrorKind::Unavailable, message).because(self.error), ..self }
+    }
+
     /// The same failure of a request that was not sent.
     #[cfg(test)]
     pub(crate) fn before_sending(self) -> Self {
@@ -172,17 +198,17 @@ impl Failure {
 
     /// Whether what was asked may have been done, or may still be.
     pub(crate) fn may_be_done(&self) -> bool {
-        matches!(self.reason, Reason::Member | Reason::Strange | Reason::TimedOut) && self.outcome != Outcome::Unsent
+        matches!(self.reason, Reason::Member | Reason::Strange | Reason::TimedOut) && !self.is_unsent()
     }
 
     /// Whether nothing was sent.
     pub(crate) fn is_unsent(&self) -> bool {
-        self.outcome == Outcome::Unsent
+        matches!(self.outcome, Outcome::Unsent | Outcome::Withheld)
     }
 
     /// Whether the connection failed, so that it is of no more use.
     pub(crate) fn is_of_connection(&self) -> bool {
-        self.outcome != Outcome::Answered && self.reason != Reason::TooLarge
+        matches!(self.outcome, Outcome::Lost | Outcome::Unsent) && self.reason != Reason::TooLarge
     }
 }
 
@@ -508,7 +534,7 @@ mod tests {
     #[tokio::test]
     async fn what_was_refused_a_connection_was_not_sent() {
         let settings = Settings::check(&EtcdConfig::new(["127.0.0.1:1"])).unwrap();
-        let cluster = Cluster::new(&settings).unwrap();
+        let cluster = Cluster::new(&settings, tokio::runtime::Handle::current()).unwrap();
         let put = cluster.run(|member| async move { member.put(b"k".to_vec(), b"v".to_vec(), 7, 0).await }).await;
         let failure = put.unwrap_err();
         assert!(failure.is_member() && !failure.may_be_done(), "{}", failure.error.report());

@@ -20,11 +20,15 @@ mod members;
 mod tls;
 mod watch;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, Mutex as StdMutex, PoisonError},
+    time::Duration,
+};
 
 use discovery_core::Address;
 use etcd_client::Client;
-use tokio::{sync::Mutex, time::timeout};
+use tokio::{sync::Mutex, task::AbortHandle, time::timeout};
 
 use connect::Slot;
 use connection::{Connection, Silence, Use};
@@ -32,6 +36,7 @@ pub(crate) use dial::Dial;
 pub(crate) use failure::{Failure, Reason};
 pub(crate) use kv::{Delete, KeyReading, KeyValue, Page, Put, RangeSummary};
 pub(crate) use lease::Renewals;
+pub(crate) use members::ListedMembers;
 pub(crate) use watch::{Canceled, Event, Message, WatchStream};
 
 /// One member, connected to when it is first asked.
@@ -41,11 +46,13 @@ pub(crate) struct Member {
     request_timeout: Duration,
     /// Held while connecting.
     slot: Arc<Mutex<Slot>>,
+    /// The task that connects, which ends with the member.
+    connecting: StdMutex<Option<AbortHandle>>,
 }
 
 impl Member {
     pub(crate) fn new(address: Address, dial: Arc<Dial>, request_timeout: Duration) -> Self {
-        Self { address, dial, request_timeout, slot: Arc::default() }
+        Self { address, dial, request_timeout, slot: Arc::default(), connecting: StdMutex::default() }
     }
 
     pub(crate) fn address(&self) -> &Address {
@@ -96,6 +103,7 @@ impl Member {
             let answered = call(connection.client()).await;
             used.answered(&answered);
             let answer = answered.map_err(|error| Failure::from_client(error, operation, &self.address))?;
+            self.dial.auth.accepted();
             Ok((answer, used))
         };
         let result = timeout(limit, work).await;
@@ -113,6 +121,15 @@ impl Member {
                 }
                 Err(Failure::silent(operation, &self.address, limit))
             }
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let connecting = self.connecting.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connecting) = connecting.take() {
+            connecting.abort();
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use discovery_core::{Address, Error, Host};
@@ -29,25 +29,24 @@ struct State {
     options: TlsOptions,
     /// Counts the readings with success.
     reading: u64,
-    /// What the files looked like then, and when that was last compared.
-    files: Vec<Option<Stamp>>,
+    /// What the files held then, and when that was last compared.
+    files: Files,
     compared: Instant,
 }
 
-/// What tells one version of a file from another, without reading it.
-#[derive(Clone, Debug, Eq, PartialEq)]
-struct Stamp {
-    bytes: u64,
-    modified: Option<SystemTime>,
-    inode: u64,
+/// What the certificates and the key hold.
+#[derive(Eq, PartialEq)]
+struct Files {
+    ca: Option<Vec<u8>>,
+    cert: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
 }
 
 impl Tls {
     /// Reads all files and checks what they hold.
     pub(super) fn load(config: &EtcdTls, handshake: Duration) -> Result<Self, Error> {
-        // Looked at before they are read: what changes in between is read again.
-        let files = stamps(config);
-        let options = read(config, handshake)?;
+        let files = Files::read(config)?;
+        let options = files.options(config, handshake)?;
         let state = State { options, reading: 0, files, compared: Instant::now() };
         Ok(Self { config: config.clone(), handshake, state: Mutex::new(state) })
     }
@@ -77,79 +76,65 @@ impl Tls {
             return state;
         }
         state.compared = Instant::now();
-        let files = stamps(&self.config);
-        if files == state.files {
-            return state;
-        }
-        match read(&self.config, self.handshake) {
-            Ok(options) => {
-                state.options = options;
+        let result = Files::read(&self.config).and_then(|files| {
+            if files != state.files {
+                state.options = files.options(&self.config, self.handshake)?;
                 state.reading += 1;
                 state.files = files;
                 info!("the files of TLS changed, new connections use them");
             }
-            // Half of them may be written; they are read again with the next comparison.
-            Err(error) => debug!(error = %error.report(), "the former certificates are used"),
+            Ok(())
+        });
+        // Half of them may be written; they are read again with the next comparison.
+        if let Err(error) = result {
+            debug!(error = %error.report(), "the former certificates are used");
         }
         state
     }
 }
 
-fn stamps(config: &EtcdTls) -> Vec<Option<Stamp>> {
-    let stamp = |pem: &Pem| match pem {
-        Pem::File(path) => {
-            let found = fs::metadata(path).ok()?;
-            Some(Stamp { bytes: found.len(), modified: found.modified().ok(), inode: inode(&found) })
+impl Files {
+    fn read(config: &EtcdTls) -> Result<Self, Error> {
+        let read = |pem: &Option<Pem>, name| pem.as_ref().map(|pem| content(pem, name)).transpose();
+        Ok(Self { ca: read(&config.ca, "ca")?, cert: read(&config.cert, "cert")?, key: read(&config.key, "key")? })
+    }
+
+    /// Checks all of it through rustls once, since tonic passes over certificates that cannot be
+    /// read, and finds the rest when it connects.
+    fn options(&self, config: &EtcdTls, handshake: Duration) -> Result<TlsOptions, Error> {
+        let mut options = TlsOptions::new().timeout(handshake);
+        let mut roots = RootCertStore::empty();
+        if let (Some(ca), Some(pem)) = (&config.ca, &self.ca) {
+            for certificate in certificates(ca, "ca", pem)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| bad(ca, "ca", "a certificate in it cannot be used").because(error))?;
+            }
+            options = options.ca_certificate(Certificate::from_pem(pem));
         }
-        Pem::Text(_) => None,
-    };
-    [&config.ca, &config.cert, &config.key].into_iter().flatten().map(stamp).collect()
-}
-
-#[cfg(unix)]
-fn inode(found: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::ino(found)
-}
-
-#[cfg(not(unix))]
-fn inode(_: &fs::Metadata) -> u64 {
-    0
-}
-
-fn read(config: &EtcdTls, handshake: Duration) -> Result<TlsOptions, Error> {
-    let mut options = TlsOptions::new().timeout(handshake);
-    // All of it through rustls once, since tonic passes over certificates that cannot be read, and finds the rest when it connects.
-    let mut roots = RootCertStore::empty();
-    if let Some(ca) = &config.ca {
-        let pem = content(ca, "ca")?;
-        for certificate in certificates(ca, "ca", &pem)? {
-            roots
-                .add(certificate)
-                .map_err(|error| bad(ca, "ca", "a certificate in it cannot be used").because(error))?;
+        let checked = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring does what rustls asks for")
+            .with_root_certificates(roots);
+        if let (Some(cert), Some(key), Some(cert_pem), Some(key_pem)) =
+            (&config.cert, &config.key, &self.cert, &self.key)
+        {
+            let chain = certificates(cert, "cert", cert_pem)?;
+            // Without the cause, which may quote a line of the key.
+            let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| {
+                bad(key, "key", "it holds no private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted)")
+            })?;
+            let checked = checked.with_client_auth_cert(chain, private);
+            checked.map_err(|error| bad(key, "key", "it does not go with the certificate").because(error))?;
+            options = options.identity(Identity::from_pem(cert_pem, key_pem));
         }
-        options = options.ca_certificate(Certificate::from_pem(pem));
+        if let Some(name) = &config.server_name {
+            ServerName::try_from(name.as_str())
+                .map_err(|_| invalid("invalid server_name: allowed are a host name and an IP address"))?;
+            options = options.domain_name(name.as_str());
+        }
+        Ok(options)
     }
-    let checked = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring does what rustls asks for")
-        .with_root_certificates(roots);
-    if let (Some(cert), Some(key)) = (&config.cert, &config.key) {
-        let (cert_pem, key_pem) = (content(cert, "cert")?, content(key, "key")?);
-        let chain = certificates(cert, "cert", &cert_pem)?;
-        // Without the cause, which may quote a line of the key.
-        let private = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|_| {
-            bad(key, "key", "it holds no private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted)")
-        })?;
-        let checked = checked.with_client_auth_cert(chain, private);
-        checked.map_err(|error| bad(key, "key", "it does not go with the certificate").because(error))?;
-        options = options.identity(Identity::from_pem(cert_pem, key_pem));
-    }
-    if let Some(name) = &config.server_name {
-        ServerName::try_from(name.as_str())
-            .map_err(|_| invalid("invalid server_name: allowed are a host name and an IP address"))?;
-        options = options.domain_name(name.as_str());
-    }
-    Ok(options)
 }
 
 fn content(pem: &Pem, name: &str) -> Result<Vec<u8>, Error> {

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 
 use super::{Cluster, State};
 use crate::{
-    client::Member,
+    client::{ListedMembers, Member},
     cluster::failover::{Failover, Health},
 };
 
@@ -25,7 +25,20 @@ pub(crate) struct MemberList {
     failure: Arc<Notify>,
     /// The members that were configured, to begin with and to come back to.
     configured: Vec<Address>,
+    identity: Identity,
     interval: Duration,
+}
+
+/// Which cluster the handle belongs to.
+#[derive(Debug)]
+struct Identity {
+    /// The first one that was seen.
+    cluster: Option<u64>,
+    /// Since when nothing but other clusters was seen.
+    other_since: Option<Instant>,
+    /// How long that lasts before another cluster is taken for the successor of this one, as after
+    /// a restore.
+    patience: Duration,
 }
 
 impl MemberList {
@@ -34,16 +47,26 @@ impl MemberList {
             cluster: Arc::downgrade(cluster),
             failure: Arc::clone(&cluster.failure),
             configured: configured.to_vec(),
+            identity: Identity::new(cluster.audit.part(1)),
             interval: cluster.audit.part(20).clamp(SPACING, SLOWEST),
         }
     }
 
     /// Reads the list now and then, and soon after a member failed; ends with the cluster.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         while let Some(cluster) = self.cluster.upgrade() {
             match cluster.run_when_reachable(|member| async move { member.members().await }).await {
-                Ok(listed) if listed.is_empty() => debug!("etcd names no member that can be connected to"),
-                Ok(listed) => cluster.set_members(&listed),
+                Ok(ListedMembers { addresses, .. }) if addresses.is_empty() => {
+                    debug!("etcd names no member that may be connected to");
+                }
+                Ok(ListedMembers { cluster: id, addresses }) if self.identity.is(id, Instant::now()) => {
+                    cluster.set_members(&addresses);
+                }
+                // One of its addresses leads elsewhere, perhaps for a moment.
+                Ok(ListedMembers { cluster: other, .. }) => {
+                    debug!(cluster = format_args!("{other:x}"), "another cluster answered");
+                    cluster.add_members(&self.configured);
+                }
                 // The configured ones may be back, or names that lead elsewhere by now.
                 Err(failure) if failure.is_of_connection() => cluster.add_members(&self.configured),
                 Err(failure) => debug!(error = %failure.error.report(), "members not listed"),
@@ -58,6 +81,27 @@ impl MemberList {
                 sleep_until(earliest).await;
             }
         }
+    }
+}
+
+impl Identity {
+    fn new(patience: Duration) -> Self {
+        Self { cluster: None, other_since: None, patience }
+    }
+
+    /// Whether a list of this cluster's is one of the own cluster's.
+    fn is(&mut self, cluster: u64, now: Instant) -> bool {
+        let is_own = cluster == 0 || *self.cluster.get_or_insert(cluster) == cluster;
+        if is_own {
+            self.other_since = None;
+            return true;
+        }
+        let is_successor = now.duration_since(*self.other_since.get_or_insert(now)) >= self.patience;
+        if is_successor {
+            self.cluster = Some(cluster);
+            self.other_since = None;
+        }
+        is_successor
     }
 }
 
@@ -122,3 +166,22 @@ const SPACING: Duration = Duration::from_secs(1);
 const SLOWEST: Duration = Duration::from_secs(30);
 /// More members than any cluster has.
 const MOST: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn another_cluster_is_the_own_one_once_that_is_not_seen_for_long() {
+        let patience = Duration::from_secs(600);
+        let (mut identity, start) = (Identity::new(patience), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(identity.is(0, at(0)), "a proxy does not tell");
+        assert!(identity.is(7, at(1)), "the first one");
+        assert!(!identity.is(8, at(2)) && !identity.is(8, at(600)));
+        assert!(identity.is(7, at(601)));
+        assert!(!identity.is(8, at(602)) && !identity.is(8, at(1201)), "it was seen meanwhile");
+        assert!(identity.is(8, at(1202)), "after a restore");
+        assert!(identity.is(8, at(1203)) && !identity.is(7, at(1204)));
+    }
+}

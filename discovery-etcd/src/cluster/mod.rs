@@ -15,6 +15,7 @@ use std::{
 
 use discovery_core::{Address, Backoff, Error};
 use tokio::{
+    runtime::Handle,
     sync::{Mutex as AsyncMutex, Notify, watch},
     time::{Instant, sleep_until},
 };
@@ -28,7 +29,7 @@ use crate::{
 use failover::{Failover, Health};
 pub(crate) use members::MemberList;
 pub(crate) use round::Asking;
-use round::Round;
+use round::{Purpose, Round};
 
 /// The members of a cluster, asked one at a time.
 #[derive(Debug)]
@@ -66,8 +67,8 @@ struct News {
 
 impl Cluster {
     /// Reads the files that TLS and the password need; connects to nobody yet.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, Error> {
-        let dial = Arc::new(Dial::new(settings)?);
+    pub(crate) fn new(settings: &Settings, runtime: Handle) -> Result<Self, Error> {
+        let dial = Arc::new(Dial::new(settings, runtime)?);
         let member =
             |address: &Address| Arc::new(Member::new(address.clone(), Arc::clone(&dial), settings.request_timeout));
         let members: Vec<_> = settings.members.iter().map(member).collect();
@@ -144,7 +145,8 @@ impl Cluster {
             }
             next = self.available(round.tried());
         }
-        Err(round.failure())
+        let tried = round.tried().to_vec();
+        Err(self.of_all(&tried, round.failure()))
     }
 
     /// Waits until a member is well, or until it is this caller's turn to find out. Cancel safe.
@@ -167,10 +169,12 @@ impl Cluster {
         }
     }
 
-    /// The member to open a stream on, whatever is known against it.
-    pub(crate) fn choose(&self) -> Arc<Member> {
+    /// The member to open a stream on, whatever is known against it. It is not kept from others
+    /// meanwhile.
+    pub(crate) fn choose(&self) -> Asking<'_> {
         let state = self.lock();
-        Arc::clone(&state.members[state.failover.preferred(Instant::now())])
+        let member = Arc::clone(&state.members[state.failover.preferred(Instant::now())]);
+        Asking::new(self, member, Purpose::Answer, None)
     }
 
     /// Another member to move a stream to, if there is reason to.
@@ -188,51 +192,49 @@ impl Cluster {
             Some(state.failover.current()).filter(|place| state.failover.is_well(*place))?
         };
         let member = Arc::clone(&state.members[place]);
-        if Arc::ptr_eq(&member, than) {
-            state.failover.abandoned(place, now);
-            return None;
-        }
+        // Given back where the stream stays.
+        let asking =
+            Asking::new(self, member, Purpose::Move, state.failover.trial(place).filter(|since| *since == now));
         drop(state);
-        Some(Asking::new(self, member, false))
+        Some(asking).filter(|asking| !Arc::ptr_eq(asking.member(), than))
     }
 
-    /// Records what came of asking a member. That it failed keeps calls away for a while; the
-    /// cluster's answers, be they refusals, make it the current one.
-    pub(crate) fn ended<T>(&self, member: &Arc<Member>, result: &Result<T, Failure>) {
-        match result {
-            Err(failure) if failure.is_member() => self.failed(member, failure),
-            _ => self.succeeded(member),
-        }
-    }
-
-    /// Records that a stream on a member failed, unless that was the cluster's word.
-    pub(crate) fn blame(&self, member: &Arc<Member>, failure: &Failure) {
+    /// Records that a stream on a member failed, unless that was the cluster's word. Returns what
+    /// that means for the handle.
+    pub(crate) fn blame(&self, member: &Arc<Member>, failure: Failure) -> Failure {
         if failure.is_member() {
-            self.failed(member, failure);
+            self.failed(member, &failure, None);
         }
+        self.of_all(std::slice::from_ref(member), failure)
     }
 
-    fn failed(&self, member: &Arc<Member>, failure: &Failure) {
-        debug!(?member, reason = ?failure.reason, "member failed");
+    fn failed(&self, member: &Arc<Member>, failure: &Failure, begun: Option<Instant>) {
         let is_down = {
             let mut state = self.lock();
             let Some(place) = state.place(member) else { return };
-            state.failover.failed(place, failure, Instant::now());
+            if !state.failover.failed(place, failure, begun, Instant::now()) {
+                return;
+            }
             state.failover.is_down()
         };
+        debug!(?member, reason = ?failure.reason, "member failed");
         self.failure.notify_one();
         if is_down {
+            let failure = self.of_all(std::slice::from_ref(member), failure.clone());
             self.news.send_modify(|news| {
                 news.failures += 1;
-                news.last = Some(failure.clone());
+                news.last = Some(failure);
             });
         }
     }
 
-    fn succeeded(&self, member: &Arc<Member>) {
+    fn succeeded(&self, member: &Arc<Member>, moves: bool) {
         let is_back = {
             let mut state = self.lock();
             let Some(place) = state.place(member) else { return };
+            if moves {
+                state.failover.settle(place);
+            }
             state.failover.succeeded(place)
         };
         if is_back {
@@ -240,12 +242,23 @@ impl Cluster {
         }
     }
 
-    /// Records that what became of asking a member is not known.
-    fn abandoned(&self, member: &Arc<Member>) {
+    /// Records that what became of a trial that began then is not known.
+    fn abandoned(&self, member: &Arc<Member>, since: Instant) {
         let mut state = self.lock();
         if let Some(place) = state.place(member) {
-            state.failover.abandoned(place, Instant::now());
+            state.failover.abandoned(place, since, Instant::now());
         }
+    }
+
+    /// What a failure means where these members alone were asked: a final error is the cluster's
+    /// only if all members agree.
+    pub(crate) fn of_all(&self, tried: &[Arc<Member>], failure: Failure) -> Failure {
+        if failure.error.is_retryable() || !failure.is_member() {
+            return failure;
+        }
+        let state = self.lock();
+        let tried: Vec<usize> = tried.iter().filter_map(|member| state.place(member)).collect();
+        if state.failover.may_others_answer(&tried) { failure.of_one_member() } else { failure }
     }
 
     /// Waits for the end of a rest, one caller at a time. Cancel safe.
@@ -256,29 +269,34 @@ impl Cluster {
                 return asking;
             }
             let next = self.lock().failover.next_trial();
-            // Where none rests, somebody tries each of them, and reports.
-            sleep_until(next.unwrap_or_else(|| Instant::now() + TRIAL)).await;
+            // `None` where one got well just now.
+            if let Some(next) = next {
+                sleep_until(next).await;
+            }
         }
     }
 
     fn available(&self, tried: &[Arc<Member>]) -> Option<Asking<'_>> {
-        self.pick(tried, |failover, tried| failover.available(Instant::now(), tried))
+        self.pick(tried, Failover::available)
     }
 
     fn any(&self, tried: &[Arc<Member>]) -> Option<Asking<'_>> {
-        self.pick(tried, |failover, tried| failover.any(Instant::now(), tried))
+        self.pick(tried, Failover::any)
     }
 
     fn pick(
         &self,
         tried: &[Arc<Member>],
-        pick: impl FnOnce(&mut Failover, &[usize]) -> Option<usize>,
+        pick: impl FnOnce(&mut Failover, Instant, &[usize]) -> Option<usize>,
     ) -> Option<Asking<'_>> {
+        let now = Instant::now();
         let mut state = self.lock();
         let tried: Vec<usize> = tried.iter().filter_map(|member| state.place(member)).collect();
-        let place = pick(&mut state.failover, &tried)?;
+        let place = pick(&mut state.failover, now, &tried)?;
         let is_only_one_and_well = state.members.len() == 1 && state.failover.is_well(place);
-        Some(Asking::new(self, Arc::clone(&state.members[place]), is_only_one_and_well))
+        let purpose = if is_only_one_and_well { Purpose::AnswerOfTheOnlyOne } else { Purpose::Answer };
+        let trial = state.failover.trial(place).filter(|since| *since == now);
+        Some(Asking::new(self, Arc::clone(&state.members[place]), purpose, trial))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -298,9 +316,6 @@ impl Drop for Cluster {
         self.failure.notify_one();
     }
 }
-
-/// How often to look whether members are tried that were being tried.
-const TRIAL: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests;

@@ -13,9 +13,22 @@ use crate::client::{Failure, Member, Reason};
 pub(crate) struct Asking<'a> {
     cluster: &'a Cluster,
     member: Arc<Member>,
-    /// There is no other member, and nothing is known against this one.
-    is_only_one_and_well: bool,
+    purpose: Purpose,
+    /// Since when this finds out whether the member is well again, if it does.
+    trial: Option<Instant>,
+    begun: Instant,
     is_over: bool,
+}
+
+/// Why a member is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Purpose {
+    /// It is the one to ask.
+    Answer,
+    /// It is the only one that there is, and nothing is known against it.
+    AnswerOfTheOnlyOne,
+    /// The handle moves to it, if it answers.
+    Move,
 }
 
 /// The members that were asked so far, and how that ended.
@@ -28,25 +41,30 @@ pub(super) struct Round {
 }
 
 impl<'a> Asking<'a> {
-    pub(super) fn new(cluster: &'a Cluster, member: Arc<Member>, is_only_one_and_well: bool) -> Self {
-        Self { cluster, member, is_only_one_and_well, is_over: false }
+    pub(super) fn new(cluster: &'a Cluster, member: Arc<Member>, purpose: Purpose, trial: Option<Instant>) -> Self {
+        Self { cluster, member, purpose, trial, begun: Instant::now(), is_over: false }
     }
 
     pub(crate) fn member(&self) -> &Arc<Member> {
         &self.member
     }
 
-    /// Records what came of it.
-    pub(crate) fn ended<T>(mut self, result: &Result<T, Failure>) {
+    /// Records what came of it, and returns the member. That it failed keeps calls away for a
+    /// while; the cluster's answers, be they refusals, show that it is well.
+    pub(crate) fn ended<T>(mut self, result: &Result<T, Failure>) -> Arc<Member> {
         self.is_over = true;
-        self.cluster.ended(&self.member, result);
+        match result {
+            Err(failure) if failure.is_member() => self.cluster.failed(&self.member, failure, Some(self.begun)),
+            _ => self.cluster.succeeded(&self.member, self.purpose == Purpose::Move),
+        }
+        Arc::clone(&self.member)
     }
 }
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        if !self.is_over {
-            self.cluster.abandoned(&self.member);
+        if let Some(since) = self.trial.filter(|_| !self.is_over) {
+            self.cluster.abandoned(&self.member, since);
         }
     }
 }
@@ -72,7 +90,7 @@ impl Round {
             failure.reason == Reason::Token
                 // A connection that had died unnoticed is the usual reason, and there is nobody
                 // else to ask.
-                || (asking.is_only_one_and_well && failure.is_of_connection() && started.elapsed() < QUICK)
+                || (asking.purpose == Purpose::AnswerOfTheOnlyOne && failure.is_of_connection() && started.elapsed() < QUICK)
         });
         if is_once_more {
             result = call(Arc::clone(&asking.member)).await;

@@ -8,7 +8,7 @@ use crate::{client::Reason, config::EtcdConfig};
 
 fn cluster(members: usize) -> Cluster {
     let addresses = (1..=members).map(|number| format!("127.0.0.1:{number}"));
-    Cluster::new(&Settings::check(&EtcdConfig::new(addresses)).unwrap()).unwrap()
+    Cluster::new(&Settings::check(&EtcdConfig::new(addresses)).unwrap(), Handle::current()).unwrap()
 }
 
 fn failure(reason: Reason, kind: ErrorKind) -> Failure {
@@ -76,10 +76,10 @@ async fn only_an_answer_of_the_clusters_makes_a_member_the_current_one() {
         (Reason::Credentials, false),
     ] {
         let cluster = cluster(2);
-        let first = cluster.choose();
+        let first = Arc::clone(cluster.choose().member());
         let (members, _) = asked(&cluster, &[failure(reason, ErrorKind::Unavailable)]).await;
         assert_eq!(members[0], *first.address());
-        assert_eq!(Arc::ptr_eq(&cluster.choose(), &first), stays, "{reason:?}");
+        assert_eq!(Arc::ptr_eq(cluster.choose().member(), &first), stays, "{reason:?}");
     }
 }
 
@@ -100,7 +100,7 @@ async fn a_final_error_needs_all_members() {
 async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
     let cluster = Arc::new(cluster(1));
     let (calls, is_back) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    cluster.blame(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
             let (cluster, calls, is_back) = (Arc::clone(&cluster), Arc::clone(&calls), Arc::clone(&is_back));
@@ -143,7 +143,7 @@ async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
 #[tokio::test(start_paused = true)]
 async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
     let cluster = Arc::new(cluster(1));
-    cluster.blame(&cluster.choose(), &failure(Reason::Member, ErrorKind::Unavailable));
+    cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
     let calls = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
@@ -168,7 +168,7 @@ async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
     let cluster = Arc::new(cluster(1));
-    cluster.blame(&cluster.choose(), &failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
+    cluster.blame(cluster.choose().member(), failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
     for _ in 0..10 {
         let asking = timeout(Duration::from_secs(10), cluster.reachable()).await.expect("a rest ends");
         let hangs = cluster.run_on(asking, |_| std::future::pending::<Result<(), Failure>>());
@@ -184,15 +184,14 @@ async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
 async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     let cluster = cluster(3);
     let audit = Duration::from_secs(600);
-    let (first, mut moves) = (cluster.choose(), 0);
+    let (first, mut moves) = (Arc::clone(cluster.choose().member()), 0);
     assert!(cluster.another(&first).is_none());
     let mut current = Arc::clone(&first);
     for _ in 0..100 {
         advance(audit * 6 / 5).await;
         if let Some(another) = cluster.another(&current) {
             assert!(cluster.another(&current).is_none(), "not before it is known to be well");
-            let member = Arc::clone(another.member());
-            another.ended(&Ok(()));
+            let member = another.ended(&Ok::<_, Failure>(()));
             assert!(cluster.another(&member).is_none());
             let followed = cluster.another(&current).expect("others follow");
             assert!(Arc::ptr_eq(followed.member(), &member));
@@ -210,7 +209,7 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
         }
     }
     assert!(cluster.another(&current).is_none());
-    assert!(Arc::ptr_eq(&cluster.choose(), &current));
+    assert!(Arc::ptr_eq(cluster.choose().member(), &current));
 }
 
 /// Whatever becomes of a stream that is opened or moved, by a refusal of the cluster's or because
@@ -218,11 +217,58 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
 #[tokio::test(start_paused = true)]
 async fn no_stream_keeps_a_member_from_calls() {
     let cluster = cluster(1);
-    let member = cluster.choose();
-    cluster.blame(&member, &failure(Reason::Member, ErrorKind::Unavailable));
+    let member = Arc::clone(cluster.choose().member());
+    cluster.blame(&member, failure(Reason::Member, ErrorKind::Unavailable));
     advance(Duration::from_secs(2)).await;
     drop(cluster.choose());
     let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("it is not taken");
     asking.ended(&Err::<(), _>(failure(Reason::Refused, ErrorKind::PermissionDenied)));
     assert!(timeout(Duration::ZERO, cluster.reachable()).await.is_ok(), "it answered");
+}
+
+/// A call that hangs is bounded by its own time; those that wait for what it finds out are not.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_takes_long_keeps_nobody_waiting() {
+    let cluster = cluster(1);
+    cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
+    let hangs = cluster.run_when_reachable(|_| std::future::pending::<Result<(), Failure>>());
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let start = Instant::now();
+        cluster.run_when_reachable(|_| async { Ok(()) }).await.unwrap();
+        start.elapsed()
+    };
+    let took = tokio::select! {
+        _ = hangs => unreachable!("it is never answered"),
+        took = others => took,
+    };
+    assert!(took <= Duration::from_secs(2), "{took:?}");
+}
+
+/// One member refuses for good, and the other one is away for a moment.
+#[tokio::test(start_paused = true)]
+async fn no_error_is_final_that_a_member_which_is_away_may_not_share() {
+    for (reason, kind) in [
+        (Reason::Token, ErrorKind::Unauthenticated),
+        (Reason::Credentials, ErrorKind::Unauthenticated),
+        (Reason::Member, ErrorKind::Unsupported),
+    ] {
+        let cluster = cluster(2);
+        let away = Arc::clone(cluster.choose().member());
+        cluster.blame(&away, failure(Reason::Member, ErrorKind::Unavailable));
+        let refuses = || async { Err::<(), _>(failure(reason, kind)) };
+        let list = cluster.run_when_reachable(|_| refuses()).await.unwrap_err();
+        assert!(list.error.is_retryable(), "{reason:?}: {}", list.error.report());
+        assert!(list.error.report().to_string().contains("scripted"), "{}", list.error.report());
+        advance(Duration::from_secs(2)).await;
+        let write = cluster.run_on(cluster.reachable().await, |member| {
+            let is_away = Arc::ptr_eq(&member, &away);
+            async move { if is_away { Err(failure(Reason::Member, ErrorKind::Unavailable)) } else { refuses().await } }
+        });
+        assert!(write.await.unwrap_err().error.is_retryable(), "{reason:?}");
+        // Once the other one is back and agrees, the error is final.
+        advance(Duration::from_secs(2)).await;
+        let last = cluster.run_when_reachable(|_| refuses()).await.unwrap_err();
+        assert_eq!(last.error.kind(), kind, "{}", last.error.report());
+    }
 }

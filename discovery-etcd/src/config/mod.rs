@@ -12,7 +12,7 @@ use discovery_core::Backoff;
 pub(crate) use credentials::Credentials;
 #[cfg(feature = "tls")]
 pub(crate) use settings::invalid;
-pub(crate) use settings::{Settings, TTL_MAX, member as member_address};
+pub(crate) use settings::{Settings, TTL_MAX, is_loopback, member as member_address};
 pub use tls::EtcdTls;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Pem;

@@ -191,11 +191,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn secrets_are_not_shown() {
+    #[tokio::test]
+    async fn secrets_are_not_shown() {
         let config: EtcdConfig = "etcd://u:canary@10.0.0.1?allow_plaintext_credentials=true".parse().unwrap();
         let settings = Settings::check(&config).unwrap();
-        let cluster = crate::cluster::Cluster::new(&settings).unwrap();
+        let cluster = crate::cluster::Cluster::new(&settings, tokio::runtime::Handle::current()).unwrap();
         assert!(!format!("{config:?} {settings:?} {cluster:?}").contains("canary"));
     }
 

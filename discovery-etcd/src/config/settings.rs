@@ -13,6 +13,8 @@ pub(crate) struct Settings {
     /// Empty, or ends in `/`.
     pub(crate) prefix: String,
     pub(crate) credentials: Option<Credentials>,
+    /// They would travel in clear, which is allowed on this machine alone.
+    pub(crate) is_loopback_only: bool,
     /// Complete; its files are not read yet.
     #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it was refused then"))]
     pub(crate) tls: Option<EtcdTls>,
@@ -33,9 +35,11 @@ impl Settings {
     pub(crate) fn check(config: &EtcdConfig) -> Result<Self, Error> {
         let members = members(&config.members, config.tls.is_some())?;
         config.tls.as_ref().map_or(Ok(()), EtcdTls::check)?;
+        let is_loopback_only =
+            config.credentials.is_some() && config.tls.is_none() && !config.allow_plaintext_credentials;
         if let Some(credentials) = &config.credentials {
             credentials.check()?;
-            if config.tls.is_none() && !config.allow_plaintext_credentials && !members.iter().all(is_loopback) {
+            if is_loopback_only && !members.iter().all(is_loopback) {
                 return Err(invalid(
                     "invalid credentials: they would travel in clear; allowed are TLS (`ca_file`), loopback members, or `allow_plaintext_credentials` on a trusted network",
                 ));
@@ -68,6 +72,7 @@ impl Settings {
             members,
             prefix: prefix(&config.prefix)?,
             credentials: config.credentials.clone(),
+            is_loopback_only,
             tls: config.tls.clone(),
             discover_members: config.discover_members,
             ttl,
@@ -86,7 +91,7 @@ impl Settings {
 }
 
 /// Whether what is sent there stays on this machine.
-fn is_loopback(member: &Address) -> bool {
+pub(crate) fn is_loopback(member: &Address) -> bool {
     match member.host() {
         Host::Dns(name) => name.trim_end_matches('.') == "localhost",
         Host::Ip(ip) => ip.is_loopback(),

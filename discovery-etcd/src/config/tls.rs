@@ -12,9 +12,9 @@ use super::settings::invalid;
 /// PEM, either in memory or in a file.
 ///
 /// Files are read by [`EtcdBackend::connect`](crate::EtcdBackend::connect), which fails where
-/// something is wrong with them. They are read anew when a connection is made after one was lost,
-/// so that renewed certificates are taken; where they cannot be used then, the former ones are.
-/// KeyReading blocks the thread for a moment.
+/// something is wrong with them. They are read anew once they have changed, which is looked at with
+/// calls, at most once a second; calls then go over a connection that was made with them. Where
+/// they cannot be used then, the former ones are. Reading them blocks the thread for a moment.
 ///
 /// It needs the cargo feature `tls`. Without it all of this can be filled in, and is refused with
 /// [`Unsupported`](ErrorKind::Unsupported) when it is checked.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     client::{Failure, Member, Reason, Renewals},
-    cluster::Cluster,
+    cluster::{Asking, Cluster},
     retry_delays::RetryDelays,
 };
 /// The task that keeps the lease.
@@ -161,10 +161,7 @@ impl LeaseKeeper {
                             delays.reset();
                             Ok(())
                         }
-                        Err(failure) => {
-                            self.cluster.blame(&current.member, &failure);
-                            Err(failure)
-                        }
+                        Err(failure) => Err(self.cluster.blame(&current.member, failure)),
                     },
                     () = sleep_until(until) => Ok(()),
                     () = self.lease.wake.notified() => Ok(()),
@@ -188,16 +185,16 @@ impl LeaseKeeper {
     async fn open(
         &self,
         id: i64,
-        member: Arc<Member>,
+        asking: Asking<'_>,
         until: Instant,
         clock: &mut LeaseClock,
     ) -> Result<Stream, Failure> {
         let sent = Instant::now();
         // The member gets the limit: ended from outside, the call could not tell that its
         // connection is dead.
-        let renewals = member.renew(id, until.saturating_duration_since(sent)).await;
-        self.cluster.ended(&member, &renewals);
-        let renewals = renewals?;
+        let renewals = asking.member().renew(id, until.saturating_duration_since(sent)).await;
+        let member = asking.ended(&renewals);
+        let renewals = renewals.map_err(|failure| self.cluster.of_all(&[Arc::clone(&member)], failure))?;
         let granted = clock.granted();
         self.confirm(clock, granted, sent);
         Ok(Stream { renewals, member, link: Link::Quiet })
@@ -208,8 +205,7 @@ impl LeaseKeeper {
     async fn moved(&self, id: i64, current: &Stream, clock: &mut LeaseClock) -> Option<Stream> {
         let asking = self.cluster.another(&current.member)?;
         let limit = Instant::now() + clock.granted() / 6;
-        let moved = self.open(id, Arc::clone(asking.member()), limit, clock).await;
-        asking.ended(&moved);
+        let moved = self.open(id, asking, limit, clock).await;
         moved.inspect_err(|failure| debug!(error = %failure.error.report(), "renewals not moved")).ok()
     }
 
@@ -217,11 +213,9 @@ impl LeaseKeeper {
     fn switch(&self, stream: &mut Option<Stream>) -> Failure {
         let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").during("renew");
         let failure = Failure::new(Reason::TimedOut, error);
-        if let Some(silent) = stream.take() {
-            self.cluster.blame(&silent.member, &failure);
-            silent.renewals.silent();
-        }
-        failure
+        let Some(silent) = stream.take() else { return failure };
+        silent.renewals.silent();
+        self.cluster.blame(&silent.member, failure)
     }
 
     fn confirm(&self, clock: &mut LeaseClock, granted: Duration, sent: Instant) {

@@ -13,7 +13,7 @@ use tracing::debug;
 use super::entry::{Command, STEADY};
 use crate::{
     client::{Canceled, Event, Failure, Member, Message, Reason, WatchStream},
-    cluster::Cluster,
+    cluster::{Asking, Cluster},
 };
 
 /// Watches a handle's own entries, one watch for each, all on one stream, so that what others do to them is known at once.
@@ -23,6 +23,7 @@ pub(super) struct Sentry {
     orders: mpsc::UnboundedReceiver<Order>,
     /// By the ids that the watches have in etcd; never used twice, since messages of a former watch may still come.
     posts: HashMap<i64, Post>,
+    ids: HashMap<String, i64>,
     last_id: i64,
     /// What the present stream was asked for and did not answer yet, in the order of asking: a refusal does not say of which it is.
     unanswered: VecDeque<i64>,
@@ -31,10 +32,12 @@ pub(super) struct Sentry {
 /// What the sentry is asked for.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Watch a key from a revision on, and tell them.
+    /// Watch a key from a revision on, in place of any former watch of it, and tell them.
     Watch { key: String, from: i64, tell: mpsc::UnboundedSender<Command> },
     /// Stop watching a key.
     Leave { key: String },
+    /// All that happened to a key up to a revision is known.
+    Know { key: String, revision: i64 },
 }
 
 #[derive(Debug)]
@@ -49,17 +52,17 @@ struct Post {
 
 impl Sentry {
     pub(super) fn new(cluster: Arc<Cluster>, orders: mpsc::UnboundedReceiver<Order>) -> Self {
-        Self { cluster, orders, posts: HashMap::new(), last_id: 0, unanswered: VecDeque::new() }
+        Self { cluster, orders, posts: HashMap::new(), ids: HashMap::new(), last_id: 0, unanswered: VecDeque::new() }
     }
 
     /// Runs until nobody can give orders any more.
     pub(super) async fn run(mut self) {
+        let cluster = Arc::clone(&self.cluster);
         let mut delays = Backoff::new(Duration::from_millis(50), Duration::from_secs(2))
             .expect("50 ms to 2 s lies within the bounds")
             .delays();
-        let mut moves_to: Option<Arc<Member>> = None;
+        let mut moves_to: Option<Asking<'_>> = None;
         loop {
-            // Orders are taken also while no member lets itself be asked; else what was left long ago would be watched for ever.
             loop {
                 match self.orders.try_recv() {
                     Ok(order) => {
@@ -74,24 +77,37 @@ impl Sentry {
                 self.obey(order);
                 continue;
             }
-            let member = moves_to.take().unwrap_or_else(|| self.cluster.choose());
-            let opened = self.open(&member).await;
-            self.cluster.ended(&member, &opened);
+            let asking = match moves_to.take() {
+                Some(asking) => asking,
+                None => tokio::select! {
+                    biased;
+                    order = self.orders.recv() => {
+                        let Some(order) = order else { return };
+                        self.obey(order);
+                        continue;
+                    }
+                    asking = cluster.reachable() => asking,
+                },
+            };
+            let opened = self.open(asking.member()).await;
+            let member = asking.ended(&opened);
             match opened {
                 Ok(stream) => {
                     let since = Instant::now();
-                    let over = self.attend(stream, &member).await;
+                    let over = self.attend(stream, &cluster, &member).await;
                     if since.elapsed() >= STEADY {
                         delays.reset();
                     }
                     match over {
                         Over::Closed => return,
                         Over::Idle => continue,
-                        Over::Moves(member) => {
-                            moves_to = Some(member);
+                        Over::Moves(asking) => {
+                            moves_to = Some(asking);
                             continue;
                         }
-                        Over::Broken(failure) => self.cluster.blame(&member, &failure),
+                        Over::Broken(failure) => {
+                            cluster.blame(&member, failure);
+                        }
                     }
                 }
                 Err(failure) => debug!(error = %failure.error.report(), "own entries not watched"),
@@ -114,17 +130,19 @@ impl Sentry {
     }
 
     /// Asks for all watches while reading answers: who only asks fills the stream's window and waits for ever.
-    async fn attend(&mut self, mut stream: WatchStream, member: &Arc<Member>) -> Over {
+    async fn attend<'a>(&mut self, mut stream: WatchStream, cluster: &'a Cluster, member: &Arc<Member>) -> Over<'a> {
         let mut looks = interval_at(Instant::now() + LOOK, LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waiting: Vec<i64> = self.posts.iter().filter(|(_, post)| !post.asked).map(|(id, _)| *id).collect();
+        let mut waiting: VecDeque<i64> = self.posts.iter().filter(|(_, post)| !post.asked).map(|(id, _)| *id).collect();
         let mut left: Vec<i64> = Vec::new();
         loop {
             if self.posts.is_empty() {
                 return Over::Idle;
             }
-            waiting.retain(|id| self.posts.contains_key(id));
-            let next = waiting.last().and_then(|id| self.posts.get(id).map(|post| (*id, post.key.clone(), post.from)));
+            while waiting.front().is_some_and(|id| !self.posts.contains_key(id)) {
+                waiting.pop_front();
+            }
+            let next = waiting.front().and_then(|id| self.posts.get(id).map(|post| (*id, post.key.clone(), post.from)));
             enum Happened {
                 Asked,
                 Left,
@@ -138,7 +156,7 @@ impl Sentry {
                 let asking = tokio::time::timeout(Duration::from_millis(20), stream.add(key.into_bytes(), from, id));
                 match asking.await {
                     Ok(Ok(())) => {
-                        waiting.pop();
+                        waiting.pop_front();
                         if let Some(post) = self.posts.get_mut(&id) {
                             post.asked = true;
                         }
@@ -167,19 +185,19 @@ impl Sentry {
             match happened {
                 Happened::Asked | Happened::Left => {}
                 Happened::Look => {
-                    if let Some(another) = self.cluster.another(member) {
+                    if let Some(another) = cluster.another(member) {
                         // Nothing is missed on the way: each watch begins with the last revision
                         // that is known.
-                        return Over::Moves(Arc::clone(another.member()));
+                        return Over::Moves(another);
                     }
                 }
                 Happened::Broken(failure) => return Over::Broken(failure),
                 Happened::Order(None) => return Over::Closed,
-                Happened::Order(Some(order)) => match self.obey(order) {
-                    Obeyed::Added(id) => waiting.push(id),
-                    Obeyed::Left(id) => left.push(id),
-                    Obeyed::Nothing => {}
-                },
+                Happened::Order(Some(order)) => {
+                    let Obeyed { added, canceled } = self.obey(order);
+                    waiting.extend(added);
+                    left.extend(canceled);
+                }
                 Happened::Message(message) => match self.place(message) {
                     Ok(message) => left.extend(self.report(message)),
                     Err(failure) => {
@@ -194,18 +212,34 @@ impl Sentry {
     fn obey(&mut self, order: Order) -> Obeyed {
         match order {
             Order::Watch { key, from, tell } => {
+                let canceled = self.leave(&key);
                 self.last_id += 1;
+                self.ids.insert(key.clone(), self.last_id);
                 self.posts.insert(self.last_id, Post { key, from, tell, asked: false });
-                Obeyed::Added(self.last_id)
+                Obeyed { added: Some(self.last_id), canceled }
             }
-            Order::Leave { key } => {
-                let id = self.posts.iter().find(|(_, post)| post.key == key).map(|(id, _)| *id);
-                match id.and_then(|id| self.posts.remove(&id).map(|post| (id, post))) {
-                    Some((id, post)) if post.asked => Obeyed::Left(id),
-                    _ => Obeyed::Nothing,
+            Order::Leave { key } => Obeyed { added: None, canceled: self.leave(&key) },
+            Order::Know { key, revision } => {
+                let post = self.ids.get(&key).and_then(|id| self.posts.get_mut(id));
+                if let Some(post) = post {
+                    post.from = post.from.max(revision);
                 }
+                Obeyed { added: None, canceled: None }
             }
         }
+    }
+
+    /// Forgets the watch of a key, and returns its id where the present stream carries it.
+    fn leave(&mut self, key: &str) -> Option<i64> {
+        let id = self.ids.remove(key)?;
+        self.posts.remove(&id).filter(|post| post.asked).map(|_| id)
+    }
+
+    /// Forgets a watch that etcd ended, or that is of no more use.
+    fn end(&mut self, id: i64) -> Option<Post> {
+        let post = self.posts.remove(&id)?;
+        self.ids.remove(&post.key);
+        Some(post)
     }
 
     /// Finds out which watch a message is of, or why the stream is of no more use.
@@ -226,7 +260,7 @@ impl Sentry {
     fn report(&mut self, message: Message) -> Option<i64> {
         if let Some(canceled) = message.canceled {
             // Also the answer to our own cancel, whose post is gone.
-            if let Some(post) = self.posts.remove(&message.watch) {
+            if let Some(post) = self.end(message.watch) {
                 if let Canceled::Failed(failure) = canceled {
                     debug!(error = %failure.error.report(), "watch of an own entry canceled");
                 }
@@ -246,7 +280,7 @@ impl Sentry {
                 "the store is older than what is known"
             );
             let _ = post.tell.send(Command::Unwatched);
-            self.posts.remove(&message.watch);
+            self.end(message.watch);
             return Some(message.watch);
         }
         for event in message.events {
@@ -269,19 +303,21 @@ impl Sentry {
     }
 }
 
-enum Obeyed {
-    Added(i64),
-    Left(i64),
-    Nothing,
+/// What an order changes on the stream.
+struct Obeyed {
+    /// A watch to ask for.
+    added: Option<i64>,
+    /// A watch to cancel.
+    canceled: Option<i64>,
 }
 
 /// Why a stream is attended no longer.
-enum Over {
+enum Over<'a> {
     Broken(Failure),
     Closed,
     Idle,
     /// The handle stays with another member.
-    Moves(Arc<Member>),
+    Moves(Asking<'a>),
 }
 
 /// How often to look whether the handle stays with another member.
@@ -298,7 +334,9 @@ mod tests {
     async fn it_ends_with_those_who_order_though_no_member_can_be_reached() {
         let settings = Settings::check(&EtcdConfig::new(["127.0.0.1:1"])).unwrap();
         let (orders, ordered) = mpsc::unbounded_channel();
-        let sentry = tokio::spawn(Sentry::new(Arc::new(Cluster::new(&settings).unwrap()), ordered).run());
+        let sentry = tokio::spawn(
+            Sentry::new(Arc::new(Cluster::new(&settings, tokio::runtime::Handle::current()).unwrap()), ordered).run(),
+        );
         let (tell, _told) = mpsc::unbounded_channel();
         orders.send(Order::Watch { key: "payments/a".to_owned(), from: 1, tell }).unwrap();
         sleep(Duration::from_millis(200)).await;

@@ -50,6 +50,7 @@ impl Worker {
                 is_in_doubt = stays_in_doubt;
                 self.workers.doubt(&self.entry.place.key, is_in_doubt);
             }
+            let gives_up = self.entry.gives_up(&lease);
             match next {
                 Next::Exit => {
                     self.unwatch();
@@ -57,36 +58,30 @@ impl Worker {
                         return;
                     }
                 }
-                Next::Wait(until) => self.wait(until).await,
+                Next::Wait(until) => self.wait(until, gives_up).await,
                 Next::Watch(from) => {
                     let key = self.entry.place.key.clone();
                     // The sentry lives as long as any worker.
-                    let _ = self.sentry.send(Order::Leave { key: key.clone() });
                     let _ = self.sentry.send(Order::Watch { key, from, tell: self.own.clone() });
                 }
-                Next::Read | Next::Remove { .. } | Next::Write { .. } => self.ask(next).await,
+                Next::Read | Next::Remove { .. } | Next::Write { .. } => self.ask(next, gives_up).await,
             }
         }
     }
 
     /// Waits for news, at most until then.
-    async fn wait(&mut self, until: Option<Instant>) {
-        let timer = async {
-            match until {
-                Some(until) => sleep_until(until).await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn wait(&mut self, until: Option<Instant>, gives_up: Option<Instant>) {
         tokio::select! {
             biased;
             Some(command) = self.commands.recv() => self.entry.take(command),
             Ok(()) = self.lease.changed() => self.entry.resume(),
-            () = timer => {}
+            () = at(gives_up) => self.entry.give_removal_up(),
+            () = at(until) => {}
         }
     }
 
     /// Asks etcd for something once it is this worker's turn, unless there is news before that.
-    async fn ask(&mut self, next: Next) {
+    async fn ask(&mut self, next: Next, gives_up: Option<Instant>) {
         let (workers, cluster) = (Arc::clone(&self.workers), Arc::clone(&self.cluster));
         let urgency = self.entry.urgency();
         let turn = async {
@@ -95,19 +90,12 @@ impl Worker {
             let permit = workers.in_flight.enter(urgency).await;
             (permit, cluster.reachable().await)
         };
-        let gives_up = self.entry.gives_up(self.is_renewed(&next));
-        let gives_up = async {
-            match gives_up {
-                Some(at) => sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             biased;
             Some(command) = self.commands.recv() => self.entry.take(command),
             Ok(()) = self.lease.changed() => self.entry.resume(),
             turn = turn => self.act(next, turn).await,
-            () = gives_up => self.entry.give_removal_up(),
+            () = at(gives_up) => self.entry.give_removal_up(),
         }
     }
 
@@ -120,7 +108,13 @@ impl Worker {
                     async move { member.read(key).await }
                 });
                 let read = read.await;
+                let is_known = read.is_ok();
                 self.entry.read(read);
+                if is_known {
+                    // A watch that begins anew then needs no history from before.
+                    let key = self.entry.place.key.clone();
+                    let _ = self.sentry.send(Order::Know { key, revision: self.entry.known() });
+                }
             }
             Next::Remove { lease, revision } => {
                 self.unwatch();
@@ -129,8 +123,7 @@ impl Worker {
                     async move { member.delete(key, lease, revision).await }
                 });
                 let removed = removed.await;
-                let is_renewed = self.is_renewed(&next);
-                self.entry.removed(removed, is_renewed);
+                self.entry.removed(removed);
             }
             Next::Write { value, lease, revision } => {
                 // Also of an attempt before the one whose answer it is.
@@ -155,17 +148,17 @@ impl Worker {
         }
     }
 
-    /// Whether the lease of what is to be removed is kept for others.
-    fn is_renewed(&self, next: &Next) -> bool {
-        match next {
-            Next::Remove { lease, .. } => matches!(&*self.lease.borrow(), LeaseState::Held { id } if id == lease),
-            _ => true,
-        }
-    }
-
     fn unwatch(&mut self) {
         if self.entry.leave() {
             let _ = self.sentry.send(Order::Leave { key: self.entry.place.key.clone() });
         }
+    }
+}
+
+/// Waits until then, if ever.
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
     }
 }

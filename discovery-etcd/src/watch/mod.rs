@@ -77,7 +77,7 @@ impl EtcdSource {
         let mut wait = Duration::ZERO;
         loop {
             let Listed { entries, keys, revision, cluster } = listed;
-            let live = open.reset(entries);
+            let live = open.fill(entries);
             let mut state = State { live, cursor: Cursor::new(revision, cluster), pulse: Pulse::new(keys, revision) };
             sleep(wait).await;
             let begun = Instant::now();
@@ -86,6 +86,7 @@ impl EtcdSource {
                 Ended::Compacted => None,
                 Ended::Broken(error) => Some(error),
             };
+            let is_compacted = error.is_none();
             let Some(next) = rounds.ended(begun.elapsed()) else {
                 return Err(error.unwrap_or_else(|| {
                     Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
@@ -102,21 +103,22 @@ impl EtcdSource {
                     Err(error) => return Err(error),
                 },
             };
-            open = Open::Live(state.live);
+            let is_one_history = listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached();
+            open = if is_compacted && is_one_history { Open::Gap(state.live) } else { Open::Live(state.live) };
             wait = next;
         }
     }
 
     /// Passes on changes until the watch ends or cannot be trusted.
     async fn watch(&self, range: &Range<'_>, state: &mut State) -> Ended {
-        let mut member = self.cluster.choose();
+        let asking = self.cluster.choose();
         // From what is known already, whose events are dropped: where history is compacted up to the first change that is not, some
         // releases take a watch from there and leave a removal out, and only one from before it is told.
-        let opened = self.open(range, &member, state.cursor.reached()).await;
-        self.cluster.ended(&member, &opened);
+        let opened = self.open(range, asking.member(), state.cursor.reached()).await;
+        let mut member = asking.ended(&opened);
         let mut stream = match opened {
             Ok(stream) => stream,
-            Err(failure) => return Ended::Broken(failure.error),
+            Err(failure) => return Ended::Broken(self.cluster.of_all(&[member], failure).error),
         };
         let mut audit = Box::pin(sleep_until(self.audit.next()));
         let mut ticks = interval_at(Instant::now() + self.pace.interval, self.pace.interval);
@@ -130,8 +132,13 @@ impl EtcdSource {
                 () = &mut audit => {
                     audit = Box::pin(sleep_until(self.audit.next()));
                     match self.compare(range, state).await {
-                        Some(ended) => return ended,
-                        None => continue,
+                        Ok(Compared::Equal) => {
+                            // What it asks for is older than what is known now.
+                            beat = None;
+                            continue;
+                        }
+                        Ok(Compared::NotNow) => continue,
+                        Err(ended) => return ended,
                     }
                 }
                 message = stream.next() => message,
@@ -147,15 +154,20 @@ impl EtcdSource {
                     if let Some(moved) = moved {
                         // The one before is closed only now, and nothing is missed: what both tell
                         // is taken once.
-                        (member, stream) = moved;
-                        state.cursor.resume();
+                        (member, stream) = (moved.member, moved.stream);
+                        if moved.listed.revision >= state.cursor.reached() {
+                            state.compare(moved.listed);
+                        } else {
+                            state.cursor.resume();
+                        }
                         beat = None;
+                        audit = Box::pin(sleep_until(self.audit.next()));
                     }
                     continue;
                 }
                 _ = ticks.tick(), if beat.is_none() => {
                     if moving.is_none() && let Some(another) = self.cluster.another(&member) {
-                        moving = Some(Box::pin(self.moved(range, another, state.cursor.reached(), state.cursor.cluster())));
+                        moving = Some(Box::pin(self.moved(range, another, state.cursor.cluster())));
                     }
                     let newest = state.pulse.beat(state.cursor.reached());
                     let (asked, from, to) = (Arc::clone(&member), range.from.clone(), range.to.clone());
@@ -187,16 +199,18 @@ impl EtcdSource {
         member.watch(range.from.clone(), range.to.clone(), revision, WATCH, self.pace.patience()).await
     }
 
-    /// The watch on another member, once that has begun it. What it tells begins with what the
-    /// present one told last.
-    async fn moved(&self, range: &Range<'_>, asking: Asking<'_>, revision: i64, cluster: u64) -> Option<Moved> {
-        let member = Arc::clone(asking.member());
+    /// The watch on another member, once that has begun it. It begins with a fresh list, since the
+    /// last change may be so old that its history is compacted.
+    async fn moved(&self, range: &Range<'_>, asking: Asking<'_>, cluster: u64) -> Option<Moved> {
+        let listed = self.list_within(range, self.pace.patience()).await;
+        let listed = listed.inspect_err(|error| debug!(error = %error.report(), "watch not moved")).ok()?;
         let begun = async {
-            let mut stream = self.open(range, &member, revision).await?;
+            let mut stream = self.open(range, asking.member(), listed.revision).await?;
             let first = stream.next().await?;
-            let is_well = first.created && first.canceled.is_none() && first.watch == WATCH && first.cluster == cluster;
+            let is_well = first.created && first.canceled.is_none() && first.watch == WATCH;
+            let is_one_cluster = first.cluster == cluster && listed.cluster == cluster;
             // One that lags would take the watch back.
-            if is_well && first.revision >= revision && first.events.is_empty() {
+            if is_well && is_one_cluster && first.revision >= listed.revision && first.events.is_empty() {
                 Ok(stream)
             } else {
                 let error = Error::new(ErrorKind::Unavailable, "the member did not take the watch over");
@@ -207,31 +221,29 @@ impl EtcdSource {
             let error = Error::new(ErrorKind::DeadlineExceeded, "the member did not begin the watch in time");
             Err(Failure::new(Reason::TimedOut, error.during("watch")))
         });
-        asking.ended(&begun);
+        let member = asking.ended(&begun);
         let begun = begun.inspect_err(|failure| debug!(error = %failure.error.report(), "watch not moved"));
-        Some((member, begun.ok()?))
+        Some(Moved { member, stream: begun.ok()?, listed })
     }
 
     /// Compares the set with a fresh list, which finds events that were lost and permissions that
     /// were withdrawn. The watch goes on from there, unless it cannot be trusted.
-    async fn compare(&self, range: &Range<'_>, state: &mut State) -> Option<Ended> {
+    async fn compare(&self, range: &Range<'_>, state: &mut State) -> Result<Compared, Ended> {
         match self.list_within(range, self.pace.patience()).await {
             Ok(listed) if listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached() => {
-                state.live.replace(listed.entries);
-                state.cursor = Cursor::new(listed.revision, listed.cluster);
-                state.pulse = Pulse::new(listed.keys, listed.revision);
-                None
+                state.compare(listed);
+                Ok(Compared::Equal)
             }
             Ok(_) => {
                 let error = Error::new(ErrorKind::Unavailable, "the registry's history is another one");
-                Some(Ended::Broken(error.during("watch")))
+                Err(Ended::Broken(error.during("watch")))
             }
             // The watch is judged by its beats.
             Err(error) if error.is_retryable() => {
                 debug!(error = %error.report(), "the watch could not be compared with a list");
-                None
+                Ok(Compared::NotNow)
             }
-            Err(error) => Some(Ended::Broken(error)),
+            Err(error) => Err(Ended::Broken(error)),
         }
     }
 
@@ -263,8 +275,7 @@ impl EtcdSource {
     }
 
     fn broken(&self, member: &Arc<Member>, failure: Failure) -> Ended {
-        self.cluster.blame(member, &failure);
-        Ended::Broken(failure.error)
+        Ended::Broken(self.cluster.blame(member, failure).error)
     }
 }
 
@@ -275,8 +286,29 @@ struct State {
     pulse: Pulse,
 }
 
-/// A watch on another member.
-type Moved = (Arc<Member>, WatchStream);
+impl State {
+    /// Takes a list that is no older than what is known.
+    fn compare(&mut self, listed: Listed) {
+        self.live.replace(listed.entries);
+        self.cursor = Cursor::new(listed.revision, listed.cluster);
+        self.pulse = Pulse::new(listed.keys, listed.revision);
+    }
+}
+
+/// What came of comparing a set with a fresh list.
+enum Compared {
+    /// The set is the list now.
+    Equal,
+    /// There was no list.
+    NotNow,
+}
+
+/// A watch on another member, and the list that it begins with.
+struct Moved {
+    member: Arc<Member>,
+    stream: WatchStream,
+    listed: Listed,
+}
 
 /// An operation that runs beside the watch.
 type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -292,13 +324,19 @@ async fn answer<T>(pending: &mut Option<Pending<'_, T>>) -> T {
 /// Where the next set goes.
 enum Open {
     Feed(Feed),
+    /// To watchers who know an earlier state of the same history: they learn what changed.
+    Gap(Live),
     Live(Live),
 }
 
 impl Open {
-    fn reset(self, entries: Vec<Entry>) -> Live {
+    fn fill(self, entries: Vec<Entry>) -> Live {
         match self {
             Self::Feed(feed) => feed.reset(entries),
+            Self::Gap(mut live) => {
+                live.replace(entries);
+                live
+            }
             Self::Live(mut live) => {
                 live.reset(entries);
                 live

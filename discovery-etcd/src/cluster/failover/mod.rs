@@ -22,21 +22,24 @@ pub(super) struct Failover {
 pub(super) struct Health {
     delays: RetryDelays,
     state: State,
+    /// How it failed last, and when, since it was first asked.
+    failed: Option<(Instant, Failure)>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     /// It failed last, and is left alone until then.
     Resting(Instant),
-    /// It failed last, its rest is over, and one caller finds out whether it is well again.
-    Trying,
+    /// It failed last, its rest is over, and one caller finds out since then whether it is well
+    /// again.
+    Trying(Instant),
     /// Nothing is known against it.
     Well,
 }
 
 impl Health {
     pub(super) fn new(backoff: Backoff) -> Self {
-        Self { delays: RetryDelays::new(backoff), state: State::Well }
+        Self { delays: RetryDelays::new(backoff), state: State::Well, failed: None }
     }
 }
 
@@ -71,8 +74,16 @@ impl Failover {
         }
         let is_rested = |place: &usize| !tried.contains(place) && self.rest(*place).is_some_and(|until| until <= now);
         let place = at_random(self.places().filter(is_rested))?;
-        self.health[place].state = State::Trying;
+        self.health[place].state = State::Trying(now);
         Some(place)
+    }
+
+    /// Since when somebody finds out whether a member is well again.
+    pub(super) fn trial(&self, place: usize) -> Option<Instant> {
+        match self.health[place].state {
+            State::Trying(since) => Some(since),
+            State::Resting(_) | State::Well => None,
+        }
     }
 
     /// A member to ask in any case: one that is [available](Self::available), else the one whose
@@ -80,7 +91,6 @@ impl Failover {
     pub(super) fn any(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         self.available(now, tried).or_else(|| {
             let untried = self.places().filter(|place| !tried.contains(place));
-            // A trial that is under way has no end of its rest, and comes first.
             untried.min_by_key(|place| self.rest(*place))
         })
     }
@@ -97,13 +107,9 @@ impl Failover {
         well.or_else(rested).or_else(earliest).unwrap_or(self.current)
     }
 
-    /// When the next rest ends; `None` while a member is well, or being tried.
+    /// When the next member may be tried; `None` while one is well.
     pub(super) fn next_trial(&self) -> Option<Instant> {
-        let rests = self.health.iter().map(|health| match health.state {
-            State::Resting(until) => Some(until),
-            State::Trying | State::Well => None,
-        });
-        rests.collect::<Option<Vec<_>>>()?.into_iter().min()
+        self.places().map(|place| self.rest(place)).collect::<Option<Vec<_>>>()?.into_iter().min()
     }
 
     /// Whether no member is well.
@@ -111,9 +117,28 @@ impl Failover {
         self.health.iter().all(|health| health.state != State::Well)
     }
 
-    /// Records that a member failed.
-    pub(super) fn failed(&mut self, place: usize, failure: &Failure, now: Instant) {
+    /// Whether a member that was not tried may yet answer otherwise than by a final error.
+    pub(super) fn may_others_answer(&self, tried: &[usize]) -> bool {
+        let is_final = |place: usize| match &self.health[place].failed {
+            Some((_, failure)) => !self.is_well(place) && !failure.error.is_retryable(),
+            None => false,
+        };
+        self.places().any(|place| !tried.contains(&place) && !is_final(place))
+    }
+
+    /// Records that a member failed in what was begun then; a stream may have begun at any time.
+    /// Returns whether that is news: what was begun before a failure that is known is part of that.
+    pub(super) fn failed(&mut self, place: usize, failure: &Failure, begun: Option<Instant>, now: Instant) -> bool {
         let health = &mut self.health[place];
+        let is_known = match (begun, &health.failed) {
+            (Some(begun), Some((at, _))) => begun <= *at,
+            (Some(_), None) => false,
+            (None, _) => health.state != State::Well,
+        };
+        if is_known {
+            return false;
+        }
+        health.failed = Some((now, failure.clone()));
         let rest = match failure.reason {
             // It answers at once, and a password is not checked more often for it.
             Reason::Credentials | Reason::Token => Duration::ZERO,
@@ -123,18 +148,22 @@ impl Failover {
         };
         health.state = State::Resting(now + rest);
         self.leave(place);
+        true
     }
 
-    /// Records that a trial ended without an outcome.
-    pub(super) fn abandoned(&mut self, place: usize, now: Instant) {
-        if self.health[place].state == State::Trying {
+    /// Records that a trial that began then ended without an outcome.
+    pub(super) fn abandoned(&mut self, place: usize, since: Instant, now: Instant) {
+        if self.trial(place) == Some(since) {
             self.health[place].state = State::Resting(now);
         }
     }
 
-    /// Records that a member answered. Returns whether it had failed before.
+    /// Records that a member answered. It becomes the current one where that is not well. Returns
+    /// whether it had failed before.
     pub(super) fn succeeded(&mut self, place: usize) -> bool {
-        self.current = place;
+        if !self.is_well(self.current) {
+            self.current = place;
+        }
         let health = &mut self.health[place];
         if health.state == State::Well {
             return false;
@@ -144,17 +173,18 @@ impl Failover {
         true
     }
 
+    /// Makes a member that answered the current one.
+    pub(super) fn settle(&mut self, place: usize) {
+        self.current = place;
+    }
+
     /// A member at random, of those that are well and those whose rest is over: where calls and
     /// streams may move to.
     pub(super) fn candidate(&mut self, now: Instant) -> Option<usize> {
-        let is_eligible = |place: &usize| match self.health[*place].state {
-            State::Resting(until) => until <= now,
-            State::Trying => false,
-            State::Well => true,
-        };
+        let is_eligible = |place: &usize| self.rest(*place).is_none_or(|until| until <= now);
         let place = at_random(self.places().filter(is_eligible))?;
-        if self.health[place].state != State::Well {
-            self.health[place].state = State::Trying;
+        if !self.is_well(place) {
+            self.health[place].state = State::Trying(now);
         }
         Some(place)
     }
@@ -170,10 +200,12 @@ impl Failover {
         0..self.health.len()
     }
 
+    /// When a member may be tried, or tried by another caller; `None` for one that is well.
     fn rest(&self, place: usize) -> Option<Instant> {
         match self.health[place].state {
             State::Resting(until) => Some(until),
-            State::Trying | State::Well => None,
+            State::Trying(since) => Some(since + TRIAL),
+            State::Well => None,
         }
     }
 }
@@ -183,133 +215,8 @@ fn at_random(places: impl Iterator<Item = usize>) -> Option<usize> {
 }
 
 const LEAST_REST: Duration = Duration::from_millis(50);
+/// How long one caller finds out for all. It may ask for something that takes long by itself.
+const TRIAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
-mod tests {
-    use discovery_core::{Error, ErrorKind};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn failover(members: usize) -> Failover {
-        Failover::new(vec![Health::new(Backoff::default()); members], 0)
-    }
-
-    fn failure(reason: Reason) -> Failure {
-        Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now"))
-    }
-
-    fn unreached() -> Failure {
-        failure(Reason::Member)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_stay_with_a_member_until_it_fails() {
-        let mut failover = failover(3);
-        let now = Instant::now();
-        assert_eq!(failover.available(now, &[]), Some(0));
-        assert!(failover.available(now, &[0]).is_some_and(|place| place != 0));
-        failover.failed(0, &unreached(), now);
-        let second = failover.available(now, &[]).unwrap();
-        assert!(second != 0 && failover.available(now, &[]) == Some(second));
-        failover.failed(second, &unreached(), now);
-        let third = failover.available(now, &[]).unwrap();
-        assert!(![0, second].contains(&third), "the one that is left");
-        failover.succeeded(third);
-        let later = now + Duration::from_secs(3600);
-        assert_eq!(failover.available(later, &[]), Some(third), "and it stays there");
-        failover.failed(third, &unreached(), now);
-        assert!(failover.is_down() && failover.available(now, &[]).is_none());
-        assert_eq!(failover.any(now, &[0, second]), Some(third), "whatever is known against it");
-        assert_eq!(failover.any(now, &[0, 1, 2]), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_caller_at_a_time_tries_a_member_that_failed() {
-        let mut failover = failover(1);
-        let now = Instant::now();
-        failover.failed(0, &unreached(), now);
-        let rested = failover.next_trial().expect("it rests");
-        assert!(rested > now && rested <= now + Duration::from_secs(1));
-        assert_eq!(failover.available(now, &[]), None);
-        assert_eq!(failover.available(rested, &[]), Some(0));
-        assert_eq!(failover.available(rested, &[]), None, "somebody tries it");
-        assert_eq!(failover.next_trial(), None);
-        failover.abandoned(0, rested);
-        assert_eq!(failover.available(rested, &[]), Some(0), "another one's turn");
-        failover.failed(0, &unreached(), rested);
-        assert!(failover.next_trial().is_some_and(|next| next > rested));
-        assert!(failover.succeeded(0) && !failover.is_down());
-        assert!(!failover.succeeded(0), "that is no news");
-        failover.abandoned(0, rested);
-        assert!(!failover.is_down());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_busy_member_rests_for_longer_than_one_out_of_reach() {
-        let now = Instant::now();
-        let longest = |reason| {
-            let rests = (0..200).map(|_| {
-                let mut failover = failover(1);
-                (0..12).for_each(|_| failover.failed(0, &failure(reason), now));
-                failover.next_trial().unwrap() - now
-            });
-            rests.max().unwrap()
-        };
-        assert!(longest(Reason::Member) <= Duration::from_secs(1));
-        for reason in [Reason::Overloaded, Reason::TimedOut] {
-            assert!(longest(reason) > Duration::from_secs(5), "{reason:?}");
-        }
-    }
-
-    /// A restart of one member after the other leaves all handles on two of three; choosing once
-    /// more spreads them.
-    #[tokio::test(start_paused = true)]
-    async fn handles_spread_over_the_members_that_are_well() {
-        let mut handles: Vec<Failover> = (0..3000).map(|_| failover(3)).collect();
-        let count = |handles: &[Failover]| {
-            [0, 1, 2].map(|member| handles.iter().filter(|handle| handle.current() == member).count())
-        };
-        let mut now = Instant::now();
-        for member in 0..3 {
-            for handle in handles.iter_mut().filter(|handle| handle.current() == member) {
-                handle.failed(member, &unreached(), now);
-                let place = handle.available(now, &[member]).unwrap();
-                handle.succeeded(place);
-            }
-            now += Duration::from_secs(10);
-            if member == 0 {
-                assert!(count(&handles)[1..].iter().all(|handles| (1350..1650).contains(handles)), "at random");
-            }
-        }
-        assert_eq!(count(&handles)[2], 0, "the last one that was restarted has none");
-        for handle in &mut handles {
-            let place = handle.candidate(now).expect("all have had their rest");
-            handle.succeeded(place);
-        }
-        let spread = count(&handles);
-        assert!(spread.iter().all(|handles| (900..1100).contains(handles)), "{spread:?}");
-    }
-
-    proptest! {
-        #[test]
-        fn every_member_is_asked_before_an_operation_that_must_not_wait_fails(
-            members in 1usize..8,
-            failures in proptest::collection::vec(0usize..8, 0..30),
-        ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-            runtime.block_on(async {
-                let mut failover = failover(members);
-                for place in failures {
-                    failover.failed(place % members, &unreached(), Instant::now());
-                }
-                let mut tried = Vec::new();
-                while tried.len() < members {
-                    let place = failover.any(Instant::now(), &tried).unwrap();
-                    assert!(!tried.contains(&place));
-                    tried.push(place);
-                }
-            });
-        }
-    }
-}
+mod tests;

@@ -131,8 +131,8 @@ impl Entry {
         }
     }
 
-    /// Takes the answer to a removal; `is_renewed` says whether the entry's lease is kept for others.
-    pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>, is_renewed: bool) {
+    /// Takes the answer to a removal.
+    pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>) {
         match answered {
             // Written later than was known.
             Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
@@ -148,10 +148,6 @@ impl Entry {
             Err(failure) => {
                 debug!(error = %failure.error.report(), "entry not removed yet");
                 self.pause = Some(Instant::now() + self.pauses.after(&failure));
-                if self.gives_up(is_renewed).is_some_and(|at| at <= Instant::now()) {
-                    self.left = None;
-                    answer(self.leaving.drain(..), &Err(failure.error));
-                }
             }
         }
     }

@@ -51,10 +51,9 @@ pub(super) struct Entry {
     /// When to read the entry because its watch ended.
     recheck: Option<Instant>,
     recheck_delays: Delays,
-    /// When to read the entry all the same, since a watch may say nothing.
-    /// How long a watched entry is trusted without being read.
-    audit_interval: AuditInterval,
+    /// When to read the entry all the same, since a watch may miss something.
     audit: Option<Instant>,
+    audit_interval: AuditInterval,
     /// Since when nobody owns it.
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
@@ -154,8 +153,8 @@ impl Entry {
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
-            audit_interval,
             audit: None,
+            audit_interval,
             released: None,
             dead: None,
             doubt: None,
@@ -245,7 +244,7 @@ impl Entry {
     }
 
     /// The revision up to which it is known what became of the entry.
-    fn known(&self) -> i64 {
+    pub(super) fn known(&self) -> i64 {
         self.written.max(self.read_at)
     }
 
@@ -260,9 +259,10 @@ impl Entry {
     }
 
     /// When a removal is given up that nobody confirms, since the lease ends the entry; `None`
-    /// while that is renewed.
-    pub(super) fn gives_up(&self, is_renewed: bool) -> Option<Instant> {
-        if is_renewed || self.owner.is_some() {
+    /// while that is renewed for others.
+    pub(super) fn gives_up(&self, lease: &LeaseState) -> Option<Instant> {
+        let is_renewed = |left| matches!(lease, LeaseState::Held { id } if *id == left);
+        if self.owner.is_some() || self.left.is_none_or(is_renewed) {
             return None;
         }
         // By then the lease has ended.

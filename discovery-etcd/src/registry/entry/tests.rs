@@ -77,7 +77,7 @@ async fn what_is_registered_is_removed_again() {
     assert!(matches!(status.status(), Status::Deregistered { .. }));
     assert!(matches!(entry.next(&lease), Next::Remove { lease: id, revision: 5 } if id == id_of(&lease)));
     assert!(gone.try_recv().is_err(), "not before it is answered");
-    entry.removed(Ok(Delete::Gone(6)), false);
+    entry.removed(Ok(Delete::Gone(6)));
     assert!(gone.try_recv().unwrap().is_ok());
     assert!(matches!(entry.next(&lease), Next::Exit));
 }
@@ -315,7 +315,7 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
     entry.written(id_of(&lease), Err(no_answer()));
     let mut gone = release(&mut entry, 1);
     assert!(matches!(entry.next(&lease), Next::Remove { .. }));
-    entry.removed(Ok(Delete::Gone(5)), true);
+    entry.removed(Ok(Delete::Gone(5)));
     assert!(gone.try_recv().unwrap().is_ok(), "nobody waits for what may never be");
     for revision in [5, 7] {
         assert!(matches!(entry.next(&lease), Next::Watch(from) if from == revision));
@@ -325,7 +325,7 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
         assert!(matches!(next, Next::Remove { revision: of, .. } if of == revision + 1), "{next:?}");
         // As the worker does.
         entry.leave();
-        entry.removed(Ok(Delete::Gone(revision + 2)), true);
+        entry.removed(Ok(Delete::Gone(revision + 2)));
     }
     entry.next(&lease);
     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit), "nothing can be written under a lease that is over");
@@ -344,7 +344,7 @@ async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that
         assert!(!entry.is_in_doubt(), "it is owned");
         release(&mut entry, 1);
         entry.next(&lease);
-        entry.removed(Ok(Delete::Gone(5)), true);
+        entry.removed(Ok(Delete::Gone(5)));
         assert_eq!(entry.is_in_doubt(), is_in_doubt);
         assert_eq!(matches!(entry.next(&lease), Next::Exit), !is_in_doubt);
         entry.take(Command::Forget);
@@ -470,7 +470,7 @@ impl World {
                 // As the worker does.
                 self.watched_from = None;
                 entry.leave();
-                entry.removed(if how == 0 { Ok(left) } else { Err(no_answer()) }, false);
+                entry.removed(if how == 0 { Ok(left) } else { Err(no_answer()) });
             }
             Next::Write { lease: id, .. } => {
                 assert_eq!(*id, id_of(lease));
@@ -733,6 +733,6 @@ async fn what_somebody_waits_for_goes_before_repairs() {
     assert_eq!(entry.urgency(), Urgency::Wanted, "an update");
     let _answer = release(&mut entry, 1);
     assert_eq!(entry.urgency(), Urgency::Wanted, "a removal");
-    entry.removed(Ok(Delete::Gone(7)), true);
+    entry.removed(Ok(Delete::Gone(7)));
     assert_eq!(entry.urgency(), Urgency::Repair);
 }
