@@ -4,16 +4,16 @@ use std::{
 };
 
 use discovery::tonic::server::{RegisteredServer, Stage};
-use discovery_core::{ErrorKind, Resolver};
+use discovery_core::{Claim, ErrorKind, RegistryExt, Resolver};
 use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
 use greeter::Greeter;
 use support::{
-    Etcd, Log, Proxy, Raw, eventually,
-    scene::{SOON, config, count, follow, instance, payments, register, until_registered},
+    Before, Etcd, Fake, Fault, Log, Method, Proxy, Raw, eventually,
+    scene::{SOON, config, count, follow, instance, payments, register, until_registered, usual},
 };
 use tokio::time::{sleep, timeout};
-use tonic::transport::Server;
+use tonic::{Status as Rpc, transport::Server};
 use tracing::Level;
 
 use crate::cut;
@@ -177,4 +177,105 @@ async fn a_member_that_goes_costs_a_handle_with_credentials_a_moment() {
     }
     assert!(follower.removed().is_empty());
     let _: Raw = etcd.raw_as("root", PASSWORD).await;
+}
+
+/// A member that takes connections and says nothing keeps no other member's token back: handles
+/// that begin with it are registered elsewhere after one request's time, and their leases survive
+/// that the other member restarts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_member_keeps_no_token_of_another_one_back() {
+    const TTL: Duration = Duration::from_secs(10);
+    let etcd = Etcd::start().await;
+    etcd.raw().await.enable_auth(PASSWORD).await;
+    let silent = Proxy::to(etcd.address()).await;
+    silent.set(Fault::BlackHole);
+    let open = || {
+        let members = [silent.address(), etcd.address()];
+        let config = discovery_etcd::EtcdConfig::new(members).with_ttl(TTL).with_credentials("root", PASSWORD);
+        EtcdBackend::connect(config).unwrap()
+    };
+    let backends: Vec<_> = (0..12).map(|_| open()).collect();
+    let start = Instant::now();
+    let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
+    println!("twelve handles registered within {:?}", start.elapsed());
+    // They begin with either member.
+    etcd.kill(0);
+    sleep(Duration::from_millis(500)).await;
+    etcd.restart(0).await;
+    let start = Instant::now();
+    while start.elapsed() < TTL * 3 / 2 {
+        for registration in &registrations {
+            assert!(registration.status().is_registered(), "{:?} after {:?}", registration.status(), start.elapsed());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A member that checks passwords and then accepts none of its tokens is asked less and less often.
+#[tokio::test]
+async fn tokens_that_are_never_accepted_are_asked_for_less_and_less_often() {
+    let fake = Fake::start().await;
+    fake.before(|method| match method {
+        Method::Authenticate | Method::Status => Before::Serve,
+        _ => Before::Fail(Rpc::unauthenticated("etcdserver: invalid auth token")),
+    });
+    let config = discovery_etcd::EtcdConfig::new([fake.address()]).with_credentials("teller", PASSWORD);
+    let backend = EtcdBackend::connect(config).unwrap();
+    let _follower = follow(&backend);
+    let kept = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
+    sleep(Duration::from_secs(20)).await;
+    let asked = fake.asked(Method::Authenticate).len();
+    println!("{asked} Authenticate in 20 s");
+    assert!((3..=16).contains(&asked), "{asked}");
+    // It accepts them again: the handle is back with the next attempt.
+    fake.before(|_| Before::Serve);
+    let took = until_registered(&kept, Duration::from_secs(25)).await;
+    println!("registered {took:?} later");
+}
+
+/// Authentication is off, and something in front of etcd refuses calls all the same: that it is off
+/// is reported once.
+#[tokio::test]
+async fn authentication_that_is_off_is_reported_once() {
+    let log = Log::down_to(Level::INFO);
+    let fake = Fake::start().await;
+    fake.before(|method| match method {
+        Method::Authenticate => Before::Fail(Rpc::failed_precondition("etcdserver: authentication is not enabled")),
+        Method::Status => Before::Serve,
+        _ => Before::Fail(Rpc::unauthenticated("no credentials")),
+    });
+    let config = discovery_etcd::EtcdConfig::new([fake.address()]).with_credentials("teller", PASSWORD);
+    let backend = EtcdBackend::connect(config).unwrap();
+    let _follower = follow(&backend);
+    let _kept = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
+    sleep(Duration::from_secs(10)).await;
+    let asked = fake.asked(Method::Authenticate).len();
+    println!("{asked} Authenticate in 10 s");
+    assert!((2..=11).contains(&asked), "{asked}");
+    assert_eq!(log.with("authentication is not enabled").len(), 1);
+    assert_eq!(log.with("requires authentication").len(), 0);
+}
+
+/// What serves two runtimes is not kept by the one that stands still: a caller of that one gave up
+/// while a connection was being made.
+#[test]
+fn a_runtime_that_stands_still_keeps_no_connection_back() {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (main, idle) = (runtime(), tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
+    let (_etcd, proxy, backend) = main.block_on(async {
+        let etcd = Etcd::start().await;
+        let proxy = Proxy::to(etcd.address()).await;
+        let backend = usual([proxy.address()]);
+        (etcd, proxy, backend)
+    });
+    proxy.set(Fault::BlackHole);
+    let gave_up = idle.block_on(async { timeout(Duration::from_millis(200), backend.list(&payments())).await });
+    assert!(gave_up.is_err());
+    proxy.set(Fault::None);
+    main.block_on(async { assert_eq!(count(&backend).await, Some(0)) });
+    // The handle's own runtime ends, and a caller has another one.
+    let third = runtime();
+    let orphan = third.block_on(async { usual([proxy.address()]) });
+    drop(third);
+    main.block_on(async { assert_eq!(count(&orphan).await, Some(0)) });
 }

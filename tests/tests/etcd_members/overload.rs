@@ -3,11 +3,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Registration, Registry};
-use discovery_etcd::EtcdBackend;
+use discovery_core::{Registration, Registry, Resolver};
+use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
 use futures::future::join_all;
 use support::{
-    Before, Etcd, Fake, Method, eventually,
+    Before, Etcd, Fake, Follower, Method, eventually,
     scene::{SOON, config, instance, payments, register, usual},
 };
 use tokio::time::sleep;
@@ -99,4 +99,29 @@ async fn repairs_are_limited_and_delay_nobody_who_waits() {
     for took in times.iter().flat_map(|(one, other)| [*one, *other]).chain([gone]) {
         assert!(took < SLOW * 3, "a read or two and a write, each of {SLOW:?}: {took:?}");
     }
+}
+
+/// A service whose list is never complete keeps those who ask about others waiting for no more than
+/// a moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_hangs_holds_no_others_up() {
+    let fake = Fake::start().await;
+    fake.before(|method| if method == Method::Page { Before::Never } else { Before::Serve });
+    let one = |number: u16| {
+        let instance = instance(number);
+        (format!("big/{}", instance.id()), Some(EtcdNaming::default().encode(&instance)))
+    };
+    fake.write((0..40).map(one));
+    let backend = usual([fake.address()]);
+    let big = "big".parse().unwrap();
+    let _hang: Vec<_> = (0..3).map(|_| Follower::of(backend.watch(&big).unwrap())).collect();
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
+    while start.elapsed() < Duration::from_secs(20) {
+        let start = Instant::now();
+        assert!(backend.list(&payments()).await.unwrap().is_empty());
+        longest = longest.max(start.elapsed());
+        sleep(Duration::from_millis(50)).await;
+    }
+    println!("other lists took {longest:?} at most");
+    assert!(longest < Duration::from_millis(2500), "{longest:?}");
 }

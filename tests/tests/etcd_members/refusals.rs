@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant};
 
-use discovery_core::{ErrorKind, Resolver};
+use discovery_core::{ErrorKind, Registry, Resolver};
 use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
 use support::{
     Before, Etcd, Fake, Follower, eventually,
-    scene::{SOON, config, connect_to, count, follow, payments, register},
+    scene::{SOON, config, connect_to, count, follow, instance, payments, register},
 };
 use tokio::time::sleep;
 use tonic::{Code, Status};
@@ -101,6 +101,43 @@ async fn what_all_members_answer_is_told() {
         assert_eq!(error.kind() == ErrorKind::Unauthenticated, status.code() == Code::Unauthenticated, "{name}");
         assert_eq!(error.is_retryable(), status.code() != Code::Unauthenticated, "{name}: {}", error.report());
         assert!(error.report().to_string().contains(status.message()), "{name}: the reason is part of the report");
+    }))
+    .await;
+}
+
+/// What one member refuses for good is not final while the other one is away for a moment: an
+/// update, a first registration and a list go on until that one is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_refusal_of_one_member_is_final_while_the_other_restarts() {
+    let token = Status::unauthenticated("etcdserver: invalid auth token");
+    join_all([(Some(token), "3.5.16"), (None, "3.3.27")].into_iter().map(|(refusal, version)| async move {
+        let etcd = Etcd::start().await;
+        let fake = Fake::start().await;
+        fake.report_version(version);
+        if let Some(status) = refusal {
+            fake.before(move |_| Before::Fail(status.clone()));
+        }
+        let config = config([fake.address(), etcd.address()]).with_deadline(Duration::from_secs(10));
+        let backend = EtcdBackend::connect(config).unwrap();
+        let held = register(&backend, 0).await;
+        etcd.kill(0);
+        sleep(Duration::from_millis(300)).await;
+        let start = Instant::now();
+        let service = payments();
+        let (updated, registered, listed, ()) = tokio::join!(
+            held.update(|one| one.with_weight(7.try_into().unwrap())),
+            backend.register(&service, instance(1)),
+            backend.list(&service),
+            // Longer than the lease.
+            async {
+                sleep(Duration::from_millis(2500)).await;
+                etcd.restart(0).await;
+            },
+        );
+        println!("{version}: all done after {:?}", start.elapsed());
+        updated.unwrap_or_else(|error| panic!("{version}: {}", error.report()));
+        let _registered = registered.unwrap_or_else(|error| panic!("{version}: {}", error.report()));
+        listed.unwrap_or_else(|error| panic!("{version}: {}", error.report()));
     }))
     .await;
 }

@@ -3,13 +3,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{ErrorKind, Resolver};
+use discovery_core::{Claim, ErrorKind, RegistryExt, Resolver};
 use discovery_etcd::{EtcdBackend, EtcdTls};
 use support::{
-    Authority, Etcd, Flaw, Proxy, eventually,
-    scene::{SOON, config, count, follow, payments, register, until_registered},
+    Authority, Etcd, Fault, Flaw, Log, Proxy, eventually,
+    scene::{SOON, config, count, follow, instance, payments, register, until_registered},
 };
 use tokio::time::sleep;
+use tracing::Level;
 
 use crate::cut;
 
@@ -56,6 +57,35 @@ async fn a_password_is_rotated() {
     fs::remove_file(&file).unwrap();
     let error = EtcdBackend::connect(config).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.report());
+}
+
+/// Whoever writes the file of the password may empty it first, or take it away for a moment: a
+/// registration that is kept goes on once the file is whole.
+#[tokio::test]
+async fn the_file_of_a_password_may_be_away_for_a_moment() {
+    let etcd = Etcd::start().await;
+    etcd.raw().await.enable_auth("canary").await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    for is_empty in [true, false] {
+        fs::write(&file, "canary").unwrap();
+        let config = config(etcd.members()).with_password_file("root", &file);
+        let backend = EtcdBackend::connect(config).unwrap();
+        if is_empty {
+            fs::write(&file, "").unwrap();
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        let kept = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
+        let error = backend.list(&payments()).await.unwrap_err();
+        assert!(error.is_retryable(), "{}", error.report());
+        assert!(error.report().to_string().contains("password"), "{}", error.report());
+        assert!(!kept.status().is_registered());
+        fs::write(&file, "canary").unwrap();
+        let took = until_registered(&kept, Duration::from_secs(15)).await;
+        println!("registered {took:?} after the file was whole");
+        kept.deregister().await.unwrap();
+    }
 }
 
 /// Certificates are renewed in place, and so is the authority: each new connection has what the
@@ -147,4 +177,59 @@ async fn members_are_replaced_at_new_addresses() {
     assert!(follower.removed().is_empty());
     println!("after three replacements: {} losses told, {} sets", follower.losses(), follower.resets());
     second.deregister().await.unwrap();
+}
+
+/// Credentials that may travel in clear on this machine alone are sent to no member elsewhere,
+/// whatever address etcd offers.
+#[tokio::test]
+async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
+    let log = Log::down_to(Level::DEBUG);
+    // An address for documentation, which leads nowhere.
+    let etcd = Etcd::setup().flag("--advertise-client-urls=http://192.0.2.1:2379").start().await;
+    etcd.raw().await.enable_auth("canary").await;
+    let open = |is_allowed: bool| {
+        let config = config(etcd.members()).with_credentials("root", "canary").with_discover_members(true);
+        EtcdBackend::connect(config.with_allow_plaintext_credentials(is_allowed)).unwrap()
+    };
+    let backend = open(false);
+    assert_eq!(count(&backend).await, Some(0));
+    eventually("the list is read", SOON, async || !log.with("names no member that may be connected to").is_empty())
+        .await;
+    assert_eq!(log.with("members changed").len(), 0);
+    let _allowed = open(true);
+    eventually("the member is taken", SOON, async || log.with("members changed").len() == 1).await;
+}
+
+/// An address of a member leads to another cluster for a while: a handle that discovers members
+/// comes back to its own one, as one that does not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_cluster_at_a_member_s_address_keeps_no_handle() {
+    let nowhere = "127.0.0.1:1";
+    let (one, two) = (Proxy::to(nowhere).await, Proxy::to(nowhere).await);
+    let advertised = format!("--advertise-client-urls=http://{},http://{}", one.address(), two.address());
+    let (etcd, other) = (Etcd::setup().flag(advertised).start().await, Etcd::start().await);
+    for proxy in [&one, &two] {
+        proxy.lead_to(etcd.address());
+    }
+    let open = |discovers| {
+        let config = config([one.address(), two.address()]).with_discover_members(discovers);
+        EtcdBackend::connect(config.with_audit_interval(Duration::from_secs(30))).unwrap()
+    };
+    let backends = [open(false), open(true)];
+    let registrations = [register(&backends[0], 1).await, register(&backends[1], 2).await];
+    // Long enough for a list of members.
+    sleep(Duration::from_secs(2)).await;
+    two.lead_to(other.address());
+    cut(&two).await;
+    one.set(Fault::Refuse);
+    sleep(Duration::from_secs(3)).await;
+    one.set(Fault::None);
+    two.set(Fault::Refuse);
+    let mut raw = etcd.raw().await;
+    let start = Instant::now();
+    eventually("both are back", Duration::from_secs(20), async || raw.keys().await.len() == 2).await;
+    println!("both are back in their own cluster after {:?}", start.elapsed());
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(raw.keys().await.len(), 2);
+    assert!(registrations.iter().all(|one| one.status().is_registered()));
 }

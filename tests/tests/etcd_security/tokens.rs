@@ -179,16 +179,15 @@ async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
         }
         println!("A22: {fault}: told in {:?}", start.elapsed());
         assert_eq!(refusal(&backend).await, ErrorKind::Unauthenticated);
-        let before = authenticated(&etcd);
+        let (before, since) = (authenticated(&etcd), Instant::now());
         // Others ask meanwhile.
         for _ in 0..60 {
             assert_eq!(refusal(&backend).await, ErrorKind::Unauthenticated);
             sleep(Duration::from_millis(100)).await;
         }
-        let asked = authenticated(&etcd) - before;
-        let over = start.elapsed();
-        println!("A22: {fault}: {asked} Authenticate in 6 s");
-        assert!(asked <= 7, "{asked} in 6 s, of {over:?}");
+        let (asked, took) = (authenticated(&etcd) - before, since.elapsed());
+        println!("A22: {fault}: {asked} Authenticate in {took:?}");
+        assert!(asked as f64 <= took.as_secs_f64() + 1.0, "{asked} in {took:?}");
         assert!(asked >= 2, "it goes on trying");
 
         match fault {
