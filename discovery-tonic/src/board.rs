@@ -1,16 +1,16 @@
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use discovery_core::{Error, Instance, InstanceId, ServiceName};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    EndpointStatus, Endpoints,
     attempt::Target,
     balance::{Picked, Pickers},
     call::Agent,
-    connector::SharedError,
     endpoint::Endpoint,
+    endpoints::{EndpointStatus, Endpoints},
+    error::SharedError,
     metrics::Event,
     retry::Retries,
     signals::Signals,
@@ -138,17 +138,6 @@ pub(crate) enum Unreached {
     Connection(SharedError),
     #[error(transparent)]
     Registry(#[from] Error),
-}
-
-/// An error and what caused it, in one line.
-pub(crate) fn report(error: &dyn StdError) -> String {
-    let mut line = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        line.extend([": ", &cause.to_string()]);
-        next = cause.source();
-    }
-    line
 }
 
 impl Outlook {

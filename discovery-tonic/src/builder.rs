@@ -8,16 +8,18 @@ use tower::Service;
 use tracing::{Instrument, info_span};
 
 use crate::{
-    BalancedChannel, Ejection, EndpointSettings, RetryPolicy,
     balance::{Pickers, Policy, PowerOfTwo},
     board::{Board, Outlook},
     call::Agent,
-    connector::{self, BoxError, Connector},
+    channel::BalancedChannel,
+    connector::{self, Connector},
     drive::{Plan, Settings},
+    error::BoxError,
     metrics::Metrics,
+    outlier::Ejection,
     pool::{Config, Pool},
-    retry::Retries,
-    settings::FAR,
+    retry::{Retries, RetryPolicy},
+    settings::{EndpointSettings, FAR},
     signals::Signals,
     turns::Turns,
 };

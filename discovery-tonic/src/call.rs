@@ -13,11 +13,11 @@ use tonic::Status;
 
 use crate::{
     attempt::{Attempt, with_tried},
-    board::{Board, report},
+    board::Board,
     body::RequestBody,
     channel::Shared,
-    connector::BoxError,
     deadline,
+    error::{BoxError, report},
     metrics::Event,
     response::ResponseBody,
     retry::{Failure, PREVIOUS, Repeats},

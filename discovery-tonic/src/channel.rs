@@ -14,13 +14,15 @@ use tonic::Status;
 use tower::Service;
 
 use crate::{
-    Builder, Endpoints, ResponseBody,
     attempt::{Attempt, Target},
     balance::Picker,
     board::{Board, Outlook},
+    builder::Builder,
     call::Call,
+    endpoints::Endpoints,
     flight::Flight,
     metrics::Event,
+    response::ResponseBody,
 };
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.

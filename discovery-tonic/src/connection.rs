@@ -28,14 +28,8 @@ use tokio::{
 use tower::{Service, ServiceExt};
 
 use crate::{
-    balance::Load,
-    body::RequestBody,
-    connector::{BoxError, Connector},
-    endpoint::Link,
-    health::Health,
-    io::Wire,
-    settings::EndpointSettings,
-    signals::Signals,
+    balance::Load, body::RequestBody, connector::Connector, endpoint::Link, error::BoxError, health::Health, io::Wire,
+    settings::EndpointSettings, signals::Signals,
 };
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.

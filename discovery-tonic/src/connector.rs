@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::TryFutureExt;
 use http::Uri;
@@ -6,14 +6,10 @@ use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use crate::io::Io;
+use crate::{error::BoxError, io::Io};
 
 /// Opens connections: from the endpoint's origin to its bytes.
 pub(crate) type Connector = BoxCloneSyncService<Uri, Box<dyn Io>, BoxError>;
-
-pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
-
-pub(crate) type SharedError = Arc<dyn StdError + Send + Sync>;
 
 /// TCP without delay, with the keepalive and user timeout that tell a silent peer from a slow one.
 pub(crate) fn tcp() -> Connector {

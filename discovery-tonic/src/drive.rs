@@ -11,10 +11,10 @@ use tracing::debug;
 
 use crate::{
     balance::Load,
-    board::report,
     connection::{Allowance, Connection, Cut},
-    connector::{BoxError, Connector},
+    connector::Connector,
     endpoint::{Endpoint, Lane, Link, Phase},
+    error::{BoxError, report},
     health::{self, Health},
     hold,
     metrics::Event,

@@ -8,7 +8,7 @@ use http::uri::{Authority, Scheme};
 use tokio::sync::Notify;
 
 use crate::{
-    EndpointState, balance::Load, connection::Sender, connector::SharedError, health::Health, signals::Signals,
+    balance::Load, connection::Sender, endpoints::EndpointState, error::SharedError, health::Health, signals::Signals,
     window::Totals,
 };
 

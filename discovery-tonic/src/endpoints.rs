@@ -2,7 +2,7 @@ use std::{error::Error, fmt, ops::Deref, sync::Arc, time::Instant};
 
 use discovery_core::Instance;
 
-use crate::board::report;
+use crate::error::report;
 
 /// The endpoints of a channel as it last published them: a slice, and in `Display` a table for people.
 ///

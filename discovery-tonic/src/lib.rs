@@ -96,6 +96,7 @@ mod deadline;
 mod drive;
 mod endpoint;
 mod endpoints;
+mod error;
 mod flight;
 mod health;
 mod hold;

@@ -4,11 +4,11 @@ use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
 
 use crate::{
-    EndpointState,
     attempt::Target,
     balance::Candidate,
     board::Row,
     endpoint::{Endpoint, Link},
+    endpoints::EndpointState,
     health::Health,
     outlier::{Observation, Outlier},
     ramp::{self, Ramp, Share},

@@ -2,7 +2,7 @@ use std::{error::Error as StdError, fmt, sync::Arc};
 
 use discovery_core::{Instance, InstanceId};
 
-use crate::connector::BoxError;
+use crate::error::BoxError;
 
 /// Which instance answered, and which were tried before: an extension of every response.
 ///

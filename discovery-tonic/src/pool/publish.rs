@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::Pool;
-use crate::{board::Outlook, connector::BoxError, endpoint::Phase, health::Health, member::Member, ramp};
+use crate::{board::Outlook, endpoint::Phase, error::BoxError, health::Health, member::Member, ramp};
 
 /// What calls read.
 impl Pool {

@@ -15,7 +15,7 @@ use super::{
     life::Life,
     orders::{GoAway, Order},
 };
-use crate::connector::BoxError;
+use crate::error::BoxError;
 
 /// A server that is registered while it serves; see the [module](super).
 ///
