@@ -3,19 +3,10 @@ use std::sync::{Arc, Weak};
 use discovery_core::{Backoff, Error, ErrorKind, Status};
 use tokio::{
     runtime::Handle,
-    task::AbortHandle,
     time::{Instant, sleep_until},
 };
 
-use crate::state::{State, Store, key};
-
-/// The task that does what is due later.
-#[derive(Debug)]
-pub(crate) struct Timer {
-    number: u64,
-    due: Instant,
-    task: AbortHandle,
-}
+use crate::state::{State, Store, Timer, key};
 
 /// Does what is due by now, and sees to it that what is due later happens then.
 ///

@@ -7,10 +7,9 @@ use std::{
 use discovery_core::{BadEntry, Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusWriter};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task::AbortHandle,
     time::Instant,
 };
-
-use crate::lease::Timer;
 
 /// The registry behind all handles: plain state under one lock, which is never held over an await.
 #[derive(Debug)]
@@ -34,6 +33,14 @@ pub(crate) struct State {
     holding: bool,
     watchers: Vec<Watcher>,
     numbers: u64,
+}
+
+/// The task that does what is due later.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    pub(crate) number: u64,
+    pub(crate) due: Instant,
+    pub(crate) task: AbortHandle,
 }
 
 /// One entry of the registry.
