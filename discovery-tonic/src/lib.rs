@@ -84,44 +84,23 @@ pub mod balance;
 #[cfg(feature = "server")]
 pub mod server;
 
-mod attempt;
-mod board;
-mod body;
-mod builder;
 mod call;
 mod channel;
 mod connection;
-mod connector;
-mod deadline;
-mod drive;
 mod endpoint;
-mod endpoints;
 mod error;
-mod flight;
-mod health;
-mod hold;
-mod io;
-mod member;
 mod metrics;
-mod outlier;
-mod past;
 mod pool;
-mod ramp;
-mod response;
-mod retry;
-mod served;
-mod settings;
+mod published;
 mod signals;
-mod status;
-mod turns;
-mod window;
 
-pub use builder::Builder;
-pub use call::WaitForReady;
-pub use channel::BalancedChannel;
-pub use endpoints::{EndpointState, EndpointStatus, Endpoints};
-pub use outlier::Ejection;
-pub use response::ResponseBody;
-pub use retry::{Retry, RetryPolicy};
-pub use served::{ServedBy, Tried};
-pub use settings::EndpointSettings;
+pub use call::{
+    WaitForReady,
+    response::ResponseBody,
+    retry::{Retry, RetryPolicy},
+    served::{ServedBy, Tried},
+};
+pub use channel::{BalancedChannel, builder::Builder};
+pub use connection::settings::EndpointSettings;
+pub use pool::outlier::Ejection;
+pub use published::endpoints::{EndpointState, EndpointStatus, Endpoints};

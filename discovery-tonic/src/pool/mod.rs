@@ -1,5 +1,11 @@
+pub(crate) mod departed;
+pub(crate) mod failure_rate;
+pub(crate) mod mass_removal;
+pub(crate) mod member;
+pub(crate) mod outlier;
 mod publish;
-mod verdicts;
+pub(crate) mod slow_start;
+mod sweep;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,14 +15,16 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use crate::{
-    board::{Board, Outlook},
-    drive::{Plan, drive},
-    endpoint::Endpoint,
-    hold::Hold,
-    member::Member,
-    outlier::Ejection,
-    past::{KNOWN, Past},
+    endpoint::{
+        Endpoint,
+        driver::{Plan, drive},
+    },
+    published::{Board, Outlook},
 };
+use departed::{KNOWN, Past};
+use mass_removal::Hold;
+use member::Member;
+use outlier::Ejection;
 
 /// The control task of a channel: it follows the updates, drives the endpoints and publishes what calls read, with or without
 /// traffic.

@@ -3,7 +3,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::Pool;
-use crate::{board::Outlook, endpoint::Phase, error::BoxError, health::Health, member::Member, ramp};
+use super::{member::Member, slow_start};
+use crate::{connection::health_check::Health, endpoint::Phase, error::BoxError, published::Outlook};
 
 /// What calls read.
 impl Pool {
@@ -23,7 +24,7 @@ impl Pool {
             member.climb(now, window);
         }
         let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
-        let weights = ramp::weights(&shares, now, window);
+        let weights = slow_start::weights(&shares, now, window);
         let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
         for (member, weight) in takers.into_iter().zip(weights) {
             candidates.extend_from_slice(member.candidates(weight));

@@ -3,7 +3,7 @@ use std::sync::Weak;
 use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusWriter, Statuses};
 use tokio::sync::{Mutex, watch};
 
-use super::orders::{Order, Orders};
+use super::shutdown::{Order, Orders};
 
 /// A hand on a server that runs: cheap to clone, and of no effect on how long it does.
 ///

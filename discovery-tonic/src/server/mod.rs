@@ -54,12 +54,12 @@ mod builder;
 mod handle;
 mod health;
 mod incoming;
-mod life;
-mod orders;
+mod lifecycle;
 mod registered;
+mod shutdown;
 
 pub use builder::Builder;
 pub use handle::{ServerHandle, Stage};
 pub use incoming::{Accepted, Incoming};
-pub use orders::GoAway;
 pub use registered::{RegisteredServer, Stopped};
+pub use shutdown::GoAway;

@@ -12,8 +12,8 @@ use super::{
     builder::Plan,
     handle::{ServerHandle, Stage},
     incoming::{Connections, Incoming},
-    life::Life,
-    orders::{GoAway, Order},
+    lifecycle::Life,
+    shutdown::{GoAway, Order},
 };
 use crate::error::BoxError;
 

@@ -1,3 +1,5 @@
+pub(crate) mod endpoints;
+
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
@@ -5,16 +7,14 @@ use discovery_core::{Error, Instance, InstanceId, ServiceName};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{
-    attempt::Target,
     balance::{Picked, Pickers},
-    call::Agent,
+    call::{Agent, attempt::Target, retry::Retries},
     endpoint::Endpoint,
-    endpoints::{EndpointStatus, Endpoints},
     error::SharedError,
     metrics::Event,
-    retry::Retries,
     signals::Signals,
 };
+use endpoints::{EndpointStatus, Endpoints};
 
 /// Where the pool publishes and calls read.
 #[derive(Debug)]

@@ -1,3 +1,11 @@
+pub(crate) mod attempt;
+pub(crate) mod deadline;
+pub(crate) mod first_attempt;
+pub(crate) mod response;
+pub(crate) mod retry;
+pub(crate) mod served;
+pub(crate) mod status;
+
 use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -12,18 +20,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use crate::{
-    attempt::{Attempt, with_tried},
-    board::Board,
-    body::RequestBody,
     channel::Shared,
-    deadline,
+    connection::request_body::RequestBody,
     error::{BoxError, report},
     metrics::Event,
-    response::ResponseBody,
-    retry::{Failure, PREVIOUS, Repeats},
-    served::Tried,
-    status::{self, Outcome},
+    published::Board,
 };
+use attempt::{Attempt, with_tried};
+use response::ResponseBody;
+use retry::{Failure, PREVIOUS, Repeats};
+use served::Tried;
+use status::Outcome;
 
 /// What a call keeps besides its request: all that further attempts need.
 pub(crate) struct Call {

@@ -12,13 +12,8 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 use tonic::Status;
 
-use crate::{
-    attempt::Attempt,
-    body::RequestBody,
-    call::{Call, Next},
-    channel::Shared,
-    response::ResponseBody,
-};
+use super::{Call, Next, attempt::Attempt, response::ResponseBody};
+use crate::{channel::Shared, connection::request_body::RequestBody};
 
 pin_project! {
     /// A call whose request is on its way to the first endpoint, which nearly always is the only one.

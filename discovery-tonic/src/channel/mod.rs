@@ -1,3 +1,5 @@
+pub(crate) mod builder;
+
 use std::{
     fmt,
     future::Future,
@@ -14,16 +16,17 @@ use tonic::Status;
 use tower::Service;
 
 use crate::{
-    attempt::{Attempt, Target},
     balance::Picker,
-    board::{Board, Outlook},
-    builder::Builder,
-    call::Call,
-    endpoints::Endpoints,
-    flight::Flight,
+    call::{
+        Call,
+        attempt::{Attempt, Target},
+        first_attempt::Flight,
+        response::ResponseBody,
+    },
     metrics::Event,
-    response::ResponseBody,
+    published::{Board, Outlook, endpoints::Endpoints},
 };
+use builder::Builder;
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
 ///

@@ -1,3 +1,6 @@
+pub(crate) mod connect_limit;
+pub(crate) mod driver;
+
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU32, Ordering},
@@ -8,8 +11,12 @@ use http::uri::{Authority, Scheme};
 use tokio::sync::Notify;
 
 use crate::{
-    balance::Load, connection::Sender, endpoints::EndpointState, error::SharedError, health::Health, signals::Signals,
-    window::Totals,
+    balance::Load,
+    connection::{Sender, health_check::Health},
+    error::SharedError,
+    pool::failure_rate::Totals,
+    published::endpoints::EndpointState,
+    signals::Signals,
 };
 
 /// An instance as the channel sees it: its connections, and what calls report of it.

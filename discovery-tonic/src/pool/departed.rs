@@ -3,7 +3,8 @@ use std::{collections::BTreeMap, time::Duration};
 use discovery_core::{Address, Instance, InstanceId};
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, outlier::Outlier};
+use super::outlier::Outlier;
+use crate::endpoint::Endpoint;
 
 /// What is known of endpoints that left while they were taken out, so that one that fails does not get its share of calls again by
 /// being announced anew.

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
-use crate::{
+use super::{
     attempt::{Attempt, GRPC_STATUS, with_tried},
     served::Tried,
     status,

@@ -9,17 +9,18 @@ use futures::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
+use super::{Endpoint, Lane, Link, Phase, connect_limit::Turns};
 use crate::{
     balance::Load,
-    connection::{Allowance, Connection, Cut},
-    connector::Connector,
-    endpoint::{Endpoint, Lane, Link, Phase},
+    connection::{
+        Allowance, Connection, Cut,
+        connector::Connector,
+        health_check::{self, Health},
+        settings::EndpointSettings,
+    },
     error::{BoxError, report},
-    health::{self, Health},
-    hold,
     metrics::Event,
-    settings::EndpointSettings,
-    turns::Turns,
+    pool::mass_removal,
 };
 
 /// What drives the endpoints of a channel.
@@ -199,7 +200,7 @@ impl Driver {
         let (since, plan) = (Instant::now(), Arc::clone(&self.plan));
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
-        let mut checks = plan.health.clone().map(|service| health::follow(&link, service, plan.backoff));
+        let mut checks = plan.health.clone().map(|service| health_check::follow(&link, service, plan.backoff));
         let mut successor = connection.age().map(|age| self.successor(age));
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
@@ -241,7 +242,7 @@ impl Driver {
             successor = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
             // Kept for a moment even if idle, because the endpoint may be held after all.
-            let idle = since.elapsed() >= hold::GRACE && connection.load().close_if_idle();
+            let idle = since.elapsed() >= mass_removal::GRACE && connection.load().close_if_idle();
             if closed || idle || since.elapsed() >= plan.drain {
                 connection.load().close();
                 return Offered::Ended(Served::Drained(since));
@@ -377,7 +378,7 @@ async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health>
 /// When to look again whether an endpoint is drained, after so long.
 fn tick(since: Instant, limit: Duration) -> Duration {
     let elapsed = since.elapsed();
-    hold::GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
+    mass_removal::GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
 /// A connection that lived for so long was good, even if nobody used it.

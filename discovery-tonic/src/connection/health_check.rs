@@ -20,7 +20,8 @@ use tonic_health::pb::{
 use tower::Service;
 use tracing::debug;
 
-use crate::{attempt::aim, balance::Load, body::RequestBody, endpoint::Link, error::BoxError};
+use super::request_body::RequestBody;
+use crate::{balance::Load, call::attempt::aim, endpoint::Link, error::BoxError};
 
 /// What a peer says of its health (`grpc.health.v1`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

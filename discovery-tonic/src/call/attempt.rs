@@ -9,15 +9,16 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use crate::{
-    balance::Picked,
-    body::RequestBody,
-    connection::Sender,
-    endpoint::Endpoint,
+use super::{
     response::ResponseBody,
     served::{ServedBy, Tried},
-    signals::SWEEP,
     status,
+};
+use crate::{
+    balance::Picked,
+    connection::{Sender, request_body::RequestBody},
+    endpoint::Endpoint,
+    signals::SWEEP,
 };
 
 /// What the pool publishes of a ready endpoint, for each of its connections.

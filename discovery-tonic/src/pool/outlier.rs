@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::window::{Limits, Totals, Window};
+use super::failure_rate::{Limits, Totals, Window};
 
 /// When an endpoint is taken out, and for how long.
 ///

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use super::{
     builder::Plan,
     handle::{Entry, ServerHandle, Stage, left},
-    orders::Order,
+    shutdown::Order,
 };
 
 /// What a server does besides serving.

@@ -3,15 +3,16 @@ use std::{sync::Arc, time::Duration};
 use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
 
-use crate::{
-    attempt::Target,
-    balance::Candidate,
-    board::Row,
-    endpoint::{Endpoint, Link},
-    endpoints::EndpointState,
-    health::Health,
+use super::{
     outlier::{Observation, Outlier},
-    ramp::{self, Ramp, Share},
+    slow_start::{self, Ramp, Share},
+};
+use crate::{
+    balance::Candidate,
+    call::attempt::Target,
+    connection::health_check::Health,
+    endpoint::{Endpoint, Link},
+    published::{Row, endpoints::EndpointState},
 };
 
 /// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever becomes of its connections.
@@ -39,7 +40,7 @@ impl Member {
             outlier: Outlier::new(),
             held_until: None,
             ramp: Ramp::default(),
-            step: ramp::WHOLE,
+            step: slow_start::WHOLE,
             links: Vec::new(),
             candidates: Vec::new(),
             row: None,
@@ -128,7 +129,7 @@ impl Member {
     }
 
     pub(crate) fn is_warm(&self) -> bool {
-        self.step == ramp::WHOLE
+        self.step == slow_start::WHOLE
     }
 
     /// How many of its connections get requests: one while it is probed, so that one request probes it.

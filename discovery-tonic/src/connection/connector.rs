@@ -6,7 +6,8 @@ use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::HttpConnector;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use crate::{error::BoxError, io::Io};
+use super::wire::Io;
+use crate::error::BoxError;
 
 /// Opens connections: from the endpoint's origin to its bytes.
 pub(crate) type Connector = BoxCloneSyncService<Uri, Box<dyn Io>, BoxError>;

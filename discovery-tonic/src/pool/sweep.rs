@@ -4,13 +4,9 @@ use discovery_core::InstanceId;
 use tokio::time::Instant;
 use tracing::info;
 
+use super::outlier::{Verdict, may_eject};
 use super::{Pool, publish::is_taker};
-use crate::{
-    board::Outlook,
-    metrics::Event,
-    outlier::{Verdict, may_eject},
-    signals::SWEEP,
-};
+use crate::{metrics::Event, published::Outlook, signals::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {

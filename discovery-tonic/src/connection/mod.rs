@@ -1,3 +1,9 @@
+pub(crate) mod connector;
+pub(crate) mod health_check;
+pub(crate) mod request_body;
+pub(crate) mod settings;
+pub(crate) mod wire;
+
 use std::{
     fmt,
     future::{Future, poll_fn},
@@ -27,10 +33,12 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 
-use crate::{
-    balance::Load, body::RequestBody, connector::Connector, endpoint::Link, error::BoxError, health::Health, io::Wire,
-    settings::EndpointSettings, signals::Signals,
-};
+use crate::{balance::Load, endpoint::Link, error::BoxError, signals::Signals};
+use connector::Connector;
+use health_check::Health;
+use request_body::RequestBody;
+use settings::EndpointSettings;
+use wire::Wire;
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
 ///

@@ -7,21 +7,26 @@ use hyper::rt::{Read, Write};
 use tower::Service;
 use tracing::{Instrument, info_span};
 
+use super::BalancedChannel;
 use crate::{
     balance::{Pickers, Policy, PowerOfTwo},
-    board::{Board, Outlook},
-    call::Agent,
-    channel::BalancedChannel,
-    connector::{self, Connector},
-    drive::{Plan, Settings},
+    call::{
+        Agent,
+        retry::{Retries, RetryPolicy},
+    },
+    connection::{
+        connector::{self, Connector},
+        settings::{EndpointSettings, FAR},
+    },
+    endpoint::{
+        connect_limit::Turns,
+        driver::{Plan, Settings},
+    },
     error::BoxError,
     metrics::Metrics,
-    outlier::Ejection,
-    pool::{Config, Pool},
-    retry::{Retries, RetryPolicy},
-    settings::{EndpointSettings, FAR},
+    pool::{Config, Pool, outlier::Ejection},
+    published::{Board, Outlook},
     signals::Signals,
-    turns::Turns,
 };
 
 /// Builds a [`BalancedChannel`].
