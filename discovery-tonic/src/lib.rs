@@ -102,5 +102,6 @@ pub use call::{
 };
 pub use channel::{BalancedChannel, builder::Builder};
 pub use connection::settings::EndpointSettings;
+pub use endpoint::state::EndpointState;
 pub use pool::outlier::Ejection;
-pub use published::endpoints::{EndpointState, EndpointStatus, Endpoints};
+pub use published::endpoints::{EndpointStatus, Endpoints};

@@ -1,21 +1,21 @@
 use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU32, Ordering},
 };
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::{balance::Room, endpoint::Endpoint, metrics::Metrics};
+use crate::{balance::Room, metrics::Metrics};
 
-/// How calls, endpoints and the pool wake one another.
+/// How calls, endpoints and the pool wake one another, with what the pool is to look at.
 #[derive(Debug)]
-pub(crate) struct Signals {
+pub(crate) struct Signals<T> {
     pub(crate) metrics: Metrics,
     /// There are endpoints to look at, or calls have begun: the pool wakes.
     pub(crate) dirty: Notify,
-    /// The endpoints that changed, or whose calls failed. Weak, because they hold these signals.
-    touched: Mutex<Vec<Weak<Endpoint>>>,
+    /// The endpoints that changed, or whose calls failed.
+    touched: Mutex<Vec<T>>,
     /// The pool published a set or an outlook.
     pub(crate) published: Notify,
     /// Where calls wait while all endpoints are full.
@@ -26,7 +26,7 @@ pub(crate) struct Signals {
     tick: AtomicU32,
 }
 
-impl Signals {
+impl<T> Signals<T> {
     pub(crate) fn new(metrics: Metrics) -> Self {
         Self {
             metrics,
@@ -40,13 +40,13 @@ impl Signals {
     }
 
     /// Makes the pool look at an endpoint.
-    pub(crate) fn touch(&self, endpoint: Weak<Endpoint>) {
+    pub(crate) fn touch(&self, endpoint: T) {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint);
         self.dirty.notify_one();
     }
 
     /// The endpoints to look at.
-    pub(crate) fn touched(&self) -> Vec<Weak<Endpoint>> {
+    pub(crate) fn touched(&self) -> Vec<T> {
         std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -1,34 +1,16 @@
-use std::{mem, sync::Arc};
+use std::sync::Arc;
 
-use discovery_core::{Instance, InstanceId};
-use http::{
-    Extensions, HeaderName, Request, Response, Uri,
-    uri::{self, Authority, PathAndQuery, Scheme},
-};
+use discovery_core::Instance;
+use http::{HeaderName, Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::{
-    response::ResponseBody,
-    served::{ServedBy, Tried},
-    status,
-};
+use super::status;
 use crate::{
-    balance::Picked,
-    connection::{Sender, request_body::RequestBody},
-    endpoint::Endpoint,
+    balance::Picked, connection::request_body::RequestBody, endpoint::Endpoint, published::target::Target,
     signals::SWEEP,
 };
-
-/// What the pool publishes of a ready endpoint, for each of its connections.
-#[derive(Debug)]
-pub(crate) struct Target {
-    pub(crate) instance: Arc<Instance>,
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) origin: (Scheme, Authority),
-    pub(crate) sender: Sender,
-}
 
 /// A request at an endpoint; counted there until its drop.
 #[derive(Debug)]
@@ -45,7 +27,7 @@ impl Attempt {
         mut request: Request<RequestBody>,
         deadline: Option<Instant>,
     ) -> (Self, impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>) {
-        aim(&mut request, &picked.origin);
+        picked.origin.apply_to(&mut request);
         let answer = picked.sender.send(request);
         picked.sent();
         let tick = picked.endpoint.signals.tick();
@@ -85,7 +67,7 @@ impl Attempt {
 
     fn answered(&mut self) {
         self.picked.answer();
-        self.endpoint().answered();
+        self.endpoint().tally.answered();
     }
 
     /// Whether the server ends the call because of its deadline, as tonic's does: that it could not answer in time.
@@ -99,50 +81,33 @@ impl Attempt {
         self.deadline = Some(Instant::now());
     }
 
-    /// Takes the response's headers: what they say of the endpoint, and what the caller gets.
-    ///
-    /// Only a response takes what the call keeps: the request's `extensions`, which have done their work and whose allocation serves
-    /// again, and the instances that were `tried` before.
-    pub(crate) fn finish(
-        mut self,
-        mut response: Response<Incoming>,
-        extensions: &mut Extensions,
-        tried: &mut Vec<InstanceId>,
-    ) -> Result<Response<ResponseBody>, (Status, Self)> {
+    /// Takes what the response's headers say of the endpoint, and the status of a call that failed with them.
+    pub(crate) fn finish(mut self, response: &Response<Incoming>) -> Result<Self, (Status, Self)> {
         // A server that fails before its first message sends all in one: there is no body that could carry who served.
         let code = response.headers().get(&GRPC_STATUS);
         let failed = match code {
             Some(code) if code == "0" => {
-                self.endpoint().succeeded();
+                self.endpoint().tally.succeeded();
                 None
             }
             Some(_) => Status::from_header_map(response.headers()),
             None => status::of_http(response.status()),
         };
-        if let Some(status) = failed {
-            if self.is_given_up(&status) {
-                self.endpoint().lost(self.tick, self.picked.load());
-                return Err((status, self.forgiven()));
-            }
+        let Some(status) = failed else {
             self.answered();
-            if status.code() == Code::Unavailable {
-                self.endpoint().failed();
-            } else {
-                self.endpoint().succeeded();
-            }
-            return Err((status, self));
+            return Ok(self);
+        };
+        if self.is_given_up(&status) {
+            self.endpoint().lost(self.tick, self.picked.load());
+            return Err((status, self.forgiven()));
         }
         self.answered();
-        let mut extensions = mem::take(extensions);
-        extensions.clear();
-        if !response.extensions().is_empty() {
-            extensions.extend(mem::take(response.extensions_mut()));
+        if status.code() == Code::Unavailable {
+            self.endpoint().failed();
+        } else {
+            self.endpoint().tally.succeeded();
         }
-        let before: Option<Arc<[InstanceId]>> = (!tried.is_empty()).then(|| mem::take(tried).into());
-        extensions.insert(ServedBy { instance: Arc::clone(self.instance()), before: before.clone() });
-        *response.extensions_mut() = extensions;
-        let deadline = self.deadline;
-        Ok(response.map(|body| ResponseBody::new(body, deadline, self, before)))
+        Err((status, self))
     }
 }
 
@@ -156,22 +121,6 @@ impl Drop for Attempt {
             self.endpoint().lost(self.tick, self.picked.load());
         }
     }
-}
-
-/// Addresses a request to an origin.
-pub(crate) fn aim(request: &mut Request<RequestBody>, (scheme, authority): &(Scheme, Authority)) {
-    let path = mem::take(request.uri_mut()).into_parts().path_and_query;
-    let mut parts = uri::Parts::default();
-    parts.scheme = Some(scheme.clone());
-    parts.authority = Some(authority.clone());
-    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
-    *request.uri_mut() = Uri::from_parts(parts).expect("scheme, authority and path make a URI");
-}
-
-/// A status whose source says who was tried.
-pub(crate) fn with_tried(mut status: Status, tried: Tried) -> Status {
-    status.set_source(Arc::new(tried));
-    status
 }
 
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

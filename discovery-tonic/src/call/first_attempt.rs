@@ -12,67 +12,71 @@ use pin_project_lite::pin_project;
 use tokio::time::{Sleep, sleep_until};
 use tonic::Status;
 
-use super::{Call, Next, attempt::Attempt, response::ResponseBody};
-use crate::{channel::Shared, connection::request_body::RequestBody};
+use super::{Call, Next, attempt::Attempt, response::ResponseBody, shared::Shared};
+use crate::connection::request_body::RequestBody;
 
 pin_project! {
     /// A call whose request is on its way to the first endpoint, which nearly always is the only one.
     ///
     /// By hand instead of `async`, so that it is small and nothing in it moves: what is rare gets a future of its own.
-    pub(crate) struct Flight<F> {
-        // Until it has come, or has been given up.
-        #[pin]
-        answer: Option<F>,
-        // Until the answer.
-        attempt: Option<Attempt>,
-        call: Option<Call>,
-        shared: Option<Arc<Shared>>,
-        // Of the attempt, or of the call.
-        #[pin]
-        end: Option<Sleep>,
+    #[project = Stage]
+    #[project_replace = Former]
+    pub(super) enum FirstAttempt<F> {
+        // Until the answer has come, or has been given up.
+        Sent {
+            #[pin]
+            answer: F,
+            // Of the attempt, or of the call.
+            #[pin]
+            end: Option<Sleep>,
+            attempt: Attempt,
+            call: Call,
+            shared: Arc<Shared>,
+        },
         // The attempts after the first.
-        rest: Option<BoxFuture<'static, Result<Response<ResponseBody>, Status>>>,
+        Rest { rest: BoxFuture<'static, Result<Response<ResponseBody>, Status>> },
+        Done,
     }
 }
 
-impl<F> Flight<F> {
-    pub(crate) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
-        let end = call.attempt_end(&shared.board).map(sleep_until);
-        Self { answer: Some(answer), attempt: Some(attempt), call: Some(call), shared: Some(shared), end, rest: None }
+impl<F> FirstAttempt<F> {
+    pub(super) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
+        let end = call.attempt_end(&shared).map(sleep_until);
+        Self::Sent { answer, end, attempt, call, shared }
     }
 }
 
-impl<F> Future for Flight<F>
+impl<F> Future for FirstAttempt<F>
 where
     F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
 {
     type Output = Result<Response<ResponseBody>, Status>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        if let Some(rest) = this.rest {
-            return rest.as_mut().poll(context);
-        }
-        let Some(pending) = this.answer.as_mut().as_pin_mut() else { unreachable!("polled after it was ready") };
-        let answer = match pending.poll(context) {
-            Poll::Ready(answer) => Some(answer),
-            Poll::Pending if this.end.as_pin_mut().is_some_and(|end| end.poll(context).is_ready()) => None,
-            Poll::Pending => return Poll::Pending,
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match self.as_mut().project() {
+            Stage::Sent { answer, end, .. } => match answer.poll(context) {
+                Poll::Ready(answer) => Some(answer),
+                Poll::Pending if end.as_pin_mut().is_some_and(|end| end.poll(context).is_ready()) => None,
+                Poll::Pending => return Poll::Pending,
+            },
+            Stage::Rest { rest } => return rest.as_mut().poll(context),
+            Stage::Done => panic!("polled after it was ready"),
         };
-        let (Some(attempt), Some(mut call), Some(shared)) = (this.attempt.take(), this.call.take(), this.shared.take())
-        else {
-            unreachable!("polled after it was ready");
+        // Which cancels a request that is not answered.
+        let Former::Sent { attempt, mut call, shared, .. } = self.as_mut().project_replace(Self::Done) else {
+            unreachable!("it was sent a moment ago");
         };
         let next = match answer {
-            Some(answer) => call.settle(&shared.board, attempt, answer),
-            None => {
-                // Which cancels the request.
-                this.answer.set(None);
-                call.expire(&shared.board, attempt)
-            }
+            Some(answer) => call.settle(&shared, attempt, answer),
+            None => call.expire(&shared, attempt),
         };
         match next {
-            Next::Again(request, wait) => this.rest.insert(call.go_on(shared, request, wait)).as_mut().poll(context),
+            Next::Again(request, wait) => {
+                let mut rest = call.go_on(shared, request, wait);
+                let polled = rest.as_mut().poll(context);
+                self.set(Self::Rest { rest });
+                polled
+            }
             Next::End(result) => Poll::Ready(result),
         }
     }

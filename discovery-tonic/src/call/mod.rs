@@ -1,35 +1,38 @@
-pub(crate) mod attempt;
-pub(crate) mod deadline;
-pub(crate) mod first_attempt;
+mod attempt;
+mod deadline;
+mod first_attempt;
+mod replay;
 pub(crate) mod response;
 pub(crate) mod retry;
 pub(crate) mod served;
-pub(crate) mod status;
+pub(crate) mod shared;
+mod status;
+pub(crate) mod user_agent;
+mod wait;
 
 use std::{mem, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use discovery_core::InstanceId;
 use futures::future::BoxFuture;
-use http::{
-    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header::USER_AGENT,
-    uri::PathAndQuery,
-};
+use http::{Extensions, Request, Response, Version};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use crate::{
-    channel::Shared,
+    balance::Picked,
     connection::request_body::RequestBody,
     error::{BoxError, report},
     metrics::Event,
-    published::Board,
+    published::target::Target,
 };
-use attempt::{Attempt, with_tried};
+use attempt::Attempt;
+use first_attempt::FirstAttempt;
+use replay::Spare;
 use response::ResponseBody;
-use retry::{Failure, PREVIOUS, Repeats};
-use served::Tried;
+use retry::{Failure, Repeats};
+use served::{ServedBy, Tried, with_tried};
+use shared::Shared;
 use status::Outcome;
 
 /// What a call keeps besides its request: all that further attempts need.
@@ -37,7 +40,7 @@ pub(crate) struct Call {
     /// What it takes to send the request again; `None` where the body streams.
     spare: Option<Spare>,
     /// The request's, until the response takes them.
-    pub(crate) extensions: Extensions,
+    extensions: Extensions,
     pub(crate) deadline: Option<Instant>,
     refusals: u32,
     /// `None` where no policy repeats it.
@@ -51,14 +54,6 @@ pub(crate) enum Next {
     /// The request goes out again after a wait.
     Again(Request<RequestBody>, Duration),
     End(Result<Response<ResponseBody>, Status>),
-}
-
-/// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is nearly never needed.
-struct Spare {
-    method: Method,
-    path: PathAndQuery,
-    headers: Vec<(HeaderName, HeaderValue)>,
-    body: Option<Bytes>,
 }
 
 /// Makes a call wait for an endpoint where it would fail at once: an extension of the request.
@@ -78,23 +73,36 @@ pub struct WaitForReady;
 impl Call {
     /// Takes a request from tonic: what the call keeps, and what it sends.
     pub(crate) fn new(
-        board: &Board,
+        shared: &Shared,
         mut request: Request<tonic::body::Body>,
     ) -> Result<(Self, Request<RequestBody>), Status> {
         let deadline = deadline::of(request.headers());
-        board.agent.sign(request.headers_mut());
+        shared.agent.sign(request.headers_mut());
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
-        let repeats = board.retries.as_ref().and_then(|retries| retries.begin(&extensions));
+        let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let spare = Spare::of(&request);
         Ok((Self { spare, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
+    /// Sends the request to where it was picked for, and goes on from there.
+    pub(crate) fn begin(
+        self,
+        shared: Arc<Shared>,
+        request: Request<RequestBody>,
+        picked: Picked<Target>,
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
+        shared.board.signals.sweep();
+        shared.board.signals.metrics.count(Event::Pick);
+        let (attempt, answer) = Attempt::send(picked, request, self.deadline);
+        Box::pin(FirstAttempt::new(answer, attempt, self, shared))
+    }
+
     /// When the attempt that begins now has to be answered.
-    pub(crate) fn attempt_end(&self, board: &Board) -> Option<Instant> {
-        let repeatable = board.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.spare.is_some());
+    pub(crate) fn attempt_end(&self, shared: &Shared) -> Option<Instant> {
+        let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.spare.is_some());
         let end = repeatable.and_then(|(retries, repeats)| retries.attempt_end(repeats));
         end.into_iter().chain(self.deadline).min()
     }
@@ -107,35 +115,35 @@ impl Call {
         wait: Duration,
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
         Box::pin(async move {
-            let Some(end) = self.deadline else { return self.attempts(&shared.board, request, wait).await };
-            match timeout_at(end, self.attempts(&shared.board, request, wait)).await {
+            let Some(end) = self.deadline else { return self.attempts(&shared, request, wait).await };
+            match timeout_at(end, self.attempts(&shared, request, wait)).await {
                 Ok(result) => result,
-                Err(_) => Err(self.fail(&shared.board, status::deadline_exceeded(), None)),
+                Err(_) => Err(self.fail(&shared, status::deadline_exceeded(), None)),
             }
         })
     }
 
     async fn attempts(
         &mut self,
-        board: &Board,
+        shared: &Shared,
         mut request: Request<RequestBody>,
         mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
         let wait_for_ready = self.extensions.get::<WaitForReady>().is_some();
         // What is left for all waits for an endpoint together; where the call has a deadline, that ends them.
-        let mut left = self.deadline.is_none().then_some(board.wait);
+        let mut left = self.deadline.is_none().then_some(shared.wait);
         loop {
             if !wait.is_zero() {
                 sleep(wait).await;
             }
             let begun = Instant::now();
             let limit = left.map(|left| begun + left);
-            let picked = match board.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
+            let picked = match shared.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
                     let told = cause.as_ref().map(|cause| format!("{message}: {}", report(cause)));
-                    return Err(self.fail(board, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
+                    return Err(self.fail(shared, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
                 }
             };
             left = left.map(|left| left.saturating_sub(begun.elapsed()));
@@ -145,14 +153,14 @@ impl Call {
             let (attempt, answer) = Attempt::send(picked, request, self.deadline);
             // Noted before the wait, at whose deadline this future is dropped.
             self.tried.push(attempt.instance().id().clone());
-            let answer = match self.attempt_end(board) {
+            let answer = match self.attempt_end(shared) {
                 Some(end) => timeout_at(end, answer).await.ok(),
                 None => Some(answer.await),
             };
             self.tried.pop();
             let next = match answer {
-                Some(answer) => self.settle(board, attempt, answer),
-                None => self.expire(board, attempt),
+                Some(answer) => self.settle(shared, attempt, answer),
+                None => self.expire(shared, attempt),
             };
             match next {
                 Next::Again(again, pause) => (request, wait) = (again, pause),
@@ -164,18 +172,18 @@ impl Call {
     /// Takes the answer to an attempt.
     pub(crate) fn settle(
         &mut self,
-        board: &Board,
+        shared: &Shared,
         attempt: Attempt,
         answer: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
     ) -> Next {
         let mut error = match answer {
-            Ok(response) => return self.take(board, attempt, response),
+            Ok(response) => return self.take(shared, attempt, response),
             Err(error) => error,
         };
         if let Some(request) = error.take_message() {
             attempt.retire();
             attempt.forgive();
-            board.signals.metrics.count(Event::Retry);
+            shared.board.signals.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
         self.tried.push(attempt.instance().id().clone());
@@ -187,7 +195,7 @@ impl Call {
                 self.refusals += 1;
                 self.refusals <= MAX_REFUSALS
             }
-            Outcome::Unsent => self.spare.as_ref().is_some_and(|spare| spare.body.is_some()),
+            Outcome::Unsent => self.spare.as_ref().is_some_and(|spare| spare.has_body()),
         };
         if let Some(spare) = self.spare.as_ref().filter(|_| unprocessed) {
             if outcome == Outcome::Unsent || status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
@@ -196,7 +204,7 @@ impl Call {
             } else {
                 attempt.lose();
             }
-            board.signals.metrics.count(Event::Retry);
+            shared.board.signals.metrics.count(Event::Retry);
             return Next::Again(spare.request(self.repeats.as_ref()), Duration::ZERO);
         }
         let (code, message, of_peer) = status::of_connection(&error);
@@ -205,85 +213,60 @@ impl Call {
         } else {
             attempt.forgive();
         }
-        self.repeat(board, Status::new(code, message), Some(error.into()), false)
+        self.repeat(shared, Status::new(code, message), Some(error.into()), false)
     }
 
-    fn take(&mut self, board: &Board, attempt: Attempt, response: Response<Incoming>) -> Next {
-        match attempt.finish(response, &mut self.extensions, &mut self.tried) {
-            Ok(response) => Next::End(Ok(response)),
+    fn take(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {
+        match attempt.finish(&response) {
+            Ok(attempt) => Next::End(Ok(self.respond(attempt, response))),
             Err((status, attempt)) => {
                 self.tried.push(attempt.instance().id().clone());
                 drop(attempt);
-                self.repeat(board, status, None, false)
+                self.repeat(shared, status, None, false)
             }
         }
     }
 
+    /// What the caller gets.
+    ///
+    /// Only a response takes what the call keeps: the request's extensions, which have done their work and whose allocation serves
+    /// again, and the instances that were tried before.
+    fn respond(&mut self, attempt: Attempt, mut response: Response<Incoming>) -> Response<ResponseBody> {
+        let mut extensions = mem::take(&mut self.extensions);
+        extensions.clear();
+        if !response.extensions().is_empty() {
+            extensions.extend(mem::take(response.extensions_mut()));
+        }
+        let before: Option<Arc<[InstanceId]>> = (!self.tried.is_empty()).then(|| mem::take(&mut self.tried).into());
+        extensions.insert(ServedBy { instance: Arc::clone(attempt.instance()), before: before.clone() });
+        *response.extensions_mut() = extensions;
+        response.map(|body| ResponseBody::new(body, self.deadline, attempt, before))
+    }
+
     /// Takes note that no answer came in time: the attempt's, or the call's.
-    pub(crate) fn expire(&mut self, board: &Board, attempt: Attempt) -> Next {
+    pub(crate) fn expire(&mut self, shared: &Shared, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
         attempt.expire();
         let is_over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let status = if is_over { status::deadline_exceeded() } else { status::attempt_too_long() };
-        self.repeat(board, status, None, true)
+        self.repeat(shared, status, None, true)
     }
 
     /// Repeats a call that failed, where a policy says so.
-    fn repeat(&mut self, board: &Board, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
-        if let (Some(retries), Some(repeats), Some(spare)) = (&board.retries, &mut self.repeats, &self.spare) {
+    fn repeat(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
+        if let (Some(retries), Some(repeats), Some(spare)) = (&shared.retries, &mut self.repeats, &self.spare) {
             let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
             if let Some(wait) = retries.next(repeats, failure, self.deadline) {
-                board.signals.metrics.count(Event::Repeat);
+                shared.board.signals.metrics.count(Event::Repeat);
                 return Next::Again(spare.request(Some(repeats)), wait);
             }
         }
-        Next::End(Err(self.fail(board, status, cause)))
+        Next::End(Err(self.fail(shared, status, cause)))
     }
 
-    fn fail(&mut self, board: &Board, status: Status, cause: Option<BoxError>) -> Status {
-        board.signals.metrics.count(Event::Failure);
+    fn fail(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
+        shared.board.signals.metrics.count(Event::Failure);
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
-    }
-}
-
-impl Spare {
-    fn of(request: &Request<RequestBody>) -> Option<Self> {
-        let RequestBody::Kept(body) = request.body() else { return None };
-        // The iterator cannot tell its length.
-        let mut headers = Vec::with_capacity(request.headers().len());
-        headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
-        let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
-    }
-
-    /// The request once more, which says how often the policy has repeated it.
-    fn request(&self, repeats: Option<&Repeats>) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Kept(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.path.clone().into();
-        *request.version_mut() = Version::HTTP_2;
-        let headers = request.headers_mut();
-        for (name, value) in &self.headers {
-            headers.append(name, value.clone());
-        }
-        if let Some(repeats) = repeats.filter(|repeats| repeats.done() > 0) {
-            headers.insert(PREVIOUS, repeats.done().into());
-        }
-        request
-    }
-}
-
-/// What the channel calls itself, after whatever the request says of its own.
-#[derive(Clone, Debug)]
-pub(crate) struct Agent(pub(crate) HeaderValue);
-
-impl Agent {
-    fn sign(&self, headers: &mut HeaderMap) {
-        if let Some(own) = headers.insert(USER_AGENT, self.0.clone()) {
-            let all = [own.as_bytes(), b" ", self.0.as_bytes()].concat();
-            let all = HeaderValue::from_bytes(&all).expect("two header values and a space make a header value");
-            headers.insert(USER_AGENT, all);
-        }
     }
 }
 

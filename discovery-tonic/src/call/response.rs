@@ -13,8 +13,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Code, Status};
 
 use super::{
-    attempt::{Attempt, GRPC_STATUS, with_tried},
-    served::Tried,
+    attempt::{Attempt, GRPC_STATUS},
+    served::{Tried, with_tried},
     status,
 };
 
@@ -83,7 +83,7 @@ impl Body for ResponseBody {
                 if unavailable.is_some_and(|code| code == UNAVAILABLE) {
                     running.attempt.endpoint().failed();
                 } else {
-                    running.attempt.endpoint().succeeded();
+                    running.attempt.endpoint().tally.succeeded();
                 }
                 if frame.is_trailers() {
                     *live = None;

@@ -1,6 +1,7 @@
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use discovery_core::{Instance, InstanceId};
+use tonic::Status;
 
 use crate::error::BoxError;
 
@@ -60,7 +61,7 @@ impl Tried {
     }
 
     /// What a failed call carries, if a balanced channel made it fail.
-    pub fn of(status: &tonic::Status) -> Option<&Self> {
+    pub fn of(status: &Status) -> Option<&Self> {
         let mut next = status.source();
         while let Some(source) = next {
             if let Some(tried) = source.downcast_ref() {
@@ -93,4 +94,10 @@ impl StdError for Tried {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
     }
+}
+
+/// A status whose source says who was tried.
+pub(crate) fn with_tried(mut status: Status, tried: Tried) -> Status {
+    status.set_source(Arc::new(tried));
+    status
 }

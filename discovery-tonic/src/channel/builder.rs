@@ -11,22 +11,23 @@ use super::BalancedChannel;
 use crate::{
     balance::{Pickers, Policy, PowerOfTwo},
     call::{
-        Agent,
         retry::{Retries, RetryPolicy},
+        shared::Shared,
+        user_agent::Agent,
     },
     connection::{
         connector::{self, Connector},
         settings::{EndpointSettings, FAR},
     },
     endpoint::{
+        Signals,
         connect_limit::Turns,
-        driver::{Plan, Settings},
+        plan::{Plan, Settings},
     },
     error::BoxError,
     metrics::Metrics,
     pool::{Config, Pool, outlier::Ejection},
-    published::{Board, Outlook},
-    signals::Signals,
+    published::{Board, outlook::Outlook},
 };
 
 /// Builds a [`BalancedChannel`].
@@ -250,9 +251,6 @@ impl Builder {
         let signals = Arc::new(Signals::new(Metrics::of(&self.service)));
         let board = Arc::new(Board {
             service: self.service,
-            agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
-            wait: self.wait.min(FAR),
-            retries: self.retry.map(Retries::new),
             pickers: Pickers::of(self.policy),
             outlook: ArcSwap::from_pointee(Outlook::Waiting),
             rows: ArcSwap::default(),
@@ -279,7 +277,13 @@ impl Builder {
         };
         let span = info_span!(parent: None, "channel", service = %board.service);
         let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates).instrument(span));
-        Ok(BalancedChannel::of(board, task.abort_handle()))
+        Ok(BalancedChannel::of(Shared {
+            board,
+            agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
+            wait: self.wait.min(FAR),
+            retries: self.retry.map(Retries::new),
+            task: task.abort_handle(),
+        }))
     }
 }
 

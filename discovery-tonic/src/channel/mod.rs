@@ -11,20 +11,14 @@ use std::{
 
 use discovery_core::{Error, ErrorKind, Resolver, ServiceName};
 use http::{Request, Response};
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::time::timeout;
 use tonic::Status;
 use tower::Service;
 
 use crate::{
     balance::Picker,
-    call::{
-        Call,
-        attempt::{Attempt, Target},
-        first_attempt::Flight,
-        response::ResponseBody,
-    },
-    metrics::Event,
-    published::{Board, Outlook, endpoints::Endpoints},
+    call::{Call, response::ResponseBody, shared::Shared},
+    published::{endpoints::Endpoints, outlook::Outlook, target::Target},
 };
 use builder::Builder;
 
@@ -72,12 +66,6 @@ pub struct BalancedChannel {
     picker: Picker<Target>,
 }
 
-/// What the clones of a channel and its calls share.
-pub(crate) struct Shared {
-    pub(crate) board: Arc<Board>,
-    task: AbortHandle,
-}
-
 impl BalancedChannel {
     /// A channel over the instances of a service, with the defaults of [`Builder`].
     ///
@@ -95,9 +83,9 @@ impl BalancedChannel {
         Builder::new(resolver, service)
     }
 
-    pub(crate) fn of(board: Arc<Board>, task: AbortHandle) -> Self {
-        let picker = board.pickers.picker();
-        Self { shared: Arc::new(Shared { board, task }), picker }
+    fn of(shared: Shared) -> Self {
+        let picker = shared.board.pickers.picker();
+        Self { shared: Arc::new(shared), picker }
     }
 
     /// The service.
@@ -164,22 +152,14 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        let (call, request) = match Call::new(&shared.board, request) {
+        let (call, request) = match Call::new(&shared, request) {
             Ok(call) => call,
             Err(status) => return Box::pin(std::future::ready(Err(status))),
         };
-        let Some(picked) = self.picker.pick(true) else { return call.go_on(shared, request, Duration::ZERO) };
-        shared.board.signals.sweep();
-        shared.board.signals.metrics.count(Event::Pick);
-        let (attempt, answer) = Attempt::send(picked, request, call.deadline);
-        Box::pin(Flight::new(answer, attempt, call, shared))
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.task.abort();
-        self.board.signals.metrics.end();
+        match self.picker.pick(true) {
+            Some(picked) => call.begin(shared, request, picked),
+            None => call.go_on(shared, request, Duration::ZERO),
+        }
     }
 }
 

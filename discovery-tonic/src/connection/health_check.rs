@@ -20,17 +20,11 @@ use tonic_health::pb::{
 use tower::Service;
 use tracing::debug;
 
-use super::request_body::RequestBody;
-use crate::{balance::Load, call::attempt::aim, endpoint::Link, error::BoxError};
-
-/// What a peer says of its health (`grpc.health.v1`).
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Health {
-    NotServing,
-    Serving,
-    /// It has not said anything yet.
-    Unknown,
-}
+use super::{
+    link::{Health, Link},
+    request_body::RequestBody,
+};
+use crate::{balance::Load, error::BoxError};
 
 /// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good, and where the stream breaks the peer counts
 /// as not serving until it answers another one.
@@ -171,7 +165,7 @@ impl Service<Request<tonic::body::Body>> for Through {
         Box::pin(async move {
             let (parts, body) = request.into_parts();
             let mut request = Request::from_parts(parts, RequestBody::new(body)?);
-            aim(&mut request, &link.origin);
+            link.origin.apply_to(&mut request);
             link.sender.send(request).await.map_err(|error| {
                 if error.message().is_some() {
                     link.load.close();

@@ -1,11 +1,12 @@
 pub(crate) mod connector;
 pub(crate) mod health_check;
+pub(crate) mod link;
+pub(crate) mod origin;
 pub(crate) mod request_body;
 pub(crate) mod settings;
 pub(crate) mod wire;
 
 use std::{
-    fmt,
     future::{Future, poll_fn},
     pin::pin,
     sync::{
@@ -18,14 +19,7 @@ use std::{
 
 use discovery_core::Address;
 use futures::task::AtomicWaker;
-use http::{Request, Response};
-use hyper::{
-    body::Incoming,
-    client::conn::{
-        TrySendError,
-        http2::{Builder, SendRequest},
-    },
-};
+use hyper::client::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
 use tokio::{
     task::{AbortHandle, JoinHandle},
@@ -33,10 +27,12 @@ use tokio::{
 };
 use tower::{Service, ServiceExt};
 
-use crate::{balance::Load, endpoint::Link, error::BoxError, signals::Signals};
+use crate::{
+    balance::{Load, Room},
+    error::BoxError,
+};
 use connector::Connector;
-use health_check::Health;
-use request_body::RequestBody;
+use link::{Health, Link, Sender};
 use settings::EndpointSettings;
 use wire::Wire;
 
@@ -62,10 +58,6 @@ pub(crate) struct Allowance {
     pub(crate) trial: u32,
 }
 
-/// Where requests enter a connection.
-#[derive(Clone)]
-pub(crate) struct Sender(SendRequest<RequestBody>);
-
 /// Ends a connection at once, with everything on it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cut(Arc<OnceLock<AbortHandle>>);
@@ -90,7 +82,7 @@ impl Connection {
         connector: &Connector,
         address: &Address,
         settings: &EndpointSettings,
-        signals: &Signals,
+        room: &Arc<Room>,
         allowance: Allowance,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
@@ -117,7 +109,7 @@ impl Connection {
                 }
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
-            let load = Load::waking(limit, allowance.trial, Arc::clone(&signals.room));
+            let load = Load::waking(limit, allowance.trial, Arc::clone(room));
             let (load, eye) = (Arc::new(load), Arc::new(Eye::default()));
             let (watched, seeing) = (Arc::clone(&load), Arc::clone(&eye));
             let task = tokio::spawn(async move {
@@ -144,7 +136,7 @@ impl Connection {
             Ok(Self {
                 link: Link {
                     origin: settings.origin_of(address),
-                    sender: Sender(sender),
+                    sender: Sender::new(sender),
                     load,
                     health: Health::Serving,
                 },
@@ -194,16 +186,6 @@ impl Drop for Connection {
     }
 }
 
-impl Sender {
-    /// Sends a request; resolves at the response's headers.
-    pub(crate) fn send(
-        &self,
-        request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.0.clone().try_send_request(request)
-    }
-}
-
 impl Cut {
     pub(crate) fn cut(&self) {
         if let Some(socket) = self.0.get() {
@@ -233,12 +215,6 @@ fn streams(limit: usize, reserved: u32) -> u32 {
 /// A tenth more or less, as gRPC servers do it with theirs, so that what was connected at once is not replaced at once.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
-}
-
-impl fmt::Debug for Sender {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").finish_non_exhaustive()
-    }
 }
 
 const HANDOVER_TICK: Duration = Duration::from_millis(1);

@@ -6,6 +6,8 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
+use super::origin::Origin;
+
 /// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint) returns.
 ///
 /// ```
@@ -20,7 +22,7 @@ use http::{
 /// ```
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
-    pub(crate) origin: Option<(Scheme, Authority)>,
+    pub(crate) origin: Option<Origin>,
     pub(crate) connect_timeout: Duration,
     pub(crate) ping: Option<(Duration, Duration)>,
     pub(crate) age: Option<Duration>,
@@ -41,7 +43,8 @@ impl EndpointSettings {
             let bare = parts.path_and_query.is_none_or(|path| path == PathAndQuery::from_static("/"));
             let http = parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
             if bare {
-                Some((http?, parts.authority.filter(|authority| !authority.as_str().contains('@'))?))
+                let authority = parts.authority.filter(|authority| !authority.as_str().contains('@'))?;
+                Some(Origin { scheme: http?, authority })
             } else {
                 None
             }
@@ -87,13 +90,14 @@ impl EndpointSettings {
     }
 
     /// Where the requests to an instance say that they go.
-    pub(crate) fn origin_of(&self, address: &Address) -> (Scheme, Authority) {
-        self.origin.clone().unwrap_or_else(|| (Scheme::HTTP, authority(&address.without_trailing_dot())))
+    pub(crate) fn origin_of(&self, address: &Address) -> Origin {
+        let plain = || Origin { scheme: Scheme::HTTP, authority: authority(&address.without_trailing_dot()) };
+        self.origin.clone().unwrap_or_else(plain)
     }
 
     /// What the connector is asked for.
     pub(crate) fn target(&self, address: &Address) -> Uri {
-        let scheme = self.origin.as_ref().map_or(Scheme::HTTP, |(scheme, _)| scheme.clone());
+        let scheme = self.origin.as_ref().map_or(Scheme::HTTP, |origin| origin.scheme.clone());
         let uri = Uri::builder().scheme(scheme).authority(authority(address)).path_and_query("/");
         uri.build().expect("scheme, authority and path make a URI")
     }
@@ -137,6 +141,6 @@ mod tests {
     fn a_trailing_dot_is_for_resolving_alone() {
         let (settings, address) = (EndpointSettings::default(), "payments.default.svc.:80".parse().unwrap());
         assert_eq!(settings.target(&address).authority().unwrap().as_str(), "payments.default.svc.:80");
-        assert_eq!(settings.origin_of(&address).1.as_str(), "payments.default.svc:80");
+        assert_eq!(settings.origin_of(&address).authority.as_str(), "payments.default.svc:80");
     }
 }

@@ -1,6 +1,5 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Instance};
 use futures::{
     FutureExt,
     future::{BoxFuture, OptionFuture, join_all},
@@ -9,36 +8,20 @@ use futures::{
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::debug;
 
-use super::{Endpoint, Lane, Link, Phase, connect_limit::Turns};
+use super::{
+    Endpoint,
+    lane::{Lane, Phase},
+    plan::Plan,
+    retired::Connections,
+};
 use crate::{
-    balance::Load,
     connection::{
-        Allowance, Connection, Cut,
-        connector::Connector,
-        health_check::{self, Health},
-        settings::EndpointSettings,
+        Allowance, Connection, health_check,
+        link::{Health, Link},
     },
     error::{BoxError, report},
     metrics::Event,
-    pool::mass_removal,
 };
-
-/// What drives the endpoints of a channel.
-pub(crate) struct Plan {
-    /// Lets only so many connections be made at a time, and fewer of those that failed before.
-    pub(crate) connects: Turns,
-    pub(crate) connector: Connector,
-    pub(crate) settings: Settings,
-    pub(crate) backoff: Backoff,
-    pub(crate) drain: Duration,
-    /// The gRPC service whose health is followed, if any is.
-    pub(crate) health: Option<String>,
-    /// How many connections each endpoint has.
-    pub(crate) connections: usize,
-}
-
-/// The user's hook: how an instance is connected.
-pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
 
 /// What drives one lane.
 struct Driver {
@@ -46,15 +29,7 @@ struct Driver {
     number: usize,
     plan: Arc<Plan>,
     /// The connections whose requests may still be in flight, the present one last.
-    connections: Vec<Known>,
-}
-
-/// A connection as far as its end is concerned.
-struct Known {
-    cut: Cut,
-    load: Arc<Load>,
-    /// When what is left on it is cut; `None` while that is the peer's to say.
-    until: Option<Instant>,
+    connections: Connections,
 }
 
 /// Why a lane has no connection any more.
@@ -82,7 +57,7 @@ enum Offered {
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Arc<Plan>) -> Arc<Endpoint> {
     let lane = |number| {
         let (endpoint, plan) = (Arc::clone(&endpoint), Arc::clone(&plan));
-        Driver { endpoint, number, plan, connections: Vec::new() }.run()
+        Driver { endpoint, number, plan, connections: Connections::default() }.run()
     };
     match endpoint.lanes() {
         1 => lane(0).await,
@@ -155,7 +130,7 @@ impl Driver {
     /// Where the endpoint drains and there are calls to end on former connections, for which this may be too long.
     async fn back_off(&mut self, until: Instant, earliest: Instant) -> Result<(), Draining> {
         loop {
-            let overdue = self.overdue();
+            let overdue = self.connections.overdue();
             tokio::select! {
                 () = sleep_until(until) => return Ok(()),
                 turned = self.turned() => {
@@ -163,7 +138,7 @@ impl Driver {
                     sleep_until(earliest).await;
                     return Ok(());
                 }
-                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
         }
     }
@@ -171,7 +146,7 @@ impl Driver {
     /// Waits until the endpoint is taken back, or drains while calls are left. One future for both, since it is woken once for each news.
     async fn turned(&self) -> Result<(), Draining> {
         loop {
-            if self.endpoint.is_draining() && self.has_calls() {
+            if self.endpoint.is_draining() && self.connections.has_calls() {
                 return Err(Draining);
             }
             if self.lane().has_returned() {
@@ -185,9 +160,7 @@ impl Driver {
     async fn serve(&mut self, mut connection: Connection) -> Served {
         let mut health = if self.plan.health.is_some() { Health::Unknown } else { Health::Serving };
         loop {
-            self.connections.retain(|known| known.load.in_flight() > 0);
-            let (cut, load) = (connection.cut(), Arc::clone(connection.load()));
-            self.connections.push(Known { cut, load, until: None });
+            self.connections.add(&connection);
             connection = match self.offer(&connection, &mut health).await {
                 Offered::Renewed(successor) => successor,
                 Offered::Ended(served) => return served,
@@ -205,7 +178,7 @@ impl Driver {
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
-            let overdue = self.overdue();
+            let overdue = self.connections.overdue();
             let tick = draining_since.map(|since: Instant| tick(since, plan.drain));
             tokio::select! {
                 () = self.lane().looked() => connection.look(),
@@ -217,10 +190,10 @@ impl Driver {
                 }
                 Some(successor) = OptionFuture::from(successor.as_mut()), if draining_since.is_none() => {
                     debug!(instance = %self.endpoint.id, "connection replaced at its age");
-                    self.retire(connection);
+                    self.connections.retire(Instant::now() + self.plan.drain);
                     return Offered::Renewed(successor);
                 }
-                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
             let closed = connection.is_closed();
             if closed {
@@ -242,7 +215,7 @@ impl Driver {
             successor = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
             // Kept for a moment even if idle, because the endpoint may be held after all.
-            let idle = since.elapsed() >= mass_removal::GRACE && connection.load().close_if_idle();
+            let idle = since.elapsed() >= GRACE && connection.load().close_if_idle();
             if closed || idle || since.elapsed() >= plan.drain {
                 connection.load().close();
                 return Offered::Ended(Served::Drained(since));
@@ -268,61 +241,33 @@ impl Driver {
         })
     }
 
-    /// Lets a connection take no more, and what is on it end within the drain limit.
-    fn retire(&mut self, connection: &Connection) {
-        connection.load().close();
-        let present = self.connections.last_mut().expect("the present connection is the last");
-        present.until = Some(Instant::now() + self.plan.drain);
-    }
-
-    /// When the time of the first retired connection is over.
-    fn overdue(&self) -> Option<Instant> {
-        self.connections.iter().filter_map(|known| known.until).min()
-    }
-
-    /// Cuts the retired connections whose time is over.
-    fn cut_overdue(&mut self) {
-        let now = Instant::now();
-        for known in &mut self.connections {
-            // Once, since it counts as in flight until the caller looks at what it got.
-            if known.until.take_if(|until| *until <= now).is_some() {
-                known.cut.cut();
-            }
-        }
-    }
-
     /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
     async fn settle(&self, limit: Duration) {
         self.enter(Phase::Ended);
         let since = Instant::now();
-        while self.has_calls() {
+        while self.connections.has_calls() {
             if since.elapsed() >= limit {
-                return self.connections.iter().for_each(|known| known.cut.cut());
+                return self.connections.cut();
             }
             sleep(DRAIN_TICK.min(limit)).await;
         }
-    }
-
-    /// Whether anything is in flight on its connections.
-    fn has_calls(&self) -> bool {
-        self.connections.iter().any(|known| known.load.in_flight() > 0)
     }
 
     /// Waits until the first lane is connected. An endpoint that drains may come back: its end is then when the first lane has ended, or
     /// now where this lane has calls to end.
     async fn led(&mut self) {
         while !self.goes_on() {
-            let overdue = self.overdue();
+            let overdue = self.connections.overdue();
             tokio::select! {
                 () = self.lane().looked() => {}
-                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.cut_overdue(),
+                Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
         }
     }
 
     fn goes_on(&self) -> bool {
         let first = self.endpoint.lane(0);
-        if self.endpoint.is_draining() { first.has_ended() || self.has_calls() } else { first.is_ready() }
+        if self.endpoint.is_draining() { first.has_ended() || self.connections.has_calls() } else { first.is_ready() }
     }
 
     /// Waits for the order to drain.
@@ -352,7 +297,7 @@ async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, Bo
             trial: (TRIAL / u32::try_from(plan.connections).unwrap_or(TRIAL)).max(1),
         };
         let ended = move || looker.look();
-        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals, allowance, ended).await
+        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals.room, allowance, ended).await
     };
     let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
     let connected = attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()));
@@ -378,7 +323,7 @@ async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health>
 /// When to look again whether an endpoint is drained, after so long.
 fn tick(since: Instant, limit: Duration) -> Duration {
     let elapsed = since.elapsed();
-    mass_removal::GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
+    GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
 /// A connection that lived for so long was good, even if nobody used it.
@@ -387,6 +332,8 @@ const GOOD: Duration = Duration::from_secs(1);
 const KNOCK: Duration = Duration::from_secs(1);
 /// For so long a peer that became silent is expected back any moment.
 const KNOCKING: Duration = Duration::from_secs(30);
+/// How long a removed endpoint's connection is kept at least, since it may be held after all.
+const GRACE: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 /// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and then hangs hurts few.
 const TRIAL: u32 = 4;

@@ -1,23 +1,29 @@
 pub(crate) mod connect_limit;
 pub(crate) mod driver;
+pub(crate) mod lane;
+pub(crate) mod plan;
+mod retired;
+pub(crate) mod state;
+pub(crate) mod tally;
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Weak,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    Arc, Mutex, PoisonError, Weak,
+    atomic::{AtomicBool, Ordering},
 };
 
 use discovery_core::{Address, Instance, InstanceId};
-use http::uri::{Authority, Scheme};
-use tokio::sync::Notify;
 
 use crate::{
     balance::Load,
-    connection::{Sender, health_check::Health},
+    connection::link::{Health, Link},
     error::SharedError,
-    pool::failure_rate::Totals,
-    published::endpoints::EndpointState,
-    signals::Signals,
 };
+use lane::{Lane, Phase};
+use state::EndpointState;
+use tally::Tally;
+
+/// What wakes calls, endpoints and the pool of a channel.
+pub(crate) type Signals = crate::signals::Signals<Weak<Endpoint>>;
 
 /// An instance as the channel sees it: its connections, and what calls report of it.
 #[derive(Debug)]
@@ -26,15 +32,7 @@ pub(crate) struct Endpoint {
     pub(crate) address: Address,
     instance: Mutex<Arc<Instance>>,
     pub(crate) signals: Arc<Signals>,
-    /// Requests in a row without an answer.
-    failures: AtomicU32,
-    /// Answers so far.
-    answers: AtomicU32,
-    /// Requests so far that failed, and those of them that never had an answer.
-    failed: AtomicU32,
-    lost: AtomicU32,
-    /// The sweep in which it was last put on trial.
-    trial: AtomicU32,
+    pub(crate) tally: Tally,
     lanes: Box<[Lane]>,
     draining: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
@@ -45,42 +43,6 @@ pub(crate) struct Endpoint {
     me: Weak<Self>,
 }
 
-/// The place of one connection, which its driver fills anew when it is lost.
-#[derive(Debug)]
-pub(crate) struct Lane {
-    phase: Mutex<Phase>,
-    /// The endpoint was drained and is not any more.
-    returned: AtomicBool,
-    /// Makes the driver look again: at the connection, and at whether it shall drain.
-    look: Notify,
-}
-
-/// Where a lane stands.
-#[derive(Clone, Debug)]
-pub(crate) enum Phase {
-    BackingOff {
-        error: SharedError,
-    },
-    /// `first`: nothing has failed since the endpoint was new, or since its last good connection.
-    Connecting {
-        first: bool,
-    },
-    /// It will not connect again.
-    Ended,
-    Idle,
-    Ready(Link),
-}
-
-/// A connection that takes requests.
-#[derive(Clone, Debug)]
-pub(crate) struct Link {
-    /// Where the requests say that they go.
-    pub(crate) origin: (Scheme, Authority),
-    pub(crate) sender: Sender,
-    pub(crate) load: Arc<Load>,
-    pub(crate) health: Health,
-}
-
 impl Endpoint {
     /// An endpoint of so many connections, at least one.
     pub(crate) fn new(instance: Arc<Instance>, connections: usize, signals: Arc<Signals>) -> Arc<Self> {
@@ -88,11 +50,7 @@ impl Endpoint {
             id: instance.id().clone(),
             address: instance.address().clone(),
             instance: Mutex::new(instance),
-            failures: AtomicU32::new(0),
-            answers: AtomicU32::new(0),
-            failed: AtomicU32::new(0),
-            lost: AtomicU32::new(0),
-            trial: AtomicU32::new(signals.tick()),
+            tally: Tally::new(signals.tick()),
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             draining: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
@@ -112,57 +70,22 @@ impl Endpoint {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
-    /// Counts an answer, whatever it says: the peer is there.
-    pub(crate) fn answered(&self) {
-        self.answers.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Ends a row of failures.
-    pub(crate) fn succeeded(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-        }
-    }
-
     /// Counts a request that failed without an answer, and that `load` counts; sent during the sweep `tick`.
     pub(crate) fn lost(&self, tick: u32, load: &Load) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-        // Ticks wrap around.
-        if tick.wrapping_sub(self.trial.load(Ordering::Relaxed)) > u32::MAX / 2 {
-            // It says nothing of the trial, which began later.
-            load.shrink_trial();
-            self.failed.fetch_add(1, Ordering::Relaxed);
-        } else {
-            load.doubt();
-            self.failed();
+        if self.tally.lost(tick, load) {
+            self.touch();
         }
     }
 
     /// Counts a failure; the pool decides what follows from it.
     pub(crate) fn failed(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        self.failed.fetch_add(1, Ordering::Relaxed);
+        self.tally.failed();
         self.touch();
-    }
-
-    /// What has become of all requests so far.
-    pub(crate) fn totals(&self) -> Totals {
-        let ended = self.answers().wrapping_add(self.lost.load(Ordering::Relaxed));
-        Totals { ended, failed: self.failed.load(Ordering::Relaxed) }
-    }
-
-    pub(crate) fn failures(&self) -> u32 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn answers(&self) -> u32 {
-        self.answers.load(Ordering::Relaxed)
     }
 
     /// Starts counting failures anew, and takes one request at a time until one is answered.
     pub(crate) fn put_on_trial(&self) {
-        self.trial.store(self.signals.tick(), Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
+        self.tally.begin_trial(self.signals.tick());
         self.links().iter().for_each(|link| link.load.set_trial(1));
     }
 
@@ -243,13 +166,13 @@ impl Endpoint {
     /// Lets the drivers end their connections once the requests have ended, or takes that back.
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
-        self.lanes.iter().for_each(|lane| lane.returned.store(!draining, Ordering::Release));
+        self.lanes.iter().for_each(|lane| lane.set_returned(!draining));
         self.look();
     }
 
     /// Makes the drivers look at their connections: hyper does not tell of a GOAWAY while streams live.
     pub(crate) fn look(&self) {
-        self.lanes.iter().for_each(|lane| lane.look.notify_one());
+        self.lanes.iter().for_each(Lane::look);
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -276,7 +199,7 @@ impl Endpoint {
         };
         if number == 0 {
             // The others go by the first.
-            self.lanes[1..].iter().for_each(|lane| lane.look.notify_one());
+            self.lanes[1..].iter().for_each(Lane::look);
         }
         if is_news {
             self.touch();
@@ -289,8 +212,8 @@ impl Endpoint {
             link.health = health;
         }
         if health == Health::Serving {
-            self.succeeded();
-            self.answered();
+            self.tally.succeeded();
+            self.tally.answered();
         }
         self.touch();
     }
@@ -305,54 +228,5 @@ impl Endpoint {
     /// The pool is about to look: what calls told before this it sees.
     pub(crate) fn seen(&self) {
         self.touched.swap(false, Ordering::AcqRel);
-    }
-}
-
-impl Phase {
-    fn state(&self) -> EndpointState {
-        match self {
-            Self::BackingOff { .. } => EndpointState::BackingOff,
-            Self::Connecting { .. } => EndpointState::Connecting,
-            Self::Ended | Self::Idle => EndpointState::Idle,
-            Self::Ready(link) if link.health != Health::Serving => EndpointState::NotServing,
-            Self::Ready(_) => EndpointState::Ready,
-        }
-    }
-}
-
-impl Lane {
-    fn new() -> Self {
-        Self { phase: Mutex::new(Phase::Idle), returned: AtomicBool::new(false), look: Notify::new() }
-    }
-
-    pub(crate) fn phase(&self) -> Phase {
-        self.lock().clone()
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        matches!(*self.lock(), Phase::Ready(_))
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        matches!(*self.lock(), Phase::Ended)
-    }
-
-    /// Waits until it shall look again.
-    pub(crate) async fn looked(&self) {
-        self.look.notified().await;
-    }
-
-    /// Forgets that the endpoint was taken back, as of earlier than now.
-    pub(crate) fn stay(&self) {
-        self.returned.store(false, Ordering::Release);
-    }
-
-    /// Whether the endpoint was taken back after it was drained; says so once.
-    pub(crate) fn has_returned(&self) -> bool {
-        self.returned.swap(false, Ordering::AcqRel)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Phase> {
-        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,6 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::endpoint::tally::Totals;
+
 /// Watches the share of an endpoint's calls that fail, over one interval after the other (gRFC A50, failure percentage).
 ///
 /// It finds what rows of failures do not: an endpoint that fails most calls, but never so many in a row.
@@ -9,13 +11,6 @@ use tokio::time::Instant;
 pub(crate) struct Window {
     since: Option<Instant>,
     start: Totals,
-}
-
-/// What has become of an endpoint's calls so far; they may wrap around.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Totals {
-    pub(crate) ended: u32,
-    pub(crate) failed: u32,
 }
 
 /// When the share is too large.

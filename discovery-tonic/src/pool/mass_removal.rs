@@ -68,8 +68,6 @@ impl Hold {
     }
 }
 
-/// How long a removed endpoint's connection is kept at least, since it may be held after all.
-pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// Below this there is no mass.
 const FEWEST: usize = 3;
 

@@ -9,10 +9,9 @@ use super::{
 };
 use crate::{
     balance::Candidate,
-    call::attempt::Target,
-    connection::health_check::Health,
-    endpoint::{Endpoint, Link},
-    published::{Row, endpoints::EndpointState},
+    connection::link::{Health, Link},
+    endpoint::{Endpoint, state::EndpointState},
+    published::{endpoints::Row, target::Target},
 };
 
 /// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever becomes of its connections.
@@ -100,11 +99,11 @@ impl Member {
         let endpoint = &self.endpoint;
         let seen = Observation {
             now,
-            failures: endpoint.failures(),
+            failures: endpoint.tally.failures(),
             unanswered: self.links.iter().map(|link| link.load.unanswered()).sum(),
-            answers: endpoint.answers(),
+            answers: endpoint.tally.answers(),
             proven: self.links.is_empty() || self.links.iter().any(|link| link.load.is_proven()),
-            totals: endpoint.totals(),
+            totals: endpoint.tally.totals(),
         };
         (!self.outlier.is_quiet(&seen)).then_some(seen)
     }

@@ -15,11 +15,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use crate::{
-    endpoint::{
-        Endpoint,
-        driver::{Plan, drive},
-    },
-    published::{Board, Outlook},
+    endpoint::{Endpoint, driver::drive, plan::Plan},
+    published::{Board, outlook::Outlook},
 };
 use departed::{KNOWN, Past};
 use mass_removal::Hold;

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure_rate::{Limits, Totals, Window};
+use super::failure_rate::{Limits, Window};
+use crate::endpoint::tally::Totals;
 
 /// When an endpoint is taken out, and for how long.
 ///

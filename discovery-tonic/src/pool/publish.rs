@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::{member::Member, slow_start};
-use crate::{connection::health_check::Health, endpoint::Phase, error::BoxError, published::Outlook};
+use crate::{connection::link::Health, endpoint::lane::Phase, error::BoxError, published::outlook::Outlook};
 
 /// What calls read.
 impl Pool {

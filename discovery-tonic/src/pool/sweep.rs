@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::outlier::{Verdict, may_eject};
 use super::{Pool, publish::is_taker};
-use crate::{metrics::Event, published::Outlook, signals::SWEEP};
+use crate::{metrics::Event, published::outlook::Outlook, signals::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {

@@ -1,8 +1,12 @@
 use std::{error::Error, fmt, ops::Deref, sync::Arc, time::Instant};
 
 use discovery_core::Instance;
+use tokio::time;
 
-use crate::error::report;
+use crate::{
+    endpoint::{Endpoint, state::EndpointState},
+    error::report,
+};
 
 /// The endpoints of a channel as it last published them: a slice, and in `Display` a table for people.
 ///
@@ -35,22 +39,28 @@ pub struct EndpointStatus {
     pub held_until: Option<Instant>,
 }
 
-/// Where an endpoint's connections stand: the best of them, where there are several.
-///
-/// It does not say whether the endpoint is ejected; [`EndpointStatus::out_until`] does.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum EndpointState {
-    /// The last attempt failed; the next one follows after a wait.
-    BackingOff,
-    /// An attempt is being made.
-    Connecting,
-    /// No attempt has been made.
-    Idle,
-    /// Connected, but the peer's health is not SERVING, or not known yet.
-    NotServing,
-    /// Connected, the peer's SETTINGS seen.
-    Ready,
+/// One endpoint as the pool last published it.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) out_until: Option<time::Instant>,
+    pub(crate) held_until: Option<time::Instant>,
+}
+
+impl Row {
+    pub(super) fn status(&self) -> EndpointStatus {
+        let (state, in_flight) = self.endpoint.state();
+        EndpointStatus {
+            instance: Arc::clone(&self.instance),
+            state,
+            in_flight,
+            error: self.endpoint.error(),
+            failures: self.endpoint.tally.failures(),
+            out_until: self.out_until.map(time::Instant::into_std),
+            held_until: self.held_until.map(time::Instant::into_std),
+        }
+    }
 }
 
 impl Deref for Endpoints {
@@ -92,18 +102,6 @@ impl fmt::Display for Endpoints {
             }
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for EndpointState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::BackingOff => "backing off",
-            Self::Connecting => "connecting",
-            Self::Idle => "idle",
-            Self::NotServing => "not serving",
-            Self::Ready => "ready",
-        })
     }
 }
 

@@ -1,0 +1,67 @@
+use std::time::Duration;
+
+use discovery_core::InstanceId;
+use tokio::time::{Instant, sleep_until};
+
+use super::shared::Shared;
+use crate::{
+    balance::Picked,
+    metrics::Event,
+    published::{outlook::Unreached, target::Target},
+};
+
+impl Shared {
+    /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at once where waiting leads
+    /// nowhere, unless `wait` says to wait all the same. A call with a deadline leaves room to endpoints on trial for no more than half of
+    /// its time, or where nothing else is there it would never be sent.
+    pub(super) async fn wait_for_endpoint(
+        &self,
+        wait: bool,
+        limit: Option<Instant>,
+        deadline: Option<Instant>,
+        tried: &[InstanceId],
+    ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
+        let mut picker = self.board.pickers.picker();
+        let start = Instant::now();
+        let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
+        let patience = start + half.map_or(PATIENCE, |half| half.min(PATIENCE));
+        loop {
+            // Both before the look, so that nothing that happens after it is missed.
+            let mut published = Box::pin(self.board.signals.published.notified());
+            published.as_mut().enable();
+            let mut room = self.board.signals.room.wait();
+            let patient = Instant::now() < patience;
+            let found = match tried {
+                [] => picker.pick(patient),
+                _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
+            };
+            if let Some(picked) = found {
+                self.board.signals.sweep();
+                self.board.signals.metrics.count(Event::Pick);
+                return Ok(picked);
+            }
+            let outlook = self.board.outlook.load_full();
+            let waited = limit.is_some_and(|limit| Instant::now() >= limit);
+            if waited || !(outlook.may_change() && wait || outlook.is_worth_waiting()) {
+                return Err(outlook.explain(&self.board.service, waited.then_some(self.wait)));
+            }
+            // The sweeps look at connections whose peers may allow more by now.
+            self.board.signals.sweep();
+            let end = async {
+                match limit {
+                    Some(limit) => sleep_until(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = published => {}
+                () = room.turn.as_mut() => {}
+                () = sleep_until(patience), if patient => {}
+                () = end => {}
+            }
+        }
+    }
+}
+
+/// For so long a call leaves room to endpoints on trial at most.
+const PATIENCE: Duration = Duration::from_millis(200);

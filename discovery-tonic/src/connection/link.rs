@@ -1,0 +1,53 @@
+use std::{fmt, sync::Arc};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http2::SendRequest},
+};
+
+use super::{origin::Origin, request_body::RequestBody};
+use crate::balance::Load;
+
+/// A connection that takes requests.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    /// Where the requests say that they go.
+    pub(crate) origin: Origin,
+    pub(crate) sender: Sender,
+    pub(crate) load: Arc<Load>,
+    pub(crate) health: Health,
+}
+
+/// Where requests enter a connection.
+#[derive(Clone)]
+pub(crate) struct Sender(SendRequest<RequestBody>);
+
+/// What a peer says of its health (`grpc.health.v1`).
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Health {
+    NotServing,
+    Serving,
+    /// It has not said anything yet.
+    Unknown,
+}
+
+impl Sender {
+    pub(super) fn new(sender: SendRequest<RequestBody>) -> Self {
+        Self(sender)
+    }
+
+    /// Sends a request; resolves at the response's headers.
+    pub(crate) fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
+        self.0.clone().try_send_request(request)
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}

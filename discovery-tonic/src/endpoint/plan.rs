@@ -1,0 +1,23 @@
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Backoff, Instance};
+
+use super::connect_limit::Turns;
+use crate::connection::{connector::Connector, settings::EndpointSettings};
+
+/// What drives the endpoints of a channel.
+pub(crate) struct Plan {
+    /// Lets only so many connections be made at a time, and fewer of those that failed before.
+    pub(crate) connects: Turns,
+    pub(crate) connector: Connector,
+    pub(crate) settings: Settings,
+    pub(crate) backoff: Backoff,
+    pub(crate) drain: Duration,
+    /// The gRPC service whose health is followed, if any is.
+    pub(crate) health: Option<String>,
+    /// How many connections each endpoint has.
+    pub(crate) connections: usize,
+}
+
+/// The user's hook: how an instance is connected.
+pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;

@@ -1,0 +1,61 @@
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::{
+    balance::Load,
+    connection::{Connection, Cut},
+};
+
+/// The connections of a lane whose requests may still be in flight, the present one last.
+#[derive(Default)]
+pub(super) struct Connections(Vec<Known>);
+
+/// A connection as far as its end is concerned.
+struct Known {
+    cut: Cut,
+    load: Arc<Load>,
+    /// When what is left on it is cut; `None` while that is the peer's to say.
+    until: Option<Instant>,
+}
+
+impl Connections {
+    /// Takes the present connection, and forgets those on which nothing is in flight.
+    pub(super) fn add(&mut self, connection: &Connection) {
+        self.0.retain(|known| known.load.in_flight() > 0);
+        self.0.push(Known { cut: connection.cut(), load: Arc::clone(connection.load()), until: None });
+    }
+
+    /// Lets the present connection take no more, and what is on it end until then.
+    pub(super) fn retire(&mut self, until: Instant) {
+        let present = self.0.last_mut().expect("the present connection is the last");
+        present.load.close();
+        present.until = Some(until);
+    }
+
+    /// When the time of the first retired connection is over.
+    pub(super) fn overdue(&self) -> Option<Instant> {
+        self.0.iter().filter_map(|known| known.until).min()
+    }
+
+    /// Cuts the retired connections whose time is over.
+    pub(super) fn cut_overdue(&mut self) {
+        let now = Instant::now();
+        for known in &mut self.0 {
+            // Once, since it counts as in flight until the caller looks at what it got.
+            if known.until.take_if(|until| *until <= now).is_some() {
+                known.cut.cut();
+            }
+        }
+    }
+
+    /// Cuts all of them, with everything on them.
+    pub(super) fn cut(&self) {
+        self.0.iter().for_each(|known| known.cut.cut());
+    }
+
+    /// Whether anything is in flight on them.
+    pub(super) fn has_calls(&self) -> bool {
+        self.0.iter().any(|known| known.load.in_flight() > 0)
+    }
+}

@@ -1,0 +1,76 @@
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Error, ServiceName};
+use tokio::time::Instant;
+
+use crate::error::SharedError;
+
+/// What a call that finds no endpoint may expect.
+#[derive(Clone, Debug)]
+pub(crate) enum Outlook {
+    /// An endpoint makes its first attempt.
+    Connecting,
+    /// The service has no instances.
+    Empty { since: Instant },
+    /// No endpoint can be reached.
+    Failing { since: Instant, endpoints: usize, error: SharedError },
+    /// The runtime is gone that the channel was built on.
+    Gone,
+    /// The registry could not be reached from the start.
+    Lost { since: Instant, error: Error },
+    /// There are endpoints, although all of them may be full.
+    Serving,
+    /// The first item of the watch has not come.
+    Waiting,
+}
+
+/// What keeps the endpoints away, as a call's error carries it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreached {
+    #[error(transparent)]
+    Connection(SharedError),
+    #[error(transparent)]
+    Registry(#[from] Error),
+}
+
+impl Outlook {
+    /// Whether an endpoint may turn up by itself in a moment.
+    pub(crate) fn is_worth_waiting(&self) -> bool {
+        match self {
+            Self::Connecting | Self::Serving | Self::Waiting => true,
+            Self::Empty { .. } | Self::Failing { .. } | Self::Gone | Self::Lost { .. } => false,
+        }
+    }
+
+    /// Whether there may ever be an endpoint again.
+    pub(crate) fn may_change(&self) -> bool {
+        !matches!(self, Self::Gone)
+    }
+
+    /// Why a call fails: the service and since when, and what keeps the endpoints away.
+    pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<Unreached>) {
+        let ago = |since: &Instant| humanly(since.elapsed());
+        let (reason, cause) = match self {
+            Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
+            Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
+            Self::Failing { since, endpoints, error } => {
+                let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
+                (reason, Some(Unreached::Connection(Arc::clone(error))))
+            }
+            Self::Gone => ("the runtime that it was built on has ended".to_owned(), None),
+            Self::Lost { since, error } => {
+                let reason = format!("the registry has been out of reach for {}", ago(since));
+                (reason, Some(error.clone().into()))
+            }
+            Self::Serving => ("all its endpoints are busy".to_owned(), None),
+            Self::Waiting => ("the registry has not answered yet".to_owned(), None),
+        };
+        let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
+        (format!("no endpoint of {service}{waited}: {reason}"), cause)
+    }
+}
+
+/// A duration to the millisecond.
+fn humanly(duration: Duration) -> String {
+    format!("{:?}", Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
+}

@@ -1,0 +1,17 @@
+use std::sync::Arc;
+
+use discovery_core::Instance;
+
+use crate::{
+    connection::{link::Sender, origin::Origin},
+    endpoint::Endpoint,
+};
+
+/// What the pool publishes of a ready endpoint, for each of its connections.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub(crate) instance: Arc<Instance>,
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) origin: Origin,
+    pub(crate) sender: Sender,
+}
