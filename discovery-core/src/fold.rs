@@ -38,6 +38,13 @@ impl Fold {
         set.step(set.snapshot.diff(&Snapshot::from_iter(instances)))
     }
 
+    /// Takes a whole state that the set should be equal to already. Where it is not, changes were missed.
+    pub(crate) fn compare(&mut self, instances: Vec<Instance>) -> Option<Update> {
+        let known = &self.set.get_or_insert_default().snapshot;
+        let is_equal = known.diff(&Snapshot::from_iter(instances.iter().cloned())).is_empty();
+        (!is_equal).then(|| self.reset(instances))
+    }
+
     /// Takes one step, without what it would not change; not if the set would be larger than `limit` then.
     pub(crate) fn change(
         &mut self,
@@ -108,6 +115,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Event {
         Change(Snapshot, Snapshot),
+        Compare(Snapshot),
         Lose(ErrorKind),
         Replace(Snapshot),
         Reset(Snapshot),
@@ -118,6 +126,7 @@ mod tests {
             (any_snapshot(), any_snapshot()).prop_map(|(a, b)| Event::Change(a, b)),
             Just(Event::Lose(ErrorKind::Unavailable)),
             Just(Event::Lose(ErrorKind::PermissionDenied)),
+            any_snapshot().prop_map(Event::Compare),
             any_snapshot().prop_map(Event::Replace),
             any_snapshot().prop_map(Event::Reset),
         ]
@@ -140,6 +149,7 @@ mod tests {
                     _ if fold.set.is_none() => continue,
                     Event::Lose(kind) => fold.lose(Error::new(kind, "lost")),
                     _ if fold.lost.is_some() => continue,
+                    Event::Compare(set) => fold.compare(owned(&set)),
                     Event::Replace(set) => fold.replace(owned(&set)),
                     Event::Change(upserts, removes) => {
                         let removes = removes.iter().map(|one| one.id().clone());

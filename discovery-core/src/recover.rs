@@ -267,6 +267,8 @@ impl Sink for Once {
 
     fn replace(&self, _: Vec<Entry>) {}
 
+    fn compare(&self, _: Vec<Entry>) {}
+
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
 }
 

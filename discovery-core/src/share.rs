@@ -241,6 +241,10 @@ impl Sink for Attempt {
         self.state(entries, Fold::replace);
     }
 
+    fn compare(&self, entries: Vec<Entry>) {
+        self.state(entries, Fold::compare);
+    }
+
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {
         self.step(|state, service| {
             let (upserts, removes) = self.rejects.of_step(service, upserts, removes);

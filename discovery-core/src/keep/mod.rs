@@ -2,7 +2,7 @@
 
 use std::{
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -10,7 +10,7 @@ use std::{
 use async_trait::async_trait;
 use futures::FutureExt;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::{AbortHandle, JoinHandle},
     time::sleep,
 };
@@ -70,13 +70,13 @@ pub trait RegistryExt: Registry {
         let (wanted, wants) = watch::channel(Wanted::Registered(Arc::clone(&instance)));
         let waiting = Error::new(ErrorKind::Unavailable, "not registered yet").during("register");
         let status = StatusWriter::new(Status::lost(waiting.for_service(&service)));
-        let slot = Arc::default();
+        let place = Arc::default();
         let keeper = Keeper {
             registry,
             service: service.clone(),
             claim,
             wants,
-            slot: Arc::clone(&slot),
+            place: Arc::clone(&place),
             status: status.clone(),
             delays: Backoff::default().delays(),
             reported: None,
@@ -91,7 +91,7 @@ pub trait RegistryExt: Registry {
         };
         let task = runtime.spawn(keeper.run(Arc::clone(&instance), first));
         let kept =
-            Kept { wanted, slot, status: status.clone(), abort: task.abort_handle(), task: Mutex::new(Some(task)) };
+            Kept { wanted, place, status: status.clone(), abort: task.abort_handle(), task: Mutex::new(Some(task)) };
         Ok(Registration::new(service, instance, &status, kept))
     }
 }
@@ -102,7 +102,7 @@ impl<T: Registry> RegistryExt for T {}
 #[derive(Debug)]
 struct Kept {
     wanted: watch::Sender<Wanted>,
-    slot: Arc<Mutex<Slot>>,
+    place: Arc<Place>,
     status: StatusWriter,
     abort: AbortHandle,
     /// Taken by the one who waits for its end.
@@ -122,7 +122,18 @@ enum Wanted {
 enum Slot {
     #[default]
     Empty,
+    /// The task has gone, and left nothing.
+    Ended,
     Registered(Arc<Registration>),
+    /// The registration is on its way here.
+    Taken,
+}
+
+/// A slot, and those who wait for it to change.
+#[derive(Debug, Default)]
+struct Place {
+    slot: Mutex<Slot>,
+    changed: Notify,
 }
 
 /// The task that makes the attempts.
@@ -132,7 +143,7 @@ struct Keeper<R> {
     service: ServiceName,
     claim: Claim,
     wants: watch::Receiver<Wanted>,
-    slot: Arc<Mutex<Slot>>,
+    place: Arc<Place>,
     status: StatusWriter,
     delays: Delays,
     /// The kind of the error that was logged last.
@@ -214,37 +225,48 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner once it is of the instance that is wanted; ends it
-    /// if none is.
+    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none is.
     async fn hand_over(
         &mut self,
         registration: Registration,
         instance: &mut Arc<Instance>,
     ) -> Result<Option<Statuses>, Error> {
-        loop {
-            let wanted = {
-                // Under the lock, which the owner takes too.
-                let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-                match &*self.wants.borrow() {
-                    Wanted::Gone => None,
-                    Wanted::Registered(wanted) if Arc::ptr_eq(wanted, instance) => {
-                        let statuses = registration.statuses();
-                        *slot = Slot::Registered(Arc::new(registration));
-                        return Ok(Some(statuses));
-                    }
-                    Wanted::Registered(wanted) => Some(Arc::clone(wanted)),
-                }
+        self.status.set(registration.status());
+        // What the owner wants from now on waits for the registration, or updates that come faster
+        // than the registry answers would keep it from ever being handed over.
+        let wanted = self.place.change(|slot| {
+            *slot = Slot::Taken;
+            self.wants.borrow().instance()
+        });
+        if let Some(wanted) = wanted.filter(|wanted| !Arc::ptr_eq(wanted, instance)) {
+            let updated = tokio::select! {
+                biased;
+                () = unwanted(&mut self.wants) => Ok(()),
+                updated = registration.update(|_| (*wanted).clone()) => updated,
             };
-            match wanted {
-                Some(wanted) => {
-                    registration.update(|_| (*wanted).clone()).await?;
+            match updated {
+                Err(error) if !error.is_retryable() => {
+                    // Which is not tried again, either.
                     *instance = wanted;
+                    self.place.change(|slot| *slot = Slot::Empty);
+                    return Err(error);
                 }
-                None => {
-                    registration.deregister().await?;
-                    return Ok(None);
-                }
+                // The registry goes on to write it.
+                Ok(()) | Err(_) => *instance = wanted,
             }
+        }
+        let statuses = registration.statuses();
+        // Under the lock, which the owner takes too.
+        let unwanted = self.place.change(|slot| {
+            if self.wants.borrow().instance().is_none() {
+                return Some(registration);
+            }
+            *slot = Slot::Registered(Arc::new(registration));
+            None
+        });
+        match unwanted {
+            Some(registration) => registration.deregister().await.map(|()| None),
+            None => Ok(Some(statuses)),
         }
     }
 
@@ -283,6 +305,11 @@ impl<R> Drop for Keeper<R> {
         if !self.is_over {
             // Its owner ended it, with a status that is final, or its runtime was shut down.
             self.status.set(Status::lost(runtime_gone()));
+            self.place.change(|slot| {
+                if matches!(slot, Slot::Empty | Slot::Taken) {
+                    *slot = Slot::Ended;
+                }
+            });
         }
     }
 }
@@ -290,34 +317,37 @@ impl<R> Drop for Keeper<R> {
 #[async_trait]
 impl Held for Kept {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
-        let registration = {
-            let slot = self.slot();
-            match (&*slot, self.status.status()) {
-                (Slot::Registered(registration), _) => Arc::clone(registration),
+        let registration = loop {
+            let mut changed = pin!(self.place.changed.notified());
+            changed.as_mut().enable();
+            match (&*self.place.lock(), self.status.status()) {
+                (Slot::Registered(registration), _) => break Arc::clone(registration),
+                (Slot::Taken, _) => {}
                 (_, Status::Superseded { .. }) => {
                     return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").during("update"));
                 }
                 (_, Status::Deregistered { .. }) => {
                     return Err(Error::new(ErrorKind::Closed, "the registration has ended").during("update"));
                 }
-                _ if self.abort.is_finished() => return Err(runtime_gone().during("update")),
-                _ => {
+                (Slot::Ended, _) => return Err(runtime_gone().during("update")),
+                (Slot::Empty, _) => {
                     self.wanted.send_replace(Wanted::Registered(instance));
                     return Ok(());
                 }
             }
+            changed.await;
         };
         registration.update(move |_| (*instance).clone()).await
     }
 
     async fn deregister(&self) -> Result<(), Error> {
         let registration = {
-            let mut slot = self.slot();
+            let mut slot = self.place.lock();
             self.wanted.send_replace(Wanted::Gone);
             match mem::take(&mut *slot) {
                 // Nobody else holds it: an update borrows the registration that this ends.
                 Slot::Registered(registration) => Arc::into_inner(registration),
-                Slot::Empty => None,
+                Slot::Empty | Slot::Ended | Slot::Taken => None,
             }
         };
         let result = match registration {
@@ -334,15 +364,33 @@ impl Held for Kept {
         self.status.set(Status::deregistered());
         self.abort.abort();
         // Dropped here, so that nothing is left to happen later.
-        drop(mem::take(&mut *self.slot()));
+        drop(mem::take(&mut *self.place.lock()));
+    }
+}
+
+impl Place {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the slot, and wakes those who wait for that.
+    fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_waiters();
+        result
+    }
+}
+
+impl Wanted {
+    fn instance(&self) -> Option<Arc<Instance>> {
+        match self {
+            Self::Gone => None,
+            Self::Registered(instance) => Some(Arc::clone(instance)),
+        }
     }
 }
 
 impl Kept {
-    fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits for the end of the task, which takes back what it may have written.
     async fn ended(&self) -> Result<(), Error> {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -21,6 +21,8 @@ struct Script {
     /// What stands there.
     entry: Option<u16>,
     ended: usize,
+    /// How updates fail; those after these do not.
+    updates: VecDeque<ErrorKind>,
     status: Option<StatusWriter>,
 }
 
@@ -71,8 +73,12 @@ impl Registry for Scripted {
 #[async_trait]
 impl Held for Scripted {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        sleep(Duration::from_millis(10)).await;
         let mut script = self.0.lock().unwrap();
         script.asked.push(instance.weight().value());
+        if let Some(kind) = script.updates.pop_front() {
+            return Err(Error::new(kind, "scripted"));
+        }
         script.entry = Some(instance.weight().value());
         Ok(())
     }
@@ -174,6 +180,7 @@ async fn an_update_changes_what_is_written_next() {
     }
     registration.update(|instance| reweighed(instance, 8)).await.unwrap();
     until(&mut registration, Status::is_registered).await;
+    sleep(Duration::from_millis(20)).await;
     assert_eq!((registry.asked(), registry.entry()), (vec![100, 7, 8], Some(8)), "what was under way is updated");
     registration.update(|instance| reweighed(instance, 9)).await.unwrap();
     assert_eq!(registry.entry(), Some(9));
@@ -200,6 +207,46 @@ async fn updates_neither_hinder_nor_hasten_attempts() {
     }
     let attempts = registry.asked().len();
     assert!(attempts < 60, "{attempts} in a minute");
+}
+
+/// An update that is late is written by the registry in its own time, and one that is refused waits
+/// for another value; neither takes away what is registered without need.
+#[tokio::test(start_paused = true)]
+async fn an_update_that_fails_while_it_is_handed_over() {
+    for (kind, is_kept) in [(ErrorKind::DeadlineExceeded, true), (ErrorKind::InvalidInput, false)] {
+        let registry = Scripted::new([]);
+        registry.0.lock().unwrap().updates.push_back(kind);
+        let mut registration = kept(&registry).unwrap();
+        sleep(Duration::from_millis(5)).await;
+        registration.update(|one| reweighed(one, 7)).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!((registration.status().is_registered(), registry.entry().is_some()), (is_kept, is_kept), "{kind:?}");
+        assert_eq!(registry.asked(), [100, 7]);
+
+        registration.update(|one| reweighed(one, 8)).await.unwrap();
+        until(&mut registration, Status::is_registered).await;
+        assert_eq!(registry.entry(), Some(8));
+    }
+}
+
+/// Deregistered, dropped or left without its runtime while it is handed over, nothing stays behind.
+#[tokio::test(start_paused = true)]
+async fn it_ends_while_it_is_handed_over() {
+    for is_dropped in [false, true] {
+        let registry = Scripted::new([]);
+        let registration = kept(&registry).unwrap();
+        sleep(Duration::from_millis(5)).await;
+        registration.update(|one| reweighed(one, 7)).await.unwrap();
+        sleep(Duration::from_millis(10)).await;
+        assert!(registration.status().is_registered(), "the update is on its way");
+        if is_dropped {
+            drop(registration);
+        } else {
+            registration.deregister().await.unwrap();
+        }
+        sleep(Duration::from_millis(1)).await;
+        assert_eq!(registry.entry(), None);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -78,13 +78,22 @@ impl Authenticator {
         self.is_disabled.store(false, Ordering::Release);
     }
 
-    /// Records that a call was accepted, with a token or without: attempts are not in vain.
+    /// Records that a call was authorized, with a token or without: attempts are not in vain.
     pub(super) fn accepted(&self) {
         if self.is_unproven.load(Ordering::Relaxed) && self.is_unproven.swap(false, Ordering::AcqRel) {
             let mut pace = self.pace();
             pace.again = None;
             pace.delays.reset();
             pace.asked.clear();
+        }
+    }
+
+    /// Records that a call failed, which may be for the last token of the member.
+    pub(super) fn failed(&self, member: &Address, failure: &Failure) {
+        if failure.reason == Reason::Token
+            && let Some(asked) = self.pace().asked.get_mut(member)
+        {
+            *asked = failure.clone().withheld();
         }
     }
 
@@ -253,20 +262,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_a_turn_that_is_not_soon() {
-        for (failure, reported, reason) in
-            [(Some(refused()), "refused", Reason::Credentials), (None, "did not accept the last token", Reason::Token)]
-        {
+        let of_token = Failure::new(Reason::Token, Error::new(ErrorKind::Unauthenticated, "invalid token"));
+        for (failure, then, reported, reason, kind) in [
+            (Some(refused()), None, "refused", Reason::Credentials, ErrorKind::Unauthenticated),
+            (None, None, "answered no call", Reason::Token, ErrorKind::Unavailable),
+            (None, Some(of_token), "invalid token", Reason::Token, ErrorKind::Unauthenticated),
+        ] {
             let authenticator = authenticator();
             let start = Instant::now();
             let failure = loop {
                 match authenticator.turn(&member(0)).await {
-                    Ok(()) => authenticator.ended(&member(0), failure.clone()),
+                    Ok(()) => {
+                        authenticator.ended(&member(0), failure.clone());
+                        then.iter().for_each(|failure| authenticator.failed(&member(0), failure));
+                    }
                     Err(failure) => break failure,
                 }
             };
             assert!(start.elapsed() < Duration::from_secs(60));
             assert!(failure.is_unsent() && !failure.is_of_connection());
-            assert_eq!((failure.reason, failure.error.kind()), (reason, ErrorKind::Unauthenticated));
+            assert_eq!((failure.reason, failure.error.kind()), (reason, kind));
             assert!(failure.error.report().to_string().contains(reported), "{}", failure.error.report());
             let start = Instant::now();
             assert!(authenticator.turn(&member(0)).await.is_err());

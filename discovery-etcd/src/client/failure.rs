@@ -100,10 +100,11 @@ impl Failure {
         Self { outcome: Outcome::Unsent, ..Self::new(Reason::Member, error) }
     }
 
-    /// A token that came in answer to a password, and of which no call was accepted since.
+    /// A token that came in answer to a password, and with which no call was answered since.
     pub(super) fn token_in_vain(member: &Address) -> Self {
-        let message = format!("etcd member {member} did not accept the last token, and is not asked for another yet");
-        let error = Error::new(ErrorKind::Unauthenticated, message).during("authenticate");
+        let message =
+            format!("etcd member {member} answered no call with its last token, and is not asked for another yet");
+        let error = Error::new(ErrorKind::Unavailable, message).during("authenticate");
         Self { outcome: Outcome::Withheld, ..Self::new(Reason::Token, error) }
     }
 

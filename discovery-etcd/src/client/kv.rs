@@ -82,7 +82,7 @@ impl Member {
                 cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
             })
         });
-        let page = page.await?;
+        let page = self.authorized(page.await)?;
         page.check(&first, &end).map_err(|what| Failure::strange("list", &self.address, what))?;
         Ok(page)
     }
@@ -98,7 +98,7 @@ impl Member {
         newest: bool,
         limit: Duration,
     ) -> Result<RangeSummary, Failure> {
-        self.probe("watch", limit, async |client| {
+        let summary = self.probe("watch", limit, async |client| {
             let options = GetOptions::new().with_range(to);
             let options = if newest {
                 options.with_keys_only().with_limit(1).with_sort(SortTarget::Mod, SortOrder::Descend)
@@ -113,8 +113,8 @@ impl Member {
                 count: answer.count(),
                 newest: newest.then(|| answer.kvs().first().map_or(0, |entry| entry.mod_revision())),
             })
-        })
-        .await
+        });
+        self.authorized(summary.await)
     }
 
     /// Reads one entry, linearizably.
@@ -125,7 +125,7 @@ impl Member {
             let revision = answer.header().map_or(0, |header| header.revision());
             Ok(KeyReading { row: answer.take_kvs().into_iter().next().map(KeyValue::from), revision })
         });
-        read.await?.check(&asked).map_err(|what| Failure::strange("read", &self.address, what))
+        self.authorized(read.await)?.check(&asked).map_err(|what| Failure::strange("read", &self.address, what))
     }
 
     /// Puts an entry under a lease if it still is of this revision, 0 being that of no entry, else reads it.
@@ -138,7 +138,8 @@ impl Member {
             let put = Txn::new().when([is_of(&key, revision)]).and_then([put]);
             Ok(Answer::from(client.kv_client().txn(put.or_else([TxnOp::get(key, None)])).await?))
         });
-        answer.await?.of_put(&asked, revision).map_err(|what| Failure::strange("put", &self.address, what))
+        let answer = self.authorized(answer.await)?;
+        answer.of_put(&asked, revision).map_err(|what| Failure::strange("put", &self.address, what))
     }
 
     /// Deletes an entry if it still is of this revision and under this lease, else reads it.
@@ -151,7 +152,19 @@ impl Member {
             let delete = Txn::new().when(is_it).and_then([TxnOp::delete(key.clone(), None)]);
             Ok(Answer::from(client.kv_client().txn(delete.or_else([TxnOp::get(key, None)])).await?))
         });
-        answer.await?.of_delete(&asked, lease, revision).map_err(|what| Failure::strange("delete", &self.address, what))
+        let answer = self.authorized(answer.await)?;
+        answer.of_delete(&asked, lease, revision).map_err(|what| Failure::strange("delete", &self.address, what))
+    }
+}
+
+impl Member {
+    /// Takes note of an answer about entries, which etcd gives to those alone whose token it accepts.
+    /// It is not so particular about leases and about streams that begin.
+    fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+        if result.as_ref().err().is_none_or(|failure| failure.reason.is_of_cluster()) {
+            self.dial.auth.accepted();
+        }
+        result
     }
 }
 

@@ -103,7 +103,6 @@ impl Member {
             let answered = call(connection.client()).await;
             used.answered(&answered);
             let answer = answered.map_err(|error| Failure::from_client(error, operation, &self.address))?;
-            self.dial.auth.accepted();
             Ok((answer, used))
         };
         let result = timeout(limit, work).await;
@@ -112,6 +111,7 @@ impl Member {
             (Ok(Err(failure)), used) => {
                 if let Some(used) = used {
                     used.note(&failure);
+                    self.dial.auth.failed(&self.address, &failure);
                 }
                 Err(failure)
             }

@@ -11,14 +11,16 @@ pub(super) struct Listed {
     pub(super) entries: Vec<Entry>,
     /// All of the range, those of deeper paths included.
     pub(super) keys: usize,
+    /// The revision of the last change that is left of the range, 0 where it is empty.
+    pub(super) newest: i64,
     pub(super) revision: i64,
     pub(super) cluster: u64,
 }
 
 impl EtcdSource {
-    /// As [`list`](Self::list), in less time than the members may take together.
-    pub(super) async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<Listed, Error> {
-        let listed = timeout(bound, self.list(range)).await;
+    /// As [`list_at`](Self::list_at), in less time than the members may take together.
+    pub(super) async fn list_within(&self, range: &Range<'_>, bound: Duration, at: i64) -> Result<Listed, Error> {
+        let listed = timeout(bound, self.list_at(range, at)).await;
         listed.unwrap_or_else(|_| {
             let message = format!("no etcd member gave a list within {bound:?}");
             Err(Error::new(ErrorKind::DeadlineExceeded, message).during("list"))
@@ -28,10 +30,19 @@ impl EtcdSource {
     /// The whole range, as it was at one revision. Rows are read page by page, so that no more than one page of raw values is
     /// held.
     pub(super) async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
+        self.list_at(range, 0).await
+    }
+
+    /// As [`list`](Self::list), as the range was at this revision; at 0, as it is now.
+    pub(super) async fn list_at(&self, range: &Range<'_>, at: i64) -> Result<Listed, Error> {
         let mut limit = FIRST_PAGE;
         let mut restarts = 0;
         'anew: loop {
-            let (mut entries, mut keys, mut revision, mut cluster) = (Vec::new(), 0, 0, 0);
+            let mut entries = Vec::new();
+            let mut keys = 0;
+            let mut newest = 0;
+            let mut revision = at;
+            let mut cluster = 0;
             let mut from = range.from.clone();
             loop {
                 let page = self.cluster.run_when_reachable(|member| {
@@ -50,7 +61,7 @@ impl EtcdSource {
                         continue;
                     }
                     // Compacted in between, or gone back on another member.
-                    Err(failure) if revision != 0 && restarts < MAX_RESTARTS && is_of_history(&failure) => {
+                    Err(failure) if at == 0 && revision != 0 && restarts < MAX_RESTARTS && is_of_history(&failure) => {
                         restarts += 1;
                         continue 'anew;
                     }
@@ -65,6 +76,7 @@ impl EtcdSource {
                 }
                 let last = page.rows.last().map(|row| row.key.clone());
                 keys += page.rows.len();
+                newest = page.rows.iter().map(|row| row.revision).fold(newest, i64::max);
                 limit = next_page(&page.rows, limit);
                 entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
                 match last {
@@ -73,7 +85,7 @@ impl EtcdSource {
                         last.push(0);
                         from = last;
                     }
-                    _ => return Ok(Listed { entries, keys, revision, cluster }),
+                    _ => return Ok(Listed { entries, keys, newest, revision, cluster }),
                 }
             }
         }

@@ -76,8 +76,8 @@ impl EtcdSource {
         let mut open = Open::Feed(feed);
         let mut wait = Duration::ZERO;
         loop {
-            let Listed { entries, keys, revision, cluster } = listed;
-            let live = open.fill(entries);
+            let Listed { entries, keys, revision, cluster, .. } = listed;
+            let live = open.reset(entries);
             let mut state = State { live, cursor: Cursor::new(revision, cluster), pulse: Pulse::new(keys, revision) };
             sleep(wait).await;
             let begun = Instant::now();
@@ -86,25 +86,28 @@ impl EtcdSource {
                 Ended::Compacted => None,
                 Ended::Broken(error) => Some(error),
             };
-            let is_compacted = error.is_none();
             let Some(next) = rounds.ended(begun.elapsed()) else {
                 return Err(error.unwrap_or_else(|| {
                     Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
                 }));
             };
+            let is_compacted = error.is_none();
             let report = error.as_ref().map(|error| error.report().to_string());
             debug!(%service, revision, error = report, "listing anew");
             listed = match error {
-                None => self.list_within(&range, self.pace.patience()).await?,
-                Some(broken) => match self.list_within(&range, self.pace.relist).await {
+                None => self.list_within(&range, self.pace.patience(), 0).await?,
+                Some(broken) => match self.list_within(&range, self.pace.relist, 0).await {
                     Ok(listed) => listed,
                     Err(error) if error.is_retryable() => return Err(broken),
                     // More to the point, and nothing that passes.
                     Err(error) => return Err(error),
                 },
             };
-            let is_one_history = listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached();
-            open = if is_compacted && is_one_history { Open::Gap(state.live) } else { Open::Live(state.live) };
+            open = if is_compacted && state.is_level_with(&listed) {
+                Open::Level(state.live)
+            } else {
+                Open::Live(state.live)
+            };
             wait = next;
         }
     }
@@ -131,15 +134,12 @@ impl EtcdSource {
                 biased;
                 () = &mut audit => {
                     audit = Box::pin(sleep_until(self.audit.next()));
-                    match self.compare(range, state).await {
-                        Ok(Compared::Equal) => {
-                            // What it asks for is older than what is known now.
-                            beat = None;
-                            continue;
-                        }
-                        Ok(Compared::NotNow) => continue,
-                        Err(ended) => return ended,
+                    if let Err(ended) = self.audit(range, state).await {
+                        return ended;
                     }
+                    // What it asks for is older than what is known now.
+                    beat = None;
+                    continue;
                 }
                 message = stream.next() => message,
                 seen = answer(&mut beat), if beat.is_some() => {
@@ -151,18 +151,21 @@ impl EtcdSource {
                 }
                 moved = answer(&mut moving), if moving.is_some() => {
                     moving = None;
-                    if let Some(moved) = moved {
-                        // The one before is closed only now, and nothing is missed: what both tell
-                        // is taken once.
-                        (member, stream) = (moved.member, moved.stream);
-                        if moved.listed.revision >= state.cursor.reached() {
-                            state.compare(moved.listed);
-                        } else {
-                            state.cursor.resume();
-                        }
-                        beat = None;
+                    // What the new one does not tell, the present one must have told. Otherwise the
+                    // next tick tries again.
+                    let Some(moved) = moved else { continue };
+                    if state.is_level_with(&moved.listed) {
+                        state.compare(moved.listed);
                         audit = Box::pin(sleep_until(self.audit.next()));
+                    } else if moved.listed.revision <= state.cursor.reached() {
+                        state.cursor.resume();
+                    } else {
+                        continue;
                     }
+                    // The one before is closed only now, and what both tell is taken once.
+                    member = moved.member;
+                    stream = moved.stream;
+                    beat = None;
                     continue;
                 }
                 _ = ticks.tick(), if beat.is_none() => {
@@ -202,7 +205,7 @@ impl EtcdSource {
     /// The watch on another member, once that has begun it. It begins with a fresh list, since the
     /// last change may be so old that its history is compacted.
     async fn moved(&self, range: &Range<'_>, asking: Asking<'_>, cluster: u64) -> Option<Moved> {
-        let listed = self.list_within(range, self.pace.patience()).await;
+        let listed = self.list_within(range, self.pace.patience(), 0).await;
         let listed = listed.inspect_err(|error| debug!(error = %error.report(), "watch not moved")).ok()?;
         let begun = async {
             let mut stream = self.open(range, asking.member(), listed.revision).await?;
@@ -226,22 +229,37 @@ impl EtcdSource {
         Some(Moved { member, stream: begun.ok()?, listed })
     }
 
-    /// Compares the set with a fresh list, which finds events that were lost and permissions that
-    /// were withdrawn. The watch goes on from there, unless it cannot be trusted.
-    async fn compare(&self, range: &Range<'_>, state: &mut State) -> Result<Compared, Ended> {
-        match self.list_within(range, self.pace.patience()).await {
-            Ok(listed) if listed.cluster == state.cursor.cluster() && listed.revision >= state.cursor.reached() => {
-                state.compare(listed);
-                Ok(Compared::Equal)
-            }
-            Ok(_) => {
+    /// Compares the set with a fresh list, which finds changes that the watch left out and permissions
+    /// that were withdrawn. Where it differs, watchers see a `Reset`.
+    ///
+    /// A change that is on its way is none that was left out: where there may be one, the set is
+    /// compared with the list as it was where the watch stands.
+    async fn audit(&self, range: &Range<'_>, state: &mut State) -> Result<(), Ended> {
+        let at = state.cursor.reached();
+        match self.list_within(range, self.pace.patience(), 0).await {
+            Ok(listed) if listed.cluster != state.cursor.cluster() || listed.revision < at => {
                 let error = Error::new(ErrorKind::Unavailable, "the registry's history is another one");
                 Err(Ended::Broken(error.during("watch")))
+            }
+            Ok(listed) if state.is_level_with(&listed) => {
+                state.compare(listed);
+                Ok(())
+            }
+            Ok(_) => {
+                match self.list_within(range, self.pace.patience(), at).await {
+                    Ok(listed) => {
+                        state.live.compare(listed.entries);
+                        state.pulse = Pulse::new(listed.keys, at);
+                    }
+                    // Compacted, as a rule.
+                    Err(error) => debug!(error = %error.report(), "the watch was not compared with a list"),
+                }
+                Ok(())
             }
             // The watch is judged by its beats.
             Err(error) if error.is_retryable() => {
                 debug!(error = %error.report(), "the watch could not be compared with a list");
-                Ok(Compared::NotNow)
+                Ok(())
             }
             Err(error) => Err(Ended::Broken(error)),
         }
@@ -287,20 +305,21 @@ struct State {
 }
 
 impl State {
-    /// Takes a list that is no older than what is known.
+    /// Whether the watch told all changes up to a list of the same history, and none that came later.
+    fn is_level_with(&self, listed: &Listed) -> bool {
+        let reached = self.cursor.reached();
+        listed.cluster == self.cursor.cluster()
+            && listed.revision >= reached
+            && listed.newest <= reached
+            && i64::try_from(listed.keys) == Ok(self.pulse.count())
+    }
+
+    /// Takes a list that it is level with.
     fn compare(&mut self, listed: Listed) {
-        self.live.replace(listed.entries);
+        self.live.compare(listed.entries);
         self.cursor = Cursor::new(listed.revision, listed.cluster);
         self.pulse = Pulse::new(listed.keys, listed.revision);
     }
-}
-
-/// What came of comparing a set with a fresh list.
-enum Compared {
-    /// The set is the list now.
-    Equal,
-    /// There was no list.
-    NotNow,
 }
 
 /// A watch on another member, and the list that it begins with.
@@ -324,17 +343,17 @@ async fn answer<T>(pending: &mut Option<Pending<'_, T>>) -> T {
 /// Where the next set goes.
 enum Open {
     Feed(Feed),
-    /// To watchers who know an earlier state of the same history: they learn what changed.
-    Gap(Live),
+    /// To watchers who know this state already.
+    Level(Live),
     Live(Live),
 }
 
 impl Open {
-    fn fill(self, entries: Vec<Entry>) -> Live {
+    fn reset(self, entries: Vec<Entry>) -> Live {
         match self {
             Self::Feed(feed) => feed.reset(entries),
-            Self::Gap(mut live) => {
-                live.replace(entries);
+            Self::Level(mut live) => {
+                live.compare(entries);
                 live
             }
             Self::Live(mut live) => {

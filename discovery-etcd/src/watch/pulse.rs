@@ -60,6 +60,11 @@ impl Pulse {
         }
     }
 
+    /// The entries of the range, by what the watch told.
+    pub(super) fn count(&self) -> i64 {
+        self.count
+    }
+
     /// Takes note of a part of what is still to come.
     pub(super) fn hear(&mut self) {
         self.moved = true;

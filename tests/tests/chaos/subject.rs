@@ -37,6 +37,7 @@ fn config(members: Vec<String>) -> EtcdConfig {
         .with_ttl(TTL)
         .with_request_timeout(Duration::from_secs(1))
         .with_deadline(DEADLINE)
+        .with_audit_interval(Duration::from_secs(2))
         .with_connect_timeout(Duration::from_millis(500))
         .with_backoff(Backoff::new(least, most).expect("50 to 500 ms lies within the bounds"))
         .with_ping_interval(Duration::from_secs(1))
