@@ -3,6 +3,7 @@
 //! A pick loads an immutable set and touches no lock, no clock and no central task.
 
 mod alias;
+mod draw;
 mod load;
 mod picker;
 mod policy;
@@ -10,9 +11,10 @@ mod power_of_two;
 mod room;
 mod round_robin;
 
+pub use draw::Draw;
 pub use load::Load;
 pub use picker::{Candidate, Picked, Picker, Pickers};
-pub use policy::{Candidates, Draw, Policy};
+pub use policy::{Candidates, Policy};
 pub use power_of_two::PowerOfTwo;
 pub(crate) use room::Room;
 pub use round_robin::RoundRobin;

@@ -13,7 +13,7 @@ use tokio::time::{Sleep, sleep_until};
 use tonic::Status;
 
 use super::{Call, Next, attempt::Attempt, response::ResponseBody, shared::Shared};
-use crate::connection::request_body::RequestBody;
+use crate::{balance::Picked, connection::request_body::RequestBody, metrics::Event, published::target::Target};
 
 pin_project! {
     /// A call whose request is on its way to the first endpoint, which nearly always is the only one.
@@ -36,6 +36,21 @@ pin_project! {
         // The attempts after the first.
         Rest { rest: BoxFuture<'static, Result<Response<ResponseBody>, Status>> },
         Done,
+    }
+}
+
+impl Call {
+    /// Sends the request to where it was picked for, and goes on from there.
+    pub(crate) fn begin(
+        self,
+        shared: Arc<Shared>,
+        request: Request<RequestBody>,
+        picked: Picked<Target>,
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
+        shared.board.signals.sweep();
+        shared.board.signals.metrics.count(Event::Pick);
+        let (attempt, answer) = Attempt::send(picked, request, self.deadline);
+        Box::pin(FirstAttempt::new(answer, attempt, self, shared))
     }
 }
 

@@ -20,14 +20,11 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use crate::{
-    balance::Picked,
     connection::request_body::RequestBody,
     error::{BoxError, report},
     metrics::Event,
-    published::target::Target,
 };
 use attempt::Attempt;
-use first_attempt::FirstAttempt;
 use replay::Spare;
 use response::ResponseBody;
 use retry::{Failure, Repeats};
@@ -85,19 +82,6 @@ impl Call {
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let spare = Spare::of(&request);
         Ok((Self { spare, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
-    }
-
-    /// Sends the request to where it was picked for, and goes on from there.
-    pub(crate) fn begin(
-        self,
-        shared: Arc<Shared>,
-        request: Request<RequestBody>,
-        picked: Picked<Target>,
-    ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
-        shared.board.signals.sweep();
-        shared.board.signals.metrics.count(Event::Pick);
-        let (attempt, answer) = Attempt::send(picked, request, self.deadline);
-        Box::pin(FirstAttempt::new(answer, attempt, self, shared))
     }
 
     /// When the attempt that begins now has to be answered.

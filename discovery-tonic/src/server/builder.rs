@@ -1,12 +1,11 @@
 use std::{fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use discovery_core::{Address, Claim, Error, ErrorKind, Instance, Registry, ServiceName};
-use futures::future::BoxFuture;
 use socket2::SockRef;
 use tokio::{net::TcpListener, sync::Mutex};
 use tonic_health::server::HealthReporter;
 
-use super::{RegisteredServer, advertise, health::Health};
+use super::{RegisteredServer, advertise, config::ServerConfig, health::Health};
 
 /// Builds a [`RegisteredServer`].
 ///
@@ -29,27 +28,14 @@ use super::{RegisteredServer, advertise, health::Health};
 /// ```
 #[must_use]
 pub struct Builder {
-    plan: Plan,
+    config: ServerConfig,
     advertise: Option<Address>,
     describe: Box<dyn FnOnce(Instance) -> Instance + Send>,
 }
 
-/// What a server's life goes by.
-pub(super) struct Plan {
-    pub(super) registry: Arc<dyn Registry>,
-    pub(super) service: ServiceName,
-    pub(super) claim: Claim,
-    /// Locked once, by the one who waits for it.
-    pub(super) ready: Mutex<BoxFuture<'static, ()>>,
-    pub(super) health: Option<Health>,
-    pub(super) stop_on_signals: bool,
-    pub(super) drain: Duration,
-    pub(super) limit: Duration,
-}
-
 impl Builder {
     pub(super) fn new(registry: impl Registry, service: ServiceName) -> Self {
-        let plan = Plan {
+        let config = ServerConfig {
             registry: Arc::new(registry),
             service,
             claim: Claim::default(),
@@ -59,7 +45,7 @@ impl Builder {
             drain: Duration::from_secs(5),
             limit: Duration::from_secs(10),
         };
-        Self { plan, advertise: None, describe: Box::new(|instance| instance) }
+        Self { config, advertise: None, describe: Box::new(|instance| instance) }
     }
 
     /// Where others reach the server, if not where it listens, as behind a translated or a forwarded port.
@@ -94,7 +80,7 @@ impl Builder {
     /// With [`Claim::IfAbsent`] the server ends in order with a [`Conflict`](ErrorKind::Conflict) where another owner's entry lives.
     /// That may be the server's own former life, killed less than a time to live ago.
     pub fn claim(mut self, claim: Claim) -> Self {
-        self.plan.claim = claim;
+        self.config.claim = claim;
         self
     }
 
@@ -102,7 +88,7 @@ impl Builder {
     ///
     /// Connections are accepted meanwhile, so a check may call the server itself.
     pub fn ready(mut self, ready: impl Future<Output = ()> + Send + 'static) -> Self {
-        self.plan.ready = Mutex::new(Box::pin(ready));
+        self.config.ready = Mutex::new(Box::pin(ready));
         self
     }
 
@@ -111,7 +97,7 @@ impl Builder {
     ///
     /// The service that answers with it is the other half of [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
     pub fn health<S: Into<String>>(mut self, reporter: HealthReporter, services: impl IntoIterator<Item = S>) -> Self {
-        self.plan.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
+        self.config.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
         self
     }
 
@@ -120,20 +106,20 @@ impl Builder {
     /// For the whole process, and for as long as it lives: once the server has stopped they do nothing, unless somebody else listens
     /// for them. Two within 50 ms count as one, since some signal a process and then its group, as `timeout` of the coreutils does.
     pub fn stop_on_signals(mut self) -> Self {
-        self.plan.stop_on_signals = true;
+        self.config.stop_on_signals = true;
         self
     }
 
     /// How long the server serves on after it has left the registry, so that callers hear of that first; by default 5 s.
     pub fn drain(mut self, time: Duration) -> Self {
-        self.plan.drain = time;
+        self.config.drain = time;
         self
     }
 
     /// How long what is in flight after the drain time may take before it is cut; by default 10 s, so that the
     /// [whole](super#how-long-it-takes-to-stop) stays below 30 s.
     pub fn limit(mut self, limit: Duration) -> Self {
-        self.plan.limit = limit;
+        self.config.limit = limit;
         self
     }
 
@@ -171,7 +157,7 @@ impl Builder {
     fn check_runtime(&self) -> Result<(), Error> {
         tokio::runtime::Handle::try_current().map(drop).map_err(|_| {
             let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
-            error.during("listen").for_service(&self.plan.service)
+            error.during("listen").for_service(&self.config.service)
         })
     }
 
@@ -180,19 +166,22 @@ impl Builder {
         // An error for an IPv4 socket, of which nobody asks.
         let takes_ipv4 = SockRef::from(&listener).only_v6().is_ok_and(|only| !only);
         let address = self.advertise.clone().map_or_else(|| advertise::address(bound, takes_ipv4), Ok);
-        let address = address.map_err(|error| error.during("listen").for_service(&self.plan.service))?;
-        Ok(RegisteredServer::new(self.plan, listener, (self.describe)(Instance::new(address))))
+        let address = address.map_err(|error| error.during("listen").for_service(&self.config.service))?;
+        Ok(RegisteredServer::new(self.config, listener, (self.describe)(Instance::new(address))))
     }
 
     fn error(&self, message: String, cause: std::io::Error) -> Error {
-        Error::new(ErrorKind::Unavailable, message).because(cause).during("listen").for_service(&self.plan.service)
+        Error::new(ErrorKind::Unavailable, message).because(cause).during("listen").for_service(&self.config.service)
     }
 }
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Builder");
-        shown.field("service", &self.plan.service).field("drain", &self.plan.drain).field("limit", &self.plan.limit);
+        shown
+            .field("service", &self.config.service)
+            .field("drain", &self.config.drain)
+            .field("limit", &self.config.limit);
         shown.finish_non_exhaustive()
     }
 }
@@ -217,7 +206,7 @@ mod tests {
 
     #[test]
     fn by_default_a_server_has_stopped_before_kubernetes_kills_it() {
-        let Plan { drain, limit, .. } = Builder::new(FixedResolver::new([]), "greeter".parse().unwrap()).plan;
+        let ServerConfig { drain, limit, .. } = Builder::new(FixedResolver::new([]), "greeter".parse().unwrap()).config;
         // The etcd backend's.
         let deadline = Duration::from_secs(10);
         assert_eq!(deadline + drain + limit + LAST, Duration::from_secs(26), "as the module says");

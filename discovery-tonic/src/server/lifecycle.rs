@@ -16,14 +16,14 @@ use tonic_health::ServingStatus;
 use tracing::{info, warn};
 
 use super::{
-    builder::Plan,
+    config::ServerConfig,
     handle::{Entry, ServerHandle, Stage, left},
     shutdown::Order,
 };
 
 /// What a server does besides serving.
 pub(super) struct Life {
-    pub(super) plan: Plan,
+    pub(super) config: ServerConfig,
     /// The handles only borrow it, so that it goes with the server.
     entry: Arc<Mutex<Entry>>,
     was_registered: AtomicBool,
@@ -31,10 +31,10 @@ pub(super) struct Life {
 }
 
 impl Life {
-    pub(super) fn new(plan: Plan, instance: Instance) -> Self {
+    pub(super) fn new(config: ServerConfig, instance: Instance) -> Self {
         let entry = Arc::new(Mutex::new(Entry::Planned(instance)));
-        let handle = ServerHandle::new(plan.service.clone(), Arc::downgrade(&entry));
-        Self { plan, entry, was_registered: AtomicBool::new(false), handle }
+        let handle = ServerHandle::new(config.service.clone(), Arc::downgrade(&entry));
+        Self { config, entry, was_registered: AtomicBool::new(false), handle }
     }
 
     /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
@@ -50,7 +50,7 @@ impl Life {
         self.enter(Stage::Draining);
         self.say(ServingStatus::NotServing).await;
         let drain = async {
-            let (since, drain) = (Instant::now(), self.plan.drain);
+            let (since, drain) = (Instant::now(), self.config.drain);
             let rest = match self.leave().await {
                 // Nobody has heard of it.
                 None => Duration::ZERO,
@@ -70,7 +70,7 @@ impl Life {
     /// Registers once the server is ready, and tells how the registration stands from then on; ends
     /// with an error that trying again does not help.
     async fn stay_registered(&self) -> Error {
-        self.plan.ready.lock().await.as_mut().await;
+        self.config.ready.lock().await.as_mut().await;
         self.say(ServingStatus::Serving).await;
         let mut statuses = match self.register().await {
             Ok(statuses) => statuses,
@@ -83,7 +83,7 @@ impl Life {
                 _ if self.was_registered.load(Ordering::Relaxed) => {}
                 Status::Lost { error, .. } if error.is_retryable() => {}
                 Status::Lost { error, .. } => return error,
-                Status::Superseded { .. } if self.plan.claim == Claim::IfAbsent => {
+                Status::Superseded { .. } if self.config.claim == Claim::IfAbsent => {
                     return Error::new(ErrorKind::Conflict, "another owner's entry lives").during("register");
                 }
                 // Nobody else ends what was not registered yet.
@@ -108,7 +108,8 @@ impl Life {
     async fn register(&self) -> Result<Statuses, Error> {
         let mut entry = self.entry.lock().await;
         let Entry::Planned(instance) = &*entry else { return Err(left()) };
-        let registration = self.plan.registry.keep_registered(&self.plan.service, instance.clone(), self.plan.claim)?;
+        let registration =
+            self.config.registry.keep_registered(&self.config.service, instance.clone(), self.config.claim)?;
         let statuses = registration.statuses();
         *entry = Entry::Registered(registration);
         Ok(statuses)
@@ -136,18 +137,18 @@ impl Life {
         let result = registration.deregister().await;
         self.handle.status.set(Status::deregistered());
         if let Err(error) = &result {
-            warn!(service = %self.plan.service, error = %error.report(), "deregistering not confirmed");
+            warn!(service = %self.config.service, error = %error.report(), "deregistering not confirmed");
         }
         was_registered.then_some(result.is_ok())
     }
 
     pub(super) fn enter(&self, stage: Stage) {
-        info!(service = %self.plan.service, ?stage, "server stage");
+        info!(service = %self.config.service, ?stage, "server stage");
         self.handle.stage.send_replace(stage);
     }
 
     async fn say(&self, status: ServingStatus) {
-        if let Some(health) = &self.plan.health {
+        if let Some(health) = &self.config.health {
             health.say(status).await;
         }
     }

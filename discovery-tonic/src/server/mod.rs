@@ -51,6 +51,7 @@
 
 mod advertise;
 mod builder;
+mod config;
 mod handle;
 mod health;
 mod incoming;

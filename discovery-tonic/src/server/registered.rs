@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     Builder,
-    builder::Plan,
+    config::ServerConfig,
     handle::{ServerHandle, Stage},
     incoming::{Connections, Incoming},
     lifecycle::Life,
@@ -57,8 +57,8 @@ impl RegisteredServer {
         Builder::new(registry, service)
     }
 
-    pub(super) fn new(plan: Plan, listener: TcpListener, instance: Instance) -> Self {
-        let life = Life::new(plan, instance.clone());
+    pub(super) fn new(config: ServerConfig, listener: TcpListener, instance: Instance) -> Self {
+        let life = Life::new(config, instance.clone());
         Self { listener, instance, life }
     }
 
@@ -114,7 +114,7 @@ impl RegisteredServer {
         E: Into<BoxError>,
     {
         let (orders, service, on_signals) =
-            (self.life.handle.orders.clone(), self.life.plan.service.clone(), self.life.plan.stop_on_signals);
+            (self.life.handle.orders.clone(), self.life.config.service.clone(), self.life.config.stop_on_signals);
         let signals = async { if on_signals { orders.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
             // Listening before anybody can have heard of the server.
@@ -154,7 +154,7 @@ impl RegisteredServer {
         let _ = tell.send(());
         let ended = tokio::select! {
             ended = &mut serving => Some(ended),
-            () = sleep(life.plan.limit) => None,
+            () = sleep(life.config.limit) => None,
             () = life.handle.orders.given(Order::StopNow) => None,
         };
         let mut cut = 0;
@@ -183,7 +183,7 @@ fn by_itself(cause: Option<BoxError>) -> Error {
 impl fmt::Debug for RegisteredServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("RegisteredServer");
-        shown.field("service", &self.life.plan.service).field("instance", &self.instance).finish_non_exhaustive()
+        shown.field("service", &self.life.config.service).field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 

@@ -1,0 +1,20 @@
+use std::{sync::Arc, time::Duration};
+
+use discovery_core::{Claim, Registry, ServiceName};
+use futures::future::BoxFuture;
+use tokio::sync::Mutex;
+
+use super::health::Health;
+
+/// What a server's lifecycle goes by.
+pub(super) struct ServerConfig {
+    pub(super) registry: Arc<dyn Registry>,
+    pub(super) service: ServiceName,
+    pub(super) claim: Claim,
+    /// Locked once, by the one who waits for it.
+    pub(super) ready: Mutex<BoxFuture<'static, ()>>,
+    pub(super) health: Option<Health>,
+    pub(super) stop_on_signals: bool,
+    pub(super) drain: Duration,
+    pub(super) limit: Duration,
+}
