@@ -92,7 +92,7 @@ mod error;
 mod metrics;
 mod pool;
 mod published;
-mod signals;
+mod wakeups;
 
 pub use call::{
     WaitForReady,

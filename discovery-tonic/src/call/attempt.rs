@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 use super::status;
 use crate::{
     balance::Picked, connection::request_body::RequestBody, endpoint::Endpoint, published::target::Target,
-    signals::SWEEP,
+    wakeups::SWEEP,
 };
 
 /// A request at an endpoint; counted there until its drop.
@@ -30,7 +30,7 @@ impl Attempt {
         picked.origin.apply_to(&mut request);
         let answer = picked.sender.send(request);
         picked.sent();
-        let tick = picked.endpoint.signals.tick();
+        let tick = picked.endpoint.wakeups.tick();
         (Self { picked, deadline, tick }, answer)
     }
 
@@ -43,25 +43,25 @@ impl Attempt {
     }
 
     /// Takes the connection out of the picks at once: it said that it takes no more.
-    pub(crate) fn retire(&self) {
+    pub(crate) fn close_connection(&self) {
         self.picked.load().close();
-        self.picked.endpoint.look();
+        self.picked.endpoint.recheck();
     }
 
     /// Counts the attempt as failed without an answer, once.
-    pub(crate) fn lose(self) {
+    pub(crate) fn fail(self) {
         self.endpoint().lost(self.tick, self.picked.load());
-        self.forgive();
+        self.discard();
     }
 
     /// Ends the attempt without counting it against the endpoint.
-    pub(crate) fn forgive(self) {
-        drop(self.forgiven());
+    pub(crate) fn discard(self) {
+        drop(self.detach());
     }
 
     /// Its end says nothing of the endpoint any more.
-    fn forgiven(mut self) -> Self {
-        (self.deadline, self.tick) = (None, self.endpoint().signals.tick());
+    fn detach(mut self) -> Self {
+        (self.deadline, self.tick) = (None, self.endpoint().wakeups.tick());
         self
     }
 
@@ -99,7 +99,7 @@ impl Attempt {
         };
         if self.is_given_up(&status) {
             self.endpoint().lost(self.tick, self.picked.load());
-            return Err((status, self.forgiven()));
+            return Err((status, self.detach()));
         }
         self.answered();
         if status.code() == Code::Unavailable {
@@ -116,7 +116,7 @@ impl Drop for Attempt {
         if self.picked.is_answered() {
             return;
         }
-        let sweeps = self.picked.endpoint.signals.tick().wrapping_sub(self.tick);
+        let sweeps = self.picked.endpoint.wakeups.tick().wrapping_sub(self.tick);
         if sweeps > PATIENCE || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.endpoint().lost(self.tick, self.picked.load());
         }

@@ -47,8 +47,8 @@ impl Call {
         request: Request<RequestBody>,
         picked: Picked<Target>,
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
-        shared.board.signals.sweep();
-        shared.board.signals.metrics.count(Event::Pick);
+        shared.published.wakeups.sweep();
+        shared.published.wakeups.metrics.count(Event::Pick);
         let (attempt, answer) = Attempt::send(picked, request, self.deadline);
         Box::pin(FirstAttempt::new(answer, attempt, self, shared))
     }
@@ -82,12 +82,12 @@ where
             unreachable!("it was sent a moment ago");
         };
         let next = match answer {
-            Some(answer) => call.settle(&shared, attempt, answer),
+            Some(answer) => call.on_outcome(&shared, attempt, answer),
             None => call.expire(&shared, attempt),
         };
         match next {
             Next::Again(request, wait) => {
-                let mut rest = call.go_on(shared, request, wait);
+                let mut rest = call.send_after(shared, request, wait);
                 let polled = rest.as_mut().poll(context);
                 self.set(Self::Rest { rest });
                 polled

@@ -1,3 +1,17 @@
+//! The way of one call, from the request to the end of its response.
+//!
+//! In the order in which a call meets them:
+//!
+//! - [`shared`] is what all calls of a channel have in common: the published set, the user agent, the retries.
+//! - [`deadline`] reads when the call has to end, [`user_agent`] signs it, [`replay`] keeps a copy of it.
+//! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is on its way to it. What is
+//!   rare goes through [`Call::send_after`] instead: [`wait`] finds an endpoint when none is ready, and the loop makes one
+//!   attempt after the other.
+//! - [`attempt`] is one request at one endpoint, and what its end says of that endpoint.
+//! - [`Call::on_outcome`] decides what follows: [`status`] tells whether the request was processed and [`retry`] whether the
+//!   policy repeats it.
+//! - [`response`] is the body that the caller reads, which holds the attempt until its end; [`served`] is who answered.
+
 mod attempt;
 mod deadline;
 mod first_attempt;
@@ -25,7 +39,7 @@ use crate::{
     metrics::Event,
 };
 use attempt::Attempt;
-use replay::Spare;
+use replay::ReplayRequest;
 use response::ResponseBody;
 use retry::{Failure, Repeats};
 use served::{ServedBy, Tried, with_tried};
@@ -35,7 +49,7 @@ use status::Outcome;
 /// What a call keeps besides its request: all that further attempts need.
 pub(crate) struct Call {
     /// What it takes to send the request again; `None` where the body streams.
-    spare: Option<Spare>,
+    replay: Option<ReplayRequest>,
     /// The request's, until the response takes them.
     extensions: Extensions,
     pub(crate) deadline: Option<Instant>,
@@ -74,25 +88,25 @@ impl Call {
         mut request: Request<tonic::body::Body>,
     ) -> Result<(Self, Request<RequestBody>), Status> {
         let deadline = deadline::of(request.headers());
-        shared.agent.sign(request.headers_mut());
+        shared.user_agent.append_to(request.headers_mut());
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
         let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
-        let spare = Spare::of(&request);
-        Ok((Self { spare, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
+        let replay = ReplayRequest::of(&request);
+        Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
     /// When the attempt that begins now has to be answered.
     pub(crate) fn attempt_end(&self, shared: &Shared) -> Option<Instant> {
-        let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.spare.is_some());
+        let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.replay.is_some());
         let end = repeatable.and_then(|(retries, repeats)| retries.attempt_end(repeats));
         end.into_iter().chain(self.deadline).min()
     }
 
     /// Waits, then for an endpoint, and goes on from there; all within the deadline.
-    pub(crate) fn go_on(
+    pub(crate) fn send_after(
         mut self,
         shared: Arc<Shared>,
         request: Request<RequestBody>,
@@ -102,7 +116,7 @@ impl Call {
             let Some(end) = self.deadline else { return self.attempts(&shared, request, wait).await };
             match timeout_at(end, self.attempts(&shared, request, wait)).await {
                 Ok(result) => result,
-                Err(_) => Err(self.fail(&shared, status::deadline_exceeded(), None)),
+                Err(_) => Err(self.failed(&shared, status::deadline_exceeded(), None)),
             }
         })
     }
@@ -127,7 +141,11 @@ impl Call {
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
                     let told = cause.as_ref().map(|cause| format!("{message}: {}", report(cause)));
-                    return Err(self.fail(shared, Status::unavailable(told.unwrap_or(message)), cause.map(Into::into)));
+                    return Err(self.failed(
+                        shared,
+                        Status::unavailable(told.unwrap_or(message)),
+                        cause.map(Into::into),
+                    ));
                 }
             };
             left = left.map(|left| left.saturating_sub(begun.elapsed()));
@@ -143,7 +161,7 @@ impl Call {
             };
             self.tried.pop();
             let next = match answer {
-                Some(answer) => self.settle(shared, attempt, answer),
+                Some(answer) => self.on_outcome(shared, attempt, answer),
                 None => self.expire(shared, attempt),
             };
             match next {
@@ -154,20 +172,20 @@ impl Call {
     }
 
     /// Takes the answer to an attempt.
-    pub(crate) fn settle(
+    pub(crate) fn on_outcome(
         &mut self,
         shared: &Shared,
         attempt: Attempt,
         answer: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
     ) -> Next {
         let mut error = match answer {
-            Ok(response) => return self.take(shared, attempt, response),
+            Ok(response) => return self.on_response(shared, attempt, response),
             Err(error) => error,
         };
         if let Some(request) = error.take_message() {
-            attempt.retire();
-            attempt.forgive();
-            shared.board.signals.metrics.count(Event::Retry);
+            attempt.close_connection();
+            attempt.discard();
+            shared.published.wakeups.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
         self.tried.push(attempt.instance().id().clone());
@@ -179,28 +197,28 @@ impl Call {
                 self.refusals += 1;
                 self.refusals <= MAX_REFUSALS
             }
-            Outcome::Unsent => self.spare.as_ref().is_some_and(|spare| spare.has_body()),
+            Outcome::Unsent => self.replay.as_ref().is_some_and(|replay| replay.has_body()),
         };
-        if let Some(spare) = self.spare.as_ref().filter(|_| unprocessed) {
+        if let Some(replay) = self.replay.as_ref().filter(|_| unprocessed) {
             if outcome == Outcome::Unsent || status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
-                attempt.retire();
-                attempt.forgive();
+                attempt.close_connection();
+                attempt.discard();
             } else {
-                attempt.lose();
+                attempt.fail();
             }
-            shared.board.signals.metrics.count(Event::Retry);
-            return Next::Again(spare.request(self.repeats.as_ref()), Duration::ZERO);
+            shared.published.wakeups.metrics.count(Event::Retry);
+            return Next::Again(replay.request(self.repeats.as_ref()), Duration::ZERO);
         }
         let (code, message, of_peer) = status::of_connection(&error);
         if of_peer {
-            attempt.lose();
+            attempt.fail();
         } else {
-            attempt.forgive();
+            attempt.discard();
         }
         self.repeat(shared, Status::new(code, message), Some(error.into()), false)
     }
 
-    fn take(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {
+    fn on_response(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {
         match attempt.finish(&response) {
             Ok(attempt) => Next::End(Ok(self.respond(attempt, response))),
             Err((status, attempt)) => {
@@ -238,18 +256,18 @@ impl Call {
 
     /// Repeats a call that failed, where a policy says so.
     fn repeat(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
-        if let (Some(retries), Some(repeats), Some(spare)) = (&shared.retries, &mut self.repeats, &self.spare) {
+        if let (Some(retries), Some(repeats), Some(replay)) = (&shared.retries, &mut self.repeats, &self.replay) {
             let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
             if let Some(wait) = retries.next(repeats, failure, self.deadline) {
-                shared.board.signals.metrics.count(Event::Repeat);
-                return Next::Again(spare.request(Some(repeats)), wait);
+                shared.published.wakeups.metrics.count(Event::Repeat);
+                return Next::Again(replay.request(Some(repeats)), wait);
             }
         }
-        Next::End(Err(self.fail(shared, status, cause)))
+        Next::End(Err(self.failed(shared, status, cause)))
     }
 
-    fn fail(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
-        shared.board.signals.metrics.count(Event::Failure);
+    fn failed(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
+        shared.published.wakeups.metrics.count(Event::Failure);
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
     }
 }

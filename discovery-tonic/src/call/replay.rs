@@ -5,14 +5,14 @@ use super::retry::{PREVIOUS, Repeats};
 use crate::connection::request_body::RequestBody;
 
 /// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is nearly never needed.
-pub(super) struct Spare {
+pub(super) struct ReplayRequest {
     method: Method,
     path: PathAndQuery,
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Option<Bytes>,
 }
 
-impl Spare {
+impl ReplayRequest {
     pub(super) fn of(request: &Request<RequestBody>) -> Option<Self> {
         let RequestBody::Kept(body) = request.body() else { return None };
         // The iterator cannot tell its length.

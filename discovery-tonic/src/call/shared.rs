@@ -2,13 +2,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::task::AbortHandle;
 
-use super::{retry::Retries, user_agent::Agent};
-use crate::published::Board;
+use super::{retry::Retries, user_agent::UserAgent};
+use crate::published::Published;
 
 /// What the clones of a channel and its calls share.
 pub(crate) struct Shared {
-    pub(crate) board: Arc<Board>,
-    pub(crate) agent: Agent,
+    pub(crate) published: Arc<Published>,
+    pub(crate) user_agent: UserAgent,
     /// How long a call without a deadline waits for an endpoint.
     pub(crate) wait: Duration,
     pub(crate) retries: Option<Retries>,
@@ -19,6 +19,6 @@ pub(crate) struct Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.task.abort();
-        self.board.signals.metrics.end();
+        self.published.wakeups.metrics.end();
     }
 }

@@ -2,10 +2,10 @@ use http::{HeaderMap, HeaderValue, header::USER_AGENT};
 
 /// What the channel calls itself, after whatever the request says of its own.
 #[derive(Clone, Debug)]
-pub(crate) struct Agent(pub(crate) HeaderValue);
+pub(crate) struct UserAgent(pub(crate) HeaderValue);
 
-impl Agent {
-    pub(super) fn sign(&self, headers: &mut HeaderMap) {
+impl UserAgent {
+    pub(super) fn append_to(&self, headers: &mut HeaderMap) {
         if let Some(own) = headers.insert(USER_AGENT, self.0.clone()) {
             let all = [own.as_bytes(), b" ", self.0.as_bytes()].concat();
             let all = HeaderValue::from_bytes(&all).expect("two header values and a space make a header value");

@@ -7,7 +7,7 @@ use super::shared::Shared;
 use crate::{
     balance::Picked,
     metrics::Event,
-    published::{outlook::Unreached, target::Target},
+    published::{availability::Unreached, target::Target},
 };
 
 impl Shared {
@@ -21,32 +21,32 @@ impl Shared {
         deadline: Option<Instant>,
         tried: &[InstanceId],
     ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
-        let mut picker = self.board.pickers.picker();
+        let mut picker = self.published.pickers.picker();
         let start = Instant::now();
         let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
         let patience = start + half.map_or(PATIENCE, |half| half.min(PATIENCE));
         loop {
             // Both before the look, so that nothing that happens after it is missed.
-            let mut published = Box::pin(self.board.signals.published.notified());
+            let mut published = Box::pin(self.published.wakeups.published.notified());
             published.as_mut().enable();
-            let mut room = self.board.signals.room.wait();
+            let mut room = self.published.wakeups.room.wait();
             let patient = Instant::now() < patience;
             let found = match tried {
                 [] => picker.pick(patient),
                 _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
             };
             if let Some(picked) = found {
-                self.board.signals.sweep();
-                self.board.signals.metrics.count(Event::Pick);
+                self.published.wakeups.sweep();
+                self.published.wakeups.metrics.count(Event::Pick);
                 return Ok(picked);
             }
-            let outlook = self.board.outlook.load_full();
+            let availability = self.published.availability.load_full();
             let waited = limit.is_some_and(|limit| Instant::now() >= limit);
-            if waited || !(outlook.may_change() && wait || outlook.is_worth_waiting()) {
-                return Err(outlook.explain(&self.board.service, waited.then_some(self.wait)));
+            if waited || !(availability.may_change() && wait || availability.is_worth_waiting()) {
+                return Err(availability.explain(&self.published.service, waited.then_some(self.wait)));
             }
             // The sweeps look at connections whose peers may allow more by now.
-            self.board.signals.sweep();
+            self.published.wakeups.sweep();
             let end = async {
                 match limit {
                     Some(limit) => sleep_until(limit).await,

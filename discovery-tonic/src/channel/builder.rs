@@ -13,21 +13,21 @@ use crate::{
     call::{
         retry::{Retries, RetryPolicy},
         shared::Shared,
-        user_agent::Agent,
+        user_agent::UserAgent,
     },
     connection::{
         connector::{self, Connector},
         settings::{EndpointSettings, FAR},
     },
     endpoint::{
-        Signals,
-        connect_limit::Turns,
-        plan::{Plan, Settings},
+        Wakeups,
+        config::{DriverConfig, EndpointHook},
+        connect_limit::ConnectLimit,
     },
     error::BoxError,
     metrics::Metrics,
-    pool::{Config, Pool, outlier::Ejection},
-    published::{Board, outlook::Outlook},
+    pool::{Pool, PoolConfig, outlier::Ejection},
+    published::{Published, availability::Availability},
 };
 
 /// Builds a [`BalancedChannel`].
@@ -53,7 +53,7 @@ pub struct Builder {
     service: ServiceName,
     policy: Arc<dyn Policy>,
     connector: Option<Connector>,
-    settings: Settings,
+    settings: EndpointHook,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
     wait: Duration,
@@ -248,16 +248,16 @@ impl Builder {
             error.during("connect").for_service(&self.service)
         })?;
         let updates = self.resolver.watch(&self.service)?;
-        let signals = Arc::new(Signals::new(Metrics::of(&self.service)));
-        let board = Arc::new(Board {
+        let wakeups = Arc::new(Wakeups::new(Metrics::of(&self.service)));
+        let published = Arc::new(Published {
             service: self.service,
             pickers: Pickers::of(self.policy),
-            outlook: ArcSwap::from_pointee(Outlook::Waiting),
+            availability: ArcSwap::from_pointee(Availability::Waiting),
             rows: ArcSwap::default(),
-            signals,
+            wakeups,
         });
-        let plan = Plan {
-            connects: Turns::new(self.connects),
+        let driver = DriverConfig {
+            connects: ConnectLimit::new(self.connects),
             connector: self.connector.unwrap_or_else(connector::tcp),
             settings: self.settings,
             backoff: self.backoff,
@@ -265,8 +265,8 @@ impl Builder {
             health: self.health,
             connections: self.connections,
         };
-        let config = Config {
-            plan: Arc::new(plan),
+        let config = PoolConfig {
+            driver: Arc::new(driver),
             slow_start: self.slow_start.min(FAR),
             hold: self.hold.map(|hold| hold.min(FAR)),
             ejection: Ejection {
@@ -275,11 +275,11 @@ impl Builder {
                 ..self.ejection
             },
         };
-        let span = info_span!(parent: None, "channel", service = %board.service);
-        let task = runtime.spawn(Pool::new(Arc::clone(&board), config).run(updates).instrument(span));
+        let span = info_span!(parent: None, "channel", service = %published.service);
+        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(updates).instrument(span));
         Ok(BalancedChannel::of(Shared {
-            board,
-            agent: Agent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
+            published,
+            user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
             wait: self.wait.min(FAR),
             retries: self.retry.map(Retries::new),
             task: task.abort_handle(),

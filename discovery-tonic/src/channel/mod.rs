@@ -1,3 +1,8 @@
+//! The face of the crate: [`BalancedChannel`], which generated clients call, and its [`builder`].
+//!
+//! A channel holds nothing of its own but a picker. What its clones and its calls share stands with the calls
+//! ([`Shared`]); what they read is published by the pool, which the builder starts.
+
 pub(crate) mod builder;
 
 use std::{
@@ -18,7 +23,7 @@ use tower::Service;
 use crate::{
     balance::Picker,
     call::{Call, response::ResponseBody, shared::Shared},
-    published::{endpoints::Endpoints, outlook::Outlook, target::Target},
+    published::{availability::Availability, endpoints::Endpoints, target::Target},
 };
 use builder::Builder;
 
@@ -84,13 +89,13 @@ impl BalancedChannel {
     }
 
     fn of(shared: Shared) -> Self {
-        let picker = shared.board.pickers.picker();
+        let picker = shared.published.pickers.picker();
         Self { shared: Arc::new(shared), picker }
     }
 
     /// The service.
     pub fn service(&self) -> &ServiceName {
-        &self.shared.board.service
+        &self.shared.published.service
     }
 
     /// Waits until a request could be sent, at most for `limit`. One endpoint is enough for that; others may still be connecting.
@@ -103,19 +108,19 @@ impl BalancedChannel {
     ///
     /// It only waits.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
-        let board = &self.shared.board;
+        let published = &self.shared.published;
         let serving = async {
             loop {
-                let mut published = Box::pin(board.signals.published.notified());
-                published.as_mut().enable();
-                if matches!(**board.outlook.load(), Outlook::Serving) {
+                let mut news = Box::pin(published.wakeups.published.notified());
+                news.as_mut().enable();
+                if matches!(**published.availability.load(), Availability::Serving) {
                     return;
                 }
-                published.await;
+                news.await;
             }
         };
         timeout(limit, serving).await.map_err(|_| {
-            let (message, cause) = board.outlook.load().explain(&board.service, Some(limit));
+            let (message, cause) = published.availability.load().explain(&published.service, Some(limit));
             let error = Error::new(ErrorKind::DeadlineExceeded, message);
             match cause {
                 Some(cause) => error.because(cause),
@@ -136,7 +141,7 @@ impl BalancedChannel {
     /// # }
     /// ```
     pub fn endpoints(&self) -> Endpoints {
-        self.shared.board.endpoints()
+        self.shared.published.endpoints()
     }
 }
 
@@ -158,7 +163,7 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
         };
         match self.picker.pick(true) {
             Some(picked) => call.begin(shared, request, picked),
-            None => call.go_on(shared, request, Duration::ZERO),
+            None => call.send_after(shared, request, Duration::ZERO),
         }
     }
 }

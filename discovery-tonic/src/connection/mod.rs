@@ -1,3 +1,11 @@
+//! One HTTP/2 connection, and what the channel adds to hyper's.
+//!
+//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, [`wire`] reads them before it writes.
+//! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its GOAWAY before a request does.
+//! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`], with a [`request_body`] that
+//!   can be sent again.
+//! - The [`health_check`] asks the peer over a link whether it serves.
+
 pub(crate) mod connector;
 pub(crate) mod health_check;
 pub(crate) mod link;
@@ -34,18 +42,18 @@ use crate::{
 use connector::Connector;
 use link::{Health, Link, Sender};
 use settings::EndpointSettings;
-use wire::Wire;
+use wire::ReadFirstIo;
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
 ///
 /// Two tasks serve it, as any connection of hyper's: the one of its socket and the one that hands it requests. Dropping the owner
-/// ends the second, and the first once its streams have ended, or at once by a [`Cut`].
+/// ends the second, and the first once its streams have ended, or at once by its [`AbortableExecutor`].
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Link,
     age: Option<Duration>,
-    eye: Arc<Eye>,
-    cut: Cut,
+    recheck: Arc<Recheck>,
+    executor: AbortableExecutor,
     task: JoinHandle<()>,
 }
 
@@ -60,12 +68,12 @@ pub(crate) struct Allowance {
 
 /// Ends a connection at once, with everything on it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Cut(Arc<OnceLock<AbortHandle>>);
+pub(crate) struct AbortableExecutor(Arc<OnceLock<AbortHandle>>);
 
 /// Makes the connection's task look at what hyper does not tell: a GOAWAY while streams live, another stream limit.
 #[derive(Debug, Default)]
-struct Eye {
-    open: AtomicBool,
+struct Recheck {
+    wanted: AtomicBool,
     /// The owner is gone.
     shut: AtomicBool,
     waker: AtomicWaker,
@@ -88,8 +96,8 @@ impl Connection {
     ) -> Result<Self, BoxError> {
         let open = async {
             let io = connector.clone().ready().await?.call(settings.target(address)).await?;
-            let cut = Cut::default();
-            let mut builder = Builder::new(cut.clone());
+            let executor = AbortableExecutor::default();
+            let mut builder = Builder::new(executor.clone());
             builder
                 .timer(TokioTimer::new())
                 .initial_max_send_streams(0)
@@ -98,7 +106,7 @@ impl Connection {
             if let Some((interval, timeout)) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
             }
-            let (sender, mut future) = builder.handshake(Wire::new(io)).await?;
+            let (sender, mut future) = builder.handshake(ReadFirstIo::new(io)).await?;
             while future.current_max_send_streams() == 0 {
                 tokio::select! {
                     ended = &mut future => {
@@ -110,17 +118,17 @@ impl Connection {
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
             let load = Load::waking(limit, allowance.trial, Arc::clone(room));
-            let (load, eye) = (Arc::new(load), Arc::new(Eye::default()));
-            let (watched, seeing) = (Arc::clone(&load), Arc::clone(&eye));
+            let (load, recheck) = (Arc::new(load), Arc::new(Recheck::default()));
+            let (watched, rechecking) = (Arc::clone(&load), Arc::clone(&recheck));
             let task = tokio::spawn(async move {
                 let mut future = pin!(future);
                 poll_fn(|context| {
-                    seeing.waker.register(context.waker());
+                    rechecking.waker.register(context.waker());
                     // Its end means "no new requests"; why is of no use to those who come after.
-                    if seeing.shut.load(Ordering::Acquire) || future.as_mut().poll(context).is_ready() {
+                    if rechecking.shut.load(Ordering::Acquire) || future.as_mut().poll(context).is_ready() {
                         return Poll::Ready(());
                     }
-                    if seeing.open.swap(false, Ordering::AcqRel) {
+                    if rechecking.wanted.swap(false, Ordering::AcqRel) {
                         watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved));
                     }
                     Poll::Pending
@@ -141,8 +149,8 @@ impl Connection {
                     health: Health::Serving,
                 },
                 age: settings.age.map(jittered),
-                eye,
-                cut,
+                recheck,
+                executor,
                 task,
             })
         };
@@ -151,9 +159,9 @@ impl Connection {
     }
 
     /// Looks at the connection once more.
-    pub(crate) fn look(&self) {
-        self.eye.open.store(true, Ordering::Release);
-        self.eye.waker.wake();
+    pub(crate) fn recheck(&self) {
+        self.recheck.wanted.store(true, Ordering::Release);
+        self.recheck.waker.wake();
     }
 
     /// Whether it takes no requests any more.
@@ -174,20 +182,20 @@ impl Connection {
         &self.link.load
     }
 
-    pub(crate) fn cut(&self) -> Cut {
-        self.cut.clone()
+    pub(crate) fn executor(&self) -> AbortableExecutor {
+        self.executor.clone()
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.eye.shut.store(true, Ordering::Release);
-        self.eye.waker.wake();
+        self.recheck.shut.store(true, Ordering::Release);
+        self.recheck.waker.wake();
     }
 }
 
-impl Cut {
-    pub(crate) fn cut(&self) {
+impl AbortableExecutor {
+    pub(crate) fn abort(&self) {
         if let Some(socket) = self.0.get() {
             socket.abort();
         }
@@ -195,7 +203,7 @@ impl Cut {
 }
 
 /// Spawns hyper's tasks, the first of which holds the socket; the others, one a request, end with it.
-impl<F> hyper::rt::Executor<F> for Cut
+impl<F> hyper::rt::Executor<F> for AbortableExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {

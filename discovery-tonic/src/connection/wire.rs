@@ -16,30 +16,30 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 /// A peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is read, and with it the proof
 /// that the requests above it were not processed. So a failed write is swallowed, and the end is left to the read side, which
 /// sees GOAWAY, then the end or the same error.
-pub(crate) struct Wire {
+pub(crate) struct ReadFirstIo {
     io: Box<dyn Io>,
     /// A write failed: nothing more is written, and the read side decides.
-    mute: bool,
+    write_failed: bool,
 }
 
-impl Wire {
+impl ReadFirstIo {
     pub(crate) fn new(io: Box<dyn Io>) -> Self {
-        Self { io, mute: false }
+        Self { io, write_failed: false }
     }
 
     /// What a write step means for hyper: a failure is a success that leads nowhere.
-    fn swallow<T>(&mut self, result: Poll<io::Result<T>>, pretended: T) -> Poll<io::Result<T>> {
+    fn ignore_failure<T>(&mut self, result: Poll<io::Result<T>>, pretended: T) -> Poll<io::Result<T>> {
         match ready!(result) {
             Ok(done) => Poll::Ready(Ok(done)),
             Err(_) => {
-                self.mute = true;
+                self.write_failed = true;
                 Poll::Ready(Ok(pretended))
             }
         }
     }
 }
 
-impl Read for Wire {
+impl Read for ReadFirstIo {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -49,13 +49,13 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for ReadFirstIo {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.mute {
+        if self.write_failed {
             return Poll::Ready(Ok(bytes.len()));
         }
         let result = Pin::new(&mut *self.io).poll_write(context, bytes);
-        self.swallow(result, bytes.len())
+        self.ignore_failure(result, bytes.len())
     }
 
     fn poll_write_vectored(
@@ -64,11 +64,11 @@ impl Write for Wire {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let all = parts.iter().map(|part| part.len()).sum();
-        if self.mute {
+        if self.write_failed {
             return Poll::Ready(Ok(all));
         }
         let result = Pin::new(&mut *self.io).poll_write_vectored(context, parts);
-        self.swallow(result, all)
+        self.ignore_failure(result, all)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -76,19 +76,19 @@ impl Write for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.mute {
+        if self.write_failed {
             return Poll::Ready(Ok(()));
         }
         let result = Pin::new(&mut *self.io).poll_flush(context);
-        self.swallow(result, ())
+        self.ignore_failure(result, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.mute {
+        if self.write_failed {
             return Poll::Ready(Ok(()));
         }
         let result = Pin::new(&mut *self.io).poll_shutdown(context);
-        self.swallow(result, ())
+        self.ignore_failure(result, ())
     }
 }
 
@@ -128,7 +128,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_write_leaves_the_end_to_the_read_side() {
-        let mut wire = TokioIo::new(Wire::new(Box::new(TokioIo::new(Gone(io::Cursor::new(b"GOAWAY".to_vec()))))));
+        let mut wire =
+            TokioIo::new(ReadFirstIo::new(Box::new(TokioIo::new(Gone(io::Cursor::new(b"GOAWAY".to_vec()))))));
         for _ in 0..2 {
             wire.write_all(b"request").await.unwrap();
             wire.flush().await.unwrap();

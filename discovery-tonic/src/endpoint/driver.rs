@@ -10,8 +10,8 @@ use tracing::debug;
 
 use super::{
     Endpoint,
+    config::DriverConfig,
     lane::{Lane, Phase},
-    plan::Plan,
     retired::Connections,
 };
 use crate::{
@@ -27,13 +27,13 @@ use crate::{
 struct Driver {
     endpoint: Arc<Endpoint>,
     number: usize,
-    plan: Arc<Plan>,
+    config: Arc<DriverConfig>,
     /// The connections whose requests may still be in flight, the present one last.
     connections: Connections,
 }
 
 /// Why a lane has no connection any more.
-enum Served {
+enum ServeEnd {
     /// `good`: it was of use, or lived for a while.
     Closed { good: bool },
     /// The order came at this moment.
@@ -44,8 +44,8 @@ enum Served {
 struct Draining;
 
 /// What becomes of one connection.
-enum Offered {
-    Ended(Served),
+enum ConnectionEnd {
+    Ended(ServeEnd),
     /// It is old, and this one takes its place.
     Renewed(Connection),
 }
@@ -54,10 +54,10 @@ enum Offered {
 ///
 /// The first lane leads: the others connect only while it is connected, so that a peer that cannot be reached costs one attempt at
 /// a time.
-pub(crate) async fn drive(endpoint: Arc<Endpoint>, plan: Arc<Plan>) -> Arc<Endpoint> {
+pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
-        let (endpoint, plan) = (Arc::clone(&endpoint), Arc::clone(&plan));
-        Driver { endpoint, number, plan, connections: Connections::default() }.run()
+        let (endpoint, config) = (Arc::clone(&endpoint), Arc::clone(&config));
+        Driver { endpoint, number, config, connections: Connections::default() }.run()
     };
     match endpoint.lanes() {
         1 => lane(0).await,
@@ -70,40 +70,40 @@ impl Driver {
     /// An attempt, and the wait after one that failed, go on to their end while the endpoint drains: an entry that flaps finds them as
     /// they are, instead of costing an attempt each time.
     async fn run(mut self) {
-        let plan = Arc::clone(&self.plan);
-        let mut delays = plan.backoff.delays();
-        let mut knocks = plan.backoff.at_most(KNOCK).delays();
+        let config = Arc::clone(&self.config);
+        let mut delays = config.backoff.delays();
+        let mut knocks = config.backoff.at_most(KNOCK).delays();
         let mut suspect_since = None;
         let mut first = true;
         loop {
             if self.number > 0 {
                 self.enter(Phase::Idle);
-                self.led().await;
+                self.wait_for_first_lane().await;
             }
-            let turn = tokio::select! {
+            let permit = tokio::select! {
                 biased;
-                () = self.drained() => return self.settle(plan.drain).await,
-                turn = plan.connects.wait(first) => turn,
+                () = self.drained() => return self.finish(config.drain).await,
+                permit = config.connects.acquire(first) => permit,
             };
             self.enter(Phase::Connecting { first });
             let begun = Instant::now();
             // Boxed, as what follows, so that an endpoint that only waits is small.
-            let connected = connect(&self.endpoint, &plan).boxed().await;
-            drop(turn);
+            let connected = connect(&self.endpoint, &config).boxed().await;
+            drop(permit);
             let error: BoxError = match connected {
                 Ok(connection) => {
                     suspect_since = None;
                     knocks.reset();
                     match self.serve(connection).boxed().await {
-                        Served::Drained(since) => {
-                            return self.settle(plan.drain.saturating_sub(since.elapsed())).await;
+                        ServeEnd::Drained(since) => {
+                            return self.finish(config.drain.saturating_sub(since.elapsed())).await;
                         }
-                        Served::Closed { good: true } => {
+                        ServeEnd::Closed { good: true } => {
                             delays.reset();
                             first = true;
                             continue;
                         }
-                        Served::Closed { good: false } => {
+                        ServeEnd::Closed { good: false } => {
                             "the peer closed the connection before it answered anything".into()
                         }
                     }
@@ -116,9 +116,9 @@ impl Driver {
             self.lane().stay();
             self.enter(Phase::BackingOff { error: error.into() });
             // Who registers again is probably there again; but not more often than a first wait allows.
-            let earliest = until.min(begun + plan.backoff.min());
+            let earliest = until.min(begun + config.backoff.min());
             if self.back_off(until, earliest).await.is_err() {
-                return self.settle(plan.drain).await;
+                return self.finish(config.drain).await;
             }
         }
     }
@@ -133,8 +133,8 @@ impl Driver {
             let overdue = self.connections.overdue();
             tokio::select! {
                 () = sleep_until(until) => return Ok(()),
-                turned = self.turned() => {
-                    turned?;
+                returned = self.wait_until_returned() => {
+                    returned?;
                     sleep_until(earliest).await;
                     return Ok(());
                 }
@@ -144,7 +144,7 @@ impl Driver {
     }
 
     /// Waits until the endpoint is taken back, or drains while calls are left. One future for both, since it is woken once for each news.
-    async fn turned(&self) -> Result<(), Draining> {
+    async fn wait_until_returned(&self) -> Result<(), Draining> {
         loop {
             if self.endpoint.is_draining() && self.connections.has_calls() {
                 return Err(Draining);
@@ -152,36 +152,36 @@ impl Driver {
             if self.lane().has_returned() {
                 return Ok(());
             }
-            self.lane().looked().await;
+            self.lane().recheck_wanted().await;
         }
     }
 
     /// Offers a connection, and its successors for as long as each is there before the former one is missed.
-    async fn serve(&mut self, mut connection: Connection) -> Served {
-        let mut health = if self.plan.health.is_some() { Health::Unknown } else { Health::Serving };
+    async fn serve(&mut self, mut connection: Connection) -> ServeEnd {
+        let mut health = if self.config.health.is_some() { Health::Unknown } else { Health::Serving };
         loop {
             self.connections.add(&connection);
-            connection = match self.offer(&connection, &mut health).await {
-                Offered::Renewed(successor) => successor,
-                Offered::Ended(served) => return served,
+            connection = match self.serve_one(&connection, &mut health).await {
+                ConnectionEnd::Renewed(successor) => successor,
+                ConnectionEnd::Ended(served) => return served,
             };
         }
     }
 
     /// Offers a connection until it closes, until the endpoint is drained of what is on it, or until there is a younger one.
-    async fn offer(&mut self, connection: &Connection, health: &mut Health) -> Offered {
-        let (since, plan) = (Instant::now(), Arc::clone(&self.plan));
+    async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
+        let (since, config) = (Instant::now(), Arc::clone(&self.config));
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
-        let mut checks = plan.health.clone().map(|service| health_check::follow(&link, service, plan.backoff));
+        let mut checks = config.health.clone().map(|service| health_check::follow(&link, service, config.backoff));
         let mut successor = connection.age().map(|age| self.successor(age));
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
             let overdue = self.connections.overdue();
-            let tick = draining_since.map(|since: Instant| tick(since, plan.drain));
+            let tick = draining_since.map(|since: Instant| tick(since, config.drain));
             tokio::select! {
-                () = self.lane().looked() => connection.look(),
+                () = self.lane().recheck_wanted() => connection.recheck(),
                 Some(()) = OptionFuture::from(tick.map(sleep)) => {}
                 Some(said) = next(&mut checks) => {
                     debug!(instance = %self.endpoint.id, health = ?said, "endpoint told its health");
@@ -190,8 +190,8 @@ impl Driver {
                 }
                 Some(successor) = OptionFuture::from(successor.as_mut()), if draining_since.is_none() => {
                     debug!(instance = %self.endpoint.id, "connection replaced at its age");
-                    self.connections.retire(Instant::now() + self.plan.drain);
-                    return Offered::Renewed(successor);
+                    self.connections.retire(Instant::now() + self.config.drain);
+                    return ConnectionEnd::Renewed(successor);
                 }
                 Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
@@ -204,37 +204,37 @@ impl Driver {
                     debug!(instance = %self.endpoint.id, "connection ended");
                     self.enter(Phase::Connecting { first: true });
                     let good = connection.load().is_proven() || since.elapsed() >= GOOD;
-                    return Offered::Ended(Served::Closed { good });
+                    return ConnectionEnd::Ended(ServeEnd::Closed { good });
                 }
                 if draining_since.take().is_some() {
                     successor = connection.age().map(|age| self.successor(age.saturating_sub(since.elapsed())));
                 }
                 continue;
             }
-            // Half made, it would keep its turn from others.
+            // Half made, it would keep its permit from others.
             successor = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
             // Kept for a moment even if idle, because the endpoint may be held after all.
             let idle = since.elapsed() >= GRACE && connection.load().close_if_idle();
-            if closed || idle || since.elapsed() >= plan.drain {
+            if closed || idle || since.elapsed() >= config.drain {
                 connection.load().close();
-                return Offered::Ended(Served::Drained(since));
+                return ConnectionEnd::Ended(ServeEnd::Drained(since));
             }
         }
     }
 
     /// The connection that takes the place of one of this age; there is one at some time.
     fn successor(&self, age: Duration) -> BoxFuture<'static, Connection> {
-        let (endpoint, plan) = (Arc::clone(&self.endpoint), Arc::clone(&self.plan));
+        let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
         Box::pin(async move {
             sleep(age).await;
-            let (mut delays, mut first) = (plan.backoff.delays(), true);
+            let (mut delays, mut first) = (config.backoff.delays(), true);
             loop {
-                let turn = plan.connects.wait(first).await;
-                if let Ok(connection) = connect(&endpoint, &plan).await {
+                let permit = config.connects.acquire(first).await;
+                if let Ok(connection) = connect(&endpoint, &config).await {
                     return connection;
                 }
-                drop(turn);
+                drop(permit);
                 first = false;
                 sleep(delays.next_delay()).await;
             }
@@ -242,7 +242,7 @@ impl Driver {
     }
 
     /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
-    async fn settle(&self, limit: Duration) {
+    async fn finish(&self, limit: Duration) {
         self.enter(Phase::Ended);
         let since = Instant::now();
         while self.connections.has_calls() {
@@ -255,17 +255,17 @@ impl Driver {
 
     /// Waits until the first lane is connected. An endpoint that drains may come back: its end is then when the first lane has ended, or
     /// now where this lane has calls to end.
-    async fn led(&mut self) {
-        while !self.goes_on() {
+    async fn wait_for_first_lane(&mut self) {
+        while !self.may_continue() {
             let overdue = self.connections.overdue();
             tokio::select! {
-                () = self.lane().looked() => {}
+                () = self.lane().recheck_wanted() => {}
                 Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
         }
     }
 
-    fn goes_on(&self) -> bool {
+    fn may_continue(&self) -> bool {
         let first = self.endpoint.lane(0);
         if self.endpoint.is_draining() { first.has_ended() || self.connections.has_calls() } else { first.is_ready() }
     }
@@ -273,7 +273,7 @@ impl Driver {
     /// Waits for the order to drain.
     async fn drained(&self) {
         while !self.endpoint.is_draining() {
-            self.lane().looked().await;
+            self.lane().recheck_wanted().await;
         }
     }
 
@@ -287,29 +287,30 @@ impl Driver {
 }
 
 /// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed attempt.
-async fn connect(endpoint: &Arc<Endpoint>, plan: &Plan) -> Result<Connection, BoxError> {
+async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Connection, BoxError> {
     let attempt = async {
-        let settings = (plan.settings)(&endpoint.instance());
-        let looker = Arc::clone(endpoint);
+        let settings = (config.settings)(&endpoint.instance());
+        let rechecked = Arc::clone(endpoint);
         let allowance = Allowance {
             // The health check has a stream of its own.
-            reserved: u32::from(plan.health.is_some()),
-            trial: (TRIAL / u32::try_from(plan.connections).unwrap_or(TRIAL)).max(1),
+            reserved: u32::from(config.health.is_some()),
+            trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
         };
-        let ended = move || looker.look();
-        Connection::open(&plan.connector, &endpoint.address, &settings, &endpoint.signals.room, allowance, ended).await
+        let ended = move || rechecked.recheck();
+        Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.room, allowance, ended)
+            .await
     };
     let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
     let connected = attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()));
     match &connected {
         Ok(_) => {
             debug!(instance = %endpoint.id, "endpoint connected");
-            endpoint.signals.metrics.count(Event::Connect);
+            endpoint.wakeups.metrics.count(Event::Connect);
             endpoint.met();
         }
         Err(error) => {
             debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
-            endpoint.signals.metrics.count(Event::ConnectFailure);
+            endpoint.wakeups.metrics.count(Event::ConnectFailure);
         }
     }
     connected

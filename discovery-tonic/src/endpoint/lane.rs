@@ -18,7 +18,7 @@ pub(crate) struct Lane {
     /// The endpoint was drained and is not any more.
     returned: AtomicBool,
     /// Makes the driver look again: at the connection, and at whether it shall drain.
-    look: Notify,
+    recheck: Notify,
 }
 
 /// Where a lane stands.
@@ -51,7 +51,7 @@ impl Phase {
 
 impl Lane {
     pub(super) fn new() -> Self {
-        Self { phase: Mutex::new(Phase::Idle), returned: AtomicBool::new(false), look: Notify::new() }
+        Self { phase: Mutex::new(Phase::Idle), returned: AtomicBool::new(false), recheck: Notify::new() }
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -67,8 +67,8 @@ impl Lane {
     }
 
     /// Makes the driver look again.
-    pub(super) fn look(&self) {
-        self.look.notify_one();
+    pub(super) fn recheck(&self) {
+        self.recheck.notify_one();
     }
 
     /// Says whether the endpoint was taken back after it was drained.
@@ -77,8 +77,8 @@ impl Lane {
     }
 
     /// Waits until it shall look again.
-    pub(crate) async fn looked(&self) {
-        self.look.notified().await;
+    pub(crate) async fn recheck_wanted(&self) {
+        self.recheck.notified().await;
     }
 
     /// Forgets that the endpoint was taken back, as of earlier than now.

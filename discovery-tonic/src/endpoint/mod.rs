@@ -1,7 +1,14 @@
+//! One instance as the channel sees it, from its first attempt to connect to the end of its last call.
+//!
+//! - [`Endpoint`] is what calls, the pool and the drivers share: its lanes and its tally.
+//! - A [`lane`] is the place of one connection. Its [`driver`] connects, within the [`connect_limit`], serves, connects again
+//!   and drains; [`retired`] has the connections whose calls have not ended yet. The [`config`] is what all drivers go by.
+//! - The [`tally`] counts what calls report; the [`state`] is what people see.
+
+pub(crate) mod config;
 pub(crate) mod connect_limit;
 pub(crate) mod driver;
 pub(crate) mod lane;
-pub(crate) mod plan;
 mod retired;
 pub(crate) mod state;
 pub(crate) mod tally;
@@ -23,7 +30,7 @@ use state::EndpointState;
 use tally::Tally;
 
 /// What wakes calls, endpoints and the pool of a channel.
-pub(crate) type Signals = crate::signals::Signals<Weak<Endpoint>>;
+pub(crate) type Wakeups = crate::wakeups::Wakeups<Weak<Endpoint>>;
 
 /// An instance as the channel sees it: its connections, and what calls report of it.
 #[derive(Debug)]
@@ -31,32 +38,32 @@ pub(crate) struct Endpoint {
     pub(crate) id: InstanceId,
     pub(crate) address: Address,
     instance: Mutex<Arc<Instance>>,
-    pub(crate) signals: Arc<Signals>,
+    pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) tally: Tally,
     lanes: Box<[Lane]>,
     draining: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
     suspect: AtomicBool,
     /// The pool has been told to look at it, and has not yet.
-    touched: AtomicBool,
+    is_dirty: AtomicBool,
     /// What the pool is told.
     me: Weak<Self>,
 }
 
 impl Endpoint {
     /// An endpoint of so many connections, at least one.
-    pub(crate) fn new(instance: Arc<Instance>, connections: usize, signals: Arc<Signals>) -> Arc<Self> {
+    pub(crate) fn new(instance: Arc<Instance>, connections: usize, wakeups: Arc<Wakeups>) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             id: instance.id().clone(),
             address: instance.address().clone(),
             instance: Mutex::new(instance),
-            tally: Tally::new(signals.tick()),
+            tally: Tally::new(wakeups.tick()),
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             draining: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
-            touched: AtomicBool::new(false),
+            is_dirty: AtomicBool::new(false),
             me: Weak::clone(me),
-            signals,
+            wakeups,
         })
     }
 
@@ -66,26 +73,26 @@ impl Endpoint {
     }
 
     /// Takes note of another weight or other metadata.
-    pub(crate) fn describe(&self, instance: &Arc<Instance>) {
+    pub(crate) fn set_instance(&self, instance: &Arc<Instance>) {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
     /// Counts a request that failed without an answer, and that `load` counts; sent during the sweep `tick`.
     pub(crate) fn lost(&self, tick: u32, load: &Load) {
         if self.tally.lost(tick, load) {
-            self.touch();
+            self.mark_dirty();
         }
     }
 
     /// Counts a failure; the pool decides what follows from it.
     pub(crate) fn failed(&self) {
         self.tally.failed();
-        self.touch();
+        self.mark_dirty();
     }
 
     /// Starts counting failures anew, and takes one request at a time until one is answered.
     pub(crate) fn put_on_trial(&self) {
-        self.tally.begin_trial(self.signals.tick());
+        self.tally.begin_trial(self.wakeups.tick());
         self.links().iter().for_each(|link| link.load.set_trial(1));
     }
 
@@ -94,7 +101,7 @@ impl Endpoint {
     pub(crate) fn replace(&self) {
         self.suspect.store(true, Ordering::Release);
         self.links().iter().for_each(|link| link.load.close());
-        self.look();
+        self.recheck();
     }
 
     /// Whether it was silent and has not shaken hands since.
@@ -167,12 +174,12 @@ impl Endpoint {
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
         self.lanes.iter().for_each(|lane| lane.set_returned(!draining));
-        self.look();
+        self.recheck();
     }
 
     /// Makes the drivers look at their connections: hyper does not tell of a GOAWAY while streams live.
-    pub(crate) fn look(&self) {
-        self.lanes.iter().for_each(Lane::look);
+    pub(crate) fn recheck(&self) {
+        self.lanes.iter().for_each(Lane::recheck);
     }
 
     pub(crate) fn is_draining(&self) -> bool {
@@ -199,10 +206,10 @@ impl Endpoint {
         };
         if number == 0 {
             // The others go by the first.
-            self.lanes[1..].iter().for_each(Lane::look);
+            self.lanes[1..].iter().for_each(Lane::recheck);
         }
         if is_news {
-            self.touch();
+            self.mark_dirty();
         }
     }
 
@@ -215,18 +222,18 @@ impl Endpoint {
             self.tally.succeeded();
             self.tally.answered();
         }
-        self.touch();
+        self.mark_dirty();
     }
 
     /// Asks the pool to look, once until it has.
-    fn touch(&self) {
-        if !self.touched.swap(true, Ordering::AcqRel) {
-            self.signals.touch(Weak::clone(&self.me));
+    fn mark_dirty(&self) {
+        if !self.is_dirty.swap(true, Ordering::AcqRel) {
+            self.wakeups.mark_dirty(Weak::clone(&self.me));
         }
     }
 
     /// The pool is about to look: what calls told before this it sees.
-    pub(crate) fn seen(&self) {
-        self.touched.swap(false, Ordering::AcqRel);
+    pub(crate) fn clear_dirty(&self) {
+        self.is_dirty.swap(false, Ordering::AcqRel);
     }
 }

@@ -4,16 +4,16 @@ use tokio::time::Instant;
 
 use crate::{
     balance::Load,
-    connection::{Connection, Cut},
+    connection::{AbortableExecutor, Connection},
 };
 
 /// The connections of a lane whose requests may still be in flight, the present one last.
 #[derive(Default)]
-pub(super) struct Connections(Vec<Known>);
+pub(super) struct Connections(Vec<RetiredConnection>);
 
 /// A connection as far as its end is concerned.
-struct Known {
-    cut: Cut,
+struct RetiredConnection {
+    executor: AbortableExecutor,
     load: Arc<Load>,
     /// When what is left on it is cut; `None` while that is the peer's to say.
     until: Option<Instant>,
@@ -22,8 +22,12 @@ struct Known {
 impl Connections {
     /// Takes the present connection, and forgets those on which nothing is in flight.
     pub(super) fn add(&mut self, connection: &Connection) {
-        self.0.retain(|known| known.load.in_flight() > 0);
-        self.0.push(Known { cut: connection.cut(), load: Arc::clone(connection.load()), until: None });
+        self.0.retain(|retired| retired.load.in_flight() > 0);
+        self.0.push(RetiredConnection {
+            executor: connection.executor(),
+            load: Arc::clone(connection.load()),
+            until: None,
+        });
     }
 
     /// Lets the present connection take no more, and what is on it end until then.
@@ -35,27 +39,27 @@ impl Connections {
 
     /// When the time of the first retired connection is over.
     pub(super) fn overdue(&self) -> Option<Instant> {
-        self.0.iter().filter_map(|known| known.until).min()
+        self.0.iter().filter_map(|retired| retired.until).min()
     }
 
     /// Cuts the retired connections whose time is over.
     pub(super) fn cut_overdue(&mut self) {
         let now = Instant::now();
-        for known in &mut self.0 {
+        for retired in &mut self.0 {
             // Once, since it counts as in flight until the caller looks at what it got.
-            if known.until.take_if(|until| *until <= now).is_some() {
-                known.cut.cut();
+            if retired.until.take_if(|until| *until <= now).is_some() {
+                retired.executor.abort();
             }
         }
     }
 
     /// Cuts all of them, with everything on them.
     pub(super) fn cut(&self) {
-        self.0.iter().for_each(|known| known.cut.cut());
+        self.0.iter().for_each(|retired| retired.executor.abort());
     }
 
     /// Whether anything is in flight on them.
     pub(super) fn has_calls(&self) -> bool {
-        self.0.iter().any(|known| known.load.in_flight() > 0)
+        self.0.iter().any(|retired| retired.load.in_flight() > 0)
     }
 }

@@ -9,21 +9,21 @@ use crate::endpoint::Endpoint;
 /// What is known of endpoints that left while they were taken out, so that one that fails does not get its share of calls again by
 /// being announced anew.
 #[derive(Debug, Default)]
-pub(crate) struct Past(BTreeMap<InstanceId, Left>);
+pub(crate) struct Departed(BTreeMap<InstanceId, DepartedEndpoint>);
 
 #[derive(Debug)]
-struct Left {
+struct DepartedEndpoint {
     address: Address,
     outlier: Outlier,
     /// Then it is forgotten.
     until: Instant,
 }
 
-impl Past {
+impl Departed {
     /// Keeps what is known of an endpoint for so long, if there is anything against it.
     pub(crate) fn keep(&mut self, endpoint: &Endpoint, outlier: &Outlier, until: Instant) {
         if let Some(outlier) = outlier.of_successor() {
-            self.0.insert(endpoint.id.clone(), Left { address: endpoint.address.clone(), outlier, until });
+            self.0.insert(endpoint.id.clone(), DepartedEndpoint { address: endpoint.address.clone(), outlier, until });
         }
     }
 
@@ -44,4 +44,4 @@ impl Past {
 }
 
 /// For so long after it left an endpoint is known at least.
-pub(crate) const KNOWN: Duration = Duration::from_secs(60);
+pub(crate) const REMEMBER: Duration = Duration::from_secs(60);

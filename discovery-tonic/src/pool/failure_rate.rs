@@ -8,22 +8,22 @@ use crate::endpoint::tally::Totals;
 ///
 /// It finds what rows of failures do not: an endpoint that fails most calls, but never so many in a row.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Window {
+pub(crate) struct FailureRate {
     since: Option<Instant>,
     start: Totals,
 }
 
 /// When the share is too large.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct FailureRateLimits {
     pub(crate) interval: Duration,
     pub(crate) percent: u32,
     pub(crate) volume: u32,
 }
 
-impl Window {
+impl FailureRate {
     /// One step; whether the interval that ends now had too many failures.
-    pub(crate) fn step(&mut self, now: Instant, totals: Totals, limits: Limits) -> bool {
+    pub(crate) fn step(&mut self, now: Instant, totals: Totals, limits: FailureRateLimits) -> bool {
         let Some(since) = self.since else {
             *self = Self { since: Some(now), start: totals };
             return false;
@@ -48,15 +48,15 @@ impl Window {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { interval: Duration::from_secs(10), percent: 85, volume: 50 };
+    const LIMITS: FailureRateLimits = FailureRateLimits { interval: Duration::from_secs(10), percent: 85, volume: 50 };
 
     /// What an interval says in which `ended` calls ended, `failed` of them badly, after totals of `before`.
     fn says(before: Totals, ended: u32, failed: u32) -> bool {
-        let (mut window, start) = (Window::default(), Instant::now());
-        assert!(!window.step(start, before, LIMITS));
+        let (mut failure_rate, start) = (FailureRate::default(), Instant::now());
+        assert!(!failure_rate.step(start, before, LIMITS));
         let after = Totals { ended: before.ended.wrapping_add(ended), failed: before.failed.wrapping_add(failed) };
-        assert!(!window.step(start + LIMITS.interval / 2, after, LIMITS), "not before its end");
-        window.step(start + LIMITS.interval, after, LIMITS)
+        assert!(!failure_rate.step(start + LIMITS.interval / 2, after, LIMITS), "not before its end");
+        failure_rate.step(start + LIMITS.interval, after, LIMITS)
     }
 
     #[test]
@@ -72,9 +72,9 @@ mod tests {
 
     #[test]
     fn each_interval_counts_for_itself() {
-        let (mut window, start) = (Window::default(), Instant::now());
+        let (mut failure_rate, start) = (FailureRate::default(), Instant::now());
         let mut step = |seconds, ended, failed| {
-            window.step(start + Duration::from_secs(seconds), Totals { ended, failed }, LIMITS)
+            failure_rate.step(start + Duration::from_secs(seconds), Totals { ended, failed }, LIMITS)
         };
         assert!(!step(0, 0, 0));
         assert!(step(10, 100, 100));

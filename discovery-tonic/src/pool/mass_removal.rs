@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// More than half of at least three instances in one step are a mass. Around an outage of the registry all steps count as one,
 /// because it revokes expired leases one after the other. Without an outage they do not: a scale-down in single steps is meant.
 #[derive(Debug, Default)]
-pub(crate) struct Hold(Option<Outage>);
+pub(crate) struct MassRemoval(Option<Outage>);
 
 #[derive(Debug)]
 struct Outage {
@@ -19,7 +19,7 @@ struct Outage {
     vanished: HashSet<InstanceId>,
 }
 
-impl Hold {
+impl MassRemoval {
     /// Contact was lost while the set had `size` instances.
     pub(crate) fn lose(&mut self, now: Instant, limit: Duration, size: usize) {
         self.expire(now, limit);
@@ -98,14 +98,18 @@ mod tests {
             (8, &["a", "b", "c", "d", "e", "f"][..], 6),
             (4, &[][..], 0),
         ] {
-            assert_eq!(Hold::default().step(now, LIMIT, size, &ids(removed)).len(), held, "{removed:?} of {size}");
+            assert_eq!(
+                MassRemoval::default().step(now, LIMIT, size, &ids(removed)).len(),
+                held,
+                "{removed:?} of {size}"
+            );
         }
     }
 
     #[test]
     fn single_steps_add_up_around_an_outage_only() {
         let now = Instant::now();
-        let mut hold = Hold::default();
+        let mut hold = MassRemoval::default();
         for (size, name) in [(4, "a"), (3, "b"), (2, "c"), (1, "d")] {
             assert_eq!(hold.step(now, LIMIT, size, &ids(&[name])), []);
         }
@@ -119,7 +123,7 @@ mod tests {
         let later = now + LIMIT * 2;
         assert_eq!(hold.step(later, LIMIT, 2, &ids(&["d"])), [], "the outage is long over");
 
-        let mut hold = Hold::default();
+        let mut hold = MassRemoval::default();
         hold.lose(now, LIMIT, 8);
         hold.regain(now);
         hold.step(now, LIMIT, 8, &ids(&["a", "b", "c", "d"]));
@@ -129,7 +133,7 @@ mod tests {
 
     #[test]
     fn what_is_back_did_not_vanish() {
-        let (mut hold, now) = (Hold::default(), Instant::now());
+        let (mut hold, now) = (MassRemoval::default(), Instant::now());
         hold.lose(now, LIMIT, 4);
         hold.step(now, LIMIT, 4, &ids(&["a", "b"]));
         hold.forget(&"a".parse().unwrap());

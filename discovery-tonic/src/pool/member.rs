@@ -5,13 +5,13 @@ use tokio::time::Instant;
 
 use super::{
     outlier::{Observation, Outlier},
-    slow_start::{self, Ramp, Share},
+    slow_start::{self, SlowStart, WeightShare},
 };
 use crate::{
     balance::Candidate,
     connection::link::{Health, Link},
     endpoint::{Endpoint, state::EndpointState},
-    published::{endpoints::Row, target::Target},
+    published::{endpoints::EndpointRow, target::Target},
 };
 
 /// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever becomes of its connections.
@@ -22,13 +22,13 @@ pub(crate) struct Member {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) outlier: Outlier,
     held_until: Option<Instant>,
-    ramp: Ramp,
+    slow_start: SlowStart,
     /// How far it was in its slow start when that was looked at last.
     step: u32,
     /// The connections as of the last look.
     links: Vec<Link>,
     candidates: Vec<Arc<Candidate<Target>>>,
-    row: Option<Arc<Row>>,
+    row: Option<Arc<EndpointRow>>,
 }
 
 impl Member {
@@ -38,7 +38,7 @@ impl Member {
             endpoint,
             outlier: Outlier::new(),
             held_until: None,
-            ramp: Ramp::default(),
+            slow_start: SlowStart::default(),
             step: slow_start::WHOLE,
             links: Vec::new(),
             candidates: Vec::new(),
@@ -51,9 +51,9 @@ impl Member {
     }
 
     /// Takes note of another weight or other metadata.
-    pub(crate) fn describe(&mut self, instance: &Arc<Instance>) {
+    pub(crate) fn set_instance(&mut self, instance: &Arc<Instance>) {
         self.instance = Arc::clone(instance);
-        self.endpoint.describe(instance);
+        self.endpoint.set_instance(instance);
         self.forget_published();
     }
 
@@ -69,12 +69,12 @@ impl Member {
     /// Looks at the connections again; returns whether there are others now.
     ///
     /// Its slow start begins with its first connection, and with the first one after an attempt that failed.
-    pub(crate) fn look(&mut self, now: Instant) -> bool {
+    pub(crate) fn refresh(&mut self, now: Instant) -> bool {
         let links = self.endpoint.links();
         if !links.is_empty() {
-            self.ramp.begin(now);
+            self.slow_start.begin(now);
         } else if self.endpoint.state().0 == EndpointState::BackingOff {
-            self.ramp.reset();
+            self.slow_start.reset();
         }
         let same = |(one, other): (&Link, &Link)| Arc::ptr_eq(&one.load, &other.load) && one.health == other.health;
         if links.len() == self.links.len() && links.iter().zip(&self.links).all(same) {
@@ -95,7 +95,7 @@ impl Member {
     }
 
     /// What its outlier is to judge, if there is anything.
-    pub(crate) fn seen(&self, now: Instant) -> Option<Observation> {
+    pub(crate) fn observation(&self, now: Instant) -> Option<Observation> {
         let endpoint = &self.endpoint;
         let seen = Observation {
             now,
@@ -109,25 +109,25 @@ impl Member {
     }
 
     /// It is another now for those who pick: taken out, probed or restored.
-    pub(crate) fn judged(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.forget_published();
     }
 
     /// Begins its slow start anew.
     pub(crate) fn warm_up(&mut self, now: Instant) {
-        self.ramp.reset();
+        self.slow_start.reset();
         if self.is_connected() {
-            self.ramp.begin(now);
+            self.slow_start.begin(now);
         }
     }
 
     /// Goes on in its slow start; returns whether it came to the next step.
-    pub(crate) fn climb(&mut self, now: Instant, window: Duration) -> bool {
-        let step = self.ramp.share(now, window);
+    pub(crate) fn advance(&mut self, now: Instant, window: Duration) -> bool {
+        let step = self.slow_start.share(now, window);
         std::mem::replace(&mut self.step, step) != step
     }
 
-    pub(crate) fn is_warm(&self) -> bool {
+    pub(crate) fn has_warmed_up(&self) -> bool {
         self.step == slow_start::WHOLE
     }
 
@@ -138,8 +138,8 @@ impl Member {
     }
 
     /// What its weight is to be.
-    pub(crate) fn share(&self) -> Share {
-        Share { weight: self.instance.weight(), ramp: self.ramp, parts: self.lanes() }
+    pub(crate) fn share(&self) -> WeightShare {
+        WeightShare { weight: self.instance.weight(), slow_start: self.slow_start, parts: self.lanes() }
     }
 
     /// Its connections as they are published, each with this weight.
@@ -167,9 +167,9 @@ impl Member {
     }
 
     /// What it shows of itself.
-    pub(crate) fn row(&mut self) -> &Arc<Row> {
+    pub(crate) fn row(&mut self) -> &Arc<EndpointRow> {
         self.row.get_or_insert_with(|| {
-            Arc::new(Row {
+            Arc::new(EndpointRow {
                 instance: Arc::clone(&self.instance),
                 endpoint: Arc::clone(&self.endpoint),
                 out_until: self.outlier.out_until(),

@@ -1,3 +1,11 @@
+//! The way of one update, from the resolver to what calls read.
+//!
+//! - [`Pool`] is the control task. It applies each update to its members, one [`member`] for each instance, and starts their
+//!   drivers; [`mass_removal`] holds those that vanish all at once, [`departed`] remembers those that left while ejected.
+//! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are in flight. [`outlier`]
+//!   decides who is ejected, probed or restored, with [`failure_rate`] for shares of failed calls.
+//! - [`publish`] makes what calls read of all that, with the weights of [`slow_start`].
+
 pub(crate) mod departed;
 pub(crate) mod failure_rate;
 pub(crate) mod mass_removal;
@@ -15,25 +23,25 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, warn};
 
 use crate::{
-    endpoint::{Endpoint, driver::drive, plan::Plan},
-    published::{Board, outlook::Outlook},
+    endpoint::{Endpoint, config::DriverConfig, driver::drive},
+    published::{Published, availability::Availability},
 };
-use departed::{KNOWN, Past};
-use mass_removal::Hold;
+use departed::{Departed, REMEMBER};
+use mass_removal::MassRemoval;
 use member::Member;
 use outlier::Ejection;
 
 /// The control task of a channel: it follows the updates, drives the endpoints and publishes what calls read, with or without
 /// traffic.
 pub(crate) struct Pool {
-    board: Arc<Board>,
-    config: Config,
+    published: Arc<Published>,
+    config: PoolConfig,
     members: BTreeMap<InstanceId, Member>,
     /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may be taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
-    past: Past,
+    departed: Departed,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
-    hold: Hold,
+    mass_removal: MassRemoval,
     /// How many instances the registry has, which is without the held ones; `None` before the first set.
     size: Option<usize>,
     lost: Option<(Instant, Error)>,
@@ -47,23 +55,23 @@ pub(crate) struct Pool {
 }
 
 /// What a pool is built from.
-pub(crate) struct Config {
-    pub(crate) plan: Arc<Plan>,
+pub(crate) struct PoolConfig {
+    pub(crate) driver: Arc<DriverConfig>,
     pub(crate) hold: Option<Duration>,
     pub(crate) ejection: Ejection,
     pub(crate) slow_start: Duration,
 }
 
 impl Pool {
-    pub(crate) fn new(board: Arc<Board>, config: Config) -> Self {
+    pub(crate) fn new(published: Arc<Published>, config: PoolConfig) -> Self {
         Self {
-            board,
+            published,
             config,
             members: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            past: Past::default(),
+            departed: Departed::default(),
             drivers: FuturesUnordered::new(),
-            hold: Hold::default(),
+            mass_removal: MassRemoval::default(),
             size: None,
             lost: None,
             next_sweep: Instant::now(),
@@ -80,28 +88,28 @@ impl Pool {
         let mut updates = updates.fuse();
         let mut stale = false;
         // Updates and looks in a row, so that those that come without end do not keep the rest waiting.
-        let mut row = 0;
+        let mut consecutive = 0;
         loop {
-            let sweeping = self.board.signals.is_sweeping();
+            let sweeping = self.published.wakeups.is_sweeping();
             tokio::select! {
                 biased;
-                Some(update) = updates.next(), if row < MOST_IN_A_ROW => {
+                Some(update) = updates.next(), if consecutive < MOST_IN_A_ROW => {
                     self.apply(update);
-                    (stale, row) = (true, row + 1);
+                    (stale, consecutive) = (true, consecutive + 1);
                 }
                 Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
                     self.forget(&endpoint);
                 }
-                () = self.board.signals.dirty.notified(), if row < MOST_IN_A_ROW => {
-                    (stale, row) = (self.look() || stale, row + 1);
+                () = self.published.wakeups.wake.notified(), if consecutive < MOST_IN_A_ROW => {
+                    (stale, consecutive) = (self.look() || stale, consecutive + 1);
                 }
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
                 // After them, so that all that has happened is published at once.
                 () = until(self.next_publish), if stale => {
                     self.publish();
-                    (stale, row) = (false, 0);
+                    (stale, consecutive) = (false, 0);
                 }
-                () = std::future::ready(()), if row >= MOST_IN_A_ROW => row = 0,
+                () = std::future::ready(()), if consecutive >= MOST_IN_A_ROW => consecutive = 0,
             }
         }
     }
@@ -111,7 +119,11 @@ impl Pool {
         let change = match update {
             Update::Lost(error) => {
                 debug!(error = %error.report(), "registry lost");
-                self.hold.lose(Instant::now(), self.config.hold.unwrap_or_default(), self.size.unwrap_or_default());
+                self.mass_removal.lose(
+                    Instant::now(),
+                    self.config.hold.unwrap_or_default(),
+                    self.size.unwrap_or_default(),
+                );
                 let since = self.lost.take().map_or_else(Instant::now, |(since, _)| since);
                 self.lost = Some((since, error));
                 return;
@@ -126,7 +138,7 @@ impl Pool {
             debug!("registry regained");
             let now = Instant::now();
             self.hold_on(now);
-            self.hold.regain(now);
+            self.mass_removal.regain(now);
         }
         self.change(&change);
     }
@@ -135,7 +147,7 @@ impl Pool {
         let before = self.size.unwrap_or_default();
         let mut size = before;
         for instance in change.upserts() {
-            self.hold.forget(instance.id());
+            self.mass_removal.forget(instance.id());
             size += usize::from(self.upsert(instance));
         }
         self.size = Some(size.saturating_sub(change.removes().len()));
@@ -144,7 +156,7 @@ impl Pool {
         }
         let now = Instant::now();
         let held = match self.config.hold {
-            Some(limit) => self.hold.step(now, limit, before, change.removes()),
+            Some(limit) => self.mass_removal.step(now, limit, before, change.removes()),
             None => Vec::new(),
         };
         for id in change.removes().iter().filter(|id| !held.contains(id)) {
@@ -160,7 +172,7 @@ impl Pool {
             is_known = member.held_until().is_none();
             if member.endpoint.address == *instance.address() {
                 // The connection and its statistics stay.
-                member.describe(instance);
+                member.set_instance(instance);
                 member.hold(None);
                 return !is_known;
             }
@@ -168,7 +180,7 @@ impl Pool {
         }
         let member = match self.take_back(instance) {
             Some(mut member) => {
-                member.describe(instance);
+                member.set_instance(instance);
                 member
             }
             None => self.connect(instance),
@@ -178,13 +190,13 @@ impl Pool {
     }
 
     fn connect(&mut self, instance: &Arc<Instance>) -> Member {
-        let plan = Arc::clone(&self.config.plan);
-        let endpoint = Endpoint::new(Arc::clone(instance), plan.connections, Arc::clone(&self.board.signals));
-        self.drivers.push(drive(Arc::clone(&endpoint), plan).boxed());
+        let driver = Arc::clone(&self.config.driver);
+        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, Arc::clone(&self.published.wakeups));
+        self.drivers.push(drive(Arc::clone(&endpoint), driver).boxed());
         let mut member = Member::new(instance, endpoint);
-        if let Some(outlier) = self.past.take(instance) {
+        if let Some(outlier) = self.departed.take(instance) {
             member.outlier = outlier;
-            self.board.signals.sweep();
+            self.published.wakeups.sweep();
         }
         member
     }
@@ -199,7 +211,7 @@ impl Pool {
             self.leaving.remove(instance.id());
         }
         member.endpoint.drain(false);
-        member.look(Instant::now());
+        member.refresh(Instant::now());
         Some(member)
     }
 
@@ -207,8 +219,8 @@ impl Pool {
     fn forget(&mut self, endpoint: &Arc<Endpoint>) {
         let Some(leaving) = self.leaving.get_mut(&endpoint.id) else { return };
         for member in leaving.extract_if(.., |member| Arc::ptr_eq(&member.endpoint, endpoint)) {
-            let known = self.config.ejection.longest.max(KNOWN);
-            self.past.keep(endpoint, &member.outlier, Instant::now() + known);
+            let known = self.config.ejection.longest.max(REMEMBER);
+            self.departed.keep(endpoint, &member.outlier, Instant::now() + known);
         }
         if leaving.is_empty() {
             self.leaving.remove(&endpoint.id);
@@ -247,7 +259,7 @@ impl Pool {
         }
         if count > 0 {
             warn!(endpoints = count, "most instances vanished at once, held while they answer");
-            self.board.signals.sweep();
+            self.published.wakeups.sweep();
         }
     }
 
@@ -263,10 +275,10 @@ impl Pool {
 impl Drop for Pool {
     /// Calls hold what ends the pool, so that only with its runtime it goes before them.
     fn drop(&mut self) {
-        self.board.pickers.publish_shared(Vec::new());
-        self.board.outlook.store(Arc::new(Outlook::Gone));
-        self.board.signals.published.notify_waiters();
-        self.board.signals.metrics.end();
+        self.published.pickers.publish_shared(Vec::new());
+        self.published.availability.store(Arc::new(Availability::Gone));
+        self.published.wakeups.published.notify_waiters();
+        self.published.wakeups.metrics.end();
     }
 }
 

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::failure_rate::{Limits, Window};
+use super::failure_rate::{FailureRate, FailureRateLimits};
 use crate::endpoint::tally::Totals;
 
 /// When an endpoint is taken out, and for how long.
@@ -79,7 +79,7 @@ pub(crate) struct Outlier {
     silence: Silence,
     /// The requests that hung when it was last probed, which say nothing of the probe.
     hanging: u32,
-    window: Window,
+    failure_rate: FailureRate,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -115,7 +115,7 @@ impl Outlier {
             answers: 0,
             silence: Silence::default(),
             hanging: 0,
-            window: Window::default(),
+            failure_rate: FailureRate::default(),
         }
     }
 
@@ -163,8 +163,9 @@ impl Outlier {
             self.silence = Silence::default();
         }
         let silent = self.silence.step(seen.now, seen.unanswered > self.hanging) >= settings.silence.max(LEAST_SILENCE);
-        let limits = Limits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
-        let failing = self.window.step(seen.now, seen.totals, limits);
+        let limits =
+            FailureRateLimits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
+        let failing = self.failure_rate.step(seen.now, seen.totals, limits);
         let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
         let in_a_row = most > 0 && seen.failures >= most;
         match self.state {
@@ -199,7 +200,7 @@ impl Outlier {
         let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
         self.streak = self.streak.saturating_add(1);
         self.silence = Silence::default();
-        self.window.reset();
+        self.failure_rate.reset();
         self.state = State::Out { until, strict };
         Verdict::Eject { until, silent }
     }

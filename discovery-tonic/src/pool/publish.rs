@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::{member::Member, slow_start};
-use crate::{connection::link::Health, endpoint::lane::Phase, error::BoxError, published::outlook::Outlook};
+use crate::{connection::link::Health, endpoint::lane::Phase, error::BoxError, published::availability::Availability};
 
 /// What calls read.
 impl Pool {
@@ -21,7 +21,7 @@ impl Pool {
         // The sweeps publish what differs from this, also where they begin much later.
         let window = self.config.slow_start;
         for member in &mut takers {
-            member.climb(now, window);
+            member.advance(now, window);
         }
         let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
         let weights = slow_start::weights(&shares, now, window);
@@ -29,14 +29,14 @@ impl Pool {
         for (member, weight) in takers.into_iter().zip(weights) {
             candidates.extend_from_slice(member.candidates(weight));
         }
-        let outlook = self.outlook(ready > 0);
+        let availability = self.availability(ready > 0);
         let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
-        self.board.pickers.publish_shared(candidates);
-        self.board.outlook.store(Arc::new(outlook));
-        self.board.rows.store(Arc::new(rows));
-        self.board.signals.published.notify_waiters();
-        let metrics = &self.board.signals.metrics;
+        self.published.pickers.publish_shared(candidates);
+        self.published.availability.store(Arc::new(availability));
+        self.published.rows.store(Arc::new(rows));
+        self.published.wakeups.published.notify_waiters();
+        let metrics = &self.published.wakeups.metrics;
         metrics.set(self.members.len(), ready, self.lost.is_some());
         if let Some(since) = self.updated.take() {
             metrics.published(since.elapsed());
@@ -48,29 +48,29 @@ impl Pool {
         self.members.values().all(|member| member.instance().weight().value() == 0)
     }
 
-    fn outlook(&mut self, serving: bool) -> Outlook {
+    fn availability(&mut self, serving: bool) -> Availability {
         let now = Instant::now();
         let Some(_) = self.size else {
             return match &self.lost {
-                Some((since, error)) => Outlook::Lost { since: *since, error: error.clone() },
-                None => Outlook::Waiting,
+                Some((since, error)) => Availability::Lost { since: *since, error: error.clone() },
+                None => Availability::Waiting,
             };
         };
         if self.members.is_empty() {
-            return Outlook::Empty { since: *self.empty_since.get_or_insert(now) };
+            return Availability::Empty { since: *self.empty_since.get_or_insert(now) };
         }
         self.empty_since = None;
         if serving {
             self.failing_since = None;
-            return Outlook::Serving;
+            return Availability::Serving;
         }
         let mut last = None;
         for member in self.members.values() {
             match member.endpoint.phase() {
-                Phase::Connecting { first: true } | Phase::Idle => return Outlook::Connecting,
+                Phase::Connecting { first: true } | Phase::Idle => return Availability::Connecting,
                 // It was lost a moment ago, and its driver is about to connect again.
-                Phase::Ready(link) if link.load.is_closed() => return Outlook::Connecting,
-                Phase::Ready(link) if link.health == Health::Unknown => return Outlook::Connecting,
+                Phase::Ready(link) if link.load.is_closed() => return Availability::Connecting,
+                Phase::Ready(link) if link.health == Health::Unknown => return Availability::Connecting,
                 Phase::BackingOff { error, .. } => last = Some(error),
                 Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
             }
@@ -79,7 +79,7 @@ impl Pool {
         let error = last.unwrap_or_else(|| {
             BoxError::from("they say that they do not serve, are taken out, or connect again").into()
         });
-        Outlook::Failing { since, endpoints: self.members.len(), error }
+        Availability::Failing { since, endpoints: self.members.len(), error }
     }
 }
 

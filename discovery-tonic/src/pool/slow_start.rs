@@ -6,11 +6,11 @@ use tokio::time::Instant;
 /// How far an endpoint is in its slow start: its share grows from a tenth to the whole in a straight line, as Envoy's does with an
 /// aggression of 1.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ramp {
+pub(crate) struct SlowStart {
     since: Option<Instant>,
 }
 
-impl Ramp {
+impl SlowStart {
     /// Takes requests from now on, if it did not before.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.since.get_or_insert(now);
@@ -35,9 +35,9 @@ impl Ramp {
 
 /// What goes into the weight of an endpoint's connections.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Share {
+pub(crate) struct WeightShare {
     pub(crate) weight: Weight,
-    pub(crate) ramp: Ramp,
+    pub(crate) slow_start: SlowStart,
     /// Among so many connections the weight is divided.
     pub(crate) parts: usize,
 }
@@ -46,17 +46,17 @@ pub(crate) struct Share {
 ///
 /// Where they are not in the proportion of the endpoints' weights, all are first scaled up alike, so that a part of a small weight is
 /// something.
-pub(crate) fn weights(all: &[Share], now: Instant, window: Duration) -> Vec<Weight> {
+pub(crate) fn weights(all: &[WeightShare], now: Instant, window: Duration) -> Vec<Weight> {
     let parts = all.first().map_or(0, |share| share.parts);
-    if all.iter().all(|share| share.parts == parts && share.ramp.share(now, window) == WHOLE) {
+    if all.iter().all(|share| share.parts == parts && share.slow_start.share(now, window) == WHOLE) {
         return all.iter().map(|share| share.weight).collect();
     }
     let greatest = all.iter().map(|share| share.weight.value()).max().unwrap_or_default().max(1);
     let scale = u64::from(Weight::MAX.value() / greatest);
-    let shared = |share: &Share| {
+    let shared = |share: &WeightShare| {
         let weight = u64::from(share.weight.value()) * scale;
         let whole = u64::from(WHOLE) * share.parts.max(1) as u64;
-        let part = (weight * u64::from(share.ramp.share(now, window)) / whole).max(weight.min(1));
+        let part = (weight * u64::from(share.slow_start.share(now, window)) / whole).max(weight.min(1));
         Weight::new(part.try_into().unwrap_or(u16::MAX)).unwrap_or(Weight::MAX)
     };
     all.iter().map(shared).collect()
@@ -76,23 +76,24 @@ mod tests {
 
     const WINDOW: Duration = Duration::from_secs(10);
 
-    fn ramp(start: Instant) -> Ramp {
-        Ramp { since: Some(start) }
+    fn slow_start(start: Instant) -> SlowStart {
+        SlowStart { since: Some(start) }
     }
 
-    fn share(weight: u16, ramp: Ramp, parts: usize) -> Share {
-        Share { weight: Weight::new(weight).unwrap(), ramp, parts }
+    fn share(weight: u16, slow_start: SlowStart, parts: usize) -> WeightShare {
+        WeightShare { weight: Weight::new(weight).unwrap(), slow_start, parts }
     }
 
-    fn at(weights: &[u16], ramps: &[Ramp], now: Instant) -> Vec<u16> {
-        let all: Vec<_> = weights.iter().zip(ramps).map(|(weight, ramp)| share(*weight, *ramp, 1)).collect();
+    fn at(weights: &[u16], slow_starts: &[SlowStart], now: Instant) -> Vec<u16> {
+        let all: Vec<_> =
+            weights.iter().zip(slow_starts).map(|(weight, slow_start)| share(*weight, *slow_start, 1)).collect();
         super::weights(&all, now, WINDOW).into_iter().map(Weight::value).collect()
     }
 
     #[test]
     fn a_share_grows_from_a_tenth_to_the_whole() {
         let start = Instant::now();
-        let (old, new) = (Ramp::default(), ramp(start));
+        let (old, new) = (SlowStart::default(), slow_start(start));
         for (seconds, share) in [(0, 1000), (1, 1000), (5, 5000), (9, 9000)] {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(at(&[100, 100], &[old, new], now), [10_000, share], "after {seconds} s");
@@ -103,7 +104,7 @@ mod tests {
     #[test]
     fn small_weights_ramp_too_and_none_stays_none() {
         let start = Instant::now();
-        let weights = at(&[1, 1, 0], &[Ramp::default(), ramp(start), ramp(start)], start);
+        let weights = at(&[1, 1, 0], &[SlowStart::default(), slow_start(start), slow_start(start)], start);
         assert_eq!(weights, [10_000, 1000, 0]);
     }
 
@@ -112,7 +113,7 @@ mod tests {
         let start = Instant::now();
         let each = |parts: [usize; 3]| {
             let all =
-                [100, 100, 50].into_iter().zip(parts).map(|(weight, parts)| share(weight, Ramp::default(), parts));
+                [100, 100, 50].into_iter().zip(parts).map(|(weight, parts)| share(weight, SlowStart::default(), parts));
             let weights = weights(&all.collect::<Vec<_>>(), start, WINDOW);
             weights.into_iter().map(Weight::value).collect::<Vec<_>>()
         };
@@ -125,7 +126,7 @@ mod tests {
     fn a_share_never_exceeds_the_line() {
         let start = Instant::now();
         for millis in 1000..10_000 {
-            let share = ramp(start).share(start + Duration::from_millis(millis), WINDOW);
+            let share = slow_start(start).share(start + Duration::from_millis(millis), WINDOW);
             assert!(
                 u64::from(share) * 10 <= millis && u64::from(share + 50) * 10 > millis,
                 "{share} after {millis} ms"
@@ -140,9 +141,9 @@ mod tests {
             age in 0u64..12_000,
         ) {
             let start = Instant::now();
-            let ramps: Vec<_> =
-                (0..weights.len()).map(|n| if n % 2 == 0 { ramp(start) } else { Ramp::default() }).collect();
-            let ramped = at(&weights, &ramps, start + Duration::from_millis(age));
+            let slow_starts: Vec<_> =
+                (0..weights.len()).map(|n| if n % 2 == 0 { slow_start(start) } else { SlowStart::default() }).collect();
+            let ramped = at(&weights, &slow_starts, start + Duration::from_millis(age));
             for (before, after) in weights.iter().zip(&ramped) {
                 prop_assert_eq!(*before == 0, *after == 0);
             }

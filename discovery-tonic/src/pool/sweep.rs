@@ -6,7 +6,7 @@ use tracing::info;
 
 use super::outlier::{Verdict, may_eject};
 use super::{Pool, publish::is_taker};
-use crate::{metrics::Event, published::outlook::Outlook, signals::SWEEP};
+use crate::{metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {
@@ -14,14 +14,14 @@ impl Pool {
     pub(super) fn look(&mut self) -> bool {
         let now = Instant::now();
         // While none serves, calls are told why.
-        let mut changed = !matches!(**self.board.outlook.load(), Outlook::Serving);
+        let mut changed = !matches!(**self.published.availability.load(), Availability::Serving);
         let mut active = Vec::new();
-        for endpoint in self.board.signals.touched().iter().filter_map(Weak::upgrade) {
-            endpoint.seen();
+        for endpoint in self.published.wakeups.take_dirty().iter().filter_map(Weak::upgrade) {
+            endpoint.clear_dirty();
             let member = self.members.get_mut(&endpoint.id);
             if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
-                changed |= member.look(now);
-                if member.seen(now).is_some() {
+                changed |= member.refresh(now);
+                if member.observation(now).is_some() {
                     active.push(endpoint.id.clone());
                 }
             }
@@ -33,11 +33,11 @@ impl Pool {
     pub(super) fn sweep(&mut self) -> bool {
         let now = Instant::now();
         self.next_sweep = now + SWEEP;
-        self.board.signals.count_sweep();
+        self.published.wakeups.count_sweep();
         // First rest, then look: a call that begins in between wakes the pool again.
-        self.board.signals.rest();
-        self.past.expire(now);
-        let wanted = self.board.signals.room.is_wanted();
+        self.published.wakeups.pause_sweeping();
+        self.departed.expire(now);
+        let wanted = self.published.wakeups.room.is_wanted();
         let mut busy = wanted || !self.leaving.is_empty();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
@@ -46,12 +46,12 @@ impl Pool {
                 over.push(id.clone());
             }
             if member.is_connected() && (wanted || member.in_flight() > 0) {
-                member.endpoint.look();
+                member.endpoint.recheck();
                 busy = true;
             }
-            changed |= member.climb(now, self.config.slow_start);
-            busy |= !member.is_warm() || member.held_until().is_some() || !member.outlier.is_idle();
-            if member.seen(now).is_some() {
+            changed |= member.advance(now, self.config.slow_start);
+            busy |= !member.has_warmed_up() || member.held_until().is_some() || !member.outlier.is_idle();
+            if member.observation(now).is_some() {
                 active.push(id.clone());
             }
         }
@@ -61,7 +61,7 @@ impl Pool {
         }
         changed |= self.judge(&active, now);
         if busy {
-            self.board.signals.go_on();
+            self.published.wakeups.keep_sweeping();
         }
         changed || !over.is_empty()
     }
@@ -72,7 +72,7 @@ impl Pool {
         let mut census = None;
         let mut changed = false;
         for id in ids {
-            let Some(seen) = self.members.get(id).and_then(|member| member.seen(now)) else { continue };
+            let Some(seen) = self.members.get(id).and_then(|member| member.observation(now)) else { continue };
             let (mut out, connected) = *census.get_or_insert_with(|| self.census());
             let Some(member) = self.members.get_mut(id) else { continue };
             match member.outlier.step(&self.config.ejection, seen, may_eject(out, connected)) {
@@ -80,10 +80,10 @@ impl Pool {
                 Verdict::Eject { until, silent } => {
                     out += 1;
                     census = Some((out, connected));
-                    self.board.signals.metrics.count(Event::Ejection);
+                    self.published.wakeups.metrics.count(Event::Ejection);
                     let (failures, unanswered, out_for) = (seen.failures, seen.unanswered, until - now);
                     info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
-                    self.board.signals.sweep();
+                    self.published.wakeups.sweep();
                     if silent {
                         member.endpoint.replace();
                     }
@@ -94,7 +94,7 @@ impl Pool {
                     info!(instance = %id, "endpoint restored");
                 }
             }
-            member.judged();
+            member.invalidate();
             changed = true;
         }
         changed

@@ -41,14 +41,14 @@ pub struct EndpointStatus {
 
 /// One endpoint as the pool last published it.
 #[derive(Debug)]
-pub(crate) struct Row {
+pub(crate) struct EndpointRow {
     pub(crate) instance: Arc<Instance>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) out_until: Option<time::Instant>,
     pub(crate) held_until: Option<time::Instant>,
 }
 
-impl Row {
+impl EndpointRow {
     pub(super) fn status(&self) -> EndpointStatus {
         let (state, in_flight) = self.endpoint.state();
         EndpointStatus {

@@ -1,5 +1,10 @@
+//! Where the ways of a call and of an update meet: what the pool publishes and calls read.
+//!
+//! The picker reads [`target`]s, one for each connection that takes requests; a call that finds none reads the
+//! [`availability`], which says whether to wait and why to fail; people read the [`endpoints`].
+
+pub(crate) mod availability;
 pub(crate) mod endpoints;
-pub(crate) mod outlook;
 pub(crate) mod target;
 
 use std::sync::Arc;
@@ -7,22 +12,22 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use discovery_core::ServiceName;
 
-use crate::{balance::Pickers, endpoint::Signals};
-use endpoints::{Endpoints, Row};
-use outlook::Outlook;
+use crate::{balance::Pickers, endpoint::Wakeups};
+use availability::Availability;
+use endpoints::{EndpointRow, Endpoints};
 use target::Target;
 
 /// Where the pool publishes and calls read.
 #[derive(Debug)]
-pub(crate) struct Board {
+pub(crate) struct Published {
     pub(crate) service: ServiceName,
     pub(crate) pickers: Pickers<Target>,
-    pub(crate) outlook: ArcSwap<Outlook>,
-    pub(crate) rows: ArcSwap<Vec<Arc<Row>>>,
-    pub(crate) signals: Arc<Signals>,
+    pub(crate) availability: ArcSwap<Availability>,
+    pub(crate) rows: ArcSwap<Vec<Arc<EndpointRow>>>,
+    pub(crate) wakeups: Arc<Wakeups>,
 }
 
-impl Board {
+impl Published {
     /// All endpoints of the set.
     pub(crate) fn endpoints(&self) -> Endpoints {
         Endpoints(self.rows.load().iter().map(|row| row.status()).collect())

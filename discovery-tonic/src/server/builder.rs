@@ -101,7 +101,7 @@ impl Builder {
         self
     }
 
-    /// Takes ctrl-c, and SIGTERM where there is one, as orders to stop: the first one in order, the second one at once.
+    /// Takes ctrl-c, and SIGTERM where there is one, as requests to stop: gracefully at the first one, at once at the second.
     ///
     /// For the whole process, and for as long as it lives: once the server has stopped they do nothing, unless somebody else listens
     /// for them. Two within 50 ms count as one, since some signal a process and then its group, as `timeout` of the coreutils does.

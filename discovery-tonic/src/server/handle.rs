@@ -3,7 +3,7 @@ use std::sync::Weak;
 use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusWriter, Statuses};
 use tokio::sync::{Mutex, watch};
 
-use super::shutdown::{Order, Orders};
+use super::shutdown::{Shutdown, ShutdownKind};
 
 /// A hand on a server that runs: cheap to clone, and of no effect on how long it does.
 ///
@@ -41,7 +41,7 @@ use super::shutdown::{Order, Orders};
 pub struct ServerHandle {
     service: ServiceName,
     entry: Weak<Mutex<Entry>>,
-    pub(super) orders: Orders,
+    pub(super) shutdown: Shutdown,
     pub(super) stage: watch::Sender<Stage>,
     pub(super) status: StatusWriter,
 }
@@ -87,19 +87,19 @@ impl ServerHandle {
     pub(super) fn new(service: ServiceName, entry: Weak<Mutex<Entry>>) -> Self {
         let status = Status::lost(Error::new(ErrorKind::Unavailable, "the server has not registered yet"));
         let (stage, status) = (watch::Sender::new(Stage::Starting), StatusWriter::new(status));
-        Self { service, entry, orders: Orders::new(), stage, status }
+        Self { service, entry, shutdown: Shutdown::new(), stage, status }
     }
 
     /// Asks the server to stop in order, as the [module](super) says. Asked again, by whomever, it stays at that.
     pub fn stop(&self) {
-        self.orders.give(Order::Stop);
+        self.shutdown.give(ShutdownKind::Stop);
     }
 
     /// Asks the server to stop at once: what is in flight is cut.
     ///
     /// Where it has not left the registry yet, that is asked for without waiting.
     pub fn stop_now(&self) {
-        self.orders.give(Order::StopNow);
+        self.shutdown.give(ShutdownKind::StopNow);
     }
 
     /// How far the server is.
@@ -174,7 +174,7 @@ impl ServerHandle {
             Entry::Registered(registration) => tokio::select! {
                 biased;
                 // It must not keep the server from leaving, nor write once that has begun.
-                () = self.orders.given(Order::Stop) => Err(left()),
+                () = self.shutdown.given(ShutdownKind::Stop) => Err(left()),
                 result = registration.update(change) => result,
             },
             Entry::Left => Err(left()),

@@ -18,11 +18,11 @@ use tracing::{info, warn};
 use super::{
     config::ServerConfig,
     handle::{Entry, ServerHandle, Stage, left},
-    shutdown::Order,
+    shutdown::ShutdownKind,
 };
 
 /// What a server does besides serving.
-pub(super) struct Life {
+pub(super) struct Lifecycle {
     pub(super) config: ServerConfig,
     /// The handles only borrow it, so that it goes with the server.
     entry: Arc<Mutex<Entry>>,
@@ -30,7 +30,7 @@ pub(super) struct Life {
     pub(super) handle: ServerHandle,
 }
 
-impl Life {
+impl Lifecycle {
     pub(super) fn new(config: ServerConfig, instance: Instance) -> Self {
         let entry = Arc::new(Mutex::new(Entry::Planned(instance)));
         let handle = ServerHandle::new(config.service.clone(), Arc::downgrade(&entry));
@@ -39,12 +39,12 @@ impl Life {
 
     /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
     pub(super) async fn until_left(&self) -> Result<(), Error> {
-        let orders = &self.handle.orders;
+        let shutdown = &self.handle.shutdown;
         // A reporter begins with SERVING.
         self.say(ServingStatus::NotServing).await;
         let registered = tokio::select! {
             biased;
-            () = orders.given(Order::Stop) => Ok(()),
+            () = shutdown.given(ShutdownKind::Stop) => Ok(()),
             error = self.stay_registered() => Err(error),
         };
         self.enter(Stage::Draining);
@@ -62,7 +62,7 @@ impl Life {
         };
         tokio::select! {
             () = drain => {}
-            () = orders.given(Order::StopNow) => {}
+            () = shutdown.given(ShutdownKind::StopNow) => {}
         }
         registered
     }
@@ -123,7 +123,7 @@ impl Life {
         self.say(ServingStatus::NotServing).await;
         tokio::select! {
             _ = self.leave() => {}
-            () = self.handle.orders.given(Order::StopNow) => {}
+            () = self.handle.shutdown.given(ShutdownKind::StopNow) => {}
         }
     }
 
@@ -154,7 +154,7 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for Lifecycle {
     /// However it ends: also by an abort, or a panic.
     fn drop(&mut self) {
         // An update that goes on holds the entry, and ends with this.

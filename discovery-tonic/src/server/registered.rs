@@ -12,8 +12,8 @@ use super::{
     config::ServerConfig,
     handle::{ServerHandle, Stage},
     incoming::{Connections, Incoming},
-    lifecycle::Life,
-    shutdown::{GoAway, Order},
+    lifecycle::Lifecycle,
+    shutdown::{GoAway, ShutdownKind},
 };
 use crate::error::BoxError;
 
@@ -26,7 +26,7 @@ pub struct RegisteredServer {
     listener: TcpListener,
     instance: Instance,
     /// There from the beginning, so that handles hear of the end of a server that never served.
-    life: Life,
+    life: Lifecycle,
 }
 
 /// How a server ended that was told to.
@@ -58,7 +58,7 @@ impl RegisteredServer {
     }
 
     pub(super) fn new(config: ServerConfig, listener: TcpListener, instance: Instance) -> Self {
-        let life = Life::new(config, instance.clone());
+        let life = Lifecycle::new(config, instance.clone());
         Self { listener, instance, life }
     }
 
@@ -113,9 +113,9 @@ impl RegisteredServer {
         F: Future<Output = Result<(), E>>,
         E: Into<BoxError>,
     {
-        let (orders, service, on_signals) =
-            (self.life.handle.orders.clone(), self.life.config.service.clone(), self.life.config.stop_on_signals);
-        let signals = async { if on_signals { orders.follow_signals().await } else { std::future::pending().await } };
+        let (shutdown, service, on_signals) =
+            (self.life.handle.shutdown.clone(), self.life.config.service.clone(), self.life.config.stop_on_signals);
+        let signals = async { if on_signals { shutdown.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
             // Listening before anybody can have heard of the server.
             biased;
@@ -155,7 +155,7 @@ impl RegisteredServer {
         let ended = tokio::select! {
             ended = &mut serving => Some(ended),
             () = sleep(life.config.limit) => None,
-            () = life.handle.orders.given(Order::StopNow) => None,
+            () = life.handle.shutdown.given(ShutdownKind::StopNow) => None,
         };
         let mut cut = 0;
         if ended.is_none() {

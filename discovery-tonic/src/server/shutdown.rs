@@ -10,12 +10,12 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 
-/// What a server was told, of which only the strongest counts.
+/// How a server is asked to end, of which only the strongest request counts.
 #[derive(Clone, Debug)]
-pub(super) struct Orders(watch::Sender<Order>);
+pub(super) struct Shutdown(watch::Sender<ShutdownKind>);
 
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub(super) enum Order {
+pub(super) enum ShutdownKind {
     Serve,
     Stop,
     StopNow,
@@ -25,12 +25,12 @@ pub(super) enum Order {
 #[must_use = "a server that does not wait for it is cut off at the end"]
 pub struct GoAway(BoxFuture<'static, ()>);
 
-impl Orders {
+impl Shutdown {
     pub(super) fn new() -> Self {
-        Self(watch::Sender::new(Order::Serve))
+        Self(watch::Sender::new(ShutdownKind::Serve))
     }
 
-    pub(super) fn give(&self, order: Order) {
+    pub(super) fn give(&self, order: ShutdownKind) {
         self.0.send_if_modified(|strongest| {
             let is_stronger = order > *strongest;
             *strongest = order.max(*strongest);
@@ -39,12 +39,12 @@ impl Orders {
     }
 
     /// Waits for this order, or a stronger one.
-    pub(super) async fn given(&self, order: Order) {
+    pub(super) async fn given(&self, order: ShutdownKind) {
         let given = self.0.subscribe().wait_for(|strongest| *strongest >= order).await.map(drop);
         given.expect("the sender lives in `self`");
     }
 
-    /// Gives the orders of the signals that ask a process to end, ctrl-c, and SIGTERM where there is one: the first is to stop, the
+    /// Listens for the signals that ask a process to end, ctrl-c, and SIGTERM where there is one: the first means to stop, the
     /// second to stop now. Ends only where the system lets nobody listen for them.
     pub(super) async fn follow_signals(&self) -> io::Error {
         let mut first = None;
@@ -77,10 +77,10 @@ impl Orders {
         match first {
             None => {
                 *first = Some(Instant::now());
-                self.give(Order::Stop);
+                self.give(ShutdownKind::Stop);
             }
             Some(first) if first.elapsed() < TOGETHER => {}
-            Some(_) => self.give(Order::StopNow),
+            Some(_) => self.give(ShutdownKind::StopNow),
         }
     }
 }

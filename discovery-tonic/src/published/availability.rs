@@ -7,7 +7,7 @@ use crate::error::SharedError;
 
 /// What a call that finds no endpoint may expect.
 #[derive(Clone, Debug)]
-pub(crate) enum Outlook {
+pub(crate) enum Availability {
     /// An endpoint makes its first attempt.
     Connecting,
     /// The service has no instances.
@@ -33,7 +33,7 @@ pub(crate) enum Unreached {
     Registry(#[from] Error),
 }
 
-impl Outlook {
+impl Availability {
     /// Whether an endpoint may turn up by itself in a moment.
     pub(crate) fn is_worth_waiting(&self) -> bool {
         match self {

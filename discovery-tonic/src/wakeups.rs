@@ -10,13 +10,13 @@ use crate::{balance::Room, metrics::Metrics};
 
 /// How calls, endpoints and the pool wake one another, with what the pool is to look at.
 #[derive(Debug)]
-pub(crate) struct Signals<T> {
+pub(crate) struct Wakeups<T> {
     pub(crate) metrics: Metrics,
     /// There are endpoints to look at, or calls have begun: the pool wakes.
-    pub(crate) dirty: Notify,
+    pub(crate) wake: Notify,
     /// The endpoints that changed, or whose calls failed.
-    touched: Mutex<Vec<T>>,
-    /// The pool published a set or an outlook.
+    dirty: Mutex<Vec<T>>,
+    /// The pool published what calls read.
     pub(crate) published: Notify,
     /// Where calls wait while all endpoints are full.
     pub(crate) room: Arc<Room>,
@@ -26,12 +26,12 @@ pub(crate) struct Signals<T> {
     tick: AtomicU32,
 }
 
-impl<T> Signals<T> {
+impl<T> Wakeups<T> {
     pub(crate) fn new(metrics: Metrics) -> Self {
         Self {
             metrics,
-            dirty: Notify::new(),
-            touched: Mutex::default(),
+            wake: Notify::new(),
+            dirty: Mutex::default(),
             published: Notify::new(),
             room: Arc::default(),
             sweeping: AtomicBool::new(false),
@@ -40,21 +40,21 @@ impl<T> Signals<T> {
     }
 
     /// Makes the pool look at an endpoint.
-    pub(crate) fn touch(&self, endpoint: T) {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint);
-        self.dirty.notify_one();
+    pub(crate) fn mark_dirty(&self, endpoint: T) {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner).push(endpoint);
+        self.wake.notify_one();
     }
 
     /// The endpoints to look at.
-    pub(crate) fn touched(&self) -> Vec<T> {
-        std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_dirty(&self) -> Vec<T> {
+        std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the pool sweep while calls are under way.
     #[inline]
     pub(crate) fn sweep(&self) {
         if !self.sweeping.load(Ordering::SeqCst) && !self.sweeping.swap(true, Ordering::SeqCst) {
-            self.dirty.notify_one();
+            self.wake.notify_one();
         }
     }
 
@@ -63,12 +63,12 @@ impl<T> Signals<T> {
     }
 
     /// Rests, unless a look around after this says otherwise; a call that begins meanwhile wakes the pool.
-    pub(crate) fn rest(&self) {
+    pub(crate) fn pause_sweeping(&self) {
         self.sweeping.store(false, Ordering::SeqCst);
     }
 
     /// Goes on sweeping.
-    pub(crate) fn go_on(&self) {
+    pub(crate) fn keep_sweeping(&self) {
         self.sweeping.store(true, Ordering::SeqCst);
     }
 

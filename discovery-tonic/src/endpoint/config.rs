@@ -2,15 +2,15 @@ use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Backoff, Instance};
 
-use super::connect_limit::Turns;
+use super::connect_limit::ConnectLimit;
 use crate::connection::{connector::Connector, settings::EndpointSettings};
 
 /// What drives the endpoints of a channel.
-pub(crate) struct Plan {
+pub(crate) struct DriverConfig {
     /// Lets only so many connections be made at a time, and fewer of those that failed before.
-    pub(crate) connects: Turns,
+    pub(crate) connects: ConnectLimit,
     pub(crate) connector: Connector,
-    pub(crate) settings: Settings,
+    pub(crate) settings: EndpointHook,
     pub(crate) backoff: Backoff,
     pub(crate) drain: Duration,
     /// The gRPC service whose health is followed, if any is.
@@ -20,4 +20,4 @@ pub(crate) struct Plan {
 }
 
 /// The user's hook: how an instance is connected.
-pub(crate) type Settings = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
+pub(crate) type EndpointHook = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;
