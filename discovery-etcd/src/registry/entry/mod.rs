@@ -211,6 +211,11 @@ impl Entry {
             Some(Some(row)) => Seen::Entry(row),
         };
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
+            // After a write that was not answered the next one is for the same state of the entry:
+            // if it is late too, it is not done to what came since.
+            Act::Write(0) if self.seen.is_none() && self.doubt == Some(id) && owner.intent == Intent::Heal => {
+                Ok(Next::Write { value: owner.value.clone(), lease: id, revision: self.written })
+            }
             Act::Write(revision) => Ok(Next::Write { value: owner.value.clone(), lease: id, revision }),
             act => Err(act),
         }

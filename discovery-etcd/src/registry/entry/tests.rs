@@ -367,14 +367,22 @@ async fn a_write_is_guarded_by_the_revision_before_it() {
     entry.written(id_of(&lease), Err(no_answer()));
     // The answer is given up, and the write may arrive at any time.
     let mut written = update(&mut entry, "x");
-    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
-    entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "v", 5)))));
-    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }));
-    entry.written(id_of(&lease), Ok(Put::Written(6)));
-    assert!(written.try_recv().unwrap().is_ok());
-    // What was given up is of revision 5 too, which is no more.
-    let _next = update(&mut entry, "y");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }), "late, it does nothing to what came since");
+    entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "w", 6)))));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
+    entry.written(id_of(&lease), Ok(Put::Written(7)));
+    assert!(written.try_recv().unwrap().is_ok());
+    // What was given up is of revision 5, which is no more.
+    let _next = update(&mut entry, "y");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 7, .. }));
+
+    // Where it is gone, it takes one more write.
+    entry.written(id_of(&lease), Err(no_answer()));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 7, .. }));
+    entry.written(id_of(&lease), Ok(Put::Refused(None)));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
 }
 
 #[derive(Clone, Debug)]
