@@ -38,7 +38,8 @@ impl Fold {
         set.step(set.snapshot.diff(&Snapshot::from_iter(instances)))
     }
 
-    /// Takes a whole state that the set should be equal to already. Where it is not, changes were missed.
+    /// Takes a whole state that the set should be equal to already. Where it is not, changes were
+    /// missed.
     pub(crate) fn compare(&mut self, instances: Vec<Instance>) -> Option<Update> {
         let known = &self.set.get_or_insert_default().snapshot;
         let is_equal = known.diff(&Snapshot::from_iter(instances.iter().cloned())).is_empty();

@@ -3,7 +3,8 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The time between two audits of one thing, give or take a fifth, so that many do not fall together.
+/// The time between two audits of one thing, give or take a fifth, so that many do not fall
+/// together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AuditInterval(Duration);
 

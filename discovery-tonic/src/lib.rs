@@ -30,20 +30,24 @@
 //! # }
 //! ```
 //!
-//! It drives hyper's HTTP/2 connections itself, because what a balancer must know (that a connection ended, that a request was
-//! not processed, how many streams the peer allows) is lost behind tonic's own channel. It repeats what may have been
-//! processed only where a [`RetryPolicy`] says so, resolves names only through its connector, and brings no TLS of its own: a connector does.
+//! It drives hyper's HTTP/2 connections itself, because what a balancer must know (that a
+//! connection ended, that a request was not processed, how many streams the peer allows) is lost
+//! behind tonic's own channel. It repeats what may have been processed only where a [`RetryPolicy`]
+//! says so, resolves names only through its connector, and brings no TLS of its own: a connector
+//! does.
 //!
-//! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at which they are replaced
-//! ([`EndpointSettings`]), when endpoints are taken out ([`Ejection`]), health checks, slow start. Single calls say [`WaitForReady`] and
-//! [`Retry`]; each answer says [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature of that
-//! name) the other half: a tonic server that registers, and leaves before it stops.
+//! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at
+//! which they are replaced ([`EndpointSettings`]), when endpoints are taken out ([`Ejection`]),
+//! health checks, slow start. Single calls say [`WaitForReady`] and [`Retry`]; each answer says
+//! [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature
+//! of that name) the other half: a tonic server that registers, and leaves before it stops.
 //!
 //! # Seen from outside
 //!
 //! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table.
 //!
-//! `tracing` is told what becomes of endpoints, within a span `channel` with the field `service`. Single calls are not logged.
+//! `tracing` is told what becomes of endpoints, within a span `channel` with the field `service`.
+//! Single calls are not logged.
 //!
 //! | Event | Level | Fields |
 //! |---|---|---|
@@ -57,9 +61,10 @@
 //! | `connection replaced at its age` | debug | `instance` |
 //! | `endpoint told its health` | debug | `instance`, `health` |
 //!
-//! The feature `metrics` counts through the crate of that name, all with the label `service`. A channel finds its handles once, when it is
-//! built: the recorder must be installed before. The channels of a process on one service add up, and one that is dropped takes its part of
-//! the gauges back.
+//! The feature `metrics` counts through the crate of that name, all with the label `service`. A
+//! channel finds its handles once, when it is built: the recorder must be installed before. The
+//! channels of a process on one service add up, and one that is dropped takes its part of the
+//! gauges back.
 //!
 //! | Metric | Kind | What |
 //! |---|---|---|
@@ -75,8 +80,9 @@
 //! | `discovery_channel_stale` | gauge | channels whose registry is out of reach, so that the set stands as last known: 0 or 1 each |
 //! | `discovery_channel_publish_seconds` | histogram | from an update of the set to the first call that can use it |
 //!
-//! A call fails with whatever status the server sends, too; a response that breaks off later is not counted. The histogram begins when the
-//! channel has the update: neither the registry's time is in it nor that of connecting a new endpoint.
+//! A call fails with whatever status the server sends, too; a response that breaks off later is not
+//! counted. The histogram begins when the channel has the update: neither the registry's time is in
+//! it nor that of connecting a new endpoint.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -32,7 +32,8 @@ pub(crate) enum Event {
 struct Handles {
     events: [::metrics::Counter; EVENTS.len()],
     gauges: [::metrics::Gauge; GAUGES.len()],
-    /// What the channel has added to the gauges, since other channels add theirs; `None` once it has taken that back.
+    /// What the channel has added to the gauges, since other channels add theirs; `None` once it
+    /// has taken that back.
     part: Mutex<Option<[f64; GAUGES.len()]>>,
     lag: ::metrics::Histogram,
 }

@@ -62,7 +62,8 @@ impl<T> Wakeups<T> {
         self.sweeping.load(Ordering::Acquire)
     }
 
-    /// Rests, unless a look around after this says otherwise; a call that begins meanwhile wakes the pool.
+    /// Rests, unless a look around after this says otherwise; a call that begins meanwhile wakes
+    /// the pool.
     pub(crate) fn pause_sweeping(&self) {
         self.sweeping.store(false, Ordering::SeqCst);
     }

@@ -225,7 +225,8 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none is.
+    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none
+    /// is.
     async fn hand_over(
         &mut self,
         registration: Registration,

@@ -158,8 +158,8 @@ impl Member {
 }
 
 impl Member {
-    /// Takes note of an answer about entries, which etcd gives to those alone whose token it accepts.
-    /// It is not so particular about leases and about streams that begin.
+    /// Takes note of an answer about entries, which etcd gives to those alone whose token it
+    /// accepts. It is not so particular about leases and about streams that begin.
     fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         if result.as_ref().err().is_none_or(|failure| failure.reason.is_of_cluster()) {
             self.dial.auth.accepted();

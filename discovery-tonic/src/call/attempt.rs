@@ -70,7 +70,8 @@ impl Attempt {
         self.endpoint().tally.answered();
     }
 
-    /// Whether the server ends the call because of its deadline, as tonic's does: that it could not answer in time.
+    /// Whether the server ends the call because of its deadline, as tonic's does: that it could not
+    /// answer in time.
     fn is_given_up(&self, status: &Status) -> bool {
         matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && self.deadline.is_some_and(|deadline| Instant::now() + SWEEP >= deadline)
@@ -81,9 +82,11 @@ impl Attempt {
         self.deadline = Some(Instant::now());
     }
 
-    /// Takes what the response's headers say of the endpoint, and the status of a call that failed with them.
+    /// Takes what the response's headers say of the endpoint, and the status of a call that failed
+    /// with them.
     pub(crate) fn finish(mut self, response: &Response<Incoming>) -> Result<Self, (Status, Self)> {
-        // A server that fails before its first message sends all in one: there is no body that could carry who served.
+        // A server that fails before its first message sends all in one: there is no body that
+        // could carry who served.
         let code = response.headers().get(&GRPC_STATUS);
         let failed = match code {
             Some(code) if code == "0" => {
@@ -124,5 +127,6 @@ impl Drop for Attempt {
 }
 
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// After so many sweeps without an answer a call that its caller gives up counts against the endpoint.
+/// After so many sweeps without an answer a call that its caller gives up counts against the
+/// endpoint.
 const PATIENCE: u32 = 2;

@@ -16,9 +16,11 @@ use super::{Call, Next, attempt::Attempt, response::ResponseBody, shared::Shared
 use crate::{balance::Picked, connection::request_body::RequestBody, metrics::Event, published::target::Target};
 
 pin_project! {
-    /// A call whose request is on its way to the first endpoint, which nearly always is the only one.
+    /// A call whose request is on its way to the first endpoint, which nearly always is the only
+    /// one.
     ///
-    /// By hand instead of `async`, so that it is small and nothing in it moves: what is rare gets a future of its own.
+    /// By hand instead of `async`, so that it is small and nothing in it moves: what is rare gets a
+    /// future of its own.
     #[project = Stage]
     #[project_replace = Former]
     pub(super) enum FirstAttempt<F> {

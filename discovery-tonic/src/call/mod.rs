@@ -2,15 +2,18 @@
 //!
 //! In the order in which a call meets them:
 //!
-//! - [`shared`] is what all calls of a channel have in common: the published set, the user agent, the retries.
-//! - [`deadline`] reads when the call has to end, [`user_agent`] signs it, [`replay`] keeps a copy of it.
-//! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is on its way to it. What is
-//!   rare goes through [`Call::send_after`] instead: [`wait`] finds an endpoint when none is ready, and the loop makes one
-//!   attempt after the other.
+//! - [`shared`] is what all calls of a channel have in common: the published set, the user agent,
+//!   the retries.
+//! - [`deadline`] reads when the call has to end, [`user_agent`] signs it, [`replay`] keeps a copy
+//!   of it.
+//! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is
+//!   on its way to it. What is rare goes through [`Call::send_after`] instead: [`wait`] finds an
+//!   endpoint when none is ready, and the loop makes one attempt after the other.
 //! - [`attempt`] is one request at one endpoint, and what its end says of that endpoint.
-//! - [`Call::on_outcome`] decides what follows: [`status`] tells whether the request was processed and [`retry`] whether the
-//!   policy repeats it.
-//! - [`response`] is the body that the caller reads, which holds the attempt until its end; [`served`] is who answered.
+//! - [`Call::on_outcome`] decides what follows: [`status`] tells whether the request was processed
+//!   and [`retry`] whether the policy repeats it.
+//! - [`response`] is the body that the caller reads, which holds the attempt until its end;
+//!   [`served`] is who answered.
 
 mod attempt;
 mod deadline;
@@ -128,7 +131,8 @@ impl Call {
         mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
         let wait_for_ready = self.extensions.get::<WaitForReady>().is_some();
-        // What is left for all waits for an endpoint together; where the call has a deadline, that ends them.
+        // What is left for all waits for an endpoint together; where the call has a deadline, that
+        // ends them.
         let mut left = self.deadline.is_none().then_some(shared.wait);
         loop {
             if !wait.is_zero() {
@@ -231,8 +235,8 @@ impl Call {
 
     /// What the caller gets.
     ///
-    /// Only a response takes what the call keeps: the request's extensions, which have done their work and whose allocation serves
-    /// again, and the instances that were tried before.
+    /// Only a response takes what the call keeps: the request's extensions, which have done their
+    /// work and whose allocation serves again, and the instances that were tried before.
     fn respond(&mut self, attempt: Attempt, mut response: Response<Incoming>) -> Response<ResponseBody> {
         let mut extensions = mem::take(&mut self.extensions);
         extensions.clear();
@@ -272,5 +276,6 @@ impl Call {
     }
 }
 
-/// gRFC A6 allows one transparent retry of what the peer refused; a rolling restart may lead from one leaving server to the next.
+/// gRFC A6 allows one transparent retry of what the peer refused; a rolling restart may lead from
+/// one leaving server to the next.
 const MAX_REFUSALS: u32 = 3;

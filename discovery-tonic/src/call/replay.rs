@@ -4,7 +4,8 @@ use http::{HeaderName, HeaderValue, Method, Request, Version, uri::PathAndQuery}
 use super::retry::{PREVIOUS, Repeats};
 use crate::connection::request_body::RequestBody;
 
-/// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is nearly never needed.
+/// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is
+/// nearly never needed.
 pub(super) struct ReplayRequest {
     method: Method,
     path: PathAndQuery,

@@ -20,8 +20,9 @@ use super::{
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
-/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and a lost connection is
-/// `UNAVAILABLE`. The default is an empty body, which an interceptor answers with.
+/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and a
+/// lost connection is `UNAVAILABLE`. The default is an empty body, which an interceptor answers
+/// with.
 #[derive(Default)]
 pub struct ResponseBody {
     deadline: Option<Pin<Box<Sleep>>>,

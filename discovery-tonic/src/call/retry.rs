@@ -8,7 +8,8 @@ use http::{Extensions, HeaderName};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-/// When calls are repeated that may have been processed; off unless [`Builder::retry`](crate::Builder::retry) turns it on.
+/// When calls are repeated that may have been processed; off unless
+/// [`Builder::retry`](crate::Builder::retry) turns it on.
 ///
 /// What becomes of a call after an attempt:
 ///
@@ -23,22 +24,25 @@ use tonic::{Code, Status};
 /// | had a response that began, and then broke off or failed | fails | fails |
 /// | was overtaken by the call's deadline, or given up by its caller | ends | ends |
 ///
-/// A response begins with its headers. A handler that fails sends its status alone, as a rule; one that streams its answers sends
-/// headers before the first of them, and what happens from there on is never repeated.
+/// A response begins with its headers. A handler that fails sends its status alone, as a rule; one
+/// that streams its answers sends headers before the first of them, and what happens from there on
+/// is never repeated.
 ///
-/// Only calls of one request message of up to 64 KiB are repeated, those with a stream of answers among them; a call that streams its
-/// requests, or sends more, goes out a second time only where it came back whole, never sent. The first two rows count neither as
-/// attempts nor against the budget. A repetition
+/// Only calls of one request message of up to 64 KiB are repeated, those with a stream of answers
+/// among them; a call that streams its requests, or sends more, goes out a second time only where
+/// it came back whole, never sent. The first two rows count neither as attempts nor against the
+/// budget. A repetition
 ///
-/// - follows after a wait, with full jitter and longer each time ([`backoff`](Self::backoff)), or the one that the server asks for by
-///   `grpc-retry-pushback-ms`, up to a minute; by a negative one it asks for no repetition,
+/// - follows after a wait, with full jitter and longer each time ([`backoff`](Self::backoff)), or
+///   the one that the server asks for by `grpc-retry-pushback-ms`, up to a minute; by a negative
+///   one it asks for no repetition,
 /// - goes to an instance that the call was not sent to yet, if there is one with room,
-/// - happens only within the number of attempts, the channel's [`budget`](Self::budget) and the call's deadline: where the wait would
-///   outlast that, the call fails at once with what is known,
+/// - happens only within the number of attempts, the channel's [`budget`](Self::budget) and the
+///   call's deadline: where the wait would outlast that, the call fails at once with what is known,
 /// - says in `grpc-previous-rpc-attempts` how many came before, and in `grpc-timeout` what is left.
 ///
-/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. Who was tried is told by
-/// [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
+/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. Who was tried is
+/// told by [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
 ///
 /// ```
 /// use discovery_tonic::RetryPolicy;
@@ -78,8 +82,9 @@ pub enum Retry {
 impl RetryPolicy {
     /// A policy with this many attempts in all, from 2 to 5 as in gRFC A6.
     ///
-    /// Otherwise: calls that failed with `UNAVAILABLE`; no time limit for the single attempt; waits of 25 ms to 250 ms with full jitter
-    /// (Envoy's); a budget of 20 % (that of linkerd and Finagle).
+    /// Otherwise: calls that failed with `UNAVAILABLE`; no time limit for the single attempt; waits
+    /// of 25 ms to 250 ms with full jitter (Envoy's); a budget of 20 % (that of linkerd and
+    /// Finagle).
     ///
     /// # Errors
     ///
@@ -107,8 +112,9 @@ impl RetryPolicy {
         self
     }
 
-    /// How long one attempt may take to its response's first byte; then it is given up and the call repeated, whatever the codes. It
-    /// binds no attempt after which there is none: the last one, that of a call that streams, and while the budget is used up.
+    /// How long one attempt may take to its response's first byte; then it is given up and the call
+    /// repeated, whatever the codes. It binds no attempt after which there is none: the last one,
+    /// that of a call that streams, and while the budget is used up.
     #[must_use]
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
@@ -122,15 +128,17 @@ impl RetryPolicy {
         self
     }
 
-    /// How many repetitions there may be in percent of the channel's calls, so that a service in trouble gets no more load than that on
-    /// top; 100 at most. A channel begins with ten, and saves up to a thousand, for the moment in which a server dies with many calls.
+    /// How many repetitions there may be in percent of the channel's calls, so that a service in
+    /// trouble gets no more load than that on top; 100 at most. A channel begins with ten, and
+    /// saves up to a thousand, for the moment in which a server dies with many calls.
     #[must_use]
     pub fn budget(mut self, percent: u32) -> Self {
         self.budget = percent.min(100);
         self
     }
 
-    /// Repeats only calls that carry [`Retry::On`], as the idempotent ones of a service that has others too.
+    /// Repeats only calls that carry [`Retry::On`], as the idempotent ones of a service that has
+    /// others too.
     #[must_use]
     pub fn only_marked(mut self) -> Self {
         self.if_marked = true;
@@ -242,7 +250,8 @@ impl Pushback {
     }
 }
 
-/// A bucket of hundredths of repetitions: each call puts its percentage in, each repetition takes a whole one out.
+/// A bucket of hundredths of repetitions: each call puts its percentage in, each repetition takes a
+/// whole one out.
 #[derive(Debug)]
 struct Budget {
     percent: u32,

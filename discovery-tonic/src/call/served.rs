@@ -23,10 +23,12 @@ pub struct ServedBy {
     pub(crate) before: Option<Arc<[InstanceId]>>,
 }
 
-/// Which instances a failed call was sent to, and what the last one did: the source of the call's [`tonic::Status`].
+/// Which instances a failed call was sent to, and what the last one did: the source of the call's
+/// [`tonic::Status`].
 ///
-/// It never travels on: a status that a server passes to its own caller carries neither this nor its text. A response that began says who
-/// gave it by its [`ServedBy`]; the status that its server ends it with later carries nothing of this.
+/// It never travels on: a status that a server passes to its own caller carries neither this nor
+/// its text. A response that began says who gave it by its [`ServedBy`]; the status that its server
+/// ends it with later carries nothing of this.
 ///
 /// ```
 /// # fn example(status: tonic::Status) {
@@ -49,7 +51,8 @@ impl ServedBy {
         &self.instance
     }
 
-    /// The instances that the request was sent to before this one, in this order; empty where nothing was repeated.
+    /// The instances that the request was sent to before this one, in this order; empty where
+    /// nothing was repeated.
     pub fn tried(&self) -> &[InstanceId] {
         self.before.as_deref().unwrap_or_default()
     }
@@ -72,7 +75,8 @@ impl Tried {
         None
     }
 
-    /// The instances that the request was sent to, in this order; empty where there was none to send it to.
+    /// The instances that the request was sent to, in this order; empty where there was none to
+    /// send it to.
     pub fn instances(&self) -> &[InstanceId] {
         &self.instances
     }

@@ -19,10 +19,12 @@ pub(crate) enum Outcome {
 ///
 /// - GOAWAY from the peer: h2 fails only streams above the last one that the peer processed.
 /// - REFUSED_STREAM from the peer says so itself.
-/// - A user error of h2 means that it dropped the request while it waited for a place, its body never polled.
+/// - A user error of h2 means that it dropped the request while it waited for a place, its body
+///   never polled.
 ///
-/// That hyper handed the message back is a proof too; the caller has seen that before. All else is ambiguous, also hyper's user error:
-/// it may mean that a request was dropped which waited for its place, but just as well that one was which had been sent, with its runtime.
+/// That hyper handed the message back is a proof too; the caller has seen that before. All else is
+/// ambiguous, also hyper's user error: it may mean that a request was dropped which waited for its
+/// place, but just as well that one was which had been sent, with its runtime.
 pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     match h2_error(error) {
         Some(error) if error.is_remote() && error.is_go_away() => Outcome::Refused,
@@ -35,8 +37,8 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     }
 }
 
-/// The code and text for a call or a response body that the connection failed, by the HTTP/2 mapping of the gRPC protocol, and
-/// whether it was the peer's or the connection's doing.
+/// The code and text for a call or a response body that the connection failed, by the HTTP/2
+/// mapping of the gRPC protocol, and whether it was the peer's or the connection's doing.
 ///
 /// An own table, since tonic's depends on its features.
 pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
@@ -56,8 +58,8 @@ pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) 
     }
 }
 
-/// What an answer without `grpc-status` says that comes from a proxy, or from a server that is about to go, by the mapping of the gRPC
-/// protocol; nothing where its HTTP status is 200.
+/// What an answer without `grpc-status` says that comes from a proxy, or from a server that is
+/// about to go, by the mapping of the gRPC protocol; nothing where its HTTP status is 200.
 pub(crate) fn of_http(status: StatusCode) -> Option<Status> {
     let code = match status {
         StatusCode::OK => return None,
@@ -86,7 +88,8 @@ pub(crate) fn attempt_too_long() -> Status {
 
 /// h2's error behind hyper's.
 ///
-/// The types meet only while hyper and this crate use the same major version of h2; a test of the connection guards that.
+/// The types meet only while hyper and this crate use the same major version of h2; a test of the
+/// connection guards that.
 pub(crate) fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
     let mut next = error.source();
     while let Some(source) = next {

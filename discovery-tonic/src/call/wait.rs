@@ -11,9 +11,10 @@ use crate::{
 };
 
 impl Shared {
-    /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at once where waiting leads
-    /// nowhere, unless `wait` says to wait all the same. A call with a deadline leaves room to endpoints on trial for no more than half of
-    /// its time, or where nothing else is there it would never be sent.
+    /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at
+    /// once where waiting leads nowhere, unless `wait` says to wait all the same. A call with a
+    /// deadline leaves room to endpoints on trial for no more than half of its time, or where
+    /// nothing else is there it would never be sent.
     pub(super) async fn wait_for_endpoint(
         &self,
         wait: bool,
@@ -63,5 +64,5 @@ impl Shared {
     }
 }
 
-/// For so long a call leaves room to endpoints on trial at most.
+/// How long a call leaves room to endpoints on trial at most.
 const PATIENCE: Duration = Duration::from_millis(200);

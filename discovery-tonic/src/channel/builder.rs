@@ -95,11 +95,12 @@ impl Builder {
         self
     }
 
-    /// How connections are opened, from the endpoint's origin to its bytes; by default plain TCP, without delay and with keepalive.
+    /// How connections are opened, from the endpoint's origin to its bytes; by default plain TCP,
+    /// without delay and with keepalive.
     ///
-    /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a connection in memory for tests on a
-    /// paused clock. The connector is given `http://address` or, with the scheme of
-    /// [`EndpointSettings::origin`], `https://address`.
+    /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a
+    /// connection in memory for tests on a paused clock. The connector is given `http://address`
+    /// or, with the scheme of [`EndpointSettings::origin`], `https://address`.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Clone + Send + Sync + 'static,
@@ -111,8 +112,8 @@ impl Builder {
         self
     }
 
-    /// How each endpoint is connected, from its instance; asked before every attempt, so that what it says anew does not change the
-    /// connections that are there.
+    /// How each endpoint is connected, from its instance; asked before every attempt, so that what
+    /// it says anew does not change the connections that are there.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -148,8 +149,8 @@ impl Builder {
         Ok(self)
     }
 
-    /// The waits between attempts to connect an endpoint, with full jitter; by default at most 1 s at first and 30 s in the end, after a
-    /// good connection none.
+    /// The waits between attempts to connect an endpoint, with full jitter; by default at most 1 s
+    /// at first and 30 s in the end, after a good connection none.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
@@ -157,42 +158,50 @@ impl Builder {
 
     /// How many connections each endpoint has; by default 1, at least that and at most 64.
     ///
-    /// More than one are of use where a single connection is the limit: more calls at once than the peer allows streams, or more bytes
-    /// than one core moves through a connection. Requests are spread over all of them; an endpoint's share does not depend on how
-    /// many of its connections are there, except under a policy that ignores weights, and it is probed by one request all the same.
+    /// More than one are of use where a single connection is the limit: more calls at once than the
+    /// peer allows streams, or more bytes than one core moves through a connection. Requests are
+    /// spread over all of them; an endpoint's share does not depend on how many of its connections
+    /// are there, except under a policy that ignores weights, and it is probed by one request all
+    /// the same.
     ///
-    /// The number neither grows under load nor shrinks without. The first connection is made alone, the others once it is there.
+    /// The number neither grows under load nor shrinks without. The first connection is made alone,
+    /// the others once it is there.
     pub fn connections(mut self, count: usize) -> Self {
         self.connections = count.clamp(1, 64);
         self
     }
 
-    /// How many connections are made at a time; by default 100, at least 1. The others wait for their turn, so that a large set that
-    /// is new, or lost all its connections at once, is no storm. At most half of the turns are for attempts after failed ones.
+    /// How many connections are made at a time; by default 100, at least 1. The others wait for
+    /// their turn, so that a large set that is new, or lost all its connections at once, is no
+    /// storm. At most half of the turns are for attempts after failed ones.
     pub fn connects(mut self, limit: usize) -> Self {
         self.connects = limit;
         self
     }
 
-    /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can warm up; by default not at all.
-    /// It begins with the first connection, and anew after failed attempts to connect and after an ejection; endpoints that begin together
-    /// share alike. It works by weight, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
+    /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can
+    /// warm up; by default not at all. It begins with the first connection, and anew after failed
+    /// attempts to connect and after an ejection; endpoints that begin together share alike. It
+    /// works by weight, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
     pub fn slow_start(mut self, window: Duration) -> Self {
         self.slow_start = window;
         self
     }
 
-    /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) of this gRPC service, or with the empty name of the
-    /// server as a whole: one that does not say SERVING gets no calls, however many are left. By default off.
+    /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) of this gRPC
+    /// service, or with the empty name of the server as a whole: one that does not say SERVING gets
+    /// no calls, however many are left. By default off.
     ///
-    /// It takes one stream of each connection; where the server allows only one or two at once, only for a moment in a second, so that it
-    /// is as late. A server without health checks counts as serving, one that does not answer the check within 2 s does not.
+    /// It takes one stream of each connection; where the server allows only one or two at once,
+    /// only for a moment in a second, so that it is as late. A server without health checks counts
+    /// as serving, one that does not answer the check within 2 s does not.
     pub fn health(mut self, service: impl Into<String>) -> Self {
         self.health = Some(service.into());
         self
     }
 
-    /// How long a call without a deadline waits for an endpoint, all its waits together; by default 10 s.
+    /// How long a call without a deadline waits for an endpoint, all its waits together; by default
+    /// 10 s.
     pub fn wait(mut self, limit: Duration) -> Self {
         self.wait = limit;
         self
@@ -216,15 +225,16 @@ impl Builder {
         self
     }
 
-    /// How long the calls of a removed endpoint may go on before its connection is cut; by default 30 s.
+    /// How long the calls of a removed endpoint may go on before its connection is cut; by default
+    /// 30 s.
     pub fn drain(mut self, limit: Duration) -> Self {
         self.drain = limit;
         self
     }
 
-    /// How long endpoints that are connected are held where more than half of at least three vanish in one step, or around an
-    /// outage of the registry, as they do when it comes back having expired everybody; by default 15 s, the default lifetime of a
-    /// lease. `None` turns it off.
+    /// How long endpoints that are connected are held where more than half of at least three vanish
+    /// in one step, or around an outage of the registry, as they do when it comes back having
+    /// expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
     pub fn hold(mut self, limit: Option<Duration>) -> Self {
         self.hold = limit;
         self

@@ -1,7 +1,7 @@
 //! The face of the crate: [`BalancedChannel`], which generated clients call, and its [`builder`].
 //!
-//! A channel holds nothing of its own but a picker. What its clones and its calls share stands with the calls
-//! ([`Shared`]); what they read is published by the pool, which the builder starts.
+//! A channel holds nothing of its own but a picker. What its clones and its calls share stands with
+//! the calls ([`Shared`]); what they read is published by the pool, which the builder starts.
 
 pub(crate) mod builder;
 
@@ -29,30 +29,34 @@ use builder::Builder;
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
 ///
-/// Cloning is cheap, and clones share everything. One control task follows the set, connects endpoints, replaces lost
-/// connections and takes hanging endpoints out, with or without traffic; it ends with the last clone and the last call. It lives on the
-/// tokio runtime that the channel was built on: once that has ended, calls fail at once with `UNAVAILABLE`.
+/// Cloning is cheap, and clones share everything. One control task follows the set, connects
+/// endpoints, replaces lost connections and takes hanging endpoints out, with or without traffic;
+/// it ends with the last clone and the last call. It lives on the tokio runtime that the channel
+/// was built on: once that has ended, calls fail at once with `UNAVAILABLE`.
 ///
 /// What it promises, besides balancing by a [`Policy`](crate::balance::Policy):
 ///
-/// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its SETTINGS seen, below its stream
-///   limit, not ejected.
-/// - **B2** A request that provably was not processed is sent to another endpoint, within its deadline, where its body is at hand as a
-///   whole and has up to 64 KiB: unary and server-streaming calls. Anything else is repeated only by a
+/// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its
+///   SETTINGS seen, below its stream limit, not ejected.
+/// - **B2** A request that provably was not processed is sent to another endpoint, within its
+///   deadline, where its body is at hand as a whole and has up to 64 KiB: unary and
+///   server-streaming calls. Anything else is repeated only by a
 ///   [`RetryPolicy`](crate::RetryPolicy).
-/// - **B3** No call outlives its deadline, its response stream included. A call waits only before the first set or while an
-///   endpoint makes its first attempt, without a deadline at most 10 s ([`Builder::wait`]); otherwise it fails at once with
-///   `UNAVAILABLE` and the reason, unless it asks to wait ([`WaitForReady`](crate::WaitForReady)).
-/// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after that goes there; its calls end
-///   in peace, within a drain limit.
+/// - **B3** No call outlives its deadline, its response stream included. A call waits only before
+///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s
+///   ([`Builder::wait`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it
+///   asks to wait ([`WaitForReady`](crate::WaitForReady)).
+/// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after
+///   that goes there; its calls end in peace, within a drain limit.
 /// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
-/// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at once, connected endpoints are
-///   held for a while ([`Builder::hold`]).
+/// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at
+///   once, connected endpoints are held for a while ([`Builder::hold`]).
 /// - **B7** Discovery and connecting go on while no request flows.
-/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the set
-///   ([`Ejection`](crate::Ejection)). One that says that it does not serve gets no calls, where that is asked ([`Builder::health`]).
-/// - **B9** Each response says which instance served it and which were tried before ([`ServedBy`](crate::ServedBy)), each failure
-///   which were tried ([`Tried`](crate::Tried)).
+/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the
+///   set ([`Ejection`](crate::Ejection)). One that says that it does not serve gets no calls, where
+///   that is asked ([`Builder::health`]).
+/// - **B9** Each response says which instance served it and which were tried before
+///   ([`ServedBy`](crate::ServedBy)), each failure which were tried ([`Tried`](crate::Tried)).
 ///
 /// ```no_run
 /// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
@@ -78,7 +82,8 @@ impl BalancedChannel {
     ///
     /// # Errors
     ///
-    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime, and what [`Resolver::watch`] says.
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime, and what [`Resolver::watch`]
+    /// says.
     pub fn new(resolver: impl Resolver, service: ServiceName) -> Result<Self, Error> {
         Self::builder(resolver, service).build()
     }
@@ -98,11 +103,13 @@ impl BalancedChannel {
         &self.shared.published.service
     }
 
-    /// Waits until a request could be sent, at most for `limit`. One endpoint is enough for that; others may still be connecting.
+    /// Waits until a request could be sent, at most for `limit`. One endpoint is enough for that;
+    /// others may still be connecting.
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, with what keeps the endpoints away.
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, with what keeps the
+    /// endpoints away.
     ///
     /// # Cancel safety
     ///

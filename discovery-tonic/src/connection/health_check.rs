@@ -26,19 +26,21 @@ use super::{
 };
 use crate::{balance::Load, error::BoxError};
 
-/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good, and where the stream breaks the peer counts
-/// as not serving until it answers another one.
+/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good, and
+/// where the stream breaks the peer counts as not serving until it answers another one.
 ///
-/// As there, a peer that answers UNIMPLEMENTED counts as serving: it is asked once more after a wait, and then left alone. Three points
-/// differ:
+/// As there, a peer that answers UNIMPLEMENTED counts as serving: it is asked once more after a
+/// wait, and then left alone. Three points differ:
 ///
-/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs is connecting for ever, and calls wait for
-///   it; here it does not serve, and calls that find nobody else fail at once.
-/// - The stream is opened anew every [`SERVING`], and every [`NOT_SERVING`] where the peer does not serve. An open stream would keep a
-///   connection from ending that the peer lets go, and a server that stops in order would wait for it until its limit: on such a
-///   connection the next stream fails.
-/// - Where the peer allows only a stream or two at once there is none to spare for the check: it takes one every [`NOT_SERVING`] for a
-///   single answer, in line with the calls.
+/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs is
+///   connecting for ever, and calls wait for it; here it does not serve, and calls that find nobody
+///   else fail at once.
+/// - The stream is opened anew every [`SERVING`], and every [`NOT_SERVING`] where the peer does not
+///   serve. An open stream would keep a connection from ending that the peer lets go, and a server
+///   that stops in order would wait for it until its limit: on such a connection the next stream
+///   fails.
+/// - Where the peer allows only a stream or two at once there is none to spare for the check: it
+///   takes one every [`NOT_SERVING`] for a single answer, in line with the calls.
 ///
 /// Never ends.
 pub(crate) fn follow(link: &Link, service: String, backoff: Backoff) -> BoxStream<'static, Health> {
@@ -67,7 +69,8 @@ struct Check {
 }
 
 impl Check {
-    /// The next health that differs from the last one, or that of a connection that takes no requests any more.
+    /// The next health that differs from the last one, or that of a connection that takes no
+    /// requests any more.
     async fn next(&mut self) -> Health {
         loop {
             let health = match self.answer().await {
@@ -180,7 +183,8 @@ fn silent() -> Status {
     Status::deadline_exceeded("the health check is not answered")
 }
 
-/// How long a first answer may take: a health check does no work, and a second is what a frozen endpoint is given.
+/// How long a first answer may take: a health check does no work, and a second is what a frozen
+/// endpoint is given.
 const FIRST: Duration = Duration::from_secs(2);
 /// How long a stream is kept.
 const SERVING: Duration = Duration::from_secs(10);

@@ -1,9 +1,11 @@
 //! One HTTP/2 connection, and what the channel adds to hyper's.
 //!
-//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, [`wire`] reads them before it writes.
-//! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its GOAWAY before a request does.
-//! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`], with a [`request_body`] that
-//!   can be sent again.
+//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, [`wire`] reads them
+//!   before it writes.
+//! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
+//!   GOAWAY before a request does.
+//! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
+//!   with a [`request_body`] that can be sent again.
 //! - The [`health_check`] asks the peer over a link whether it serves.
 
 pub(crate) mod connector;
@@ -46,8 +48,9 @@ use wire::ReadFirstIo;
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
 ///
-/// Two tasks serve it, as any connection of hyper's: the one of its socket and the one that hands it requests. Dropping the owner
-/// ends the second, and the first once its streams have ended, or at once by its [`AbortableExecutor`].
+/// Two tasks serve it, as any connection of hyper's: the one of its socket and the one that hands
+/// it requests. Dropping the owner ends the second, and the first once its streams have ended, or
+/// at once by its [`AbortableExecutor`].
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Link,
@@ -70,7 +73,8 @@ pub(crate) struct Allowance {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AbortableExecutor(Arc<OnceLock<AbortHandle>>);
 
-/// Makes the connection's task look at what hyper does not tell: a GOAWAY while streams live, another stream limit.
+/// Makes the connection's task look at what hyper does not tell: a GOAWAY while streams live,
+/// another stream limit.
 #[derive(Debug, Default)]
 struct Recheck {
     wanted: AtomicBool,
@@ -80,12 +84,12 @@ struct Recheck {
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended` when the connection takes no requests
-    /// any more.
+    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended`
+    /// when the connection takes no requests any more.
     ///
-    /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100 streams until SETTINGS come. With
-    /// no streams allowed at first, a limit above 0 means that they have come; they do not wake the connection's future, so
-    /// that it is polled on a tick.
+    /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100
+    /// streams until SETTINGS come. With no streams allowed at first, a limit above 0 means that
+    /// they have come; they do not wake the connection's future, so that it is polled on a tick.
     pub(crate) async fn open(
         connector: &Connector,
         address: &Address,
@@ -136,7 +140,8 @@ impl Connection {
                 .await;
                 watched.close();
                 ended();
-                // A request that is being handed over as the queue goes away would stay in it, neither sent nor handed back.
+                // A request that is being handed over as the queue goes away would stay in it,
+                // neither sent nor handed back.
                 while watched.is_sending() {
                     sleep(HANDOVER_TICK).await;
                 }
@@ -202,13 +207,15 @@ impl AbortableExecutor {
     }
 }
 
-/// Spawns hyper's tasks, the first of which holds the socket; the others, one a request, end with it.
+/// Spawns hyper's tasks, the first of which holds the socket; the others, one a request, end with
+/// it.
 impl<F> hyper::rt::Executor<F> for AbortableExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        // Boxed, because hyper's future is large and tokio moves it several times: 2,500 instructions a call.
+        // Boxed, because hyper's future is large and tokio moves it several times: 2,500
+        // instructions a call.
         let task = tokio::spawn(Box::pin(future));
         self.0.get_or_init(|| task.abort_handle());
     }
@@ -220,7 +227,8 @@ fn streams(limit: usize, reserved: u32) -> u32 {
     limit.saturating_sub(reserved).max(limit.min(1))
 }
 
-/// A tenth more or less, as gRPC servers do it with theirs, so that what was connected at once is not replaced at once.
+/// A tenth more or less, as gRPC servers do it with theirs, so that what was connected at once is
+/// not replaced at once.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -10,8 +10,9 @@ use tonic::Status;
 
 /// A request's body on its way into hyper.
 ///
-/// The body of a unary or server-streaming call is ready at once: polled without waiting it gives one frame and the end. Such a
-/// body of up to 64 KiB is kept, so that the request can be sent again to another endpoint. All else streams through.
+/// The body of a unary or server-streaming call is ready at once: polled without waiting it gives
+/// one frame and the end. Such a body of up to 64 KiB is kept, so that the request can be sent
+/// again to another endpoint. All else streams through.
 ///
 /// Gives no exact size, or hyper would add a `content-length`.
 #[derive(Debug)]
@@ -23,7 +24,8 @@ pub(crate) enum RequestBody {
 }
 
 impl RequestBody {
-    /// Looks at a body without waiting. Fails where the body does, for example when the message is too large.
+    /// Looks at a body without waiting. Fails where the body does, for example when the message is
+    /// too large.
     pub(crate) fn new(mut body: tonic::body::Body) -> Result<Self, Status> {
         let mut context = Context::from_waker(Waker::noop());
         let first = match Pin::new(&mut body).poll_frame(&mut context) {

@@ -8,7 +8,8 @@ use http::{
 
 use super::origin::Origin;
 
-/// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint) returns.
+/// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint)
+/// returns.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,12 +32,14 @@ pub struct EndpointSettings {
 }
 
 impl EndpointSettings {
-    /// The scheme and the `:authority` that requests carry, such as `https://payments.internal`; by default `http` and the
-    /// instance's address. The connector is handed the instance's address with this scheme in any case.
+    /// The scheme and the `:authority` that requests carry, such as `https://payments.internal`; by
+    /// default `http` and the instance's address. The connector is handed the instance's address
+    /// with this scheme in any case.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) where scheme or authority is missing, or a path is given.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) where scheme or authority is missing, or a path is
+    /// given.
     pub fn origin(mut self, origin: &str) -> Result<Self, Error> {
         let parse = || {
             let parts = origin.parse::<Uri>().ok()?.into_parts();
@@ -63,26 +66,29 @@ impl EndpointSettings {
         self
     }
 
-    /// Pings the peer at this interval while calls are in flight, and drops the connection where no answer comes within
-    /// `timeout`; off by default, because servers may punish frequent pings (grpc-go: more often than every 5 minutes).
+    /// Pings the peer at this interval while calls are in flight, and drops the connection where no
+    /// answer comes within `timeout`; off by default, because servers may punish frequent pings
+    /// (grpc-go: more often than every 5 minutes).
     #[must_use]
     pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
         self.ping = Some((interval, timeout));
         self
     }
 
-    /// Replaces each connection at this age, a tenth more or less, so that new ones follow a name whose address moved, or spread anew
-    /// behind a load balancer; at least 1 s, by default never.
+    /// Replaces each connection at this age, a tenth more or less, so that new ones follow a name
+    /// whose address moved, or spread anew behind a load balancer; at least 1 s, by default never.
     ///
-    /// The new one is made first, so that no call waits for it or fails; while it cannot be made the old one serves on. What is on the
-    /// old one may end within the channel's [drain limit](crate::Builder::drain).
+    /// The new one is made first, so that no call waits for it or fails; while it cannot be made
+    /// the old one serves on. What is on the old one may end within the channel's [drain
+    /// limit](crate::Builder::drain).
     #[must_use]
     pub fn age(mut self, limit: Duration) -> Self {
         self.age = Some(limit.clamp(Duration::from_secs(1), FAR));
         self
     }
 
-    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection; by default 2 MiB and 5 MiB, hyper's.
+    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection; by default 2
+    /// MiB and 5 MiB, hyper's.
     #[must_use]
     pub fn windows(mut self, stream: u32, connection: u32) -> Self {
         (self.stream_window, self.connection_window) = (stream, connection);

@@ -13,9 +13,10 @@ impl<T: Read + Write + Send + Unpin> Io for T {}
 
 /// A connection's bytes, read first.
 ///
-/// A peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is read, and with it the proof
-/// that the requests above it were not processed. So a failed write is swallowed, and the end is left to the read side, which
-/// sees GOAWAY, then the end or the same error.
+/// A peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is
+/// read, and with it the proof that the requests above it were not processed. So a failed write is
+/// swallowed, and the end is left to the read side, which sees GOAWAY, then the end or the same
+/// error.
 pub(crate) struct ReadFirstIo {
     io: Box<dyn Io>,
     /// A write failed: nothing more is written, and the read side decides.

@@ -1,8 +1,8 @@
 use futures::future::OptionFuture;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Who may make a connection now. At most half are for those that failed before, so that what cannot be reached does not keep
-/// what can from its first attempt.
+/// Who may make a connection now. At most half are for those that failed before, so that what
+/// cannot be reached does not keep what can from its first attempt.
 #[derive(Debug)]
 pub(crate) struct ConnectLimit {
     all: Semaphore,

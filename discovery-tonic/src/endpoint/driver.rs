@@ -52,8 +52,8 @@ enum ConnectionEnd {
 
 /// Connects, serves and connects again, on all lanes, until the endpoint is drained.
 ///
-/// The first lane leads: the others connect only while it is connected, so that a peer that cannot be reached costs one attempt at
-/// a time.
+/// The first lane leads: the others connect only while it is connected, so that a peer that cannot
+/// be reached costs one attempt at a time.
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
         let (endpoint, config) = (Arc::clone(&endpoint), Arc::clone(&config));
@@ -67,8 +67,8 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) ->
 }
 
 impl Driver {
-    /// An attempt, and the wait after one that failed, go on to their end while the endpoint drains: an entry that flaps finds them as
-    /// they are, instead of costing an attempt each time.
+    /// An attempt, and the wait after one that failed, go on to their end while the endpoint
+    /// drains: an entry that flaps finds them as they are, instead of costing an attempt each time.
     async fn run(mut self) {
         let config = Arc::clone(&self.config);
         let mut delays = config.backoff.delays();
@@ -115,7 +115,8 @@ impl Driver {
             let until = Instant::now() + if is_suspect { knocks.next_delay() } else { delays.next_delay() };
             self.lane().stay();
             self.enter(Phase::BackingOff { error: error.into() });
-            // Who registers again is probably there again; but not more often than a first wait allows.
+            // Who registers again is probably there again; but not more often than a first wait
+            // allows.
             let earliest = until.min(begun + config.backoff.min());
             if self.back_off(until, earliest).await.is_err() {
                 return self.finish(config.drain).await;
@@ -127,7 +128,8 @@ impl Driver {
     ///
     /// # Errors
     ///
-    /// Where the endpoint drains and there are calls to end on former connections, for which this may be too long.
+    /// Where the endpoint drains and there are calls to end on former connections, for which this
+    /// may be too long.
     async fn back_off(&mut self, until: Instant, earliest: Instant) -> Result<(), Draining> {
         loop {
             let overdue = self.connections.overdue();
@@ -143,7 +145,8 @@ impl Driver {
         }
     }
 
-    /// Waits until the endpoint is taken back, or drains while calls are left. One future for both, since it is woken once for each news.
+    /// Waits until the endpoint is taken back, or drains while calls are left. One future for both,
+    /// since it is woken once for each news.
     async fn wait_until_returned(&self) -> Result<(), Draining> {
         loop {
             if self.endpoint.is_draining() && self.connections.has_calls() {
@@ -156,7 +159,8 @@ impl Driver {
         }
     }
 
-    /// Offers a connection, and its successors for as long as each is there before the former one is missed.
+    /// Offers a connection, and its successors for as long as each is there before the former one
+    /// is missed.
     async fn serve(&mut self, mut connection: Connection) -> ServeEnd {
         let mut health = if self.config.health.is_some() { Health::Unknown } else { Health::Serving };
         loop {
@@ -168,7 +172,8 @@ impl Driver {
         }
     }
 
-    /// Offers a connection until it closes, until the endpoint is drained of what is on it, or until there is a younger one.
+    /// Offers a connection until it closes, until the endpoint is drained of what is on it, or
+    /// until there is a younger one.
     async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
         let (since, config) = (Instant::now(), Arc::clone(&self.config));
         // What is known of the peer holds until it says otherwise.
@@ -241,7 +246,8 @@ impl Driver {
         })
     }
 
-    /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what is left.
+    /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what
+    /// is left.
     async fn finish(&self, limit: Duration) {
         self.enter(Phase::Ended);
         let since = Instant::now();
@@ -253,8 +259,8 @@ impl Driver {
         }
     }
 
-    /// Waits until the first lane is connected. An endpoint that drains may come back: its end is then when the first lane has ended, or
-    /// now where this lane has calls to end.
+    /// Waits until the first lane is connected. An endpoint that drains may come back: its end is
+    /// then when the first lane has ended, or now where this lane has calls to end.
     async fn wait_for_first_lane(&mut self) {
         while !self.may_continue() {
             let overdue = self.connections.overdue();
@@ -286,7 +292,8 @@ impl Driver {
     }
 }
 
-/// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed attempt.
+/// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed
+/// attempt.
 async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Connection, BoxError> {
     let attempt = async {
         let settings = (config.settings)(&endpoint.instance());
@@ -329,12 +336,14 @@ fn tick(since: Instant, limit: Duration) -> Duration {
 
 /// A connection that lived for so long was good, even if nobody used it.
 const GOOD: Duration = Duration::from_secs(1);
-/// The longest wait between attempts to connect a peer that was there a moment ago, and may be there again in another.
+/// The longest wait between attempts to connect a peer that was there a moment ago, and may be
+/// there again in another.
 const KNOCK: Duration = Duration::from_secs(1);
 /// For so long a peer that became silent is expected back any moment.
 const KNOCKING: Duration = Duration::from_secs(30);
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.
 const GRACE: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
-/// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and then hangs hurts few.
+/// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and
+/// then hangs hurts few.
 const TRIAL: u32 = 4;

@@ -1,8 +1,10 @@
-//! One instance as the channel sees it, from its first attempt to connect to the end of its last call.
+//! One instance as the channel sees it, from its first attempt to connect to the end of its last
+//! call.
 //!
 //! - [`Endpoint`] is what calls, the pool and the drivers share: its lanes and its tally.
-//! - A [`lane`] is the place of one connection. Its [`driver`] connects, within the [`connect_limit`], serves, connects again
-//!   and drains; [`retired`] has the connections whose calls have not ended yet. The [`config`] is what all drivers go by.
+//! - A [`lane`] is the place of one connection. Its [`driver`] connects, within the
+//!   [`connect_limit`], serves, connects again and drains; [`retired`] has the connections whose
+//!   calls have not ended yet. The [`config`] is what all drivers go by.
 //! - The [`tally`] counts what calls report; the [`state`] is what people see.
 
 pub(crate) mod config;
@@ -77,7 +79,8 @@ impl Endpoint {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
-    /// Counts a request that failed without an answer, and that `load` counts; sent during the sweep `tick`.
+    /// Counts a request that failed without an answer, and that `load` counts; sent during the
+    /// sweep `tick`.
     pub(crate) fn lost(&self, tick: u32, load: &Load) {
         if self.tally.lost(tick, load) {
             self.mark_dirty();
@@ -96,8 +99,8 @@ impl Endpoint {
         self.links().iter().for_each(|link| link.load.set_trial(1));
     }
 
-    /// Makes the drivers connect anew, because the peer is silent: one that is frozen does not shake hands, so that no call has to
-    /// find out. What is in flight goes on where it is.
+    /// Makes the drivers connect anew, because the peer is silent: one that is frozen does not
+    /// shake hands, so that no call has to find out. What is in flight goes on where it is.
     pub(crate) fn replace(&self) {
         self.suspect.store(true, Ordering::Release);
         self.links().iter().for_each(|link| link.load.close());
@@ -138,7 +141,8 @@ impl Endpoint {
         }
     }
 
-    /// Where the endpoint stands: at its best connection, or where one is about to be, or else where its first lane does.
+    /// Where the endpoint stands: at its best connection, or where one is about to be, or else
+    /// where its first lane does.
     pub(crate) fn phase(&self) -> Phase {
         if let Some(best) = self.links().into_iter().max_by_key(|link| link.health == Health::Serving) {
             return Phase::Ready(best);
@@ -177,7 +181,8 @@ impl Endpoint {
         self.recheck();
     }
 
-    /// Makes the drivers look at their connections: hyper does not tell of a GOAWAY while streams live.
+    /// Makes the drivers look at their connections: hyper does not tell of a GOAWAY while streams
+    /// live.
     pub(crate) fn recheck(&self) {
         self.lanes.iter().for_each(Lane::recheck);
     }
@@ -195,7 +200,8 @@ impl Endpoint {
         &self.lanes[number]
     }
 
-    /// Moves a lane on; the pool looks, except where a new endpoint begins to connect, or an old one ends, which it knows.
+    /// Moves a lane on; the pool looks, except where a new endpoint begins to connect, or an old
+    /// one ends, which it knows.
     pub(crate) fn enter(&self, number: usize, phase: Phase) {
         let is_news = {
             let mut former = self.lanes[number].lock();

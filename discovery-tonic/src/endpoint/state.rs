@@ -2,7 +2,8 @@ use std::fmt;
 
 /// Where an endpoint's connections stand: the best of them, where there are several.
 ///
-/// It does not say whether the endpoint is ejected; [`EndpointStatus::out_until`](crate::EndpointStatus::out_until) does.
+/// It does not say whether the endpoint is ejected;
+/// [`EndpointStatus::out_until`](crate::EndpointStatus::out_until) does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum EndpointState {

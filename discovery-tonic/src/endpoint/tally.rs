@@ -47,8 +47,8 @@ impl Tally {
         }
     }
 
-    /// Counts a request that failed without an answer, and that `load` counts; sent during the sweep `tick`. Returns whether it is
-    /// a failure of the row.
+    /// Counts a request that failed without an answer, and that `load` counts; sent during the
+    /// sweep `tick`. Returns whether it is a failure of the row.
     pub(super) fn lost(&self, tick: u32, load: &Load) -> bool {
         self.lost.fetch_add(1, Ordering::Relaxed);
         // Ticks wrap around.

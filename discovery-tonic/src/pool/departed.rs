@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use super::outlier::Outlier;
 use crate::endpoint::Endpoint;
 
-/// What is known of endpoints that left while they were taken out, so that one that fails does not get its share of calls again by
-/// being announced anew.
+/// What is known of endpoints that left while they were taken out, so that one that fails does not
+/// get its share of calls again by being announced anew.
 #[derive(Debug, Default)]
 pub(crate) struct Departed(BTreeMap<InstanceId, DepartedEndpoint>);
 

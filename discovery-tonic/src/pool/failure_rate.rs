@@ -4,9 +4,11 @@ use tokio::time::Instant;
 
 use crate::endpoint::tally::Totals;
 
-/// Watches the share of an endpoint's calls that fail, over one interval after the other (gRFC A50, failure percentage).
+/// Watches the share of an endpoint's calls that fail, over one interval after the other (gRFC A50,
+/// failure percentage).
 ///
-/// It finds what rows of failures do not: an endpoint that fails most calls, but never so many in a row.
+/// It finds what rows of failures do not: an endpoint that fails most calls, but never so many in a
+/// row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct FailureRate {
     since: Option<Instant>,
@@ -50,7 +52,8 @@ mod tests {
 
     const LIMITS: FailureRateLimits = FailureRateLimits { interval: Duration::from_secs(10), percent: 85, volume: 50 };
 
-    /// What an interval says in which `ended` calls ended, `failed` of them badly, after totals of `before`.
+    /// What an interval says in which `ended` calls ended, `failed` of them badly, after totals of
+    /// `before`.
     fn says(before: Totals, ended: u32, failed: u32) -> bool {
         let (mut failure_rate, start) = (FailureRate::default(), Instant::now());
         assert!(!failure_rate.step(start, before, LIMITS));

@@ -3,10 +3,12 @@ use std::{collections::HashSet, time::Duration};
 use discovery_core::InstanceId;
 use tokio::time::Instant;
 
-/// Notices that most of a set vanishes, as it does when a registry comes back having expired everybody (B6).
+/// Notices that most of a set vanishes, as it does when a registry comes back having expired
+/// everybody (B6).
 ///
-/// More than half of at least three instances in one step are a mass. Around an outage of the registry all steps count as one,
-/// because it revokes expired leases one after the other. Without an outage they do not: a scale-down in single steps is meant.
+/// More than half of at least three instances in one step are a mass. Around an outage of the
+/// registry all steps count as one, because it revokes expired leases one after the other. Without
+/// an outage they do not: a scale-down in single steps is meant.
 #[derive(Debug, Default)]
 pub(crate) struct MassRemoval(Option<Outage>);
 
@@ -35,9 +37,11 @@ impl MassRemoval {
         }
     }
 
-    /// Takes one step: the set had `size` instances and loses `removed`. An outage counts for `limit` after its end.
+    /// Takes one step: the set had `size` instances and loses `removed`. An outage counts for
+    /// `limit` after its end.
     ///
-    /// Returns the instances to hold, among them such as vanished in earlier steps; empty where this is no mass.
+    /// Returns the instances to hold, among them such as vanished in earlier steps; empty where
+    /// this is no mass.
     pub(crate) fn step(
         &mut self,
         now: Instant,

@@ -14,7 +14,8 @@ use crate::{
     published::{endpoints::EndpointRow, target::Target},
 };
 
-/// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever becomes of its connections.
+/// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever
+/// becomes of its connections.
 ///
 /// It keeps what it last published, so that a set is published for little where little changed.
 pub(crate) struct Member {
@@ -68,7 +69,8 @@ impl Member {
 
     /// Looks at the connections again; returns whether there are others now.
     ///
-    /// Its slow start begins with its first connection, and with the first one after an attempt that failed.
+    /// Its slow start begins with its first connection, and with the first one after an attempt
+    /// that failed.
     pub(crate) fn refresh(&mut self, now: Instant) -> bool {
         let links = self.endpoint.links();
         if !links.is_empty() {
@@ -131,7 +133,8 @@ impl Member {
         self.step == slow_start::WHOLE
     }
 
-    /// How many of its connections get requests: one while it is probed, so that one request probes it.
+    /// How many of its connections get requests: one while it is probed, so that one request probes
+    /// it.
     pub(crate) fn lanes(&self) -> usize {
         let serving = self.links.iter().filter(|link| link.health == Health::Serving).count();
         if self.outlier.is_probing() { serving.min(1) } else { serving }
@@ -153,7 +156,8 @@ impl Member {
     }
 
     fn candidate(&self, link: &Link, weight: Weight) -> Candidate<Target> {
-        // A connection that came after the verdict; while requests wait, the trial counts them already.
+        // A connection that came after the verdict; while requests wait, the trial counts them
+        // already.
         if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
             link.load.set_trial(1);
         }

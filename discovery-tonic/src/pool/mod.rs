@@ -1,9 +1,11 @@
 //! The way of one update, from the resolver to what calls read.
 //!
-//! - [`Pool`] is the control task. It applies each update to its members, one [`member`] for each instance, and starts their
-//!   drivers; [`mass_removal`] holds those that vanish all at once, [`departed`] remembers those that left while ejected.
-//! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are in flight. [`outlier`]
-//!   decides who is ejected, probed or restored, with [`failure_rate`] for shares of failed calls.
+//! - [`Pool`] is the control task. It applies each update to its members, one [`member`] for each
+//!   instance, and starts their drivers; [`mass_removal`] holds those that vanish all at once,
+//!   [`departed`] remembers those that left while ejected.
+//! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
+//!   in flight. [`outlier`] decides who is ejected, probed or restored, with [`failure_rate`] for
+//!   shares of failed calls.
 //! - [`publish`] makes what calls read of all that, with the weights of [`slow_start`].
 
 pub(crate) mod departed;
@@ -31,18 +33,20 @@ use mass_removal::MassRemoval;
 use member::Member;
 use outlier::Ejection;
 
-/// The control task of a channel: it follows the updates, drives the endpoints and publishes what calls read, with or without
-/// traffic.
+/// The control task of a channel: it follows the updates, drives the endpoints and publishes what
+/// calls read, with or without traffic.
 pub(crate) struct Pool {
     published: Arc<Published>,
     config: PoolConfig,
     members: BTreeMap<InstanceId, Member>,
-    /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may be taken back.
+    /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may
+    /// be taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
     departed: Departed,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
     mass_removal: MassRemoval,
-    /// How many instances the registry has, which is without the held ones; `None` before the first set.
+    /// How many instances the registry has, which is without the held ones; `None` before the first
+    /// set.
     size: Option<usize>,
     lost: Option<(Instant, Error)>,
     next_sweep: Instant,
@@ -87,7 +91,8 @@ impl Pool {
         // A stream that ends breaks its law; the set stands then.
         let mut updates = updates.fuse();
         let mut stale = false;
-        // Updates and looks in a row, so that those that come without end do not keep the rest waiting.
+        // Updates and looks in a row, so that those that come without end do not keep the rest
+        // waiting.
         let mut consecutive = 0;
         loop {
             let sweeping = self.published.wakeups.is_sweeping();
@@ -201,7 +206,8 @@ impl Pool {
         member
     }
 
-    /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or one to hold.
+    /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or
+    /// one to hold.
     fn take_back(&mut self, instance: &Instance) -> Option<Member> {
         let leaving = self.leaving.get_mut(instance.id())?;
         let of_address = |member: &Member| member.endpoint.address == *instance.address();
@@ -238,7 +244,8 @@ impl Pool {
         }
     }
 
-    /// Holds the instances of a mass removal that are connected, for as long as the set may take to refill.
+    /// Holds the instances of a mass removal that are connected, for as long as the set may take to
+    /// refill.
     fn keep(&mut self, ids: Vec<InstanceId>, now: Instant) {
         let Some(limit) = self.config.hold else { return };
         let mut count = 0;

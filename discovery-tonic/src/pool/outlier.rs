@@ -7,13 +7,17 @@ use crate::endpoint::tally::Totals;
 
 /// When an endpoint is taken out, and for how long.
 ///
-/// At most half of the endpoints that are connected are out for this, and where less than half are left all are used: then something
-/// else is wrong than they. When its time is over an endpoint gets one request at a time, its probe, until one is answered. A server that
-/// says that it does not serve ([`Builder::health`](crate::Builder::health)) is another matter, and so is one that cannot be connected.
+/// At most half of the endpoints that are connected are out for this, and where less than half are
+/// left all are used: then something else is wrong than they. When its time is over an endpoint
+/// gets one request at a time, its probe, until one is answered. A server that says that it does
+/// not serve ([`Builder::health`](crate::Builder::health)) is another matter, and so is one that
+/// cannot be connected.
 ///
-/// Answers that are slow do not count, as long as they come, nor how an endpoint compares with the others.
+/// Answers that are slow do not count, as long as they come, nor how an endpoint compares with the
+/// others.
 ///
-/// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s, Finagle and Envoy 5.
+/// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s,
+/// Finagle and Envoy 5.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -34,20 +38,23 @@ use crate::endpoint::tally::Totals;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Ejection {
-    /// So many requests in a row without an answer: connection lost, deadline passed, or `UNAVAILABLE`; by default 5. A
-    /// connection that has never answered anything gets no more than 2. With 0 this does not count.
+    /// So many requests in a row without an answer: connection lost, deadline passed, or
+    /// `UNAVAILABLE`; by default 5. A connection that has never answered anything gets no more than
+    /// 2. With 0 this does not count.
     pub failures: u32,
-    /// So long without any answer while requests wait for one, one after the other or at the same time: by default 1 s. Where all calls of a service take longer, so
-    /// should this; an endpoint that answers is back at once. At least 100 ms.
+    /// So long without any answer while requests wait for one, one after the other or at the same
+    /// time: by default 1 s. Where all calls of a service take longer, so should this; an endpoint
+    /// that answers is back at once. At least 100 ms.
     pub silence: Duration,
-    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With 0, or above 100, this does
-    /// not count. Who is out for this is back by its probe alone.
+    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With
+    /// 0, or above 100, this does not count. Who is out for this is back by its probe alone.
     pub percent: u32,
     /// How many calls an interval must have had for that: by default 50.
     pub volume: u32,
     /// How long such an interval is: by default 10 s.
     pub interval: Duration,
-    /// How long it stays out the first time: by default 1 s, doubled each time that its probe fails.
+    /// How long it stays out the first time: by default 1 s, doubled each time that its probe
+    /// fails.
     pub shortest: Duration,
     /// How long it stays out at most: by default 60 s.
     pub longest: Duration,
@@ -68,7 +75,8 @@ pub(crate) struct Observation {
     pub(crate) totals: Totals,
 }
 
-/// What the sweeps know of one endpoint. It stays with the instance, whatever becomes of its connections.
+/// What the sweeps know of one endpoint. It stays with the instance, whatever becomes of its
+/// connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlier {
     state: State,
@@ -99,7 +107,8 @@ enum State {
 pub(crate) enum Verdict {
     /// Nothing changes.
     Stay,
-    /// It shall get no requests until then; a silent one may be frozen, which a new connection shows.
+    /// It shall get no requests until then; a silent one may be frozen, which a new connection
+    /// shows.
     Eject { until: Instant, silent: bool },
     /// It shall get one request at a time, until it answers.
     Probe,
@@ -119,7 +128,8 @@ impl Outlier {
         }
     }
 
-    /// What holds for another endpoint of the same instance: that it is out, or to be probed. Nothing where it is not.
+    /// What holds for another endpoint of the same instance: that it is out, or to be probed.
+    /// Nothing where it is not.
     pub(crate) fn of_successor(&self) -> Option<Self> {
         let state = match self.state {
             State::In => return None,
@@ -147,7 +157,8 @@ impl Outlier {
         !matches!(self.state, State::Out { .. })
     }
 
-    /// Whether a step would change nothing: nothing waits, and nothing has happened since the last one.
+    /// Whether a step would change nothing: nothing waits, and nothing has happened since the last
+    /// one.
     pub(crate) fn is_quiet(&self, seen: &Observation) -> bool {
         self.state == State::In
             && (seen.failures, seen.unanswered) == (0, 0)
@@ -206,7 +217,8 @@ impl Outlier {
     }
 }
 
-/// A time in which requests wait, with its interruptions: where one caller after the other gives up, nobody waits long.
+/// A time in which requests wait, with its interruptions: where one caller after the other gives
+/// up, nobody waits long.
 #[derive(Clone, Copy, Debug, Default)]
 struct Silence {
     before: Duration,

@@ -88,5 +88,6 @@ pub(super) fn is_taker(member: &Member, all_zero: bool) -> bool {
     all_zero || member.instance().weight().value() > 0
 }
 
-/// The time between two sets that are published, for each thousand endpoints: about a twentieth of it is spent on publishing.
+/// The time between two sets that are published, for each thousand endpoints: about a twentieth of
+/// it is spent on publishing.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -3,8 +3,8 @@ use std::time::Duration;
 use discovery_core::Weight;
 use tokio::time::Instant;
 
-/// How far an endpoint is in its slow start: its share grows from a tenth to the whole in a straight line, as Envoy's does with an
-/// aggression of 1.
+/// How far an endpoint is in its slow start: its share grows from a tenth to the whole in a
+/// straight line, as Envoy's does with an aggression of 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SlowStart {
     since: Option<Instant>,
@@ -21,7 +21,8 @@ impl SlowStart {
         self.since = None;
     }
 
-    /// The share of its weight that the endpoint gets, in thousandths, by steps; all of it where it has not begun.
+    /// The share of its weight that the endpoint gets, in thousandths, by steps; all of it where it
+    /// has not begun.
     pub(crate) fn share(self, now: Instant, window: Duration) -> u32 {
         match self.since {
             Some(since) if now - since < window => {
@@ -44,8 +45,8 @@ pub(crate) struct WeightShare {
 
 /// The weights of each endpoint's connections, in the same order; those of weight 0 keep that.
 ///
-/// Where they are not in the proportion of the endpoints' weights, all are first scaled up alike, so that a part of a small weight is
-/// something.
+/// Where they are not in the proportion of the endpoints' weights, all are first scaled up alike,
+/// so that a part of a small weight is something.
 pub(crate) fn weights(all: &[WeightShare], now: Instant, window: Duration) -> Vec<Weight> {
     let parts = all.first().map_or(0, |share| share.parts);
     if all.iter().all(|share| share.parts == parts && share.slow_start.share(now, window) == WHOLE) {

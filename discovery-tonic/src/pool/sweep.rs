@@ -10,7 +10,8 @@ use crate::{metrics::Event, published::availability::Availability, wakeups::SWEE
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {
-    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that calls shall see.
+    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that
+    /// calls shall see.
     pub(super) fn look(&mut self) -> bool {
         let now = Instant::now();
         // While none serves, calls are told why.
@@ -29,7 +30,8 @@ impl Pool {
         self.judge(&active, now) || changed
     }
 
-    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall see.
+    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall
+    /// see.
     pub(super) fn sweep(&mut self) -> bool {
         let now = Instant::now();
         self.next_sweep = now + SWEEP;
@@ -100,7 +102,8 @@ impl Pool {
         changed
     }
 
-    /// How many of those that shall get requests are out although they are connected, and how many are connected.
+    /// How many of those that shall get requests are out although they are connected, and how many
+    /// are connected.
     fn census(&self) -> (usize, usize) {
         let all_zero = self.is_all_zero();
         let connected = self.members.values().filter(|member| is_taker(member, all_zero) && member.is_connected());

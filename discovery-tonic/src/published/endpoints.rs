@@ -8,7 +8,8 @@ use crate::{
     error::report,
 };
 
-/// The endpoints of a channel as it last published them: a slice, and in `Display` a table for people.
+/// The endpoints of a channel as it last published them: a slice, and in `Display` a table for
+/// people.
 ///
 /// ```text
 /// INSTANCE   ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES
@@ -18,7 +19,8 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
 
-/// One endpoint of a channel, as [`BalancedChannel::endpoints`](crate::BalancedChannel::endpoints) shows it.
+/// One endpoint of a channel, as [`BalancedChannel::endpoints`](crate::BalancedChannel::endpoints)
+/// shows it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointStatus {
@@ -26,8 +28,8 @@ pub struct EndpointStatus {
     pub instance: Arc<Instance>,
     /// Where its connections stand.
     pub state: EndpointState,
-    /// The requests in flight on its present connections, until their response streams end. What goes on at one that was lost or
-    /// replaced is not counted.
+    /// The requests in flight on its present connections, until their response streams end. What
+    /// goes on at one that was lost or replaced is not counted.
     pub in_flight: u32,
     /// The requests in a row without an answer.
     pub failures: u32,
@@ -35,7 +37,8 @@ pub struct EndpointStatus {
     pub error: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it; longer where the registry is out of reach by then.
+    /// Until when it is held at most, although the registry no longer has it; longer where the
+    /// registry is out of reach by then.
     pub held_until: Option<Instant>,
 }
 

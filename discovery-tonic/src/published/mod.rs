@@ -1,7 +1,8 @@
 //! Where the ways of a call and of an update meet: what the pool publishes and calls read.
 //!
-//! The picker reads [`target`]s, one for each connection that takes requests; a call that finds none reads the
-//! [`availability`], which says whether to wait and why to fail; people read the [`endpoints`].
+//! The picker reads [`target`]s, one for each connection that takes requests; a call that finds
+//! none reads the [`availability`], which says whether to wait and why to fail; people read the
+//! [`endpoints`].
 
 pub(crate) mod availability;
 pub(crate) mod endpoints;
