@@ -267,7 +267,9 @@ impl Sink for Once {
 
     fn replace(&self, _: Vec<Entry>) {}
 
-    fn compare(&self, _: Vec<Entry>) {}
+    fn compare(&self, _: Vec<Entry>) -> bool {
+        true
+    }
 
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
 }

@@ -241,8 +241,14 @@ impl Sink for Attempt {
         self.state(entries, Fold::replace);
     }
 
-    fn compare(&self, entries: Vec<Entry>) {
-        self.state(entries, Fold::compare);
+    fn compare(&self, entries: Vec<Entry>) -> bool {
+        let mut is_equal = true;
+        self.state(entries, |fold, instances| {
+            let update = fold.compare(instances);
+            is_equal = update.is_none();
+            update
+        });
+        is_equal
     }
 
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {

@@ -84,7 +84,7 @@ pub(crate) trait Sink: fmt::Debug + Send + Sync {
     fn limit(&self) -> usize;
     fn reset(&self, entries: Vec<Entry>);
     fn replace(&self, entries: Vec<Entry>);
-    fn compare(&self, entries: Vec<Entry>);
+    fn compare(&self, entries: Vec<Entry>) -> bool;
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>);
 }
 
@@ -118,11 +118,11 @@ impl Live {
     }
 
     /// Compares the set with a state of the registry that it should be equal to; where it is not,
-    /// changes were missed, and watchers see a `Reset`.
+    /// changes were missed, and watchers see a `Reset`. Returns whether it is equal.
     ///
     /// For backends that audit their own watch.
-    pub fn compare(&mut self, entries: impl IntoIterator<Item = Entry>) {
-        self.0.compare(entries.into_iter().collect());
+    pub fn compare(&mut self, entries: impl IntoIterator<Item = Entry>) -> bool {
+        self.0.compare(entries.into_iter().collect())
     }
 
     /// Applies one atomic step of the registry. No id may stand in both parts.

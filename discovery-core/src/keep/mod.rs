@@ -161,6 +161,13 @@ enum After {
     Pause(Duration),
 }
 
+/// What became of a registration that an attempt made.
+enum HandedOver {
+    /// Its owner left meanwhile, and so it was ended.
+    Ended(Result<(), Error>),
+    Registered(Statuses),
+}
+
 impl<R: Registry + Clone> Keeper<R> {
     fn attempt(&self, instance: &Arc<Instance>) -> Attempt {
         let (registry, service) = (self.registry.clone(), self.service.clone());
@@ -195,10 +202,12 @@ impl<R: Registry + Clone> Keeper<R> {
                 Err(error) => Err(error),
             };
             let after = match handed_over {
-                Ok(Some(statuses)) => return self.follow(statuses).await,
-                Ok(None) => return Ok(()),
+                Ok(HandedOver::Registered(statuses)) => return self.follow(statuses).await,
+                Ok(HandedOver::Ended(result)) => return result,
                 Err(error) => self.failed(error),
             };
+            // Whoever waits for the registration finds the status that this left.
+            self.place.change(|slot| *slot = Slot::Empty);
             let is_refused = match after {
                 After::Nothing => return Ok(()),
                 After::AnotherInstance => true,
@@ -225,36 +234,52 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none
-    /// is.
+    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none is.
+    ///
+    /// # Errors
+    ///
+    /// Where the registry does not take the instance as it is wanted, and has none of it any more.
     async fn hand_over(
         &mut self,
         registration: Registration,
         instance: &mut Arc<Instance>,
-    ) -> Result<Option<Statuses>, Error> {
-        self.status.set(registration.status());
+    ) -> Result<HandedOver, Error> {
         // What the owner wants from now on waits for the registration, or updates that come faster
         // than the registry answers would keep it from ever being handed over.
-        let wanted = self.place.change(|slot| {
+        let mut wanted = self.place.change(|slot| {
             *slot = Slot::Taken;
             self.wants.borrow().instance()
         });
-        if let Some(wanted) = wanted.filter(|wanted| !Arc::ptr_eq(wanted, instance)) {
+        self.status.set(registration.status());
+        while let Some(next) = wanted.filter(|wanted| !Arc::ptr_eq(wanted, instance)) {
             let updated = tokio::select! {
                 biased;
-                () = unwanted(&mut self.wants) => Ok(()),
-                updated = registration.update(|_| (*wanted).clone()) => updated,
+                () = unwanted(&mut self.wants) => break,
+                updated = registration.update(|_| (*next).clone()) => updated,
             };
-            match updated {
-                Err(error) if !error.is_retryable() => {
+            wanted = match updated {
+                Err(error) if is_of_entry(&error) => {
                     // Which is not tried again, either.
-                    *instance = wanted;
-                    self.place.change(|slot| *slot = Slot::Empty);
+                    *instance = next;
                     return Err(error);
                 }
-                // The registry goes on to write it.
-                Ok(()) | Err(_) => *instance = wanted,
-            }
+                // It stays registered as it is until the registry takes this.
+                Err(error) if !error.is_retryable() => {
+                    self.failed(error);
+                    tokio::select! {
+                        biased;
+                        () = unwanted(&mut self.wants) => break,
+                        () = sleep(self.delays.next_delay()) => {}
+                    }
+                    Some(next)
+                }
+                // The registry goes on to write what was late.
+                Ok(()) | Err(_) => {
+                    *instance = next;
+                    self.status.set(registration.status());
+                    break;
+                }
+            };
         }
         let statuses = registration.statuses();
         // Under the lock, which the owner takes too.
@@ -265,10 +290,10 @@ impl<R: Registry + Clone> Keeper<R> {
             *slot = Slot::Registered(Arc::new(registration));
             None
         });
-        match unwanted {
-            Some(registration) => registration.deregister().await.map(|()| None),
-            None => Ok(Some(statuses)),
-        }
+        Ok(match unwanted {
+            Some(registration) => HandedOver::Ended(registration.deregister().await),
+            None => HandedOver::Registered(statuses),
+        })
     }
 
     /// Passes the status on.
@@ -412,6 +437,12 @@ async fn unwanted(wants: &mut watch::Receiver<Wanted>) {
 /// better.
 fn is_of_call(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Closed | ErrorKind::InvalidInput | ErrorKind::NoRuntime | ErrorKind::Unsupported)
+}
+
+/// Whether an error means that nothing of the entry is left to keep, or that it can never be as it
+/// is wanted.
+fn is_of_entry(error: &Error) -> bool {
+    is_of_call(error) || error.kind() == ErrorKind::Conflict
 }
 
 fn runtime_gone() -> Error {

@@ -91,7 +91,7 @@ impl Authenticator {
     /// Records that a call failed, which may be for the last token of the member.
     pub(super) fn failed(&self, member: &Address, failure: &Failure) {
         if failure.reason == Reason::Token
-            && let Some(asked) = self.pace().asked.get_mut(member)
+            && let Some(asked) = self.pace().asked.get_mut(member).filter(|asked| asked.reason == Reason::Token)
         {
             *asked = failure.clone().withheld();
         }

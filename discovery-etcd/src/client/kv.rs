@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use discovery_core::ErrorKind;
 use etcd_client::{
     Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
@@ -158,10 +159,13 @@ impl Member {
 }
 
 impl Member {
-    /// Takes note of an answer about entries, which etcd gives to those alone whose token it
-    /// accepts. It is not so particular about leases and about streams that begin.
+    /// Takes note of an answer about entries, which etcd gives to those alone whose token it accepts.
+    /// It is not so particular about leases, about streams that begin, and about puts for which it
+    /// has no space.
     fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
-        if result.as_ref().err().is_none_or(|failure| failure.reason.is_of_cluster()) {
+        let is_authorized =
+            |failure: &Failure| failure.reason.is_of_cluster() && failure.error.kind() != ErrorKind::ResourceExhausted;
+        if result.as_ref().err().is_none_or(is_authorized) {
             self.dial.auth.accepted();
         }
         result

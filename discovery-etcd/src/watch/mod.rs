@@ -23,7 +23,7 @@ use tracing::debug;
 
 use crate::{
     audit_interval::AuditInterval,
-    client::{Event, Failure, Member, RangeSummary, Reason, WatchStream},
+    client::{Event, Failure, Member, Message, RangeSummary, Reason, WatchStream},
     cluster::{Asking, Cluster},
     layout::Layout,
 };
@@ -91,7 +91,6 @@ impl EtcdSource {
                     Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
                 }));
             };
-            let is_compacted = error.is_none();
             let report = error.as_ref().map(|error| error.report().to_string());
             debug!(%service, revision, error = report, "listing anew");
             listed = match error {
@@ -103,11 +102,7 @@ impl EtcdSource {
                     Err(error) => return Err(error),
                 },
             };
-            open = if is_compacted && state.is_level_with(&listed) {
-                Open::Level(state.live)
-            } else {
-                Open::Live(state.live)
-            };
+            open = Open::Live(state.live);
             wait = next;
         }
     }
@@ -157,16 +152,18 @@ impl EtcdSource {
                     if state.is_level_with(&moved.listed) {
                         state.compare(moved.listed);
                         audit = Box::pin(sleep_until(self.audit.next()));
-                    } else if moved.listed.revision <= state.cursor.reached() {
-                        state.cursor.resume();
-                    } else {
+                    } else if moved.listed.revision > state.cursor.reached() {
                         continue;
                     }
                     // The one before is closed only now, and what both tell is taken once.
                     member = moved.member;
                     stream = moved.stream;
+                    state.cursor.resume();
                     beat = None;
-                    continue;
+                    match moved.early {
+                        Some(message) => Ok(message),
+                        None => continue,
+                    }
                 }
                 _ = ticks.tick(), if beat.is_none() => {
                     if moving.is_none() && let Some(another) = self.cluster.another(&member) {
@@ -226,7 +223,15 @@ impl EtcdSource {
         });
         let member = asking.ended(&begun);
         let begun = begun.inspect_err(|failure| debug!(error = %failure.error.report(), "watch not moved"));
-        Some(Moved { member, stream: begun.ok()?, listed })
+        let mut stream = begun.ok()?;
+        // Meanwhile the present one tells what is on its way, and the new one whether its history
+        // was compacted before it caught up.
+        let early = match timeout(self.pace.interval, stream.next()).await {
+            Ok(Ok(message)) if message.canceled.is_none() => Some(message),
+            Ok(_) => return None,
+            Err(_) => None,
+        };
+        Some(Moved { member, stream, listed, early })
     }
 
     /// Compares the set with a fresh list, which finds changes that the watch left out and permissions
@@ -247,10 +252,12 @@ impl EtcdSource {
             }
             Ok(_) => {
                 match self.list_within(range, self.pace.patience(), at).await {
-                    Ok(listed) => {
-                        state.live.compare(listed.entries);
-                        state.pulse = Pulse::new(listed.keys, at);
+                    Ok(listed) if listed.cluster == state.cursor.cluster() => {
+                        if !state.live.compare(listed.entries) {
+                            state.pulse = Pulse::new(listed.keys, at);
+                        }
                     }
+                    Ok(_) => debug!("the watch was not compared with another cluster's list"),
                     // Compacted, as a rule.
                     Err(error) => debug!(error = %error.report(), "the watch was not compared with a list"),
                 }
@@ -305,7 +312,9 @@ struct State {
 }
 
 impl State {
-    /// Whether the watch told all changes up to a list of the same history, and none that came later.
+    /// Whether a list of the same history has nothing that the watch did not tell, nor the watch
+    /// anything that came later. What came and went in between shows in neither, so a watch goes on
+    /// from where it stands.
     fn is_level_with(&self, listed: &Listed) -> bool {
         let reached = self.cursor.reached();
         listed.cluster == self.cursor.cluster()
@@ -314,11 +323,12 @@ impl State {
             && i64::try_from(listed.keys) == Ok(self.pulse.count())
     }
 
-    /// Takes a list that it is level with.
+    /// Compares the set with a list that it is level with.
     fn compare(&mut self, listed: Listed) {
-        self.live.compare(listed.entries);
-        self.cursor = Cursor::new(listed.revision, listed.cluster);
-        self.pulse = Pulse::new(listed.keys, listed.revision);
+        if !self.live.compare(listed.entries) {
+            self.cursor = Cursor::new(listed.revision, listed.cluster);
+            self.pulse = Pulse::new(listed.keys, listed.revision);
+        }
     }
 }
 
@@ -327,6 +337,8 @@ struct Moved {
     member: Arc<Member>,
     stream: WatchStream,
     listed: Listed,
+    /// What it told first.
+    early: Option<Message>,
 }
 
 /// An operation that runs beside the watch.
@@ -343,8 +355,6 @@ async fn answer<T>(pending: &mut Option<Pending<'_, T>>) -> T {
 /// Where the next set goes.
 enum Open {
     Feed(Feed),
-    /// To watchers who know this state already.
-    Level(Live),
     Live(Live),
 }
 
@@ -352,10 +362,6 @@ impl Open {
     fn reset(self, entries: Vec<Entry>) -> Live {
         match self {
             Self::Feed(feed) => feed.reset(entries),
-            Self::Level(mut live) => {
-                live.compare(entries);
-                live
-            }
             Self::Live(mut live) => {
                 live.reset(entries);
                 live

@@ -13,6 +13,7 @@ impl Entry {
     /// Takes that a write under this lease was not answered, and so may be done at any time.
     pub(in crate::registry) fn doubt(&mut self, lease: i64) {
         self.doubt = Some(lease);
+        self.unanswered = self.guard.filter(|guard| guard.lease == lease);
     }
 
     /// Takes the answer to a write.
@@ -20,6 +21,9 @@ impl Entry {
         if !answer.as_ref().is_err_and(Failure::is_unsent) {
             // There may be an entry, whatever is answered.
             self.left = Some(lease);
+        }
+        if answer.is_ok() {
+            self.unanswered = None;
         }
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
@@ -160,6 +164,7 @@ impl Entry {
                 // Lower than before where etcd was set back to an older copy of its data.
                 self.written = row.as_ref().map_or(revision, |row| row.revision);
                 self.read_at = revision;
+                self.unanswered = None;
                 let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
                 let was_held = is_held(&self.owner);
                 self.seen(row);

@@ -92,6 +92,7 @@ impl Entry {
         // What they wait to be gone is this one's now.
         answer(self.leaving.drain(..), &Ok(()));
         (self.seen, self.pause, self.released) = (None, None, None);
+        self.unanswered = None;
         self.pauses.reset();
     }
 
@@ -120,6 +121,7 @@ impl Entry {
         let Some(owner) = self.owner.take() else { return };
         owner.release();
         (self.seen, self.pause) = (None, None);
+        self.unanswered = None;
         self.pauses.reset();
         self.owner = self.former.take();
         match &mut self.owner {

@@ -61,6 +61,9 @@ pub(super) struct Entry {
     /// The lease of a write that was not answered and may still be done, by a member that was frozen with it or behind a network
     /// that holds it back, for as long as the lease lives.
     doubt: Option<i64>,
+    /// What the last write was for, and the last one that was not answered.
+    guard: Option<Guard>,
+    unanswered: Option<Guard>,
     /// The last write was refused because what stood there was not what was known.
     refused: bool,
     /// When somebody last took it away.
@@ -134,6 +137,13 @@ pub(super) enum Next {
     Write { value: Vec<u8>, lease: i64, revision: i64 },
 }
 
+/// The state of an entry that a write is for.
+#[derive(Clone, Copy, Debug)]
+struct Guard {
+    lease: i64,
+    revision: i64,
+}
+
 impl Entry {
     pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff, audit_interval: AuditInterval) -> Self {
         let recheck = Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
@@ -158,6 +168,8 @@ impl Entry {
             released: None,
             dead: None,
             doubt: None,
+            guard: None,
+            unanswered: None,
             refused: false,
             missed: None,
             repair_delays: backoff.delays(),
@@ -211,12 +223,14 @@ impl Entry {
             Some(Some(row)) => Seen::Entry(row),
         };
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
-            // After a write that was not answered the next one is for the same state of the entry:
-            // if it is late too, it is not done to what came since.
-            Act::Write(0) if self.seen.is_none() && self.doubt == Some(id) && owner.intent == Intent::Heal => {
-                Ok(Next::Write { value: owner.value.clone(), lease: id, revision: self.written })
+            Act::Write(revision) => {
+                // After a write that was not answered the next one is for the same state of the
+                // entry: if it is late too, it is not done to what came since.
+                let same = self.unanswered.filter(|guard| guard.lease == id && self.seen.is_none());
+                let revision = same.map_or(revision, |guard| guard.revision);
+                self.guard = Some(Guard { lease: id, revision });
+                Ok(Next::Write { value: owner.value.clone(), lease: id, revision })
             }
-            Act::Write(revision) => Ok(Next::Write { value: owner.value.clone(), lease: id, revision }),
             act => Err(act),
         }
     }
@@ -295,6 +309,7 @@ impl Entry {
             self.losses.lost(&self.place, &error);
         }
         self.seen = None;
+        self.unanswered = None;
         self.dead = None;
         let is_final = is_final(&error);
         for owner in self.former.iter().chain([&*owner]) {

@@ -385,6 +385,57 @@ async fn a_write_is_guarded_by_the_revision_before_it() {
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
 }
 
+/// A revision that was seen under another owner guards no write of an owner who does not take over.
+#[tokio::test(start_paused = true)]
+async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
+    const OTHER: i64 = 77;
+    let pass = || tokio::time::sleep(Duration::from_secs(10));
+    let foreign = || row(OTHER, "theirs", 9);
+
+    // It took the place while the lease was lost, and the first write after that is not answered.
+    let mut first = entry();
+    let lease = held(&first.lease);
+    registered(&mut first, &lease);
+    first.take(Command::Unwatched);
+    pass().await;
+    assert!(matches!(first.next(&lease), Next::Read));
+    first.read(Ok(KeyReading { row: Some(foreign()), revision: 9 }));
+    assert!(matches!(first.next(&lost()), Next::Wait(_)));
+    let next = held(&first.lease);
+    for _ in 0..2 {
+        assert!(matches!(first.next(&next), Next::Write { revision: 0, .. }));
+        first.written(id_of(&next), Err(no_answer()));
+        pass().await;
+    }
+    assert!(matches!(first.next(&next), Next::Write { revision: 0, .. }));
+    first.written(id_of(&next), Ok(Put::Refused(Some(foreign()))));
+    first.next(&next);
+    assert!(first.owner.is_none(), "superseded");
+
+    // A claim of the same handle meets it, and is given up, be it answered or not.
+    for is_answered in [true, false] {
+        let mut second = entry();
+        let lease = held(&second.lease);
+        registered(&mut second, &lease);
+        let _answer = claim(&mut second, 2, "w", Claim::TakeOver);
+        assert!(matches!(second.next(&lease), Next::Write { revision: 0, .. }));
+        second.written(id_of(&lease), Ok(Put::Refused(Some(foreign()))));
+        pass().await;
+        assert!(matches!(second.next(&lease), Next::Write { revision: 9, .. }));
+        if !is_answered {
+            second.written(id_of(&lease), Err(no_answer()));
+            pass().await;
+            assert!(matches!(second.next(&lease), Next::Write { revision: 9, .. }), "it takes over");
+        }
+        let _gone = release(&mut second, 2);
+        assert!(matches!(second.next(&lease), Next::Write { value, revision: 0, .. } if value == b"v"));
+        second.written(id_of(&lease), Ok(Put::Refused(Some(foreign()))));
+        pass().await;
+        second.next(&lease);
+        assert!(second.owner.is_none(), "superseded");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     /// Our own handle registers or deregisters.
