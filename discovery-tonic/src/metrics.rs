@@ -40,7 +40,7 @@ struct Handles {
 
 #[cfg(feature = "metrics")]
 impl Metrics {
-    pub(crate) fn of(service: &ServiceName) -> Self {
+    pub(crate) fn new(service: &ServiceName) -> Self {
         let service = service.to_string();
         let counter = |(name, what): (&'static str, &'static str)| {
             ::metrics::describe_counter!(name, Unit::Count, what);
@@ -101,7 +101,7 @@ impl Handles {
 
 #[cfg(not(feature = "metrics"))]
 impl Metrics {
-    pub(crate) fn of(_: &ServiceName) -> Self {
+    pub(crate) fn new(_: &ServiceName) -> Self {
         Self {}
     }
 

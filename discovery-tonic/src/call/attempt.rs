@@ -94,7 +94,7 @@ impl Attempt {
                 None
             }
             Some(_) => Status::from_header_map(response.headers()),
-            None => status::of_http(response.status()),
+            None => status::from_http(response.status()),
         };
         let Some(status) = failed else {
             self.answered();

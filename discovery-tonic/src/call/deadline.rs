@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 /// When a call ends, from its `grpc-timeout` header; a malformed one counts as none, as in tonic.
-pub(crate) fn of(headers: &HeaderMap) -> Option<Instant> {
+pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Instant> {
     let timeout = parse(headers.get(&NAME)?.to_str().ok()?)?;
     // Beyond what the clock can tell is without a deadline.
     Instant::now().checked_add(timeout)

@@ -90,14 +90,14 @@ impl Call {
         shared: &Shared,
         mut request: Request<tonic::body::Body>,
     ) -> Result<(Self, Request<RequestBody>), Status> {
-        let deadline = deadline::of(request.headers());
+        let deadline = deadline::from_headers(request.headers());
         shared.user_agent.append_to(request.headers_mut());
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
         let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
-        let replay = ReplayRequest::of(&request);
+        let replay = ReplayRequest::from_request(&request);
         Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
@@ -213,7 +213,7 @@ impl Call {
             shared.published.wakeups.metrics.count(Event::Retry);
             return Next::Again(replay.request(self.repeats.as_ref()), Duration::ZERO);
         }
-        let (code, message, of_peer) = status::of_connection(&error);
+        let (code, message, of_peer) = status::from_connection(&error);
         if of_peer {
             attempt.fail();
         } else {

@@ -14,7 +14,7 @@ pub(super) struct ReplayRequest {
 }
 
 impl ReplayRequest {
-    pub(super) fn of(request: &Request<RequestBody>) -> Option<Self> {
+    pub(super) fn from_request(request: &Request<RequestBody>) -> Option<Self> {
         let RequestBody::Kept(body) = request.body() else { return None };
         // The iterator cannot tell its length.
         let mut headers = Vec::with_capacity(request.headers().len());

@@ -57,7 +57,7 @@ impl Live {
     }
 
     fn fail(self, error: hyper::Error) -> Status {
-        let (code, message, of_peer) = status::of_connection(&error);
+        let (code, message, of_peer) = status::from_connection(&error);
         if of_peer && code == Code::Unavailable {
             self.attempt.endpoint().failed();
         }

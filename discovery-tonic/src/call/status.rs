@@ -41,7 +41,7 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
 /// mapping of the gRPC protocol, and whether it was the peer's or the connection's doing.
 ///
 /// An own table, since tonic's depends on its features.
-pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
+pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
     let reset = h2_error(error).filter(|error| error.is_reset());
     match reset.map(|error| (error.is_remote(), error.reason())) {
         None => (Code::Unavailable, "the connection was lost", true),
@@ -60,7 +60,7 @@ pub(crate) fn of_connection(error: &hyper::Error) -> (Code, &'static str, bool) 
 
 /// What an answer without `grpc-status` says that comes from a proxy, or from a server that is
 /// about to go, by the mapping of the gRPC protocol; nothing where its HTTP status is 200.
-pub(crate) fn of_http(status: StatusCode) -> Option<Status> {
+pub(crate) fn from_http(status: StatusCode) -> Option<Status> {
     let code = match status {
         StatusCode::OK => return None,
         StatusCode::BAD_REQUEST => Code::Internal,

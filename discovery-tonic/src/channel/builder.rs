@@ -258,7 +258,7 @@ impl Builder {
             error.during("connect").for_service(&self.service)
         })?;
         let updates = self.resolver.watch(&self.service)?;
-        let wakeups = Arc::new(Wakeups::new(Metrics::of(&self.service)));
+        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {
             service: self.service,
             pickers: Pickers::of(self.policy),
@@ -287,7 +287,7 @@ impl Builder {
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
         let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(updates).instrument(span));
-        Ok(BalancedChannel::of(Shared {
+        Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
             wait: self.wait.min(FAR),

@@ -93,7 +93,7 @@ impl BalancedChannel {
         Builder::new(resolver, service)
     }
 
-    fn of(shared: Shared) -> Self {
+    fn from_shared(shared: Shared) -> Self {
         let picker = shared.published.pickers.picker();
         Self { shared: Arc::new(shared), picker }
     }

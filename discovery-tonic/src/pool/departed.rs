@@ -22,7 +22,7 @@ struct DepartedEndpoint {
 impl Departed {
     /// Keeps what is known of an endpoint for so long, if there is anything against it.
     pub(crate) fn keep(&mut self, endpoint: &Endpoint, outlier: &Outlier, until: Instant) {
-        if let Some(outlier) = outlier.of_successor() {
+        if let Some(outlier) = outlier.for_successor() {
             self.0.insert(endpoint.id.clone(), DepartedEndpoint { address: endpoint.address.clone(), outlier, until });
         }
     }

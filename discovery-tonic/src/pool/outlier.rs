@@ -130,7 +130,7 @@ impl Outlier {
 
     /// What holds for another endpoint of the same instance: that it is out, or to be probed.
     /// Nothing where it is not.
-    pub(crate) fn of_successor(&self) -> Option<Self> {
+    pub(crate) fn for_successor(&self) -> Option<Self> {
         let state = match self.state {
             State::In => return None,
             State::Out { until, .. } => State::Out { until, strict: false },
