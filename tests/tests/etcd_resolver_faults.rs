@@ -400,7 +400,8 @@ async fn a30_a_process_may_start_before_etcd() {
     let start = Instant::now();
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
-    assert!(start.elapsed() < Duration::from_secs(10));
+    // Its time is 10 s, and it goes on until that is over.
+    assert!(start.elapsed() < Duration::from_secs(11), "{:?}", start.elapsed());
     println!("A30: a list failed in {:?}: {}", start.elapsed(), error.report());
 
     let registering = tokio::spawn({
