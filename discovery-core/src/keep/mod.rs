@@ -1,25 +1,22 @@
 //! A registration that is there at once, and in the registry as soon as that can be reached.
 
+mod kept;
+
 use std::{
-    mem,
-    pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::Pin,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use async_trait::async_trait;
 use futures::FutureExt;
-use tokio::{
-    sync::{Notify, watch},
-    task::{AbortHandle, JoinHandle},
-    time::sleep,
-};
+use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
 use crate::{
-    Backoff, Claim, Delays, Error, ErrorKind, Held, Instance, Registration, Registry, ServiceName, Status,
-    StatusWriter, Statuses, resolver::require_runtime,
+    Backoff, Claim, Delays, Error, ErrorKind, Instance, Registration, Registry, ServiceName, Status, StatusWriter,
+    Statuses, resolver::require_runtime,
 };
+use kept::{Kept, Place, Slot, Wanted, runtime_gone};
 
 /// What every [`Registry`] can do besides; implemented for all of them and for nothing else.
 pub trait RegistryExt: Registry {
@@ -97,44 +94,6 @@ pub trait RegistryExt: Registry {
 }
 
 impl<T: Registry> RegistryExt for T {}
-
-/// The owner's side of a registration that is being kept.
-#[derive(Debug)]
-struct Kept {
-    wanted: watch::Sender<Wanted>,
-    place: Arc<Place>,
-    status: StatusWriter,
-    abort: AbortHandle,
-    /// Taken by the one who waits for its end.
-    task: Mutex<Option<JoinHandle<Result<(), Error>>>>,
-}
-
-/// What the owner wants before the first write.
-#[derive(Debug)]
-enum Wanted {
-    Gone,
-    Registered(Arc<Instance>),
-}
-
-/// What the first successful attempt leaves, outside of its task, so that it ends at once with its
-/// owner.
-#[derive(Debug, Default)]
-enum Slot {
-    #[default]
-    Empty,
-    /// The task has gone, and left nothing.
-    Ended,
-    Registered(Arc<Registration>),
-    /// The registration is on its way here.
-    Taken,
-}
-
-/// A slot, and those who wait for it to change.
-#[derive(Debug, Default)]
-struct Place {
-    slot: Mutex<Slot>,
-    changed: Notify,
-}
 
 /// The task that makes the attempts.
 #[derive(Debug)]
@@ -234,7 +193,8 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none is.
+    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none
+    /// is.
     ///
     /// # Errors
     ///
@@ -340,93 +300,6 @@ impl<R> Drop for Keeper<R> {
     }
 }
 
-#[async_trait]
-impl Held for Kept {
-    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
-        let registration = loop {
-            let mut changed = pin!(self.place.changed.notified());
-            changed.as_mut().enable();
-            match (&*self.place.lock(), self.status.status()) {
-                (Slot::Registered(registration), _) => break Arc::clone(registration),
-                (Slot::Taken, _) => {}
-                (_, Status::Superseded { .. }) => {
-                    return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").during("update"));
-                }
-                (_, Status::Deregistered { .. }) => {
-                    return Err(Error::new(ErrorKind::Closed, "the registration has ended").during("update"));
-                }
-                (Slot::Ended, _) => return Err(runtime_gone().during("update")),
-                (Slot::Empty, _) => {
-                    self.wanted.send_replace(Wanted::Registered(instance));
-                    return Ok(());
-                }
-            }
-            changed.await;
-        };
-        registration.update(move |_| (*instance).clone()).await
-    }
-
-    async fn deregister(&self) -> Result<(), Error> {
-        let registration = {
-            let mut slot = self.place.lock();
-            self.wanted.send_replace(Wanted::Gone);
-            match mem::take(&mut *slot) {
-                // Nobody else holds it: an update borrows the registration that this ends.
-                Slot::Registered(registration) => Arc::into_inner(registration),
-                Slot::Empty | Slot::Ended | Slot::Taken => None,
-            }
-        };
-        let result = match registration {
-            Some(registration) => registration.deregister().await,
-            None => self.ended().await,
-        };
-        if result.is_ok() {
-            self.status.set(Status::deregistered());
-        }
-        result
-    }
-
-    fn release(&self) {
-        self.status.set(Status::deregistered());
-        self.abort.abort();
-        // Dropped here, so that nothing is left to happen later.
-        drop(mem::take(&mut *self.place.lock()));
-    }
-}
-
-impl Place {
-    fn lock(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the slot, and wakes those who wait for that.
-    fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> T {
-        let result = change(&mut self.lock());
-        self.changed.notify_waiters();
-        result
-    }
-}
-
-impl Wanted {
-    fn instance(&self) -> Option<Arc<Instance>> {
-        match self {
-            Self::Gone => None,
-            Self::Registered(instance) => Some(Arc::clone(instance)),
-        }
-    }
-}
-
-impl Kept {
-    /// Waits for the end of the task, which takes back what it may have written.
-    async fn ended(&self) -> Result<(), Error> {
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match task {
-            Some(task) => task.await.unwrap_or_else(|_| Err(runtime_gone().during("deregister"))),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Waits until no instance is wanted any more. Cancel safe.
 async fn unwanted(wants: &mut watch::Receiver<Wanted>) {
     // An owner who is gone has the task aborted.
@@ -443,10 +316,6 @@ fn is_of_call(error: &Error) -> bool {
 /// is wanted.
 fn is_of_entry(error: &Error) -> bool {
     is_of_call(error) || error.kind() == ErrorKind::Conflict
-}
-
-fn runtime_gone() -> Error {
-    Error::new(ErrorKind::Internal, "the runtime that kept the registration was shut down")
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 use std::{collections::VecDeque, sync::Mutex, time::Duration};
 
+use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
+use crate::Held;
 
 /// What becomes of one attempt.
 #[derive(Clone, Debug)]

@@ -1,0 +1,145 @@
+//! The owner's side of a registration that is kept: what is asked of it, before and after it is
+//! made.
+
+use std::{
+    mem,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{Notify, watch},
+    task::{AbortHandle, JoinHandle},
+};
+
+use crate::{Error, ErrorKind, Held, Instance, Registration, Status, StatusWriter};
+
+/// The owner's side of a registration that is being kept.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) wanted: watch::Sender<Wanted>,
+    pub(super) place: Arc<Place>,
+    pub(super) status: StatusWriter,
+    pub(super) abort: AbortHandle,
+    /// Taken by the one who waits for its end.
+    pub(super) task: Mutex<Option<JoinHandle<Result<(), Error>>>>,
+}
+
+/// What the owner wants before the first write.
+#[derive(Debug)]
+pub(super) enum Wanted {
+    Gone,
+    Registered(Arc<Instance>),
+}
+
+/// What the first successful attempt leaves, outside of its task, so that it ends at once with its
+/// owner.
+#[derive(Debug, Default)]
+pub(super) enum Slot {
+    #[default]
+    Empty,
+    /// The task has gone, and left nothing.
+    Ended,
+    Registered(Arc<Registration>),
+    /// The registration is on its way here.
+    Taken,
+}
+
+/// A slot, and those who wait for it to change.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    slot: Mutex<Slot>,
+    changed: Notify,
+}
+
+#[async_trait]
+impl Held for Kept {
+    async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
+        let registration = loop {
+            let mut changed = pin!(self.place.changed.notified());
+            changed.as_mut().enable();
+            match (&*self.place.lock(), self.status.status()) {
+                (Slot::Registered(registration), _) => break Arc::clone(registration),
+                (Slot::Taken, _) => {}
+                (_, Status::Superseded { .. }) => {
+                    return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").during("update"));
+                }
+                (_, Status::Deregistered { .. }) => {
+                    return Err(Error::new(ErrorKind::Closed, "the registration has ended").during("update"));
+                }
+                (Slot::Ended, _) => return Err(runtime_gone().during("update")),
+                (Slot::Empty, _) => {
+                    self.wanted.send_replace(Wanted::Registered(instance));
+                    return Ok(());
+                }
+            }
+            changed.await;
+        };
+        registration.update(move |_| (*instance).clone()).await
+    }
+
+    async fn deregister(&self) -> Result<(), Error> {
+        let registration = {
+            let mut slot = self.place.lock();
+            self.wanted.send_replace(Wanted::Gone);
+            match mem::take(&mut *slot) {
+                // Nobody else holds it: an update borrows the registration that this ends.
+                Slot::Registered(registration) => Arc::into_inner(registration),
+                Slot::Empty | Slot::Ended | Slot::Taken => None,
+            }
+        };
+        let result = match registration {
+            Some(registration) => registration.deregister().await,
+            None => self.ended().await,
+        };
+        if result.is_ok() {
+            self.status.set(Status::deregistered());
+        }
+        result
+    }
+
+    fn release(&self) {
+        self.status.set(Status::deregistered());
+        self.abort.abort();
+        // Dropped here, so that nothing is left to happen later.
+        drop(mem::take(&mut *self.place.lock()));
+    }
+}
+
+impl Place {
+    fn lock(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the slot, and wakes those who wait for that.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.notify_waiters();
+        result
+    }
+}
+
+impl Wanted {
+    pub(super) fn instance(&self) -> Option<Arc<Instance>> {
+        match self {
+            Self::Gone => None,
+            Self::Registered(instance) => Some(Arc::clone(instance)),
+        }
+    }
+}
+
+impl Kept {
+    /// Waits for the end of the task, which takes back what it may have written.
+    async fn ended(&self) -> Result<(), Error> {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match task {
+            Some(task) => task.await.unwrap_or_else(|_| Err(runtime_gone().during("deregister"))),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(super) fn runtime_gone() -> Error {
+    Error::new(ErrorKind::Internal, "the runtime that kept the registration was shut down")
+}
