@@ -46,8 +46,8 @@
 //!
 //! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table.
 //!
-//! `tracing` is told what becomes of endpoints, within a span `channel` with the field `service`.
-//! Single calls are not logged.
+//! `tracing` events report what becomes of endpoints, within a span `channel` with the field
+//! `service`. Single calls are not logged.
 //!
 //! | Event | Level | Fields |
 //! |---|---|---|

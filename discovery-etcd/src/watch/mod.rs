@@ -224,8 +224,8 @@ impl EtcdSource {
         let member = asking.ended(&begun);
         let begun = begun.inspect_err(|failure| debug!(error = %failure.error.report(), "watch not moved"));
         let mut stream = begun.ok()?;
-        // Meanwhile the present one tells what is on its way, and the new one whether its history
-        // was compacted before it caught up.
+        // A beat more: the present watch delivers what is in flight, and a new one whose history was
+        // compacted before it caught up is canceled.
         let early = match timeout(self.pace.interval, stream.next()).await {
             Ok(Ok(message)) if message.canceled.is_none() => Some(message),
             Ok(_) => return None,
@@ -234,8 +234,8 @@ impl EtcdSource {
         Some(Moved { member, stream, listed, early })
     }
 
-    /// Compares the set with a fresh list, which finds changes that the watch left out and permissions
-    /// that were withdrawn. Where it differs, watchers see a `Reset`.
+    /// Compares the set with a fresh list, which finds changes that the watch left out and
+    /// permissions that were withdrawn. Where it differs, watchers see a `Reset`.
     ///
     /// A change that is on its way is none that was left out: where there may be one, the set is
     /// compared with the list as it was where the watch stands.

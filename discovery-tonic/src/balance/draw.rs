@@ -21,7 +21,8 @@ impl Draw {
         (scale(bits >> 32, first), scale(bits & u64::from(u32::MAX), second))
     }
 
-    /// A number below `bound`, which is not 0: Lemire's multiplication without its rejection, whose bias is under `bound` / 2³².
+    /// A number below `bound`, which is not 0: Lemire's multiplication without its rejection, whose
+    /// bias is under `bound` / 2³².
     #[inline]
     pub fn below(&mut self, bound: usize) -> usize {
         scale(self.bits().into(), bound)

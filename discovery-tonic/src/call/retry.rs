@@ -41,8 +41,8 @@ use tonic::{Code, Status};
 ///   call's deadline: where the wait would outlast that, the call fails at once with what is known,
 /// - says in `grpc-previous-rpc-attempts` how many came before, and in `grpc-timeout` what is left.
 ///
-/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. Who was tried is
-/// told by [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
+/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. The instances that
+/// were tried are listed by [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
 ///
 /// ```
 /// use discovery_tonic::RetryPolicy;

@@ -32,8 +32,8 @@ use crate::{balance::Load, error::BoxError};
 /// As there, a peer that answers UNIMPLEMENTED counts as serving: it is asked once more after a
 /// wait, and then left alone. Three points differ:
 ///
-/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs is
-///   connecting for ever, and calls wait for it; here it does not serve, and calls that find nobody
+/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs
+///   keeps connecting, and calls wait for it; here it does not serve, and calls that find nobody
 ///   else fail at once.
 /// - The stream is opened anew every [`SERVING`], and every [`NOT_SERVING`] where the peer does not
 ///   serve. An open stream would keep a connection from ending that the peer lets go, and a server

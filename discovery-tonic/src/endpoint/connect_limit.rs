@@ -1,7 +1,7 @@
 use futures::future::OptionFuture;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Who may make a connection now. At most half are for those that failed before, so that what
+/// Permits to make a connection. At most half are for those that failed before, so that what
 /// cannot be reached does not keep what can from its first attempt.
 #[derive(Debug)]
 pub(crate) struct ConnectLimit {

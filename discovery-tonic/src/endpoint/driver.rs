@@ -115,8 +115,8 @@ impl Driver {
             let until = Instant::now() + if is_suspect { knocks.next_delay() } else { delays.next_delay() };
             self.lane().stay();
             self.enter(Phase::BackingOff { error: error.into() });
-            // Who registers again is probably there again; but not more often than a first wait
-            // allows.
+            // An instance that registers again is probably back; but not more often than a first
+            // wait allows.
             let earliest = until.min(begun + config.backoff.min());
             if self.back_off(until, earliest).await.is_err() {
                 return self.finish(config.drain).await;
@@ -172,7 +172,7 @@ impl Driver {
         }
     }
 
-    /// Offers a connection until it closes, until the endpoint is drained of what is on it, or
+    /// Offers a connection until it closes, until the endpoint has drained, or
     /// until there is a younger one.
     async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
         let (since, config) = (Instant::now(), Arc::clone(&self.config));

@@ -30,7 +30,7 @@ impl Connections {
         });
     }
 
-    /// Lets the present connection take no more, and what is on it end until then.
+    /// Lets the present connection take no more calls; those on it may go on until then.
     pub(super) fn retire(&mut self, until: Instant) {
         let present = self.0.last_mut().expect("the present connection is the last");
         present.load.close();

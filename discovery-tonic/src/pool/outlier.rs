@@ -47,7 +47,8 @@ pub struct Ejection {
     /// that answers is back at once. At least 100 ms.
     pub silence: Duration,
     /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With
-    /// 0, or above 100, this does not count. Who is out for this is back by its probe alone.
+    /// 0, or above 100, this does not count. An endpoint that is out for this comes back by its
+    /// probe alone.
     pub percent: u32,
     /// How many calls an interval must have had for that: by default 50.
     pub volume: u32,

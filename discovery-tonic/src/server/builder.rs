@@ -48,11 +48,13 @@ impl Builder {
         Self { config, advertise: None, describe: Box::new(|instance| instance) }
     }
 
-    /// Where others reach the server, if not where it listens, as behind a translated or a forwarded port.
+    /// Where others reach the server, if not where it listens, as behind a translated or a
+    /// forwarded port.
     ///
-    /// By default the address that it is bound to, with the port that it really got; and bound to the unspecified address, that of
-    /// the interface which the default route goes through. Bound to `[::]` that is the one for IPv6, or where none leads out, the one
-    /// for IPv4 if the socket takes that as well.
+    /// By default the address that it is bound to, with the port that it really got; and bound to
+    /// the unspecified address, that of the interface which the default route goes through. Bound
+    /// to `[::]` that is the one for IPv6, or where none leads out, the one for IPv4 if the socket
+    /// takes that as well.
     pub fn advertise(mut self, address: Address) -> Self {
         self.advertise = Some(address);
         self
@@ -75,16 +77,19 @@ impl Builder {
         self
     }
 
-    /// What becomes of another owner of the same id; by default it is taken over, as by a process that was restarted.
+    /// What becomes of another owner of the same id; by default it is taken over, as by a process
+    /// that was restarted.
     ///
-    /// With [`Claim::IfAbsent`] the server ends in order with a [`Conflict`](ErrorKind::Conflict) where another owner's entry lives.
-    /// That may be the server's own former life, killed less than a time to live ago.
+    /// With [`Claim::IfAbsent`] the server ends in order with a [`Conflict`](ErrorKind::Conflict)
+    /// where another owner's entry lives. That may be the server's own former life, killed less
+    /// than a time to live ago.
     pub fn claim(mut self, claim: Claim) -> Self {
         self.config.claim = claim;
         self
     }
 
-    /// Registers only once this has resolved: caches are warm, the health check has passed. By default at once.
+    /// Registers only once this has resolved: caches are warm, the health check has passed. By
+    /// default at once.
     ///
     /// Connections are accepted meanwhile, so a check may call the server itself.
     pub fn ready(mut self, ready: impl Future<Output = ()> + Send + 'static) -> Self {
@@ -92,45 +97,51 @@ impl Builder {
         self
     }
 
-    /// Tells the server's health (`grpc.health.v1`) by this reporter: for the server as a whole and for the gRPC services named, such
-    /// as `greeter.v1.Greeter`, SERVING from before it registers until it shall stop, else NOT_SERVING.
+    /// Tells the server's health (`grpc.health.v1`) by this reporter: for the server as a whole and
+    /// for the gRPC services named, such as `greeter.v1.Greeter`, SERVING from before it registers
+    /// until it shall stop, else NOT_SERVING.
     ///
-    /// The service that answers with it is the other half of [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
+    /// The service that answers with it is the other half of
+    /// [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
     pub fn health<S: Into<String>>(mut self, reporter: HealthReporter, services: impl IntoIterator<Item = S>) -> Self {
         self.config.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
         self
     }
 
-    /// Takes ctrl-c, and SIGTERM where there is one, as requests to stop: gracefully at the first one, at once at the second.
+    /// Takes ctrl-c, and SIGTERM where there is one, as requests to stop: gracefully at the first
+    /// one, at once at the second.
     ///
-    /// For the whole process, and for as long as it lives: once the server has stopped they do nothing, unless somebody else listens
-    /// for them. Two within 50 ms count as one, since some signal a process and then its group, as `timeout` of the coreutils does.
+    /// For the whole process, and for as long as it lives: once the server has stopped they do
+    /// nothing, unless somebody else listens for them. Two within 50 ms count as one, since some
+    /// signal a process and then its group, as `timeout` of the coreutils does.
     pub fn stop_on_signals(mut self) -> Self {
         self.config.stop_on_signals = true;
         self
     }
 
-    /// How long the server serves on after it has left the registry, so that callers hear of that first; by default 5 s.
+    /// How long the server serves on after it has left the registry, so that callers hear of that
+    /// first; by default 5 s.
     pub fn drain(mut self, time: Duration) -> Self {
         self.config.drain = time;
         self
     }
 
-    /// How long what is in flight after the drain time may take before it is cut; by default 10 s, so that the
-    /// [whole](super#how-long-it-takes-to-stop) stays below 30 s.
+    /// How long what is in flight after the drain time may take before it is cut; by default 10 s,
+    /// so that the [whole](super#how-long-it-takes-to-stop) stays below 30 s.
     pub fn limit(mut self, limit: Duration) -> Self {
         self.config.limit = limit;
         self
     }
 
-    /// Listens at an address; port 0 is any that is free. Callers may connect from here on, and are served once
-    /// [`serve`](RegisteredServer::serve) is awaited.
+    /// Listens at an address; port 0 is any that is free. Callers may connect from here on, and are
+    /// served once [`serve`](RegisteredServer::serve) is awaited.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) where the address cannot be bound, or where it is the unspecified one and no route
-    /// leads out; [`InvalidInput`](ErrorKind::InvalidInput) where it is none that may be registered; [`NoRuntime`](ErrorKind::NoRuntime)
-    /// outside a tokio runtime.
+    /// [`Unavailable`](ErrorKind::Unavailable) where the address cannot be bound, or where it is
+    /// the unspecified one and no route leads out; [`InvalidInput`](ErrorKind::InvalidInput) where
+    /// it is none that may be registered; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio
+    /// runtime.
     ///
     /// # Cancel safety
     ///

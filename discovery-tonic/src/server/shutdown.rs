@@ -21,7 +21,8 @@ pub(super) enum ShutdownKind {
     StopNow,
 }
 
-/// Resolves when connections shall be told to end: the shutdown signal of tonic's and hyper's servers.
+/// Resolves when connections shall be told to end: the shutdown signal of tonic's and hyper's
+/// servers.
 #[must_use = "a server that does not wait for it is cut off at the end"]
 pub struct GoAway(BoxFuture<'static, ()>);
 
@@ -44,8 +45,9 @@ impl Shutdown {
         given.expect("the sender lives in `self`");
     }
 
-    /// Listens for the signals that ask a process to end, ctrl-c, and SIGTERM where there is one: the first means to stop, the
-    /// second to stop now. Ends only where the system lets nobody listen for them.
+    /// Listens for the signals that ask a process to end, ctrl-c, and SIGTERM where there is one:
+    /// the first means to stop, the second to stop now. Ends only where the system lets nobody
+    /// listen for them.
     pub(super) async fn follow_signals(&self) -> io::Error {
         let mut first = None;
         #[cfg(unix)]
@@ -85,7 +87,8 @@ impl Shutdown {
     }
 }
 
-/// Signals of one moment count as one: `timeout` of coreutils, for one, signals a process and then its group.
+/// Signals of one moment count as one: `timeout` of coreutils, for one, signals a process and then
+/// its group.
 const TOGETHER: Duration = Duration::from_millis(50);
 
 impl GoAway {

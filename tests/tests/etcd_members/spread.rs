@@ -90,7 +90,7 @@ async fn audits_and_moves_go_unnoticed() {
             raw.compact_at(revision - 100).await;
         }
         let is_told = async || follower.told().len() >= told + written as usize;
-        eventually("each version is told", SOON, is_told).await;
+        eventually("each version arrives", SOON, is_told).await;
         let news = follower.told().split_off(told);
         println!("{written} versions, {} updates, {} connections in 12 s", news.len(), accepted() - before);
         assert_eq!((follower.losses(), follower.resets()), (0, 1), "{news:?}");

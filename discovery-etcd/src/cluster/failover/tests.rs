@@ -49,7 +49,7 @@ async fn one_caller_at_a_time_tries_a_member_that_failed() {
     assert_eq!(failover.available(rested, &[]), None, "somebody tries it");
     failover.abandoned(0, rested, rested);
     assert_eq!(failover.available(rested, &[]), Some(0), "another one's turn");
-    let late = failover.next_trial().expect("a trial does not keep others out for ever");
+    let late = failover.next_trial().expect("a trial ends");
     assert_eq!(late, rested + TRIAL);
     assert_eq!(failover.available(late, &[]), Some(0));
     failover.abandoned(0, rested, late);
