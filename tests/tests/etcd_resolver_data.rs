@@ -71,8 +71,8 @@ async fn a13_history_is_compacted_while_away() {
 }
 
 /// Compacted just below, at and above the revision of a list, in between it and the watch's first
-/// event: a watch begins at that revision, goes on where it can, lists anew where it cannot, and the
-/// set is the same, without a loss and without a removal of what stayed.
+/// event: a watch begins at that revision, goes on where it can, lists anew where it cannot, and
+/// the set is the same, without a loss and without a removal of what stayed.
 #[tokio::test]
 async fn a14_history_is_compacted_where_a_watch_begins() {
     let etcd = Etcd::start().await;

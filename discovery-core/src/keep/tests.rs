@@ -25,6 +25,8 @@ struct Script {
     ended: usize,
     /// How updates fail; those after these do not.
     updates: VecDeque<ErrorKind>,
+    /// No deregistration is confirmed.
+    is_away: bool,
     status: Option<StatusWriter>,
 }
 
@@ -86,6 +88,9 @@ impl Held for Scripted {
     }
 
     async fn deregister(&self) -> Result<(), Error> {
+        if self.0.lock().unwrap().is_away {
+            return Err(Error::new(ErrorKind::DeadlineExceeded, "scripted"));
+        }
         self.release();
         Ok(())
     }
@@ -238,7 +243,33 @@ async fn an_update_that_fails_while_it_is_handed_over() {
     }
 }
 
-/// Deregistered, dropped or left without its runtime while it is handed over, nothing stays behind.
+/// An update while it is handed over waits for that, and is written.
+#[tokio::test(start_paused = true)]
+async fn no_update_is_lost_while_it_is_handed_over() {
+    let registry = Scripted::new([]);
+    let registration = kept(&registry).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    registration.update(|one| reweighed(one, 7)).await.unwrap();
+    sleep(Duration::from_millis(10)).await;
+    registration.update(|one| reweighed(one, 8)).await.unwrap();
+    assert_eq!(registry.entry(), Some(8), "once that is answered");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7, 8], Some(8)));
+}
+
+/// Deregistered while it is handed over, its owner hears if that is not confirmed.
+#[tokio::test(start_paused = true)]
+async fn what_becomes_of_its_end_while_it_is_handed_over_is_known() {
+    let registry = Scripted::new([]);
+    let registration = kept(&registry).unwrap();
+    sleep(Duration::from_millis(5)).await;
+    registration.update(|one| reweighed(one, 7)).await.unwrap();
+    sleep(Duration::from_millis(10)).await;
+    registry.0.lock().unwrap().is_away = true;
+    assert_eq!(registration.deregister().await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+}
+
+/// Deregistered or dropped while it is handed over, nothing stays behind.
 #[tokio::test(start_paused = true)]
 async fn it_ends_while_it_is_handed_over() {
     for is_dropped in [false, true] {

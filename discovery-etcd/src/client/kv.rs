@@ -159,9 +159,9 @@ impl Member {
 }
 
 impl Member {
-    /// Takes note of an answer about entries, which etcd gives only with a token that it accepts. It
-    /// is not so particular about leases, about streams that begin, and about puts for which it has
-    /// no space.
+    /// Takes note of an answer about entries, which etcd gives only with a token that it accepts.
+    /// It is not so particular about leases, about streams that begin, and about puts for which it
+    /// has no space.
     fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         let is_authorized =
             |failure: &Failure| failure.reason.is_of_cluster() && failure.error.kind() != ErrorKind::ResourceExhausted;

@@ -224,8 +224,8 @@ impl EtcdSource {
         let member = asking.ended(&begun);
         let begun = begun.inspect_err(|failure| debug!(error = %failure.error.report(), "watch not moved"));
         let mut stream = begun.ok()?;
-        // A beat more: the present watch delivers what is in flight, and a new one whose history was
-        // compacted before it caught up is canceled.
+        // A beat more: the present watch delivers what is in flight, and a new one whose history
+        // was compacted before it caught up is canceled.
         let early = match timeout(self.pace.interval, stream.next()).await {
             Ok(Ok(message)) if message.canceled.is_none() => Some(message),
             Ok(_) => return None,

@@ -54,8 +54,8 @@ async fn handles_spread_again_after_a_rolling_restart() {
 }
 
 /// Audits and moves once a second, on a network with latency, while the history is compacted again
-/// and again: where only others write, no watcher gets an update; where an instance is written, each
-/// watcher gets each of its versions.
+/// and again: where only others write, no watcher gets an update; where an instance is written,
+/// each watcher gets each of its versions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audits_and_moves_go_unnoticed() {
     let etcd = Etcd::start_members(3).await;
