@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::{balance::Room, metrics::Metrics};
+use crate::{balance::WaitQueue, metrics::Metrics};
 
 /// How calls, endpoints and the pool wake one another, with what the pool is to look at.
 #[derive(Debug)]
@@ -18,8 +18,8 @@ pub(crate) struct Wakeups<T> {
     dirty: Mutex<Vec<T>>,
     /// The pool published what calls read.
     pub(crate) published: Notify,
-    /// Where calls wait while all endpoints are full.
-    pub(crate) room: Arc<Room>,
+    /// The calls that wait for an endpoint with a place.
+    pub(crate) waiters: Arc<WaitQueue>,
     /// The pool sweeps. It stops where nothing is under way, so that an idle channel costs nothing.
     sweeping: AtomicBool,
     /// Counts the sweeps: a clock that calls can read for nothing.
@@ -33,7 +33,7 @@ impl<T> Wakeups<T> {
             wake: Notify::new(),
             dirty: Mutex::default(),
             published: Notify::new(),
-            room: Arc::default(),
+            waiters: Arc::default(),
             sweeping: AtomicBool::new(false),
             tick: AtomicU32::new(0),
         }

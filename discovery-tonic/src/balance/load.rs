@@ -3,7 +3,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
-use super::room::Room;
+use super::wait_queue::WaitQueue;
 
 /// What is under way at one candidate, and how much may be.
 ///
@@ -21,8 +21,8 @@ pub struct Load {
     trial: AtomicU32,
     /// The peer has answered something.
     proven: AtomicBool,
-    /// Told when there is room again.
-    room: Option<Arc<Room>>,
+    /// Who waits for a place here, or at another candidate.
+    waiters: Option<Arc<WaitQueue>>,
 }
 
 /// What one request stands for in the word: it is in flight, and perhaps still being handed over, or without an answer.
@@ -48,13 +48,13 @@ impl Load {
             limit: AtomicU32::new(limit),
             trial: AtomicU32::new(trial),
             proven: AtomicBool::new(trial == FREE),
-            room: None,
+            waiters: None,
         }
     }
 
-    /// The same, and wakes those who wait for room when there is some.
-    pub(crate) fn waking(limit: u32, trial: u32, room: Arc<Room>) -> Self {
-        Self { room: Some(room), ..Self::new(limit, trial) }
+    /// The same, and calls those who wait when a place becomes free.
+    pub(crate) fn with_waiters(limit: u32, trial: u32, waiters: Arc<WaitQueue>) -> Self {
+        Self { waiters: Some(waiters), ..Self::new(limit, trial) }
     }
 
     /// The number of requests in flight, until their responses have ended.
@@ -115,8 +115,8 @@ impl Load {
             return Full::Trial;
         }
         // Others in passing stood in the word, or left meanwhile: somebody was turned away for nothing.
-        if let Some(room) = self.room.as_ref().filter(|_| in_flight(now) < limit) {
-            room.one_left();
+        if in_flight(now) < limit {
+            self.free(1);
         }
         Full::Limit
     }
@@ -140,17 +140,27 @@ impl Load {
     fn prove(&self) {
         self.proven.store(true, Ordering::Relaxed);
         self.trial.store(FREE, Ordering::SeqCst);
-        if let Some(room) = &self.room {
-            room.many_left();
-        }
+        self.free(self.places());
     }
 
     /// Counts a request out.
     #[inline]
     pub(crate) fn leave(&self, share: &Share) {
         self.word.fetch_sub(share.0, Ordering::SeqCst);
-        if let Some(room) = &self.room {
-            room.one_left();
+        self.free(1);
+    }
+
+    /// How many more requests the peer allows, on trial or not.
+    pub(crate) fn places(&self) -> u32 {
+        let word = self.word.load(Ordering::SeqCst);
+        if word & CLOSED == 0 { self.limit().saturating_sub(in_flight(word)) } else { 0 }
+    }
+
+    /// Calls waiters for so many places.
+    #[inline]
+    fn free(&self, places: u32) {
+        if let Some(waiters) = &self.waiters {
+            waiters.free(places as usize);
         }
     }
 
@@ -170,9 +180,7 @@ impl Load {
     /// Takes over what the peer allows at once.
     pub(crate) fn set_limit(&self, limit: u32) {
         let before = self.limit.swap(limit, Ordering::SeqCst);
-        if let Some(room) = self.room.as_ref().filter(|_| limit > before) {
-            room.many_left();
-        }
+        self.free(limit.saturating_sub(before));
     }
 
     /// How many requests it takes at once.
@@ -245,7 +253,10 @@ const WHOLE: u64 = IN_FLIGHT + UNANSWERED + SENDING;
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
+    use crate::balance::wait_queue::Waiter;
 
     #[test]
     fn requests_are_counted_until_they_leave() {
@@ -283,20 +294,21 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn no_place_stays_empty_while_somebody_waits() {
-        let room = Arc::new(Room::default());
-        let load = Arc::new(Load::waking(3, u32::MAX, Arc::clone(&room)));
+        let waiters = Arc::new(WaitQueue::default());
+        let load = Arc::new(Load::with_waiters(3, u32::MAX, Arc::clone(&waiters)));
         let mut callers = tokio::task::JoinSet::new();
         for _ in 0..32 {
-            let (room, load) = (Arc::clone(&room), Arc::clone(&load));
+            let (waiters, load) = (Arc::clone(&waiters), Arc::clone(&load));
             callers.spawn(async move {
                 for _ in 0..200 {
+                    let mut waiter = waiters.join();
                     let share = loop {
-                        let mut waiting = room.wait();
-                        if let Ok(share) = load.enter(true) {
+                        poll_fn(|context| waiter.poll_called(context)).await;
+                        if let Some(share) = waiter.take_call().then(|| load.enter(true).ok()).flatten() {
                             break share;
                         }
-                        waiting.turn.as_mut().await;
                     };
+                    drop(waiter);
                     tokio::task::yield_now().await;
                     load.leave(&share);
                 }
@@ -307,14 +319,14 @@ mod tests {
         assert_eq!(load.in_flight(), 0);
     }
 
-    #[tokio::test]
-    async fn a_greater_limit_wakes_all_who_wait() {
-        let room = Arc::new(Room::default());
-        let load = Load::waking(0, u32::MAX, Arc::clone(&room));
-        let (mut one, mut other) = (room.wait(), room.wait());
-        assert_eq!(load.enter(false).unwrap_err(), Full::Limit);
-        load.set_limit(100);
-        tokio::join!(one.turn.as_mut(), other.turn.as_mut());
+    #[test]
+    fn a_greater_limit_calls_as_many_as_it_lets_in() {
+        let waiters = Arc::new(WaitQueue::default());
+        let load = Load::with_waiters(0, u32::MAX, Arc::clone(&waiters));
+        let mut waiting: Vec<_> = (0..3).map(|_| waiters.join()).collect();
+        assert!(waiting[0].take_call());
+        load.set_limit(2);
+        assert_eq!(waiting.iter_mut().map(Waiter::take_call).collect::<Vec<_>>(), [true, true, false]);
     }
 
     #[test]

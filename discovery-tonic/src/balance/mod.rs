@@ -8,13 +8,13 @@ mod load;
 mod picker;
 mod policy;
 mod power_of_two;
-mod room;
 mod round_robin;
+mod wait_queue;
 
 pub use draw::Draw;
 pub use load::Load;
 pub use picker::{Candidate, Picked, Picker, Pickers};
 pub use policy::{Candidates, Policy};
 pub use power_of_two::PowerOfTwo;
-pub(crate) use room::Room;
 pub use round_robin::RoundRobin;
+pub(crate) use wait_queue::WaitQueue;

@@ -95,6 +95,12 @@ impl<T> Pickers<T> {
         }
         self.set.store(Arc::new(Set::new(Arc::clone(&self.policy), candidates)));
     }
+
+    /// How many requests the published candidates could take now.
+    pub(crate) fn places(&self) -> usize {
+        let set = self.set.load();
+        set.loads.iter().map(|load| load.places() as usize).fold(0, usize::saturating_add)
+    }
 }
 
 impl<T> Picker<T> {
@@ -121,6 +127,11 @@ impl<T> Picker<T> {
     pub(crate) fn pick_other(&mut self, patient: bool, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
         let set = &**self.set.load();
         if set.candidates.is_empty() { None } else { set.any_with_room(patient, &mut self.draw, avoid) }
+    }
+
+    /// Whether a candidate has room for a request.
+    pub(crate) fn has_room(&mut self, patient: bool) -> bool {
+        self.set.load().loads.iter().any(|load| load.has_room(patient))
     }
 }
 

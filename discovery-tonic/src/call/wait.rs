@@ -1,11 +1,11 @@
-use std::time::Duration;
+use std::{future::poll_fn, time::Duration};
 
 use discovery_core::InstanceId;
 use tokio::time::{Instant, sleep_until};
 
 use super::shared::Shared;
 use crate::{
-    balance::Picked,
+    balance::{Picked, Picker},
     metrics::Event,
     published::{availability::Unreached, target::Target},
 };
@@ -26,20 +26,25 @@ impl Shared {
         let start = Instant::now();
         let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
         let patience = start + half.map_or(PATIENCE, |half| half.min(PATIENCE));
+        let mut waiter = self.published.wakeups.waiters.join();
+        let mut patient = true;
         loop {
-            // Both before the look, so that nothing that happens after it is missed.
+            // Before the look, so that nothing that is published after it is missed.
             let mut published = Box::pin(self.published.wakeups.published.notified());
             published.as_mut().enable();
-            let mut room = self.published.wakeups.room.wait();
-            let patient = Instant::now() < patience;
-            let found = match tried {
-                [] => picker.pick(patient),
-                _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
-            };
-            if let Some(picked) = found {
-                self.published.wakeups.sweep();
-                self.published.wakeups.metrics.count(Event::Pick);
-                return Ok(picked);
+            let was_patient = std::mem::replace(&mut patient, Instant::now() < patience);
+            if waiter.take_call() || was_patient != patient {
+                if let Some(picked) = pick(&mut picker, patient, tried) {
+                    if picker.has_room(false) {
+                        waiter.pass_on();
+                    }
+                    self.published.wakeups.sweep();
+                    self.published.wakeups.metrics.count(Event::Pick);
+                    return Ok(picked);
+                }
+                if patient && picker.has_room(false) {
+                    waiter.step_aside();
+                }
             }
             let availability = self.published.availability.load_full();
             let waited = limit.is_some_and(|limit| Instant::now() >= limit);
@@ -56,10 +61,24 @@ impl Shared {
             };
             tokio::select! {
                 () = published => {}
-                () = room.turn.as_mut() => {}
+                () = poll_fn(|context| waiter.poll_called(context)) => {}
                 () = sleep_until(patience), if patient => {}
                 () = end => {}
             }
+        }
+    }
+}
+
+/// Picks an endpoint, preferably one that was not tried.
+fn pick(picker: &mut Picker<Target>, patient: bool, tried: &[InstanceId]) -> Option<Picked<Target>> {
+    loop {
+        let found = match tried {
+            [] => picker.pick(patient),
+            _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
+        };
+        // A place that others left again in the same moment is still a place.
+        if found.is_some() || !picker.has_room(patient) {
+            return found;
         }
     }
 }

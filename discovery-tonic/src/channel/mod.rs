@@ -45,7 +45,8 @@ use builder::Builder;
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before
 ///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s
 ///   ([`Builder::wait`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it
-///   asks to wait ([`WaitForReady`](crate::WaitForReady)).
+///   asks to wait ([`WaitForReady`](crate::WaitForReady)). Calls that wait for a free stream are
+///   served in order of arrival.
 /// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after
 ///   that goes there; its calls end in peace, within a drain limit.
 /// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
@@ -168,7 +169,9 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
             Ok(call) => call,
             Err(status) => return Box::pin(std::future::ready(Err(status))),
         };
-        match self.picker.pick(true) {
+        // Behind those who wait, or they would be overtaken.
+        let has_line = shared.published.wakeups.waiters.has_line();
+        match if has_line { None } else { self.picker.pick(true) } {
             Some(picked) => call.begin(shared, request, picked),
             None => call.send_after(shared, request, Duration::ZERO),
         }

@@ -38,7 +38,7 @@ use tokio::{
 use tower::{Service, ServiceExt};
 
 use crate::{
-    balance::{Load, Room},
+    balance::{Load, WaitQueue},
     error::BoxError,
 };
 use connector::Connector;
@@ -94,7 +94,7 @@ impl Connection {
         connector: &Connector,
         address: &Address,
         settings: &EndpointSettings,
-        room: &Arc<Room>,
+        waiters: &Arc<WaitQueue>,
         allowance: Allowance,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
@@ -121,7 +121,7 @@ impl Connection {
                 }
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
-            let load = Load::waking(limit, allowance.trial, Arc::clone(room));
+            let load = Load::with_waiters(limit, allowance.trial, Arc::clone(waiters));
             let (load, recheck) = (Arc::new(load), Arc::new(Recheck::default()));
             let (watched, rechecking) = (Arc::clone(&load), Arc::clone(&recheck));
             let task = tokio::spawn(async move {

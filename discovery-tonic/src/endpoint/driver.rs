@@ -304,7 +304,7 @@ async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Conn
             trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
         };
         let ended = move || rechecked.recheck();
-        Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.room, allowance, ended)
+        Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.waiters, allowance, ended)
             .await
     };
     let attempt = AssertUnwindSafe(attempt).catch_unwind().await;

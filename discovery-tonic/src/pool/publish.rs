@@ -1,4 +1,10 @@
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -36,10 +42,21 @@ impl Pool {
         self.published.availability.store(Arc::new(availability));
         self.published.rows.store(Arc::new(rows));
         self.published.wakeups.published.notify_waiters();
+        self.call_waiters();
         let metrics = &self.published.wakeups.metrics;
         metrics.set(self.members.len(), ready, self.lost.is_some());
         if let Some(since) = self.updated.take() {
             metrics.published(since.elapsed());
+        }
+    }
+
+    /// Calls those who wait for an endpoint, now that there may be others.
+    fn call_waiters(&self) {
+        // A waiter that is not seen here joined after this, and sees what was published.
+        fence(Ordering::SeqCst);
+        let waiters = &self.published.wakeups.waiters;
+        if waiters.is_waiting() {
+            waiters.free(self.published.pickers.places());
         }
     }
 

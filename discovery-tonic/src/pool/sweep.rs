@@ -39,7 +39,8 @@ impl Pool {
         // First rest, then look: a call that begins in between wakes the pool again.
         self.published.wakeups.pause_sweeping();
         self.departed.expire(now);
-        let wanted = self.published.wakeups.room.is_wanted();
+        self.published.wakeups.waiters.sweep();
+        let wanted = self.published.wakeups.waiters.is_waiting();
         let mut busy = wanted || !self.leaving.is_empty();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
