@@ -388,7 +388,7 @@ async fn requests_carry_origin_agent_and_timeout() {
     assert_eq!(request.headers()["te"], "trailers");
 
     let settings = |_: &_| EndpointSettings::default().origin("https://greeter.internal").unwrap();
-    let named = builder(&registry([address])).endpoint(settings).user_agent("shop/7").unwrap();
+    let named = builder(&registry([address])).endpoint(settings).user_agent("shop/7").unwrap().connector(plain_tcp());
     // The scheme is what the requests say; plain TCP is what this connector opens.
     let named = named.build().unwrap();
     greet(&named, None).await.unwrap_err();

@@ -115,7 +115,7 @@ impl Drop for Wire {
 }
 
 fn aging(age: Duration) -> impl Fn(&discovery_core::Instance) -> EndpointSettings + Send + Sync + 'static {
-    move |_| EndpointSettings::default().age(age)
+    move |_| EndpointSettings::default().age(age).unwrap()
 }
 
 #[tokio::test]
@@ -324,4 +324,17 @@ async fn an_endpoint_that_drains_gives_its_turn_back() {
     let took = eventually("the new one is connected", || new.accepted() == 1).await;
     println!("connected after {took:?}");
     stream.message().await.expect("the stream goes on");
+}
+
+#[tokio::test]
+async fn every_allowed_window_works() {
+    let server = Server::start("one").await;
+    for (stream, connection) in [(1, 1), (1, 1 << 20), (100_000, 1), (i32::MAX as u32, i32::MAX as u32)] {
+        let settings = EndpointSettings::default().windows(stream, connection).unwrap();
+        let channel = builder(&registry([server.address])).endpoint(move |_| settings.clone()).build().unwrap();
+        let request = GreetRequest { name: "x".repeat(5_000), ..Default::default() };
+        let answer = greet_with(&channel, Some(Duration::from_secs(10)), request).await;
+        let (_, reply) = answer.unwrap_or_else(|status| panic!("{stream}, {connection}: {status:?}"));
+        assert!(reply.message.len() >= 5_000);
+    }
 }

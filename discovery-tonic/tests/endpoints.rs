@@ -48,7 +48,7 @@ async fn c10_a_flapping_address_is_tried_once_per_wait() {
     let flap = async |address, connections| {
         let backend = registry([]);
         let wait = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).unwrap();
-        let timeout = EndpointSettings::default().connect_timeout(Duration::from_millis(300));
+        let timeout = EndpointSettings::default().connect_timeout(Duration::from_millis(300)).unwrap();
         let (builder, count) = attempts(builder(&backend).backoff(wait).connections(connections), timeout);
         let _channel = builder.build().unwrap();
         let flapping = instance(address);
@@ -137,7 +137,7 @@ async fn so_many_endpoints_connect_at_a_time() {
     let gate = Gate { waiting: Arc::default(), open: Arc::new(Semaphore::new(0)) };
     let backend = registry((1..=12).map(|port| ([127, 0, 0, 1], port).into()));
     let wait = Backoff::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
-    let patient = EndpointSettings::default().connect_timeout(Duration::from_secs(60));
+    let patient = EndpointSettings::default().connect_timeout(Duration::from_secs(60)).unwrap();
     let (builder, count) = attempts(builder(&backend).backoff(wait).connects(4).connector(gate.clone()), patient);
     let _channel = builder.build().unwrap();
     let (waiting, tried) = (|| gate.waiting.load(Ordering::Relaxed), || count.load(Ordering::Relaxed));

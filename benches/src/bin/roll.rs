@@ -157,7 +157,7 @@ fn channel(
             }
         }
     });
-    let settings = EndpointSettings::default().connect_timeout(Duration::from_secs(3600));
+    let settings = EndpointSettings::default().connect_timeout(Duration::from_secs(3600))?;
     Ok(BalancedChannel::builder(backend, service).connector(connector).endpoint(move |_| settings.clone()).build()?)
 }
 

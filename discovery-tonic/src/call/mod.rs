@@ -144,12 +144,8 @@ impl Call {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
                     // A status is all that many callers look at, so it tells the cause too.
-                    let told = cause.as_ref().map(|cause| format!("{message}: {}", report(cause)));
-                    return Err(self.failed(
-                        shared,
-                        Status::unavailable(told.unwrap_or(message)),
-                        cause.map(Into::into),
-                    ));
+                    let told = cause.as_ref().map(|cause| format!("{message}: {}", report(&**cause)));
+                    return Err(self.failed(shared, Status::unavailable(told.unwrap_or(message)), cause));
                 }
             };
             left = left.map(|left| left.saturating_sub(begun.elapsed()));

@@ -42,19 +42,29 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
 ///
 /// An own table, since tonic's depends on its features.
 pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
-    let reset = h2_error(error).filter(|error| error.is_reset());
-    match reset.map(|error| (error.is_remote(), error.reason())) {
-        None => (Code::Unavailable, "the connection was lost", true),
-        Some((false, _)) => {
-            (Code::Internal, "the call was reset on this side, as when its request's body fails", false)
+    let Some(error) = h2_error(error).filter(|error| error.is_reset() || error.is_go_away()) else {
+        return (Code::Unavailable, "the connection was lost", true);
+    };
+    if error.is_go_away() {
+        return match error.is_remote() {
+            true => (Code::Unavailable, "the peer ended the connection", true),
+            false => (Code::Unavailable, "the connection was ended on this side", false),
+        };
+    }
+    match (error.is_remote(), error.reason()) {
+        // h2 has one error for both; grpc-go has this code for both.
+        (false, Some(Reason::PROTOCOL_ERROR)) if error.is_library() => {
+            (Code::Internal, "the response has headers above the limit (max_header_list_size), or breaks HTTP/2", false)
         }
-        Some((true, Some(Reason::CANCEL))) => (Code::Cancelled, "the peer cancelled the call", true),
-        Some((true, Some(Reason::ENHANCE_YOUR_CALM))) => (Code::ResourceExhausted, "the peer asks for less", true),
-        Some((true, Some(Reason::INADEQUATE_SECURITY))) => {
+        (false, _) if error.is_library() => (Code::Internal, "the response breaks HTTP/2", false),
+        (false, _) => (Code::Internal, "the call was reset on this side, as when its request's body fails", false),
+        (true, Some(Reason::CANCEL)) => (Code::Cancelled, "the peer cancelled the call", true),
+        (true, Some(Reason::ENHANCE_YOUR_CALM)) => (Code::ResourceExhausted, "the peer asks for less", true),
+        (true, Some(Reason::INADEQUATE_SECURITY)) => {
             (Code::PermissionDenied, "the peer asks for better transport security", true)
         }
-        Some((true, Some(Reason::REFUSED_STREAM))) => (Code::Unavailable, "the peer refused the call", true),
-        Some((true, _)) => (Code::Internal, "the peer reset the call", true),
+        (true, Some(Reason::REFUSED_STREAM)) => (Code::Unavailable, "the peer refused the call", true),
+        (true, _) => (Code::Internal, "the peer reset the call", true),
     }
 }
 

@@ -6,8 +6,9 @@ use tokio::time::{Instant, sleep_until};
 use super::shared::Shared;
 use crate::{
     balance::{Picked, Picker},
+    error::BoxError,
     metrics::Event,
-    published::{availability::Unreached, target::Target},
+    published::target::Target,
 };
 
 impl Shared {
@@ -21,7 +22,7 @@ impl Shared {
         limit: Option<Instant>,
         deadline: Option<Instant>,
         tried: &[InstanceId],
-    ) -> Result<Picked<Target>, (String, Option<Unreached>)> {
+    ) -> Result<Picked<Target>, (String, Option<BoxError>)> {
         let mut picker = self.published.pickers.picker();
         let start = Instant::now();
         let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);

@@ -16,7 +16,7 @@ use crate::{
         user_agent::UserAgent,
     },
     connection::{
-        connector::{self, Connector},
+        connector::Connector,
         settings::{EndpointSettings, FAR},
     },
     endpoint::{
@@ -96,7 +96,8 @@ impl Builder {
     }
 
     /// How connections are opened, from the endpoint's origin to its bytes; by default plain TCP,
-    /// without delay and with keepalive.
+    /// without delay and with keepalive, which refuses endpoints of an `https` origin: they would be
+    /// sent in clear text what is meant for TLS.
     ///
     /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a
     /// connection in memory for tests on a paused clock. The connector is given `http://address`
@@ -108,7 +109,7 @@ impl Builder {
         C::Error: Into<BoxError>,
         C::Future: Send + 'static,
     {
-        self.connector = Some(connector::boxed(connector));
+        self.connector = Some(Connector::custom(connector));
         self
     }
 
@@ -123,10 +124,11 @@ impl Builder {
     /// use discovery_tonic::{BalancedChannel, EndpointSettings};
     ///
     /// // Two connections to each endpoint, and none of them older than an hour or so.
+    /// let settings = EndpointSettings::default().age(Duration::from_secs(3600))?;
     /// # let resolver = FixedResolver::new([]);
     /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
     ///     .connections(2)
-    ///     .endpoint(|_| EndpointSettings::default().age(Duration::from_secs(3600)))
+    ///     .endpoint(move |_| settings.clone())
     ///     .build()?;
     /// # Ok(())
     /// # }
@@ -268,10 +270,10 @@ impl Builder {
         });
         let driver = DriverConfig {
             connects: ConnectLimit::new(self.connects),
-            connector: self.connector.unwrap_or_else(connector::tcp),
+            connector: self.connector.unwrap_or_else(Connector::plain_tcp),
             settings: self.settings,
             backoff: self.backoff,
-            drain: self.drain,
+            drain: self.drain.min(FAR),
             health: self.health,
             connections: self.connections,
         };

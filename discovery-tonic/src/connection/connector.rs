@@ -1,44 +1,63 @@
-use std::time::Duration;
-
+use discovery_core::{Address, Error, ErrorKind};
 use futures::TryFutureExt;
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use hyper::rt::{Read, Write};
 use hyper_util::client::legacy::connect::HttpConnector;
+use tokio::time::timeout;
 use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 
-use super::wire::Io;
+use super::{settings::EndpointSettings, tcp, wire::Io};
 use crate::error::BoxError;
 
-/// Opens connections: from the endpoint's origin to its bytes.
-pub(crate) type Connector = BoxCloneSyncService<Uri, Box<dyn Io>, BoxError>;
-
-/// TCP without delay, with the keepalive and user timeout that tell a silent peer from a slow one.
-pub(crate) fn tcp() -> Connector {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(SILENCE));
-    tcp.set_keepalive_interval(Some(SILENCE / 4));
-    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    tcp.set_tcp_user_timeout(Some(SILENCE));
-    boxed(tcp)
+/// Opens connections: from the endpoint's address to its bytes.
+#[derive(Clone, Debug)]
+pub(crate) enum Connector {
+    Custom(BoxCloneSyncService<Uri, Box<dyn Io>, BoxError>),
+    PlainTcp(HttpConnector),
 }
 
-/// Hides a connector's types.
-pub(crate) fn boxed<C>(connector: C) -> Connector
-where
-    C: Service<Uri> + Clone + Send + Sync + 'static,
-    C::Response: Read + Write + Send + Unpin + 'static,
-    C::Error: Into<BoxError>,
-    C::Future: Send + 'static,
-{
-    BoxCloneSyncService::new(
-        connector
-            .map_response(|io| Box::new(io) as Box<dyn Io>)
-            .map_err(Into::into)
-            .map_future(TryFutureExt::into_future),
-    )
-}
+impl Connector {
+    /// The default: plain TCP.
+    pub(crate) fn plain_tcp() -> Self {
+        Self::PlainTcp(tcp::connector())
+    }
 
-/// How long unacknowledged bytes may stay so: gRFC A18's default for TCP_USER_TIMEOUT.
-const SILENCE: Duration = Duration::from_secs(20);
+    /// The user's, with its types hidden.
+    pub(crate) fn custom<C>(connector: C) -> Self
+    where
+        C: Service<Uri> + Clone + Send + Sync + 'static,
+        C::Response: Read + Write + Send + Unpin + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+    {
+        Self::Custom(BoxCloneSyncService::new(
+            connector
+                .map_response(|io| Box::new(io) as Box<dyn Io>)
+                .map_err(Into::into)
+                .map_future(TryFutureExt::into_future),
+        ))
+    }
+
+    /// Connects to an instance's address.
+    pub(super) async fn connect(
+        &self,
+        address: &Address,
+        settings: &EndpointSettings,
+    ) -> Result<Box<dyn Io>, BoxError> {
+        let (target, limit) = (settings.target(address), settings.connect_timeout);
+        match self {
+            Self::PlainTcp(_) if target.scheme() == Some(&Scheme::HTTPS) => {
+                let message = "an https origin over plain TCP: give the channel's builder a connector that brings TLS";
+                Err(Error::new(ErrorKind::InvalidInput, message).into())
+            }
+            Self::PlainTcp(tcp) => tcp::connect(tcp, address, limit).await,
+            Self::Custom(custom) => {
+                let connect = async { custom.clone().ready().await?.call(target).await };
+                timeout(limit, connect).await.unwrap_or_else(|_| {
+                    let message = format!("the connector gave no connection within {limit:?}");
+                    Err(Error::new(ErrorKind::DeadlineExceeded, message).into())
+                })
+            }
+        }
+    }
+}

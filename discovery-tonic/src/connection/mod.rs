@@ -1,7 +1,7 @@
 //! One HTTP/2 connection, and what the channel adds to hyper's.
 //!
-//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, [`wire`] reads them
-//!   before it writes.
+//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, by default over [`tcp`];
+//!   [`wire`] reads them before it writes.
 //! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
 //!   GOAWAY before a request does.
 //! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
@@ -14,6 +14,7 @@ pub(crate) mod link;
 pub(crate) mod origin;
 pub(crate) mod request_body;
 pub(crate) mod settings;
+mod tcp;
 pub(crate) mod wire;
 
 use std::{
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::Address;
+use discovery_core::{Address, Error, ErrorKind};
 use futures::task::AtomicWaker;
 use hyper::client::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
@@ -35,7 +36,6 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
     time::{sleep, timeout},
 };
-use tower::{Service, ServiceExt};
 
 use crate::{
     balance::{Load, WaitQueue},
@@ -43,7 +43,7 @@ use crate::{
 };
 use connector::Connector;
 use link::{Health, Link, Sender};
-use settings::EndpointSettings;
+use settings::{EndpointSettings, Ping};
 use wire::ReadFirstIo;
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
@@ -84,7 +84,7 @@ struct Recheck {
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, both within the connect timeout; tells `ended`
+    /// Connects and waits for the peer's SETTINGS, each within the connect timeout; tells `ended`
     /// when the connection takes no requests any more.
     ///
     /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100
@@ -98,16 +98,17 @@ impl Connection {
         allowance: Allowance,
         ended: impl FnOnce() + Send + 'static,
     ) -> Result<Self, BoxError> {
-        let open = async {
-            let io = connector.clone().ready().await?.call(settings.target(address)).await?;
+        let io = connector.connect(address, settings).await?;
+        let shake_hands = async {
             let executor = AbortableExecutor::default();
             let mut builder = Builder::new(executor.clone());
             builder
                 .timer(TokioTimer::new())
                 .initial_max_send_streams(0)
                 .initial_stream_window_size(settings.stream_window)
-                .initial_connection_window_size(settings.connection_window);
-            if let Some((interval, timeout)) = settings.ping {
+                .initial_connection_window_size(settings.connection_window)
+                .max_header_list_size(settings.max_header_list_size);
+            if let Some(Ping { interval, timeout }) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
             }
             let (sender, mut future) = builder.handshake(ReadFirstIo::new(io)).await?;
@@ -160,7 +161,8 @@ impl Connection {
             })
         };
         let limit = settings.connect_timeout;
-        timeout(limit, open).await.unwrap_or_else(|_| Err(format!("no HTTP/2 connection within {limit:?}").into()))
+        let too_slow = || Error::new(ErrorKind::DeadlineExceeded, format!("no HTTP/2 SETTINGS came within {limit:?}"));
+        timeout(limit, shake_hands).await.unwrap_or_else(|_| Err(too_slow().into()))
     }
 
     /// Looks at the connection once more.

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
 use discovery_core::{Address, Error, ErrorKind};
 use http::{
@@ -11,24 +11,36 @@ use super::origin::Origin;
 /// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint)
 /// returns.
 ///
+/// A value that makes no sense is refused where it is set, so that a hook has nothing to fail: build
+/// the settings first, and let the hook hand out clones.
+///
 /// ```
 /// use std::time::Duration;
 /// use discovery_tonic::EndpointSettings;
 ///
 /// // A client that is connected through a load balancer, which forgets idle connections.
 /// let settings = EndpointSettings::default()
-///     .connect_timeout(Duration::from_secs(3))
-///     .ping(Duration::from_secs(30), Duration::from_secs(10))
-///     .age(Duration::from_secs(3600));
+///     .connect_timeout(Duration::from_secs(3))?
+///     .ping(Duration::from_secs(30), Duration::from_secs(10))?
+///     .age(Duration::from_secs(3600))?;
+/// # Ok::<(), discovery_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
     pub(crate) origin: Option<Origin>,
     pub(crate) connect_timeout: Duration,
-    pub(crate) ping: Option<(Duration, Duration)>,
+    pub(crate) ping: Option<Ping>,
     pub(crate) age: Option<Duration>,
     pub(crate) stream_window: u32,
     pub(crate) connection_window: u32,
+    pub(crate) max_header_list_size: u32,
+}
+
+/// How a peer is pinged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ping {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
 }
 
 impl EndpointSettings {
@@ -53,46 +65,90 @@ impl EndpointSettings {
             }
         };
         self.origin = Some(parse().ok_or_else(|| {
-            let message = "invalid origin: allowed is http or https with a host, such as https://payments.internal";
-            Error::new(ErrorKind::InvalidInput, message)
+            invalid("invalid origin: allowed is http or https with a host, such as https://payments.internal")
         })?);
         Ok(self)
     }
 
-    /// How long connecting may take, up to the peer's HTTP/2 SETTINGS; by default 1 s.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
+    /// How long each step of connecting may take; by default 1 s.
+    ///
+    /// The steps are to look up the address' name, to connect to one of the addresses found, and to
+    /// wait for the peer's HTTP/2 SETTINGS. The default connector tries the next address 250 ms
+    /// after the last one, or once that has failed. A connector of your own has this time for all
+    /// that it does.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 ms to 1 h.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Result<Self, Error> {
+        self.connect_timeout = within("connect timeout", timeout, Duration::from_millis(1)..=HOUR)?;
+        Ok(self)
     }
 
     /// Pings the peer at this interval while calls are in flight, and drops the connection where no
-    /// answer comes within `timeout`; off by default, because servers may punish frequent pings
-    /// (grpc-go: more often than every 5 minutes).
-    #[must_use]
-    pub fn ping(mut self, interval: Duration, timeout: Duration) -> Self {
-        self.ping = Some((interval, timeout));
-        self
+    /// answer comes within `timeout`; off by default.
+    ///
+    /// Servers may punish frequent pings: grpc-go's default enforcement allows one every 5 minutes.
+    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint doubles
+    /// (gRFC A8).
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 10 ms to 1 day.
+    pub fn ping(mut self, interval: Duration, timeout: Duration) -> Result<Self, Error> {
+        let allowed = Duration::from_millis(10)..=24 * HOUR;
+        self.ping = Some(Ping {
+            interval: within("ping interval", interval, allowed.clone())?,
+            timeout: within("ping timeout", timeout, allowed)?,
+        });
+        Ok(self)
     }
 
     /// Replaces each connection at this age, a tenth more or less, so that new ones follow a name
-    /// whose address moved, or spread anew behind a load balancer; at least 1 s, by default never.
+    /// whose address moved, or spread anew behind a load balancer; by default never.
     ///
     /// The new one is made first, so that no call waits for it or fails; while it cannot be made
     /// the old one serves on. What is on the old one may end within the channel's [drain
     /// limit](crate::Builder::drain).
-    #[must_use]
-    pub fn age(mut self, limit: Duration) -> Self {
-        self.age = Some(limit.clamp(Duration::from_secs(1), FAR));
-        self
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 s to 10 years.
+    pub fn age(mut self, limit: Duration) -> Result<Self, Error> {
+        self.age = Some(within("age of a connection", limit, Duration::from_secs(1)..=FAR)?);
+        Ok(self)
     }
 
-    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection; by default 2
-    /// MiB and 5 MiB, hyper's.
-    #[must_use]
-    pub fn windows(mut self, stream: u32, connection: u32) -> Self {
-        (self.stream_window, self.connection_window) = (stream, connection);
-        self
+    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection: how much a peer
+    /// may send that nobody has read yet.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 to 2,147,483,647 (RFC 9113, section
+    /// 6.9.1).
+    pub fn windows(mut self, stream: u32, connection: u32) -> Result<Self, Error> {
+        self.stream_window = window("stream", stream)?;
+        self.connection_window = window("connection", connection)?;
+        Ok(self)
+    }
+
+    /// How large the headers, or the trailers, of a response may be together, in bytes; by default
+    /// 16 MiB, as in grpc-go. A response whose headers are larger fails with `INTERNAL`, which
+    /// does not count against the endpoint; of trailers that are larger the rest is left out.
+    ///
+    /// It is the size after decompression, with 32 bytes for each header (RFC 9113, section 6.5.2).
+    /// Far above the limit, from a quarter more as it is sent or four times as much decoded, the
+    /// connection ends with all calls on it: lower it with care.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 KiB to 1 GiB.
+    pub fn max_header_list_size(mut self, bytes: u32) -> Result<Self, Error> {
+        if !(1 << 10..=1 << 30).contains(&bytes) {
+            return Err(invalid(format!("invalid size of headers {bytes}: allowed are 1 KiB to 1 GiB")));
+        }
+        self.max_header_list_size = bytes;
+        Ok(self)
     }
 
     /// Where the requests to an instance say that they go.
@@ -121,11 +177,33 @@ impl Default for EndpointSettings {
             ping: None,
             age: None,
             stream_window: 2 << 20,
-            connection_window: 5 << 20,
+            connection_window: 64 << 20,
+            max_header_list_size: 16 << 20,
         }
     }
 }
 
+fn within(name: &str, value: Duration, allowed: RangeInclusive<Duration>) -> Result<Duration, Error> {
+    if !allowed.contains(&value) {
+        let (least, most) = allowed.into_inner();
+        return Err(invalid(format!("invalid {name} {value:?}: allowed are {least:?} to {most:?}")));
+    }
+    Ok(value)
+}
+
+fn window(of: &str, bytes: u32) -> Result<u32, Error> {
+    if !(1..=MAX_WINDOW).contains(&bytes) {
+        return Err(invalid(format!("invalid window of a {of} {bytes}: allowed are 1 to {MAX_WINDOW} bytes")));
+    }
+    Ok(bytes)
+}
+
+fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What is added to an instant, which cannot take everything that a duration can say.
 pub(crate) const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -143,6 +221,41 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{origin}");
         }
     }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_what_is_allowed() {
+        let (zero, ever, second) = (Duration::ZERO, Duration::MAX, Duration::from_secs(1));
+        type Set = fn(EndpointSettings, Duration) -> Result<EndpointSettings, Error>;
+        let durations: [(&str, Set); 4] = [
+            ("connect timeout", EndpointSettings::connect_timeout),
+            ("ping interval", |settings, value| settings.ping(value, Duration::from_secs(1))),
+            ("ping timeout", |settings, value| settings.ping(Duration::from_secs(1), value)),
+            ("age", EndpointSettings::age),
+        ];
+        for (name, set) in durations {
+            set(EndpointSettings::default(), second).unwrap();
+            for value in [zero, Duration::from_nanos(1), ever, ever - second] {
+                let error = set(EndpointSettings::default(), value).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                let text = error.to_string();
+                assert!(text.contains(name) && text.contains("allowed are"), "{text}");
+            }
+        }
+        let sizes: [fn(EndpointSettings, u32) -> Result<EndpointSettings, Error>; 3] = [
+            |settings, value| settings.windows(value, 1 << 20),
+            |settings, value| settings.windows(1 << 20, value),
+            EndpointSettings::max_header_list_size,
+        ];
+        for set in sizes {
+            set(EndpointSettings::default(), 1 << 20).unwrap();
+            for value in [0, 1 << 31, u32::MAX] {
+                let error = set(EndpointSettings::default(), value).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::InvalidInput);
+                assert!(error.to_string().contains("allowed are"), "{error}");
+            }
+        }
+    }
+
     #[test]
     fn a_trailing_dot_is_for_resolving_alone() {
         let (settings, address) = (EndpointSettings::default(), "payments.default.svc.:80".parse().unwrap());

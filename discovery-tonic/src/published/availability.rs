@@ -1,9 +1,9 @@
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use discovery_core::{Error, ServiceName};
 use tokio::time::Instant;
 
-use crate::error::SharedError;
+use crate::error::{BoxError, SharedError};
 
 /// What a call that finds no endpoint may expect.
 #[derive(Clone, Debug)]
@@ -24,14 +24,10 @@ pub(crate) enum Availability {
     Waiting,
 }
 
-/// What keeps the endpoints away, as a call's error carries it.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Unreached {
-    #[error(transparent)]
-    Connection(SharedError),
-    #[error(transparent)]
-    Registry(#[from] Error),
-}
+/// Why no endpoint is connected, as a call's error carries it: the source is the error of the last
+/// attempt.
+#[derive(Debug)]
+struct NotConnected(SharedError);
 
 impl Availability {
     /// Whether an endpoint may turn up by itself in a moment.
@@ -48,14 +44,14 @@ impl Availability {
     }
 
     /// Why a call fails: the service and since when, and what keeps the endpoints away.
-    pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<Unreached>) {
+    pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<BoxError>) {
         let ago = |since: &Instant| humanly(since.elapsed());
         let (reason, cause) = match self {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
             Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
             Self::Failing { since, endpoints, error } => {
                 let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
-                (reason, Some(Unreached::Connection(Arc::clone(error))))
+                (reason, Some(NotConnected(Arc::clone(error)).into()))
             }
             Self::Gone => ("the runtime that it was built on has ended".to_owned(), None),
             Self::Lost { since, error } => {
@@ -67,6 +63,18 @@ impl Availability {
         };
         let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
         (format!("no endpoint of {service}{waited}: {reason}"), cause)
+    }
+}
+
+impl fmt::Display for NotConnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the last attempt to connect failed")
+    }
+}
+
+impl StdError for NotConnected {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.0)
     }
 }
 

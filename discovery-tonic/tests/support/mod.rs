@@ -179,6 +179,13 @@ pub type OnRequest = fn(usize, &mut h2::server::SendResponse<bytes::Bytes>);
 
 /// Shakes hands, then treats every request alike; counts the requests.
 pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    raw_h2_with(on_request).await
+}
+
+/// The same with what captures something.
+pub async fn raw_h2_with(
+    on_request: impl Fn(usize, &mut h2::server::SendResponse<bytes::Bytes>) + Clone + Send + 'static,
+) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let requests = Arc::new(AtomicUsize::new(0));
@@ -188,7 +195,7 @@ pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, Joi
         let mut connections = JoinSet::new();
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let count = Arc::clone(&count);
+            let (count, on_request) = (Arc::clone(&count), on_request.clone());
             connections.spawn(async move {
                 // A client that goes in the middle of its handshake is no fault of the peer's.
                 let Ok(mut connection) = h2::server::handshake(socket).await else { return };
@@ -201,6 +208,23 @@ pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, Joi
         }
     });
     (address, requests, tasks)
+}
+
+/// A connector over plain TCP, which is no default one and so is trusted with any origin.
+pub fn plain_tcp() -> impl Clone
++ Send
++ Sync
++ 'static
++ tower::Service<
+    http::Uri,
+    Response = hyper_util::rt::TokioIo<tokio::net::TcpStream>,
+    Error = std::io::Error,
+    Future: Send + 'static,
+> {
+    tower::service_fn(async |uri: http::Uri| {
+        let authority = uri.authority().expect("a target has an authority");
+        tokio::net::TcpStream::connect(authority.as_str()).await.map(hyper_util::rt::TokioIo::new)
+    })
 }
 
 /// Answers with a status and nothing else.
