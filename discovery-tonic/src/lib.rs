@@ -58,7 +58,7 @@
 //! | `registry lost`, `registry regained` | debug | `error` |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `endpoint not connected` | debug | `instance`, `error` |
-//! | `connection replaced at its age` | debug | `instance` |
+//! | `connection replaced` | debug | `instance`, `reason`: its age, or many abandoned calls |
 //! | `endpoint told its health` | debug | `instance`, `health` |
 //!
 //! The feature `metrics` counts through the crate of that name, all with the label `service`. A

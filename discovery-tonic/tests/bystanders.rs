@@ -2,12 +2,21 @@
 
 mod support;
 
-use std::{error::Error as StdError, time::Duration};
+use std::{collections::VecDeque, error::Error as StdError, time::Duration};
 
 use discovery_core::{Error, ErrorKind};
-use discovery_tonic::{EndpointSettings, Tried};
-use support::*;
-use tokio::task::JoinSet;
+use discovery_tonic::{BalancedChannel, Ejection, EndpointSettings, Tried};
+use futures::future::join_all;
+use support::{
+    frames::{self, Frames},
+    *,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use tonic::{Code, Status};
 
 /// A peer that answers each call with NOT_FOUND, and every 20th with a message of this size.
@@ -23,7 +32,7 @@ async fn with_large_statuses(size: usize) -> (std::net::SocketAddr, JoinSet<()>)
 }
 
 /// Many calls at once; how they ended.
-async fn calls(channel: &discovery_tonic::BalancedChannel, count: usize) -> Vec<Status> {
+async fn calls(channel: &BalancedChannel, count: usize) -> Vec<Status> {
     let mut statuses = Vec::new();
     let mut running = JoinSet::new();
     for _ in 0..count {
@@ -85,4 +94,101 @@ async fn an_https_origin_is_refused_over_plain_tcp() {
     }
     assert_eq!(kinds, [ErrorKind::InvalidInput]);
     assert_eq!(server.accepted(), 0, "nothing is sent in clear text");
+}
+
+/// A connection that answers each call 100 ms later, whether it was given up by then or not; its first one when it is told to.
+async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
+    let (mut waiting, mut first_stream, mut told) = (VecDeque::new(), None, false);
+    loop {
+        let due = waiting.front().map_or_else(|| Instant::now() + Duration::from_secs(60), |(at, _)| *at);
+        tokio::select! {
+            frame = peer.next() => {
+                let Some(frame) = frame else { return };
+                if frame.kind == frames::HEADERS {
+                    match first_stream {
+                        None => first_stream = Some(frame.stream),
+                        Some(_) => waiting.push_back((Instant::now() + Duration::from_millis(100), frame.stream)),
+                    }
+                }
+            }
+            () = sleep_until(due) => {
+                let (_, stream) = waiting.pop_front().expect("it is due");
+                peer.answer(stream, "5").await;
+            }
+            _ = &mut first, if !told => {
+                told = true;
+                peer.answer(first_stream.expect("it came first"), "5").await;
+            }
+        }
+    }
+}
+
+/// A channel to such a peer, and a call that nobody gives up; what tells its peer to answer comes for each connection.
+async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::UnboundedReceiver<oneshot::Sender<()>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = registry([listener.local_addr().unwrap()]);
+    let channel = builder(&backend).ejection(no_ejection()).build().unwrap();
+    let (connected, connections) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (tell, told) = oneshot::channel();
+            let peer = Frames::accept(&listener).await;
+            drop(connected.send(tell));
+            tokio::spawn(late_answers(peer, told));
+        }
+    });
+    let innocent = tokio::spawn({
+        let channel = channel.clone();
+        async move { greet(&channel, None).await.unwrap_err() }
+    });
+    eventually("it is under way", || channel.endpoints().first().is_some_and(|one| one.in_flight == 1)).await;
+    // An answer proves the peer, which takes many calls from then on.
+    assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::NotFound);
+    (channel, innocent, connections)
+}
+
+/// A hundred calls at once that are given up before their answers come.
+async fn abandon_a_hundred(channel: &BalancedChannel) {
+    let calls = (0..100).map(|_| timeout(Duration::from_millis(20), greet(channel, None)));
+    assert!(join_all(calls).await.iter().all(Result::is_err));
+}
+
+/// Callers that give up look like a hung endpoint.
+fn no_ejection() -> Ejection {
+    let mut ejection = Ejection::default();
+    (ejection.failures, ejection.percent, ejection.silence) = (0, 0, Duration::MAX);
+    ejection
+}
+
+/// 1,024 late answers ended the connection, with every other call on it.
+#[tokio::test]
+async fn late_answers_to_abandoned_calls_end_no_connection() {
+    let (channel, innocent, mut connections) = with_late_answers().await;
+    let tell = connections.recv().await.unwrap();
+    for _ in 0..30 {
+        abandon_a_hundred(&channel).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    tell.send(()).unwrap();
+    let status = innocent.await.unwrap();
+    assert_eq!(status.code(), Code::NotFound, "{status:?}");
+    assert!(connections.try_recv().is_err(), "one connection");
+}
+
+/// Peers and proxies count, too: before one of them ends the connection, another one takes its place.
+#[tokio::test]
+async fn a_connection_of_many_abandoned_calls_is_replaced() {
+    let (channel, innocent, mut connections) = with_late_answers().await;
+    let tell = connections.recv().await.unwrap();
+    let mut hundreds = 0;
+    while connections.is_empty() {
+        abandon_a_hundred(&channel).await;
+        hundreds += 1;
+        assert!(hundreds < 120, "it is not replaced");
+    }
+    println!("replaced after {hundreds} hundreds");
+    assert!(hundreds > 80);
+    tell.send(()).unwrap();
+    let status = innocent.await.unwrap();
+    assert_eq!(status.code(), Code::NotFound, "what is on the former one goes on: {status:?}");
 }

@@ -13,11 +13,11 @@ use std::{
 use discovery_core::{Backoff, Entry, Error, Feed, Recovered, ServiceName, Source, Weight};
 use discovery_tonic::{BalancedChannel, EndpointState, Tried, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
-use support::*;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    task::JoinSet,
+use support::{
+    frames::{self, Frames},
+    *,
 };
+use tokio::task::JoinSet;
 use tonic::Code;
 
 const UNAVAILABLE: &str = "14";
@@ -210,49 +210,6 @@ async fn a_request_body_that_fails_is_not_the_peers_fault() {
     }
 }
 
-/// A peer whose frames are written by hand, for what no server's library does.
-struct Frames(tokio::net::TcpStream);
-
-impl Frames {
-    async fn accept(listener: &tokio::net::TcpListener) -> Self {
-        let (mut socket, _) = listener.accept().await.unwrap();
-        let mut preface = [0; 24];
-        socket.read_exact(&mut preface).await.unwrap();
-        let mut frames = Self(socket);
-        frames.send(Self::SETTINGS, &[]).await;
-        frames
-    }
-
-    /// All on stream 0, without flags.
-    async fn send(&mut self, kind: u8, payload: &[u8]) {
-        let length = u8::try_from(payload.len()).unwrap();
-        self.0.write_all(&[&[0, 0, length, kind, 0, 0, 0, 0, 0], payload].concat()).await.unwrap();
-    }
-
-    /// Reads frames up to one of this kind.
-    async fn until(&mut self, wanted: u8, flag: u8) {
-        loop {
-            let mut head = [0; 9];
-            self.0.read_exact(&mut head).await.unwrap();
-            let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
-            self.0.read_exact(&mut payload).await.unwrap();
-            if head[3] == wanted && head[4] & flag == flag {
-                return;
-            }
-        }
-    }
-
-    /// No requests above this stream were processed, and none will be.
-    async fn go_away(&mut self, last: u32) {
-        self.send(Self::GO_AWAY, &[last.to_be_bytes(), [0; 4]].concat()).await;
-    }
-
-    const HEADERS: u8 = 1;
-    const SETTINGS: u8 = 4;
-    const GO_AWAY: u8 = 7;
-    const ACK: u8 = 1;
-}
-
 /// However long a request waited at a peer that goes: where it says that it did not process it, that is no failure.
 #[tokio::test]
 async fn what_a_leaving_peer_did_not_process_is_not_its_failure() {
@@ -265,7 +222,7 @@ async fn what_a_leaving_peer_did_not_process_is_not_its_failure() {
         async move { greet(&channel, None).await }
     });
     let mut peer = Frames::accept(&listener).await;
-    peer.until(Frames::HEADERS, 0).await;
+    peer.until(frames::HEADERS, 0).await;
     let good = Server::start("good").await;
     backend.put(&service(), good.instance());
     eventually("two endpoints", || ready(&channel) == 2).await;
@@ -285,13 +242,13 @@ async fn what_comes_back_unsent_is_not_the_peers_failure() {
     let channel = channel(&backend);
     let mut peer = Frames::accept(&listener).await;
     eventually("ready", || ready(&channel) == 1).await;
-    peer.until(Frames::SETTINGS, Frames::ACK).await;
-    peer.send(Frames::SETTINGS, &[0, 3, 0, 0, 0, 1]).await;
-    peer.until(Frames::SETTINGS, Frames::ACK).await;
+    peer.until(frames::SETTINGS, frames::ACK).await;
+    peer.send(frames::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]).await;
+    peer.until(frames::SETTINGS, frames::ACK).await;
     // All in one step, before the channel looks at the limit again.
     let calls = futures::future::join_all((0..3).map(|_| greet(&channel, None)));
     let leave = async {
-        peer.until(Frames::HEADERS, 0).await;
+        peer.until(frames::HEADERS, 0).await;
         assert_eq!(channel.endpoints()[0].in_flight, 3);
         let good = Server::start("good").await;
         backend.put(&service(), good.instance());

@@ -21,6 +21,10 @@ pub struct Load {
     trial: AtomicU32,
     /// The peer has answered something.
     proven: AtomicBool,
+    /// The requests so far whose callers gave them up.
+    abandoned: AtomicU32,
+    /// What is in flight was ended on this side.
+    cut: AtomicBool,
     /// Who waits for a place here, or at another candidate.
     waiters: Option<Arc<WaitQueue>>,
 }
@@ -48,6 +52,8 @@ impl Load {
             limit: AtomicU32::new(limit),
             trial: AtomicU32::new(trial),
             proven: AtomicBool::new(trial == FREE),
+            abandoned: AtomicU32::new(0),
+            cut: AtomicBool::new(false),
             waiters: None,
         }
     }
@@ -146,8 +152,32 @@ impl Load {
     /// Counts a request out.
     #[inline]
     pub(crate) fn leave(&self, share: &Share) {
+        if !share.is_answered() {
+            self.abandon();
+        }
         self.word.fetch_sub(share.0, Ordering::SeqCst);
         self.free(1);
+    }
+
+    /// Counts a request whose caller gave it up, before the answer or in the middle of it.
+    #[cold]
+    pub(crate) fn abandon(&self) {
+        self.abandoned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests have been given up.
+    pub(crate) fn abandoned(&self) -> u32 {
+        self.abandoned.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that what is in flight ends now, by this side's will.
+    pub(crate) fn cut(&self) {
+        self.cut.store(true, Ordering::Release);
+    }
+
+    /// Whether this side has ended what was in flight.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.load(Ordering::Acquire)
     }
 
     /// How many more requests the peer allows, on trial or not.

@@ -48,6 +48,11 @@ impl Attempt {
         self.picked.endpoint.recheck();
     }
 
+    /// The code and text for what the connection failed, and whether that was the peer's doing.
+    pub(crate) fn loss(&self, error: &hyper::Error) -> (Code, &'static str, bool) {
+        if self.picked.load().is_cut() { status::CUT } else { status::from_connection(error) }
+    }
+
     /// Counts the attempt as failed without an answer, once.
     pub(crate) fn fail(self) {
         self.endpoint().lost(self.tick, self.picked.load());
@@ -63,6 +68,11 @@ impl Attempt {
     fn detach(mut self) -> Self {
         (self.deadline, self.tick) = (None, self.endpoint().wakeups.tick());
         self
+    }
+
+    /// Counts the response as given up by its caller before its end.
+    pub(crate) fn abandon(&self) {
+        self.picked.load().abandon();
     }
 
     fn answered(&mut self) {

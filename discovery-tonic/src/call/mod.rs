@@ -209,7 +209,7 @@ impl Call {
             shared.published.wakeups.metrics.count(Event::Retry);
             return Next::Again(replay.request(self.repeats.as_ref()), Duration::ZERO);
         }
-        let (code, message, of_peer) = status::from_connection(&error);
+        let (code, message, of_peer) = attempt.loss(&error);
         if of_peer {
             attempt.fail();
         } else {

@@ -57,7 +57,7 @@ impl Live {
     }
 
     fn fail(self, error: hyper::Error) -> Status {
-        let (code, message, of_peer) = status::from_connection(&error);
+        let (code, message, of_peer) = self.attempt.loss(&error);
         if of_peer && code == Code::Unavailable {
             self.attempt.endpoint().failed();
         }
@@ -105,6 +105,14 @@ impl Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.live.as_ref().map_or_else(|| SizeHint::with_exact(0), |live| live.body.size_hint())
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        if let Some(live) = &self.live {
+            live.attempt.abandon();
+        }
     }
 }
 

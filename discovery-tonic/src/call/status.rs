@@ -48,7 +48,7 @@ pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool
     if error.is_go_away() {
         return match error.is_remote() {
             true => (Code::Unavailable, "the peer ended the connection", true),
-            false => (Code::Unavailable, "the connection was ended on this side", false),
+            false => CUT,
         };
     }
     match (error.is_remote(), error.reason()) {
@@ -95,6 +95,9 @@ pub(crate) fn deadline_exceeded() -> Status {
 pub(crate) fn attempt_too_long() -> Status {
     Status::deadline_exceeded("no answer came within the time of one attempt")
 }
+
+/// What a call ends with whose connection this side ended.
+pub(crate) const CUT: (Code, &str, bool) = (Code::Unavailable, "the connection was ended on this side", false);
 
 /// h2's error behind hyper's.
 ///

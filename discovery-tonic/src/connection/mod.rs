@@ -107,7 +107,9 @@ impl Connection {
                 .initial_max_send_streams(0)
                 .initial_stream_window_size(settings.stream_window)
                 .initial_connection_window_size(settings.connection_window)
-                .max_header_list_size(settings.max_header_list_size);
+                .max_header_list_size(settings.max_header_list_size)
+                // Late answers to calls that were given up would end the connection with all others.
+                .max_local_error_reset_streams(None);
             if let Some(Ping { interval, timeout }) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
             }
@@ -176,6 +178,12 @@ impl Connection {
         self.task.is_finished() || self.link.load.is_closed()
     }
 
+    /// Whether so many of its calls were given up that it should be replaced: peers and proxies
+    /// take that for an attack at some point (CVE-2023-44487), and end it with all calls on it.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.link.load.abandoned() >= MOST_ABANDONED
+    }
+
     /// After so long it shall be replaced.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.age
@@ -235,5 +243,7 @@ fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
+/// Enough for any caller's habits, and well below what would cost a peer much.
+const MOST_ABANDONED: u32 = 8192;
 const HANDOVER_TICK: Duration = Duration::from_millis(1);
 const SETTINGS_TICK: Duration = Duration::from_millis(5);

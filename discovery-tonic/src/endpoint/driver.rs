@@ -46,8 +46,14 @@ struct Draining;
 /// What becomes of one connection.
 enum ConnectionEnd {
     Ended(ServeEnd),
-    /// It is old, and this one takes its place.
+    /// This one takes its place.
     Renewed(Connection),
+}
+
+/// A connection that takes the place of another one, once it is made.
+struct Renewal {
+    reason: &'static str,
+    successor: BoxFuture<'static, Connection>,
 }
 
 /// Connects, serves and connects again, on all lanes, until the endpoint is drained.
@@ -179,7 +185,7 @@ impl Driver {
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
         let mut checks = config.health.clone().map(|service| health_check::follow(&link, service, config.backoff));
-        let mut successor = connection.age().map(|age| self.successor(age));
+        let mut renewal = self.renewal(connection, since);
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
@@ -193,8 +199,9 @@ impl Driver {
                     *health = said;
                     self.endpoint.tell(self.number, said);
                 }
-                Some(successor) = OptionFuture::from(successor.as_mut()), if draining_since.is_none() => {
-                    debug!(instance = %self.endpoint.id, "connection replaced at its age");
+                Some(successor) = OptionFuture::from(renewal.as_mut().map(|renewal| &mut renewal.successor)), if draining_since.is_none() => {
+                    let reason = renewal.map(|renewal| renewal.reason).unwrap_or_default();
+                    debug!(instance = %self.endpoint.id, reason, "connection replaced");
                     self.connections.retire(Instant::now() + self.config.drain);
                     return ConnectionEnd::Renewed(successor);
                 }
@@ -211,13 +218,14 @@ impl Driver {
                     let good = connection.load().is_proven() || since.elapsed() >= GOOD;
                     return ConnectionEnd::Ended(ServeEnd::Closed { good });
                 }
-                if draining_since.take().is_some() {
-                    successor = connection.age().map(|age| self.successor(age.saturating_sub(since.elapsed())));
+                let is_worn = connection.is_worn() && renewal.as_ref().is_none_or(|renewal| renewal.reason != WORN);
+                if draining_since.take().is_some() || is_worn {
+                    renewal = self.renewal(connection, since);
                 }
                 continue;
             }
             // Half made, it would keep its permit from others.
-            successor = None;
+            renewal = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
             // Kept for a moment even if idle, because the endpoint may be held after all.
             let idle = since.elapsed() >= GRACE && connection.load().close_if_idle();
@@ -226,6 +234,16 @@ impl Driver {
                 return ConnectionEnd::Ended(ServeEnd::Drained(since));
             }
         }
+    }
+
+    /// What takes the place of a connection, which began at this moment.
+    fn renewal(&self, connection: &Connection, since: Instant) -> Option<Renewal> {
+        let (reason, wait) = match connection.age() {
+            _ if connection.is_worn() => (WORN, Duration::ZERO),
+            Some(age) => ("age", age.saturating_sub(since.elapsed())),
+            None => return None,
+        };
+        Some(Renewal { reason, successor: self.successor(wait) })
     }
 
     /// The connection that takes the place of one of this age; there is one at some time.
@@ -334,6 +352,8 @@ fn tick(since: Instant, limit: Duration) -> Duration {
     GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
+/// Why a connection is replaced on which many calls were given up.
+const WORN: &str = "abandoned calls";
 /// A connection that lived for so long was good, even if nobody used it.
 const GOOD: Duration = Duration::from_secs(1);
 /// The longest wait between attempts to connect a peer that was there a moment ago, and may be

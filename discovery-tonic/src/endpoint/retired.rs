@@ -48,18 +48,25 @@ impl Connections {
         for retired in &mut self.0 {
             // Once, since it counts as in flight until the caller looks at what it got.
             if retired.until.take_if(|until| *until <= now).is_some() {
-                retired.executor.abort();
+                retired.cut();
             }
         }
     }
 
     /// Cuts all of them, with everything on them.
     pub(super) fn cut(&self) {
-        self.0.iter().for_each(|retired| retired.executor.abort());
+        self.0.iter().for_each(RetiredConnection::cut);
     }
 
     /// Whether anything is in flight on them.
     pub(super) fn has_calls(&self) -> bool {
         self.0.iter().any(|retired| retired.load.in_flight() > 0)
+    }
+}
+
+impl RetiredConnection {
+    fn cut(&self) {
+        self.load.cut();
+        self.executor.abort();
     }
 }

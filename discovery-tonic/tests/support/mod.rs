@@ -7,6 +7,7 @@
     reason = "each test binary uses a part"
 )]
 
+pub mod frames;
 #[cfg(feature = "server")]
 pub mod running;
 
