@@ -73,7 +73,7 @@ async fn a_server_as_a_process() {
                     let mut body = request.into_body();
                     let asked = body.data().await.unwrap().unwrap();
                     let size = GreetManyRequest::decode(&asked[5..]).unwrap().interval_ms;
-                    drop(flood(stream, size).await);
+                    let _ended = flood(stream, size).await;
                 });
             }
         });

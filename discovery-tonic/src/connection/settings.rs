@@ -231,8 +231,8 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_refused_with_what_is_allowed() {
         let (zero, ever, second) = (Duration::ZERO, Duration::MAX, Duration::from_secs(1));
-        type Set = fn(EndpointSettings, Duration) -> Result<EndpointSettings, Error>;
-        let durations: [(&str, Set); 4] = [
+        type Set<T> = fn(EndpointSettings, T) -> Result<EndpointSettings, Error>;
+        let durations: [(&str, Set<Duration>); 4] = [
             ("connect timeout", EndpointSettings::connect_timeout),
             ("ping interval", |settings, value| settings.ping(value, Duration::from_secs(1))),
             ("ping timeout", |settings, value| settings.ping(Duration::from_secs(1), value)),
@@ -247,7 +247,7 @@ mod tests {
                 assert!(text.contains(name) && text.contains("allowed are"), "{text}");
             }
         }
-        let sizes: [fn(EndpointSettings, u32) -> Result<EndpointSettings, Error>; 3] = [
+        let sizes: [Set<u32>; 3] = [
             |settings, value| settings.windows(value, 1 << 20),
             |settings, value| settings.windows(1 << 20, value),
             EndpointSettings::max_header_list_size,
