@@ -17,8 +17,9 @@ use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tonic::body::Body;
+use tower::service_fn;
 
-use crate::Failure;
+use crate::{Failure, caller::Transport};
 
 /// One connection, and where its requests say that they go.
 #[derive(Clone, Debug)]
@@ -59,15 +60,30 @@ impl Bare {
 }
 
 impl Turns {
-    /// Takes turns from the first on.
-    #[must_use]
-    pub fn new(connections: Vec<Bare>) -> Self {
-        Self(Arc::new((connections, AtomicUsize::new(0))))
+    /// Connects to all, which take turns from the first on.
+    ///
+    /// # Errors
+    ///
+    /// Where a server is not there.
+    pub async fn connect(addresses: &[SocketAddr]) -> Result<Self, Failure> {
+        let mut connections = Vec::new();
+        for address in addresses {
+            connections.push(Bare::connect(*address).await?);
+        }
+        Ok(Self(Arc::new((connections, AtomicUsize::new(0)))))
+    }
+
+    /// What a generated client calls over. A function instead of a type: hyper's future has no
+    /// name, and boxing it would cost what is not hyper's.
+    pub fn transport(self) -> impl Transport {
+        service_fn(move |request| {
+            let bare = self.next();
+            bare.sender.clone().send_request(bare.prepare(request))
+        })
     }
 
     /// The connection whose turn it is.
-    #[must_use]
-    pub fn next(&self) -> &Bare {
+    fn next(&self) -> &Bare {
         let (connections, turn) = &*self.0;
         &connections[turn.fetch_add(1, Ordering::Relaxed) % connections.len()]
     }

@@ -6,22 +6,28 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use greeter::{GreetReply, GreetRequest, GreeterClient};
 use tonic::{Request, Response, Status, body::Body, client::GrpcService, codegen::StdError};
 
-/// What a generated client takes.
+/// What a generated client takes, in a task of its own too.
 pub trait Transport:
     GrpcService<
         Body,
+        Future: Send,
         Error: Into<StdError>,
         ResponseBody: http_body::Body<Data = bytes::Bytes, Error: Into<StdError> + Send> + Send + 'static,
     > + Clone
+    + Send
+    + 'static
 {
 }
 
 impl<T> Transport for T where
     T: GrpcService<
             Body,
+            Future: Send,
             Error: Into<StdError>,
             ResponseBody: http_body::Body<Data = bytes::Bytes, Error: Into<StdError> + Send> + Send + 'static,
         > + Clone
+        + Send
+        + 'static
 {
 }
 

@@ -2,7 +2,7 @@
 //!
 //! `make bench` runs the `benches` binary, which starts [servers](servers::Servers) in a process of their own, counts the
 //! instructions of small drivers (`src/bin`) with [callgrind], and prints one [table]. Only what holds on any machine is
-//! judged: ratios of counts and of processor times, and lost or slow calls.
+//! judged: ratios of counts, of processor times and of times in turns, and lost or slow calls.
 
 pub mod bare;
 pub mod caller;
@@ -13,9 +13,12 @@ pub mod cpu;
 pub mod figures;
 pub mod load;
 pub mod machine;
+pub mod messages;
 pub mod report;
+pub mod rounds;
 pub mod servers;
 pub mod table;
+pub mod traffic;
 
 /// What ends a benchmark early.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

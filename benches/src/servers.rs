@@ -20,6 +20,8 @@ pub enum Kind {
     Greeter,
     /// Shakes hands, takes calls and never answers one.
     Hung,
+    /// Answers, and allows so many streams at once on a connection.
+    Limited(u32),
     /// Refuses connections.
     Refusing,
     /// Accepts connections and never says a word.
@@ -62,7 +64,7 @@ impl Servers {
     }
 
     /// Makes a server another kind, for the calls that come from now on. Those that refuse or are silent stay so, and no other
-    /// becomes one of them.
+    /// becomes one of them; limits stay too.
     ///
     /// # Errors
     ///
@@ -87,6 +89,7 @@ impl fmt::Display for Kind {
             Self::Failing => "failing",
             Self::Greeter => "greeter",
             Self::Hung => "hung",
+            Self::Limited(streams) => return write!(f, "{LIMITED}{streams}"),
             Self::Refusing => "refusing",
             Self::Silent => "silent",
             Self::Slow => "slow",
@@ -98,7 +101,12 @@ impl FromStr for Kind {
     type Err = Failure;
 
     fn from_str(text: &str) -> Result<Self, Failure> {
+        if let Some(streams) = text.strip_prefix(LIMITED) {
+            return Ok(Self::Limited(streams.parse()?));
+        }
         let all = [Self::Failing, Self::Greeter, Self::Hung, Self::Refusing, Self::Silent, Self::Slow];
         all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("no kind of server: {text}").into())
     }
 }
+
+const LIMITED: &str = "limited-";

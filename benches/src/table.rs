@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::rounds::Quartiles;
+
 /// All rows of a run.
 #[derive(Debug, Default)]
 pub struct Table(Vec<Row>);
@@ -13,12 +15,15 @@ pub struct Row {
     what: String,
     ours: f64,
     peer: Option<(&'static str, f64)>,
+    rounds: Option<Quartiles>,
     target: Target,
 }
 
 /// What a figure has to reach.
 #[derive(Clone, Copy, Debug)]
 enum Target {
+    /// Ours is at least this part of the peer.
+    Least(f64),
     /// Ours is at most so much more than the peer.
     More(f64),
     /// Ours is at most this.
@@ -45,13 +50,28 @@ impl Table {
 impl Row {
     /// A figure that is printed without being judged, until a target is set.
     pub fn new(figure: &'static str, what: impl Into<String>, ours: f64) -> Self {
-        Self { figure, what: what.into(), ours, peer: None, target: Target::Printed }
+        Self { figure, what: what.into(), ours, peer: None, rounds: None, target: Target::Printed }
     }
 
     /// What the peer of this name needs.
     #[must_use]
     pub fn against(mut self, peer: &'static str, value: f64) -> Self {
         self.peer = Some((peer, value));
+        self
+    }
+
+    /// The ratios to the peer of many rounds, whose median is judged in place of the ratio of the
+    /// two numbers.
+    #[must_use]
+    pub fn rounds(mut self, ratios: Quartiles) -> Self {
+        self.rounds = Some(ratios);
+        self
+    }
+
+    /// Ours has to be at least this part of the peer.
+    #[must_use]
+    pub fn least(mut self, limit: f64) -> Self {
+        self.target = Target::Least(limit);
         self
     }
 
@@ -77,12 +97,14 @@ impl Row {
     }
 
     fn ratio_of(&self) -> Option<f64> {
-        self.peer.filter(|(_, value)| *value > 0.0).map(|(_, value)| self.ours / value)
+        let ratio = self.peer.filter(|(_, value)| *value > 0.0).map(|(_, value)| self.ours / value);
+        self.rounds.map(|ratios| ratios.median).or(ratio)
     }
 
     /// A ratio or difference without a peer is not reached.
     fn missed(&self) -> bool {
         match self.target {
+            Target::Least(limit) => self.ratio_of().is_none_or(|ratio| ratio < limit),
             Target::More(limit) => self.peer.is_none_or(|(_, value)| self.ours - value > limit + ROUNDING),
             Target::Most(limit) => self.ours > limit,
             Target::Printed => false,
@@ -102,15 +124,20 @@ impl fmt::Display for Table {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (peer, value) = self.peer.map(|(peer, value)| (peer, number(value))).unwrap_or_default();
-        let ratio = self.ratio_of().map(|ratio| format!("{ratio:.3}")).unwrap_or_default();
+        let mut ratio = self.ratio_of().map(|ratio| format!("{ratio:.3}")).unwrap_or_default();
+        if let Some(Quartiles { first, third, .. }) = self.rounds {
+            ratio = format!("{ratio} ({first:.3} to {third:.3})");
+        }
+        let part = |limit: f64| {
+            let limit = format!("{limit:.3}");
+            format!("{}×", limit.strip_suffix('0').unwrap_or(&limit))
+        };
         let target = match self.target {
+            Target::Least(limit) => format!("≥ {}", part(limit)),
             Target::More(limit) => format!("≤ +{limit}"),
             Target::Most(limit) => format!("≤ {limit}"),
             Target::Printed => String::new(),
-            Target::Ratio(limit) => {
-                let limit = format!("{limit:.3}");
-                format!("≤ {}×", limit.strip_suffix('0').unwrap_or(&limit))
-            }
+            Target::Ratio(limit) => format!("≤ {}", part(limit)),
         };
         let verdict = match self.target {
             Target::Printed => "printed",
@@ -148,6 +175,17 @@ mod tests {
         assert!(!row(3.1).against("peer", 2.1).more(1.0).missed());
         assert!(row(3.2).against("peer", 2.1).more(1.0).missed());
         assert!(row(1.0).most(0.0).missed() && !row(1.0).missed());
+        assert!(!row(90.0).against("peer", 100.0).least(0.9).missed());
+        assert!(row(89.0).against("peer", 100.0).least(0.9).missed());
+        assert!(row(90.0).least(0.9).missed());
+    }
+
+    #[test]
+    fn rounds_are_judged_by_their_median() {
+        let ratios = Quartiles { first: 0.8, median: 0.94, third: 1.1 };
+        let row = Row::new("F0", "things", 100.0).against("peer", 100.0).rounds(ratios).least(0.95);
+        assert!(row.missed());
+        assert!(row.to_string().contains("| 0.940 (0.800 to 1.100) | ≥ 0.95× | MISSED |"));
     }
 
     #[test]

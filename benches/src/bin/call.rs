@@ -25,19 +25,7 @@ async fn main() -> Result<(), Failure> {
         "balanced" => drive(clients::tonic_balanced(&addresses)?, None, width, operations).await,
         "balanced-deadline" => drive(clients::tonic_balanced(&addresses)?, DEADLINE, width, operations).await,
         "single" => drive(clients::tonic_single(first).await?, None, width, operations).await,
-        "bare" => {
-            let mut connections = Vec::new();
-            for address in addresses {
-                connections.push(Bare::connect(address).await?);
-            }
-            let turns = Turns::new(connections);
-            // A function instead of a type: hyper's future has no name, and boxing it would cost what is not hyper's.
-            let service = service_fn(move |request| {
-                let bare = turns.next();
-                bare.sender.clone().send_request(bare.prepare(request))
-            });
-            drive(service, None, width, operations).await
-        }
+        "bare" => drive(Turns::connect(&addresses).await?.transport(), None, width, operations).await,
         "bare-single" => {
             let mut bare = Bare::connect(first).await?;
             let service = service_fn(move |request| bare.sender.send_request(bare.prepare(request)));

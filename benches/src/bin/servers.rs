@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use benches::{Failure, servers::Kind};
+use benches::{Failure, messages::Messages, servers::Kind, traffic};
 use futures::future::BoxFuture;
 use greeter::{Greeter, GreeterServer};
 use http::{Request, Response};
@@ -60,8 +60,15 @@ fn serve(kind: &watch::Sender<Kind>) -> Result<SocketAddr, Failure> {
         return Ok(address);
     }
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let service = Moody { greeter: Greeter::new(&address.to_string()).into_service(), kind: kind.subscribe() };
-    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    let name = address.to_string();
+    let greeter = Greeter::new(&name).into_service().max_decoding_message_size(traffic::DECODED);
+    let service = Moody { greeter, messages: Messages::new(&name), kind: kind.subscribe() };
+    let streams = match *kind.borrow() {
+        Kind::Limited(streams) => Some(streams),
+        _ => None,
+    };
+    let server = Server::builder().max_concurrent_streams(streams).add_service(service);
+    tokio::spawn(server.serve_with_incoming(incoming));
     Ok(address)
 }
 
@@ -69,6 +76,7 @@ fn serve(kind: &watch::Sender<Kind>) -> Result<SocketAddr, Failure> {
 #[derive(Clone)]
 struct Moody {
     greeter: GreeterServer<Greeter>,
+    messages: Messages,
     kind: watch::Receiver<Kind>,
 }
 
@@ -86,7 +94,10 @@ impl Service<Request<Body>> for Moody {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let answer = self.greeter.call(request);
+        let answer = match request.uri().path() {
+            Messages::PATH => Box::pin(self.messages.clone().answer(request)),
+            _ => self.greeter.call(request),
+        };
         match *self.kind.borrow() {
             Kind::Failing => Box::pin(failed()),
             Kind::Hung => Box::pin(pending()),

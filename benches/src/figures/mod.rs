@@ -8,11 +8,13 @@ mod lost;
 mod pick;
 mod registrations;
 mod roll;
+mod traffic;
+mod waiting;
 
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 11] = ["F1", "F3", "F7", "F10", "F12", "F17", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 13] = ["F1", "F3", "F7", "F10", "F12", "F14", "F17", "F20", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -26,7 +28,9 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F7" => faulty::rows().await,
         "F10" => roll::rows(),
         "F12" => registrations::rate(),
+        "F14" => waiting::rows().await,
         "F17" => registrations::overload(),
+        "F20" => traffic::rows(),
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
         "L3" => deploy::rows().await,
