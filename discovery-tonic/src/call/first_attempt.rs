@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::TrySendError};
 use pin_project_lite::pin_project;
-use tokio::time::{Sleep, sleep_until};
+use tokio::time::Sleep;
 use tonic::Status;
 
 use super::{Call, Next, attempt::Attempt, response::ResponseBody, shared::Shared};
@@ -58,7 +58,7 @@ impl Call {
 
 impl<F> FirstAttempt<F> {
     pub(super) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
-        let end = call.attempt_end(&shared).map(sleep_until);
+        let end = call.attempt_end(&shared).map(|end| shared.timer(end));
         Self::Sent { answer, end, attempt, call, shared }
     }
 }

@@ -116,11 +116,14 @@ impl Call {
         wait: Duration,
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
         Box::pin(async move {
-            let Some(end) = self.deadline else { return self.attempts(&shared, request, wait).await };
-            match timeout_at(end, self.attempts(&shared, request, wait)).await {
-                Ok(result) => result,
-                Err(_) => Err(self.failed(&shared, status::deadline_exceeded(), None)),
-            }
+            let attempts = async {
+                let Some(end) = self.deadline else { return self.attempts(&shared, request, wait).await };
+                match timeout_at(end, self.attempts(&shared, request, wait)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(self.failed(&shared, status::deadline_exceeded(), None)),
+                }
+            };
+            shared.on_runtime(attempts).await
         })
     }
 
@@ -220,7 +223,7 @@ impl Call {
 
     fn on_response(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {
         match attempt.finish(&response) {
-            Ok(attempt) => Next::End(Ok(self.respond(attempt, response))),
+            Ok(attempt) => Next::End(Ok(self.respond(shared, attempt, response))),
             Err((status, attempt)) => {
                 self.tried.push(attempt.instance().id().clone());
                 drop(attempt);
@@ -233,7 +236,12 @@ impl Call {
     ///
     /// Only a response takes what the call keeps: the request's extensions, which have done their
     /// work and whose allocation serves again, and the instances that were tried before.
-    fn respond(&mut self, attempt: Attempt, mut response: Response<Incoming>) -> Response<ResponseBody> {
+    fn respond(
+        &mut self,
+        shared: &Shared,
+        attempt: Attempt,
+        mut response: Response<Incoming>,
+    ) -> Response<ResponseBody> {
         let mut extensions = mem::take(&mut self.extensions);
         extensions.clear();
         if !response.extensions().is_empty() {
@@ -242,16 +250,19 @@ impl Call {
         let before: Option<Arc<[InstanceId]>> = (!self.tried.is_empty()).then(|| mem::take(&mut self.tried).into());
         extensions.insert(ServedBy { instance: Arc::clone(attempt.instance()), before: before.clone() });
         *response.extensions_mut() = extensions;
-        response.map(|body| ResponseBody::new(body, self.deadline, attempt, before))
+        response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before))
     }
 
     /// Takes note that no answer came in time: the attempt's, or the call's.
     pub(crate) fn expire(&mut self, shared: &Shared, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
         attempt.expire();
-        let is_over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let status = if is_over { status::deadline_exceeded() } else { status::attempt_too_long() };
+        let status = if self.is_over() { status::deadline_exceeded() } else { status::attempt_too_long() };
         self.repeat(shared, status, None, true)
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
     /// Repeats a call that failed, where a policy says so.
@@ -266,8 +277,12 @@ impl Call {
         Next::End(Err(self.failed(shared, status, cause)))
     }
 
-    fn failed(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
+    /// The status that the call ends with: at its deadline the same, whatever else was said.
+    fn failed(&mut self, shared: &Shared, mut status: Status, cause: Option<BoxError>) -> Status {
         shared.published.wakeups.metrics.count(Event::Failure);
+        if self.is_over() {
+            status = status::deadline_exceeded();
+        }
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
     }
 }

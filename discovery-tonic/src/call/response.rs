@@ -1,7 +1,7 @@
 use std::{
-    fmt,
+    fmt, mem,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     task::{Context, Poll, ready},
 };
 
@@ -9,27 +9,47 @@ use bytes::Bytes;
 use discovery_core::InstanceId;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
 use super::{
     attempt::{Attempt, GRPC_STATUS},
     served::{Tried, with_tried},
+    shared::Shared,
     status,
 };
+use crate::published::overdue::Expire;
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
-/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and a
-/// lost connection is `UNAVAILABLE`. The default is an empty body, which an interceptor answers
-/// with.
+/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, within
+/// 200 ms also where nobody polls it, and a lost connection is `UNAVAILABLE`. The default is an
+/// empty body, which an interceptor answers with.
 #[derive(Default)]
-pub struct ResponseBody {
-    deadline: Option<Pin<Box<Sleep>>>,
-    /// `None` once the body has ended.
-    live: Option<Live>,
+pub struct ResponseBody(State);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    Ended,
+    Endless(Live),
+    Limited {
+        timer: Pin<Box<Sleep>>,
+        shared: Arc<Limited>,
+    },
 }
 
+/// A response with a deadline, at which the sweep ends it if nobody polls it.
+struct Limited(Mutex<Progress>);
+
+enum Progress {
+    Ended,
+    /// At its deadline, and nobody has polled it since.
+    Expired(Tried),
+    Live(Live),
+}
+
+/// A response that has not ended.
 struct Live {
     body: Incoming,
     attempt: Attempt,
@@ -37,26 +57,92 @@ struct Live {
     before: Option<Arc<[InstanceId]>>,
 }
 
+type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
+
 impl ResponseBody {
     pub(crate) fn new(
+        shared: &Shared,
         body: Incoming,
         deadline: Option<Instant>,
         attempt: Attempt,
         before: Option<Arc<[InstanceId]>>,
     ) -> Self {
-        let deadline = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
-        Self { deadline, live: Some(Live { body, attempt, before }) }
+        let live = Live { body, attempt, before };
+        let Some(deadline) = deadline else { return Self(State::Endless(live)) };
+        let limited = Arc::new(Limited(Mutex::new(Progress::Live(live))));
+        let watched: Weak<Limited> = Arc::downgrade(&limited);
+        shared.published.overdue.watch(deadline, watched);
+        Self(State::Limited { timer: Box::pin(shared.timer(deadline)), shared: limited })
+    }
+}
+
+impl Limited {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn poll_frame(&self, timer: Pin<&mut Sleep>, context: &mut Context<'_>) -> Polled {
+        let mut progress = self.lock();
+        let Progress::Live(live) = &mut *progress else {
+            return Poll::Ready(match mem::replace(&mut *progress, Progress::Ended) {
+                Progress::Expired(tried) => Some(Err(with_tried(status::deadline_exceeded(), tried))),
+                Progress::Ended | Progress::Live(_) => None,
+            });
+        };
+        let deadline = timer.deadline();
+        let polled = live.poll_frame(context);
+        // A body may be ready for ever.
+        let is_over = match &polled {
+            Poll::Ready(_) => Instant::now() >= deadline,
+            Poll::Pending => timer.poll(context).is_ready(),
+        };
+        let polled = if is_over {
+            live.attempt.abandon();
+            Some(Err(with_tried(status::deadline_exceeded(), live.tried(None))))
+        } else {
+            ready!(polled)
+        };
+        if is_last(&polled) {
+            *progress = Progress::Ended;
+        }
+        Poll::Ready(polled)
+    }
+}
+
+impl Expire for Limited {
+    fn expire(&self) {
+        let mut progress = self.lock();
+        if let Progress::Live(live) = &*progress {
+            live.attempt.abandon();
+            *progress = Progress::Expired(live.tried(None));
+        }
     }
 }
 
 impl Live {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Polled {
+        Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            Some(Ok(frame)) => {
+                let unavailable = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
+                if unavailable.is_some_and(|code| code == UNAVAILABLE) {
+                    self.attempt.endpoint().failed();
+                } else {
+                    self.attempt.endpoint().tally.succeeded();
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(error)) => Some(Err(self.fail(error))),
+            None => None,
+        })
+    }
+
     fn tried(&self, cause: Option<hyper::Error>) -> Tried {
         let mut instances = self.before.as_deref().unwrap_or_default().to_vec();
         instances.push(self.attempt.instance().id().clone());
         Tried::new(instances, cause.map(Into::into))
     }
 
-    fn fail(self, error: hyper::Error) -> Status {
+    fn fail(&self, error: hyper::Error) -> Status {
         let (code, message, of_peer) = self.attempt.loss(&error);
         if of_peer && code == Code::Unavailable {
             self.attempt.endpoint().failed();
@@ -69,49 +155,54 @@ impl Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let Self { deadline, live } = &mut *self;
-        let Some(running) = live else { return Poll::Ready(None) };
-        // Before the body, which may be ready for ever.
-        if deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(context).is_ready()) {
-            let status = with_tried(status::deadline_exceeded(), running.tried(None));
-            *live = None;
-            return Poll::Ready(Some(Err(status)));
-        }
-        match ready!(Pin::new(&mut running.body).poll_frame(context)) {
-            Some(Ok(frame)) => {
-                let unavailable = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
-                if unavailable.is_some_and(|code| code == UNAVAILABLE) {
-                    running.attempt.endpoint().failed();
-                } else {
-                    running.attempt.endpoint().tally.succeeded();
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Polled {
+        match &mut self.0 {
+            State::Ended => Poll::Ready(None),
+            State::Endless(live) => {
+                let polled = ready!(live.poll_frame(context));
+                if is_last(&polled) {
+                    self.0 = State::Ended;
                 }
-                if frame.is_trailers() {
-                    *live = None;
-                }
-                Poll::Ready(Some(Ok(frame)))
+                Poll::Ready(polled)
             }
-            Some(Err(error)) => Poll::Ready(live.take().map(|live| Err(live.fail(error)))),
-            None => {
-                *live = None;
-                Poll::Ready(None)
-            }
+            State::Limited { timer, shared } => shared.poll_frame(timer.as_mut(), context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.live.as_ref().is_none_or(|live| live.body.is_end_stream())
+        match &self.0 {
+            State::Ended => true,
+            State::Endless(live) => live.body.is_end_stream(),
+            State::Limited { shared, .. } => match &*shared.lock() {
+                Progress::Ended => true,
+                Progress::Expired(_) => false,
+                Progress::Live(live) => live.body.is_end_stream(),
+            },
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.live.as_ref().map_or_else(|| SizeHint::with_exact(0), |live| live.body.size_hint())
+        match &self.0 {
+            State::Ended => SizeHint::with_exact(0),
+            State::Endless(live) => live.body.size_hint(),
+            State::Limited { shared, .. } => match &*shared.lock() {
+                Progress::Ended | Progress::Expired(_) => SizeHint::with_exact(0),
+                Progress::Live(live) => live.body.size_hint(),
+            },
+        }
     }
 }
 
 impl Drop for ResponseBody {
     fn drop(&mut self) {
-        if let Some(live) = &self.live {
-            live.attempt.abandon();
+        match &self.0 {
+            State::Ended => {}
+            State::Endless(live) => live.attempt.abandon(),
+            State::Limited { shared, .. } => {
+                if let Progress::Live(live) = &*shared.lock() {
+                    live.attempt.abandon();
+                }
+            }
         }
     }
 }
@@ -120,6 +211,11 @@ impl fmt::Debug for ResponseBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ResponseBody").finish_non_exhaustive()
     }
+}
+
+/// Whether nothing comes after this.
+fn is_last(polled: &Option<Result<Frame<Bytes>, Status>>) -> bool {
+    polled.as_ref().is_none_or(|frame| frame.as_ref().map_or(true, Frame::is_trailers))
 }
 
 /// [`Code::Unavailable`] as it travels.

@@ -1,6 +1,10 @@
-use std::{sync::Arc, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
-use tokio::task::AbortHandle;
+use tokio::{
+    runtime::{EnterGuard, Handle},
+    task::AbortHandle,
+    time::{Instant, Sleep, sleep_until},
+};
 
 use super::{retry::Retries, user_agent::UserAgent};
 use crate::published::Published;
@@ -14,6 +18,30 @@ pub(crate) struct Shared {
     pub(crate) retries: Option<Retries>,
     /// The pool, which ends with this.
     pub(crate) task: AbortHandle,
+    /// The one that the channel was built on.
+    pub(crate) runtime: Handle,
+}
+
+impl Shared {
+    /// A timer that ends at this moment; also outside of a runtime.
+    pub(super) fn timer(&self, at: Instant) -> Sleep {
+        let _entered = self.enter();
+        sleep_until(at)
+    }
+
+    /// A future that needs timers, to be polled also outside of a runtime.
+    pub(crate) fn on_runtime<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<'_, F> {
+        let mut future = Box::pin(future);
+        poll_fn(move |context| {
+            let _entered = self.enter();
+            future.as_mut().poll(context)
+        })
+    }
+
+    /// Enters the channel's runtime, where the caller is in none.
+    fn enter(&self) -> Option<EnterGuard<'_>> {
+        Handle::try_current().is_err().then(|| self.runtime.enter())
+    }
 }
 
 impl Drop for Shared {

@@ -27,7 +27,7 @@ use crate::{
     error::BoxError,
     metrics::Metrics,
     pool::{Pool, PoolConfig, outlier::Ejection},
-    published::{Published, availability::Availability},
+    published::{Published, availability::Availability, overdue::Overdue},
 };
 
 /// Builds a [`BalancedChannel`].
@@ -266,6 +266,7 @@ impl Builder {
             pickers: Pickers::of(self.policy),
             availability: ArcSwap::from_pointee(Availability::Waiting),
             rows: ArcSwap::default(),
+            overdue: Overdue::default(),
             wakeups,
         });
         let driver = DriverConfig {
@@ -295,6 +296,7 @@ impl Builder {
             wait: self.wait.min(FAR),
             retries: self.retry.map(Retries::new),
             task: task.abort_handle(),
+            runtime,
         }))
     }
 }

@@ -127,7 +127,8 @@ impl BalancedChannel {
                 news.await;
             }
         };
-        timeout(limit, serving).await.map_err(|_| {
+        let limited = async { timeout(limit, serving).await };
+        self.shared.on_runtime(limited).await.map_err(|_| {
             let (message, cause) = published.availability.load().explain(&published.service, Some(limit));
             let error = Error::new(ErrorKind::DeadlineExceeded, message);
             match cause {

@@ -40,8 +40,9 @@ impl Pool {
         self.published.wakeups.pause_sweeping();
         self.departed.expire(now);
         self.published.wakeups.waiters.sweep();
+        let has_deadlines = self.published.overdue.sweep(now);
         let wanted = self.published.wakeups.waiters.is_waiting();
-        let mut busy = wanted || !self.leaving.is_empty();
+        let mut busy = wanted || has_deadlines || !self.leaving.is_empty();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
             let is_over = |until| now >= until && self.lost.is_none();

@@ -2,10 +2,11 @@
 //!
 //! The picker reads [`target`]s, one for each connection that takes requests; a call that finds
 //! none reads the [`availability`], which says whether to wait and why to fail; people read the
-//! [`endpoints`].
+//! [`endpoints`]. What is [`overdue`] goes the other way: calls hand in what the pool is to end.
 
 pub(crate) mod availability;
 pub(crate) mod endpoints;
+pub(crate) mod overdue;
 pub(crate) mod target;
 
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use discovery_core::ServiceName;
 use crate::{balance::Pickers, endpoint::Wakeups};
 use availability::Availability;
 use endpoints::{EndpointRow, Endpoints};
+use overdue::Overdue;
 use target::Target;
 
 /// Where the pool publishes and calls read.
@@ -25,6 +27,7 @@ pub(crate) struct Published {
     pub(crate) pickers: Pickers<Target>,
     pub(crate) availability: ArcSwap<Availability>,
     pub(crate) rows: ArcSwap<Vec<Arc<EndpointRow>>>,
+    pub(crate) overdue: Overdue,
     pub(crate) wakeups: Arc<Wakeups>,
 }
 
