@@ -56,7 +56,9 @@
 //! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
 //! | `held endpoint let go` | info | `instance` |
 //! | `registry lost`, `registry regained` | debug | `error` |
+//! | `peer ended the connection` | warn | `instance`, `error`: by a GOAWAY with a reason, the same one once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
+//! | `connection lost` | debug | `instance`, `error` |
 //! | `endpoint not connected` | debug | `instance`, `error` |
 //! | `connection replaced` | debug | `instance`, `reason`: its age, or many abandoned calls |
 //! | `endpoint told its health` | debug | `instance`, `health` |

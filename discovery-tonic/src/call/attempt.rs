@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 use discovery_core::Instance;
 use http::{HeaderName, Request, Response};
@@ -8,9 +8,19 @@ use tonic::{Code, Status};
 
 use super::status;
 use crate::{
-    balance::Picked, connection::request_body::RequestBody, endpoint::Endpoint, published::target::Target,
+    balance::Picked,
+    connection::{
+        end::{End, h2_error},
+        request_body::RequestBody,
+    },
+    endpoint::Endpoint,
+    error::BoxError,
+    published::target::Target,
     wakeups::SWEEP,
 };
+
+/// What becomes of a request: a response that began, or an error, perhaps with the request.
+pub(crate) type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
 /// A request at an endpoint; counted there until its drop.
 #[derive(Debug)]
@@ -20,13 +30,21 @@ pub(crate) struct Attempt {
     tick: u32,
 }
 
+/// The error of a call that was lost with its connection. Its source is why that ended, which the
+/// connection's own task may find out a moment later than the call.
+#[derive(Debug)]
+struct LostConnection {
+    error: hyper::Error,
+    end: Arc<End>,
+}
+
 impl Attempt {
     /// Sends a request to where it was picked for; the answer resolves at the response's headers.
     pub(crate) fn send(
         mut picked: Picked<Target>,
         mut request: Request<RequestBody>,
         deadline: Option<Instant>,
-    ) -> (Self, impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>) {
+    ) -> (Self, impl Future<Output = Answer> + use<>) {
         picked.origin.apply_to(&mut request);
         let answer = picked.sender.send(request);
         picked.sent();
@@ -51,6 +69,27 @@ impl Attempt {
     /// The code and text for what the connection failed, and whether that was the peer's doing.
     pub(crate) fn loss(&self, error: &hyper::Error) -> (Code, &'static str, bool) {
         if self.picked.load().is_cut() { status::CUT } else { status::from_connection(error) }
+    }
+
+    /// The error of a call as its status' source carries it: with the connection's end, where the
+    /// call was lost with it.
+    pub(crate) fn cause(&self, error: hyper::Error) -> BoxError {
+        match h2_error(&error) {
+            Some(of_call) if of_call.is_reset() || of_call.is_go_away() => error.into(),
+            _ => LostConnection { error, end: Arc::clone(self.picked.sender.end()) }.into(),
+        }
+    }
+
+    /// What to wait for before this error is told: the connection's end, where the call was lost with
+    /// it and why is not known yet.
+    pub(crate) fn missing_end(&self, answer: &Answer) -> Option<impl Future<Output = ()> + Send + use<>> {
+        self.missing_end_of_body(answer.as_ref().err()?.error())
+    }
+
+    /// The same for the error of a response's body.
+    pub(crate) fn missing_end_of_body(&self, error: &hyper::Error) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let end = self.picked.sender.end();
+        end.is_missing(error).then(|| Arc::clone(end).known())
     }
 
     /// Counts the attempt as failed without an answer, once.
@@ -121,6 +160,21 @@ impl Attempt {
             self.endpoint().tally.succeeded();
         }
         Err((status, self))
+    }
+}
+
+impl fmt::Display for LostConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the call was lost with its connection")
+    }
+}
+
+impl StdError for LostConnection {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self.end.reason() {
+            Some(reason) => Some(&**reason),
+            None => Some(&self.error),
+        }
     }
 }
 

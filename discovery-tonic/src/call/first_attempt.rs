@@ -5,14 +5,18 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::TrySendError};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tonic::Status;
 
-use super::{Call, Next, attempt::Attempt, response::ResponseBody, shared::Shared};
+use super::{
+    Call, Next,
+    attempt::{Answer, Attempt},
+    response::ResponseBody,
+    shared::Shared,
+};
 use crate::{balance::Picked, connection::request_body::RequestBody, metrics::Event, published::target::Target};
 
 pin_project! {
@@ -36,10 +40,12 @@ pin_project! {
             shared: Arc<Shared>,
         },
         // The attempts after the first.
-        Rest { rest: BoxFuture<'static, Result<Response<ResponseBody>, Status>> },
+        Rest { rest: Rest },
         Done,
     }
 }
+
+type Rest = BoxFuture<'static, Result<Response<ResponseBody>, Status>>;
 
 impl Call {
     /// Sends the request to where it was picked for, and goes on from there.
@@ -63,9 +69,17 @@ impl<F> FirstAttempt<F> {
     }
 }
 
+impl<F> FirstAttempt<F> {
+    fn go_on(mut self: Pin<&mut Self>, mut rest: Rest, context: &mut Context<'_>) -> Poll<<Rest as Future>::Output> {
+        let polled = rest.as_mut().poll(context);
+        self.set(Self::Rest { rest });
+        polled
+    }
+}
+
 impl<F> Future for FirstAttempt<F>
 where
-    F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
+    F: Future<Output = Answer>,
 {
     type Output = Result<Response<ResponseBody>, Status>;
 
@@ -84,16 +98,23 @@ where
             unreachable!("it was sent a moment ago");
         };
         let next = match answer {
-            Some(answer) => call.on_outcome(&shared, attempt, answer),
+            Some(answer) => match attempt.missing_end(&answer) {
+                Some(end) => {
+                    let rest = async move {
+                        end.await;
+                        match call.on_outcome(&shared, attempt, answer) {
+                            Next::Again(request, wait) => call.send_after(shared, request, wait).await,
+                            Next::End(result) => result,
+                        }
+                    };
+                    return self.go_on(rest.boxed(), context);
+                }
+                None => call.on_outcome(&shared, attempt, answer),
+            },
             None => call.expire(&shared, attempt),
         };
         match next {
-            Next::Again(request, wait) => {
-                let mut rest = call.send_after(shared, request, wait);
-                let polled = rest.as_mut().poll(context);
-                self.set(Self::Rest { rest });
-                polled
-            }
+            Next::Again(request, wait) => self.go_on(call.send_after(shared, request, wait), context),
             Next::End(result) => Poll::Ready(result),
         }
     }

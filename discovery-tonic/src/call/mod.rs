@@ -32,16 +32,16 @@ use std::{mem, sync::Arc, time::Duration};
 use discovery_core::InstanceId;
 use futures::future::BoxFuture;
 use http::{Extensions, Request, Response, Version};
-use hyper::{body::Incoming, client::conn::TrySendError};
+use hyper::body::Incoming;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Status;
 
 use crate::{
-    connection::request_body::RequestBody,
+    connection::{end::h2_error, request_body::RequestBody},
     error::{BoxError, report},
     metrics::Event,
 };
-use attempt::Attempt;
+use attempt::{Answer, Attempt};
 use replay::ReplayRequest;
 use response::ResponseBody;
 use retry::{Failure, Repeats};
@@ -163,6 +163,9 @@ impl Call {
                 None => Some(answer.await),
             };
             self.tried.pop();
+            if let Some(end) = answer.as_ref().and_then(|answer| attempt.missing_end(answer)) {
+                end.await;
+            }
             let next = match answer {
                 Some(answer) => self.on_outcome(shared, attempt, answer),
                 None => self.expire(shared, attempt),
@@ -175,12 +178,7 @@ impl Call {
     }
 
     /// Takes the answer to an attempt.
-    pub(crate) fn on_outcome(
-        &mut self,
-        shared: &Shared,
-        attempt: Attempt,
-        answer: Result<Response<Incoming>, TrySendError<Request<RequestBody>>>,
-    ) -> Next {
+    pub(crate) fn on_outcome(&mut self, shared: &Shared, attempt: Attempt, answer: Answer) -> Next {
         let mut error = match answer {
             Ok(response) => return self.on_response(shared, attempt, response),
             Err(error) => error,
@@ -203,7 +201,7 @@ impl Call {
             Outcome::Unsent => self.replay.as_ref().is_some_and(|replay| replay.has_body()),
         };
         if let Some(replay) = self.replay.as_ref().filter(|_| unprocessed) {
-            if outcome == Outcome::Unsent || status::h2_error(&error).is_some_and(h2::Error::is_go_away) {
+            if outcome == Outcome::Unsent || h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.close_connection();
                 attempt.discard();
             } else {
@@ -213,12 +211,13 @@ impl Call {
             return Next::Again(replay.request(self.repeats.as_ref()), Duration::ZERO);
         }
         let (code, message, of_peer) = attempt.loss(&error);
+        let cause = attempt.cause(error);
         if of_peer {
             attempt.fail();
         } else {
             attempt.discard();
         }
-        self.repeat(shared, Status::new(code, message), Some(error.into()), false)
+        self.repeat(shared, Status::new(code, message), Some(cause), false)
     }
 
     fn on_response(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use discovery_core::InstanceId;
+use futures::future::BoxFuture;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
@@ -18,7 +19,7 @@ use super::{
     shared::Shared,
     status,
 };
-use crate::published::overdue::Expire;
+use crate::{error::BoxError, published::overdue::Expire};
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
@@ -55,6 +56,8 @@ struct Live {
     attempt: Attempt,
     /// The instances that were tried before this one.
     before: Option<Arc<[InstanceId]>>,
+    /// It was lost with its connection, and waits to know why.
+    lost: Option<(hyper::Error, BoxFuture<'static, ()>)>,
 }
 
 type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
@@ -67,7 +70,7 @@ impl ResponseBody {
         attempt: Attempt,
         before: Option<Arc<[InstanceId]>>,
     ) -> Self {
-        let live = Live { body, attempt, before };
+        let live = Live { body, attempt, before, lost: None };
         let Some(deadline) = deadline else { return Self(State::Endless(live)) };
         let limited = Arc::new(Limited(Mutex::new(Progress::Live(live))));
         let watched: Weak<Limited> = Arc::downgrade(&limited);
@@ -121,6 +124,10 @@ impl Expire for Limited {
 
 impl Live {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Polled {
+        if let Some((_, end)) = &mut self.lost {
+            ready!(end.as_mut().poll(context));
+            return Poll::Ready(self.lost.take().map(|(error, _)| Err(self.fail(error))));
+        }
         Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => {
                 let unavailable = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
@@ -131,15 +138,21 @@ impl Live {
                 }
                 Some(Ok(frame))
             }
-            Some(Err(error)) => Some(Err(self.fail(error))),
+            Some(Err(error)) => match self.attempt.missing_end_of_body(&error) {
+                Some(end) => {
+                    self.lost = Some((error, Box::pin(end)));
+                    return self.poll_frame(context);
+                }
+                None => Some(Err(self.fail(error))),
+            },
             None => None,
         })
     }
 
-    fn tried(&self, cause: Option<hyper::Error>) -> Tried {
+    fn tried(&self, cause: Option<BoxError>) -> Tried {
         let mut instances = self.before.as_deref().unwrap_or_default().to_vec();
         instances.push(self.attempt.instance().id().clone());
-        Tried::new(instances, cause.map(Into::into))
+        Tried::new(instances, cause)
     }
 
     fn fail(&self, error: hyper::Error) -> Status {
@@ -147,7 +160,7 @@ impl Live {
         if of_peer && code == Code::Unavailable {
             self.attempt.endpoint().failed();
         }
-        with_tried(Status::new(code, message), self.tried(Some(error)))
+        with_tried(Status::new(code, message), self.tried(Some(self.attempt.cause(error))))
     }
 }
 

@@ -1,8 +1,8 @@
-use std::error::Error as StdError;
-
 use h2::Reason;
 use http::StatusCode;
 use tonic::{Code, Status};
+
+use crate::connection::end::h2_error;
 
 /// What is known of a request whose sending failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -98,21 +98,6 @@ pub(crate) fn attempt_too_long() -> Status {
 
 /// What a call ends with whose connection this side ended.
 pub(crate) const CUT: (Code, &str, bool) = (Code::Unavailable, "the connection was ended on this side", false);
-
-/// h2's error behind hyper's.
-///
-/// The types meet only while hyper and this crate use the same major version of h2; a test of the
-/// connection guards that.
-pub(crate) fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
-    let mut next = error.source();
-    while let Some(source) = next {
-        if let Some(error) = source.downcast_ref() {
-            return Some(error);
-        }
-        next = source.source();
-    }
-    None
-}
 
 /// h2 names its user errors by this alone: no remote peer, no io, no library.
 fn is_user(error: &h2::Error) -> bool {

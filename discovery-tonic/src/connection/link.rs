@@ -6,7 +6,7 @@ use hyper::{
     client::conn::{TrySendError, http2::SendRequest},
 };
 
-use super::{origin::Origin, request_body::RequestBody};
+use super::{end::End, origin::Origin, request_body::RequestBody};
 use crate::balance::Load;
 
 /// A connection that takes requests.
@@ -21,7 +21,10 @@ pub(crate) struct Link {
 
 /// Where requests enter a connection.
 #[derive(Clone)]
-pub(crate) struct Sender(SendRequest<RequestBody>);
+pub(crate) struct Sender {
+    requests: SendRequest<RequestBody>,
+    end: Arc<End>,
+}
 
 /// What a peer says of its health (`grpc.health.v1`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,8 +36,8 @@ pub(crate) enum Health {
 }
 
 impl Sender {
-    pub(super) fn new(sender: SendRequest<RequestBody>) -> Self {
-        Self(sender)
+    pub(super) fn new(requests: SendRequest<RequestBody>, end: Arc<End>) -> Self {
+        Self { requests, end }
     }
 
     /// Sends a request; resolves at the response's headers.
@@ -42,7 +45,12 @@ impl Sender {
         &self,
         request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<> {
-        self.0.clone().try_send_request(request)
+        self.requests.clone().try_send_request(request)
+    }
+
+    /// Why the connection ended.
+    pub(crate) fn end(&self) -> &Arc<End> {
+        &self.end
     }
 }
 

@@ -5,10 +5,11 @@
 //! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
 //!   GOAWAY before a request does.
 //! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
-//!   with a [`request_body`] that can be sent again.
+//!   with a [`request_body`] that can be sent again. Its [`end`] says why it takes no more.
 //! - The [`health_check`] asks the peer over a link whether it serves.
 
 pub(crate) mod connector;
+pub(crate) mod end;
 pub(crate) mod health_check;
 pub(crate) mod link;
 pub(crate) mod origin;
@@ -36,12 +37,14 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
     time::{sleep, timeout},
 };
+use tracing::Span;
 
 use crate::{
     balance::{Load, WaitQueue},
     error::BoxError,
 };
 use connector::Connector;
+use end::{End, Witness};
 use link::{Health, Link, Sender};
 use settings::{EndpointSettings, Ping};
 use wire::ReadFirstIo;
@@ -84,8 +87,8 @@ struct Recheck {
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, each within the connect timeout; tells `ended`
-    /// when the connection takes no requests any more.
+    /// Connects and waits for the peer's SETTINGS, each within the connect timeout; calls `ended`
+    /// when the connection takes no requests any more, with the reason if there is one.
     ///
     /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100
     /// streams until SETTINGS come. With no streams allowed at first, a limit above 0 means that
@@ -96,7 +99,7 @@ impl Connection {
         settings: &EndpointSettings,
         waiters: &Arc<WaitQueue>,
         allowance: Allowance,
-        ended: impl FnOnce() + Send + 'static,
+        ended: impl FnOnce(&End) + Send + 'static,
     ) -> Result<Self, BoxError> {
         let io = connector.connect(address, settings).await?;
         let shake_hands = async {
@@ -125,15 +128,20 @@ impl Connection {
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
             let load = Load::with_waiters(limit, allowance.trial, Arc::clone(waiters));
-            let (load, recheck) = (Arc::new(load), Arc::new(Recheck::default()));
+            let (load, recheck, end) = (Arc::new(load), Arc::new(Recheck::default()), Arc::new(End::default()));
             let (watched, rechecking) = (Arc::clone(&load), Arc::clone(&recheck));
+            let (witness, sender) = (Witness::new(&end), Sender::new(sender, Arc::clone(&end)));
+            let span = Span::current();
             let task = tokio::spawn(async move {
                 let mut future = pin!(future);
-                poll_fn(|context| {
+                let ended_with = poll_fn(|context| {
                     rechecking.waker.register(context.waker());
-                    // Its end means "no new requests"; why is of no use to those who come after.
-                    if rechecking.shut.load(Ordering::Acquire) || future.as_mut().poll(context).is_ready() {
-                        return Poll::Ready(());
+                    if rechecking.shut.load(Ordering::Acquire) {
+                        return Poll::Ready(Ok(()));
+                    }
+                    // Its end means "no new requests".
+                    if let Poll::Ready(ended) = future.as_mut().poll(context) {
+                        return Poll::Ready(ended);
                     }
                     if rechecking.wanted.swap(false, Ordering::AcqRel) {
                         watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved));
@@ -141,8 +149,9 @@ impl Connection {
                     Poll::Pending
                 })
                 .await;
+                witness.tell(ended_with);
                 watched.close();
-                ended();
+                span.in_scope(|| ended(&end));
                 // A request that is being handed over as the queue goes away would stay in it,
                 // neither sent nor handed back.
                 while watched.is_sending() {
@@ -150,12 +159,7 @@ impl Connection {
                 }
             });
             Ok(Self {
-                link: Link {
-                    origin: settings.origin_of(address),
-                    sender: Sender::new(sender),
-                    load,
-                    health: Health::Serving,
-                },
+                link: Link { origin: settings.origin_of(address), sender, load, health: Health::Serving },
                 age: settings.age.map(jittered),
                 recheck,
                 executor,

@@ -43,6 +43,14 @@ pub(crate) struct Ping {
     pub(crate) timeout: Duration,
 }
 
+impl Ping {
+    /// At twice the interval, so many times over.
+    pub(crate) fn slowed(self, doublings: u32) -> Self {
+        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        Self { interval: self.interval.saturating_mul(factor).min(24 * HOUR), ..self }
+    }
+}
+
 impl EndpointSettings {
     /// The scheme and the `:authority` that requests carry, such as `https://payments.internal`; by
     /// default `http` and the instance's address. The connector is handed the instance's address

@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     connection::{
-        Allowance, Connection, health_check,
+        Allowance, Connection,
+        end::End,
+        health_check,
         link::{Health, Link},
     },
     error::{BoxError, report},
@@ -314,14 +316,15 @@ impl Driver {
 /// attempt.
 async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Connection, BoxError> {
     let attempt = async {
-        let settings = (config.settings)(&endpoint.instance());
-        let rechecked = Arc::clone(endpoint);
+        let mut settings = (config.settings)(&endpoint.instance());
+        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+        let disconnected = Arc::clone(endpoint);
         let allowance = Allowance {
             // The health check has a stream of its own.
             reserved: u32::from(config.health.is_some()),
             trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
         };
-        let ended = move || rechecked.recheck();
+        let ended = move |end: &End| disconnected.disconnected(end);
         Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.waiters, allowance, ended)
             .await
     };

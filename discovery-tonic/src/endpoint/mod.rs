@@ -17,15 +17,19 @@ pub(crate) mod tally;
 
 use std::sync::{
     Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use discovery_core::{Address, Instance, InstanceId};
+use tracing::{debug, warn};
 
 use crate::{
     balance::Load,
-    connection::link::{Health, Link},
-    error::SharedError,
+    connection::{
+        end::End,
+        link::{Health, Link},
+    },
+    error::{SharedError, report},
 };
 use lane::{Lane, Phase};
 use state::EndpointState;
@@ -46,6 +50,10 @@ pub(crate) struct Endpoint {
     draining: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
     suspect: AtomicBool,
+    /// How often the peer ended a connection because it was asked too much of.
+    complaints: AtomicU32,
+    /// Why the last connection ended that had a reason.
+    disconnect: Mutex<Option<SharedError>>,
     /// The pool has been told to look at it, and has not yet.
     is_dirty: AtomicBool,
     /// What the pool is told.
@@ -63,6 +71,8 @@ impl Endpoint {
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             draining: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            complaints: AtomicU32::new(0),
+            disconnect: Mutex::default(),
             is_dirty: AtomicBool::new(false),
             me: Weak::clone(me),
             wakeups,
@@ -131,6 +141,37 @@ impl Endpoint {
         };
         let best = self.lanes.iter().map(|lane| lane.lock().state()).min_by_key(rank);
         (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum())
+    }
+
+    /// Takes note that a connection takes no more requests, and why.
+    pub(crate) fn disconnected(&self, end: &End) {
+        if end.is_enhance_your_calm() {
+            self.complaints.fetch_add(1, Ordering::Relaxed);
+        }
+        if let Some(reason) = end.reason() {
+            let text = report(&**reason);
+            let error: String = text.escape_debug().take(MAX_LOGGED).collect();
+            let mut last = self.disconnect.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_news = last.as_ref().is_none_or(|last| report(&**last) != text);
+            *last = Some(Arc::clone(reason));
+            drop(last);
+            if end.is_go_away() && is_news {
+                warn!(instance = %self.id, error, "peer ended the connection");
+            } else {
+                debug!(instance = %self.id, error, "connection lost");
+            }
+        }
+        self.recheck();
+    }
+
+    /// How often the peer ended a connection because it was asked too much of.
+    pub(crate) fn complaints(&self) -> u32 {
+        self.complaints.load(Ordering::Relaxed)
+    }
+
+    /// Why the last connection ended that had a reason.
+    pub(crate) fn disconnect(&self) -> Option<SharedError> {
+        self.disconnect.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why it is not connected, as far as its first lane found out.
@@ -243,3 +284,6 @@ impl Endpoint {
         self.is_dirty.swap(false, Ordering::AcqRel);
     }
 }
+
+/// How much of a peer's reason is logged, in characters.
+const MAX_LOGGED: usize = 500;

@@ -35,6 +35,9 @@ pub struct EndpointStatus {
     pub failures: u32,
     /// Why the last attempt to connect failed, until the next one begins.
     pub error: Option<Arc<dyn Error + Send + Sync>>,
+    /// Why its last connection ended, where there was a reason: what the peer's GOAWAY said, or what
+    /// the network did. It stays until another one ends for a reason.
+    pub disconnect: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
     /// Until when it is held at most, although the registry no longer has it; longer where the
@@ -59,6 +62,7 @@ impl EndpointRow {
             state,
             in_flight,
             error: self.endpoint.error(),
+            disconnect: self.endpoint.disconnect(),
             failures: self.endpoint.tally.failures(),
             out_until: self.out_until.map(time::Instant::into_std),
             held_until: self.held_until.map(time::Instant::into_std),
@@ -98,6 +102,9 @@ impl fmt::Display for Endpoints {
             if let Some(error) = &one.error {
                 write!(f, "  {}", report(&**error).escape_debug())?;
             }
+            if let Some(disconnect) = &one.disconnect {
+                write!(f, "  last connection: {}", report(&**disconnect).escape_debug())?;
+            }
             for (what, until) in [("ejected", one.out_until), ("held", one.held_until)] {
                 if let Some(until) = until {
                     write!(f, "  {what} for {:.1}s", until.saturating_duration_since(now).as_secs_f64())?;
@@ -125,18 +132,20 @@ mod tests {
             in_flight: 3,
             failures: 12,
             error: None,
+            disconnect: None,
             out_until: None,
             held_until: None,
         };
         let mut out = endpoint("a-long-name", EndpointState::BackingOff);
         out.error = Some(Arc::new(std::io::Error::other("connection\nrefused")));
+        out.disconnect = Some(Arc::new(std::io::Error::other("too_many_pings")));
         out.out_until = Some(Instant::now() + Duration::from_secs(60));
         let printed = Endpoints(vec![endpoint("one", EndpointState::Ready), out]).to_string();
         let lines: Vec<_> = printed.lines().collect();
         assert_eq!(lines[0], "INSTANCE     ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES");
         assert_eq!(lines[1], "one          10.0.7.4:50051     100  ready                3        12");
         assert!(lines[2].starts_with(
-            "a-long-name  10.0.7.4:50051     100  backing off          3        12  connection\\nrefused  ejected for "
+            "a-long-name  10.0.7.4:50051     100  backing off          3        12  connection\\nrefused  last connection: too_many_pings  ejected for "
         ));
         assert!(lines[2].ends_with('s') && lines.len() == 3, "{printed}");
         assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "the titles alone");

@@ -72,10 +72,15 @@ impl Frames {
 
     /// Reads frames up to one of this kind.
     pub async fn until(&mut self, kind: u8, flag: u8) -> Frame {
+        self.find(kind, flag).await.expect("the frame comes")
+    }
+
+    /// The same where the peer may go.
+    pub async fn find(&mut self, kind: u8, flag: u8) -> Option<Frame> {
         loop {
-            let frame = self.next().await.expect("the frame comes");
+            let frame = self.next().await?;
             if frame.kind == kind && frame.flags & flag == flag {
-                return frame;
+                return Some(frame);
             }
         }
     }

@@ -1,0 +1,89 @@
+use std::{
+    error::Error as StdError,
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
+
+use h2::Reason;
+use tokio::sync::Notify;
+
+use crate::error::SharedError;
+
+/// How a connection ended, once it has: with a reason, or without.
+#[derive(Debug, Default)]
+pub(crate) struct End {
+    ended: OnceLock<Option<SharedError>>,
+    known: Notify,
+}
+
+/// Of the connection's task, with which the end is known at the latest.
+pub(super) struct Witness(Arc<End>);
+
+impl Witness {
+    pub(super) fn new(end: &Arc<End>) -> Self {
+        Self(Arc::clone(end))
+    }
+
+    /// The connection has ended.
+    pub(super) fn tell(&self, ended: Result<(), hyper::Error>) {
+        self.0.ended.get_or_init(|| ended.err().map(|error| Arc::new(error) as SharedError));
+        self.0.known.notify_waiters();
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        self.tell(Ok(()));
+    }
+}
+
+impl End {
+    /// Waits until it is known how the connection ended, which its task finds out a moment after its
+    /// calls.
+    pub(crate) async fn known(self: Arc<Self>) {
+        let mut known = pin!(self.known.notified());
+        known.as_mut().enable();
+        if self.ended.get().is_none() {
+            known.await;
+        }
+    }
+
+    /// Whether a call's error is that its connection was lost, and it is not known why.
+    pub(crate) fn is_missing(&self, error: &hyper::Error) -> bool {
+        self.ended.get().is_none() && h2_error(error).is_some_and(h2::Error::is_io)
+    }
+
+    pub(crate) fn reason(&self) -> Option<&SharedError> {
+        self.ended.get()?.as_ref()
+    }
+
+    /// Whether the peer ended it by a GOAWAY with a reason other than that it is about to go.
+    pub(crate) fn is_go_away(&self) -> bool {
+        self.go_away().is_some()
+    }
+
+    /// Whether the peer ended it because it is asked too much of, as by frequent pings.
+    pub(crate) fn is_enhance_your_calm(&self) -> bool {
+        self.go_away() == Some(Reason::ENHANCE_YOUR_CALM)
+    }
+
+    fn go_away(&self) -> Option<Reason> {
+        let error = h2_error(&**self.reason()?)?;
+        error.reason().filter(|_| error.is_remote() && error.is_go_away())
+    }
+}
+
+/// h2's error behind hyper's.
+///
+/// The types meet only while hyper and this crate use the same major version of h2; a test of the
+/// channel guards that.
+pub(crate) fn h2_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a h2::Error> {
+    let mut next = error.source();
+    while let Some(source) = next {
+        if let Some(error) = source.downcast_ref() {
+            return Some(error);
+        }
+        next = source.source();
+    }
+    None
+}

@@ -1,0 +1,143 @@
+//! Why a peer ends a connection reaches the calls that it costs, and those who look.
+
+mod support;
+
+use std::{error::Error as StdError, time::Duration};
+
+use discovery_tonic::{BalancedChannel, EndpointSettings};
+use greeter::{GreetManyRequest, GreetReply, GreeterClient};
+use support::{
+    frames::{self, Frames},
+    *,
+};
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep, timeout},
+};
+use tonic::{Code, Status, Streaming};
+
+/// An error and its sources.
+fn chain(error: &(dyn StdError + 'static)) -> Vec<String> {
+    let mut chain = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        chain.push(error.to_string());
+        next = error.source();
+    }
+    chain
+}
+
+async fn stream(channel: &BalancedChannel) -> Result<Streaming<GreetReply>, Status> {
+    let stream = GreeterClient::new(channel.clone()).greet_many(GreetManyRequest::default()).await?;
+    Ok(stream.into_inner())
+}
+
+/// A peer that answers each request with headers if `headers`, and ends the connection a moment after the first.
+async fn complaining(headers: bool) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut peer = Frames::accept(&listener).await;
+            let Some(request) = peer.find(frames::HEADERS, 0).await else { continue };
+            if headers {
+                // `:status: 200`
+                peer.send(frames::HEADERS, frames::END_HEADERS, request.stream, &[0x88]).await;
+            }
+            sleep(Duration::from_millis(50)).await;
+            peer.go_away_because(i32::MAX as u32, frames::ENHANCE_YOUR_CALM, "too_many_pings").await;
+        }
+    });
+    address
+}
+
+async fn assert_told(headers: bool) {
+    let channel = channel(&registry([complaining(headers).await]));
+    let status = match stream(&channel).await {
+        Ok(mut stream) => stream.message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    // At once, and not when the connection's own task has had its turn.
+    let chain = chain(&status);
+    assert_eq!(status.code(), Code::Unavailable);
+    assert!(chain.last().unwrap().contains("too_many_pings"), "{chain:?}");
+    assert!(!status.message().contains("too_many_pings"), "it travels no further: {status:?}");
+    let told = || {
+        let endpoints = channel.endpoints();
+        let is_told = endpoints.to_string().contains("too_many_pings");
+        assert_eq!(endpoints[0].disconnect.is_some(), is_told);
+        is_told
+    };
+    eventually("it is shown", told).await;
+}
+
+#[tokio::test]
+async fn the_reason_of_a_goaway_is_told() {
+    for headers in [true, false] {
+        assert_told(headers).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_reason_of_a_goaway_is_told_on_many_threads() {
+    for _ in 0..20 {
+        for headers in [true, false] {
+            assert_told(headers).await;
+        }
+    }
+}
+
+/// A peer that allows a ping every 150 ms, as grpc-go does every 5 minutes by default: with the third one too many it ends the
+/// connection.
+async fn with_ping_enforcement() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut peer = Frames::accept(&listener).await;
+            let (mut last, mut strikes) = (Instant::now(), 0);
+            while let Some(frame) = peer.next().await {
+                match (frame.kind, frame.flags) {
+                    (frames::HEADERS, _) => {
+                        peer.send(frames::HEADERS, frames::END_HEADERS, frame.stream, &[0x88]).await;
+                    }
+                    (frames::PING, 0) => {
+                        peer.send(frames::PING, frames::ACK, 0, &frame.payload).await;
+                        strikes += usize::from(last.elapsed() < Duration::from_millis(150));
+                        last = Instant::now();
+                    }
+                    _ => {}
+                }
+                if strikes > 2 {
+                    peer.go_away_because(i32::MAX as u32, frames::ENHANCE_YOUR_CALM, "too_many_pings").await;
+                    break;
+                }
+            }
+        }
+    });
+    address
+}
+
+/// With pings every 1 s at a server that allows 5 s, a stream died every 4.0 s, 12 of 12 times.
+#[tokio::test]
+async fn pings_slow_down_where_a_peer_complains() {
+    let settings = EndpointSettings::default().ping(Duration::from_millis(50), Duration::from_secs(5)).unwrap();
+    let backend = registry([with_ping_enforcement().await]);
+    let channel = builder(&backend).endpoint(move |_| settings.clone()).build().unwrap();
+    channel.ready(Duration::from_secs(5)).await.unwrap();
+    let mut ended = 0;
+    loop {
+        let mut one = match stream(&channel).await {
+            Ok(one) => one,
+            Err(status) => panic!("{status:?}"),
+        };
+        match timeout(Duration::from_secs(3), one.message()).await {
+            Ok(end) => assert_eq!(end.unwrap_err().code(), Code::Unavailable),
+            Err(_) => break,
+        }
+        ended += 1;
+        assert!(ended <= 3, "50 ms, 100 ms and perhaps 200 ms are too often");
+    }
+    println!("a stream lives after {ended} ended");
+    assert!(ended >= 2);
+}
