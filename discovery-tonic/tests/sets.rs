@@ -11,11 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Metadata, Weight};
-use discovery_tonic::{BalancedChannel, WaitForReady, balance::RoundRobin};
+use discovery_core::{Entry, Error, Feed, Instance, Metadata, Recovered, ServiceName, Source, Weight};
+use discovery_tonic::{BalancedChannel, EndpointStatus, WaitForReady, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 
 /// Callers that go on until they are told to stop, and say what they met.
 struct Load {
@@ -362,4 +362,60 @@ async fn round_robin_takes_turns() {
         greet(&channel.clone(), None).await.unwrap();
     }
     assert!(servers.iter().all(|server| server.greeter.calls() == 10));
+}
+
+/// A registry whose set is written as a whole, in one step.
+#[derive(Clone, Debug)]
+struct Scripted(watch::Sender<Vec<Instance>>);
+
+impl Scripted {
+    fn new(servers: &[Server]) -> Self {
+        Self(watch::Sender::new(servers.iter().map(Server::instance).collect()))
+    }
+}
+
+#[tonic::async_trait]
+impl Source for Scripted {
+    async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let mut sets = self.0.subscribe();
+        let entries = |set: &Vec<Instance>| set.iter().cloned().map(Entry::Valid).collect::<Vec<_>>();
+        let first = entries(&sets.borrow_and_update());
+        let mut live = feed.reset(first);
+        while sets.changed().await.is_ok() {
+            let next = entries(&sets.borrow_and_update());
+            live.replace(next);
+        }
+        Ok(())
+    }
+}
+
+/// Four instances that were replaced by four others in one step received 549 of 1,545 calls, for up to 15 s.
+#[tokio::test]
+async fn instances_that_are_replaced_are_not_held() {
+    let (old, new) = (servers(4).await, servers(4).await);
+    for in_one_step in [true, false] {
+        let registry = Scripted::new(&old);
+        let channel = BalancedChannel::builder(Recovered::new(registry.clone()), service()).build().unwrap();
+        eventually("four endpoints ready", || ready(&channel) == 4).await;
+        let replaced = new.iter().map(Server::instance).collect();
+        if in_one_step {
+            registry.0.send_replace(replaced);
+        } else {
+            registry.0.send_replace(Vec::new());
+            eventually("they are held", || channel.endpoints().iter().all(|one| one.held_until.is_some())).await;
+            greet(&channel, None).await.unwrap();
+            registry.0.send_replace(replaced);
+        }
+        let took = eventually("the old ones are gone", || channel.endpoints().iter().all(|one| is_of(one, &new))).await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        let before: Vec<u64> = old.iter().map(|server| server.greeter.calls()).collect();
+        for _ in 0..200 {
+            greet(&channel, None).await.unwrap();
+        }
+        assert_eq!(old.iter().map(|server| server.greeter.calls()).collect::<Vec<_>>(), before);
+    }
+}
+
+fn is_of(one: &EndpointStatus, servers: &[Server]) -> bool {
+    servers.iter().any(|server| one.instance.address().socket_addr() == Some(server.address))
 }

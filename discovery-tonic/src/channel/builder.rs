@@ -237,6 +237,9 @@ impl Builder {
     /// How long endpoints that are connected are held where more than half of at least three vanish
     /// in one step, or around an outage of the registry, as they do when it comes back having
     /// expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
+    ///
+    /// Instances that are replaced are not held: where the same step brings as many new ones, or once
+    /// as many are ready as there were before.
     pub fn hold(mut self, limit: Option<Duration>) -> Self {
         self.hold = limit;
         self

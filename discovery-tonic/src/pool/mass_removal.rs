@@ -8,7 +8,8 @@ use tokio::time::Instant;
 ///
 /// More than half of at least three instances in one step are a mass. Around an outage of the
 /// registry all steps count as one, because it revokes expired leases one after the other. Without
-/// an outage they do not: a scale-down in single steps is meant.
+/// an outage they do not: a scale-down in single steps is meant. So is a step that brings as many
+/// instances as it removes: it replaces them.
 #[derive(Debug, Default)]
 pub(crate) struct MassRemoval(Option<Outage>);
 
@@ -19,6 +20,14 @@ struct Outage {
     /// When contact came back.
     over: Option<Instant>,
     vanished: HashSet<InstanceId>,
+}
+
+/// Most of a set, which vanished.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) struct Mass {
+    /// How many instances the set had.
+    pub(crate) before: usize,
+    pub(crate) vanished: Vec<InstanceId>,
 }
 
 impl MassRemoval {
@@ -37,19 +46,23 @@ impl MassRemoval {
         }
     }
 
-    /// Takes one step: the set had `size` instances and loses `removed`. An outage counts for
-    /// `limit` after its end.
+    /// Takes one step: the set had `size` instances, gains `added` and loses `removed`. An outage
+    /// counts for `limit` after its end.
     ///
-    /// Returns the instances to hold, among them such as vanished in earlier steps; empty where
+    /// Returns the instances to hold, among them such as vanished in earlier steps; `None` where
     /// this is no mass.
     pub(crate) fn step(
         &mut self,
         now: Instant,
         limit: Duration,
         size: usize,
+        added: usize,
         removed: &[InstanceId],
-    ) -> Vec<InstanceId> {
+    ) -> Option<Mass> {
         self.expire(now, limit);
+        if added >= removed.len() {
+            return None;
+        }
         let (before, vanished) = match &mut self.0 {
             Some(outage) => {
                 outage.vanished.extend(removed.iter().cloned());
@@ -57,7 +70,7 @@ impl MassRemoval {
             }
             None => (size, removed.to_vec()),
         };
-        if before >= FEWEST && vanished.len() * 2 > before { vanished } else { Vec::new() }
+        (before >= FEWEST && vanished.len() * 2 > before).then_some(Mass { before, vanished })
     }
 
     fn expire(&mut self, now: Instant, limit: Duration) {
@@ -85,15 +98,17 @@ mod tests {
         names.iter().map(|name| name.parse().unwrap()).collect()
     }
 
-    fn sorted(mut ids: Vec<InstanceId>) -> Vec<InstanceId> {
-        ids.sort();
-        ids
+    /// Those who are held after a step that adds nothing.
+    fn held(hold: &mut MassRemoval, now: Instant, size: usize, removed: &[InstanceId]) -> Vec<InstanceId> {
+        let mut held = hold.step(now, LIMIT, size, 0, removed).map(|mass| mass.vanished).unwrap_or_default();
+        held.sort();
+        held
     }
 
     #[test]
     fn more_than_half_of_at_least_three_in_one_step_is_a_mass() {
         let now = Instant::now();
-        for (size, removed, held) in [
+        for (size, removed, count) in [
             (2, &["a", "b"][..], 0),
             (3, &["a"][..], 0),
             (3, &["a", "b"][..], 2),
@@ -102,12 +117,22 @@ mod tests {
             (8, &["a", "b", "c", "d", "e", "f"][..], 6),
             (4, &[][..], 0),
         ] {
-            assert_eq!(
-                MassRemoval::default().step(now, LIMIT, size, &ids(removed)).len(),
-                held,
-                "{removed:?} of {size}"
-            );
+            let held = held(&mut MassRemoval::default(), now, size, &ids(removed));
+            assert_eq!(held.len(), count, "{removed:?} of {size}");
         }
+    }
+
+    #[test]
+    fn a_step_that_brings_as_many_as_it_removes_is_no_mass() {
+        let (now, all) = (Instant::now(), ids(&["a", "b", "c", "d"]));
+        for (added, is_mass) in [(0, true), (3, true), (4, false), (9, false)] {
+            assert_eq!(MassRemoval::default().step(now, LIMIT, 4, added, &all).is_some(), is_mass, "{added}");
+        }
+        let mut hold = MassRemoval::default();
+        hold.lose(now, LIMIT, 4);
+        hold.regain(now);
+        assert_eq!(hold.step(now, LIMIT, 4, 2, &ids(&["a", "b"])), None);
+        assert_eq!(held(&mut hold, now, 4, &ids(&["c"])), [], "what was replaced did not vanish");
     }
 
     #[test]
@@ -115,32 +140,32 @@ mod tests {
         let now = Instant::now();
         let mut hold = MassRemoval::default();
         for (size, name) in [(4, "a"), (3, "b"), (2, "c"), (1, "d")] {
-            assert_eq!(hold.step(now, LIMIT, size, &ids(&[name])), []);
+            assert_eq!(held(&mut hold, now, size, &ids(&[name])), []);
         }
 
         hold.lose(now, LIMIT, 4);
         hold.regain(now);
-        assert_eq!(hold.step(now, LIMIT, 4, &ids(&["a"])), []);
-        assert_eq!(hold.step(now, LIMIT, 3, &ids(&["b"])), []);
-        assert_eq!(sorted(hold.step(now, LIMIT, 2, &ids(&["c"]))), ids(&["a", "b", "c"]));
+        assert_eq!(held(&mut hold, now, 4, &ids(&["a"])), []);
+        assert_eq!(held(&mut hold, now, 3, &ids(&["b"])), []);
+        assert_eq!(held(&mut hold, now, 2, &ids(&["c"])), ids(&["a", "b", "c"]));
 
         let later = now + LIMIT * 2;
-        assert_eq!(hold.step(later, LIMIT, 2, &ids(&["d"])), [], "the outage is long over");
+        assert_eq!(held(&mut hold, later, 2, &ids(&["d"])), [], "the outage is long over");
 
         let mut hold = MassRemoval::default();
         hold.lose(now, LIMIT, 8);
         hold.regain(now);
-        hold.step(now, LIMIT, 8, &ids(&["a", "b", "c", "d"]));
+        held(&mut hold, now, 8, &ids(&["a", "b", "c", "d"]));
         hold.lose(later, LIMIT, 4);
-        assert_eq!(hold.step(later, LIMIT, 4, &ids(&["e"])), [], "the next outage counts for itself");
+        assert_eq!(held(&mut hold, later, 4, &ids(&["e"])), [], "the next outage counts for itself");
     }
 
     #[test]
     fn what_is_back_did_not_vanish() {
         let (mut hold, now) = (MassRemoval::default(), Instant::now());
         hold.lose(now, LIMIT, 4);
-        hold.step(now, LIMIT, 4, &ids(&["a", "b"]));
+        held(&mut hold, now, 4, &ids(&["a", "b"]));
         hold.forget(&"a".parse().unwrap());
-        assert_eq!(hold.step(now, LIMIT, 3, &ids(&["c"])), []);
+        assert_eq!(held(&mut hold, now, 3, &ids(&["c"])), []);
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     published::{Published, availability::Availability},
 };
 use departed::{Departed, REMEMBER};
-use mass_removal::MassRemoval;
+use mass_removal::{Mass, MassRemoval};
 use member::Member;
 use outlier::Ejection;
 
@@ -45,6 +45,9 @@ pub(crate) struct Pool {
     departed: Departed,
     drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
     mass_removal: MassRemoval,
+    /// How many endpoints of the set have to be ready before those that are held are let go early;
+    /// `None` where none is held.
+    refilled_at: Option<usize>,
     /// How many instances the registry has, which is without the held ones; `None` before the first
     /// set.
     size: Option<usize>,
@@ -76,6 +79,7 @@ impl Pool {
             departed: Departed::default(),
             drivers: FuturesUnordered::new(),
             mass_removal: MassRemoval::default(),
+            refilled_at: None,
             size: None,
             lost: None,
             next_sweep: Instant::now(),
@@ -150,24 +154,23 @@ impl Pool {
 
     fn change(&mut self, change: &Change) {
         let before = self.size.unwrap_or_default();
-        let mut size = before;
+        let mut added = 0;
         for instance in change.upserts() {
             self.mass_removal.forget(instance.id());
-            size += usize::from(self.upsert(instance));
+            added += usize::from(self.upsert(instance));
         }
-        self.size = Some(size.saturating_sub(change.removes().len()));
+        self.size = Some((before + added).saturating_sub(change.removes().len()));
         if change.removes().is_empty() {
             return;
         }
         let now = Instant::now();
-        let held = match self.config.hold {
-            Some(limit) => self.mass_removal.step(now, limit, before, change.removes()),
-            None => Vec::new(),
-        };
-        for id in change.removes().iter().filter(|id| !held.contains(id)) {
-            self.remove(id);
+        let hold = self.config.hold;
+        let mass = hold.and_then(|limit| self.mass_removal.step(now, limit, before, added, change.removes()));
+        match mass {
+            // Which has all that this step removes.
+            Some(mass) => self.keep(mass, now),
+            None => change.removes().iter().for_each(|id| self.remove(id)),
         }
-        self.keep(held, now);
     }
 
     /// Takes an instance, and returns whether it is one more in the registry.
@@ -246,10 +249,10 @@ impl Pool {
 
     /// Holds the instances of a mass removal that are connected, for as long as the set may take to
     /// refill.
-    fn keep(&mut self, ids: Vec<InstanceId>, now: Instant) {
+    fn keep(&mut self, mass: Mass, now: Instant) {
         let Some(limit) = self.config.hold else { return };
         let mut count = 0;
-        for id in ids {
+        for id in mass.vanished {
             if !self.members.contains_key(&id) {
                 let left = self.leaving.get(&id).and_then(|leaving| leaving.last());
                 let Some(instance) = left.map(|member| Arc::clone(member.instance())) else { continue };
@@ -265,6 +268,7 @@ impl Pool {
             }
         }
         if count > 0 {
+            self.refilled_at = self.refilled_at.max(Some(mass.before));
             warn!(endpoints = count, "most instances vanished at once, held while they answer");
             self.published.wakeups.sweep();
         }

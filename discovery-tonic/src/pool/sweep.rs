@@ -27,6 +27,7 @@ impl Pool {
                 }
             }
         }
+        changed |= self.let_go_where_refilled();
         self.judge(&active, now) || changed
     }
 
@@ -59,15 +60,33 @@ impl Pool {
                 active.push(id.clone());
             }
         }
-        for id in &over {
-            info!(instance = %id, "held endpoint let go");
-            self.remove(id);
-        }
+        changed |= self.let_go(&over);
         changed |= self.judge(&active, now);
         if busy {
             self.published.wakeups.keep_sweeping();
         }
-        changed || !over.is_empty()
+        changed
+    }
+
+    /// Lets the held endpoints go once as many others are ready as the set had before: it was
+    /// replaced, or is back.
+    fn let_go_where_refilled(&mut self) -> bool {
+        let Some(wanted) = self.refilled_at else { return false };
+        let (held, others): (Vec<_>, Vec<_>) = self.members.iter().partition(|(_, one)| one.held_until().is_some());
+        if !held.is_empty() && others.iter().filter(|(_, one)| one.is_connected()).count() < wanted {
+            return false;
+        }
+        let held: Vec<InstanceId> = held.into_iter().map(|(id, _)| id.clone()).collect();
+        self.refilled_at = None;
+        self.let_go(&held)
+    }
+
+    fn let_go(&mut self, held: &[InstanceId]) -> bool {
+        for id in held {
+            info!(instance = %id, "held endpoint let go");
+            self.remove(id);
+        }
+        !held.is_empty()
     }
 
     /// Takes endpoints out and brings them back; returns whether it did.
