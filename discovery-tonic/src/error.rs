@@ -1,6 +1,6 @@
-//! Errors of others, and how a line of a log names them.
+//! Errors and panics of others, and how a line of a log names them.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{any::Any, error::Error as StdError, sync::Arc};
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -15,4 +15,10 @@ pub(crate) fn report(error: &dyn StdError) -> String {
         next = cause.source();
     }
     line
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }

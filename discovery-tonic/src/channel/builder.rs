@@ -26,7 +26,7 @@ use crate::{
     },
     error::BoxError,
     metrics::Metrics,
-    pool::{Pool, PoolConfig, outlier::Ejection},
+    pool::{Pool, PoolConfig, following::Following, outlier::Ejection},
     published::{Published, availability::Availability, overdue::Overdue},
 };
 
@@ -114,7 +114,8 @@ impl Builder {
     }
 
     /// How each endpoint is connected, from its instance; asked before every attempt, so that what
-    /// it says anew does not change the connections that are there.
+    /// it says anew does not change the connections that are there. It may block, since it runs where
+    /// that is allowed; where it panics the attempt fails.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -292,7 +293,8 @@ impl Builder {
             },
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
-        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(updates).instrument(span));
+        let following = Following::new(self.resolver, published.service.clone(), updates);
+        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(following).instrument(span));
         Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),

@@ -1,12 +1,15 @@
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{
     FutureExt,
     future::{BoxFuture, OptionFuture, join_all},
     stream::{BoxStream, StreamExt},
 };
-use tokio::time::{Instant, sleep, sleep_until};
-use tracing::debug;
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::{Instant, sleep, sleep_until},
+};
+use tracing::{Instrument, debug};
 
 use super::{
     Endpoint,
@@ -21,7 +24,7 @@ use crate::{
         health_check,
         link::{Health, Link},
     },
-    error::{BoxError, report},
+    error::{BoxError, panic_text, report},
     metrics::Event,
 };
 
@@ -44,6 +47,15 @@ enum ServeEnd {
 
 /// The endpoint drains.
 struct Draining;
+
+/// An attempt to connect, which ends with this.
+struct ConnectTask(JoinHandle<Result<Connection, BoxError>>);
+
+impl Drop for ConnectTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// What becomes of one connection.
 enum ConnectionEnd {
@@ -312,24 +324,11 @@ impl Driver {
     }
 }
 
-/// One attempt to connect. The connector and the hook are the user's; a panic of theirs is a failed
-/// attempt.
-async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Connection, BoxError> {
-    let attempt = async {
-        let mut settings = (config.settings)(&endpoint.instance());
-        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
-        let disconnected = Arc::clone(endpoint);
-        let allowance = Allowance {
-            // The health check has a stream of its own.
-            reserved: u32::from(config.health.is_some()),
-            trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
-        };
-        let ended = move |end: &End| disconnected.disconnected(end);
-        Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.waiters, allowance, ended)
-            .await
-    };
-    let attempt = AssertUnwindSafe(attempt).catch_unwind().await;
-    let connected = attempt.unwrap_or_else(|_| Err("the connector, or the hook of its settings, panicked".into()));
+/// One attempt to connect. The connector and the hook are the user's: a panic of theirs is a failed
+/// attempt, and one that blocks delays this endpoint alone.
+async fn connect(endpoint: &Arc<Endpoint>, config: &Arc<DriverConfig>) -> Result<Connection, BoxError> {
+    let mut attempt = ConnectTask(tokio::spawn(attempt(Arc::clone(endpoint), Arc::clone(config)).in_current_span()));
+    let connected = (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)));
     match &connected {
         Ok(_) => {
             debug!(instance = %endpoint.id, "endpoint connected");
@@ -342,6 +341,27 @@ async fn connect(endpoint: &Arc<Endpoint>, config: &DriverConfig) -> Result<Conn
         }
     }
     connected
+}
+
+async fn attempt(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Result<Connection, BoxError> {
+    let (hook, instance) = (Arc::clone(&config.settings), endpoint.instance());
+    let mut settings = spawn_blocking(move || hook(&instance)).await.map_err(failed_task)?;
+    settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+    let disconnected = Arc::clone(&endpoint);
+    let allowance = Allowance {
+        // The health check has a stream of its own.
+        reserved: u32::from(config.health.is_some()),
+        trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
+    };
+    let ended = move |end: &End| disconnected.disconnected(end);
+    Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.waiters, allowance, ended).await
+}
+
+fn failed_task(error: JoinError) -> BoxError {
+    match error.try_into_panic() {
+        Ok(panic) => format!("the connector, or the hook of its settings, panicked: {}", panic_text(&*panic)).into(),
+        Err(_) => "the runtime is shutting down".into(),
+    }
 }
 
 /// The next health, where there is a check.

@@ -1,7 +1,7 @@
 //! The way of one update, from the resolver to what calls read.
 //!
-//! - [`Pool`] is the control task. It applies each update to its members, one [`member`] for each
-//!   instance, and starts their drivers; [`mass_removal`] holds those that vanish all at once,
+//! - [`Pool`] is the control task. It takes the updates that it is [`following`], applies each to its
+//!   members, one [`member`] for each instance, and starts their drivers; [`mass_removal`] holds those that vanish all at once,
 //!   [`departed`] remembers those that left while ejected.
 //! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
 //!   in flight. [`outlier`] decides who is ejected, probed or restored, with [`failure_rate`] for
@@ -10,6 +10,7 @@
 
 pub(crate) mod departed;
 pub(crate) mod failure_rate;
+pub(crate) mod following;
 pub(crate) mod mass_removal;
 pub(crate) mod member;
 pub(crate) mod outlier;
@@ -17,18 +18,20 @@ mod publish;
 pub(crate) mod slow_start;
 mod sweep;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{any::Any, collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
 
-use discovery_core::{Change, Error, Instance, InstanceId, Update, Updates};
+use discovery_core::{Change, Error, Instance, InstanceId, Update};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep_until};
-use tracing::{debug, warn};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, error, warn};
 
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive},
+    error::panic_text,
     published::{Published, availability::Availability},
 };
 use departed::{Departed, REMEMBER};
+use following::Following;
 use mass_removal::{Mass, MassRemoval};
 use member::Member;
 use outlier::Ejection;
@@ -43,7 +46,7 @@ pub(crate) struct Pool {
     /// be taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
     departed: Departed,
-    drivers: FuturesUnordered<BoxFuture<'static, Arc<Endpoint>>>,
+    drivers: FuturesUnordered<BoxFuture<'static, Driven>>,
     mass_removal: MassRemoval,
     /// How many endpoints of the set have to be ready before those that are held are let go early;
     /// `None` where none is held.
@@ -59,6 +62,12 @@ pub(crate) struct Pool {
     empty_since: Option<Instant>,
     /// When the first update came that is not published yet.
     updated: Option<Instant>,
+}
+
+/// What became of what drove an endpoint.
+enum Driven {
+    Ended(Arc<Endpoint>),
+    Panicked(Arc<Endpoint>, Box<dyn Any + Send>),
 }
 
 /// What a pool is built from.
@@ -90,11 +99,22 @@ impl Pool {
         }
     }
 
-    /// Runs until it is dropped with its channel.
-    pub(crate) async fn run(mut self, updates: Updates) {
-        // A stream that ends breaks its law; the set stands then.
-        let mut updates = updates.fuse();
-        let mut stale = false;
+    /// Runs until it is dropped with its channel, whatever panics.
+    pub(crate) async fn run(mut self, mut following: Following) {
+        loop {
+            if let Err(panic) = AssertUnwindSafe(self.follow(&mut following)).catch_unwind().await {
+                error!(panic = panic_text(&*panic), "channel panicked, and begins anew");
+                // What it was about to do may be half done: the set is compared as a whole.
+                following.begin_anew();
+                // Not in a circle, where it panics again.
+                let later = Instant::now() + AFTER_PANIC;
+                (self.next_publish, self.next_sweep) = (later, later);
+            }
+        }
+    }
+
+    async fn follow(&mut self, following: &mut Following) {
+        let mut stale = true;
         // Updates and looks in a row, so that those that come without end do not keep the rest
         // waiting.
         let mut consecutive = 0;
@@ -102,13 +122,19 @@ impl Pool {
             let sweeping = self.published.wakeups.is_sweeping();
             tokio::select! {
                 biased;
-                Some(update) = updates.next(), if consecutive < MOST_IN_A_ROW => {
+                update = following.next(), if consecutive < MOST_IN_A_ROW => {
                     self.apply(update);
                     (stale, consecutive) = (true, consecutive + 1);
                 }
-                Some(endpoint) = self.drivers.next(), if !self.drivers.is_empty() => {
-                    self.forget(&endpoint);
-                }
+                Some(driven) = self.drivers.next(), if !self.drivers.is_empty() => match driven {
+                    Driven::Ended(endpoint) => self.forget(&endpoint),
+                    Driven::Panicked(endpoint, panic) => {
+                        let panic = panic_text(&*panic);
+                        error!(instance = %endpoint.id, panic, "endpoint panicked, and connects anew");
+                        self.connect_anew(&endpoint);
+                        stale = true;
+                    }
+                },
                 () = self.published.wakeups.wake.notified(), if consecutive < MOST_IN_A_ROW => {
                     (stale, consecutive) = (self.look() || stale, consecutive + 1);
                 }
@@ -198,15 +224,45 @@ impl Pool {
     }
 
     fn connect(&mut self, instance: &Arc<Instance>) -> Member {
-        let driver = Arc::clone(&self.config.driver);
-        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, Arc::clone(&self.published.wakeups));
-        self.drivers.push(drive(Arc::clone(&endpoint), driver).boxed());
-        let mut member = Member::new(instance, endpoint);
+        let mut member = Member::new(instance, self.drive(instance, Duration::ZERO));
         if let Some(outlier) = self.departed.take(instance) {
             member.outlier = outlier;
             self.published.wakeups.sweep();
         }
         member
+    }
+
+    /// A new endpoint for an instance, which connects after this time.
+    fn drive(&self, instance: &Arc<Instance>, after: Duration) -> Arc<Endpoint> {
+        let driver = Arc::clone(&self.config.driver);
+        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, Arc::clone(&self.published.wakeups));
+        let driven = Arc::clone(&endpoint);
+        let run = async move {
+            if !after.is_zero() {
+                sleep(after).await;
+            }
+            let driving = AssertUnwindSafe(drive(Arc::clone(&driven), driver)).catch_unwind();
+            match driving.await {
+                Ok(ended) => Driven::Ended(ended),
+                Err(panic) => Driven::Panicked(driven, panic),
+            }
+        };
+        self.drivers.push(run.boxed());
+        endpoint
+    }
+
+    /// Replaces an endpoint whose driver panicked, if it is still in the set.
+    fn connect_anew(&mut self, endpoint: &Arc<Endpoint>) {
+        self.forget(endpoint);
+        let Some(former) = self.members.get(&endpoint.id) else { return };
+        if !Arc::ptr_eq(&former.endpoint, endpoint) {
+            return;
+        }
+        let (instance, outlier) = (Arc::clone(former.instance()), former.outlier);
+        let mut member = Member::new(&instance, self.drive(&instance, self.config.driver.backoff.min()));
+        member.outlier = outlier;
+        member.hold(former.held_until());
+        self.members.insert(endpoint.id.clone(), member);
     }
 
     /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or
@@ -287,7 +343,12 @@ impl Drop for Pool {
     /// Calls hold what ends the pool, so that only with its runtime it goes before them.
     fn drop(&mut self) {
         self.published.pickers.publish_shared(Vec::new());
-        self.published.availability.store(Arc::new(Availability::Gone));
+        let reason = if thread::panicking() {
+            "its control task panicked"
+        } else {
+            "the runtime that it was built on has ended"
+        };
+        self.published.availability.store(Arc::new(Availability::Gone { reason }));
         self.published.wakeups.published.notify_waiters();
         self.published.wakeups.metrics.end();
     }
@@ -300,4 +361,6 @@ async fn until(moment: Instant) {
     }
 }
 
+/// How long nothing is published or swept after a panic.
+const AFTER_PANIC: Duration = Duration::from_millis(200);
 const MOST_IN_A_ROW: u32 = 64;

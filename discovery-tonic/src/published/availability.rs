@@ -14,8 +14,8 @@ pub(crate) enum Availability {
     Empty { since: Instant },
     /// No endpoint can be reached.
     Failing { since: Instant, endpoints: usize, error: SharedError },
-    /// The runtime is gone that the channel was built on.
-    Gone,
+    /// The control task is gone, for this reason.
+    Gone { reason: &'static str },
     /// The registry could not be reached from the start.
     Lost { since: Instant, error: Error },
     /// There are endpoints, although all of them may be full.
@@ -34,13 +34,13 @@ impl Availability {
     pub(crate) fn is_worth_waiting(&self) -> bool {
         match self {
             Self::Connecting | Self::Serving | Self::Waiting => true,
-            Self::Empty { .. } | Self::Failing { .. } | Self::Gone | Self::Lost { .. } => false,
+            Self::Empty { .. } | Self::Failing { .. } | Self::Gone { .. } | Self::Lost { .. } => false,
         }
     }
 
     /// Whether there may ever be an endpoint again.
     pub(crate) fn may_change(&self) -> bool {
-        !matches!(self, Self::Gone)
+        !matches!(self, Self::Gone { .. })
     }
 
     /// Why a call fails: the service and since when, and what keeps the endpoints away.
@@ -53,7 +53,7 @@ impl Availability {
                 let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
                 (reason, Some(NotConnected(Arc::clone(error)).into()))
             }
-            Self::Gone => ("the runtime that it was built on has ended".to_owned(), None),
+            Self::Gone { reason } => ((*reason).to_owned(), None),
             Self::Lost { since, error } => {
                 let reason = format!("the registry has been out of reach for {}", ago(since));
                 (reason, Some(error.clone().into()))

@@ -1,0 +1,82 @@
+use std::{
+    any::Any,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
+
+use discovery_core::{Backoff, Delays, Error, ErrorKind, Resolver, ServiceName, Update, Updates};
+use futures::{FutureExt, StreamExt};
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::panic_text;
+
+/// The updates of a service, without end: where the resolver's stream panics or ends, which breaks
+/// its law, the set stands, and the service is watched anew.
+pub(crate) struct Following {
+    resolver: Arc<dyn Resolver>,
+    service: ServiceName,
+    state: State,
+    delays: Delays,
+}
+
+enum State {
+    Watching { updates: Updates, since: Instant },
+    Waiting { until: Instant },
+}
+
+impl Following {
+    pub(crate) fn new(resolver: Arc<dyn Resolver>, service: ServiceName, updates: Updates) -> Self {
+        let state = State::Watching { updates, since: Instant::now() };
+        Self { resolver, service, state, delays: Backoff::default().delays() }
+    }
+
+    /// The next update. It may be dropped at any time.
+    pub(crate) async fn next(&mut self) -> Update {
+        loop {
+            match &mut self.state {
+                State::Watching { updates, .. } => match AssertUnwindSafe(updates.next()).catch_unwind().await {
+                    Ok(Some(update)) => return update,
+                    Ok(None) => return self.lose(ended()),
+                    Err(panic) => return self.lose(panicked(&*panic)),
+                },
+                State::Waiting { until } => {
+                    sleep_until(*until).await;
+                    match catch_unwind(AssertUnwindSafe(|| self.resolver.watch(&self.service))) {
+                        Ok(Ok(updates)) => self.state = State::Watching { updates, since: Instant::now() },
+                        Ok(Err(error)) => return self.lose(error),
+                        Err(panic) => return self.lose(panicked(&*panic)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Watches the service anew after a while: the set may not be what the updates say.
+    pub(crate) fn begin_anew(&mut self) {
+        let former = mem::replace(&mut self.state, State::Waiting { until: Instant::now() });
+        if matches!(former, State::Watching { since, .. } if since.elapsed() >= GOOD) {
+            self.delays.reset();
+        }
+        self.state = State::Waiting { until: Instant::now() + self.delays.next_delay() };
+        // A stream that panicked may do so once more.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(former)));
+    }
+
+    fn lose(&mut self, error: Error) -> Update {
+        self.begin_anew();
+        Update::Lost(error)
+    }
+}
+
+fn ended() -> Error {
+    Error::new(ErrorKind::Internal, "the resolver's updates ended")
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Error {
+    Error::new(ErrorKind::Internal, format!("the resolver panicked: {}", panic_text(panic)))
+}
+
+/// A stream that lived for so long was good.
+const GOOD: Duration = Duration::from_secs(10);
