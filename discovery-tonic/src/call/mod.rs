@@ -51,7 +51,7 @@ use status::Outcome;
 
 /// What a call keeps besides its request: all that further attempts need.
 pub(crate) struct Call {
-    /// What it takes to send the request again; `None` where the body streams.
+    /// What it takes to send the request again; `None` where it is too large to be kept.
     replay: Option<ReplayRequest>,
     /// The request's, until the response takes them.
     extensions: Extensions,
@@ -97,13 +97,14 @@ impl Call {
         let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
-        let replay = ReplayRequest::from_request(&request);
+        let replay = ReplayRequest::from_request(&request, &shared.replay_budget);
         Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
     /// When the attempt that begins now has to be answered.
     pub(crate) fn attempt_end(&self, shared: &Shared) -> Option<Instant> {
-        let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| self.replay.is_some());
+        let is_repeatable = self.replay.as_ref().is_some_and(ReplayRequest::is_whole);
+        let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| is_repeatable);
         let end = repeatable.and_then(|(retries, repeats)| retries.attempt_end(repeats));
         end.into_iter().chain(self.deadline).min()
     }
@@ -198,9 +199,10 @@ impl Call {
                 self.refusals += 1;
                 self.refusals <= MAX_REFUSALS
             }
-            Outcome::Unsent => self.replay.as_ref().is_some_and(|replay| replay.has_body()),
+            Outcome::Unsent => self.replay.as_ref().is_some_and(ReplayRequest::has_message),
         };
-        if let Some(replay) = self.replay.as_ref().filter(|_| unprocessed) {
+        let again = self.replay.as_ref().filter(|_| unprocessed);
+        if let Some(request) = again.and_then(|replay| replay.request(self.repeats.as_ref())) {
             if outcome == Outcome::Unsent || h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.close_connection();
                 attempt.discard();
@@ -208,7 +210,7 @@ impl Call {
                 attempt.fail();
             }
             shared.published.wakeups.metrics.count(Event::Retry);
-            return Next::Again(replay.request(self.repeats.as_ref()), Duration::ZERO);
+            return Next::Again(request, Duration::ZERO);
         }
         let (code, message, of_peer) = attempt.loss(&error);
         let cause = attempt.cause(error);
@@ -243,6 +245,9 @@ impl Call {
     ) -> Response<ResponseBody> {
         let mut extensions = mem::take(&mut self.extensions);
         extensions.clear();
+        if let Some(replay) = &self.replay {
+            replay.stop_keeping();
+        }
         if !response.extensions().is_empty() {
             extensions.extend(mem::take(response.extensions_mut()));
         }
@@ -266,11 +271,14 @@ impl Call {
 
     /// Repeats a call that failed, where a policy says so.
     fn repeat(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
-        if let (Some(retries), Some(repeats), Some(replay)) = (&shared.retries, &mut self.repeats, &self.replay) {
+        let replay = self.replay.as_ref().filter(|replay| replay.is_whole());
+        if let (Some(retries), Some(repeats), Some(replay)) = (&shared.retries, &mut self.repeats, replay) {
             let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
-            if let Some(wait) = retries.next(repeats, failure, self.deadline) {
+            if let Some(wait) = retries.next(repeats, failure, self.deadline)
+                && let Some(request) = replay.request(Some(repeats))
+            {
                 shared.published.wakeups.metrics.count(Event::Repeat);
-                return Next::Again(replay.request(Some(repeats)), wait);
+                return Next::Again(request, wait);
             }
         }
         Next::End(Err(self.failed(shared, status, cause)))

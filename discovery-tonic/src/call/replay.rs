@@ -1,8 +1,14 @@
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Version, uri::PathAndQuery};
 
 use super::retry::{PREVIOUS, Repeats};
-use crate::connection::request_body::RequestBody;
+use crate::connection::{
+    replay_budget::{ReplayBudget, Reservation},
+    request_body::RequestBody,
+    request_stream::RequestStream,
+};
 
 /// A copy of a request whose body is kept. The headers are pairs, because a map costs more and is
 /// nearly never needed.
@@ -10,22 +16,47 @@ pub(super) struct ReplayRequest {
     method: Method,
     path: PathAndQuery,
     headers: Vec<(HeaderName, HeaderValue)>,
-    body: Option<Bytes>,
+    body: ReplayBody,
+}
+
+enum ReplayBody {
+    /// The one message, if there is any, and what it takes of the budget.
+    Message(Option<Bytes>, #[expect(dead_code, reason = "held, not read")] Option<Reservation>),
+    Stream(Arc<RequestStream>),
 }
 
 impl ReplayRequest {
-    pub(super) fn from_request(request: &Request<RequestBody>) -> Option<Self> {
-        let RequestBody::Kept(body) = request.body() else { return None };
+    /// Keeps a request, if the channel's budget allows it.
+    pub(super) fn from_request(request: &Request<RequestBody>, budget: &Arc<ReplayBudget>) -> Option<Self> {
+        let body = match request.body() {
+            RequestBody::Kept(Some(message)) if message.len() > SMALL => {
+                let mut reservation = budget.reserve();
+                if !reservation.grow(message.len()) {
+                    return None;
+                }
+                ReplayBody::Message(Some(message.clone()), Some(reservation))
+            }
+            RequestBody::Kept(message) => ReplayBody::Message(message.clone(), None),
+            RequestBody::Stream(reader) => {
+                reader.stream().keep(budget);
+                ReplayBody::Stream(Arc::clone(reader.stream()))
+            }
+        };
         // The iterator cannot tell its length.
         let mut headers = Vec::with_capacity(request.headers().len());
         headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Some(Self { method: request.method().clone(), path, headers, body: body.clone() })
+        Some(Self { method: request.method().clone(), path, headers, body })
     }
 
-    /// The request once more, which says how often the policy has repeated it.
-    pub(super) fn request(&self, repeats: Option<&Repeats>) -> Request<RequestBody> {
-        let mut request = Request::new(RequestBody::Kept(self.body.clone()));
+    /// The request once more, which says how often the policy has repeated it; `None` where a part
+    /// of it is not kept any more.
+    pub(super) fn request(&self, repeats: Option<&Repeats>) -> Option<Request<RequestBody>> {
+        let body = match &self.body {
+            ReplayBody::Message(message, _) => RequestBody::Kept(message.clone()),
+            ReplayBody::Stream(stream) => RequestBody::Stream(stream.replay()?),
+        };
+        let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.path.clone().into();
         *request.version_mut() = Version::HTTP_2;
@@ -36,11 +67,27 @@ impl ReplayRequest {
         if let Some(repeats) = repeats.filter(|repeats| repeats.done() > 0) {
             headers.insert(PREVIOUS, repeats.done().into());
         }
-        request
+        Some(request)
     }
 
-    /// Whether there is a message to send.
-    pub(super) fn has_body(&self) -> bool {
-        self.body.is_some()
+    /// Whether there is a single message to send.
+    pub(super) fn has_message(&self) -> bool {
+        matches!(self.body, ReplayBody::Message(Some(_), _))
+    }
+
+    /// Whether it does not stream.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.body, ReplayBody::Message(..))
+    }
+
+    /// The response has begun: a request that streams is not sent again.
+    pub(super) fn stop_keeping(&self) {
+        if let ReplayBody::Stream(stream) = &self.body {
+            stream.stop_keeping();
+        }
     }
 }
+
+/// A message of up to this size is not counted, since that would cost every call; tonic gives each a
+/// buffer of so much anyway.
+const SMALL: usize = 8 << 10;

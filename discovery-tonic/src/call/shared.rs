@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{retry::Retries, user_agent::UserAgent};
-use crate::published::Published;
+use crate::{connection::replay_budget::ReplayBudget, published::Published};
 
 /// What the clones of a channel and its calls share.
 pub(crate) struct Shared {
@@ -16,6 +16,7 @@ pub(crate) struct Shared {
     /// How long a call without a deadline waits for an endpoint.
     pub(crate) wait: Duration,
     pub(crate) retries: Option<Retries>,
+    pub(crate) replay_budget: Arc<ReplayBudget>,
     /// The pool, which ends with this.
     pub(crate) task: AbortHandle,
     /// The one that the channel was built on.

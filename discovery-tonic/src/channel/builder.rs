@@ -300,6 +300,7 @@ impl Builder {
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
             wait: self.wait.min(FAR),
             retries: self.retry.map(Retries::new),
+            replay_budget: Arc::default(),
             task: task.abort_handle(),
             runtime,
         }))

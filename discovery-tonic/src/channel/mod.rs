@@ -39,8 +39,9 @@ use builder::Builder;
 /// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its
 ///   SETTINGS seen, below its stream limit, not ejected.
 /// - **B2** A request that provably was not processed is sent to another endpoint, within its
-///   deadline, where its body is at hand as a whole and has up to 64 KiB: unary and
-///   server-streaming calls. Anything else is repeated only by a
+///   deadline, where its body is still at hand: up to 256 KiB of a call, and 32 MiB of the channel,
+///   are kept until the response's headers arrive, of a stream what was sent so far. Messages below
+///   8 KiB are always kept. Anything else is repeated only by a
 ///   [`RetryPolicy`](crate::RetryPolicy).
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before
 ///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s

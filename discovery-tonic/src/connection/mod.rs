@@ -5,7 +5,8 @@
 //! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
 //!   GOAWAY before a request does.
 //! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
-//!   with a [`request_body`] that can be sent again. Its [`end`] says why it takes no more.
+//!   with a [`request_body`] that can be sent again, if it streams by its [`request_stream`], within
+//!   the [`replay_budget`]. Its [`end`] says why it takes no more.
 //! - The [`health_check`] asks the peer over a link whether it serves.
 
 pub(crate) mod connector;
@@ -13,7 +14,9 @@ pub(crate) mod end;
 pub(crate) mod health_check;
 pub(crate) mod link;
 pub(crate) mod origin;
+pub(crate) mod replay_budget;
 pub(crate) mod request_body;
+pub(crate) mod request_stream;
 pub(crate) mod settings;
 mod tcp;
 pub(crate) mod wire;

@@ -1,6 +1,6 @@
 use std::{
-    collections::VecDeque,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -8,19 +8,23 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
+use super::{
+    replay_budget::PER_CALL,
+    request_stream::{RequestStream, StreamReader},
+};
+
 /// A request's body on its way into hyper.
 ///
 /// The body of a unary or server-streaming call is ready at once: polled without waiting it gives
-/// one frame and the end. Such a body of up to 64 KiB is kept, so that the request can be sent
-/// again to another endpoint. All else streams through.
+/// one frame and the end. Such a body of up to 256 KiB is kept, so that the request can be sent
+/// again to another endpoint. All else is read through a stream that outlives the attempt.
 ///
 /// Gives no exact size, or hyper would add a `content-length`.
 #[derive(Debug)]
 pub(crate) enum RequestBody {
     /// The one frame, if there is any, until it is sent.
     Kept(Option<Bytes>),
-    /// The frames that were looked at, and the rest.
-    Stream { head: VecDeque<Frame<Bytes>>, rest: tonic::body::Body },
+    Stream(StreamReader),
 }
 
 impl RequestBody {
@@ -31,21 +35,25 @@ impl RequestBody {
         let first = match Pin::new(&mut body).poll_frame(&mut context) {
             Poll::Ready(None) => return Ok(Self::Kept(None)),
             Poll::Ready(Some(frame)) => frame?,
-            Poll::Pending => return Ok(Self::Stream { head: VecDeque::new(), rest: body }),
+            Poll::Pending => return Ok(Self::stream([], body)),
         };
         let first = match first.into_data() {
-            Ok(data) if data.len() <= MAX_KEPT => data,
-            Ok(data) => return Ok(Self::Stream { head: [Frame::data(data)].into(), rest: body }),
-            Err(other) => return Ok(Self::Stream { head: [other].into(), rest: body }),
+            Ok(data) if data.len() <= PER_CALL => data,
+            Ok(data) => return Ok(Self::stream([Frame::data(data)], body)),
+            Err(other) => return Ok(Self::stream([other], body)),
         };
         if body.is_end_stream() {
             return Ok(Self::Kept(Some(first)));
         }
         match Pin::new(&mut body).poll_frame(&mut context) {
             Poll::Ready(None) => Ok(Self::Kept(Some(first))),
-            Poll::Ready(Some(second)) => Ok(Self::Stream { head: [Frame::data(first), second?].into(), rest: body }),
-            Poll::Pending => Ok(Self::Stream { head: [Frame::data(first)].into(), rest: body }),
+            Poll::Ready(Some(second)) => Ok(Self::stream([Frame::data(first), second?], body)),
+            Poll::Pending => Ok(Self::stream([Frame::data(first)], body)),
         }
+    }
+
+    fn stream(head: impl IntoIterator<Item = Frame<Bytes>>, rest: tonic::body::Body) -> Self {
+        Self::Stream(Arc::new(RequestStream::new(head, rest)).first_reader())
     }
 }
 
@@ -62,17 +70,14 @@ impl Body for RequestBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match &mut *self {
             Self::Kept(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream { head, rest } => match head.pop_front() {
-                Some(frame) => Poll::Ready(Some(Ok(frame))),
-                None => Pin::new(rest).poll_frame(context),
-            },
+            Self::Stream(reader) => reader.poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Kept(bytes) => bytes.is_none(),
-            Self::Stream { head, rest } => head.is_empty() && rest.is_end_stream(),
+            Self::Stream(reader) => reader.is_end(),
         }
     }
 
@@ -80,8 +85,6 @@ impl Body for RequestBody {
         SizeHint::default()
     }
 }
-
-const MAX_KEPT: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -94,20 +97,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_small_frame_is_kept() {
-        let body = tonic::body::Body::new(Full::new(Bytes::from_static(b"hello")));
-        let body = RequestBody::new(body).unwrap();
-        assert!(kept(&body));
-        assert_eq!(body.collect().await.unwrap().to_bytes(), "hello");
+    async fn one_frame_of_up_to_256_kib_is_kept() {
+        for size in [5, PER_CALL] {
+            let body = tonic::body::Body::new(Full::new(Bytes::from(vec![7; size])));
+            let body = RequestBody::new(body).unwrap();
+            assert!(kept(&body));
+            assert_eq!(body.collect().await.unwrap().to_bytes(), vec![7; size]);
+        }
         assert!(kept(&RequestBody::new(tonic::body::Body::empty()).unwrap()));
     }
 
     #[tokio::test]
     async fn large_waiting_and_many_frames_stream_through() {
-        let large = tonic::body::Body::new(Full::new(Bytes::from(vec![0; MAX_KEPT + 1])));
+        let large = tonic::body::Body::new(Full::new(Bytes::from(vec![0; PER_CALL + 1])));
         let large = RequestBody::new(large).unwrap();
         assert!(!kept(&large));
-        assert_eq!(large.collect().await.unwrap().to_bytes().len(), MAX_KEPT + 1);
+        assert_eq!(large.collect().await.unwrap().to_bytes().len(), PER_CALL + 1);
 
         let frames = ["a", "b", "c"].map(|text| Ok::<_, Status>(Frame::data(Bytes::from_static(text.as_bytes()))));
         let many = tonic::body::Body::new(StreamBody::new(futures::stream::iter(frames)));

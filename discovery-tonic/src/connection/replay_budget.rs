@@ -1,0 +1,74 @@
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// How much the calls of a channel keep of their requests together, to send them again.
+#[derive(Debug, Default)]
+pub(crate) struct ReplayBudget(AtomicUsize);
+
+/// What one call keeps; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Arc<ReplayBudget>,
+    bytes: usize,
+}
+
+impl ReplayBudget {
+    /// Nothing yet.
+    pub(crate) fn reserve(self: &Arc<Self>) -> Reservation {
+        Reservation { budget: Arc::clone(self), bytes: 0 }
+    }
+}
+
+impl Reservation {
+    /// Takes so many bytes more, if neither the call's limit nor the channel's is in the way.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        if bytes > PER_CALL - self.bytes {
+            return false;
+        }
+        if self.budget.0.fetch_add(bytes, Ordering::Relaxed) > PER_CHANNEL - bytes {
+            self.budget.0.fetch_sub(bytes, Ordering::Relaxed);
+            return false;
+        }
+        self.bytes += bytes;
+        true
+    }
+
+    /// Gives everything back.
+    pub(crate) fn clear(&mut self) {
+        self.budget.0.fetch_sub(mem::take(&mut self.bytes), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// How much of its request a call keeps at most.
+pub(crate) const PER_CALL: usize = 256 << 10;
+const PER_CHANNEL: usize = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_and_a_channel_have_their_limits() {
+        let budget = Arc::new(ReplayBudget::default());
+        let mut one = budget.reserve();
+        assert!(one.grow(PER_CALL - 1) && one.grow(1) && !one.grow(1));
+        let mut all: Vec<_> = (0..PER_CHANNEL / PER_CALL).map(|_| budget.reserve()).collect();
+        let grown = all.iter_mut().filter_map(|one| one.grow(PER_CALL).then_some(())).count();
+        assert_eq!(grown, all.len() - 1);
+        drop(one);
+        assert!(all.last_mut().unwrap().grow(PER_CALL));
+        all.clear();
+        assert_eq!(budget.0.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,249 @@
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use tonic::Status;
+
+use super::replay_budget::{ReplayBudget, Reservation};
+
+/// The frames of a request that streams, shared by the attempts to send it.
+///
+/// hyper drops the body of a request that fails, and the caller's frames with it. So it gets a
+/// reader of the stream, and what it has read is kept until the response's headers arrive: where the
+/// request was not processed, another reader begins anew.
+pub(crate) struct RequestStream(Mutex<Inner>);
+
+/// What one attempt reads of a stream.
+#[derive(Debug)]
+pub(crate) struct StreamReader {
+    stream: Arc<RequestStream>,
+    attempt: u32,
+    /// How many frames it has read.
+    read: usize,
+}
+
+struct Inner {
+    /// The frames that were looked at before the first attempt.
+    head: VecDeque<Frame<Bytes>>,
+    rest: tonic::body::Body,
+    has_ended: bool,
+    /// The attempt that may read.
+    attempt: u32,
+    /// How many frames have been taken from the rest, or the head.
+    taken: usize,
+    kept: Kept,
+}
+
+enum Kept {
+    /// All that was taken.
+    Frames(Vec<Bytes>, Reservation),
+    Nothing,
+}
+
+impl RequestStream {
+    pub(super) fn new(head: impl IntoIterator<Item = Frame<Bytes>>, rest: tonic::body::Body) -> Self {
+        Self(Mutex::new(Inner {
+            head: head.into_iter().collect(),
+            rest,
+            has_ended: false,
+            attempt: 0,
+            taken: 0,
+            kept: Kept::Nothing,
+        }))
+    }
+
+    pub(super) fn first_reader(self: Arc<Self>) -> StreamReader {
+        StreamReader { stream: self, attempt: 0, read: 0 }
+    }
+
+    /// Keeps what is read from now on, within the limits.
+    pub(crate) fn keep(&self, budget: &Arc<ReplayBudget>) {
+        self.lock().kept = Kept::Frames(Vec::new(), budget.reserve());
+    }
+
+    /// Forgets what was kept, and keeps nothing more.
+    pub(crate) fn stop_keeping(&self) {
+        let kept = std::mem::replace(&mut self.lock().kept, Kept::Nothing);
+        drop(kept);
+    }
+
+    /// A reader that begins anew, in place of the present one; `None` where what was read is not
+    /// there any more.
+    pub(crate) fn replay(self: &Arc<Self>) -> Option<StreamReader> {
+        let mut inner = self.lock();
+        if matches!(inner.kept, Kept::Nothing) && inner.taken > 0 {
+            return None;
+        }
+        inner.attempt += 1;
+        Some(StreamReader { stream: Arc::clone(self), attempt: inner.attempt, read: 0 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.has_ended {
+            return Poll::Ready(None);
+        }
+        let next = match self.head.pop_front() {
+            Some(frame) => Some(Ok(frame)),
+            None => ready!(Pin::new(&mut self.rest).poll_frame(context)),
+        };
+        match &next {
+            Some(Ok(frame)) => {
+                self.taken += 1;
+                self.keep(frame);
+            }
+            Some(Err(_)) | None => self.has_ended = true,
+        }
+        Poll::Ready(next)
+    }
+
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let Kept::Frames(frames, reservation) = &mut self.kept else { return };
+        match frame.data_ref() {
+            // A slice keeps all of its buffer, which a small one shares with others.
+            Some(data) if data.len() < WORTH_SHARING && reservation.grow(data.len() + OVERHEAD) => {
+                frames.push(Bytes::copy_from_slice(data));
+            }
+            Some(data) if data.len() >= WORTH_SHARING && reservation.grow(data.len() + OVERHEAD) => {
+                frames.push(data.clone());
+            }
+            Some(_) | None => self.kept = Kept::Nothing,
+        }
+    }
+
+    fn is_end(&self) -> bool {
+        self.has_ended || (self.head.is_empty() && self.rest.is_end_stream())
+    }
+}
+
+impl StreamReader {
+    pub(crate) fn stream(&self) -> &Arc<RequestStream> {
+        &self.stream
+    }
+
+    pub(super) fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let mut inner = self.stream.lock();
+        if inner.attempt != self.attempt {
+            return Poll::Ready(Some(Err(Status::cancelled("the request was sent to another endpoint"))));
+        }
+        if let Kept::Frames(frames, _) = &inner.kept
+            && let Some(frame) = frames.get(self.read)
+        {
+            self.read += 1;
+            return Poll::Ready(Some(Ok(Frame::data(frame.clone()))));
+        }
+        let next = ready!(inner.poll_next(context));
+        self.read += 1;
+        Poll::Ready(next)
+    }
+
+    pub(super) fn is_end(&self) -> bool {
+        let inner = self.stream.lock();
+        self.attempt == inner.attempt && self.read >= inner.taken && inner.is_end()
+    }
+}
+
+impl fmt::Debug for RequestStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestStream").finish_non_exhaustive()
+    }
+}
+
+/// Frames from this size on have a buffer of their own, or most of one.
+const WORTH_SHARING: usize = 4 << 10;
+/// What a frame costs besides its bytes.
+const OVERHEAD: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use futures::stream;
+    use http_body_util::{BodyExt, StreamBody};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::connection::{replay_budget::PER_CALL, request_body::RequestBody};
+
+    fn body(frames: Vec<Vec<u8>>) -> tonic::body::Body {
+        let frames = frames.into_iter().map(|frame| Ok::<_, Status>(Frame::data(Bytes::from(frame))));
+        tonic::body::Body::new(StreamBody::new(stream::iter(frames)))
+    }
+
+    fn reader(frames: Vec<Vec<u8>>) -> StreamReader {
+        let stream = Arc::new(RequestStream::new([], body(frames)));
+        stream.keep(&Arc::default());
+        stream.first_reader()
+    }
+
+    async fn read_all(reader: StreamReader) -> Vec<u8> {
+        RequestBody::Stream(reader).collect().await.unwrap().to_bytes().to_vec()
+    }
+
+    async fn read(reader: &mut StreamReader) -> Option<Result<Frame<Bytes>, Status>> {
+        std::future::poll_fn(|context| reader.poll_frame(context)).await
+    }
+
+    proptest! {
+        /// However often, and after however many frames, an attempt is given up: the next one reads the same.
+        #[test]
+        fn each_reader_reads_the_whole(
+            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..9_000), 0..12),
+            attempts in proptest::collection::vec(0usize..14, 0..5),
+        ) {
+            futures::executor::block_on(async {
+                let mut reader = reader(frames.clone());
+                for count in attempts {
+                    for _ in 0..count {
+                        let _ = read(&mut reader).await;
+                    }
+                    let former = reader;
+                    reader = former.stream().replay().expect("all of it is kept");
+                    let mut former = former;
+                    prop_assert!(read(&mut former).await.unwrap().is_err(), "the former one reads nothing more");
+                }
+                prop_assert_eq!(read_all(reader).await, frames.concat());
+                Ok(())
+            })?;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_much_is_not_kept() {
+        let frames = vec![vec![1; 100_000]; 4];
+        let mut reader = reader(frames.clone());
+        for _ in 0..2 {
+            read(&mut reader).await.unwrap().unwrap();
+        }
+        let mut reader = reader.stream().replay().expect("200 kB are kept");
+        for _ in 0..3 {
+            read(&mut reader).await.unwrap().unwrap();
+        }
+        assert!(reader.stream().replay().is_none(), "300 kB are not");
+        assert_eq!(read_all(reader).await, frames[3], "and the attempt goes on");
+    }
+
+    #[tokio::test]
+    async fn what_was_not_read_may_be_of_any_size() {
+        let reader = reader(vec![vec![1; PER_CALL * 2]]);
+        assert_eq!(read_all(reader.stream().replay().unwrap()).await.len(), PER_CALL * 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_after_the_headers() {
+        let mut reader = reader(vec![vec![1], vec![2]]);
+        read(&mut reader).await.unwrap().unwrap();
+        reader.stream().stop_keeping();
+        assert!(reader.stream().replay().is_none());
+        assert_eq!(read_all(reader).await, [2]);
+    }
+}
