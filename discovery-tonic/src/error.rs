@@ -20,5 +20,6 @@ pub(crate) fn report(error: &dyn StdError) -> String {
 /// What a panic said.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "without a message".to_owned())
+    let text = text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "without a message".to_owned());
+    text.escape_debug().collect()
 }

@@ -55,8 +55,8 @@
 //! | `endpoint restored` | info | `instance` |
 //! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
 //! | `held endpoint let go` | info | `instance` |
-//! | `endpoint panicked, and connects anew` | error | `instance`, `panic` |
-//! | `channel panicked, and begins anew` | error | `panic` |
+//! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
+//! | `control task panicked, starting over` | error | `panic` |
 //! | `registry lost`, `registry regained` | debug | `error` |
 //! | `peer ended the connection` | warn | `instance`, `error`: by a GOAWAY with a reason, the same one once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |

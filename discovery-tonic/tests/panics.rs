@@ -224,6 +224,7 @@ async fn a_panic_in_the_control_task_is_contained() {
         ["endpoint connected", "endpoint not connected", "connection ended", "registry lost", "registry regained"]
     {
         let panicked = Arc::new(AtomicBool::new(false));
+        println!("panics at {message}");
         let _guard = tracing::subscriber::set_default(PanicsAt { message, panicked: Arc::clone(&panicked) });
         let mut server = Mortal::start("one");
         let backend = registry([server.address, refusing().await]);
@@ -235,6 +236,8 @@ async fn a_panic_in_the_control_task_is_contained() {
         sleep(Duration::from_millis(50)).await;
         backend.restore();
         server.kill();
+        // Before it is removed, when its end would be no news.
+        eventually("its end is seen", || ready(&channel) == 0).await;
         let other = Server::start("two").await;
         backend.put(&service(), other.instance());
         backend.remove(&service(), &server.address.to_string());

@@ -130,7 +130,7 @@ impl Call {
 
     async fn attempts(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         mut request: Request<RequestBody>,
         mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
@@ -179,7 +179,7 @@ impl Call {
     }
 
     /// Takes the answer to an attempt.
-    pub(crate) fn on_outcome(&mut self, shared: &Shared, attempt: Attempt, answer: Answer) -> Next {
+    pub(crate) fn on_outcome(&mut self, shared: &Arc<Shared>, attempt: Attempt, answer: Answer) -> Next {
         let mut error = match answer {
             Ok(response) => return self.on_response(shared, attempt, response),
             Err(error) => error,
@@ -222,7 +222,7 @@ impl Call {
         self.repeat(shared, Status::new(code, message), Some(cause), false)
     }
 
-    fn on_response(&mut self, shared: &Shared, attempt: Attempt, response: Response<Incoming>) -> Next {
+    fn on_response(&mut self, shared: &Arc<Shared>, attempt: Attempt, response: Response<Incoming>) -> Next {
         match attempt.finish(&response) {
             Ok(attempt) => Next::End(Ok(self.respond(shared, attempt, response))),
             Err((status, attempt)) => {
@@ -239,7 +239,7 @@ impl Call {
     /// work and whose allocation serves again, and the instances that were tried before.
     fn respond(
         &mut self,
-        shared: &Shared,
+        shared: &Arc<Shared>,
         attempt: Attempt,
         mut response: Response<Incoming>,
     ) -> Response<ResponseBody> {

@@ -41,7 +41,11 @@ enum State {
 }
 
 /// A response with a deadline, at which the sweep ends it if nobody polls it.
-struct Limited(Mutex<Progress>);
+struct Limited {
+    progress: Mutex<Progress>,
+    /// The sweeps go on for as long as this is there.
+    _shared: Arc<Shared>,
+}
 
 enum Progress {
     Ended,
@@ -64,7 +68,7 @@ type Polled = Poll<Option<Result<Frame<Bytes>, Status>>>;
 
 impl ResponseBody {
     pub(crate) fn new(
-        shared: &Shared,
+        shared: &Arc<Shared>,
         body: Incoming,
         deadline: Option<Instant>,
         attempt: Attempt,
@@ -72,7 +76,7 @@ impl ResponseBody {
     ) -> Self {
         let live = Live { body, attempt, before, lost: None };
         let Some(deadline) = deadline else { return Self(State::Endless(live)) };
-        let limited = Arc::new(Limited(Mutex::new(Progress::Live(live))));
+        let limited = Arc::new(Limited { progress: Mutex::new(Progress::Live(live)), _shared: Arc::clone(shared) });
         let watched: Weak<Limited> = Arc::downgrade(&limited);
         shared.published.overdue.watch(deadline, watched);
         Self(State::Limited { timer: Box::pin(shared.timer(deadline)), shared: limited })
@@ -81,7 +85,7 @@ impl ResponseBody {
 
 impl Limited {
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn poll_frame(&self, timer: Pin<&mut Sleep>, context: &mut Context<'_>) -> Polled {

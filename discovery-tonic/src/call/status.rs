@@ -48,7 +48,9 @@ pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool
     if error.is_go_away() {
         return match error.is_remote() {
             true => (Code::Unavailable, "the peer ended the connection", true),
-            false => CUT,
+            // h2's guards, which are settings of ours; all else is what the peer did wrong.
+            false if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) => CUT,
+            false => (Code::Unavailable, "the peer broke HTTP/2, which ended the connection", true),
         };
     }
     match (error.is_remote(), error.reason()) {
@@ -59,7 +61,9 @@ pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool
         (false, _) if error.is_library() => (Code::Internal, "the response breaks HTTP/2", false),
         (false, _) => (Code::Internal, "the call was reset on this side, as when its request's body fails", false),
         (true, Some(Reason::CANCEL)) => (Code::Cancelled, "the peer cancelled the call", true),
-        (true, Some(Reason::ENHANCE_YOUR_CALM)) => (Code::ResourceExhausted, "the peer asks for less", true),
+        (true, Some(Reason::ENHANCE_YOUR_CALM)) => {
+            (Code::ResourceExhausted, "the peer asked for less (ENHANCE_YOUR_CALM)", true)
+        }
         (true, Some(Reason::INADEQUATE_SECURITY)) => {
             (Code::PermissionDenied, "the peer asks for better transport security", true)
         }
@@ -97,7 +101,8 @@ pub(crate) fn attempt_too_long() -> Status {
 }
 
 /// What a call ends with whose connection this side ended.
-pub(crate) const CUT: (Code, &str, bool) = (Code::Unavailable, "the connection was ended on this side", false);
+pub(crate) const CUT: (Code, &str, bool) =
+    (Code::Unavailable, "this side ended the connection, as at the drain limit", false);
 
 /// h2 names its user errors by this alone: no remote peer, no io, no library.
 fn is_user(error: &h2::Error) -> bool {

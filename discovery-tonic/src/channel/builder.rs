@@ -5,7 +5,7 @@ use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName}
 use http::{HeaderValue, Uri};
 use hyper::rt::{Read, Write};
 use tower::Service;
-use tracing::{Instrument, info_span};
+use tracing::info_span;
 
 use super::BalancedChannel;
 use crate::{
@@ -53,7 +53,7 @@ pub struct Builder {
     service: ServiceName,
     policy: Arc<dyn Policy>,
     connector: Option<Connector>,
-    settings: EndpointHook,
+    settings: Option<EndpointHook>,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
     wait: Duration,
@@ -74,7 +74,7 @@ impl Builder {
             service,
             policy: Arc::new(PowerOfTwo),
             connector: None,
-            settings: Arc::new(|_| EndpointSettings::default()),
+            settings: None,
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
             wait: Duration::from_secs(10),
@@ -135,7 +135,7 @@ impl Builder {
     /// # }
     /// ```
     pub fn endpoint(mut self, settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static) -> Self {
-        self.settings = Arc::new(settings);
+        self.settings = Some(Arc::new(settings));
         self
     }
 
@@ -294,7 +294,7 @@ impl Builder {
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
         let following = Following::new(self.resolver, published.service.clone(), updates);
-        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(following).instrument(span));
+        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(following, span));
         Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),

@@ -38,11 +38,12 @@ impl Connector {
         ))
     }
 
-    /// Connects to an instance's address.
+    /// Connects to an instance's address; of a name's addresses, this one is tried first.
     pub(super) async fn connect(
         &self,
         address: &Address,
         settings: &EndpointSettings,
+        first: usize,
     ) -> Result<Box<dyn Io>, BoxError> {
         let (target, limit) = (settings.target(address), settings.connect_timeout);
         match self {
@@ -50,11 +51,11 @@ impl Connector {
                 let message = "an https origin over plain TCP: give the channel's builder a connector that brings TLS";
                 Err(Error::new(ErrorKind::InvalidInput, message).into())
             }
-            Self::PlainTcp(tcp) => tcp::connect(tcp, address, limit).await,
+            Self::PlainTcp(tcp) => tcp::connect(tcp, address, first, limit).await,
             Self::Custom(custom) => {
                 let connect = async { custom.clone().ready().await?.call(target).await };
                 timeout(limit, connect).await.unwrap_or_else(|_| {
-                    let message = format!("the connector gave no connection within {limit:?}");
+                    let message = format!("the connector returned no connection within {limit:?}");
                     Err(Error::new(ErrorKind::DeadlineExceeded, message).into())
                 })
             }

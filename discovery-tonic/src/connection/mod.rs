@@ -102,9 +102,10 @@ impl Connection {
         settings: &EndpointSettings,
         waiters: &Arc<WaitQueue>,
         allowance: Allowance,
+        first_address: usize,
         ended: impl FnOnce(&End) + Send + 'static,
     ) -> Result<Self, BoxError> {
-        let io = connector.connect(address, settings).await?;
+        let io = connector.connect(address, settings, first_address).await?;
         let shake_hands = async {
             let executor = AbortableExecutor::default();
             let mut builder = Builder::new(executor.clone());
@@ -114,7 +115,7 @@ impl Connection {
                 .initial_stream_window_size(settings.stream_window)
                 .initial_connection_window_size(settings.connection_window)
                 .max_header_list_size(settings.max_header_list_size)
-                // Late answers to calls that were given up would end the connection with all others.
+                // Late answers to abandoned calls would end the connection, and all other calls with it.
                 .max_local_error_reset_streams(None);
             if let Some(Ping { interval, timeout }) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);

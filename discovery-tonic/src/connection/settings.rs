@@ -67,6 +67,13 @@ impl EndpointSettings {
             let http = parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
             if bare {
                 let authority = parts.authority.filter(|authority| !authority.as_str().contains('@'))?;
+                // A port that is no number, or too large, is none to the parser.
+                let rest = authority.as_str().strip_prefix(authority.host())?;
+                if authority.host().is_empty()
+                    || !(rest.is_empty() || authority.port_u16().is_some_and(|port| port > 0))
+                {
+                    return None;
+                }
                 Some(Origin { scheme: http?, authority })
             } else {
                 None
@@ -227,10 +234,22 @@ mod tests {
 
     #[test]
     fn an_origin_is_a_scheme_and_a_host() {
-        for origin in ["https://payments.internal", "http://h:1", "https://h/"] {
+        for origin in ["https://payments.internal", "http://h:1", "https://h/", "https://[::1]:443"] {
             EndpointSettings::default().origin(origin).unwrap();
         }
-        for origin in ["", "payments", "ftp://h", "https://", "https://h/path", "https://u:p@h"] {
+        for origin in [
+            "",
+            "payments",
+            "ftp://h",
+            "https://",
+            "https://h/path",
+            "https://u:p@h",
+            "https://h:99999",
+            "https://h:port",
+            "https://:443",
+            "https://h:",
+            "https://h:0",
+        ] {
             let error = EndpointSettings::default().origin(origin).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{origin}");
         }

@@ -23,15 +23,26 @@ pub(super) fn connector() -> HttpConnector {
     tcp
 }
 
-/// Connects to an address, or to one of those that its name has. The lookup and each connection have
-/// `limit`.
-pub(super) async fn connect(tcp: &HttpConnector, address: &Address, limit: Duration) -> Result<Box<dyn Io>, BoxError> {
+/// Connects to an address, or to one of those that its name has, of which the one after `first`
+/// others is tried first. The lookup and each connection have `limit`.
+///
+/// A peer that accepts connections and does not speak HTTP/2 is found out later: so the next attempt
+/// begins elsewhere.
+pub(super) async fn connect(
+    tcp: &HttpConnector,
+    address: &Address,
+    first: usize,
+    limit: Duration,
+) -> Result<Box<dyn Io>, BoxError> {
     let addresses = match address.socket_addr() {
         Some(address) => vec![address],
         None => {
             let lookup = timeout(limit, lookup_host(address.to_string())).await;
-            let found = lookup.map_err(|_| too_slow(format!("{address} is not resolved"), limit))??;
-            interleaved(found.collect())
+            let found = lookup.map_err(|_| too_slow(format!("{address} was not resolved"), limit))??;
+            let mut addresses = interleaved(found.collect());
+            let length = addresses.len().max(1);
+            addresses.rotate_left(first % length);
+            addresses
         }
     };
     race(addresses, |address| async move {
@@ -61,7 +72,8 @@ where
         tokio::select! {
             connected = attempts.next() => match connected {
                 Some(Ok(connection)) => return Ok(connection),
-                Some(Err(error)) => failed = Some(error),
+                // The first one is of the address that the resolver prefers.
+                Some(Err(error)) => drop(failed.get_or_insert(error)),
                 None => return Err(failed.unwrap_or_else(|| "the name has no address".into())),
             },
             () = sleep(DELAY), if addresses.peek().is_some() => {}

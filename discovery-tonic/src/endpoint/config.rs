@@ -10,7 +10,8 @@ pub(crate) struct DriverConfig {
     /// Lets only so many connections be made at a time, and fewer of those that failed before.
     pub(crate) connects: ConnectLimit,
     pub(crate) connector: Connector,
-    pub(crate) settings: EndpointHook,
+    /// `None` for the defaults.
+    pub(crate) settings: Option<EndpointHook>,
     pub(crate) backoff: Backoff,
     pub(crate) drain: Duration,
     /// The gRPC service whose health is followed, if any is.

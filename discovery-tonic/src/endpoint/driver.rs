@@ -7,9 +7,9 @@ use futures::{
 };
 use tokio::{
     task::{JoinError, JoinHandle, spawn_blocking},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
-use tracing::{Instrument, debug};
+use tracing::{Instrument, Span, debug};
 
 use super::{
     Endpoint,
@@ -23,6 +23,7 @@ use crate::{
         end::End,
         health_check,
         link::{Health, Link},
+        settings::EndpointSettings,
     },
     error::{BoxError, panic_text, report},
     metrics::Event,
@@ -35,6 +36,7 @@ struct Driver {
     config: Arc<DriverConfig>,
     /// The connections whose requests may still be in flight, the present one last.
     connections: Connections,
+    hook: PendingHook,
 }
 
 /// Why a lane has no connection any more.
@@ -48,10 +50,14 @@ enum ServeEnd {
 /// The endpoint drains.
 struct Draining;
 
-/// An attempt to connect, which ends with this.
-struct ConnectTask(JoinHandle<Result<Connection, BoxError>>);
+/// The user's hook, while it runs: one that blocks is not asked once more before it has returned.
+#[derive(Default)]
+struct PendingHook(Option<OwnedTask<EndpointSettings>>);
 
-impl Drop for ConnectTask {
+/// A task that ends with this.
+struct OwnedTask<T>(JoinHandle<T>);
+
+impl<T> Drop for OwnedTask<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -77,7 +83,7 @@ struct Renewal {
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
         let (endpoint, config) = (Arc::clone(&endpoint), Arc::clone(&config));
-        Driver { endpoint, number, config, connections: Connections::default() }.run()
+        Driver { endpoint, number, config, connections: Connections::default(), hook: PendingHook::default() }.run()
     };
     match endpoint.lanes() {
         1 => lane(0).await,
@@ -108,7 +114,7 @@ impl Driver {
             self.enter(Phase::Connecting { first });
             let begun = Instant::now();
             // Boxed, as what follows, so that an endpoint that only waits is small.
-            let connected = connect(&self.endpoint, &config).boxed().await;
+            let connected = connect(&self.endpoint, &config, &mut self.hook).boxed().await;
             drop(permit);
             let error: BoxError = match connected {
                 Ok(connection) => {
@@ -265,10 +271,10 @@ impl Driver {
         let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
         Box::pin(async move {
             sleep(age).await;
-            let (mut delays, mut first) = (config.backoff.delays(), true);
+            let (mut delays, mut first, mut hook) = (config.backoff.delays(), true, PendingHook::default());
             loop {
                 let permit = config.connects.acquire(first).await;
-                if let Ok(connection) = connect(&endpoint, &config).await {
+                if let Ok(connection) = connect(&endpoint, &config, &mut hook).await {
                     return connection;
                 }
                 drop(permit);
@@ -324,11 +330,44 @@ impl Driver {
     }
 }
 
-/// One attempt to connect. The connector and the hook are the user's: a panic of theirs is a failed
-/// attempt, and one that blocks delays this endpoint alone.
-async fn connect(endpoint: &Arc<Endpoint>, config: &Arc<DriverConfig>) -> Result<Connection, BoxError> {
-    let mut attempt = ConnectTask(tokio::spawn(attempt(Arc::clone(endpoint), Arc::clone(config)).in_current_span()));
-    let connected = (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)));
+impl PendingHook {
+    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt fails,
+    /// and where it blocks, too, so that it does not keep its permit from others.
+    async fn settings(&mut self, endpoint: &Endpoint, config: &DriverConfig) -> Result<EndpointSettings, BoxError> {
+        let mut settings = match config.settings.clone() {
+            None => EndpointSettings::default(),
+            Some(hook) => {
+                let asking = self.0.get_or_insert_with(|| {
+                    let (instance, span) = (endpoint.instance(), Span::current());
+                    OwnedTask(spawn_blocking(move || span.in_scope(|| hook(&instance))))
+                });
+                let Ok(asked) = timeout(HOOK, &mut asking.0).await else {
+                    return Err(format!("the hook of the endpoint's settings has not returned within {HOOK:?}").into());
+                };
+                self.0 = None;
+                asked.map_err(failed_task)?
+            }
+        };
+        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+        Ok(settings)
+    }
+}
+
+/// One attempt to connect. The connector is the user's, too; where it blocks its thread, the task of
+/// the channel is elsewhere.
+async fn connect(
+    endpoint: &Arc<Endpoint>,
+    config: &Arc<DriverConfig>,
+    hook: &mut PendingHook,
+) -> Result<Connection, BoxError> {
+    let connected = match hook.settings(endpoint, config).await {
+        Ok(settings) => {
+            let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings).in_current_span();
+            let mut attempt = OwnedTask(tokio::spawn(attempt));
+            (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))
+        }
+        Err(error) => Err(error),
+    };
     match &connected {
         Ok(_) => {
             debug!(instance = %endpoint.id, "endpoint connected");
@@ -336,6 +375,7 @@ async fn connect(endpoint: &Arc<Endpoint>, config: &Arc<DriverConfig>) -> Result
             endpoint.met();
         }
         Err(error) => {
+            endpoint.count_failed_attempt();
             debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
             endpoint.wakeups.metrics.count(Event::ConnectFailure);
         }
@@ -343,10 +383,11 @@ async fn connect(endpoint: &Arc<Endpoint>, config: &Arc<DriverConfig>) -> Result
     connected
 }
 
-async fn attempt(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Result<Connection, BoxError> {
-    let (hook, instance) = (Arc::clone(&config.settings), endpoint.instance());
-    let mut settings = spawn_blocking(move || hook(&instance)).await.map_err(failed_task)?;
-    settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+async fn attempt(
+    endpoint: Arc<Endpoint>,
+    config: Arc<DriverConfig>,
+    settings: EndpointSettings,
+) -> Result<Connection, BoxError> {
     let disconnected = Arc::clone(&endpoint);
     let allowance = Allowance {
         // The health check has a stream of its own.
@@ -354,12 +395,13 @@ async fn attempt(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Result<C
         trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
     };
     let ended = move |end: &End| disconnected.disconnected(end);
-    Connection::open(&config.connector, &endpoint.address, &settings, &endpoint.wakeups.waiters, allowance, ended).await
+    let (waiters, first_address) = (&endpoint.wakeups.waiters, endpoint.failed_attempts());
+    Connection::open(&config.connector, &endpoint.address, &settings, waiters, allowance, first_address, ended).await
 }
 
 fn failed_task(error: JoinError) -> BoxError {
     match error.try_into_panic() {
-        Ok(panic) => format!("the connector, or the hook of its settings, panicked: {}", panic_text(&*panic)).into(),
+        Ok(panic) => format!("the attempt panicked, in the connector or in the hook: {}", panic_text(&*panic)).into(),
         Err(_) => "the runtime is shutting down".into(),
     }
 }
@@ -386,6 +428,8 @@ const KNOCK: Duration = Duration::from_secs(1);
 const KNOCKING: Duration = Duration::from_secs(30);
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.
 const GRACE: Duration = Duration::from_secs(1);
+/// How long an attempt waits for the user's hook.
+const HOOK: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 /// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and
 /// then hangs hurts few.

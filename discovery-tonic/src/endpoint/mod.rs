@@ -17,7 +17,7 @@ pub(crate) mod tally;
 
 use std::sync::{
     Arc, Mutex, PoisonError, Weak,
-    atomic::{AtomicBool, AtomicU32, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
 use discovery_core::{Address, Instance, InstanceId};
@@ -52,6 +52,8 @@ pub(crate) struct Endpoint {
     suspect: AtomicBool,
     /// How often the peer ended a connection because it was asked too much of.
     complaints: AtomicU32,
+    /// How often an attempt to connect failed: of a name, the next one begins at another address.
+    failed_attempts: AtomicUsize,
     /// Why the last connection ended that had a reason.
     disconnect: Mutex<Option<SharedError>>,
     /// The pool has been told to look at it, and has not yet.
@@ -72,6 +74,7 @@ impl Endpoint {
             draining: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             complaints: AtomicU32::new(0),
+            failed_attempts: AtomicUsize::new(0),
             disconnect: Mutex::default(),
             is_dirty: AtomicBool::new(false),
             me: Weak::clone(me),
@@ -148,25 +151,37 @@ impl Endpoint {
         if end.is_enhance_your_calm() {
             self.complaints.fetch_add(1, Ordering::Relaxed);
         }
-        if let Some(reason) = end.reason() {
+        let former = end.reason().map(|reason| {
+            let mut last = self.disconnect.lock().unwrap_or_else(PoisonError::into_inner);
+            last.replace(Arc::clone(reason))
+        });
+        // Before the log, since a subscriber may panic.
+        self.recheck();
+        if let (Some(reason), Some(former)) = (end.reason(), former) {
             let text = report(&**reason);
             let error: String = text.escape_debug().take(MAX_LOGGED).collect();
-            let mut last = self.disconnect.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_news = last.as_ref().is_none_or(|last| report(&**last) != text);
-            *last = Some(Arc::clone(reason));
-            drop(last);
+            let is_news = former.is_none_or(|former| report(&*former) != text);
             if end.is_go_away() && is_news {
                 warn!(instance = %self.id, error, "peer ended the connection");
             } else {
                 debug!(instance = %self.id, error, "connection lost");
             }
         }
-        self.recheck();
     }
 
     /// How often the peer ended a connection because it was asked too much of.
     pub(crate) fn complaints(&self) -> u32 {
         self.complaints.load(Ordering::Relaxed)
+    }
+
+    /// Takes note that an attempt to connect failed.
+    pub(crate) fn count_failed_attempt(&self) {
+        self.failed_attempts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often an attempt to connect failed.
+    pub(crate) fn failed_attempts(&self) -> usize {
+        self.failed_attempts.load(Ordering::Relaxed)
     }
 
     /// Why the last connection ended that had a reason.

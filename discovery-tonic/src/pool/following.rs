@@ -55,6 +55,9 @@ impl Following {
 
     /// Watches the service anew after a while: the set may not be what the updates say.
     pub(crate) fn begin_anew(&mut self) {
+        if matches!(self.state, State::Waiting { until } if until > Instant::now()) {
+            return;
+        }
         let former = mem::replace(&mut self.state, State::Waiting { until: Instant::now() });
         if matches!(former, State::Watching { since, .. } if since.elapsed() >= GOOD) {
             self.delays.reset();

@@ -47,7 +47,7 @@ impl MassRemoval {
     }
 
     /// Takes one step: the set had `size` instances, gains `added` and loses `removed`. An outage
-    /// counts for `limit` after its end.
+    /// counts for `limit` after its end. Where the set is as large as before, it was replaced.
     ///
     /// Returns the instances to hold, among them such as vanished in earlier steps; `None` where
     /// this is no mass.
@@ -60,21 +60,30 @@ impl MassRemoval {
         removed: &[InstanceId],
     ) -> Option<Mass> {
         self.expire(now, limit);
-        if added >= removed.len() {
-            return None;
-        }
+        let after = (size + added).saturating_sub(removed.len());
         let (before, vanished) = match &mut self.0 {
             Some(outage) => {
                 outage.vanished.extend(removed.iter().cloned());
-                (outage.before.max(size), outage.vanished.iter().cloned().collect())
+                (outage.before, outage.vanished.iter().cloned().collect())
             }
             None => (size, removed.to_vec()),
         };
+        if after >= before {
+            self.settle();
+            return None;
+        }
         (before >= FEWEST && vanished.len() * 2 > before).then_some(Mass { before, vanished })
     }
 
     fn expire(&mut self, now: Instant, limit: Duration) {
         self.0.take_if(|outage| outage.over.is_some_and(|over| now - over > limit));
+    }
+
+    /// The set is whole: what vanished was replaced.
+    pub(crate) fn settle(&mut self) {
+        if let Some(outage) = &mut self.0 {
+            outage.vanished.clear();
+        }
     }
 
     /// Takes note that an instance is back.
@@ -133,6 +142,14 @@ mod tests {
         hold.regain(now);
         assert_eq!(hold.step(now, LIMIT, 4, 2, &ids(&["a", "b"])), None);
         assert_eq!(held(&mut hold, now, 4, &ids(&["c"])), [], "what was replaced did not vanish");
+
+        let mut hold = MassRemoval::default();
+        hold.lose(now, LIMIT, 4);
+        hold.regain(now);
+        assert_eq!(hold.step(now, LIMIT, 4, 4, &[]), None, "four others come");
+        for (size, name) in [(8, "a"), (7, "b"), (6, "c"), (5, "d")] {
+            assert_eq!(held(&mut hold, now, size, &ids(&[name])), [], "and the former ones go one by one: {name}");
+        }
     }
 
     #[test]

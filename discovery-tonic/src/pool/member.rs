@@ -23,6 +23,8 @@ pub(crate) struct Member {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) outlier: Outlier,
     held_until: Option<Instant>,
+    /// How often its driver panicked.
+    pub(crate) panics: u32,
     slow_start: SlowStart,
     /// How far it was in its slow start when that was looked at last.
     step: u32,
@@ -39,6 +41,7 @@ impl Member {
             endpoint,
             outlier: Outlier::new(),
             held_until: None,
+            panics: 0,
             slow_start: SlowStart::default(),
             step: slow_start::WHOLE,
             links: Vec::new(),

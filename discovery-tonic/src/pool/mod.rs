@@ -18,12 +18,21 @@ mod publish;
 pub(crate) mod slow_start;
 mod sweep;
 
-use std::{any::Any, collections::BTreeMap, panic::AssertUnwindSafe, sync::Arc, thread, time::Duration};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    convert::Infallible,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use discovery_core::{Change, Error, Instance, InstanceId, Update};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, error, warn};
+use tracing::{Instrument, Span, debug, error, warn};
 
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive},
@@ -34,7 +43,7 @@ use departed::{Departed, REMEMBER};
 use following::Following;
 use mass_removal::{Mass, MassRemoval};
 use member::Member;
-use outlier::Ejection;
+use outlier::{Ejection, Outlier};
 
 /// The control task of a channel: it follows the updates, drives the endpoints and publishes what
 /// calls read, with or without traffic.
@@ -51,6 +60,8 @@ pub(crate) struct Pool {
     /// How many endpoints of the set have to be ready before those that are held are let go early;
     /// `None` where none is held.
     refilled_at: Option<usize>,
+    /// An update is being applied, unless that panicked.
+    is_applying: bool,
     /// How many instances the registry has, which is without the held ones; `None` before the first
     /// set.
     size: Option<usize>,
@@ -89,6 +100,7 @@ impl Pool {
             drivers: FuturesUnordered::new(),
             mass_removal: MassRemoval::default(),
             refilled_at: None,
+            is_applying: false,
             size: None,
             lost: None,
             next_sweep: Instant::now(),
@@ -100,20 +112,25 @@ impl Pool {
     }
 
     /// Runs until it is dropped with its channel, whatever panics.
-    pub(crate) async fn run(mut self, mut following: Following) {
+    pub(crate) async fn run(mut self, mut following: Following, span: Span) {
         loop {
-            if let Err(panic) = AssertUnwindSafe(self.follow(&mut following)).catch_unwind().await {
-                error!(panic = panic_text(&*panic), "channel panicked, and begins anew");
-                // What it was about to do may be half done: the set is compared as a whole.
+            let follow = self.follow(&mut following).instrument(span.clone());
+            let Err(panic) = AssertUnwindSafe(follow).catch_unwind().await;
+            if mem::take(&mut self.is_applying) {
+                // The update may be half applied: the set is compared as a whole.
                 following.begin_anew();
-                // Not in a circle, where it panics again.
-                let later = Instant::now() + AFTER_PANIC;
-                (self.next_publish, self.next_sweep) = (later, later);
             }
+            // Not in a tight loop if it panics again.
+            let later = Instant::now() + AFTER_PANIC;
+            (self.next_publish, self.next_sweep) = (later, later);
+            self.published.wakeups.keep_sweeping();
+            let log = || span.in_scope(|| error!(panic = panic_text(&*panic), "control task panicked, starting over"));
+            // A subscriber may panic at this, too.
+            let _ = catch_unwind(AssertUnwindSafe(log));
         }
     }
 
-    async fn follow(&mut self, following: &mut Following) {
+    async fn follow(&mut self, following: &mut Following) -> Infallible {
         let mut stale = true;
         // Updates and looks in a row, so that those that come without end do not keep the rest
         // waiting.
@@ -123,16 +140,19 @@ impl Pool {
             tokio::select! {
                 biased;
                 update = following.next(), if consecutive < MOST_IN_A_ROW => {
+                    self.is_applying = true;
                     self.apply(update);
+                    self.let_go_where_refilled();
+                    self.is_applying = false;
                     (stale, consecutive) = (true, consecutive + 1);
                 }
                 Some(driven) = self.drivers.next(), if !self.drivers.is_empty() => match driven {
                     Driven::Ended(endpoint) => self.forget(&endpoint),
                     Driven::Panicked(endpoint, panic) => {
-                        let panic = panic_text(&*panic);
-                        error!(instance = %endpoint.id, panic, "endpoint panicked, and connects anew");
                         self.connect_anew(&endpoint);
                         stale = true;
+                        let panic = panic_text(&*panic);
+                        error!(instance = %endpoint.id, panic, "endpoint driver panicked, reconnecting");
                     }
                 },
                 () = self.published.wakeups.wake.notified(), if consecutive < MOST_IN_A_ROW => {
@@ -169,13 +189,16 @@ impl Pool {
                 set.since(known.map(Member::instance))
             }
         };
-        if self.lost.take().is_some() {
-            debug!("registry regained");
+        let lost = self.lost.take();
+        if let Some((since, _)) = &lost {
             let now = Instant::now();
-            self.hold_on(now);
+            self.hold_on(now - *since);
             self.mass_removal.regain(now);
         }
         self.change(&change);
+        if lost.is_some() {
+            debug!("registry regained");
+        }
     }
 
     fn change(&mut self, change: &Change) {
@@ -258,9 +281,12 @@ impl Pool {
         if !Arc::ptr_eq(&former.endpoint, endpoint) {
             return;
         }
-        let (instance, outlier) = (Arc::clone(former.instance()), former.outlier);
-        let mut member = Member::new(&instance, self.drive(&instance, self.config.driver.backoff.min()));
-        member.outlier = outlier;
+        let instance = Arc::clone(former.instance());
+        let (panics, backoff) = (former.panics.saturating_add(1), self.config.driver.backoff);
+        let wait = backoff.min().saturating_mul(1 << panics.min(16)).min(backoff.max());
+        let mut member = Member::new(&instance, self.drive(&instance, wait));
+        member.panics = panics;
+        member.outlier = former.outlier.for_successor().unwrap_or_else(Outlier::new);
         member.hold(former.held_until());
         self.members.insert(endpoint.id.clone(), member);
     }
@@ -325,16 +351,17 @@ impl Pool {
         }
         if count > 0 {
             self.refilled_at = self.refilled_at.max(Some(mass.before));
-            warn!(endpoints = count, "most instances vanished at once, held while they answer");
             self.published.wakeups.sweep();
+            warn!(endpoints = count, "most instances vanished at once, held while they answer");
         }
     }
 
-    /// Lets what is held be held as long again: while contact was lost the set could not refill.
-    fn hold_on(&mut self, now: Instant) {
-        let Some(limit) = self.config.hold else { return };
-        for member in self.members.values_mut().filter(|member| member.held_until().is_some()) {
-            member.hold(Some(now + limit));
+    /// Extends the holds by an outage, in which the set could not refill.
+    fn hold_on(&mut self, outage: Duration) {
+        for member in self.members.values_mut() {
+            if let Some(until) = member.held_until() {
+                member.hold(Some(until + outage));
+            }
         }
     }
 }

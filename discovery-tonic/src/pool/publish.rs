@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::{member::Member, slow_start};
-use crate::{connection::link::Health, endpoint::lane::Phase, error::BoxError, published::availability::Availability};
+use crate::{connection::link::Health, endpoint::lane::Phase, published::availability::Availability};
 
 /// What calls read.
 impl Pool {
@@ -93,10 +93,7 @@ impl Pool {
             }
         }
         let since = *self.failing_since.get_or_insert(now);
-        let error = last.unwrap_or_else(|| {
-            BoxError::from("they say that they do not serve, are taken out, or connect again").into()
-        });
-        Availability::Failing { since, endpoints: self.members.len(), error }
+        Availability::Failing { since, endpoints: self.members.len(), error: last }
     }
 }
 

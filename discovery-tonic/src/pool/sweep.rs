@@ -5,7 +5,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::outlier::{Verdict, may_eject};
-use super::{Pool, publish::is_taker};
+use super::{Pool, member::Member, publish::is_taker};
 use crate::{metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
@@ -60,7 +60,7 @@ impl Pool {
                 active.push(id.clone());
             }
         }
-        changed |= self.let_go(&over);
+        changed |= self.let_go(&over) | self.let_go_where_refilled();
         changed |= self.judge(&active, now);
         if busy {
             self.published.wakeups.keep_sweeping();
@@ -68,23 +68,26 @@ impl Pool {
         changed
     }
 
-    /// Lets the held endpoints go once as many others are ready as the set had before: it was
+    /// Lets the held endpoints go once as many others get calls as the set had before: it was
     /// replaced, or is back.
-    fn let_go_where_refilled(&mut self) -> bool {
+    pub(super) fn let_go_where_refilled(&mut self) -> bool {
         let Some(wanted) = self.refilled_at else { return false };
+        let all_zero = self.is_all_zero();
         let (held, others): (Vec<_>, Vec<_>) = self.members.iter().partition(|(_, one)| one.held_until().is_some());
-        if !held.is_empty() && others.iter().filter(|(_, one)| one.is_connected()).count() < wanted {
+        let gets_calls = |one: &Member| is_taker(one, all_zero) && one.lanes() > 0 && one.outlier.out_until().is_none();
+        if !held.is_empty() && others.iter().filter(|(_, one)| gets_calls(one)).count() < wanted {
             return false;
         }
         let held: Vec<InstanceId> = held.into_iter().map(|(id, _)| id.clone()).collect();
         self.refilled_at = None;
+        self.mass_removal.settle();
         self.let_go(&held)
     }
 
     fn let_go(&mut self, held: &[InstanceId]) -> bool {
+        held.iter().for_each(|id| self.remove(id));
         for id in held {
             info!(instance = %id, "held endpoint let go");
-            self.remove(id);
         }
         !held.is_empty()
     }

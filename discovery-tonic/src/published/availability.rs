@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use discovery_core::{Error, ServiceName};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ pub(crate) enum Availability {
     /// The service has no instances.
     Empty { since: Instant },
     /// No endpoint can be reached.
-    Failing { since: Instant, endpoints: usize, error: SharedError },
+    Failing { since: Instant, endpoints: usize, error: Option<SharedError> },
     /// The control task is gone, for this reason.
     Gone { reason: &'static str },
     /// The registry could not be reached from the start.
@@ -50,8 +50,11 @@ impl Availability {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
             Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
             Self::Failing { since, endpoints, error } => {
-                let reason = format!("none of its {endpoints} endpoints has been reachable for {}", ago(since));
-                (reason, Some(NotConnected(Arc::clone(error)).into()))
+                let what = if error.is_some() { "been reachable" } else { "taken calls" };
+                let why =
+                    if error.is_some() { "" } else { ": they say that they do not serve, are ejected, or reconnect" };
+                let reason = format!("none of its {endpoints} endpoints has {what} for {}{why}", ago(since));
+                (reason, error.clone().map(|error| NotConnected(error).into()))
             }
             Self::Gone { reason } => ((*reason).to_owned(), None),
             Self::Lost { since, error } => {

@@ -38,9 +38,13 @@ pub struct Frame {
 
 impl Frames {
     pub async fn accept(listener: &TcpListener) -> Self {
-        let (mut read, write) = listener.accept().await.unwrap().0.into_split();
-        let mut preface = [0; 24];
-        read.read_exact(&mut preface).await.unwrap();
+        let (read, write) = loop {
+            let (mut read, write) = listener.accept().await.unwrap().0.into_split();
+            // Of a client that is still there.
+            if read.read_exact(&mut [0; 24]).await.is_ok() {
+                break (read, write);
+            }
+        };
         let mut frames = Self { read, buffer: Vec::new(), write };
         frames.send(SETTINGS, 0, 0, &[]).await;
         frames
