@@ -5,7 +5,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::future::BoxFuture;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -62,6 +62,26 @@ impl Call {
     }
 }
 
+impl Call {
+    /// Waits until it is known how the connection ended, and goes on from there.
+    #[cold]
+    fn conclude_after(
+        mut self,
+        end: impl Future<Output = ()> + Send + 'static,
+        shared: Arc<Shared>,
+        attempt: Attempt,
+        answer: Answer,
+    ) -> Rest {
+        Box::pin(async move {
+            end.await;
+            match self.on_outcome(&shared, attempt, answer) {
+                Next::Again(request, wait) => self.send_after(shared, request, wait).await,
+                Next::End(result) => result,
+            }
+        })
+    }
+}
+
 impl<F> FirstAttempt<F> {
     pub(super) fn new(answer: F, attempt: Attempt, call: Call, shared: Arc<Shared>) -> Self {
         let end = call.attempt_end(&shared).map(|end| shared.timer(end));
@@ -99,16 +119,7 @@ where
         };
         let next = match answer {
             Some(answer) => match attempt.missing_end(&answer) {
-                Some(end) => {
-                    let rest = async move {
-                        end.await;
-                        match call.on_outcome(&shared, attempt, answer) {
-                            Next::Again(request, wait) => call.send_after(shared, request, wait).await,
-                            Next::End(result) => result,
-                        }
-                    };
-                    return self.go_on(rest.boxed(), context);
-                }
+                Some(end) => return self.go_on(call.conclude_after(end, shared, attempt, answer), context),
                 None => call.on_outcome(&shared, attempt, answer),
             },
             None => call.expire(&shared, attempt),
