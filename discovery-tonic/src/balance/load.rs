@@ -170,7 +170,7 @@ impl Load {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Takes note that what is in flight ends now, by this side's will.
+    /// Takes note that this side ends what is in flight.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::Release);
     }

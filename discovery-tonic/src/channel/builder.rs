@@ -95,9 +95,13 @@ impl Builder {
         self
     }
 
-    /// How connections are opened, from the endpoint's origin to its bytes; by default plain TCP,
-    /// without delay and with keepalive, which refuses endpoints of an `https` origin: they would be
-    /// sent in clear text what is meant for TLS.
+    /// How connections are opened, from the endpoint's address to its bytes; by default plain TCP,
+    /// without delay and with keepalive. It refuses endpoints with an `https` origin, so that nothing
+    /// meant for TLS is sent in clear text.
+    ///
+    /// A connector has the endpoint's [connect timeout](EndpointSettings::connect_timeout) for all that
+    /// it does; where it panics the attempt fails. It should not block: that costs a thread of the
+    /// runtime.
     ///
     /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a
     /// connection in memory for tests on a paused clock. The connector is given `http://address`
@@ -113,9 +117,11 @@ impl Builder {
         self
     }
 
-    /// How each endpoint is connected, from its instance; asked before every attempt, so that what
-    /// it says anew does not change the connections that are there. It may block, since it runs where
-    /// that is allowed; where it panics the attempt fails.
+    /// How each endpoint is connected, from its instance; asked before every attempt, so that a
+    /// new answer does not affect connections that are there.
+    ///
+    /// It may block, since it runs on tokio's blocking pool; an attempt fails where it panics, or takes
+    /// longer than 1 s, after which the next attempt takes its answer.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -239,8 +245,9 @@ impl Builder {
     /// in one step, or around an outage of the registry, as they do when it comes back having
     /// expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
     ///
-    /// Instances that are replaced are not held: where the same step brings as many new ones, or once
-    /// as many are ready as there were before.
+    /// Instances that are replaced are not held: not if the same step adds as many as it removes, and
+    /// no longer once as many others get calls as there were before. An outage extends a hold by its
+    /// length.
     pub fn hold(mut self, limit: Option<Duration>) -> Self {
         self.hold = limit;
         self

@@ -57,6 +57,7 @@ use builder::Builder;
 /// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the
 ///   set ([`Ejection`](crate::Ejection)). One that says that it does not serve gets no calls, where
 ///   that is asked ([`Builder::health`]).
+///   What panics, blocks or breaks its law costs itself (B11): a call, an endpoint, or an update.
 /// - **B9** Each response says which instance served it and which were tried before
 ///   ([`ServedBy`](crate::ServedBy)), each failure which were tried ([`Tried`](crate::Tried)).
 ///

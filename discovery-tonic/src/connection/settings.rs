@@ -11,8 +11,8 @@ use super::origin::Origin;
 /// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint)
 /// returns.
 ///
-/// A value that makes no sense is refused where it is set, so that a hook has nothing to fail: build
-/// the settings first, and let the hook hand out clones.
+/// Setters reject invalid values, so that a hook cannot fail because of them: build the settings
+/// first, and let the hook hand out clones.
 ///
 /// ```
 /// use std::time::Duration;
@@ -89,12 +89,12 @@ impl EndpointSettings {
     ///
     /// The steps are to look up the address' name, to connect to one of the addresses found, and to
     /// wait for the peer's HTTP/2 SETTINGS. The default connector tries the next address 250 ms
-    /// after the last one, or once that has failed. A connector of your own has this time for all
-    /// that it does.
+    /// after the previous one, or as soon as that one fails, up to 16 of a name. A custom connector has
+    /// this long in total.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 ms to 1 h.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 ms to 1 h.
     pub fn connect_timeout(mut self, timeout: Duration) -> Result<Self, Error> {
         self.connect_timeout = within("connect timeout", timeout, Duration::from_millis(1)..=HOUR)?;
         Ok(self)
@@ -109,7 +109,7 @@ impl EndpointSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 10 ms to 1 day.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 10 ms to 1 day.
     pub fn ping(mut self, interval: Duration, timeout: Duration) -> Result<Self, Error> {
         let allowed = Duration::from_millis(10)..=24 * HOUR;
         self.ping = Some(Ping {
@@ -128,24 +128,25 @@ impl EndpointSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 s to 10 years.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 s to 10 years.
     pub fn age(mut self, limit: Duration) -> Result<Self, Error> {
         self.age = Some(within("age of a connection", limit, Duration::from_secs(1)..=FAR)?);
         Ok(self)
     }
 
     /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection: how much a peer
-    /// may send that nobody has read yet; by default 2 MiB, hyper's, and the most there is.
+    /// may send that nobody has read yet; by default 2 MiB for a stream, hyper's default, and the
+    /// maximum for the connection.
     ///
     /// So a stream that nobody reads costs its own window, and no other call: 40 of them took 68 to
-    /// 101 MiB. Of messages below 256 bytes it costs more, up to ten times the window. A smaller
+    /// 101 MiB. With messages below 256 bytes it costs more, up to ten times the window. A smaller
     /// window of the connection bounds that for all streams together, at a price: once it is used
     /// up, the other calls of the connection wait for the readers, and at half as many bytes in
-    /// small messages h2 ends the connection, against peers that send nothing but overhead.
+    /// small messages h2's guard against peers that send mostly overhead ends the connection.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 to 2,147,483,647 (RFC 9113, section
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 to 2,147,483,647 (RFC 9113, section
     /// 6.9.1).
     pub fn windows(mut self, stream: u32, connection: u32) -> Result<Self, Error> {
         self.stream_window = window("stream", stream)?;
@@ -155,7 +156,7 @@ impl EndpointSettings {
 
     /// How large the headers, or the trailers, of a response may be together, in bytes; by default
     /// 16 MiB, as in grpc-go. A response whose headers are larger fails with `INTERNAL`, which
-    /// does not count against the endpoint; of trailers that are larger the rest is left out.
+    /// does not count against the endpoint; larger trailers are truncated.
     ///
     /// It is the size after decompression, with 32 bytes for each header (RFC 9113, section 6.5.2).
     /// Far above the limit, from a quarter more as it is sent or four times as much decoded, the
@@ -163,7 +164,7 @@ impl EndpointSettings {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) outside of 1 KiB to 1 GiB.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 KiB to 1 GiB.
     pub fn max_header_list_size(mut self, bytes: u32) -> Result<Self, Error> {
         if !(1 << 10..=1 << 30).contains(&bytes) {
             return Err(invalid(format!("invalid size of headers {bytes}: allowed are 1 KiB to 1 GiB")));

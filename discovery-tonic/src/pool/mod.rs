@@ -1,6 +1,6 @@
 //! The way of one update, from the resolver to what calls read.
 //!
-//! - [`Pool`] is the control task. It takes the updates that it is [`following`], applies each to its
+//! - [`Pool`] is the control task. It follows the resolver ([`following`]), applies each update to its
 //!   members, one [`member`] for each instance, and starts their drivers; [`mass_removal`] holds those that vanish all at once,
 //!   [`departed`] remembers those that left while ejected.
 //! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
@@ -216,7 +216,7 @@ impl Pool {
         let hold = self.config.hold;
         let mass = hold.and_then(|limit| self.mass_removal.step(now, limit, before, added, change.removes()));
         match mass {
-            // Which has all that this step removes.
+            // It includes everything that this step removes.
             Some(mass) => self.keep(mass, now),
             None => change.removes().iter().for_each(|id| self.remove(id)),
         }

@@ -40,8 +40,8 @@ pub struct EndpointStatus {
     pub disconnect: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it; longer where the
-    /// registry is out of reach by then.
+    /// Until when it is held at most, although the registry no longer has it; longer by any outage of
+    /// the registry meanwhile.
     pub held_until: Option<Instant>,
 }
 
