@@ -9,7 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_tonic::{BalancedChannel, Tried, WaitForReady};
+use discovery_core::Backoff;
+use discovery_tonic::{BalancedChannel, EndpointSettings, RetryPolicy, Tried, WaitForReady};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use hyper_util::rt::TokioIo;
 use support::*;
@@ -159,6 +160,51 @@ fn calls_are_polled_outside_of_a_runtime() {
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
     });
 }
+
+/// A former connection's, of which no sweep counts what is in flight.
+#[tokio::test]
+async fn a_response_that_begins_on_a_former_connection_ends_at_its_deadline() {
+    let (peer, _tasks) = late_peer(Duration::from_secs(60), true, |_, _| {}).await;
+    let settings = EndpointSettings::default().age(Duration::from_secs(1)).unwrap();
+    let channel = builder(&registry([peer])).endpoint(move |_| settings.clone()).build().unwrap();
+    channel.ready(Duration::from_secs(5)).await.unwrap();
+    let kept = GreeterClient::new(channel.clone()).greet_many(many(Duration::from_secs(2))).await.unwrap();
+    sleep(Duration::from_millis(2_400)).await;
+    let mut stream = kept.into_inner();
+    let start = Instant::now();
+    assert_eq!(stream.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert!(start.elapsed() < Duration::from_millis(50), "it has ended: {:?}", start.elapsed());
+}
+
+/// Calls that wait, outside of any runtime, while the one of the channel goes.
+#[test]
+fn calls_that_wait_end_with_the_channels_runtime() {
+    for n in 0..10 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let channel = runtime.block_on(async {
+            let policy = RetryPolicy::new(5).unwrap().backoff(Backoff::new(BACKOFF, BACKOFF).unwrap());
+            let (failing, _, mut tasks) = raw_h2(|_, respond| answer(respond, "14")).await;
+            tasks.detach_all();
+            let addresses = if n % 2 == 0 { vec![] } else { vec![failing] };
+            let channel = builder(&registry(addresses)).retry(policy).build().unwrap();
+            sleep(Duration::from_millis(50)).await;
+            channel
+        });
+        let caller = std::thread::spawn(move || {
+            futures::executor::block_on(async {
+                let mut request = Request::new(GreetRequest::default());
+                request.extensions_mut().insert(WaitForReady);
+                GreeterClient::new(channel).greet(request).await.unwrap_err()
+            })
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        runtime.shutdown_background();
+        let status = caller.join().expect("it does not panic");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    }
+}
+
+const BACKOFF: Duration = Duration::from_secs(60);
 
 /// A connection that reads nothing, and on which a write fails once it is told to.
 struct OneWay {

@@ -82,7 +82,6 @@ async fn the_reason_of_a_goaway_is_told() {
     }
 }
 
-/// hyper itself misses the reason now and then, where the connection ends on another thread while it looks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_reason_of_a_goaway_is_told_on_many_threads() {
     for headers in [true, false] {
@@ -91,7 +90,8 @@ async fn the_reason_of_a_goaway_is_told_on_many_threads() {
             told += usize::from(is_told(headers).await);
         }
         println!("told {told} times of 20");
-        assert!(told >= 16, "{told}");
+        // Now and then hyper finds the end of the connection before its reason.
+        assert!(told >= 18, "{told}");
     }
 }
 
@@ -148,4 +148,35 @@ async fn pings_slow_down_where_a_peer_complains() {
     }
     println!("a stream lives after {ended} ended");
     assert!(ended >= 2);
+}
+
+/// The same GOAWAY refuses one call and costs another one, which has the reason all the same.
+#[tokio::test]
+async fn the_reason_is_told_where_another_call_was_refused() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = registry([listener.local_addr().unwrap()]);
+    let channel = channel(&backend);
+    tokio::spawn(async move {
+        let mut peer = Frames::accept(&listener).await;
+        let first = peer.until(frames::HEADERS, 0).await;
+        peer.send(frames::HEADERS, frames::END_HEADERS, first.stream, &[0x88]).await;
+        peer.until(frames::HEADERS, 0).await;
+        peer.go_away_because(first.stream, frames::ENHANCE_YOUR_CALM, "too_many_pings").await;
+        sleep(Duration::from_millis(50)).await;
+    });
+    let mut first = stream(&channel).await.unwrap();
+    let other = Server::start("other").await;
+    let refused = tokio::spawn({
+        let channel = channel.clone();
+        let mut request = tonic::Request::new(greeter::GreetRequest::default());
+        request.set_timeout(Duration::from_secs(5));
+        request.extensions_mut().insert(discovery_tonic::WaitForReady);
+        async move { GreeterClient::new(channel).greet(request).await.map(|answer| answer.into_inner().server) }
+    });
+    sleep(Duration::from_millis(20)).await;
+    backend.put(&service(), other.instance());
+    let status = first.message().await.unwrap_err();
+    let chain = chain(&status);
+    assert!(chain.last().unwrap().contains("too_many_pings"), "{chain:?}");
+    assert_eq!(refused.await.unwrap().unwrap(), "other");
 }

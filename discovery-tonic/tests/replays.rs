@@ -100,6 +100,29 @@ async fn streams_that_are_refused_go_elsewhere_with_all_that_was_sent() {
     }
 }
 
+/// The server begins its answer while the stream is still being sent again.
+#[tokio::test]
+async fn a_stream_that_is_sent_again_is_whole_whenever_its_answer_begins() {
+    let (peer, refused) = refuses_after(150_000).await;
+    let windows = tonic::transport::Server::builder().initial_stream_window_size(65_535);
+    let server = Server::start_with("one", windows.initial_connection_window_size(65_535)).await;
+    let channel = channel(&registry([peer, server.address]));
+    eventually("two endpoints", || ready(&channel) == 2).await;
+    for _ in 0..10 {
+        let requests = stream::iter(0..20).then(|n| async move {
+            sleep(Duration::from_millis(1)).await;
+            GreetRequest { name: n.to_string(), ..request(10_000) }
+        });
+        let mut replies = GreeterClient::new(channel.clone()).chat(requests).await.unwrap().into_inner();
+        let mut received = Vec::new();
+        while let Some(reply) = replies.message().await.unwrap() {
+            received.push(reply.message.split([' ', ',']).find_map(|word| word.parse::<usize>().ok()).unwrap());
+        }
+        assert_eq!(received, (0..20).collect::<Vec<_>>());
+    }
+    assert!(refused.load(Ordering::Relaxed) > 0);
+}
+
 /// What is larger is not kept; its refusal is the caller's to see.
 #[tokio::test]
 async fn what_is_too_large_to_be_kept_fails_where_it_is_refused() {

@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -10,12 +10,13 @@ use std::{
 
 /// The calls that wait for capacity, served in order of arrival.
 ///
-/// A place that becomes free belongs to the first waiter that has not been called yet. A waiter looks for a place only when
-/// it is called, and new calls join the queue instead of looking, so that nobody is overtaken. A called waiter that goes
-/// away passes the call on, and so does one that does not look for two sweeps, because its caller polls nothing. One that
+/// A place that becomes free belongs to the first waiter that has not been called yet. A waiter looks for a place when it is
+/// called, and new calls join the queue instead of looking, so that nobody is overtaken. A called waiter that goes
+/// away passes the call on, and so does one that does not look for a few sweeps, because its caller polls nothing. One that
 /// cannot use what is free steps aside: it keeps its turn, and holds nobody up.
 ///
-/// No place is lost: a waiter joins before it looks, and whoever frees a place does so before it reads the length.
+/// No place is lost: the first in line joins before it looks, and whoever frees a place does so before it reads the length.
+/// Those behind it are called by it, when it has left the queue and there is another place.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
     waiters: Mutex<Waiters>,
@@ -36,11 +37,13 @@ pub(crate) struct Waiter<'a> {
 struct Waiters {
     next_ticket: u64,
     by_ticket: BTreeMap<u64, Turn>,
+    /// Those of them that are not called.
+    uncalled: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
 enum Turn {
-    /// There may be a place for it; so many sweeps ago.
+    /// Called this many sweeps ago: there may be a place for it.
     Called(u8),
     /// It was called long ago, and has not looked. It counts as aside.
     Overdue,
@@ -57,6 +60,9 @@ impl WaitQueue {
         waiters.next_ticket += 1;
         let is_first = self.in_line.fetch_add(1, Ordering::SeqCst) == 0;
         let turn = if is_first { Turn::Called(0) } else { Turn::InLine(None) };
+        if !is_first {
+            waiters.uncalled.insert(ticket);
+        }
         waiters.by_ticket.insert(ticket, turn);
         self.len.fetch_add(1, Ordering::SeqCst);
         // What the look reads is not read before the others can see that somebody waits.
@@ -64,7 +70,7 @@ impl WaitQueue {
         Waiter { queue: self, ticket }
     }
 
-    /// Calls the first waiters for places that have become free, of which there are at most this many.
+    /// Calls the first waiters, one for each of at most this many freed places.
     #[inline]
     pub(crate) fn free(&self, places: usize) {
         if self.is_waiting() {
@@ -84,30 +90,28 @@ impl WaitQueue {
         self.in_line.load(Ordering::Relaxed) > 0
     }
 
-    /// Calls those with this ticket or a later one that are not called yet, one after the other.
+    /// Calls those with this ticket or a later one that are not called yet, one for each place.
     #[cold]
     fn call_from(&self, ticket: u64, places: usize) {
-        for _ in 0..places {
-            let waker = {
-                let mut waiters = self.lock();
-                let mut turns = waiters.by_ticket.range_mut(ticket..).map(|(_, turn)| turn);
-                let Some(turn) = turns.find(|turn| !turn.is_called()) else { return };
-                match mem::replace(turn, Turn::Called(0)) {
-                    Turn::Aside(waker) => {
-                        self.in_line.fetch_add(1, Ordering::SeqCst);
-                        waker
-                    }
-                    Turn::InLine(waker) => waker,
-                    Turn::Called(_) | Turn::Overdue => unreachable!("it was not called yet"),
+        let mut wakers = Vec::new();
+        let mut waiters = self.lock();
+        let called: Vec<u64> = waiters.uncalled.range(ticket..).take(places).copied().collect();
+        for ticket in called {
+            waiters.uncalled.remove(&ticket);
+            match mem::replace(waiters.turn(ticket), Turn::Called(0)) {
+                Turn::Aside(waker) => {
+                    self.in_line.fetch_add(1, Ordering::SeqCst);
+                    wakers.extend(waker);
                 }
-            };
-            if let Some(waker) = waker {
-                waker.wake();
+                Turn::InLine(waker) => wakers.extend(waker),
+                Turn::Called(_) | Turn::Overdue => unreachable!("it was not called yet"),
             }
         }
+        drop(waiters);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Passes on the calls of those who have not looked since the sweep before the last one.
+    /// Passes on the calls of waiters that have not looked for more than [`PATIENCE`] sweeps.
     pub(crate) fn sweep(&self) {
         if !self.is_waiting() {
             return;
@@ -137,11 +141,14 @@ impl Waiter<'_> {
     pub(crate) fn take_call(&mut self) -> bool {
         let mut waiters = self.queue.lock();
         let turn = waiters.turn(self.ticket);
-        let is_called = turn.is_called();
-        if is_called && matches!(mem::replace(turn, Turn::InLine(None)), Turn::Overdue) {
+        if !turn.is_called() {
+            return false;
+        }
+        if matches!(mem::replace(turn, Turn::InLine(None)), Turn::Overdue) {
             self.queue.in_line.fetch_add(1, Ordering::SeqCst);
         }
-        is_called
+        waiters.uncalled.insert(self.ticket);
+        true
     }
 
     /// Waits until it is called.
@@ -155,11 +162,6 @@ impl Waiter<'_> {
         }
     }
 
-    /// It takes a place, and there are more: the next one is called.
-    pub(crate) fn pass_on(&mut self) {
-        self.queue.call_from(self.ticket + 1, 1);
-    }
-
     /// It found a place that it cannot use: whoever is behind may take it.
     pub(crate) fn step_aside(&mut self) {
         {
@@ -171,7 +173,7 @@ impl Waiter<'_> {
                 self.queue.in_line.fetch_sub(1, Ordering::SeqCst);
             }
         }
-        self.pass_on();
+        self.queue.call_from(self.ticket + 1, 1);
     }
 }
 
@@ -189,11 +191,15 @@ impl Turn {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let turn = self.queue.lock().by_ticket.remove(&self.ticket);
+        // Whoever joins next sees either this one, or that it is gone.
+        let mut waiters = self.queue.lock();
+        let turn = waiters.by_ticket.remove(&self.ticket);
+        waiters.uncalled.remove(&self.ticket);
         self.queue.len.fetch_sub(1, Ordering::SeqCst);
         if matches!(turn, Some(Turn::Called(_) | Turn::InLine(_))) {
             self.queue.in_line.fetch_sub(1, Ordering::SeqCst);
         }
+        drop(waiters);
         if matches!(turn, Some(Turn::Called(_))) {
             self.queue.free(1);
         }
@@ -256,9 +262,6 @@ mod tests {
                     };
                     if *mine > 0 {
                         *mine -= 1;
-                        if *mine + other > 0 {
-                            self.waiter.pass_on();
-                        }
                         return Polled::Served;
                     }
                     if other > 0 {
@@ -302,7 +305,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Whatever is dropped at whatever moment: nobody waits while there is a place for him, and nobody who can use the
+        /// Whatever is dropped at whatever moment: nobody waits while there is a place for it, and nobody who can use the
         /// same places is overtaken, unless a call in front of both has been called and is polled later.
         #[test]
         fn no_place_is_lost_and_nobody_is_overtaken(steps in steps()) {
@@ -352,9 +355,16 @@ mod tests {
         caller.woken.0.store(false, SeqCst);
         if matches!(caller.poll(places), Polled::Served) {
             let served = callers.remove(*chosen);
-            let mut earlier = callers.iter().filter(|one| one.number < served.number);
-            let is_passed = earlier.clone().any(|one| one.special == served.special);
-            prop_assert!(!is_passed || earlier.any(is_woken), "{} overtakes", served.number);
+            let queue = served.waiter.queue;
+            let number = served.number;
+            let special = served.special;
+            drop(served);
+            if places.any + places.special > 0 {
+                queue.free(1);
+            }
+            let mut earlier = callers.iter().filter(|one| one.number < number);
+            let is_passed = earlier.clone().any(|one| one.special == special);
+            prop_assert!(!is_passed || earlier.any(is_woken), "{} overtakes", number);
         }
         Ok(Some(()))
     }

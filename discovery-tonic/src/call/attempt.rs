@@ -71,8 +71,8 @@ impl Attempt {
         if self.picked.load().is_cut() { status::CUT } else { status::from_connection(error) }
     }
 
-    /// The error of a call as its status' source carries it: with the connection's end, where the
-    /// call was lost with it.
+    /// The error of a call as the source of its status: with the connection's end, where the call was
+    /// lost with it.
     pub(crate) fn cause(&self, error: hyper::Error) -> BoxError {
         match h2_error(&error) {
             Some(of_call) if of_call.is_reset() || of_call.is_go_away() => error.into(),

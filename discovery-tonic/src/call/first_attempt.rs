@@ -8,7 +8,7 @@ use std::{
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, timeout_at};
 use tonic::Status;
 
 use super::{
@@ -73,7 +73,14 @@ impl Call {
         answer: Answer,
     ) -> Rest {
         Box::pin(async move {
-            end.await;
+            let deadline = self.deadline;
+            let known = async {
+                match deadline {
+                    Some(deadline) => drop(timeout_at(deadline, end).await),
+                    None => end.await,
+                }
+            };
+            shared.on_runtime(known).await;
             match self.on_outcome(&shared, attempt, answer) {
                 Next::Again(request, wait) => self.send_after(shared, request, wait).await,
                 Next::End(result) => result,

@@ -33,7 +33,7 @@ use discovery_core::InstanceId;
 use futures::future::BoxFuture;
 use http::{Extensions, Request, Response, Version};
 use hyper::body::Incoming;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::{
@@ -51,7 +51,7 @@ use status::Outcome;
 
 /// What a call keeps besides its request: all that further attempts need.
 pub(crate) struct Call {
-    /// What it takes to send the request again; `None` where it is too large to be kept.
+    /// What it takes to send the request again; `None` where the channel's budget is used up.
     replay: Option<ReplayRequest>,
     /// The request's, until the response takes them.
     extensions: Extensions,
@@ -140,7 +140,7 @@ impl Call {
         let mut left = self.deadline.is_none().then_some(shared.wait);
         loop {
             if !wait.is_zero() {
-                sleep(wait).await;
+                shared.pause(wait).await;
             }
             let begun = Instant::now();
             let limit = left.map(|left| begun + left);
@@ -163,10 +163,10 @@ impl Call {
                 Some(end) => timeout_at(end, answer).await.ok(),
                 None => Some(answer.await),
             };
-            self.tried.pop();
             if let Some(end) = answer.as_ref().and_then(|answer| attempt.missing_end(answer)) {
                 end.await;
             }
+            self.tried.pop();
             let next = match answer {
                 Some(answer) => self.on_outcome(shared, attempt, answer),
                 None => self.expire(shared, attempt),
@@ -287,6 +287,9 @@ impl Call {
     /// The status that the call ends with: at its deadline the same, whatever else was said.
     fn failed(&mut self, shared: &Shared, mut status: Status, cause: Option<BoxError>) -> Status {
         shared.published.wakeups.metrics.count(Event::Failure);
+        if let Some(replay) = &self.replay {
+            replay.stop_keeping();
+        }
         if self.is_over() {
             status = status::deadline_exceeded();
         }

@@ -23,8 +23,8 @@ use crate::{error::BoxError, published::overdue::Expire};
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
-/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, within
-/// 200 ms also where nobody polls it, and a lost connection is `UNAVAILABLE`. The default is an
+/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and
+/// within 200 ms of it even if nobody polls it; a lost connection is `UNAVAILABLE`. The default is an
 /// empty body, which an interceptor answers with.
 #[derive(Default)]
 pub struct ResponseBody(State);
@@ -79,6 +79,8 @@ impl ResponseBody {
         let limited = Arc::new(Limited { progress: Mutex::new(Progress::Live(live)), _shared: Arc::clone(shared) });
         let watched: Weak<Limited> = Arc::downgrade(&limited);
         shared.published.overdue.watch(deadline, watched);
+        // The connection may be a former one, of which no sweep counts what is in flight.
+        shared.published.wakeups.sweep();
         Self(State::Limited { timer: Box::pin(shared.timer(deadline)), shared: limited })
     }
 }

@@ -1,7 +1,7 @@
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
-    runtime::{EnterGuard, Handle},
+    runtime::Handle,
     task::AbortHandle,
     time::{Instant, Sleep, sleep_until},
 };
@@ -24,24 +24,30 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// A timer that ends at this moment; also outside of a runtime.
+    /// A timer that ends at this moment. It is the channel's runtime's, since the caller may be in none,
+    /// or in one that ends earlier or has no timers.
     pub(super) fn timer(&self, at: Instant) -> Sleep {
-        let _entered = self.enter();
+        let _entered = self.runtime.enter();
         sleep_until(at)
+    }
+
+    /// Waits for so long, or until the channel's runtime is gone, whose timers must not be polled then.
+    pub(super) async fn pause(&self, wait: Duration) {
+        let mut timer = pin!(self.timer(Instant::now() + wait));
+        poll_fn(|context| if self.is_gone() { Poll::Ready(()) } else { timer.as_mut().poll(context) }).await;
+    }
+
+    fn is_gone(&self) -> bool {
+        !self.published.availability.load().may_change()
     }
 
     /// A future that needs timers, to be polled also outside of a runtime.
     pub(crate) fn on_runtime<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<'_, F> {
         let mut future = Box::pin(future);
         poll_fn(move |context| {
-            let _entered = self.enter();
+            let _entered = self.runtime.enter();
             future.as_mut().poll(context)
         })
-    }
-
-    /// Enters the channel's runtime, where the caller is in none.
-    fn enter(&self) -> Option<EnterGuard<'_>> {
-        Handle::try_current().is_err().then(|| self.runtime.enter())
     }
 }
 

@@ -14,8 +14,8 @@ use crate::{
 impl Shared {
     /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at
     /// once where waiting leads nowhere, unless `wait` says to wait all the same. A call with a
-    /// deadline leaves room to endpoints on trial for no more than half of its time, or where
-    /// nothing else is there it would never be sent.
+    /// deadline spares endpoints on trial for at most half of its time; otherwise, with nothing else
+    /// there, it would never be sent.
     pub(super) async fn wait_for_endpoint(
         &self,
         wait: bool,
@@ -34,10 +34,13 @@ impl Shared {
             let mut published = Box::pin(self.published.wakeups.published.notified());
             published.as_mut().enable();
             let was_patient = std::mem::replace(&mut patient, Instant::now() < patience);
-            if waiter.take_call() || was_patient != patient {
+            // At the end of its patience it looks for a place on trial alone: others were called for the rest.
+            if waiter.take_call() || (was_patient != patient && !picker.has_room(true)) {
                 if let Some(picked) = pick(&mut picker, patient, tried) {
-                    if picker.has_room(false) {
-                        waiter.pass_on();
+                    // Before the look whether there is more, so that those who join now are seen.
+                    drop(waiter);
+                    if picker.has_room(true) {
+                        self.published.wakeups.waiters.free(1);
                     }
                     self.published.wakeups.sweep();
                     self.published.wakeups.metrics.count(Event::Pick);
@@ -61,6 +64,8 @@ impl Shared {
                 }
             };
             tokio::select! {
+                // First, since it tells that the runtime is gone whose timers must not be polled then.
+                biased;
                 () = published => {}
                 () = poll_fn(|context| waiter.poll_called(context)) => {}
                 () = sleep_until(patience), if patient => {}
@@ -84,5 +89,5 @@ fn pick(picker: &mut Picker<Target>, patient: bool, tried: &[InstanceId]) -> Opt
     }
 }
 
-/// How long a call leaves room to endpoints on trial at most.
+/// The longest that a call spares endpoints on trial.
 const PATIENCE: Duration = Duration::from_millis(200);

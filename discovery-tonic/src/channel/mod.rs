@@ -39,9 +39,10 @@ use builder::Builder;
 /// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its
 ///   SETTINGS seen, below its stream limit, not ejected.
 /// - **B2** A request that provably was not processed is sent to another endpoint, within its
-///   deadline, where its body is still at hand: up to 256 KiB of a call, and 32 MiB of the channel,
-///   are kept until the response's headers arrive, of a stream what was sent so far. Messages below
-///   8 KiB are always kept. Anything else is repeated only by a
+///   deadline, where its body is still at hand: until the response's headers arrive, up to 256 KiB
+///   per call and 32 MiB per channel are kept; of a stream, what has been sent so far, with 64 bytes
+///   for each frame. Messages of up to 8 KiB are always
+///   kept. Anything else is repeated only by a
 ///   [`RetryPolicy`](crate::RetryPolicy).
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before
 ///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s

@@ -1,5 +1,6 @@
 use std::{
     error::Error as StdError,
+    fmt, io,
     pin::pin,
     sync::{Arc, OnceLock},
 };
@@ -9,14 +10,14 @@ use tokio::sync::Notify;
 
 use crate::error::SharedError;
 
-/// How a connection ended, once it has: with a reason, or without.
-#[derive(Debug, Default)]
+/// How a connection ended, once it takes no new requests: with a reason, or without.
+#[derive(Default)]
 pub(crate) struct End {
     ended: OnceLock<Option<SharedError>>,
     known: Notify,
 }
 
-/// Of the connection's task, with which the end is known at the latest.
+/// Held by the connection's task: once that is gone, the end counts as known.
 pub(super) struct Witness(Arc<End>);
 
 impl Witness {
@@ -50,19 +51,19 @@ impl End {
 
     /// Whether a call's error is that its connection was lost, and it is not known why.
     pub(crate) fn is_missing(&self, error: &hyper::Error) -> bool {
-        self.ended.get().is_none() && h2_error(error).is_some_and(h2::Error::is_io)
+        self.ended.get().is_none() && is_io(error)
     }
 
     pub(crate) fn reason(&self) -> Option<&SharedError> {
         self.ended.get()?.as_ref()
     }
 
-    /// Whether the peer ended it by a GOAWAY with a reason other than that it is about to go.
+    /// Whether the peer ended it by a GOAWAY with a reason other than NO_ERROR.
     pub(crate) fn is_go_away(&self) -> bool {
         self.go_away().is_some()
     }
 
-    /// Whether the peer ended it because it is asked too much of, as by frequent pings.
+    /// Whether the peer ended it because too much was asked of it, as by frequent pings.
     pub(crate) fn is_enhance_your_calm(&self) -> bool {
         self.go_away() == Some(Reason::ENHANCE_YOUR_CALM)
     }
@@ -70,6 +71,20 @@ impl End {
     fn go_away(&self) -> Option<Reason> {
         let error = h2_error(&**self.reason()?)?;
         error.reason().filter(|_| error.is_remote() && error.is_go_away())
+    }
+}
+
+impl fmt::Debug for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("End").field(&self.reason()).finish()
+    }
+}
+
+/// Whether the connection was lost. hyper keeps h2's error for a body, and its io error for an answer.
+fn is_io(error: &hyper::Error) -> bool {
+    match h2_error(error) {
+        Some(error) => error.is_io(),
+        None => error.source().is_some_and(|source| source.is::<io::Error>()),
     }
 }
 

@@ -140,12 +140,12 @@ impl Connection {
                 let mut future = pin!(future);
                 let ended_with = poll_fn(|context| {
                     rechecking.waker.register(context.waker());
-                    if rechecking.shut.load(Ordering::Acquire) {
-                        return Poll::Ready(Ok(()));
-                    }
-                    // Its end means "no new requests".
+                    // Its end means "no new requests"; and before the order to end, since it knows why.
                     if let Poll::Ready(ended) = future.as_mut().poll(context) {
                         return Poll::Ready(ended);
+                    }
+                    if rechecking.shut.load(Ordering::Acquire) {
+                        return Poll::Ready(Ok(()));
                     }
                     if rechecking.wanted.swap(false, Ordering::AcqRel) {
                         watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved));

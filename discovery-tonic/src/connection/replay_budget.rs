@@ -6,11 +6,11 @@ use std::{
     },
 };
 
-/// How much the calls of a channel keep of their requests together, to send them again.
+/// How much of their requests all calls of a channel keep together, to send them again.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBudget(AtomicUsize);
 
-/// What one call keeps; given back on drop.
+/// How much one call keeps; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<ReplayBudget>,

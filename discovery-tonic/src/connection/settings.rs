@@ -44,7 +44,7 @@ pub(crate) struct Ping {
 }
 
 impl Ping {
-    /// At twice the interval, so many times over.
+    /// With the interval doubled this many times, up to a day.
     pub(crate) fn slowed(self, doublings: u32) -> Self {
         let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
         Self { interval: self.interval.saturating_mul(factor).min(24 * HOUR), ..self }
@@ -104,8 +104,8 @@ impl EndpointSettings {
     /// answer comes within `timeout`; off by default.
     ///
     /// Servers may punish frequent pings: grpc-go's default enforcement allows one every 5 minutes.
-    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint doubles
-    /// (gRFC A8).
+    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint doubles, as
+    /// in gRFC A8, whatever the reason's text.
     ///
     /// # Errors
     ///

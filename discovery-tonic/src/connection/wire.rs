@@ -28,7 +28,7 @@ pub(crate) struct ReadFirstIo {
 /// Nothing more is written after this.
 struct FailedWrite {
     error: io::Error,
-    /// For so long the read side may say more.
+    /// How long the read side may still be silent.
     grace: Pin<Box<Sleep>>,
 }
 
@@ -48,7 +48,7 @@ impl ReadFirstIo {
             Ok(done) => Poll::Ready(Ok(done)),
             Err(error) => {
                 self.failed = Some(FailedWrite { error, grace: Box::pin(sleep(GRACE)) });
-                // The read side has to wait for the grace, too.
+                // The read side has to be polled again, to wait for the grace, too.
                 context.waker().wake_by_ref();
                 Poll::Ready(Ok(pretended))
             }
@@ -117,7 +117,7 @@ impl Write for ReadFirstIo {
     }
 }
 
-/// How long the read side may take to end a connection that cannot be written to. What a peer sent
+/// How long the read side of a connection that cannot be written to may be silent. What a peer sent
 /// before it went is there by then.
 const GRACE: Duration = Duration::from_millis(100);
 

@@ -213,7 +213,7 @@ impl Driver {
             let tick = draining_since.map(|since: Instant| tick(since, config.drain));
             tokio::select! {
                 () = self.lane().recheck_wanted() => connection.recheck(),
-                Some(()) = OptionFuture::from(tick.map(sleep)) => {}
+                Some(()) = OptionFuture::from(tick.map(sleep)) => connection.recheck(),
                 Some(said) = next(&mut checks) => {
                     debug!(instance = %self.endpoint.id, health = ?said, "endpoint told its health");
                     *health = said;
@@ -394,7 +394,8 @@ async fn attempt(
         reserved: u32::from(config.health.is_some()),
         trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
     };
-    let ended = move |end: &End| disconnected.disconnected(end);
+    let complaints = endpoint.complaints();
+    let ended = move |end: &End| disconnected.disconnected(end, complaints);
     let (waiters, first_address) = (&endpoint.wakeups.waiters, endpoint.failed_attempts());
     Connection::open(&config.connector, &endpoint.address, &settings, waiters, allowance, first_address, ended).await
 }

@@ -50,7 +50,7 @@ pub(crate) struct Endpoint {
     draining: AtomicBool,
     /// It was silent, so that it may be frozen, until it shakes hands again.
     suspect: AtomicBool,
-    /// How often the peer ended a connection because it was asked too much of.
+    /// How often the peer ended a connection because too much was asked of it.
     complaints: AtomicU32,
     /// How often an attempt to connect failed: of a name, the next one begins at another address.
     failed_attempts: AtomicUsize,
@@ -147,9 +147,12 @@ impl Endpoint {
     }
 
     /// Takes note that a connection takes no more requests, and why.
-    pub(crate) fn disconnected(&self, end: &End) {
+    ///
+    /// The connection was made after `complaints` of them: all connections of an endpoint that are
+    /// complained of at once count once.
+    pub(crate) fn disconnected(&self, end: &End, complaints: u32) {
         if end.is_enhance_your_calm() {
-            self.complaints.fetch_add(1, Ordering::Relaxed);
+            self.complaints.fetch_max(complaints + 1, Ordering::Relaxed);
         }
         let former = end.reason().map(|reason| {
             let mut last = self.disconnect.lock().unwrap_or_else(PoisonError::into_inner);
@@ -169,7 +172,7 @@ impl Endpoint {
         }
     }
 
-    /// How often the peer ended a connection because it was asked too much of.
+    /// How often the peer ended a connection because too much was asked of it.
     pub(crate) fn complaints(&self) -> u32 {
         self.complaints.load(Ordering::Relaxed)
     }

@@ -52,7 +52,7 @@ impl Pool {
 
     /// Calls those who wait for an endpoint, now that there may be others.
     fn call_waiters(&self) {
-        // A waiter that is not seen here joined after this, and sees what was published.
+        // A first waiter that is not seen here joined after this, and sees what was published.
         fence(Ordering::SeqCst);
         let waiters = &self.published.wakeups.waiters;
         if waiters.is_waiting() {
