@@ -138,7 +138,7 @@ impl EndpointSettings {
     /// may send that nobody has read yet; by default 2 MiB for a stream, hyper's default, and the
     /// maximum for the connection.
     ///
-    /// So a stream that nobody reads costs its own window, and no other call: 40 of them took 68 to
+    /// So a stream that nobody reads costs its own window, and no other call: 40 of them took 85 to
     /// 101 MiB. With messages below 256 bytes it costs more, up to ten times the window. A smaller
     /// window of the connection bounds that for all streams together, at a price: once it is used
     /// up, the other calls of the connection wait for the readers, and at half as many bytes in
