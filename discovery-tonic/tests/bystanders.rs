@@ -96,7 +96,7 @@ async fn an_https_origin_is_refused_over_plain_tcp() {
     assert_eq!(server.accepted(), 0, "nothing is sent in clear text");
 }
 
-/// A connection that answers each call 100 ms later, whether it was given up by then or not; its first one when it is told to.
+/// A connection that answers each call after 100 ms, even if it was given up by then, and its first call on request.
 async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
     let (mut waiting, mut first_stream, mut told) = (VecDeque::new(), None, false);
     loop {

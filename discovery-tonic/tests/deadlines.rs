@@ -206,7 +206,7 @@ fn calls_that_wait_end_with_the_channels_runtime() {
 
 const BACKOFF: Duration = Duration::from_secs(60);
 
-/// A connection that reads nothing, and on which a write fails once it is told to.
+/// A connection whose writes fail from the first request on, and which reads nothing then.
 struct OneWay {
     stream: TcpStream,
     fails: bool,

@@ -57,7 +57,7 @@ impl Resolver for Faulty {
     }
 }
 
-/// A stream that panicked ended the channel for ever, because "the runtime has ended".
+/// A stream that panicked ended the channel for good, supposedly because "the runtime has ended".
 #[tokio::test]
 async fn a_resolver_that_panics_or_ends_is_watched_anew() {
     for fault in [Fault::Ends, Fault::Panics, Fault::PanicsTwice] {

@@ -25,7 +25,7 @@ pub struct Load {
     abandoned: AtomicU32,
     /// What is in flight was ended on this side.
     cut: AtomicBool,
-    /// Who waits for a place here, or at another candidate.
+    /// The calls that wait for a place at any candidate.
     waiters: Option<Arc<WaitQueue>>,
 }
 
@@ -186,7 +186,7 @@ impl Load {
         if word & CLOSED == 0 { self.limit().saturating_sub(in_flight(word)) } else { 0 }
     }
 
-    /// Calls waiters for so many places.
+    /// Calls waiters for this many places.
     #[inline]
     fn free(&self, places: u32) {
         if let Some(waiters) = &self.waiters {

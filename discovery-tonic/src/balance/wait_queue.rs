@@ -10,13 +10,15 @@ use std::{
 
 /// The calls that wait for capacity, served in order of arrival.
 ///
-/// A place that becomes free belongs to the first waiter that has not been called yet. A waiter looks for a place when it is
-/// called, and new calls join the queue instead of looking, so that nobody is overtaken. A called waiter that goes
-/// away passes the call on, and so does one that does not look for a few sweeps, because its caller polls nothing. One that
-/// cannot use what is free steps aside: it keeps its turn, and holds nobody up.
+/// A place that becomes free belongs to the first waiter that has not been called yet. A waiter
+/// looks for a place when it is called, and new calls join the queue instead of looking, so that
+/// nobody is overtaken. A called waiter that goes away passes the call on, and so does one that
+/// does not look for a few sweeps, because its caller polls nothing. One that cannot use what is
+/// free steps aside: it keeps its turn, and holds nobody up.
 ///
-/// No place is lost: the first in line joins before it looks, and whoever frees a place does so before it reads the length.
-/// Those behind it are called by it, when it has left the queue and there is another place.
+/// No place is lost: the first in line joins before it looks, and whoever frees a place does so
+/// before it reads the length. Those behind it are called by it, when it has left the queue and
+/// there is another place.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
     waiters: Mutex<Waiters>,
@@ -221,7 +223,8 @@ mod tests {
 
     use super::*;
 
-    /// Capacity that waiters take: as many places as are free, some for anybody and some that only a part can use.
+    /// Capacity that waiters take: as many places as are free, some for anybody and some that only
+    /// a part can use.
     #[derive(Debug, Default)]
     struct Places {
         any: usize,
@@ -237,7 +240,8 @@ mod tests {
         }
     }
 
-    /// A call as `wait_for_endpoint` makes it; `special` ones can use only special places, the others only the rest.
+    /// A call as `wait_for_endpoint` makes it; `special` ones can use only special places, the
+    /// others only the rest.
     struct Caller<'a> {
         number: usize,
         special: bool,
@@ -305,8 +309,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Whatever is dropped at whatever moment: nobody waits while there is a place for it, and nobody who can use the
-        /// same places is overtaken, unless a call in front of both has been called and is polled later.
+        /// Whatever is dropped at whatever moment: nobody waits while there is a place for it, and
+        /// nobody who can use the same places is overtaken, unless a call in front of both has been
+        /// called and is polled later.
         #[test]
         fn no_place_is_lost_and_nobody_is_overtaken(steps in steps()) {
             let queue = WaitQueue::default();

@@ -71,8 +71,8 @@ impl Attempt {
         if self.picked.load().is_cut() { status::CUT } else { status::from_connection(error) }
     }
 
-    /// The error of a call as the source of its status: with the connection's end, where the call was
-    /// lost with it.
+    /// The error of a call as the source of its status: with the connection's end, where the call
+    /// was lost with it.
     pub(crate) fn cause(&self, error: hyper::Error) -> BoxError {
         match h2_error(&error) {
             Some(of_call) if of_call.is_reset() || of_call.is_go_away() => error.into(),
@@ -80,8 +80,8 @@ impl Attempt {
         }
     }
 
-    /// What to wait for before this error is told: the connection's end, where the call was lost with
-    /// it and why is not known yet.
+    /// The connection's end, where the call was lost with it and the reason is not known yet: the
+    /// error waits for it.
     pub(crate) fn missing_end(&self, answer: &Answer) -> Option<impl Future<Output = ()> + Send + use<>> {
         self.missing_end_of_body(answer.as_ref().err()?.error())
     }

@@ -10,8 +10,8 @@ use crate::connection::{
     request_stream::RequestStream,
 };
 
-/// A copy of a request whose body is kept, or shared where it streams. The headers are pairs, because a map costs more and is
-/// nearly never needed.
+/// A copy of a request whose body is kept, or shared where it streams. The headers are pairs,
+/// because a map costs more and is nearly never needed.
 pub(super) struct ReplayRequest {
     method: Method,
     path: PathAndQuery,
@@ -88,6 +88,6 @@ impl ReplayRequest {
     }
 }
 
-/// A message of up to this size is not counted, since counting would cost every call; tonic allocates
-/// a buffer of that size for each anyway.
+/// A message of up to this size is not counted, since counting would cost every call; tonic
+/// allocates a buffer of that size for each anyway.
 const SMALL: usize = 8 << 10;

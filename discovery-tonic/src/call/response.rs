@@ -24,8 +24,8 @@ use crate::{error::BoxError, published::overdue::Expire};
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
 /// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and
-/// within 200 ms of it even if nobody polls it; a lost connection is `UNAVAILABLE`. The default is an
-/// empty body, which an interceptor answers with.
+/// within 200 ms of it even if nobody polls it; a lost connection is `UNAVAILABLE`. The default is
+/// an empty body, which an interceptor answers with.
 #[derive(Default)]
 pub struct ResponseBody(State);
 
@@ -100,7 +100,7 @@ impl Limited {
         };
         let deadline = timer.deadline();
         let polled = live.poll_frame(context);
-        // A body may be ready for ever.
+        // A body may be ready at every poll.
         let is_over = match &polled {
             Poll::Ready(_) => Instant::now() >= deadline,
             Poll::Pending => timer.poll(context).is_ready(),

@@ -31,7 +31,7 @@ impl Shared {
         sleep_until(at)
     }
 
-    /// Waits for so long, or until the channel's runtime is gone, whose timers must not be polled then.
+    /// Waits for this time, or until the channel's runtime has ended: its timers panic after that.
     pub(super) async fn pause(&self, wait: Duration) {
         let mut timer = pin!(self.timer(Instant::now() + wait));
         poll_fn(|context| if self.is_gone() { Poll::Ready(()) } else { timer.as_mut().poll(context) }).await;

@@ -81,5 +81,5 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(ErrorKind::Internal, format!("the resolver panicked: {}", panic_text(panic)))
 }
 
-/// A stream that lived for so long was good.
+/// After this time a stream counts as good, and the delays begin anew.
 const GOOD: Duration = Duration::from_secs(10);
