@@ -96,7 +96,8 @@ async fn an_https_origin_is_refused_over_plain_tcp() {
     assert_eq!(server.accepted(), 0, "nothing is sent in clear text");
 }
 
-/// A connection that answers each call after 100 ms, even if it was given up by then, and its first call on request.
+/// A connection that answers each call after 100 ms, even if it was given up by then, and its first
+/// call on request.
 async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
     let (mut waiting, mut first_stream, mut told) = (VecDeque::new(), None, false);
     loop {
@@ -123,7 +124,8 @@ async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
     }
 }
 
-/// A channel to such a peer, and a call that nobody gives up; what tells its peer to answer comes for each connection.
+/// A channel to such a peer, and a call that nobody gives up; what tells its peer to answer comes
+/// for each connection.
 async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::UnboundedReceiver<oneshot::Sender<()>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = registry([listener.local_addr().unwrap()]);
@@ -175,7 +177,8 @@ async fn late_answers_to_abandoned_calls_end_no_connection() {
     assert!(connections.try_recv().is_err(), "one connection");
 }
 
-/// Peers and proxies count, too: before one of them ends the connection, another one takes its place.
+/// Peers and proxies count, too: before one of them ends the connection, another one takes its
+/// place.
 #[tokio::test]
 async fn a_connection_of_many_abandoned_calls_is_replaced() {
     let (channel, innocent, mut connections) = with_late_answers().await;

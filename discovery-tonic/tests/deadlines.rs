@@ -28,7 +28,8 @@ fn many(timeout: Duration) -> Request<GreetManyRequest> {
     request
 }
 
-/// tonic's server answers `CANCELLED: Timeout expired` in the same moment: so did 98 of 7,500 calls end.
+/// tonic's server answers `CANCELLED: Timeout expired` in the same moment: so did 98 of 7,500 calls
+/// end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_the_server_says_at_the_deadline_it_is_deadline_exceeded() {
     // Many calls given up at once are an attack for a tonic server, by default.

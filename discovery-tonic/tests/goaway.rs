@@ -32,7 +32,8 @@ async fn stream(channel: &BalancedChannel) -> Result<Streaming<GreetReply>, Stat
     Ok(stream.into_inner())
 }
 
-/// A peer that answers each request with headers if `headers`, and ends the connection a moment after the first.
+/// A peer that answers each request with headers if `headers`, and ends the connection a moment
+/// after the first.
 async fn complaining(headers: bool) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -95,8 +96,8 @@ async fn the_reason_of_a_goaway_is_told_on_many_threads() {
     }
 }
 
-/// A peer that allows a ping every 150 ms, as grpc-go does every 5 minutes by default: with the third one too many it ends the
-/// connection.
+/// A peer that allows a ping every 150 ms, as grpc-go does every 5 minutes by default: with the
+/// third one too many it ends the connection.
 async fn with_ping_enforcement() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -389,7 +389,8 @@ impl Source for Scripted {
     }
 }
 
-/// Four instances that were replaced by four others in one step received 549 of 1,545 calls, for up to 15 s.
+/// Four instances that were replaced by four others in one step received 549 of 1,545 calls, for up
+/// to 15 s.
 #[tokio::test]
 async fn instances_that_are_replaced_are_not_held() {
     let (old, new) = (servers(4).await, servers(4).await);

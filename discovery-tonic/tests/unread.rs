@@ -1,4 +1,5 @@
-//! Streams that nobody reads: what they cost in memory, and what they cost the other calls of their connection.
+//! Streams that nobody reads: what they cost in memory, and what they cost the other calls of their
+//! connection.
 
 mod support;
 
@@ -47,8 +48,8 @@ impl Flood {
     }
 }
 
-/// What [`Flood`] runs; no test unless it does. It answers `Greet` with NOT_FOUND, and `GreetMany` with as many messages of
-/// `interval_ms` bytes as the client takes, as fast as it takes them.
+/// What [`Flood`] runs; no test unless it does. It answers `Greet` with NOT_FOUND, and `GreetMany`
+/// with as many messages of `interval_ms` bytes as the client takes, as fast as it takes them.
 #[tokio::test]
 async fn a_server_as_a_process() {
     if env::var_os(AS_SERVER).is_none() {
@@ -129,8 +130,8 @@ async fn bystanders_lost(channel: &BalancedChannel) -> usize {
     lost
 }
 
-/// With a window of 5 MiB for the connection, hyper's, 100 of 100 other calls were lost, and with small messages the connection
-/// ended. The same with 64 MiB.
+/// With a window of 5 MiB for the connection, hyper's, 100 of 100 other calls were lost, and with
+/// small messages the connection ended. The same with 64 MiB.
 #[tokio::test]
 async fn forty_unread_streams_cost_no_other_call() {
     let server = Flood::start().await;

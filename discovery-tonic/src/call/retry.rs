@@ -28,10 +28,10 @@ use tonic::{Code, Status};
 /// that streams its answers sends headers before the first of them, and what happens from there on
 /// is never repeated.
 ///
-/// Only calls of one request message of up to 256 KiB, within the 32 MiB of the channel, are repeated, those with a stream of answers
-/// among them; a call that streams its requests goes out a second time only by the first two rows,
-/// while it has sent no more than that. These two count neither as attempts nor against the budget.
-/// A repetition
+/// Only calls of one request message of up to 256 KiB, within the 32 MiB of the channel, are
+/// repeated, those with a stream of answers among them; a call that streams its requests goes out a
+/// second time only by the first two rows, while it has sent no more than that. These two count
+/// neither as attempts nor against the budget. A repetition
 ///
 /// - follows after a wait, with full jitter and longer each time ([`backoff`](Self::backoff)), or
 ///   the one that the server asks for by `grpc-retry-pushback-ms`, up to a minute; by a negative

@@ -24,8 +24,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// A timer that ends at this moment. It is the channel's runtime's, since the caller may be in none,
-    /// or in one that ends earlier or has no timers.
+    /// A timer that ends at this moment. It is the channel's runtime's, since the caller may be in
+    /// none, or in one that ends earlier or has no timers.
     pub(super) fn timer(&self, at: Instant) -> Sleep {
         let _entered = self.runtime.enter();
         sleep_until(at)

@@ -96,12 +96,12 @@ impl Builder {
     }
 
     /// How connections are opened, from the endpoint's address to its bytes; by default plain TCP,
-    /// without delay and with keepalive. It refuses endpoints with an `https` origin, so that nothing
-    /// meant for TLS is sent in clear text.
+    /// without delay and with keepalive. It refuses endpoints with an `https` origin, so that
+    /// nothing meant for TLS is sent in clear text.
     ///
-    /// A connector has the endpoint's [connect timeout](EndpointSettings::connect_timeout) for all that
-    /// it does; where it panics the attempt fails. It should not block: that costs a thread of the
-    /// runtime.
+    /// A connector has the endpoint's [connect timeout](EndpointSettings::connect_timeout) for all
+    /// that it does; where it panics the attempt fails. It should not block: that costs a thread of
+    /// the runtime.
     ///
     /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a
     /// connection in memory for tests on a paused clock. The connector is given `http://address`
@@ -120,8 +120,8 @@ impl Builder {
     /// How each endpoint is connected, from its instance; asked before every attempt, so that a
     /// new answer does not affect connections that are there.
     ///
-    /// It may block, since it runs on tokio's blocking pool; an attempt fails where it panics, or takes
-    /// longer than 1 s, after which the next attempt takes its answer.
+    /// It may block, since it runs on tokio's blocking pool; an attempt fails where it panics, or
+    /// takes longer than 1 s, after which the next attempt takes its answer.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -245,9 +245,9 @@ impl Builder {
     /// in one step, or around an outage of the registry, as they do when it comes back having
     /// expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
     ///
-    /// Instances that are replaced are not held: not if the same step adds as many as it removes, and
-    /// no longer once as many others get calls as there were before. An outage extends a hold by its
-    /// length.
+    /// Instances that are replaced are not held: not if the same step adds as many as it removes,
+    /// and no longer once as many others get calls as there were before. An outage extends a hold
+    /// by its length.
     pub fn hold(mut self, limit: Option<Duration>) -> Self {
         self.hold = limit;
         self

@@ -40,10 +40,9 @@ use builder::Builder;
 ///   SETTINGS seen, below its stream limit, not ejected.
 /// - **B2** A request that provably was not processed is sent to another endpoint, within its
 ///   deadline, where its body is still at hand: until the response's headers arrive, up to 256 KiB
-///   per call and 32 MiB per channel are kept; of a stream, what has been sent so far, with 64 bytes
-///   for each frame. Messages of up to 8 KiB are always
-///   kept. Anything else is repeated only by a
-///   [`RetryPolicy`](crate::RetryPolicy).
+///   per call and 32 MiB per channel are kept; of a stream, what has been sent so far, with 64
+///   bytes for each frame. Messages of up to 8 KiB are always kept. Anything else is repeated only
+///   by a [`RetryPolicy`](crate::RetryPolicy).
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before
 ///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s
 ///   ([`Builder::wait`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it

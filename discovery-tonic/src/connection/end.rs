@@ -39,8 +39,8 @@ impl Drop for Witness {
 }
 
 impl End {
-    /// Waits until it is known how the connection ended, which its task finds out a moment after its
-    /// calls.
+    /// Waits until it is known how the connection ended, which its task finds out a moment after
+    /// its calls.
     pub(crate) async fn known(self: Arc<Self>) {
         let mut known = pin!(self.known.notified());
         known.as_mut().enable();
@@ -80,7 +80,8 @@ impl fmt::Debug for End {
     }
 }
 
-/// Whether the connection was lost. hyper keeps h2's error for a body, and its io error for an answer.
+/// Whether the connection was lost. hyper keeps h2's error for a body, and its io error for an
+/// answer.
 fn is_io(error: &hyper::Error) -> bool {
     match h2_error(error) {
         Some(error) => error.is_io(),

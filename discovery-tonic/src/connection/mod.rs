@@ -1,12 +1,12 @@
 //! One HTTP/2 connection, and what the channel adds to hyper's.
 //!
-//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, by default over [`tcp`];
-//!   [`wire`] reads them before it writes.
+//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, by default over
+//!   [`tcp`]; [`wire`] reads them before it writes.
 //! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
 //!   GOAWAY before a request does.
 //! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
-//!   with a [`request_body`] that can be sent again, if it streams by its [`request_stream`], within
-//!   the [`replay_budget`]. Its [`end`] says why it takes no more.
+//!   with a [`request_body`] that can be sent again, if it streams by its [`request_stream`],
+//!   within the [`replay_budget`]. Its [`end`] says why it takes no more.
 //! - The [`health_check`] asks the peer over a link whether it serves.
 
 pub(crate) mod connector;
@@ -115,7 +115,8 @@ impl Connection {
                 .initial_stream_window_size(settings.stream_window)
                 .initial_connection_window_size(settings.connection_window)
                 .max_header_list_size(settings.max_header_list_size)
-                // Late answers to abandoned calls would end the connection, and all other calls with it.
+                // Late answers to abandoned calls would end the connection, and all other calls
+                // with it.
                 .max_local_error_reset_streams(None);
             if let Some(Ping { interval, timeout }) = settings.ping {
                 builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
@@ -140,7 +141,8 @@ impl Connection {
                 let mut future = pin!(future);
                 let ended_with = poll_fn(|context| {
                     rechecking.waker.register(context.waker());
-                    // Its end means "no new requests"; and before the order to end, since it knows why.
+                    // Its end means "no new requests"; and before the order to end, since it knows
+                    // why.
                     if let Poll::Ready(ended) = future.as_mut().poll(context) {
                         return Poll::Ready(ended);
                     }

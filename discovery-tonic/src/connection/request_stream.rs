@@ -15,8 +15,8 @@ use super::replay_budget::{ReplayBudget, Reservation};
 /// The frames of a request that streams, shared by the attempts to send it.
 ///
 /// hyper drops the body of a request that fails, and the caller's frames with it. So it gets a
-/// reader of the stream, and what it has read is kept until the response's headers arrive: where the
-/// request was not processed, another reader begins anew.
+/// reader of the stream, and what it has read is kept until the response's headers arrive: where
+/// the request was not processed, another reader begins anew.
 pub(crate) struct RequestStream(Mutex<Inner>);
 
 /// What one attempt reads of a stream.
@@ -219,7 +219,8 @@ mod tests {
     }
 
     proptest! {
-        /// However often, and after however many frames, an attempt is given up: the next one reads the same.
+        /// However often, and after however many frames, an attempt is given up: the next one reads
+        /// the same.
         #[test]
         fn each_reader_reads_the_whole(
             frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..9_000), 0..12),

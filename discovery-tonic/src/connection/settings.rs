@@ -89,8 +89,8 @@ impl EndpointSettings {
     ///
     /// The steps are to look up the address' name, to connect to one of the addresses found, and to
     /// wait for the peer's HTTP/2 SETTINGS. The default connector tries the next address 250 ms
-    /// after the previous one, or as soon as that one fails, up to 16 of a name. A custom connector has
-    /// this long in total.
+    /// after the previous one, or as soon as that one fails, up to 16 of a name. A custom connector
+    /// has this long in total.
     ///
     /// # Errors
     ///
@@ -104,8 +104,8 @@ impl EndpointSettings {
     /// answer comes within `timeout`; off by default.
     ///
     /// Servers may punish frequent pings: grpc-go's default enforcement allows one every 5 minutes.
-    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint doubles, as
-    /// in gRFC A8, whatever the reason's text.
+    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint
+    /// doubles, as in gRFC A8, whatever the reason's text.
     ///
     /// # Errors
     ///

@@ -26,8 +26,8 @@ pub(super) fn connector() -> HttpConnector {
 /// Connects to an address, or to one of those that its name has, of which the one after `first`
 /// others is tried first. The lookup and each connection have `limit`.
 ///
-/// A peer that accepts connections and does not speak HTTP/2 is found out later: so the next attempt
-/// begins elsewhere.
+/// A peer that accepts connections and does not speak HTTP/2 is found out later: so the next
+/// attempt begins elsewhere.
 pub(super) async fn connect(
     tcp: &HttpConnector,
     address: &Address,
@@ -55,8 +55,8 @@ pub(super) async fn connect(
     .await
 }
 
-/// The first connection that one of the addresses gives: the next one is tried after a moment, or as
-/// soon as one has failed (RFC 8305, "Happy Eyeballs").
+/// The first connection that one of the addresses gives: the next one is tried after a moment, or
+/// as soon as one has failed (RFC 8305, "Happy Eyeballs").
 async fn race<T, F>(
     addresses: impl IntoIterator<Item = SocketAddr>,
     connect: impl Fn(SocketAddr) -> F,

@@ -331,8 +331,8 @@ impl Driver {
 }
 
 impl PendingHook {
-    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt fails,
-    /// and where it blocks, too, so that it does not keep its permit from others.
+    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt
+    /// fails, and where it blocks, too, so that it does not keep its permit from others.
     async fn settings(&mut self, endpoint: &Endpoint, config: &DriverConfig) -> Result<EndpointSettings, BoxError> {
         let mut settings = match config.settings.clone() {
             None => EndpointSettings::default(),
@@ -353,8 +353,8 @@ impl PendingHook {
     }
 }
 
-/// One attempt to connect. The connector is the user's, too; where it blocks its thread, the task of
-/// the channel is elsewhere.
+/// One attempt to connect. The connector is the user's, too; where it blocks its thread, the task
+/// of the channel is elsewhere.
 async fn connect(
     endpoint: &Arc<Endpoint>,
     config: &Arc<DriverConfig>,

@@ -1,8 +1,8 @@
 //! The way of one update, from the resolver to what calls read.
 //!
-//! - [`Pool`] is the control task. It follows the resolver ([`following`]), applies each update to its
-//!   members, one [`member`] for each instance, and starts their drivers; [`mass_removal`] holds those that vanish all at once,
-//!   [`departed`] remembers those that left while ejected.
+//! - [`Pool`] is the control task. It follows the resolver ([`following`]), applies each update to
+//!   its members, one [`member`] for each instance, and starts their drivers; [`mass_removal`]
+//!   holds those that vanish all at once, [`departed`] remembers those that left while ejected.
 //! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
 //!   in flight. [`outlier`] decides who is ejected, probed or restored, with [`failure_rate`] for
 //!   shares of failed calls.

@@ -35,13 +35,13 @@ pub struct EndpointStatus {
     pub failures: u32,
     /// Why the last attempt to connect failed, until the next one begins.
     pub error: Option<Arc<dyn Error + Send + Sync>>,
-    /// Why its last connection ended, where there was a reason: what the peer's GOAWAY said, or what
-    /// the network did. It stays until another one ends for a reason.
+    /// Why its last connection ended, where there was a reason: what the peer's GOAWAY said, or
+    /// what the network did. It stays until another one ends for a reason.
     pub disconnect: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
     pub out_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it; longer by any outage of
-    /// the registry meanwhile.
+    /// Until when it is held at most, although the registry no longer has it; longer by any outage
+    /// of the registry meanwhile.
     pub held_until: Option<Instant>,
 }
 
