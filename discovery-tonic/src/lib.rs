@@ -58,7 +58,7 @@
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
 //! | `control task panicked, starting over` | error | `panic` |
 //! | `registry lost`, `registry regained` | debug | `error` |
-//! | `peer ended the connection` | warn | `instance`, `error`: by a GOAWAY with a reason, the same one once |
+//! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
 //! | `endpoint not connected` | debug | `instance`, `error` |

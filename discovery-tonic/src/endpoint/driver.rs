@@ -219,7 +219,9 @@ impl Driver {
                     *health = said;
                     self.endpoint.tell(self.number, said);
                 }
-                Some(successor) = OptionFuture::from(renewal.as_mut().map(|renewal| &mut renewal.successor)), if draining_since.is_none() => {
+                Some(successor) = OptionFuture::from(renewal.as_mut().map(|renewal| &mut renewal.successor)),
+                    if draining_since.is_none() =>
+                {
                     let reason = renewal.map(|renewal| renewal.reason).unwrap_or_default();
                     debug!(instance = %self.endpoint.id, reason, "connection replaced");
                     self.connections.retire(Instant::now() + self.config.drain);
