@@ -38,8 +38,10 @@ async fn authentication_may_be_switched_on_and_off() {
     raw.add_writer("teller", "").await;
     raw.add_user("teller", Some(PASSWORD), &["teller"]).await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(config([proxy.address()]).with_credentials("teller", PASSWORD)).unwrap();
-    let backend = Arc::new(backend);
+    // Longer than a busy machine needs to restart etcd: the lease itself is not what this is about.
+    let ttl = Duration::from_secs(5);
+    let config = config([proxy.address()]).with_ttl(ttl).with_credentials("teller", PASSWORD);
+    let backend = Arc::new(EtcdBackend::connect(config).unwrap());
 
     let registration = register(&backend, 1).await;
     let follower = follow(&backend);
@@ -104,7 +106,7 @@ async fn authentication_may_be_switched_on_and_off() {
         println!("{step}: listed, registered, watched, updated and deregistered in {:?}", start.elapsed());
     }
     // Through a whole lease of the last kind.
-    sleep(Duration::from_secs(4)).await;
+    sleep(ttl + Duration::from_secs(1)).await;
     assert!(registration.status().is_registered() && handle.statuses().current().is_registered());
     handle.stop();
     serving.await.unwrap().unwrap();
