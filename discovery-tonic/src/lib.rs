@@ -105,7 +105,7 @@ mod published;
 mod wakeups;
 
 pub use call::{
-    WaitForReady,
+    ExpectSlow, WaitForReady,
     response::ResponseBody,
     retry::{Retry, RetryPolicy},
     served::{ServedBy, Tried},
@@ -113,5 +113,5 @@ pub use call::{
 pub use channel::{BalancedChannel, builder::Builder};
 pub use connection::settings::EndpointSettings;
 pub use endpoint::state::EndpointState;
-pub use pool::outlier::Ejection;
+pub use pool::outlier_detection::OutlierDetection;
 pub use published::endpoints::{EndpointStatus, Endpoints};

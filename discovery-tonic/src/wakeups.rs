@@ -24,10 +24,14 @@ pub(crate) struct Wakeups<T> {
     sweeping: AtomicBool,
     /// Counts the sweeps: a clock that calls can read for nothing.
     tick: AtomicU32,
+    /// Failures count as load, since most endpoints have few.
+    penalizing: AtomicBool,
+    /// As many failures in a row make the pool look at once.
+    pub(crate) notable_failures: u32,
 }
 
 impl<T> Wakeups<T> {
-    pub(crate) fn new(metrics: Metrics) -> Self {
+    pub(crate) fn new(metrics: Metrics, notable_failures: u32) -> Self {
         Self {
             metrics,
             wake: Notify::new(),
@@ -36,6 +40,8 @@ impl<T> Wakeups<T> {
             waiters: Arc::default(),
             sweeping: AtomicBool::new(false),
             tick: AtomicU32::new(0),
+            penalizing: AtomicBool::new(true),
+            notable_failures,
         }
     }
 
@@ -77,6 +83,16 @@ impl<T> Wakeups<T> {
     #[inline]
     pub(crate) fn tick(&self) -> u32 {
         self.tick.load(Ordering::Relaxed)
+    }
+
+    /// Whether failures count as load.
+    pub(crate) fn is_penalizing(&self) -> bool {
+        self.penalizing.load(Ordering::Relaxed)
+    }
+
+    /// Lets failures count as load, or not.
+    pub(crate) fn set_penalizing(&self, penalizing: bool) {
+        self.penalizing.store(penalizing, Ordering::Relaxed);
     }
 
     pub(crate) fn count_sweep(&self) {

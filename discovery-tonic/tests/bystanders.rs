@@ -5,7 +5,7 @@ mod support;
 use std::{collections::VecDeque, error::Error as StdError, time::Duration};
 
 use discovery_core::{Error, ErrorKind};
-use discovery_tonic::{BalancedChannel, Ejection, EndpointSettings, Tried};
+use discovery_tonic::{BalancedChannel, EndpointSettings, OutlierDetection, Tried};
 use futures::future::join_all;
 use support::{
     frames::{self, Frames},
@@ -129,7 +129,7 @@ async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
 async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::UnboundedReceiver<oneshot::Sender<()>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = registry([listener.local_addr().unwrap()]);
-    let channel = builder(&backend).ejection(no_ejection()).build().unwrap();
+    let channel = builder(&backend).outlier_detection(OutlierDetection::default().silence(None)).build().unwrap();
     let (connected, connections) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         loop {
@@ -153,13 +153,6 @@ async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::Unbo
 async fn abandon_a_hundred(channel: &BalancedChannel) {
     let calls = (0..100).map(|_| timeout(Duration::from_millis(20), greet(channel, None)));
     assert!(join_all(calls).await.iter().all(Result::is_err));
-}
-
-/// Callers that give up look like a hung endpoint.
-fn no_ejection() -> Ejection {
-    let mut ejection = Ejection::default();
-    (ejection.failures, ejection.percent, ejection.silence) = (0, 0, Duration::MAX);
-    ejection
 }
 
 /// 1,024 late answers ended the connection, with every other call on it.

@@ -61,9 +61,11 @@ async fn places_that_are_freed_at_once_wake_as_many() {
 #[tokio::test]
 async fn a_live_stream_does_not_keep_its_endpoint_out() {
     // A stream, then failures until it is out, then all is well.
-    let (mending, requests, _tasks) = raw_h2(|n, respond| match n {
+    let fails = Arc::new(AtomicBool::new(true));
+    let failing = Arc::clone(&fails);
+    let (mending, requests, _tasks) = raw_h2_with(move |n, respond| match n {
         0 => drop(respond.send_response(http::Response::new(()), false).unwrap()),
-        1..=5 => answer(respond, UNAVAILABLE),
+        _ if failing.load(Ordering::Relaxed) => answer(respond, UNAVAILABLE),
         _ => answer(respond, NOT_FOUND),
     })
     .await;
@@ -77,8 +79,9 @@ async fn a_live_stream_does_not_keep_its_endpoint_out() {
     while channel.endpoints().iter().all(|one| one.out_until.is_none()) {
         let _ = greet(&channel, None).await;
     }
-    let start = Instant::now();
-    while requests.load(Ordering::Relaxed) < 50 {
+    fails.store(false, Ordering::Relaxed);
+    let (start, before) = (Instant::now(), requests.load(Ordering::Relaxed));
+    while requests.load(Ordering::Relaxed) < before + 50 {
         let _ = greet(&channel, None).await;
         assert!(start.elapsed() < Duration::from_secs(5), "it is not probed");
     }

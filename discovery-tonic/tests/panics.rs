@@ -83,8 +83,11 @@ async fn a_resolver_that_panics_or_ends_is_watched_anew() {
 async fn no_duration_is_too_long() {
     let server = Server::start("one").await;
     let aging = EndpointSettings::default().age(Duration::from_secs(1)).unwrap();
-    let mut ejection = discovery_tonic::Ejection::default();
-    (ejection.shortest, ejection.longest, ejection.interval) = (Duration::MAX, Duration::MAX, Duration::MAX);
+    let endless = discovery_tonic::OutlierDetection::default()
+        .silence(Some(Duration::MAX))
+        .interval(Duration::MAX)
+        .base_ejection_time(Duration::MAX)
+        .max_ejection_time(Duration::MAX);
     let backend = registry([server.address]);
     let channel = builder(&backend)
         .endpoint(move |_| aging.clone())
@@ -92,7 +95,7 @@ async fn no_duration_is_too_long() {
         .hold(Some(Duration::MAX))
         .wait(Duration::MAX)
         .slow_start(Duration::MAX)
-        .ejection(ejection)
+        .outlier_detection(endless)
         .build()
         .unwrap();
     eventually("a connection is replaced", || server.accepted() >= 2).await;

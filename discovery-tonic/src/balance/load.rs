@@ -7,20 +7,23 @@ use super::wait_queue::WaitQueue;
 
 /// What is under way at one candidate, and how much may be.
 ///
-/// One word counts the requests in flight, among them those not answered yet, and those that are just being handed over; it also
-/// says whether the candidate is closed, so that entering is one atomic step against all of it. On cache lines of its own, because
-/// every request writes it.
+/// One word counts the requests in flight, among them those not answered yet, and those that are
+/// just being handed over; it also says whether the candidate is closed, so that entering is one
+/// atomic step against all of it. On cache lines of its own, because every request writes it.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Load {
-    /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 53: not answered yet. Bits 54 to 63: being handed over.
+    /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 53: not answered yet. Bits 54 to 63:
+    /// being handed over.
     word: AtomicU64,
     /// What the peer allows at once.
     limit: AtomicU32,
-    /// How many may wait for an answer at a peer that has not answered anything yet, or nothing since it was put on trial.
-    trial: AtomicU32,
-    /// The peer has answered something.
-    proven: AtomicBool,
+    /// How many more requests may enter before the peer answers one; [`OPEN`] once it has.
+    tickets: AtomicU32,
+    /// What failed here lately counts as load too.
+    penalty: AtomicU32,
+    /// The part of the penalty that has faded, in fiftieths of a request.
+    faded: AtomicU32,
     /// The requests so far whose callers gave them up.
     abandoned: AtomicU32,
     /// What is in flight was ended on this side.
@@ -29,7 +32,8 @@ pub struct Load {
     waiters: Option<Arc<WaitQueue>>,
 }
 
-/// What one request stands for in the word: it is in flight, and perhaps still being handed over, or without an answer.
+/// What one request stands for in the word: it is in flight, and perhaps still being handed over,
+/// or without an answer.
 #[derive(Debug)]
 pub(crate) struct Share(u64);
 
@@ -40,18 +44,19 @@ pub(crate) enum Full {
     Closed,
     /// As many as the peer allows are in flight.
     Limit,
-    /// The peer has not answered anything yet and has enough on trial.
-    Trial,
+    /// The peer has to answer something first.
+    Tickets,
 }
 
 impl Load {
-    /// Nothing in flight, at most `limit` at once, and at most `trial` before the first answer.
-    pub fn new(limit: u32, trial: u32) -> Self {
+    /// Nothing in flight, at most `limit` at once, and at most `tickets` before the first answer.
+    pub fn new(limit: u32, tickets: u32) -> Self {
         Self {
             word: AtomicU64::new(0),
             limit: AtomicU32::new(limit),
-            trial: AtomicU32::new(trial),
-            proven: AtomicBool::new(trial == FREE),
+            tickets: AtomicU32::new(tickets),
+            penalty: AtomicU32::new(0),
+            faded: AtomicU32::new(0),
             abandoned: AtomicU32::new(0),
             cut: AtomicBool::new(false),
             waiters: None,
@@ -59,14 +64,20 @@ impl Load {
     }
 
     /// The same, and calls those who wait when a place becomes free.
-    pub(crate) fn with_waiters(limit: u32, trial: u32, waiters: Arc<WaitQueue>) -> Self {
-        Self { waiters: Some(waiters), ..Self::new(limit, trial) }
+    pub(crate) fn with_waiters(limit: u32, tickets: u32, waiters: Arc<WaitQueue>) -> Self {
+        Self { waiters: Some(waiters), ..Self::new(limit, tickets) }
     }
 
     /// The number of requests in flight, until their responses have ended.
     #[inline]
     pub fn in_flight(&self) -> u32 {
         in_flight(self.word.load(Ordering::Relaxed))
+    }
+
+    /// What a policy compares: the requests in flight, and those that failed lately.
+    #[inline]
+    pub(crate) fn cost(&self) -> u32 {
+        self.in_flight() + self.penalty.load(Ordering::Relaxed)
     }
 
     /// The number of requests in flight that are not answered yet.
@@ -84,7 +95,8 @@ impl Load {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Counts a request in, if there is room; `patient` callers leave room to peers that are on trial.
+    /// Counts a request in, if there is room; `patient` callers need a ticket where the peer has to
+    /// answer first.
     ///
     /// # Errors
     ///
@@ -92,35 +104,39 @@ impl Load {
     #[inline]
     pub(crate) fn enter(&self, patient: bool) -> Result<Share, Full> {
         let before = self.word.fetch_add(WHOLE, Ordering::SeqCst);
-        if self.admits(before, patient) { Ok(Share(WHOLE)) } else { Err(self.refuse(before)) }
+        // A closed word is above any limit, so that one comparison asks for both.
+        if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST)
+            && (self.tickets.load(Ordering::Relaxed) >= UNLIMITED || !patient || self.take_ticket())
+        {
+            return Ok(Share(WHOLE));
+        }
+        Err(self.refuse(before))
     }
 
     /// Whether [`enter`](Self::enter) would find room now.
     pub(crate) fn has_room(&self, patient: bool) -> bool {
-        self.admits(self.word.load(Ordering::SeqCst), patient)
+        let word = self.word.load(Ordering::SeqCst);
+        (word as u32) < self.limit().min(MOST) && (!patient || self.tickets.load(Ordering::SeqCst) > 0)
     }
 
-    #[inline]
-    fn admits(&self, word: u64, patient: bool) -> bool {
-        // A closed word is above any limit, so that one comparison asks for both.
-        if (word as u32) < self.limit.load(Ordering::Relaxed).min(MOST) {
-            let trial = self.trial.load(Ordering::Relaxed);
-            return trial == FREE || !patient || unanswered(word) < trial;
-        }
-        false
+    #[cold]
+    fn take_ticket(&self) -> bool {
+        let take = |tickets: u32| if tickets >= UNLIMITED { Some(tickets) } else { tickets.checked_sub(1) };
+        self.tickets.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_ok()
     }
 
     #[cold]
     fn refuse(&self, before: u64) -> Full {
         let now = self.word.fetch_sub(WHOLE, Ordering::SeqCst) - IN_FLIGHT;
-        let limit = self.limit.load(Ordering::Relaxed);
+        let limit = self.limit();
         if before & CLOSED != 0 {
             return Full::Closed;
         }
         if in_flight(before) < limit {
-            return Full::Trial;
+            return Full::Tickets;
         }
-        // Others in passing stood in the word, or left meanwhile: somebody was turned away for nothing.
+        // Others in passing stood in the word, or left meanwhile: somebody was turned away for
+        // nothing.
         if in_flight(now) < limit {
             self.free(1);
         }
@@ -133,20 +149,62 @@ impl Load {
         self.word.fetch_sub(share.take(SENDING), Ordering::SeqCst);
     }
 
-    /// Counts a request as answered, once: the peer is alive, which ends its trial.
+    /// Counts a request as answered, once: the peer is alive, and needs no tickets any more.
     #[inline]
     pub(crate) fn answer(&self, share: &mut Share) {
+        self.take_answer(share);
+        if self.tickets.load(Ordering::Relaxed) != OPEN {
+            self.open(OPEN);
+        }
+    }
+
+    /// Counts a request as answered, once, whose answer says nothing for the peer.
+    #[inline]
+    pub(crate) fn take_answer(&self, share: &mut Share) {
         self.word.fetch_sub(share.take(UNANSWERED), Ordering::SeqCst);
-        if self.trial.load(Ordering::Relaxed) != FREE {
-            self.prove();
+    }
+
+    /// Does not count a request as waiting for its answer, which may be long in coming; a ticket
+    /// goes back.
+    #[cold]
+    pub(crate) fn excuse(&self, share: &mut Share) {
+        self.take_answer(share);
+        let add = |tickets: u32| (tickets < UNLIMITED).then(|| tickets.saturating_add(1).min(UNLIMITED - 1));
+        if self.tickets.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).is_ok() {
+            self.free(1);
         }
     }
 
     #[cold]
-    fn prove(&self) {
-        self.proven.store(true, Ordering::Relaxed);
-        self.trial.store(FREE, Ordering::SeqCst);
+    fn open(&self, tickets: u32) {
+        self.tickets.store(tickets, Ordering::SeqCst);
         self.free(self.places());
+    }
+
+    /// Takes requests without tickets, and remembers the next answer.
+    pub(crate) fn watch(&self) {
+        self.open(UNLIMITED);
+    }
+
+    /// Takes this many requests until the peer answers one.
+    pub(crate) fn set_tickets(&self, tickets: u32) {
+        self.tickets.store(tickets.min(UNLIMITED - 1), Ordering::SeqCst);
+        self.free(tickets);
+    }
+
+    /// Whether the peer has answered since it was made, watched or given tickets.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.tickets.load(Ordering::SeqCst) == OPEN
+    }
+
+    /// Whether it takes only so many requests before an answer.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.tickets.load(Ordering::SeqCst) < UNLIMITED
+    }
+
+    /// Whether it takes a request only after an answer.
+    pub(crate) fn is_out_of_tickets(&self) -> bool {
+        self.tickets.load(Ordering::SeqCst) == 0
     }
 
     /// Counts a request out.
@@ -157,6 +215,30 @@ impl Load {
         }
         self.word.fetch_sub(share.0, Ordering::SeqCst);
         self.free(1);
+    }
+
+    /// Lets a failure count as load for some seconds, so that one that fails at once does not seem
+    /// to be the fastest.
+    #[cold]
+    pub(crate) fn penalize(&self) {
+        self.penalty.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A fiftieth of the penalty ends; returns whether there is more.
+    pub(crate) fn fade(&self) -> bool {
+        let penalty = self.penalty.load(Ordering::Relaxed);
+        if penalty == 0 {
+            return false;
+        }
+        let faded = self.faded.load(Ordering::Relaxed).saturating_add(penalty);
+        self.faded.store(faded % FADE, Ordering::Relaxed);
+        let ended = (faded / FADE).min(penalty);
+        self.penalty.fetch_sub(ended, Ordering::Relaxed) > ended
+    }
+
+    /// Ends the penalty.
+    pub(crate) fn pardon(&self) {
+        self.penalty.store(0, Ordering::Relaxed);
     }
 
     /// Counts a request whose caller gave it up, before the answer or in the middle of it.
@@ -180,7 +262,7 @@ impl Load {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// How many more requests the peer allows, on trial or not.
+    /// How many more requests the peer allows, with a ticket or without.
     pub(crate) fn places(&self) -> u32 {
         let word = self.word.load(Ordering::SeqCst);
         if word & CLOSED == 0 { self.limit().saturating_sub(in_flight(word)) } else { 0 }
@@ -199,7 +281,8 @@ impl Load {
         self.word.fetch_or(CLOSED, Ordering::SeqCst);
     }
 
-    /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with nothing in flight.
+    /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with
+    /// nothing in flight.
     pub(crate) fn close_if_idle(&self) -> bool {
         match self.word.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
@@ -216,29 +299,6 @@ impl Load {
     /// How many requests it takes at once.
     pub(crate) fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
-    }
-
-    /// Puts the peer on trial again: at most `trial` requests more until it answers one.
-    pub(crate) fn set_trial(&self, trial: u32) {
-        self.trial.store(self.unanswered().saturating_add(trial), Ordering::Relaxed);
-    }
-
-    /// A request, which still counts here, was not answered in time: until the peer answers one, those that wait are not replaced,
-    /// except for the last.
-    pub(crate) fn doubt(&self) {
-        self.trial.fetch_min(self.unanswered().saturating_sub(1).max(1), Ordering::Relaxed);
-    }
-
-    /// A request ends of those that waited when the peer was put on trial: it makes no place for another.
-    pub(crate) fn shrink_trial(&self) {
-        let shrunk = |trial: u32| (trial != FREE).then(|| trial.saturating_sub(1).max(1));
-        // Where the peer is not on trial there is nothing to shrink.
-        let _ = self.trial.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shrunk);
-    }
-
-    /// Whether the peer has answered anything.
-    pub(crate) fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
     }
 }
 
@@ -258,7 +318,7 @@ impl Share {
 impl Default for Load {
     /// Without limits.
     fn default() -> Self {
-        Self::new(u32::MAX, FREE)
+        Self::new(u32::MAX, UNLIMITED)
     }
 }
 
@@ -272,8 +332,13 @@ fn unanswered(word: u64) -> u32 {
     (word >> 32) as u32 & 0x3f_ffff
 }
 
-/// The trial of a peer that is not on trial.
-const FREE: u32 = u32::MAX;
+/// The tickets of a peer that has answered.
+const OPEN: u32 = u32::MAX;
+/// The tickets of a peer that has not answered, and needs none.
+pub(crate) const UNLIMITED: u32 = u32::MAX - 1;
+/// How many sweeps a failure counts as load, on average: 5 s, in which an endpoint that fails at
+/// once gets at most 1.2 % of the calls where the others take 60 ms.
+const FADE: u32 = 50;
 const CLOSED: u64 = 1 << 31;
 const MOST: u32 = CLOSED as u32;
 const IN_FLIGHT: u64 = 1;
@@ -304,13 +369,13 @@ mod tests {
     }
 
     #[test]
-    fn limit_trial_and_close_refuse() {
+    fn limit_tickets_and_close_refuse() {
         let load = Load::new(3, 1);
         let mut one = load.enter(true).unwrap();
-        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+        assert_eq!(load.enter(true).unwrap_err(), Full::Tickets);
         let two = load.enter(false).unwrap();
         load.answer(&mut one);
-        assert!(load.is_proven(), "the first answer ends the trial");
+        assert!(load.has_answered(), "the first answer opens it");
         let three = load.enter(true).unwrap();
         assert_eq!(load.enter(true).unwrap_err(), Full::Limit);
         load.leave(&one);
@@ -360,44 +425,49 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_counts_what_waits_for_an_answer() {
-        let load = Load::new(u32::MAX, u32::MAX);
-        let mut stream = load.enter(true).unwrap();
-        load.answer(&mut stream);
-        let _hanging = load.enter(true).unwrap();
-        load.set_trial(1);
-        let _probe = load.enter(true).expect("one more than the one that hangs, whatever streams there are");
-        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
-    }
-
-    #[test]
-    fn a_peer_in_doubt_gets_no_more_until_it_answers() {
+    fn tickets_are_for_requests_whatever_becomes_of_those_before() {
         let load = Load::default();
-        let mut waiting: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
-        let expire = |share: Share| {
-            load.doubt();
+        let mut hanging: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
+        load.set_tickets(1);
+        let mut probe = load.enter(true).expect("one more than those that hang");
+        for share in hanging.drain(1..) {
             load.leave(&share);
-        };
-        expire(waiting.remove(0));
-        assert_eq!(load.enter(true).unwrap_err(), Full::Trial, "two wait");
-        expire(waiting.remove(0));
-        expire(waiting.remove(0));
-        let mut last = load.enter(true).expect("one may try");
-        assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
-        load.answer(&mut last);
+            assert_eq!(load.enter(true).unwrap_err(), Full::Tickets, "what ends makes no place");
+        }
+        load.take_answer(&mut probe);
+        assert!(load.is_out_of_tickets() && !load.has_answered(), "an answer that says nothing for it");
+        load.answer(&mut hanging[0]);
         assert_eq!((0..10).filter(|_| load.enter(true).is_ok()).count(), 10);
     }
 
     #[test]
-    fn what_hung_before_a_trial_leaves_no_place_in_it() {
+    fn what_may_be_slow_neither_waits_nor_keeps_a_ticket() {
+        let load = Load::new(u32::MAX, 1);
+        let mut slow = load.enter(true).unwrap();
+        load.sent(&mut slow);
+        load.excuse(&mut slow);
+        assert_eq!((load.in_flight(), load.unanswered(), load.has_answered()), (1, 0, false));
+        let mut one = load.enter(true).unwrap();
+        assert_eq!(load.enter(true).unwrap_err(), Full::Tickets);
+        load.answer(&mut one);
+        load.excuse(&mut slow);
+        assert!(load.has_answered(), "an open one stays so");
+    }
+
+    #[test]
+    fn failures_count_as_load_for_a_while() {
         let load = Load::default();
-        let hanging: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
-        load.set_trial(1);
-        let _probe = load.enter(true).unwrap();
-        for one in &hanging {
-            load.shrink_trial();
-            load.leave(one);
-            assert_eq!(load.enter(true).unwrap_err(), Full::Trial);
+        let _request = load.enter(true).unwrap();
+        for penalty in [1, 5, 1000] {
+            (0..penalty).for_each(|_| load.penalize());
+            assert_eq!((load.cost(), load.in_flight()), (1 + penalty, 1));
+            let sweeps = (1..).find(|_| !load.fade()).unwrap();
+            println!("{penalty} failures: {sweeps} sweeps");
+            assert!((50..=50 * 8).contains(&sweeps), "{sweeps}");
+            assert_eq!(load.cost(), 1);
         }
+        load.penalize();
+        load.pardon();
+        assert!(!load.fade() && load.cost() == 1);
     }
 }

@@ -13,6 +13,7 @@ mod wait_queue;
 
 pub use draw::Draw;
 pub use load::Load;
+pub(crate) use load::UNLIMITED;
 pub use picker::{Candidate, Picked, Picker, Pickers};
 pub use policy::{Candidates, Policy};
 pub use power_of_two::PowerOfTwo;

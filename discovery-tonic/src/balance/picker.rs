@@ -106,7 +106,7 @@ impl<T> Pickers<T> {
 impl<T> Picker<T> {
     /// Picks a candidate and counts the request in; `None` where all are full, or there is none.
     ///
-    /// `patient` callers leave room to candidates on trial.
+    /// `patient` callers leave out candidates that have to answer something first.
     #[inline]
     pub fn pick(&mut self, patient: bool) -> Option<Picked<T>> {
         let set = &**self.set.load();
@@ -180,7 +180,7 @@ impl<T> Set<T> {
             let one = &self.candidates[n];
             // Where all have weight 0 they are equal.
             let weight = u64::from(one.weight.value().max(1));
-            let rank = Rank { avoided: avoid(&one.item), in_flight: load.in_flight().into(), weight };
+            let rank = Rank { avoided: avoid(&one.item), in_flight: load.cost().into(), weight };
             match least.as_ref().map_or(Ordering::Less, |(_, least)| rank.compare(least)) {
                 Ordering::Less => equals = weight,
                 Ordering::Equal => {
@@ -237,6 +237,16 @@ impl<T> Picked<T> {
     #[inline]
     pub fn answer(&mut self) {
         self.candidate.load.answer(&mut self.share);
+    }
+
+    /// Counts the request as answered, once, by an answer that says nothing for the candidate.
+    pub(crate) fn take_answer(&mut self) {
+        self.candidate.load.take_answer(&mut self.share);
+    }
+
+    /// Does not count the request as one that waits for its answer.
+    pub(crate) fn excuse(&mut self) {
+        self.candidate.load.excuse(&mut self.share);
     }
 
     /// Whether the request was answered.

@@ -48,10 +48,11 @@ impl Candidates<'_> {
         self.loads.len()
     }
 
-    /// The requests in flight at a candidate.
+    /// The requests in flight at a candidate, and those that failed there in the last seconds, so
+    /// that failing at once does not look like being fast.
     #[inline]
     pub fn in_flight(&self, n: usize) -> u32 {
-        self.loads[n].in_flight()
+        self.loads[n].cost()
     }
 
     /// A candidate's weight.

@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, fmt, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use discovery_core::Instance;
 use http::{HeaderName, Request, Response};
@@ -28,6 +28,19 @@ pub(crate) struct Attempt {
     picked: Picked<Target>,
     deadline: Option<Instant>,
     tick: u32,
+    evidence: Evidence,
+}
+
+/// What the end of an attempt says of its endpoint.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Evidence {
+    /// That it waited in vain, if it did; since when, where the endpoint has to answer something
+    /// first.
+    Waiting { since: Option<Instant> },
+    /// Nothing, since the call was expected to be slow.
+    Slow,
+    /// Nothing more: it was answered, or has been counted.
+    Taken,
 }
 
 /// The error of a call that was lost with its connection. Its source is why that ended, which the
@@ -40,16 +53,25 @@ struct LostConnection {
 
 impl Attempt {
     /// Sends a request to where it was picked for; the answer resolves at the response's headers.
+    /// One that is expected to be slow says nothing of the endpoint while it waits.
     pub(crate) fn send(
         mut picked: Picked<Target>,
         mut request: Request<RequestBody>,
         deadline: Option<Instant>,
+        expects_slow: bool,
     ) -> (Self, impl Future<Output = Answer> + use<>) {
         picked.origin.apply_to(&mut request);
         let answer = picked.sender.send(request);
         picked.sent();
+        let mut evidence = Evidence::Waiting { since: None };
+        if expects_slow {
+            picked.excuse();
+            evidence = Evidence::Slow;
+        } else if picked.load().is_limited() {
+            evidence = Evidence::Waiting { since: Some(Instant::now()) };
+        }
         let tick = picked.endpoint.wakeups.tick();
-        (Self { picked, deadline, tick }, answer)
+        (Self { picked, deadline, tick, evidence }, answer)
     }
 
     pub(crate) fn instance(&self) -> &Arc<Instance> {
@@ -92,21 +114,20 @@ impl Attempt {
         end.is_missing(error).then(|| Arc::clone(end).known())
     }
 
-    /// Counts the attempt as failed without an answer, once.
+    /// Counts the attempt as lost without an answer.
     pub(crate) fn fail(self) {
-        self.endpoint().lost(self.tick, self.picked.load());
+        self.endpoint().lost(self.picked.load());
         self.discard();
     }
 
-    /// Ends the attempt without counting it against the endpoint.
-    pub(crate) fn discard(self) {
-        drop(self.detach());
+    /// Counts the attempt as refused or ended by the peer, which is an answer of a kind.
+    pub(crate) fn reject(mut self, code: Code) {
+        self.answered_with(code);
     }
 
-    /// Its end says nothing of the endpoint any more.
-    fn detach(mut self) -> Self {
-        (self.deadline, self.tick) = (None, self.endpoint().wakeups.tick());
-        self
+    /// Ends the attempt without counting it against the endpoint.
+    pub(crate) fn discard(mut self) {
+        self.evidence = Evidence::Taken;
     }
 
     /// Counts the response as given up by its caller before its end.
@@ -114,9 +135,33 @@ impl Attempt {
         self.picked.load().abandon();
     }
 
-    fn answered(&mut self) {
-        self.picked.answer();
-        self.endpoint().tally.answered();
+    /// Counts an answer with this code; the message is still to come where it is `OK`.
+    fn answered_with(&mut self, code: Code) {
+        self.evidence = Evidence::Taken;
+        let is_failing = self.endpoint().tally.is_failing(code);
+        // The connection first: the pool may look at once.
+        if is_failing {
+            self.picked.take_answer();
+        } else {
+            self.picked.answer();
+        }
+        let endpoint = self.endpoint();
+        endpoint.tally.answered();
+        if is_failing {
+            endpoint.failed(code, self.picked.load());
+        } else if code != Code::Ok {
+            endpoint.tally.succeeded();
+        }
+    }
+
+    /// Counts how a response ended that had begun.
+    pub(crate) fn ended_with(&self, code: Code) {
+        let endpoint = self.endpoint();
+        if endpoint.tally.is_failing(code) {
+            endpoint.failed(code, self.picked.load());
+        } else {
+            endpoint.tally.succeeded();
+        }
     }
 
     /// Whether the server ends the call because of its deadline, as tonic's does: that it could not
@@ -124,11 +169,6 @@ impl Attempt {
     fn is_given_up(&self, status: &Status) -> bool {
         matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && self.deadline.is_some_and(|deadline| Instant::now() + SWEEP >= deadline)
-    }
-
-    /// Gives the attempt up, because no answer came in time.
-    pub(crate) fn expire(mut self) {
-        self.deadline = Some(Instant::now());
     }
 
     /// Takes what the response's headers say of the endpoint, and the status of a call that failed
@@ -146,18 +186,12 @@ impl Attempt {
             None => status::from_http(response.status()),
         };
         let Some(status) = failed else {
-            self.answered();
+            self.answered_with(Code::Ok);
             return Ok(self);
         };
-        if self.is_given_up(&status) {
-            self.endpoint().lost(self.tick, self.picked.load());
-            return Err((status, self.detach()));
-        }
-        self.answered();
-        if status.code() == Code::Unavailable {
-            self.endpoint().failed();
-        } else {
-            self.endpoint().tally.succeeded();
+        // Then it is as if the server had said nothing.
+        if !self.is_given_up(&status) {
+            self.answered_with(status.code());
         }
         Err((status, self))
     }
@@ -180,17 +214,19 @@ impl StdError for LostConnection {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if self.picked.is_answered() {
-            return;
-        }
-        let sweeps = self.picked.endpoint.wakeups.tick().wrapping_sub(self.tick);
-        if sweeps > PATIENCE || self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.endpoint().lost(self.tick, self.picked.load());
+        match self.evidence {
+            Evidence::Taken => {}
+            Evidence::Slow => self.abandon(),
+            Evidence::Waiting { since } => {
+                let has_waited = since.is_some_and(|since| since.elapsed() >= SHORT);
+                if has_waited || self.picked.endpoint.wakeups.tick() != self.tick {
+                    self.picked.endpoint.given_up(self.picked.load());
+                }
+            }
         }
     }
 }
 
+/// A single request that is given up earlier says nothing of its endpoint.
+const SHORT: Duration = Duration::from_millis(10);
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// After so many sweeps without an answer a call that its caller gives up counts against the
-/// endpoint.
-const PATIENCE: u32 = 2;

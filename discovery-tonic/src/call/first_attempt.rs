@@ -57,7 +57,7 @@ impl Call {
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
         shared.published.wakeups.sweep();
         shared.published.wakeups.metrics.count(Event::Pick);
-        let (attempt, answer) = Attempt::send(picked, request, self.deadline);
+        let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow());
         Box::pin(FirstAttempt::new(answer, attempt, self, shared))
     }
 }

@@ -34,7 +34,7 @@ use futures::future::BoxFuture;
 use http::{Extensions, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::{
     connection::{end::h2_error, request_body::RequestBody},
@@ -84,6 +84,23 @@ pub(crate) enum Next {
 #[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
 pub struct WaitForReady;
 
+/// Says that a call may wait long for its answer: an extension of the request.
+///
+/// Its waiting is no sign of a hung endpoint. It is for long polls, and for streams whose server
+/// sends nothing before the first event, beside calls that are answered soon. Without it such calls
+/// are safe too: an endpoint is ejected only if a new connection to it and several single calls
+/// there are not answered while the other endpoints answer.
+///
+/// ```
+/// use discovery_tonic::ExpectSlow;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(ExpectSlow);
+/// ```
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
+pub struct ExpectSlow;
+
 impl Call {
     /// Takes a request from tonic: what the call keeps, and what it sends.
     pub(crate) fn new(
@@ -99,6 +116,11 @@ impl Call {
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let replay = ReplayRequest::from_request(&request, &shared.replay_budget);
         Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
+    }
+
+    /// Whether its waiting says nothing of an endpoint.
+    pub(crate) fn expects_slow(&self) -> bool {
+        self.extensions.get::<ExpectSlow>().is_some()
     }
 
     /// When the attempt that begins now has to be answered.
@@ -156,7 +178,7 @@ impl Call {
             if let Some(deadline) = self.deadline {
                 deadline::rewrite(request.headers_mut(), deadline);
             }
-            let (attempt, answer) = Attempt::send(picked, request, self.deadline);
+            let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow());
             // Noted before the wait, at whose deadline this future is dropped.
             self.tried.push(attempt.instance().id().clone());
             let answer = match self.attempt_end(shared) {
@@ -207,17 +229,18 @@ impl Call {
                 attempt.close_connection();
                 attempt.discard();
             } else {
-                attempt.fail();
+                attempt.reject(Code::Unavailable);
             }
             shared.published.wakeups.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
         let (code, message, of_peer) = attempt.loss(&error);
+        let is_reset = h2_error(&error).is_some_and(|error| error.is_reset() && error.is_remote());
         let cause = attempt.cause(error);
-        if of_peer {
-            attempt.fail();
-        } else {
-            attempt.discard();
+        match (of_peer, is_reset) {
+            (true, true) => attempt.reject(code),
+            (true, false) => attempt.fail(),
+            (false, _) => attempt.discard(),
         }
         self.repeat(shared, Status::new(code, message), Some(cause), false)
     }
@@ -260,7 +283,7 @@ impl Call {
     /// Takes note that no answer came in time: the attempt's, or the call's.
     pub(crate) fn expire(&mut self, shared: &Shared, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
-        attempt.expire();
+        drop(attempt);
         let status = if self.is_over() { status::deadline_exceeded() } else { status::attempt_too_long() };
         self.repeat(shared, status, None, true)
     }

@@ -136,12 +136,8 @@ impl Live {
         }
         Poll::Ready(match ready!(Pin::new(&mut self.body).poll_frame(context)) {
             Some(Ok(frame)) => {
-                let unavailable = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
-                if unavailable.is_some_and(|code| code == UNAVAILABLE) {
-                    self.attempt.endpoint().failed();
-                } else {
-                    self.attempt.endpoint().tally.succeeded();
-                }
+                let code = frame.trailers_ref().and_then(|trailers| trailers.get(&GRPC_STATUS));
+                self.attempt.ended_with(code.map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())));
                 Some(Ok(frame))
             }
             Some(Err(error)) => match self.attempt.missing_end_of_body(&error) {
@@ -163,8 +159,8 @@ impl Live {
 
     fn fail(&self, error: hyper::Error) -> Status {
         let (code, message, of_peer) = self.attempt.loss(&error);
-        if of_peer && code == Code::Unavailable {
-            self.attempt.endpoint().failed();
+        if of_peer {
+            self.attempt.ended_with(code);
         }
         with_tried(Status::new(code, message), self.tried(Some(self.attempt.cause(error))))
     }
@@ -236,6 +232,3 @@ impl fmt::Debug for ResponseBody {
 fn is_last(polled: &Option<Result<Frame<Bytes>, Status>>) -> bool {
     polled.as_ref().is_none_or(|frame| frame.as_ref().map_or(true, Frame::is_trailers))
 }
-
-/// [`Code::Unavailable`] as it travels.
-const UNAVAILABLE: &str = "14";

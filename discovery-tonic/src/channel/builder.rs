@@ -26,7 +26,7 @@ use crate::{
     },
     error::BoxError,
     metrics::Metrics,
-    pool::{Pool, PoolConfig, following::Following, outlier::Ejection},
+    pool::{Pool, PoolConfig, following::Following, outlier_detection::OutlierDetection},
     published::{Published, availability::Availability, overdue::Overdue},
 };
 
@@ -60,7 +60,7 @@ pub struct Builder {
     retry: Option<RetryPolicy>,
     drain: Duration,
     hold: Option<Duration>,
-    ejection: Ejection,
+    outlier_detection: OutlierDetection,
     connections: usize,
     connects: usize,
     slow_start: Duration,
@@ -81,7 +81,7 @@ impl Builder {
             retry: None,
             drain: Duration::from_secs(30),
             hold: Some(Duration::from_secs(15)),
-            ejection: Ejection::default(),
+            outlier_detection: OutlierDetection::default(),
             connections: 1,
             connects: 100,
             slow_start: Duration::ZERO,
@@ -253,9 +253,9 @@ impl Builder {
         self
     }
 
-    /// When endpoints are taken out, and for how long.
-    pub fn ejection(mut self, ejection: Ejection) -> Self {
-        self.ejection = ejection;
+    /// When endpoints are ejected, and for how long.
+    pub fn outlier_detection(mut self, detection: OutlierDetection) -> Self {
+        self.outlier_detection = detection;
         self
     }
 
@@ -263,15 +263,18 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// As of [`BalancedChannel::new`].
+    /// Those of [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) where the
+    /// outlier detection is out of bounds.
     pub fn build(self) -> Result<BalancedChannel, Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             let error =
                 Error::new(ErrorKind::NoRuntime, "a balanced channel needs a tokio runtime, and none is running here");
             error.during("connect").for_service(&self.service)
         })?;
+        let outlier_detection = self.outlier_detection.validated()?;
         let updates = self.resolver.watch(&self.service)?;
-        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
+        let notable_failures = outlier_detection.notable_failures();
+        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service), notable_failures));
         let published = Arc::new(Published {
             service: self.service,
             pickers: Pickers::of(self.policy),
@@ -293,11 +296,7 @@ impl Builder {
             driver: Arc::new(driver),
             slow_start: self.slow_start.min(FAR),
             hold: self.hold.map(|hold| hold.min(FAR)),
-            ejection: Ejection {
-                shortest: self.ejection.shortest.min(FAR),
-                longest: self.ejection.longest.min(FAR),
-                ..self.ejection
-            },
+            outlier_detection,
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
         let following = Following::new(self.resolver, published.service.clone(), updates);

@@ -72,7 +72,7 @@ pub(crate) struct Allowance {
     /// The streams that are left to others.
     pub(crate) reserved: u32,
     /// The requests before its first answer.
-    pub(crate) trial: u32,
+    pub(crate) tickets: u32,
 }
 
 /// Ends a connection at once, with everything on it.
@@ -132,7 +132,7 @@ impl Connection {
                 }
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
-            let load = Load::with_waiters(limit, allowance.trial, Arc::clone(waiters));
+            let load = Load::with_waiters(limit, allowance.tickets, Arc::clone(waiters));
             let (load, recheck, end) = (Arc::new(load), Arc::new(Recheck::default()), Arc::new(End::default()));
             let (watched, rechecking) = (Arc::clone(&load), Arc::clone(&recheck));
             let (witness, sender) = (Witness::new(&end), Sender::new(sender, Arc::clone(&end)));

@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{future, mem, sync::Arc, time::Duration};
 
 use futures::{
     FutureExt,
@@ -18,6 +18,7 @@ use super::{
     retired::Connections,
 };
 use crate::{
+    balance::UNLIMITED,
     connection::{
         Allowance, Connection,
         end::End,
@@ -37,6 +38,16 @@ struct Driver {
     /// The connections whose requests may still be in flight, the present one last.
     connections: Connections,
     hook: PendingHook,
+    check: CheckConnection,
+}
+
+/// The second connection to a silent peer, of the first lane.
+#[derive(Default)]
+enum CheckConnection {
+    #[default]
+    None,
+    Connecting(OwnedTask<Option<Connection>>),
+    Open(Connection),
 }
 
 /// Why a lane has no connection any more.
@@ -72,8 +83,18 @@ enum ConnectionEnd {
 
 /// A connection that takes the place of another one, once it is made.
 struct Renewal {
-    reason: &'static str,
+    reason: Reason,
     successor: BoxFuture<'static, Connection>,
+}
+
+/// Why a connection is replaced.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reason {
+    Age,
+    /// A check of the endpoint was answered while this connection was silent.
+    Silence,
+    /// Many calls were given up on it.
+    Worn,
 }
 
 /// Connects, serves and connects again, on all lanes, until the endpoint is drained.
@@ -83,7 +104,8 @@ struct Renewal {
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
         let (endpoint, config) = (Arc::clone(&endpoint), Arc::clone(&config));
-        Driver { endpoint, number, config, connections: Connections::default(), hook: PendingHook::default() }.run()
+        let (connections, hook, check) = Default::default();
+        Driver { endpoint, number, config, connections, hook, check }.run()
     };
     match endpoint.lanes() {
         1 => lane(0).await,
@@ -98,8 +120,6 @@ impl Driver {
     async fn run(mut self) {
         let config = Arc::clone(&self.config);
         let mut delays = config.backoff.delays();
-        let mut knocks = config.backoff.at_most(KNOCK).delays();
-        let mut suspect_since = None;
         let mut first = true;
         loop {
             if self.number > 0 {
@@ -114,31 +134,26 @@ impl Driver {
             self.enter(Phase::Connecting { first });
             let begun = Instant::now();
             // Boxed, as what follows, so that an endpoint that only waits is small.
-            let connected = connect(&self.endpoint, &config, &mut self.hook).boxed().await;
+            let connected = connect(&self.endpoint, &config, &mut self.hook, None).boxed().await;
             drop(permit);
             let error: BoxError = match connected {
-                Ok(connection) => {
-                    suspect_since = None;
-                    knocks.reset();
-                    match self.serve(connection).boxed().await {
-                        ServeEnd::Drained(since) => {
-                            return self.finish(config.drain.saturating_sub(since.elapsed())).await;
-                        }
-                        ServeEnd::Closed { good: true } => {
-                            delays.reset();
-                            first = true;
-                            continue;
-                        }
-                        ServeEnd::Closed { good: false } => {
-                            "the peer closed the connection before it answered anything".into()
-                        }
+                Ok(connection) => match self.serve(connection).boxed().await {
+                    ServeEnd::Drained(since) => {
+                        return self.finish(config.drain.saturating_sub(since.elapsed())).await;
                     }
-                }
+                    ServeEnd::Closed { good: true } => {
+                        delays.reset();
+                        first = true;
+                        continue;
+                    }
+                    ServeEnd::Closed { good: false } => {
+                        "the peer closed the connection before it answered anything".into()
+                    }
+                },
                 Err(error) => error,
             };
             first = false;
-            let is_suspect = self.endpoint.is_suspect() && suspect_since.get_or_insert(begun).elapsed() < KNOCKING;
-            let until = Instant::now() + if is_suspect { knocks.next_delay() } else { delays.next_delay() };
+            let until = Instant::now() + delays.next_delay();
             self.lane().stay();
             self.enter(Phase::BackingOff { error: error.into() });
             // An instance that registers again is probably back; but not more often than a first
@@ -201,18 +216,24 @@ impl Driver {
     /// Offers a connection until it closes, until the endpoint has drained, or
     /// until there is a younger one.
     async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
-        let (since, config) = (Instant::now(), Arc::clone(&self.config));
+        let (since, config, endpoint) = (Instant::now(), Arc::clone(&self.config), Arc::clone(&self.endpoint));
+        let lane = endpoint.lane(self.number);
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
         let mut checks = config.health.clone().map(|service| health_check::follow(&link, service, config.backoff));
-        let mut renewal = self.renewal(connection, since);
+        let replaced = self.endpoint.replaced();
+        let mut renewal = self.renewal(connection, since, replaced);
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
+            if let Some(successor) = self.follow_check(*health, draining_since.is_some()) {
+                self.connections.retire(None);
+                return ConnectionEnd::Renewed(successor);
+            }
             let overdue = self.connections.overdue();
             let tick = draining_since.map(|since: Instant| tick(since, config.drain));
             tokio::select! {
-                () = self.lane().recheck_wanted() => connection.recheck(),
+                () = lane.recheck_wanted() => connection.recheck(),
                 Some(()) = OptionFuture::from(tick.map(sleep)) => connection.recheck(),
                 Some(said) = next(&mut checks) => {
                     debug!(instance = %self.endpoint.id, health = ?said, "endpoint told its health");
@@ -222,10 +243,20 @@ impl Driver {
                 Some(successor) = OptionFuture::from(renewal.as_mut().map(|renewal| &mut renewal.successor)),
                     if draining_since.is_none() =>
                 {
-                    let reason = renewal.map(|renewal| renewal.reason).unwrap_or_default();
-                    debug!(instance = %self.endpoint.id, reason, "connection replaced");
-                    self.connections.retire(Instant::now() + self.config.drain);
+                    let reason = renewal.map(|renewal| renewal.reason);
+                    debug!(instance = %self.endpoint.id, ?reason, "connection replaced");
+                    // A silent one keeps its calls, which may be slow alone.
+                    let is_limited = reason != Some(Reason::Silence);
+                    self.connections.retire(is_limited.then(|| Instant::now() + self.config.drain));
                     return ConnectionEnd::Renewed(successor);
+                }
+                made = self.check.made() => {
+                    let link = made.as_ref().map(|made| Link { health: *health, ..made.link() });
+                    debug!(instance = %self.endpoint.id, is_alive = link.is_some(), "silent endpoint checked");
+                    self.check = CheckConnection::None;
+                    if let (true, Some(made)) = (self.endpoint.checked_with(link), made) {
+                        self.check = CheckConnection::Open(made);
+                    }
                 }
                 Some(()) = OptionFuture::from(overdue.map(sleep_until)) => self.connections.cut_overdue(),
             }
@@ -236,13 +267,18 @@ impl Driver {
             if !self.endpoint.is_draining() {
                 if closed {
                     debug!(instance = %self.endpoint.id, "connection ended");
+                    if let CheckConnection::Open(successor) = mem::take(&mut self.check) {
+                        self.endpoint.forget_check();
+                        return ConnectionEnd::Renewed(successor);
+                    }
                     self.enter(Phase::Connecting { first: true });
-                    let good = connection.load().is_proven() || since.elapsed() >= GOOD;
+                    let good = connection.load().has_answered() || since.elapsed() >= GOOD;
                     return ConnectionEnd::Ended(ServeEnd::Closed { good });
                 }
-                let is_worn = connection.is_worn() && renewal.as_ref().is_none_or(|renewal| renewal.reason != WORN);
-                if draining_since.take().is_some() || is_worn {
-                    renewal = self.renewal(connection, since);
+                let wanted = self.reason(connection, replaced);
+                let is_new = wanted != Some(Reason::Age) && wanted != renewal.as_ref().map(|renewal| renewal.reason);
+                if draining_since.take().is_some() || is_new {
+                    renewal = self.renewal(connection, since, replaced);
                 }
                 continue;
             }
@@ -258,14 +294,67 @@ impl Driver {
         }
     }
 
+    /// Begins, goes on with, or ends the check of a silent peer; returns the connection that takes
+    /// the place of the present one.
+    fn follow_check(&mut self, health: Health, is_draining: bool) -> Option<Connection> {
+        if self.number > 0 {
+            return None;
+        }
+        if let Some(replaces) = self.endpoint.take_check()
+            && let CheckConnection::Open(checked) = mem::take(&mut self.check)
+        {
+            if replaces && !is_draining && !checked.is_closed() {
+                debug!(instance = %self.endpoint.id, "silent connection replaced");
+                return Some(checked);
+            }
+            self.connections.add_retired(&checked);
+        }
+        match &self.check {
+            CheckConnection::Open(checked) if is_draining => {
+                self.connections.add_retired(checked);
+                self.endpoint.forget_check();
+                self.check = CheckConnection::None;
+            }
+            CheckConnection::Open(checked) => {
+                checked.recheck();
+                if checked.link().health != health {
+                    self.endpoint.tell_check(health);
+                }
+            }
+            _ if is_draining || !self.endpoint.is_check_pending() => self.check = CheckConnection::None,
+            CheckConnection::Connecting(_) => {}
+            CheckConnection::None => {
+                let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
+                let connecting = async move {
+                    let _permit = config.connects.acquire(true).await;
+                    connect(&endpoint, &config, &mut PendingHook::default(), Some(1)).await.ok()
+                };
+                self.check = CheckConnection::Connecting(OwnedTask(tokio::spawn(connecting.in_current_span())));
+            }
+        }
+        None
+    }
+
     /// What takes the place of a connection, which began at this moment.
-    fn renewal(&self, connection: &Connection, since: Instant) -> Option<Renewal> {
-        let (reason, wait) = match connection.age() {
-            _ if connection.is_worn() => (WORN, Duration::ZERO),
-            Some(age) => ("age", age.saturating_sub(since.elapsed())),
-            None => return None,
+    fn renewal(&self, connection: &Connection, since: Instant, replaced: u32) -> Option<Renewal> {
+        let reason = self.reason(connection, replaced)?;
+        let wait = match reason {
+            Reason::Age => connection.age().unwrap_or_default().saturating_sub(since.elapsed()),
+            Reason::Silence | Reason::Worn => Duration::ZERO,
         };
         Some(Renewal { reason, successor: self.successor(wait) })
+    }
+
+    /// Why a connection shall be replaced, now or once it is old; it was made after so many
+    /// replacements for silence.
+    fn reason(&self, connection: &Connection, replaced: u32) -> Option<Reason> {
+        if self.number > 0 && self.endpoint.replaced() != replaced {
+            Some(Reason::Silence)
+        } else if connection.is_worn() {
+            Some(Reason::Worn)
+        } else {
+            connection.age().map(|_| Reason::Age)
+        }
     }
 
     /// The connection that takes the place of one of this age; there is one at some time.
@@ -276,7 +365,7 @@ impl Driver {
             let (mut delays, mut first, mut hook) = (config.backoff.delays(), true, PendingHook::default());
             loop {
                 let permit = config.connects.acquire(first).await;
-                if let Ok(connection) = connect(&endpoint, &config, &mut hook).await {
+                if let Ok(connection) = connect(&endpoint, &config, &mut hook, None).await {
                     return connection;
                 }
                 drop(permit);
@@ -332,6 +421,17 @@ impl Driver {
     }
 }
 
+impl CheckConnection {
+    /// The second connection, or that it could not be made; never without one under way. Cancel
+    /// safe.
+    async fn made(&mut self) -> Option<Connection> {
+        match self {
+            Self::Connecting(connecting) => (&mut connecting.0).await.ok().flatten(),
+            Self::None | Self::Open(_) => future::pending().await,
+        }
+    }
+}
+
 impl PendingHook {
     /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt
     /// fails, and where it blocks, too, so that it does not keep its permit from others.
@@ -355,16 +455,22 @@ impl PendingHook {
     }
 }
 
-/// One attempt to connect. The connector is the user's, too; where it blocks its thread, the task
-/// of the channel is elsewhere.
+/// One attempt to connect; the connection takes so many requests until it answers, or by default as
+/// many as is known of the endpoint. The connector is the user's, too; where it blocks its thread,
+/// the task of the channel is elsewhere.
 async fn connect(
     endpoint: &Arc<Endpoint>,
     config: &Arc<DriverConfig>,
     hook: &mut PendingHook,
+    tickets: Option<u32>,
 ) -> Result<Connection, BoxError> {
     let connected = match hook.settings(endpoint, config).await {
         Ok(settings) => {
-            let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings).in_current_span();
+            let tickets = tickets.unwrap_or_else(|| {
+                let is_known = endpoint.tally.has_answered();
+                if is_known { UNLIMITED } else { (COLD / config.connections).max(1).try_into().unwrap_or(1) }
+            });
+            let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
             let mut attempt = OwnedTask(tokio::spawn(attempt));
             (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))
         }
@@ -374,7 +480,6 @@ async fn connect(
         Ok(_) => {
             debug!(instance = %endpoint.id, "endpoint connected");
             endpoint.wakeups.metrics.count(Event::Connect);
-            endpoint.met();
         }
         Err(error) => {
             endpoint.count_failed_attempt();
@@ -389,12 +494,13 @@ async fn attempt(
     endpoint: Arc<Endpoint>,
     config: Arc<DriverConfig>,
     settings: EndpointSettings,
+    tickets: u32,
 ) -> Result<Connection, BoxError> {
     let disconnected = Arc::clone(&endpoint);
     let allowance = Allowance {
         // The health check has a stream of its own.
         reserved: u32::from(config.health.is_some()),
-        trial: (TRIAL / u32::try_from(config.connections).unwrap_or(TRIAL)).max(1),
+        tickets,
     };
     let complaints = endpoint.complaints();
     let ended = move |end: &End| disconnected.disconnected(end, complaints);
@@ -420,15 +526,8 @@ fn tick(since: Instant, limit: Duration) -> Duration {
     GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
-/// Why a connection is replaced on which many calls were given up.
-const WORN: &str = "abandoned calls";
 /// A connection that lived for so long was good, even if nobody used it.
 const GOOD: Duration = Duration::from_secs(1);
-/// The longest wait between attempts to connect a peer that was there a moment ago, and may be
-/// there again in another.
-const KNOCK: Duration = Duration::from_secs(1);
-/// For so long a peer that became silent is expected back any moment.
-const KNOCKING: Duration = Duration::from_secs(30);
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.
 const GRACE: Duration = Duration::from_secs(1);
 /// How long an attempt waits for the user's hook.
@@ -436,4 +535,4 @@ const HOOK: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 /// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and
 /// then hangs hurts few.
-const TRIAL: u32 = 4;
+pub(crate) const COLD: usize = 3;

@@ -5,8 +5,10 @@
 //! - A [`lane`] is the place of one connection. Its [`driver`] connects, within the
 //!   [`connect_limit`], serves, connects again and drains; [`retired`] has the connections whose
 //!   calls have not ended yet. The [`config`] is what all drivers go by.
+//! - A [`check`] is a second connection to a peer that is silent.
 //! - The [`tally`] counts what calls report; the [`state`] is what people see.
 
+pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod connect_limit;
 pub(crate) mod driver;
@@ -16,11 +18,12 @@ pub(crate) mod state;
 pub(crate) mod tally;
 
 use std::sync::{
-    Arc, Mutex, PoisonError, Weak,
+    Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
 use discovery_core::{Address, Instance, InstanceId};
+use tonic::Code;
 use tracing::{debug, warn};
 
 use crate::{
@@ -31,6 +34,7 @@ use crate::{
     },
     error::{SharedError, report},
 };
+use check::{Check, Checked};
 use lane::{Lane, Phase};
 use state::EndpointState;
 use tally::Tally;
@@ -45,11 +49,12 @@ pub(crate) struct Endpoint {
     pub(crate) address: Address,
     instance: Mutex<Arc<Instance>>,
     pub(crate) wakeups: Arc<Wakeups>,
-    pub(crate) tally: Tally,
+    pub(crate) tally: Arc<Tally>,
     lanes: Box<[Lane]>,
+    check: Mutex<Check>,
+    /// How often the connections were to be replaced because a check was answered, and they not.
+    replaced: AtomicU32,
     draining: AtomicBool,
-    /// It was silent, so that it may be frozen, until it shakes hands again.
-    suspect: AtomicBool,
     /// How often the peer ended a connection because too much was asked of it.
     complaints: AtomicU32,
     /// How often an attempt to connect failed: of a name, the next one begins at another address.
@@ -64,15 +69,21 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// An endpoint of so many connections, at least one.
-    pub(crate) fn new(instance: Arc<Instance>, connections: usize, wakeups: Arc<Wakeups>) -> Arc<Self> {
+    pub(crate) fn new(
+        instance: Arc<Instance>,
+        connections: usize,
+        tally: Arc<Tally>,
+        wakeups: Arc<Wakeups>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
             id: instance.id().clone(),
             address: instance.address().clone(),
             instance: Mutex::new(instance),
-            tally: Tally::new(wakeups.tick()),
+            tally,
             lanes: (0..connections).map(|_| Lane::new()).collect(),
+            check: Mutex::default(),
+            replaced: AtomicU32::new(0),
             draining: AtomicBool::new(false),
-            suspect: AtomicBool::new(false),
             complaints: AtomicU32::new(0),
             failed_attempts: AtomicUsize::new(0),
             disconnect: Mutex::default(),
@@ -92,42 +103,124 @@ impl Endpoint {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
-    /// Counts a request that failed without an answer, and that `load` counts; sent during the
-    /// sweep `tick`.
-    pub(crate) fn lost(&self, tick: u32, load: &Load) {
-        if self.tally.lost(tick, load) {
+    /// Counts a call that was lost without an answer, on the connection of this load.
+    #[cold]
+    pub(crate) fn lost(&self, load: &Load) {
+        let in_row = self.tally.lost();
+        self.count_against(in_row, load);
+    }
+
+    /// Counts a call that was answered with a failing code, on the connection of this load.
+    #[cold]
+    pub(crate) fn failed(&self, code: Code, load: &Load) {
+        let in_row = self.tally.failed(code);
+        self.count_against(in_row, load);
+    }
+
+    /// Counts a call whose caller gave up after a while without an answer.
+    #[cold]
+    pub(crate) fn given_up(&self, load: &Load) {
+        self.tally.given_up();
+        self.penalize(load);
+    }
+
+    /// The pool looks at once only where something is likely to follow: a failing call costs no
+    /// look at the set.
+    fn count_against(&self, in_row: u32, load: &Load) {
+        self.penalize(load);
+        if load.is_limited() || in_row == self.wakeups.notable_failures {
             self.mark_dirty();
         }
     }
 
-    /// Counts a failure; the pool decides what follows from it.
-    pub(crate) fn failed(&self) {
-        self.tally.failed();
-        self.mark_dirty();
+    fn penalize(&self, load: &Load) {
+        if self.wakeups.is_penalizing() {
+            load.penalize();
+        }
     }
 
-    /// Starts counting failures anew, and takes one request at a time until one is answered.
-    pub(crate) fn put_on_trial(&self) {
-        self.tally.begin_trial(self.wakeups.tick());
-        self.links().iter().for_each(|link| link.load.set_trial(1));
+    /// Makes a second connection, to see whether the peer is alive.
+    pub(crate) fn begin_check(&self) {
+        self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
+        *self.lock_check() = Check::Pending;
+        self.lanes[0].recheck();
     }
 
-    /// Makes the drivers connect anew, because the peer is silent: one that is frozen does not
-    /// shake hands, so that no call has to find out. What is in flight goes on where it is.
-    pub(crate) fn replace(&self) {
-        self.suspect.store(true, Ordering::Release);
-        self.links().iter().for_each(|link| link.load.close());
+    /// Ends the second connection, or lets it take the place of the others.
+    pub(crate) fn end_check(&self, replaces: bool) {
+        {
+            let mut check = self.lock_check();
+            *check = match &*check {
+                Check::Open(link) => {
+                    if !replaces {
+                        link.load.close();
+                    }
+                    Check::Over { replaces }
+                }
+                Check::None | Check::Pending | Check::Failed | Check::Over { .. } => Check::None,
+            };
+        }
+        if replaces {
+            self.replaced.fetch_add(1, Ordering::AcqRel);
+        }
         self.recheck();
     }
 
-    /// Whether it was silent and has not shaken hands since.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.suspect.load(Ordering::Acquire)
+    /// Whether a second connection shall be made, or is being made.
+    fn is_check_pending(&self) -> bool {
+        matches!(*self.lock_check(), Check::Pending)
     }
 
-    /// The peer shook hands.
-    pub(crate) fn met(&self) {
-        self.suspect.store(false, Ordering::Release);
+    /// Takes the second connection, or that it could not be made; returns whether it is still
+    /// wanted.
+    fn checked_with(&self, link: Option<Link>) -> bool {
+        {
+            let mut check = self.lock_check();
+            if !matches!(*check, Check::Pending) {
+                return false;
+            }
+            *check = link.map_or(Check::Failed, Check::Open);
+        }
+        self.mark_dirty();
+        true
+    }
+
+    /// Whether the second connection takes the place of the others, once that is decided; says so
+    /// once.
+    fn take_check(&self) -> Option<bool> {
+        let mut check = self.lock_check();
+        let Check::Over { replaces } = *check else { return None };
+        *check = Check::None;
+        Some(replaces)
+    }
+
+    /// The second connection is not one any more, but the first, or none.
+    fn forget_check(&self) {
+        *self.lock_check() = Check::None;
+    }
+
+    /// What is known of the second connection.
+    pub(crate) fn checked(&self) -> Checked {
+        let (load, is_open) = match &*self.lock_check() {
+            Check::None | Check::Over { .. } => return Checked::None,
+            Check::Pending => return Checked::Pending,
+            Check::Failed => return Checked::Failed,
+            Check::Open(link) => (Arc::clone(&link.load), !link.load.is_closed()),
+        };
+        if !is_open {
+            return Checked::None;
+        }
+        let former = self.former_links().iter().any(|link| link.load.has_answered());
+        Checked::Open { former, answered: load.has_answered() }
+    }
+
+    /// How often the connections were to be replaced because they were silent.
+    pub(crate) fn replaced(&self) -> u32 {
+        self.replaced.load(Ordering::Acquire)
+    }
+
+    fn lock_check(&self) -> MutexGuard<'_, Check> {
+        self.check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the endpoint stands, and how many requests are in flight, as it is shown.
@@ -143,7 +236,8 @@ impl Endpoint {
             EndpointState::BackingOff | EndpointState::Idle => 3,
         };
         let best = self.lanes.iter().map(|lane| lane.lock().state()).min_by_key(rank);
-        (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum())
+        let checking = self.check_link().map_or(0, |link| link.load.in_flight());
+        (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum::<u32>() + checking)
     }
 
     /// Takes note that a connection takes no more requests, and why.
@@ -210,8 +304,23 @@ impl Endpoint {
         self.lanes.iter().map(Lane::phase).find(coming).unwrap_or_else(|| self.lanes[0].phase())
     }
 
-    /// The connections that take requests.
+    /// The connections that take requests, that of a check last.
     pub(crate) fn links(&self) -> Vec<Link> {
+        let mut links = self.former_links();
+        links.extend(self.check_link());
+        links
+    }
+
+    /// The connection of a check, while it takes requests.
+    pub(crate) fn check_link(&self) -> Option<Link> {
+        match &*self.lock_check() {
+            Check::Open(link) if !link.load.is_closed() => Some(link.clone()),
+            _ => None,
+        }
+    }
+
+    /// The connections that take requests, without that of a check.
+    pub(crate) fn former_links(&self) -> Vec<Link> {
         let open = |lane: &Lane| match &*lane.lock() {
             Phase::Ready(link) if !link.load.is_closed() => Some(link.clone()),
             _ => None,
@@ -275,6 +384,13 @@ impl Endpoint {
         }
         if is_news {
             self.mark_dirty();
+        }
+    }
+
+    /// Takes note of what the peer says of its health, for its second connection.
+    fn tell_check(&self, health: Health) {
+        if let Check::Open(link) = &mut *self.lock_check() {
+            link.health = health;
         }
     }
 

@@ -23,18 +23,22 @@ impl Connections {
     /// Takes the present connection, and forgets those on which nothing is in flight.
     pub(super) fn add(&mut self, connection: &Connection) {
         self.0.retain(|retired| retired.load.in_flight() > 0);
-        self.0.push(RetiredConnection {
-            executor: connection.executor(),
-            load: Arc::clone(connection.load()),
-            until: None,
-        });
+        self.0.push(RetiredConnection::new(connection));
     }
 
-    /// Lets the present connection take no more calls; those on it may go on until then.
-    pub(super) fn retire(&mut self, until: Instant) {
+    /// Takes a connection beside the present one, which takes no more calls; those on it go on.
+    pub(super) fn add_retired(&mut self, connection: &Connection) {
+        connection.load().close();
+        let place = self.0.len().saturating_sub(1);
+        self.0.insert(place, RetiredConnection::new(connection));
+    }
+
+    /// Lets the present connection take no more calls; those on it may go on until then, if there
+    /// is a limit.
+    pub(super) fn retire(&mut self, until: Option<Instant>) {
         let present = self.0.last_mut().expect("the present connection is the last");
         present.load.close();
-        present.until = Some(until);
+        present.until = until;
     }
 
     /// When the time of the first retired connection is over.
@@ -65,6 +69,10 @@ impl Connections {
 }
 
 impl RetiredConnection {
+    fn new(connection: &Connection) -> Self {
+        Self { executor: connection.executor(), load: Arc::clone(connection.load()), until: None }
+    }
+
     fn cut(&self) {
         self.load.cut();
         self.executor.abort();

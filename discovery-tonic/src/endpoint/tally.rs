@@ -1,38 +1,50 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::balance::Load;
+use tonic::Code;
 
-/// What calls report of an endpoint.
+/// What calls report of an endpoint. It stays when its connections, or what drives them, end.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    /// Requests in a row without an answer.
+    /// The codes that count as failures of the endpoint.
+    failing: Codes,
+    /// Calls in a row that were lost with their connection, or answered with `UNAVAILABLE`.
     failures: AtomicU32,
-    /// Answers so far.
     answers: AtomicU32,
-    /// Requests so far that failed, and those of them that never had an answer.
-    failed: AtomicU32,
     lost: AtomicU32,
-    /// The sweep in which it was last put on trial.
-    trial: AtomicU32,
+    failed: AtomicU32,
+    given_up: AtomicU32,
 }
 
-/// What has become of an endpoint's calls so far; they may wrap around.
+/// What has become of an endpoint's calls so far; all of it may wrap around.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Totals {
-    pub(crate) ended: u32,
+    pub(crate) answers: u32,
+    /// Those that were lost before an answer.
+    pub(crate) lost: u32,
+    /// Those that were lost or answered with a failing code.
     pub(crate) failed: u32,
+    /// Those whose callers gave up after a while without an answer.
+    pub(crate) given_up: u32,
 }
 
+/// A set of status codes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Codes(u32);
+
 impl Tally {
-    /// Nothing so far; put on trial in the sweep `tick`.
-    pub(super) fn new(tick: u32) -> Self {
+    pub(crate) fn new(failing: Codes) -> Self {
         Self {
+            failing,
             failures: AtomicU32::new(0),
             answers: AtomicU32::new(0),
-            failed: AtomicU32::new(0),
             lost: AtomicU32::new(0),
-            trial: AtomicU32::new(tick),
+            failed: AtomicU32::new(0),
+            given_up: AtomicU32::new(0),
         }
+    }
+
+    pub(crate) fn is_failing(&self, code: Code) -> bool {
+        self.failing.contains(code)
     }
 
     /// Counts an answer, whatever it says: the peer is there.
@@ -47,46 +59,69 @@ impl Tally {
         }
     }
 
-    /// Counts a request that failed without an answer, and that `load` counts; sent during the
-    /// sweep `tick`. Returns whether it is a failure of the row.
-    pub(super) fn lost(&self, tick: u32, load: &Load) -> bool {
-        self.lost.fetch_add(1, Ordering::Relaxed);
-        // Ticks wrap around.
-        let is_before_trial = tick.wrapping_sub(self.trial.load(Ordering::Relaxed)) > u32::MAX / 2;
-        if is_before_trial {
-            // It says nothing of the trial, which began later.
-            load.shrink_trial();
-            self.failed.fetch_add(1, Ordering::Relaxed);
-        } else {
-            load.doubt();
-            self.failed();
-        }
-        !is_before_trial
-    }
-
-    /// Counts a failure.
-    pub(super) fn failed(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
+    /// Counts a call that was answered with a failing code; returns the length of the row. Only
+    /// `UNAVAILABLE` makes it longer, since the others are what an application says of one call.
+    pub(super) fn failed(&self, code: Code) -> u32 {
         self.failed.fetch_add(1, Ordering::Relaxed);
+        match code {
+            Code::Unavailable => self.failures.fetch_add(1, Ordering::Relaxed) + 1,
+            _ => {
+                self.succeeded();
+                0
+            }
+        }
     }
 
-    /// Starts counting failures anew, in the sweep `tick`.
-    pub(super) fn begin_trial(&self, tick: u32) {
-        self.trial.store(tick, Ordering::Relaxed);
-        self.failures.store(0, Ordering::Relaxed);
+    /// Counts a call that was lost without an answer; returns the length of the row.
+    pub(super) fn lost(&self) -> u32 {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.failed(Code::Unavailable)
     }
 
-    /// What has become of all requests so far.
+    /// Counts a call whose caller gave up after a while without an answer.
+    pub(crate) fn given_up(&self) {
+        self.given_up.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn totals(&self) -> Totals {
-        let ended = self.answers().wrapping_add(self.lost.load(Ordering::Relaxed));
-        Totals { ended, failed: self.failed.load(Ordering::Relaxed) }
+        Totals {
+            answers: self.answers.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+            given_up: self.given_up.load(Ordering::Relaxed),
+        }
     }
 
     pub(crate) fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn answers(&self) -> u32 {
-        self.answers.load(Ordering::Relaxed)
+    /// Whether the endpoint has answered anything.
+    pub(crate) fn has_answered(&self) -> bool {
+        self.answers.load(Ordering::Relaxed) != 0
+    }
+}
+
+impl Totals {
+    /// What was added since then.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            answers: self.answers.wrapping_sub(before.answers),
+            lost: self.lost.wrapping_sub(before.lost),
+            failed: self.failed.wrapping_sub(before.failed),
+            given_up: self.given_up.wrapping_sub(before.given_up),
+        }
+    }
+}
+
+impl Codes {
+    pub(crate) fn contains(self, code: Code) -> bool {
+        self.0 & (1 << code as u32) != 0
+    }
+}
+
+impl FromIterator<Code> for Codes {
+    fn from_iter<I: IntoIterator<Item = Code>>(codes: I) -> Self {
+        Self(codes.into_iter().fold(0, |all, code| all | 1 << code as u32))
     }
 }

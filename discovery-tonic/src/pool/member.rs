@@ -4,13 +4,13 @@ use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
 
 use super::{
-    outlier::{Observation, Outlier},
+    outlier::{Access, Observation, Outlier, Tickets},
     slow_start::{self, SlowStart, WeightShare},
 };
 use crate::{
     balance::Candidate,
     connection::link::{Health, Link},
-    endpoint::{Endpoint, state::EndpointState},
+    endpoint::{Endpoint, driver::COLD, state::EndpointState},
     published::{endpoints::EndpointRow, target::Target},
 };
 
@@ -85,6 +85,11 @@ impl Member {
         if links.len() == self.links.len() && links.iter().zip(&self.links).all(same) {
             return false;
         }
+        if self.outlier.is_probing() && !links.iter().any(|link| link.load.is_limited()) {
+            // They were made since.
+            links.iter().for_each(|link| link.load.set_tickets(0));
+            links.iter().take(1).for_each(|link| link.load.set_tickets(1));
+        }
         self.links = links;
         self.candidates.clear();
         true
@@ -99,18 +104,61 @@ impl Member {
         self.links.iter().map(|link| link.load.in_flight()).sum()
     }
 
-    /// What its outlier is to judge, if there is anything.
-    pub(crate) fn observation(&self, now: Instant) -> Option<Observation> {
-        let endpoint = &self.endpoint;
-        let seen = Observation {
+    /// What its outlier judges it by.
+    pub(crate) fn observation(&self, now: Instant, is_sweep: bool) -> Observation {
+        let tally = &self.endpoint.tally;
+        Observation {
             now,
-            failures: endpoint.tally.failures(),
-            unanswered: self.links.iter().map(|link| link.load.unanswered()).sum(),
-            answers: endpoint.tally.answers(),
-            proven: self.links.is_empty() || self.links.iter().any(|link| link.load.is_proven()),
-            totals: endpoint.tally.totals(),
-        };
-        (!self.outlier.is_quiet(&seen)).then_some(seen)
+            is_sweep,
+            waiting: self.links.iter().map(|link| link.load.unanswered()).sum(),
+            failures: tally.failures(),
+            totals: tally.totals(),
+            cold: (!tally.has_answered()).then(|| self.endpoint.lanes().max(COLD).try_into().unwrap_or(u32::MAX)),
+            tickets: self.tickets(),
+            check: self.endpoint.checked(),
+        }
+    }
+
+    fn tickets(&self) -> Tickets {
+        // Nearly always, and for each sweep.
+        if self.links.iter().all(|link| !link.load.is_limited()) {
+            return Tickets::Unlimited;
+        }
+        let check = self.endpoint.check_link();
+        let links = check.as_ref().map_or(&*self.links, std::slice::from_ref);
+        if links.iter().any(|link| !link.load.is_limited()) {
+            Tickets::Unlimited
+        } else if links.iter().any(|link| !link.load.is_out_of_tickets()) {
+            Tickets::Left
+        } else if links.iter().any(|link| link.load.unanswered() > 0) {
+            Tickets::Taken
+        } else {
+            Tickets::Gone
+        }
+    }
+
+    /// Lets the endpoint take requests without a limit, or so many of them, on the connection of a
+    /// check if there is one.
+    pub(crate) fn admit(&self, access: Access) {
+        let former = self.endpoint.former_links();
+        match access {
+            Access::Open => former.iter().filter(|link| link.load.is_limited()).for_each(|link| link.load.watch()),
+            Access::Tickets(count) => {
+                former.iter().for_each(|link| link.load.set_tickets(0));
+                if let Some(link) = self.endpoint.check_link().as_ref().or(former.first()).filter(|_| count > 0) {
+                    link.load.set_tickets(count);
+                }
+            }
+        }
+    }
+
+    /// Lets a part of what failed lately count no longer as load, or all of it; returns whether
+    /// there is more.
+    pub(crate) fn fade(&self, all: bool) -> bool {
+        if all {
+            self.links.iter().for_each(|link| link.load.pardon());
+        }
+        self.links.iter().fold(false, |more, link| link.load.fade() || more)
     }
 
     /// It is another now for those who pick: taken out, probed or restored.
@@ -136,11 +184,9 @@ impl Member {
         self.step == slow_start::WHOLE
     }
 
-    /// How many of its connections get requests: one while it is probed, so that one request probes
-    /// it.
+    /// How many of its connections get requests.
     pub(crate) fn lanes(&self) -> usize {
-        let serving = self.links.iter().filter(|link| link.health == Health::Serving).count();
-        if self.outlier.is_probing() { serving.min(1) } else { serving }
+        self.links.iter().filter(|link| link.health == Health::Serving).count()
     }
 
     /// What its weight is to be.
@@ -151,19 +197,13 @@ impl Member {
     /// Its connections as they are published, each with this weight.
     pub(crate) fn candidates(&mut self, weight: Weight) -> &[Arc<Candidate<Target>>] {
         if self.candidates.first().is_none_or(|one| one.weight() != weight) {
-            let lanes = self.lanes();
-            let serving = self.links.iter().filter(|link| link.health == Health::Serving).take(lanes);
+            let serving = self.links.iter().filter(|link| link.health == Health::Serving);
             self.candidates = serving.map(|link| Arc::new(self.candidate(link, weight))).collect();
         }
         &self.candidates
     }
 
     fn candidate(&self, link: &Link, weight: Weight) -> Candidate<Target> {
-        // A connection that came after the verdict; while requests wait, the trial counts them
-        // already.
-        if self.outlier.is_probing() && !link.load.is_proven() && link.load.unanswered() == 0 {
-            link.load.set_trial(1);
-        }
         let target = Target {
             instance: Arc::clone(&self.instance),
             endpoint: Arc::clone(&self.endpoint),

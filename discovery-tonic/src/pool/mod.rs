@@ -4,16 +4,17 @@
 //!   its members, one [`member`] for each instance, and starts their drivers; [`mass_removal`]
 //!   holds those that vanish all at once, [`departed`] remembers those that left while ejected.
 //! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
-//!   in flight. [`outlier`] decides who is ejected, probed or restored, with [`failure_rate`] for
-//!   shares of failed calls.
+//!   in flight. [`outlier`] decides who is checked, ejected, probed or restored, by the
+//!   [`outlier_detection`] that the user chose, and compared with the whole [`fleet`].
 //! - [`publish`] makes what calls read of all that, with the weights of [`slow_start`].
 
 pub(crate) mod departed;
-pub(crate) mod failure_rate;
+pub(crate) mod fleet;
 pub(crate) mod following;
 pub(crate) mod mass_removal;
 pub(crate) mod member;
 pub(crate) mod outlier;
+pub(crate) mod outlier_detection;
 mod publish;
 pub(crate) mod slow_start;
 mod sweep;
@@ -35,15 +36,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{Instrument, Span, debug, error, warn};
 
 use crate::{
-    endpoint::{Endpoint, config::DriverConfig, driver::drive},
+    endpoint::{Endpoint, config::DriverConfig, driver::drive, tally::Tally},
     error::panic_text,
     published::{Published, availability::Availability},
 };
 use departed::{Departed, REMEMBER};
+use fleet::Fleet;
 use following::Following;
 use mass_removal::{Mass, MassRemoval};
 use member::Member;
-use outlier::{Ejection, Outlier};
+use outlier_detection::OutlierDetection;
 
 /// The control task of a channel: it follows the updates, drives the endpoints and publishes what
 /// calls read, with or without traffic.
@@ -55,6 +57,7 @@ pub(crate) struct Pool {
     /// be taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
     departed: Departed,
+    fleet: Fleet,
     drivers: FuturesUnordered<BoxFuture<'static, Driven>>,
     mass_removal: MassRemoval,
     /// How many endpoints of the set have to be ready before those that are held are let go early;
@@ -85,7 +88,7 @@ enum Driven {
 pub(crate) struct PoolConfig {
     pub(crate) driver: Arc<DriverConfig>,
     pub(crate) hold: Option<Duration>,
-    pub(crate) ejection: Ejection,
+    pub(crate) outlier_detection: OutlierDetection,
     pub(crate) slow_start: Duration,
 }
 
@@ -97,6 +100,7 @@ impl Pool {
             members: BTreeMap::new(),
             leaving: BTreeMap::new(),
             departed: Departed::default(),
+            fleet: Fleet::default(),
             drivers: FuturesUnordered::new(),
             mass_removal: MassRemoval::default(),
             refilled_at: None,
@@ -247,7 +251,8 @@ impl Pool {
     }
 
     fn connect(&mut self, instance: &Arc<Instance>) -> Member {
-        let mut member = Member::new(instance, self.drive(instance, Duration::ZERO));
+        let tally = Arc::new(Tally::new(self.config.outlier_detection.codes()));
+        let mut member = Member::new(instance, self.drive(instance, tally, Duration::ZERO));
         if let Some(outlier) = self.departed.take(instance) {
             member.outlier = outlier;
             self.published.wakeups.sweep();
@@ -256,9 +261,9 @@ impl Pool {
     }
 
     /// A new endpoint for an instance, which connects after this time.
-    fn drive(&self, instance: &Arc<Instance>, after: Duration) -> Arc<Endpoint> {
-        let driver = Arc::clone(&self.config.driver);
-        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, Arc::clone(&self.published.wakeups));
+    fn drive(&self, instance: &Arc<Instance>, tally: Arc<Tally>, after: Duration) -> Arc<Endpoint> {
+        let (driver, wakeups) = (Arc::clone(&self.config.driver), Arc::clone(&self.published.wakeups));
+        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, tally, wakeups);
         let driven = Arc::clone(&endpoint);
         let run = async move {
             if !after.is_zero() {
@@ -284,9 +289,10 @@ impl Pool {
         let instance = Arc::clone(former.instance());
         let (panics, backoff) = (former.panics.saturating_add(1), self.config.driver.backoff);
         let wait = backoff.min().saturating_mul(1 << panics.min(16)).min(backoff.max());
-        let mut member = Member::new(&instance, self.drive(&instance, wait));
+        let tally = Arc::clone(&former.endpoint.tally);
+        let mut member = Member::new(&instance, self.drive(&instance, tally, wait));
         member.panics = panics;
-        member.outlier = former.outlier.for_successor().unwrap_or_else(Outlier::new);
+        member.outlier = former.outlier.with_new_connections();
         member.hold(former.held_until());
         self.members.insert(endpoint.id.clone(), member);
     }
@@ -310,7 +316,7 @@ impl Pool {
     fn forget(&mut self, endpoint: &Arc<Endpoint>) {
         let Some(leaving) = self.leaving.get_mut(&endpoint.id) else { return };
         for member in leaving.extract_if(.., |member| Arc::ptr_eq(&member.endpoint, endpoint)) {
-            let known = self.config.ejection.longest.max(REMEMBER);
+            let known = self.config.outlier_detection.max_ejection_time.max(REMEMBER);
             self.departed.keep(endpoint, &member.outlier, Instant::now() + known);
         }
         if leaving.is_empty() {

@@ -1,363 +1,560 @@
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use tokio::time::Instant;
 
-use super::failure_rate::{FailureRate, FailureRateLimits};
-use crate::endpoint::tally::Totals;
+use super::{
+    fleet::{Counts, Fleet, Recent},
+    outlier_detection::OutlierDetection,
+};
+use crate::{
+    endpoint::{check::Checked, tally::Totals},
+    wakeups::SWEEP,
+};
 
-/// When an endpoint is taken out, and for how long.
-///
-/// At most half of the endpoints that are connected are out for this, and where less than half are
-/// left all are used: then something else is wrong than they. When its time is over an endpoint
-/// gets one request at a time, its probe, until one is answered. A server that says that it does
-/// not serve ([`Builder::health`](crate::Builder::health)) is another matter, and so is one that
-/// cannot be connected.
-///
-/// Answers that are slow do not count, as long as they come, nor how an endpoint compares with the
-/// others.
-///
-/// The numbers of consecutive-failure breakers in the field: linkerd2 7 failures and 1 s to 60 s,
-/// Finagle and Envoy 5.
-///
-/// ```
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), discovery_core::Error> {
-/// # use discovery_core::FixedResolver;
-/// use std::time::Duration;
-/// use discovery_tonic::{BalancedChannel, Ejection};
-///
-/// // A service whose calls may take half a minute each, and fail for reasons of their own.
-/// let mut ejection = Ejection::default();
-/// ejection.silence = Duration::from_secs(30);
-/// ejection.percent = 0;
-/// # let resolver = FixedResolver::new([]);
-/// let channel = BalancedChannel::builder(resolver, "reports".parse()?).ejection(ejection).build()?;
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Ejection {
-    /// So many requests in a row without an answer: connection lost, deadline passed, or
-    /// `UNAVAILABLE`; by default 5. A connection that has never answered anything gets no more than
-    /// 2. With 0 this does not count.
-    pub failures: u32,
-    /// So long without any answer while requests wait for one, one after the other or at the same
-    /// time: by default 1 s. Where all calls of a service take longer, so should this; an endpoint
-    /// that answers is back at once. At least 100 ms.
-    pub silence: Duration,
-    /// So many of a hundred calls that failed in an interval: by default 85, as in gRFC A50. With
-    /// 0, or above 100, this does not count. An endpoint that is out for this comes back by its
-    /// probe alone.
-    pub percent: u32,
-    /// How many calls an interval must have had for that: by default 50.
-    pub volume: u32,
-    /// How long such an interval is: by default 10 s.
-    pub interval: Duration,
-    /// How long it stays out the first time: by default 1 s, doubled each time that its probe
-    /// fails.
-    pub shortest: Duration,
-    /// How long it stays out at most: by default 60 s.
-    pub longest: Duration,
-}
-
-/// What a sweep sees of an endpoint.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Observation {
-    pub(crate) now: Instant,
-    /// Requests in a row without an answer.
-    pub(crate) failures: u32,
-    /// Requests that wait for an answer.
-    pub(crate) unanswered: u32,
-    /// Answers so far; only whether it grows matters.
-    pub(crate) answers: u32,
-    /// Whether its connection has answered anything.
-    pub(crate) proven: bool,
-    pub(crate) totals: Totals,
-}
-
-/// What the sweeps know of one endpoint. It stays with the instance, whatever becomes of its
-/// connections.
+/// What the sweeps know of one endpoint, and the rule that decides what becomes of it. It stays
+/// with the instance, whatever becomes of its connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outlier {
     state: State,
+    check: Check,
+    /// When a check last found the peer alive.
+    alive: Option<Instant>,
     /// Ejections in a row.
     streak: u32,
-    answers: u32,
-    /// How long requests have waited since the last answer.
-    silence: Silence,
-    /// The requests that hung when it was last probed, which say nothing of the probe.
-    hanging: u32,
-    failure_rate: FailureRate,
+    /// As of the last look.
+    totals: Totals,
+    own: Counts,
+    recent: Recent,
+    /// It has answered since the look before.
+    answered: bool,
+    /// How many sweeps requests have waited since the last answer, whether one or several.
+    silence: u32,
+    /// Requests were given up since the last sweep.
+    gave_up: bool,
+    /// How many answers the others had given when the silence began.
+    others: u64,
+    /// The present interval of the failure percentage.
+    interval: Option<Interval>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
     In,
-    /// `strict`: only its probe brings it back.
-    Out {
+    /// The others answer, it does not: requests go there one by one, if at all.
+    Suspect(Trying),
+    Ejected {
         until: Instant,
-        strict: bool,
+        cause: Cause,
     },
     /// One request at a time, until one is answered.
-    Probing,
+    Probing {
+        trying: Trying,
+        /// The failures when it began.
+        failed: u64,
+    },
 }
 
-/// What a sweep does with an endpoint.
+/// Why an endpoint was ejected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Verdict {
-    /// Nothing changes.
-    Stay,
-    /// It shall get no requests until then; a silent one may be frozen, which a new connection
-    /// shows.
-    Eject { until: Instant, silent: bool },
-    /// It shall get one request at a time, until it answers.
-    Probe,
-    /// It answered: it is like any other again.
-    Restore,
+pub(crate) enum Cause {
+    Failing,
+    Silent,
+    /// The peer did not shake hands.
+    Unreachable,
+}
+
+/// Requests that are sent one by one to see whether they are answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Trying {
+    /// Those that were not.
+    unanswered: u32,
+    /// The silence when the present one was allowed, if one was.
+    from: Option<u32>,
+}
+
+/// A new connection to a silent peer, up to its SETTINGS: a process that is frozen sends none.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Check {
+    None,
+    Pending {
+        sweeps: u32,
+    },
+    /// The peer is alive, and the new connection takes requests.
+    Open {
+        sweeps: u32,
+        answered: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Interval {
+    since: Instant,
+    own: Counts,
+    fleet: Counts,
+}
+
+/// What a look finds at an endpoint.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observation {
+    pub(crate) now: Instant,
+    /// It belongs to a sweep, of which each counts as much waiting.
+    pub(crate) is_sweep: bool,
+    /// Requests that wait for an answer.
+    pub(crate) waiting: u32,
+    /// Calls in a row that were lost, or answered with `UNAVAILABLE`.
+    pub(crate) failures: u32,
+    pub(crate) totals: Totals,
+    /// How many requests it gets before its first answer; `None` once it has answered.
+    pub(crate) cold: Option<u32>,
+    pub(crate) tickets: Tickets,
+    pub(crate) check: Checked,
+}
+
+/// What has become of the requests that an endpoint is allowed before it answers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Tickets {
+    Unlimited,
+    /// There are some left.
+    Left,
+    /// There are none left, and requests wait for their answers.
+    Taken,
+    /// There are none left, and nothing waits.
+    Gone,
+}
+
+/// What the pool does with an endpoint.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Orders {
+    pub(crate) access: Option<Access>,
+    pub(crate) check: Option<CheckOrder>,
+    pub(crate) news: Option<News>,
+}
+
+/// How an endpoint takes requests from now on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    Open,
+    /// This many on its newest connection, none on others, until one is answered.
+    Tickets(u32),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum CheckOrder {
+    Begin,
+    /// The connections stay as they were before.
+    End,
+    /// The new connection takes the place of the others, which keep their requests.
+    Replace,
+}
+
+/// What calls and people shall see.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum News {
+    Ejected { until: Instant, cause: Cause, again: bool },
+    Probed,
+    Restored,
+}
+
+/// How a check that was pending came out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Outcome {
+    Alive,
+    Failed,
+}
+
+/// How many sweeps of silence lead to what.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// An endpoint is suspected while the others answer.
+    suspect: u32,
+    /// A single request is not answered.
+    trial: u32,
+    /// An endpoint is checked although nothing says that others are better.
+    alone: u32,
+    /// The former connections are given up for the new one, or the new one for them.
+    check: u32,
 }
 
 impl Outlier {
     pub(crate) fn new() -> Self {
         Self {
             state: State::In,
+            check: Check::None,
+            alive: None,
             streak: 0,
-            answers: 0,
-            silence: Silence::default(),
-            hanging: 0,
-            failure_rate: FailureRate::default(),
+            totals: Totals::default(),
+            own: Counts::default(),
+            recent: Recent::default(),
+            answered: false,
+            silence: 0,
+            gave_up: false,
+            others: 0,
+            interval: None,
         }
     }
 
-    /// What holds for another endpoint of the same instance: that it is out, or to be probed.
+    /// What holds for another endpoint of the same instance: that it is ejected, or to be probed.
     /// Nothing where it is not.
     pub(crate) fn for_successor(&self) -> Option<Self> {
-        let state = match self.state {
-            State::In => return None,
-            State::Out { until, .. } => State::Out { until, strict: false },
-            State::Probing => State::Out { until: Instant::now(), strict: false },
+        let until = match self.state {
+            State::In | State::Suspect(_) => return None,
+            State::Ejected { until, .. } => until,
+            State::Probing { .. } => Instant::now(),
         };
-        Some(Self { state, streak: self.streak, ..Self::new() })
+        Some(Self { state: State::Ejected { until, cause: Cause::Silent }, streak: self.streak, ..Self::new() })
+    }
+
+    /// The same endpoint with other connections.
+    pub(crate) fn with_new_connections(&self) -> Self {
+        let successor = self.for_successor().unwrap_or_else(Self::new);
+        Self { alive: self.alive, totals: self.totals, own: self.own, ..successor }
     }
 
     /// Until when it gets no requests.
     pub(crate) fn out_until(&self) -> Option<Instant> {
         match self.state {
-            State::Out { until, .. } => Some(until),
-            State::In | State::Probing => None,
+            State::Ejected { until, .. } => Some(until),
+            State::In | State::Suspect(_) | State::Probing { .. } => None,
         }
     }
 
     /// Whether it gets one request at a time.
     pub(crate) fn is_probing(&self) -> bool {
-        self.state == State::Probing
+        matches!(self.state, State::Probing { .. })
     }
 
     /// Whether sweeps must go on although nothing is in flight.
     pub(crate) fn is_idle(&self) -> bool {
-        !matches!(self.state, State::Out { .. })
+        self.check == Check::None && !matches!(self.state, State::Ejected { .. })
     }
 
-    /// Whether a step would change nothing: nothing waits, and nothing has happened since the last
-    /// one.
-    pub(crate) fn is_quiet(&self, seen: &Observation) -> bool {
-        self.state == State::In
-            && (seen.failures, seen.unanswered) == (0, 0)
-            && seen.answers == self.answers
-            && self.silence.since.is_none()
+    /// How many sweeps requests have waited since the last answer.
+    pub(crate) fn silence(&self) -> u32 {
+        self.silence
     }
 
-    /// One step; `may_eject` says whether enough others are left.
-    pub(crate) fn step(&mut self, settings: &Ejection, seen: Observation, may_eject: bool) -> Verdict {
-        let answered = std::mem::replace(&mut self.answers, seen.answers) != seen.answers;
-        self.hanging = self.hanging.min(seen.unanswered);
-        if answered {
-            self.silence = Silence::default();
+    pub(crate) fn recent(&self) -> Recent {
+        self.recent
+    }
+
+    /// Takes what has happened since the last look, for itself and for the fleet.
+    pub(crate) fn observe(&mut self, seen: &Observation, fleet: &mut Fleet) {
+        let news = seen.totals.since(&mem::replace(&mut self.totals, seen.totals));
+        self.own.add(&news);
+        fleet.add(&news);
+        if seen.is_sweep {
+            self.recent.step(&news);
         }
-        let silent = self.silence.step(seen.now, seen.unanswered > self.hanging) >= settings.silence.max(LEAST_SILENCE);
-        let limits =
-            FailureRateLimits { interval: settings.interval, percent: settings.percent, volume: settings.volume };
-        let failing = self.failure_rate.step(seen.now, seen.totals, limits);
-        let most = if seen.proven { settings.failures } else { settings.failures.min(UNPROVEN) };
-        let in_a_row = most > 0 && seen.failures >= most;
+        self.answered = news.answers > 0;
+        self.gave_up |= news.given_up > 0;
+        if self.answered {
+            // An ejected one is not what others are measured by.
+            if matches!(self.state, State::In | State::Suspect(_)) {
+                fleet.note_gap(self.silence);
+            }
+            self.silence = 0;
+            if self.state == State::In && seen.failures == 0 {
+                self.streak = 0;
+            }
+        } else if seen.is_sweep && (seen.waiting > 0 || self.gave_up) {
+            if self.silence == 0 {
+                self.others = self.others_answers(fleet);
+            }
+            self.silence = self.silence.saturating_add(1);
+        }
+        if seen.is_sweep || self.answered {
+            self.gave_up = false;
+        }
+    }
+
+    /// Decides, after everybody was observed.
+    pub(crate) fn judge(&mut self, rule: &OutlierDetection, seen: &Observation, fleet: &Fleet) -> Orders {
+        let mut orders = Orders::default();
+        let answered = self.answered;
+        let limits = rule.silence.map(|silence| Limits::new(silence, fleet.longest_gap()));
+        let outcome = limits.and_then(|limits| self.follow_check(seen, limits, &mut orders));
+        let fails = self.fails(rule, seen, fleet) && fleet.may_eject();
         match self.state {
-            State::In if (in_a_row || silent || failing) && may_eject => {
-                self.eject(settings, seen.now, silent, !in_a_row && !silent)
+            State::In | State::Suspect(_) if fails => self.eject(rule, seen, Cause::Failing, &mut orders),
+            State::In | State::Suspect(_) if outcome == Some(Outcome::Failed) && fleet.may_eject() => {
+                self.eject(rule, seen, Cause::Unreachable, &mut orders);
             }
             State::In => {
-                if answered && seen.failures == 0 {
-                    self.streak = 0;
+                if let Some(limits) = limits {
+                    self.suspect(seen, limits, self.is_compared(fleet), &mut orders);
                 }
-                Verdict::Stay
+            }
+            State::Suspect(_) if answered || !self.is_compared(fleet) => {
+                self.state = State::In;
+                self.open(&mut orders);
+            }
+            State::Suspect(trying) => {
+                // Whoever suspects has limits.
+                if let Some(limits) = limits {
+                    self.try_requests(rule, seen, limits, outcome, trying, fleet.may_eject(), &mut orders);
+                }
             }
             // A late answer is as good as a probe's.
-            State::Out { strict: false, .. } | State::Probing if answered && seen.failures == 0 => {
-                self.state = State::In;
-                self.hanging = 0;
-                Verdict::Restore
+            State::Ejected { cause: Cause::Silent | Cause::Unreachable, .. } if answered => self.restore(&mut orders),
+            State::Ejected { until, cause } if seen.now >= until => match (cause, outcome, self.check) {
+                (Cause::Unreachable, Some(Outcome::Failed), _) => self.eject(rule, seen, cause, &mut orders),
+                (Cause::Unreachable, None, Check::None) => self.begin_check(&mut orders),
+                (Cause::Unreachable, None, Check::Pending { .. }) => {}
+                _ => self.probe(&mut orders),
+            },
+            State::Ejected { .. } => {}
+            State::Probing { failed, .. } if self.own.failed > failed => {
+                self.eject(rule, seen, Cause::Failing, &mut orders);
             }
-            State::Out { until, .. } if seen.now >= until => {
-                self.state = State::Probing;
-                (self.silence, self.hanging) = (Silence::default(), seen.unanswered);
-                Verdict::Probe
+            State::Probing { .. } if answered => self.restore(&mut orders),
+            State::Probing { trying, failed } => match trying.outcome(seen.tickets, self.silence, limits) {
+                Some(true) => self.eject(rule, seen, Cause::Silent, &mut orders),
+                Some(false) => {
+                    orders.access = Some(Access::Tickets(1));
+                    self.state = State::Probing { trying: trying.again(self.silence), failed };
+                }
+                None => {}
+            },
+        }
+        orders
+    }
+
+    /// Whether there is nothing to decide.
+    pub(crate) fn is_quiet(&self, rule: &OutlierDetection, seen: &Observation) -> bool {
+        let is_due = |interval: Interval| seen.now - interval.since >= rule.interval;
+        self.state == State::In
+            && self.check == Check::None
+            && (self.silence, seen.failures) == (0, 0)
+            && (seen.tickets == Tickets::Unlimited || (seen.cold.is_some() && seen.tickets != Tickets::Gone))
+            && self.interval.is_some_and(|interval| !is_due(interval))
+    }
+
+    /// Whether the others have answered since this one is silent, and are not silent themselves.
+    fn is_compared(&self, fleet: &Fleet) -> bool {
+        self.silence > 0 && self.others_answers(fleet) > self.others && !fleet.is_silent()
+    }
+
+    fn others_answers(&self, fleet: &Fleet) -> u64 {
+        fleet.counts().answers - self.own.answers
+    }
+
+    /// Whether it fails while the others do not: in a row, or most calls of an interval.
+    fn fails(&mut self, rule: &OutlierDetection, seen: &Observation, fleet: &Fleet) -> bool {
+        let in_row = rule.consecutive_failures.is_some_and(|most| seen.failures >= most)
+            && fleet.others(self.recent).mostly_succeeds();
+        let begin = Interval { since: seen.now, own: self.own, fleet: fleet.counts() };
+        let interval = *self.interval.get_or_insert(begin);
+        let own = self.own.since(&interval.own);
+        if seen.now - interval.since < rule.interval || own.ended < rule.request_volume.into() {
+            return in_row;
+        }
+        self.interval = Some(begin);
+        let all = fleet.counts().since(&interval.fleet);
+        let others = all.since(&own);
+        in_row || rule.failure_percentage.is_some_and(|most| own.fails(most) && own.stands_out(&others))
+    }
+
+    /// Begins to suspect a silent endpoint, or to check one that nothing is compared with.
+    fn suspect(&mut self, seen: &Observation, limits: Limits, is_compared: bool, orders: &mut Orders) {
+        if matches!(self.check, Check::Open { answered: true, .. }) {
+            return;
+        }
+        let is_used_up = seen.cold.is_some() && seen.tickets == Tickets::Gone;
+        let is_silent = self.silence >= limits.suspect || (is_used_up && self.silence > 0);
+        if is_silent && is_compared {
+            // What waited at one that never answered says as much as single requests would.
+            let unanswered = seen.cold.unwrap_or(MOST_UNANSWERED - TRIALS).min(MOST_UNANSWERED - 1);
+            self.state = State::Suspect(Trying { unanswered, from: None });
+            orders.access = Some(Access::Tickets(0));
+            if self.check == Check::None && !self.is_known_alive(seen.now) {
+                self.begin_check(orders);
             }
-            State::Out { .. } => Verdict::Stay,
-            State::Probing if seen.failures > 0 || silent => self.eject(settings, seen.now, silent, false),
-            State::Probing => Verdict::Stay,
+        } else if is_used_up && self.silence == 0 {
+            // They ended without a word on either side.
+            orders.access = seen.cold.map(Access::Tickets);
+        } else if self.check == Check::None && seen.tickets != Tickets::Unlimited && (is_silent || seen.cold.is_none())
+        {
+            // The others are no better, or it has answered meanwhile.
+            orders.access = Some(Access::Open);
+        }
+        if self.silence >= limits.alone && self.check == Check::None && !self.is_known_alive(seen.now) {
+            self.begin_check(orders);
         }
     }
 
-    fn eject(&mut self, settings: &Ejection, now: Instant, silent: bool, strict: bool) -> Verdict {
-        let factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
-        let until = now + settings.shortest.saturating_mul(factor).min(settings.longest);
-        self.streak = self.streak.saturating_add(1);
-        self.silence = Silence::default();
-        self.failure_rate.reset();
-        self.state = State::Out { until, strict };
-        Verdict::Eject { until, silent }
-    }
-}
-
-/// A time in which requests wait, with its interruptions: where one caller after the other gives
-/// up, nobody waits long.
-#[derive(Clone, Copy, Debug, Default)]
-struct Silence {
-    before: Duration,
-    since: Option<Instant>,
-}
-
-impl Silence {
-    /// All of it up to now.
-    fn step(&mut self, now: Instant, waiting: bool) -> Duration {
-        let present = self.since.map_or(Duration::ZERO, |since| now - since);
-        if waiting {
-            self.since.get_or_insert(now);
-        } else {
-            self.before += present;
-            self.since = None;
-            return self.before;
+    /// Sends single requests to a suspect that is alive, until enough were not answered.
+    #[expect(clippy::too_many_arguments, reason = "one step of one machine")]
+    fn try_requests(
+        &mut self,
+        rule: &OutlierDetection,
+        seen: &Observation,
+        limits: Limits,
+        outcome: Option<Outcome>,
+        mut trying: Trying,
+        may_eject: bool,
+        orders: &mut Orders,
+    ) {
+        match self.check {
+            Check::Pending { .. } => return,
+            Check::None if !self.is_known_alive(seen.now) => return self.begin_check(orders),
+            Check::None | Check::Open { .. } => {}
         }
-        self.before + present
+        match trying.outcome(seen.tickets, self.silence, Some(limits)) {
+            // The new connection is there for it.
+            _ if outcome.is_some() || trying.from.is_none() => {}
+            Some(true) => trying.unanswered = trying.unanswered.saturating_add(1),
+            Some(false) => {}
+            None => return,
+        }
+        if trying.unanswered >= MOST_UNANSWERED && may_eject {
+            return self.eject(rule, seen, Cause::Silent, orders);
+        }
+        orders.access = Some(Access::Tickets(1));
+        self.state = State::Suspect(trying.again(self.silence));
     }
-}
 
-impl Default for Ejection {
-    fn default() -> Self {
-        Self {
-            failures: 5,
-            silence: Duration::from_secs(1),
-            percent: 85,
-            volume: 50,
-            interval: Duration::from_secs(10),
-            shortest: Duration::from_secs(1),
-            longest: Duration::from_secs(60),
+    /// Takes note of what becomes of a check, and ends it once it is clear which connection is
+    /// better.
+    fn follow_check(&mut self, seen: &Observation, limits: Limits, orders: &mut Orders) -> Option<Outcome> {
+        let tick = u32::from(seen.is_sweep);
+        match (self.check, seen.check) {
+            (Check::None, _) => return None,
+            (Check::Pending { .. }, Checked::Failed) => {
+                self.check = Check::None;
+                return Some(Outcome::Failed);
+            }
+            (Check::Pending { .. }, Checked::Open { .. }) => {
+                self.check = Check::Open { sweeps: 0, answered: false };
+                self.alive = Some(seen.now);
+                return Some(Outcome::Alive);
+            }
+            (Check::Pending { sweeps }, Checked::Pending) if sweeps < limits.check => {
+                self.check = Check::Pending { sweeps: sweeps + tick };
+            }
+            (Check::Open { .. }, Checked::Open { former: true, .. }) => {
+                self.end_check(CheckOrder::End, orders);
+                self.open(orders);
+            }
+            (Check::Open { sweeps, answered }, Checked::Open { answered: answers, .. }) => {
+                if sweeps >= limits.check {
+                    self.end_check(if answers { CheckOrder::Replace } else { CheckOrder::End }, orders);
+                    self.open(orders);
+                } else {
+                    self.check = Check::Open { sweeps: sweeps + tick, answered: answers };
+                    if answers && !answered {
+                        // From now on no request goes to the silent ones.
+                        orders.access = Some(Access::Tickets(0));
+                    }
+                }
+            }
+            // It took too long, or its connection has ended.
+            (Check::Pending { .. } | Check::Open { .. }, _) => {
+                self.end_check(CheckOrder::End, orders);
+                self.open(orders);
+            }
+        }
+        None
+    }
+
+    fn begin_check(&mut self, orders: &mut Orders) {
+        self.check = Check::Pending { sweeps: 0 };
+        orders.check = Some(CheckOrder::Begin);
+    }
+
+    fn end_check(&mut self, order: CheckOrder, orders: &mut Orders) {
+        self.check = Check::None;
+        orders.check = Some(order);
+    }
+
+    /// Opens an endpoint that is in, as far as no check of it says otherwise.
+    fn open(&self, orders: &mut Orders) {
+        if self.state == State::In && !matches!(self.check, Check::Open { answered: true, .. }) {
+            orders.access = Some(Access::Open);
         }
     }
-}
 
-/// Whether one more of `total` endpoints may be taken out when `out` are: at most half of them.
-pub(crate) fn may_eject(out: usize, total: usize) -> bool {
-    (out + 1) * 2 <= total
-}
-
-/// A sweep or two.
-const LEAST_SILENCE: Duration = Duration::from_millis(100);
-/// Failures that a connection gets which has never answered.
-const UNPROVEN: u32 = 2;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn seen(now: Instant, failures: u32, unanswered: u32, answers: u32) -> Observation {
-        Observation { now, failures, unanswered, answers, proven: true, totals: Totals::default() }
+    /// Whether a check found it alive a short time ago, so that another one would be a nuisance.
+    fn is_known_alive(&self, now: Instant) -> bool {
+        self.alive.is_some_and(|alive| now - alive < CHECK_INTERVAL)
     }
 
-    #[test]
-    fn one_that_never_answered_gets_less_patience() {
-        let (settings, now) = (Ejection::default(), Instant::now());
-        let fresh = |failures| Observation { proven: false, ..seen(now, failures, 0, 0) };
-        assert_eq!(Outlier::new().step(&settings, fresh(1), true), Verdict::Stay);
-        assert!(matches!(Outlier::new().step(&settings, fresh(2), true), Verdict::Eject { .. }));
+    fn probe(&mut self, orders: &mut Orders) {
+        let trying = Trying { unanswered: 0, from: Some(0) };
+        self.silence = 0;
+        self.state = State::Probing { trying, failed: self.own.failed };
+        orders.access = Some(Access::Tickets(1));
+        orders.news = Some(News::Probed);
     }
 
-    #[test]
-    fn failures_in_a_row_eject_and_an_answered_probe_brings_back() {
-        let settings = Ejection::default();
-        let (mut outlier, start) = (Outlier::new(), Instant::now());
-        assert_eq!(outlier.step(&settings, seen(start, 4, 0, 7), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), false), Verdict::Stay, "too many are out");
-        let until = start + settings.shortest;
-        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Eject { until, silent: false });
-        assert_eq!(outlier.step(&settings, seen(start, 5, 0, 7), true), Verdict::Stay);
-        // The pool sets the failures back when it starts to probe.
-        assert_eq!(outlier.step(&settings, seen(until, 5, 0, 7), true), Verdict::Probe);
-        assert_eq!(outlier.step(&settings, seen(until, 0, 1, 7), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, seen(until, 0, 0, 8), true), Verdict::Restore);
-        assert!(outlier.is_idle());
+    fn restore(&mut self, orders: &mut Orders) {
+        self.state = State::In;
+        // It does not stay slow and alive.
+        self.alive = None;
+        self.open(orders);
+        orders.news = Some(News::Restored);
     }
 
-    #[test]
-    fn a_failed_probe_doubles_the_time_up_to_the_longest() {
-        let settings = Ejection::default();
-        let (mut outlier, mut now) = (Outlier::new(), Instant::now());
-        let mut times = Vec::new();
-        for failures in [5, 1, 1, 1, 1, 1, 1, 1] {
-            let Verdict::Eject { until, .. } = outlier.step(&settings, seen(now, failures, 0, 0), true) else {
-                panic!("not ejected")
-            };
-            times.push((until - now).as_secs());
-            now = until;
-            assert_eq!(outlier.step(&settings, seen(now, 0, 0, 0), true), Verdict::Probe);
-        }
-        assert_eq!(times, [1, 2, 4, 8, 16, 32, 60, 60]);
-    }
-
-    #[test]
-    fn silence_ejects_where_requests_wait_without_an_answer() {
-        let settings = Ejection::default();
-        let (mut outlier, start) = (Outlier::new(), Instant::now());
-        let at = |millis| start + Duration::from_millis(millis);
-        assert_eq!(outlier.step(&settings, seen(at(0), 0, 3, 0), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, seen(at(900), 0, 3, 1), true), Verdict::Stay, "one was answered");
-        assert_eq!(outlier.step(&settings, seen(at(1000), 0, 2, 1), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, seen(at(1500), 0, 0, 1), true), Verdict::Stay, "nobody waits");
-        assert_eq!(outlier.step(&settings, seen(at(9000), 0, 1, 1), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, seen(at(9300), 0, 1, 1), true), Verdict::Stay, "900 ms so far");
-        let verdict = outlier.step(&settings, seen(at(9400), 0, 1, 1), true);
-        assert!(matches!(verdict, Verdict::Eject { silent: true, .. }), "{verdict:?}");
-    }
-
-    #[test]
-    fn what_hangs_from_before_does_not_fail_the_probe() {
-        let settings = Ejection::default();
-        let (mut outlier, start) = (Outlier::new(), Instant::now());
-        let at = |millis| start + Duration::from_millis(millis);
-        outlier.step(&settings, seen(at(0), 0, 3, 0), true);
-        assert!(matches!(outlier.step(&settings, seen(at(1000), 0, 3, 0), true), Verdict::Eject { .. }));
-        assert_eq!(outlier.step(&settings, seen(at(2000), 0, 3, 0), true), Verdict::Probe);
-        assert_eq!(outlier.step(&settings, seen(at(9000), 0, 3, 0), true), Verdict::Stay, "nobody has probed");
-        assert_eq!(outlier.step(&settings, seen(at(9100), 0, 4, 0), true), Verdict::Stay);
-        assert!(matches!(outlier.step(&settings, seen(at(10_100), 0, 4, 0), true), Verdict::Eject { .. }));
-    }
-
-    #[test]
-    fn most_calls_failing_ejects_though_never_many_in_a_row() {
-        let (settings, start) = (Ejection::default(), Instant::now());
-        let at = |seconds, ended, failed| Observation {
-            totals: Totals { ended, failed },
-            ..seen(start + Duration::from_secs(seconds), 1, 0, ended)
+    fn eject(&mut self, rule: &OutlierDetection, seen: &Observation, cause: Cause, orders: &mut Orders) {
+        let factor = match cause {
+            // No request is at stake until it shakes hands.
+            Cause::Unreachable => 1,
+            Cause::Failing | Cause::Silent => {
+                let factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
+                self.streak = self.streak.saturating_add(1);
+                factor
+            }
         };
-        let mut outlier = Outlier::new();
-        assert_eq!(outlier.step(&settings, at(0, 0, 0), true), Verdict::Stay);
-        assert_eq!(outlier.step(&settings, at(10, 100, 80), true), Verdict::Stay, "not that many");
-        assert_eq!(outlier.step(&settings, at(20, 200, 170), false), Verdict::Stay, "too many are out");
-        assert!(matches!(outlier.step(&settings, at(30, 300, 260), true), Verdict::Eject { .. }));
-    }
-
-    #[test]
-    fn at_most_half_are_out() {
-        let most = |total| (0..).take_while(|out| may_eject(*out, total)).count();
-        assert_eq!([1, 2, 3, 4, 5, 10].map(most), [0, 1, 1, 2, 2, 5]);
+        let until = seen.now + rule.base_ejection_time.saturating_mul(factor).min(rule.max_ejection_time);
+        let again = matches!(self.state, State::Ejected { .. } | State::Probing { .. });
+        self.state = State::Ejected { until, cause };
+        self.silence = 0;
+        self.interval = None;
+        if self.check != Check::None {
+            self.end_check(CheckOrder::End, orders);
+        }
+        // In case that so many are ejected that all are used.
+        orders.access = Some(Access::Open);
+        orders.news = Some(News::Ejected { until, cause, again });
     }
 }
+
+impl Trying {
+    /// Whether the present request has failed to be answered; `None` while that is open, and
+    /// `false` where it ended without having waited.
+    fn outcome(&self, tickets: Tickets, silence: u32, limits: Option<Limits>) -> Option<bool> {
+        let waited = silence - self.from.unwrap_or(silence).min(silence);
+        match tickets {
+            Tickets::Gone => Some(waited > 0),
+            Tickets::Taken if limits.is_some_and(|limits| waited >= limits.trial) => Some(true),
+            Tickets::Taken | Tickets::Left | Tickets::Unlimited => None,
+        }
+    }
+
+    /// Another request is allowed.
+    fn again(self, silence: u32) -> Self {
+        Self { from: Some(silence), ..self }
+    }
+}
+
+impl Limits {
+    fn new(silence: Duration, longest_gap: u32) -> Self {
+        let alone = silence.as_millis().div_ceil(SWEEP.as_millis()).try_into().unwrap_or(u32::MAX);
+        // Twice what was usual, and a sweep for where it began.
+        let usual = longest_gap.saturating_mul(2).saturating_add(1);
+        let limits = |sweeps: u32| sweeps.max(2).max(usual);
+        Self {
+            suspect: limits(alone.div_ceil(5)),
+            trial: limits(alone.div_ceil(2)),
+            alone: limits(alone),
+            check: limits(alone).saturating_mul(10),
+        }
+    }
+}
+
+/// So many requests that are not answered, by an endpoint that is alive while the others answer,
+/// are enough.
+const MOST_UNANSWERED: u32 = 5;
+/// How many of them are sent one by one, to an endpoint that answered before.
+const TRIALS: u32 = 3;
+/// The time between two checks of an endpoint that is alive and slow.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);

@@ -4,8 +4,13 @@ use discovery_core::InstanceId;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::outlier::{Verdict, may_eject};
-use super::{Pool, member::Member, publish::is_taker};
+use super::{
+    Pool,
+    fleet::Census,
+    member::Member,
+    outlier::{CheckOrder, News},
+    publish::is_taker,
+};
 use crate::{metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
@@ -22,13 +27,13 @@ impl Pool {
             let member = self.members.get_mut(&endpoint.id);
             if let Some(member) = member.filter(|member| Arc::ptr_eq(&member.endpoint, &endpoint)) {
                 changed |= member.refresh(now);
-                if member.observation(now).is_some() {
-                    active.push(endpoint.id.clone());
-                }
+                let seen = member.observation(now, false);
+                member.outlier.observe(&seen, &mut self.fleet);
+                active.push(endpoint.id.clone());
             }
         }
         changed |= self.let_go_where_refilled();
-        self.judge(&active, now) || changed
+        self.judge(&active, now, false) || changed
     }
 
     /// Looks at all endpoints a moment later; returns whether anything changed that calls shall
@@ -44,6 +49,10 @@ impl Pool {
         let has_deadlines = self.published.overdue.sweep(now);
         let wanted = self.published.wakeups.waiters.is_waiting();
         let mut busy = wanted || has_deadlines || !self.leaving.is_empty();
+        let all_zero = self.is_all_zero();
+        let pardons = self.fleet.is_failing();
+        self.published.wakeups.set_penalizing(!pardons);
+        let mut census = Census::default();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
             let is_over = |until| now >= until && self.lost.is_none();
@@ -56,12 +65,19 @@ impl Pool {
             }
             changed |= member.advance(now, self.config.slow_start);
             busy |= !member.has_warmed_up() || member.held_until().is_some() || !member.outlier.is_idle();
-            if member.observation(now).is_some() {
+            busy |= member.fade(pardons);
+            let seen = member.observation(now, true);
+            member.outlier.observe(&seen, &mut self.fleet);
+            if is_taker(member, all_zero) && member.is_connected() {
+                census.add(&member.outlier);
+            }
+            if !member.outlier.is_quiet(&self.config.outlier_detection, &seen) {
                 active.push(id.clone());
             }
         }
+        self.fleet.take(census);
         changed |= self.let_go(&over) | self.let_go_where_refilled();
-        changed |= self.judge(&active, now);
+        changed |= self.judge(&active, now, true);
         if busy {
             self.published.wakeups.keep_sweeping();
         }
@@ -92,30 +108,36 @@ impl Pool {
         !held.is_empty()
     }
 
-    /// Takes endpoints out and brings them back; returns whether it did.
-    fn judge(&mut self, ids: &[InstanceId], now: Instant) -> bool {
-        // Counted once it is needed, since it takes all of the set.
-        let mut census = None;
+    /// Ejects endpoints, probes them and brings them back; returns whether it did.
+    fn judge(&mut self, ids: &[InstanceId], now: Instant, is_sweep: bool) -> bool {
         let mut changed = false;
         for id in ids {
-            let Some(seen) = self.members.get(id).and_then(|member| member.observation(now)) else { continue };
-            let (mut out, connected) = *census.get_or_insert_with(|| self.census());
             let Some(member) = self.members.get_mut(id) else { continue };
-            match member.outlier.step(&self.config.ejection, seen, may_eject(out, connected)) {
-                Verdict::Stay => continue,
-                Verdict::Eject { until, silent } => {
-                    out += 1;
-                    census = Some((out, connected));
-                    self.published.wakeups.metrics.count(Event::Ejection);
-                    let (failures, unanswered, out_for) = (seen.failures, seen.unanswered, until - now);
-                    info!(instance = %id, failures, unanswered, ?out_for, "endpoint ejected");
-                    self.published.wakeups.sweep();
-                    if silent {
-                        member.endpoint.replace();
+            let seen = member.observation(now, is_sweep);
+            let orders = member.outlier.judge(&self.config.outlier_detection, &seen, &self.fleet);
+            // Before the endpoint may be taken for one that is open.
+            if let Some(access) = orders.access {
+                member.admit(access);
+            }
+            match orders.check {
+                Some(CheckOrder::Begin) => member.endpoint.begin_check(),
+                Some(CheckOrder::End) => member.endpoint.end_check(false),
+                Some(CheckOrder::Replace) => member.endpoint.end_check(true),
+                None => {}
+            }
+            match orders.news {
+                None => continue,
+                Some(News::Ejected { until, cause, again }) => {
+                    if !again {
+                        self.fleet.eject();
+                        self.published.wakeups.metrics.count(Event::Ejection);
                     }
+                    let (failures, waiting, ejected_for) = (seen.failures, seen.waiting, until - now);
+                    info!(instance = %id, ?cause, failures, waiting, ?ejected_for, "endpoint ejected");
+                    self.published.wakeups.sweep();
                 }
-                Verdict::Probe => member.endpoint.put_on_trial(),
-                Verdict::Restore => {
+                Some(News::Probed) => {}
+                Some(News::Restored) => {
                     member.warm_up(now);
                     info!(instance = %id, "endpoint restored");
                 }
@@ -124,13 +146,5 @@ impl Pool {
             changed = true;
         }
         changed
-    }
-
-    /// How many of those that shall get requests are out although they are connected, and how many
-    /// are connected.
-    fn census(&self) -> (usize, usize) {
-        let all_zero = self.is_all_zero();
-        let connected = self.members.values().filter(|member| is_taker(member, all_zero) && member.is_connected());
-        connected.fold((0, 0), |(out, all), member| (out + usize::from(member.outlier.out_until().is_some()), all + 1))
     }
 }

@@ -1,0 +1,170 @@
+use super::outlier::Outlier;
+use crate::endpoint::tally::Totals;
+
+/// What all endpoints of a channel do: the measure of each.
+#[derive(Debug, Default)]
+pub(crate) struct Fleet {
+    counts: Counts,
+    /// How many sweeps requests waited at most until the next answer, in this period and the last.
+    gaps: [u32; 2],
+    /// How long the period lasts.
+    sweeps: u32,
+    census: Census,
+}
+
+/// What has become of calls since the channel was built.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Counts {
+    pub(crate) answers: u64,
+    pub(crate) ended: u64,
+    pub(crate) failed: u64,
+}
+
+/// How many of the calls that ended lately failed, or were given up.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Recent {
+    ended: f32,
+    failed: f32,
+}
+
+/// The endpoints of the last sweep that shall get requests and are connected.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Census {
+    pub(crate) endpoints: usize,
+    pub(crate) ejected: usize,
+    /// Those where requests wait without an answer.
+    pub(crate) silent: usize,
+    /// Those that are ejected, or where most calls fail.
+    pub(crate) failing: usize,
+    pub(crate) recent: Recent,
+}
+
+impl Fleet {
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Adds what happened at one endpoint.
+    pub(crate) fn add(&mut self, news: &Totals) {
+        self.counts.add(news);
+    }
+
+    /// Takes note of an answer for which requests waited this many sweeps.
+    pub(crate) fn note_gap(&mut self, sweeps: u32) {
+        self.gaps[0] = self.gaps[0].max(sweeps);
+    }
+
+    /// The most sweeps that requests lately waited for an answer.
+    pub(crate) fn longest_gap(&self) -> u32 {
+        self.gaps[0].max(self.gaps[1])
+    }
+
+    /// Counts a sweep, which found this.
+    pub(crate) fn take(&mut self, census: Census) {
+        self.census = census;
+        self.sweeps += 1;
+        if self.sweeps >= PERIOD {
+            self.sweeps = 0;
+            self.gaps = [0, self.gaps[0]];
+        }
+    }
+
+    /// Takes note of an ejection.
+    pub(crate) fn eject(&mut self) {
+        self.census.ejected += 1;
+    }
+
+    /// Whether one more endpoint may be ejected: at most half of them.
+    pub(crate) fn may_eject(&self) -> bool {
+        (self.census.ejected + 1) * 2 <= self.census.endpoints
+    }
+
+    /// Whether most endpoints are silent.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.census.silent * 2 > self.census.endpoints
+    }
+
+    /// Whether most endpoints fail.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.census.failing * 2 > self.census.endpoints
+    }
+
+    /// What the endpoints other than this one did lately.
+    pub(crate) fn others(&self, own: Recent) -> Recent {
+        let Recent { ended, failed } = self.census.recent;
+        Recent { ended: ended - own.ended, failed: failed - own.failed }
+    }
+}
+
+impl Census {
+    /// Counts one more endpoint.
+    pub(crate) fn add(&mut self, endpoint: &Outlier) {
+        let is_ejected = endpoint.out_until().is_some();
+        self.endpoints += 1;
+        self.ejected += usize::from(is_ejected);
+        self.silent += usize::from(endpoint.silence() >= SILENT);
+        self.failing += usize::from(is_ejected || endpoint.recent().mostly_fails());
+        self.recent.add(endpoint.recent());
+    }
+}
+
+impl Counts {
+    pub(crate) fn add(&mut self, news: &Totals) {
+        self.answers += u64::from(news.answers);
+        self.ended += u64::from(news.answers) + u64::from(news.lost);
+        self.failed += u64::from(news.failed);
+    }
+
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            answers: self.answers - before.answers,
+            ended: self.ended - before.ended,
+            failed: self.failed - before.failed,
+        }
+    }
+
+    /// Whether at least this many of a hundred failed.
+    pub(crate) fn fails(&self, percentage: u32) -> bool {
+        u128::from(self.failed) * 100 >= u128::from(self.ended) * u128::from(percentage)
+    }
+
+    /// Whether at least twice as large a share of this failed as of the others.
+    pub(crate) fn stands_out(&self, others: &Self) -> bool {
+        let [own, rest] =
+            [(self, others), (others, self)].map(|(one, other)| u128::from(one.failed) * u128::from(other.ended));
+        others.ended > 0 && own >= 2 * rest
+    }
+}
+
+impl Recent {
+    /// A sweep later.
+    pub(crate) fn step(&mut self, news: &Totals) {
+        let given_up = news.given_up as f32;
+        self.ended = self.ended * DECAY + news.answers as f32 + news.lost as f32 + given_up;
+        self.failed = self.failed * DECAY + news.failed as f32 + given_up;
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.ended += other.ended;
+        self.failed += other.failed;
+    }
+
+    /// Whether calls ended, and most of them failed.
+    pub(crate) fn mostly_fails(self) -> bool {
+        self.ended > TRACE && self.failed * 2.0 > self.ended
+    }
+
+    /// Whether calls ended, and most of them well.
+    pub(crate) fn mostly_succeeds(self) -> bool {
+        self.ended > TRACE && self.failed * 2.0 <= self.ended
+    }
+}
+
+/// So many sweeps without an answer are a silence.
+const SILENT: u32 = 2;
+/// How many sweeps a period of gaps has: 30 s, so that they are known for 30 s to a minute.
+const PERIOD: u32 = 300;
+/// What is left after a sweep: half of it after 1.4 s.
+const DECAY: f32 = 0.95;
+/// Less than this is nothing.
+const TRACE: f32 = 0.01;
