@@ -291,6 +291,7 @@ impl Builder {
             drain: self.drain.min(FAR),
             health: self.health,
             connections: self.connections,
+            tickets: DriverConfig::tickets(self.connections, outlier_detection.finds_hung()),
         };
         let config = PoolConfig {
             driver: Arc::new(driver),

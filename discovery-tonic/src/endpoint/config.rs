@@ -3,7 +3,10 @@ use std::{sync::Arc, time::Duration};
 use discovery_core::{Backoff, Instance};
 
 use super::connect_limit::ConnectLimit;
-use crate::connection::{connector::Connector, settings::EndpointSettings};
+use crate::{
+    balance::UNLIMITED,
+    connection::{connector::Connector, settings::EndpointSettings},
+};
 
 /// What drives the endpoints of a channel.
 pub(crate) struct DriverConfig {
@@ -18,7 +21,22 @@ pub(crate) struct DriverConfig {
     pub(crate) health: Option<String>,
     /// How many connections each endpoint has.
     pub(crate) connections: usize,
+    /// How many requests a connection gets before its endpoint's first answer.
+    pub(crate) tickets: u32,
 }
+
+impl DriverConfig {
+    /// The requests that each of so many connections of an endpoint gets before its first answer,
+    /// where hung endpoints are to be found.
+    pub(crate) fn tickets(connections: usize, finds_hung: bool) -> u32 {
+        let each = (COLD / connections.max(1)).max(1);
+        if finds_hung { each.try_into().unwrap_or(u32::MAX) } else { UNLIMITED }
+    }
+}
+
+/// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and
+/// then hangs hurts few.
+pub(crate) const COLD: usize = 3;
 
 /// The user's hook: how an instance is connected.
 pub(crate) type EndpointHook = Arc<dyn Fn(&Instance) -> EndpointSettings + Send + Sync>;

@@ -466,10 +466,8 @@ async fn connect(
 ) -> Result<Connection, BoxError> {
     let connected = match hook.settings(endpoint, config).await {
         Ok(settings) => {
-            let tickets = tickets.unwrap_or_else(|| {
-                let is_known = endpoint.tally.has_answered();
-                if is_known { UNLIMITED } else { (COLD / config.connections).max(1).try_into().unwrap_or(1) }
-            });
+            let tickets =
+                tickets.unwrap_or_else(|| if endpoint.tally.has_answered() { UNLIMITED } else { config.tickets });
             let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
             let mut attempt = OwnedTask(tokio::spawn(attempt));
             (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))
@@ -533,6 +531,3 @@ const GRACE: Duration = Duration::from_secs(1);
 /// How long an attempt waits for the user's hook.
 const HOOK: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);
-/// How many requests an endpoint gets before its first answer, so that a peer that shakes hands and
-/// then hangs hurts few.
-pub(crate) const COLD: usize = 3;

@@ -36,7 +36,6 @@ pub(crate) struct Census {
     pub(crate) silent: usize,
     /// Those that are ejected, or where most calls fail.
     pub(crate) failing: usize,
-    pub(crate) recent: Recent,
 }
 
 impl Fleet {
@@ -88,23 +87,17 @@ impl Fleet {
     pub(crate) fn is_failing(&self) -> bool {
         self.census.failing * 2 > self.census.endpoints
     }
-
-    /// What the endpoints other than this one did lately.
-    pub(crate) fn others(&self, own: Recent) -> Recent {
-        let Recent { ended, failed } = self.census.recent;
-        Recent { ended: ended - own.ended, failed: failed - own.failed }
-    }
 }
 
 impl Census {
     /// Counts one more endpoint.
     pub(crate) fn add(&mut self, endpoint: &Outlier) {
-        let is_ejected = endpoint.out_until().is_some();
+        // One that is probed is not back yet.
+        let is_ejected = endpoint.out_until().is_some() || endpoint.is_probing();
         self.endpoints += 1;
         self.ejected += usize::from(is_ejected);
         self.silent += usize::from(endpoint.silence() >= SILENT);
         self.failing += usize::from(is_ejected || endpoint.recent().mostly_fails());
-        self.recent.add(endpoint.recent());
     }
 }
 
@@ -117,15 +110,20 @@ impl Counts {
 
     pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
-            answers: self.answers - before.answers,
-            ended: self.ended - before.ended,
-            failed: self.failed - before.failed,
+            answers: self.answers.saturating_sub(before.answers),
+            ended: self.ended.saturating_sub(before.ended),
+            failed: self.failed.saturating_sub(before.failed),
         }
     }
 
     /// Whether at least this many of a hundred failed.
     pub(crate) fn fails(&self, percentage: u32) -> bool {
         u128::from(self.failed) * 100 >= u128::from(self.ended) * u128::from(percentage)
+    }
+
+    /// Whether calls ended, and most of them well.
+    pub(crate) fn mostly_succeed(&self) -> bool {
+        self.ended > 0 && self.failed * 2 <= self.ended
     }
 
     /// Whether at least twice as large a share of this failed as of the others.
@@ -144,19 +142,9 @@ impl Recent {
         self.failed = self.failed * DECAY + news.failed as f32 + given_up;
     }
 
-    pub(crate) fn add(&mut self, other: Self) {
-        self.ended += other.ended;
-        self.failed += other.failed;
-    }
-
     /// Whether calls ended, and most of them failed.
     pub(crate) fn mostly_fails(self) -> bool {
         self.ended > TRACE && self.failed * 2.0 > self.ended
-    }
-
-    /// Whether calls ended, and most of them well.
-    pub(crate) fn mostly_succeeds(self) -> bool {
-        self.ended > TRACE && self.failed * 2.0 <= self.ended
     }
 }
 

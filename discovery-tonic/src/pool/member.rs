@@ -10,7 +10,7 @@ use super::{
 use crate::{
     balance::Candidate,
     connection::link::{Health, Link},
-    endpoint::{Endpoint, driver::COLD, state::EndpointState},
+    endpoint::{Endpoint, config::COLD, state::EndpointState},
     published::{endpoints::EndpointRow, target::Target},
 };
 
@@ -107,14 +107,16 @@ impl Member {
     /// What its outlier judges it by.
     pub(crate) fn observation(&self, now: Instant, is_sweep: bool) -> Observation {
         let tally = &self.endpoint.tally;
+        let tickets = self.tickets();
+        let is_cold = tickets != Tickets::Unlimited && !tally.has_answered();
         Observation {
             now,
             is_sweep,
             waiting: self.links.iter().map(|link| link.load.unanswered()).sum(),
             failures: tally.failures(),
             totals: tally.totals(),
-            cold: (!tally.has_answered()).then(|| self.endpoint.lanes().max(COLD).try_into().unwrap_or(u32::MAX)),
-            tickets: self.tickets(),
+            cold: is_cold.then(|| self.endpoint.lanes().max(COLD).try_into().unwrap_or(u32::MAX)),
+            tickets,
             check: self.endpoint.checked(),
         }
     }

@@ -115,6 +115,11 @@ impl OutlierDetection {
         self.consecutive_failures.unwrap_or_default()
     }
 
+    /// Whether endpoints that do not answer are to be found.
+    pub(crate) fn finds_hung(&self) -> bool {
+        self.silence.is_some()
+    }
+
     pub(crate) fn codes(&self) -> Codes {
         self.failing_codes
     }

@@ -27,12 +27,15 @@ pub(crate) struct Outlier {
     recent: Recent,
     /// It has answered since the look before.
     answered: bool,
+    /// It has failed since the look before.
+    failed: bool,
     /// How many sweeps requests have waited since the last answer, whether one or several.
     silence: u32,
     /// Requests were given up since the last sweep.
     gave_up: bool,
-    /// How many answers the others had given when the silence began.
-    others: u64,
+    /// What the others had done when the silence began, and when the present row of failures did.
+    before_silence: Counts,
+    before_row: Counts,
     /// The present interval of the failure percentage.
     interval: Option<Interval>,
 }
@@ -90,7 +93,7 @@ enum Check {
 struct Interval {
     since: Instant,
     own: Counts,
-    fleet: Counts,
+    others: Counts,
 }
 
 /// What a look finds at an endpoint.
@@ -104,7 +107,8 @@ pub(crate) struct Observation {
     /// Calls in a row that were lost, or answered with `UNAVAILABLE`.
     pub(crate) failures: u32,
     pub(crate) totals: Totals,
-    /// How many requests it gets before its first answer; `None` once it has answered.
+    /// How many requests it gets before its first answer; `None` where there is no limit, or once it
+    /// has answered.
     pub(crate) cold: Option<u32>,
     pub(crate) tickets: Tickets,
     pub(crate) check: Checked,
@@ -186,9 +190,11 @@ impl Outlier {
             own: Counts::default(),
             recent: Recent::default(),
             answered: false,
+            failed: false,
             silence: 0,
             gave_up: false,
-            others: 0,
+            before_silence: Counts::default(),
+            before_row: Counts::default(),
             interval: None,
         }
     }
@@ -246,7 +252,11 @@ impl Outlier {
             self.recent.step(&news);
         }
         self.answered = news.answers > 0;
+        self.failed = news.failed > 0;
         self.gave_up |= news.given_up > 0;
+        if seen.failures == 0 {
+            self.before_row = self.others(fleet);
+        }
         if self.answered {
             // An ejected one is not what others are measured by.
             if matches!(self.state, State::In | State::Suspect(_)) {
@@ -258,7 +268,7 @@ impl Outlier {
             }
         } else if seen.is_sweep && (seen.waiting > 0 || self.gave_up) {
             if self.silence == 0 {
-                self.others = self.others_answers(fleet);
+                self.before_silence = self.others(fleet);
             }
             self.silence = self.silence.saturating_add(1);
         }
@@ -276,7 +286,9 @@ impl Outlier {
         let fails = self.fails(rule, seen, fleet) && fleet.may_eject();
         match self.state {
             State::In | State::Suspect(_) if fails => self.eject(rule, seen, Cause::Failing, &mut orders),
-            State::In | State::Suspect(_) if outcome == Some(Outcome::Failed) && fleet.may_eject() => {
+            State::In | State::Suspect(_)
+                if outcome == Some(Outcome::Failed) && self.silence > 0 && fleet.may_eject() =>
+            {
                 self.eject(rule, seen, Cause::Unreachable, &mut orders);
             }
             State::In => {
@@ -331,26 +343,28 @@ impl Outlier {
 
     /// Whether the others have answered since this one is silent, and are not silent themselves.
     fn is_compared(&self, fleet: &Fleet) -> bool {
-        self.silence > 0 && self.others_answers(fleet) > self.others && !fleet.is_silent()
+        self.silence > 0 && self.others(fleet).since(&self.before_silence).answers > 0 && !fleet.is_silent()
     }
 
-    fn others_answers(&self, fleet: &Fleet) -> u64 {
-        fleet.counts().answers - self.own.answers
+    /// What all other endpoints have done so far.
+    fn others(&self, fleet: &Fleet) -> Counts {
+        fleet.counts().since(&self.own)
     }
 
     /// Whether it fails while the others do not: in a row, or most calls of an interval.
     fn fails(&mut self, rule: &OutlierDetection, seen: &Observation, fleet: &Fleet) -> bool {
-        let in_row = rule.consecutive_failures.is_some_and(|most| seen.failures >= most)
-            && fleet.others(self.recent).mostly_succeeds();
-        let begin = Interval { since: seen.now, own: self.own, fleet: fleet.counts() };
+        // One that has not failed just now may be as well as the others by now.
+        let in_row = self.failed
+            && rule.consecutive_failures.is_some_and(|most| seen.failures >= most)
+            && self.others(fleet).since(&self.before_row).mostly_succeed();
+        let begin = Interval { since: seen.now, own: self.own, others: self.others(fleet) };
         let interval = *self.interval.get_or_insert(begin);
         let own = self.own.since(&interval.own);
         if seen.now - interval.since < rule.interval || own.ended < rule.request_volume.into() {
             return in_row;
         }
         self.interval = Some(begin);
-        let all = fleet.counts().since(&interval.fleet);
-        let others = all.since(&own);
+        let others = self.others(fleet).since(&interval.others);
         in_row || rule.failure_percentage.is_some_and(|most| own.fails(most) && own.stands_out(&others))
     }
 
@@ -558,3 +572,6 @@ const MOST_UNANSWERED: u32 = 5;
 const TRIALS: u32 = 3;
 /// The time between two checks of an endpoint that is alive and slow.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,487 @@
+use proptest::prelude::*;
+use tonic::Code;
+
+use super::*;
+use crate::pool::fleet::Census;
+
+/// Endpoints that sweep after sweep do what a test says.
+struct Scene {
+    rule: OutlierDetection,
+    fleet: Fleet,
+    now: Instant,
+    endpoints: Vec<Simulated>,
+}
+
+struct Simulated {
+    outlier: Outlier,
+    seen: Observation,
+    /// The last check is as it was ordered; a peer that is alive shakes hands.
+    is_alive: bool,
+    checks: Vec<Instant>,
+    ejections: u32,
+}
+
+impl Scene {
+    /// Endpoints that have answered before.
+    fn of(count: usize) -> Self {
+        let now = Instant::now();
+        let seen = Observation {
+            now,
+            is_sweep: true,
+            waiting: 0,
+            failures: 0,
+            totals: Totals::default(),
+            cold: None,
+            tickets: Tickets::Unlimited,
+            check: Checked::None,
+        };
+        let simulated = |_| Simulated { outlier: Outlier::new(), seen, is_alive: true, checks: vec![], ejections: 0 };
+        let endpoints = (0..count).map(simulated).collect();
+        Self { rule: OutlierDetection::default(), fleet: Fleet::default(), now, endpoints }
+    }
+
+    /// A sweep after the endpoints did this; returns the orders.
+    fn sweep(&mut self, mut act: impl FnMut(usize, &mut Simulated)) -> Vec<Orders> {
+        self.now += SWEEP;
+        let mut census = Census::default();
+        for (number, endpoint) in self.endpoints.iter_mut().enumerate() {
+            endpoint.seen.now = self.now;
+            if endpoint.seen.check == Checked::Pending {
+                let open = Checked::Open { former: false, answered: false };
+                endpoint.seen.check = if endpoint.is_alive { open } else { Checked::Failed };
+            }
+            act(number, endpoint);
+            endpoint.outlier.observe(&endpoint.seen, &mut self.fleet);
+            census.add(&endpoint.outlier);
+        }
+        self.fleet.take(census);
+        let mut all = Vec::new();
+        for endpoint in &mut self.endpoints {
+            let orders = endpoint.outlier.judge(&self.rule, &endpoint.seen, &self.fleet);
+            endpoint.obey(self.now, orders);
+            if matches!(orders.news, Some(News::Ejected { again: false, .. })) {
+                self.fleet.eject();
+            }
+            all.push(orders);
+        }
+        all
+    }
+
+    /// Sweeps until one brings orders for the first endpoint; returns how many there were, and the
+    /// orders.
+    fn until_ordered(&mut self, mut act: impl FnMut(usize, &mut Simulated)) -> (u32, Orders) {
+        let orders = (1..10_000).find_map(|count| {
+            let orders = self.sweep(&mut act)[0];
+            (orders != Orders::default()).then_some((count, orders))
+        });
+        orders.expect("there are orders at some time")
+    }
+
+    fn ejected(&self) -> usize {
+        self.endpoints.iter().filter(|endpoint| endpoint.outlier.out_until().is_some()).count()
+    }
+}
+
+impl Simulated {
+    fn obey(&mut self, now: Instant, orders: Orders) {
+        match orders.access {
+            Some(Access::Open) => self.seen.tickets = Tickets::Unlimited,
+            Some(Access::Tickets(0)) => self.take_ticket(),
+            Some(Access::Tickets(_)) => self.seen.tickets = Tickets::Left,
+            None => {}
+        }
+        match orders.check {
+            Some(CheckOrder::Begin) => {
+                self.seen.check = Checked::Pending;
+                self.checks.push(now);
+            }
+            Some(CheckOrder::End | CheckOrder::Replace) => self.seen.check = Checked::None,
+            None => {}
+        }
+        self.ejections += u32::from(matches!(orders.news, Some(News::Ejected { again: false, .. })));
+    }
+
+    /// All tickets are taken.
+    fn take_ticket(&mut self) {
+        self.seen.tickets = if self.seen.waiting > 0 { Tickets::Taken } else { Tickets::Gone };
+    }
+
+    /// A call is answered, on a former connection.
+    fn answer(&mut self) {
+        self.seen.totals.answers += 1;
+        if let Checked::Open { former, .. } = &mut self.seen.check {
+            *former = true;
+        }
+        self.seen.failures = 0;
+    }
+
+    /// A call is answered on the new connection.
+    fn answer_check(&mut self) {
+        self.seen.totals.answers += 1;
+        if let Checked::Open { answered, .. } = &mut self.seen.check {
+            *answered = true;
+        }
+        self.seen.failures = 0;
+    }
+
+    fn fail(&mut self, code: Code) {
+        self.seen.totals.answers += 1;
+        self.seen.totals.failed += 1;
+        self.seen.failures = if code == Code::Unavailable { self.seen.failures + 1 } else { 0 };
+    }
+}
+
+/// The first endpoint hangs with calls on it, the others answer.
+fn hang(number: usize, endpoint: &mut Simulated) {
+    if number > 0 {
+        return endpoint.answer();
+    }
+    endpoint.seen.waiting = 3;
+    if endpoint.seen.tickets == Tickets::Left {
+        endpoint.take_ticket();
+    }
+}
+
+#[test]
+fn a_frozen_endpoint_is_suspected_checked_and_ejected() {
+    let mut scene = Scene::of(4);
+    scene.endpoints[0].is_alive = false;
+    let (sweeps, orders) = scene.until_ordered(hang);
+    let suspected = Orders { access: Some(Access::Tickets(0)), check: Some(CheckOrder::Begin), news: None };
+    assert_eq!((sweeps, orders), (2, suspected));
+
+    let (sweeps, orders) = scene.until_ordered(hang);
+    let until = scene.now + Duration::from_secs(1);
+    let ejected = News::Ejected { until, cause: Cause::Unreachable, again: false };
+    assert_eq!((sweeps, orders.news), (1, Some(ejected)));
+
+    // Until it shakes hands it is asked for that alone, and no less often.
+    for _ in 0..20 {
+        let (sweeps, orders) = scene.until_ordered(hang);
+        assert_eq!((sweeps, orders.check, orders.access), (10, Some(CheckOrder::Begin), None));
+        let (_, orders) = scene.until_ordered(hang);
+        let until = scene.now + Duration::from_secs(1);
+        assert_eq!(orders.news, Some(News::Ejected { until, cause: Cause::Unreachable, again: true }));
+    }
+
+    scene.endpoints[0].is_alive = true;
+    let (_, orders) = scene.until_ordered(hang);
+    assert_eq!(orders.check, Some(CheckOrder::Begin));
+    let (_, orders) = scene.until_ordered(hang);
+    assert_eq!((orders.news, orders.access), (Some(News::Probed), Some(Access::Tickets(1))));
+    let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.answer_check());
+    assert_eq!(orders.news, Some(News::Restored));
+    assert_eq!(scene.ejected(), 0);
+}
+
+#[test]
+fn one_that_shakes_hands_and_hangs_is_ejected_after_single_requests() {
+    let mut scene = Scene::of(4);
+    scene.until_ordered(hang);
+    let mut trials = 0;
+    let until = loop {
+        let (_, orders) = scene.until_ordered(hang);
+        trials += u32::from(orders.access == Some(Access::Tickets(1)));
+        if let Some(News::Ejected { until, cause, .. }) = orders.news {
+            assert_eq!((cause, orders.check), (Cause::Silent, Some(CheckOrder::End)));
+            break until;
+        }
+    };
+    assert_eq!((trials, until - scene.now), (TRIALS, Duration::from_secs(1)));
+
+    // Each probe that fails doubles the time, up to the longest.
+    let mut times = Vec::new();
+    while times.len() < 8 {
+        let (_, orders) = scene.until_ordered(hang);
+        match orders.news {
+            Some(News::Ejected { until, again, .. }) => {
+                assert!(again);
+                times.push((until - scene.now).as_secs());
+            }
+            news => assert_eq!((news, orders.access), (Some(News::Probed), Some(Access::Tickets(1)))),
+        }
+    }
+    assert_eq!(times, [2, 4, 8, 16, 32, 60, 60, 60]);
+    // A late answer is as good as a probe's.
+    let (sweeps, orders) = scene.until_ordered(|_, endpoint| endpoint.answer());
+    assert_eq!((sweeps, orders.news), (1, Some(News::Restored)));
+}
+
+/// What hung at one that never answered counts like single requests.
+#[test]
+fn one_that_never_answered_gets_five_requests() {
+    let mut scene = Scene::of(4);
+    scene.endpoints[0].seen.cold = Some(3);
+    scene.endpoints[0].seen.tickets = Tickets::Taken;
+    let mut requests = 3;
+    while scene.ejected() == 0 {
+        let (_, orders) = scene.until_ordered(hang);
+        requests += u32::from(orders.access == Some(Access::Tickets(1)));
+    }
+    assert_eq!(requests, 5);
+}
+
+/// Requests that are given up one after the other are as silent as one that waits on.
+#[test]
+fn callers_that_give_up_are_evidence_of_silence() {
+    let mut scene = Scene::of(4);
+    scene.endpoints[0].seen.cold = Some(3);
+    let mut requests = 0;
+    while scene.ejected() == 0 {
+        scene.sweep(|number, endpoint| {
+            if number > 0 {
+                return endpoint.answer();
+            }
+            if matches!(endpoint.seen.tickets, Tickets::Left | Tickets::Unlimited) {
+                requests += 1;
+                endpoint.seen.totals.given_up += 1;
+                endpoint.seen.tickets = Tickets::Gone;
+            }
+        });
+        assert!(requests <= 5);
+    }
+}
+
+/// A connection that is stuck is replaced by one that is answered, also where there is no other
+/// endpoint; and not if it was slow.
+#[test]
+fn the_connection_that_is_answered_takes_over() {
+    for (count, is_slow) in [(1, false), (1, true), (4, false), (4, true)] {
+        let mut scene = Scene::of(count);
+        // Until the check is made; alone it takes longer.
+        let (sweeps, orders) = scene.until_ordered(hang);
+        assert_eq!((sweeps, orders.check), (if count == 1 { 10 } else { 2 }, Some(CheckOrder::Begin)));
+        scene.sweep(hang);
+        scene.sweep(|number, endpoint| if number == 0 { endpoint.answer_check() } else { endpoint.answer() });
+        let former = scene.endpoints[0].seen.tickets;
+        assert_ne!(former, Tickets::Unlimited, "no request goes to the silent one");
+        for _ in 0..50 {
+            scene.sweep(|number, endpoint| if number == 0 { endpoint.answer_check() } else { endpoint.answer() });
+        }
+        let (_, orders) = scene.until_ordered(|_, endpoint| match is_slow {
+            true => endpoint.answer(),
+            false => endpoint.answer_check(),
+        });
+        let wanted = if is_slow { CheckOrder::End } else { CheckOrder::Replace };
+        assert_eq!((orders.check, orders.access), (Some(wanted), Some(Access::Open)), "{count} {is_slow}");
+        assert_eq!(scene.endpoints[0].ejections, 0);
+    }
+}
+
+#[test]
+fn a_pause_of_the_client_is_no_silence() {
+    let mut scene = Scene::of(4);
+    for _ in 0..100 {
+        // One sweep after a pause of any length, in which nobody could answer; then all do.
+        scene.now += Duration::from_secs(5);
+        for orders in scene.sweep(|_, endpoint| endpoint.seen.waiting = 3) {
+            assert_eq!(orders, Orders::default());
+        }
+        scene.sweep(|_, endpoint| {
+            endpoint.seen.waiting = 0;
+            endpoint.answer();
+        });
+    }
+}
+
+/// Slow answers are what later ones are measured by.
+#[test]
+fn what_is_usual_is_no_silence() {
+    let mut scene = Scene::of(4);
+    for round in 0..20 {
+        for sweep in 0..15 {
+            scene.sweep(|number, endpoint| {
+                // The first is slow, the others answer at once.
+                let answers = number > 0 || sweep == 14;
+                endpoint.seen.waiting = u32::from(!answers);
+                if endpoint.seen.tickets == Tickets::Left {
+                    endpoint.take_ticket();
+                }
+                if answers {
+                    endpoint.answer();
+                }
+            });
+        }
+        let endpoint = &scene.endpoints[0];
+        assert_eq!((endpoint.ejections, endpoint.checks.len()), (0, 1), "in round {round}");
+    }
+}
+
+#[test]
+fn failures_in_a_row_eject_while_the_others_succeed() {
+    for (code, fails, is_ejected) in [
+        (Code::Unavailable, 4, false),
+        (Code::Unavailable, 5, true),
+        // What an application says of one call, by one poisonous caller.
+        (Code::Internal, 19, false),
+    ] {
+        let mut scene = Scene::of(3);
+        scene.sweep(|_, endpoint| endpoint.answer());
+        scene.sweep(|number, endpoint| match number {
+            0 => (0..fails).for_each(|_| endpoint.fail(code)),
+            _ => endpoint.answer(),
+        });
+        assert_eq!(scene.ejected() == 1, is_ejected, "{fails} times {code:?}");
+    }
+    let mut scene = Scene::of(3);
+    for _ in 0..100 {
+        scene.sweep(|_, endpoint| (0..5).for_each(|_| endpoint.fail(Code::Unavailable)));
+    }
+    assert_eq!(scene.ejected(), 0, "all fail");
+}
+
+#[test]
+fn a_share_of_failures_ejects_if_it_stands_out() {
+    for (own, others, is_ejected) in
+        [(85, 0, true), (84, 0, false), (100, 50, true), (100, 51, false), (85, 42, true), (85, 85, false)]
+    {
+        let mut scene = Scene::of(3);
+        for _ in 0..=100 {
+            scene.sweep(|number, endpoint| {
+                let failed = if number == 0 { own } else { others };
+                (0..failed).for_each(|_| endpoint.fail(Code::Internal));
+                (failed..100).for_each(|_| endpoint.answer());
+            });
+        }
+        scene.sweep(|_, _| {});
+        assert_eq!(scene.ejected() == 1, is_ejected, "{own} against {others} of a hundred");
+    }
+}
+
+/// An interval goes on until it has enough calls.
+#[test]
+fn few_calls_are_judged_later() {
+    let mut scene = Scene::of(2);
+    let mut calls = 0;
+    while scene.endpoints[0].ejections == 0 {
+        calls += 1;
+        scene.sweep(|number, endpoint| if number == 0 { endpoint.fail(Code::DataLoss) } else { endpoint.answer() });
+        (0..5).for_each(|_| drop(scene.sweep(|_, _| {})));
+    }
+    assert_eq!(calls, 21, "one begins the first interval");
+    // Failing probes eject again, and one that succeeds brings it back.
+    let (_, orders) = scene.until_ordered(|_, _| {});
+    assert_eq!(orders.news, Some(News::Probed));
+    let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.fail(Code::DataLoss));
+    assert!(matches!(orders.news, Some(News::Ejected { cause: Cause::Failing, again: true, .. })));
+    scene.until_ordered(|_, _| {});
+    let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.answer());
+    assert_eq!(orders.news, Some(News::Restored));
+}
+
+#[test]
+fn what_is_off_ejects_nobody() {
+    let mut scene = Scene::of(4);
+    scene.rule = OutlierDetection::default().silence(None).consecutive_failures(None).failure_percentage(None);
+    for _ in 0..1000 {
+        let orders = scene.sweep(|number, endpoint| match number {
+            0 => endpoint.fail(Code::Unavailable),
+            1 => endpoint.seen.waiting = 5,
+            _ => endpoint.answer(),
+        });
+        assert!(orders.iter().all(|orders| *orders == Orders::default()), "{orders:?}");
+    }
+}
+
+/// An instance that comes back as another endpoint is as ejected as it was.
+#[test]
+fn a_successor_inherits_the_ejection() {
+    let mut scene = Scene::of(4);
+    assert!(scene.endpoints[0].outlier.for_successor().is_none());
+    scene.endpoints[0].is_alive = false;
+    while scene.ejected() == 0 {
+        scene.sweep(hang);
+    }
+    let ejected = scene.endpoints[0].outlier;
+    assert_eq!(ejected.for_successor().unwrap().out_until(), ejected.out_until());
+    let mut renewed = ejected.with_new_connections();
+    renewed.observe(&scene.endpoints[0].seen, &mut scene.fleet);
+    assert!(!renewed.answered, "the tally stays, so its answers are no news");
+}
+
+/// What one endpoint does in a sweep.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Answer,
+    AnswerCheck,
+    Fail,
+    GiveUp,
+    Nothing,
+    Wait,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        1 => Just(Act::Answer),
+        1 => Just(Act::AnswerCheck),
+        1 => Just(Act::Fail),
+        1 => Just(Act::GiveUp),
+        1 => Just(Act::Nothing),
+        3 => Just(Act::Wait),
+    ]
+}
+
+impl Simulated {
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Answer => self.answer(),
+            Act::AnswerCheck => self.answer_check(),
+            Act::Fail => self.fail(Code::Unavailable),
+            Act::GiveUp => self.seen.totals.given_up += 1,
+            Act::Nothing => self.seen.waiting = 0,
+            Act::Wait => self.seen.waiting = 2,
+        }
+        if self.seen.tickets != Tickets::Unlimited {
+            self.take_ticket();
+        }
+    }
+}
+
+proptest! {
+    /// What all of them do ejects nobody, and checks each at most once a minute.
+    #[test]
+    fn what_all_do_alike_ejects_nobody(
+        count in 1usize..6,
+        acts in proptest::collection::vec((act(), 1u32..40), 1..60),
+    ) {
+        let mut scene = Scene::of(count);
+        for (act, times) in acts {
+            for _ in 0..times {
+                scene.sweep(|_, endpoint| endpoint.act(act));
+                prop_assert_eq!(scene.ejected(), 0);
+            }
+        }
+        for endpoint in &scene.endpoints {
+            let gaps = endpoint.checks.windows(2).map(|pair| pair[1] - pair[0]);
+            prop_assert!(gaps.into_iter().all(|gap| gap >= CHECK_INTERVAL), "{:?}", endpoint.checks);
+        }
+    }
+
+    /// Whatever they do, at most half are ejected at a time, and each comes back once it answers.
+    #[test]
+    fn at_most_half_are_ejected_and_all_come_back(
+        acts in proptest::collection::vec((proptest::collection::vec((act(), any::<bool>()), 5), 1u32..40), 1..60),
+    ) {
+        let mut scene = Scene::of(5);
+        for (acts, times) in acts {
+            for _ in 0..times {
+                scene.sweep(|number, endpoint| {
+                    let (act, is_alive) = acts[number];
+                    endpoint.is_alive = is_alive;
+                    endpoint.act(act);
+                });
+                prop_assert!(scene.ejected() <= 2, "{}", scene.ejected());
+            }
+        }
+        for _ in 0..1300 {
+            scene.sweep(|_, endpoint| {
+                (endpoint.is_alive, endpoint.seen.waiting) = (true, 0);
+                endpoint.act(Act::Answer);
+            });
+        }
+        for endpoint in &scene.endpoints {
+            prop_assert!(endpoint.outlier.state == State::In, "{:?}", endpoint.outlier);
+            prop_assert_eq!(endpoint.seen.tickets, Tickets::Unlimited);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Endpoints that fail: what of it counts against them, and what attracts no calls (B8, B10; figure F16).
+
+mod support;
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use discovery_tonic::{BalancedChannel, OutlierDetection, balance::RoundRobin};
+use greeter::{GreetRequest, Greeter, GreeterClient};
+use http_body_util::BodyExt;
+use support::*;
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{interval, sleep},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Status};
+use tower::{Service, service_fn};
+
+/// How a server answers a request; `None` as the greeter does.
+type Answers = fn(&http::Request<tonic::body::Body>) -> Option<Code>;
+
+/// A greeter that answers some requests at once with a code; and how many it got.
+async fn answering(answers: Answers, in_trailers: bool) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let counted = Arc::clone(&count);
+    let failing = tower::layer::layer_fn(move |inner: tonic::service::Routes| {
+        let counted = Arc::clone(&counted);
+        service_fn(move |request: http::Request<tonic::body::Body>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            let (code, mut inner) = (answers(&request), inner.clone());
+            async move {
+                match code.map(|code| Status::new(code, "on demand")) {
+                    None => inner.call(request).await,
+                    Some(status) if !in_trailers => Ok(status.into_http()),
+                    Some(status) => {
+                        let trailers =
+                            async move { Some(Ok::<_, Status>(status.into_http::<()>().into_parts().0.headers)) };
+                        let body = http_body_util::Empty::new().map_err(|never| match never {});
+                        let response = http::Response::builder().header("content-type", "application/grpc");
+                        Ok(response.body(tonic::body::Body::new(body.with_trailers(trailers))).unwrap())
+                    }
+                }
+            }
+        })
+    });
+    tokio::spawn(async move {
+        let server =
+            tonic::transport::Server::builder().layer(failing).add_service(Greeter::new("failing").into_service());
+        server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+    });
+    (address, count)
+}
+
+/// Calls at a rate that take this long where they succeed; of how many how many failed.
+async fn steadily(channel: &BalancedChannel, rate: u32, work: Duration, time: Duration) -> (usize, usize) {
+    let (mut ticks, mut calls, start) = (interval(Duration::from_secs(1) / rate), JoinSet::new(), Instant::now());
+    while start.elapsed() < time {
+        ticks.tick().await;
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: work.as_millis().try_into().unwrap(), ..GreetRequest::default() };
+        calls.spawn(async move { greet_with(&channel, None, request).await.is_err() });
+    }
+    let ended = calls.join_all().await;
+    (ended.len(), ended.into_iter().filter(|failed| *failed).count())
+}
+
+fn was_ejected(channel: &BalancedChannel) -> bool {
+    channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some())
+}
+
+const WORK: Duration = Duration::from_millis(60);
+
+/// One of four fails every call at once, and gets fewer calls for it instead of more: by the load alone, as nothing is
+/// ejected here.
+#[tokio::test]
+async fn failing_fast_attracts_no_calls() {
+    let scene = async |name: &str, answers: Answers, in_trailers: bool| {
+        let servers = servers(3).await;
+        let (failing, _) = answering(answers, in_trailers).await;
+        let off = OutlierDetection::default().consecutive_failures(None).failure_percentage(None);
+        let backend = registry(servers.iter().map(|server| server.address).chain([failing]));
+        let channel = builder(&backend).outlier_detection(off).build().unwrap();
+        eventually("all ready", || ready(&channel) == 4).await;
+        let (calls, failed) = steadily(&channel, 200, WORK, Duration::from_secs(8)).await;
+        println!("{name}: {failed} of {calls} calls failed");
+        // Before the first penalties have added up, each place is worth a few.
+        assert!(failed * 100 <= calls * 2, "{name}: {failed} of {calls}");
+        assert!(!was_ejected(&channel));
+    };
+    tokio::join!(
+        scene("INTERNAL", |_| Some(Code::Internal), false),
+        scene("UNAVAILABLE", |_| Some(Code::Unavailable), false),
+        scene("DATA_LOSS in trailers", |_| Some(Code::DataLoss), true),
+        scene("UNKNOWN", |_| Some(Code::Unknown), false),
+    );
+}
+
+/// A server that fails all calls is ejected, by whichever of the failing codes.
+#[tokio::test]
+async fn one_that_fails_all_calls_is_ejected() {
+    let scene = async |answers: Answers, in_trailers: bool| {
+        let servers = servers(3).await;
+        let (failing, count) = answering(answers, in_trailers).await;
+        let backend = registry(servers.iter().map(|server| server.address).chain([failing]));
+        let detection = OutlierDetection::default().interval(Duration::from_secs(1)).request_volume(10);
+        let detection = detection.base_ejection_time(Duration::from_secs(60));
+        // In turn, since the default policy hardly uses it.
+        let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
+        eventually("all ready", || ready(&channel) == 4).await;
+        let start = Instant::now();
+        while !was_ejected(&channel) {
+            let _ = greet(&channel, None).await;
+            assert!(start.elapsed() < Duration::from_secs(10), "not ejected");
+            sleep(Duration::from_millis(1)).await;
+        }
+        let before = count.load(Ordering::Relaxed);
+        for _ in 0..100 {
+            greet(&channel, None).await.unwrap();
+        }
+        assert_eq!(count.load(Ordering::Relaxed), before);
+    };
+    tokio::join!(
+        scene(|_| Some(Code::Internal), false),
+        scene(|_| Some(Code::Unavailable), true),
+        scene(|_| Some(Code::DataLoss), true),
+        scene(|_| Some(Code::Unknown), false),
+    );
+}
+
+/// B10: a deployment adds a method, which the old half does not have. Nor do other codes say anything of a server.
+#[tokio::test]
+async fn what_is_no_failing_code_ejects_nobody() {
+    let scene = async |answers: Answers| {
+        let servers = servers(2).await;
+        let (first, _) = answering(answers, false).await;
+        let (second, _) = answering(answers, false).await;
+        let backend = registry(servers.iter().map(|server| server.address).chain([first, second]));
+        let detection = OutlierDetection::default().interval(Duration::from_secs(1)).request_volume(10);
+        let channel = builder(&backend).outlier_detection(detection).build().unwrap();
+        eventually("all ready", || ready(&channel) == 4).await;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
+            let _ = greet(&channel, None).await;
+            assert!(!was_ejected(&channel));
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::join!(
+        scene(|_| Some(Code::Unimplemented)),
+        scene(|_| Some(Code::NotFound)),
+        scene(|_| Some(Code::ResourceExhausted)),
+    );
+}
+
+/// Requests that every server fails, of one caller or of all, say nothing of a server.
+#[tokio::test]
+async fn poisonous_requests_eject_nobody() {
+    let poisonous: Answers = |request| request.headers().contains_key("poison").then_some(Code::Internal);
+    let backend = registry([]);
+    for _ in 0..4 {
+        backend.put(&service(), instance(answering(poisonous, false).await.0));
+    }
+    let detection = OutlierDetection::default().interval(Duration::from_secs(1)).request_volume(10);
+    let channel = builder(&backend).outlier_detection(detection).build().unwrap();
+    eventually("all ready", || ready(&channel) == 4).await;
+    let poisoner = channel.clone();
+    let poison = async {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(5) {
+            let mut request = tonic::Request::new(GreetRequest::default());
+            request.metadata_mut().insert("poison", "yes".parse().unwrap());
+            let status = GreeterClient::new(poisoner.clone()).greet(request).await.unwrap_err();
+            assert_eq!(status.code(), Code::Internal);
+            assert!(!was_ejected(&poisoner));
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let (_, (calls, failed)) =
+        tokio::join!(poison, steadily(&channel, 100, Duration::from_millis(10), Duration::from_secs(5)));
+    println!("{failed} of {calls} other calls failed");
+    assert_eq!(failed, 0);
+}
+
+/// The codes that count are the user's choice.
+#[tokio::test]
+async fn failing_codes_can_be_chosen() {
+    let servers = servers(3).await;
+    let (failing, _) = answering(|_| Some(Code::ResourceExhausted), false).await;
+    let backend = registry(servers.iter().map(|server| server.address).chain([failing]));
+    let detection = OutlierDetection::default()
+        .failing_codes([Code::ResourceExhausted])
+        .interval(Duration::from_secs(1))
+        .request_volume(10);
+    let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
+    let start = Instant::now();
+    while !was_ejected(&channel) {
+        let _ = greet(&channel, None).await;
+        assert!(start.elapsed() < Duration::from_secs(10), "not ejected");
+    }
+}

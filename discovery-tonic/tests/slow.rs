@@ -1,0 +1,294 @@
+//! Healthy endpoints that are slow, or stuck on one connection: none is ejected, and no connection is replaced that
+//! serves (B8; figure F15).
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use discovery_tonic::{BalancedChannel, EndpointSettings, ExpectSlow};
+use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
+use support::*;
+use tokio::{
+    net::TcpListener,
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+use tonic::{Request, transport::Server as Tonic};
+
+/// Servers, a channel, and how often somebody saw an endpoint that was ejected.
+struct Fleet {
+    servers: Vec<Server>,
+    channel: BalancedChannel,
+    ejected: Arc<AtomicUsize>,
+    _tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    async fn start(count: usize) -> Self {
+        let servers = servers(count).await;
+        Self::of(servers, |builder| builder).await
+    }
+
+    async fn of(
+        servers: Vec<Server>,
+        configure: impl FnOnce(discovery_tonic::Builder) -> discovery_tonic::Builder,
+    ) -> Self {
+        let backend = registry(servers.iter().map(|server| server.address));
+        let channel = configure(builder(&backend)).build().unwrap();
+        eventually("all ready", || ready(&channel) == servers.len()).await;
+        let (ejected, mut tasks) = (Arc::<AtomicUsize>::default(), JoinSet::new());
+        let (watched, count) = (channel.clone(), Arc::clone(&ejected));
+        tasks.spawn(async move {
+            loop {
+                let out = watched.endpoints().iter().filter(|endpoint| endpoint.out_until.is_some()).count();
+                count.fetch_add(out, Ordering::Relaxed);
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+        Self { servers, channel, ejected, _tasks: tasks }
+    }
+
+    /// One caller that calls again and again; returns how long each call took.
+    async fn call(&self, delay: Duration, time: Duration) -> Vec<Duration> {
+        let (start, mut took) = (Instant::now(), Vec::new());
+        while start.elapsed() < time {
+            let begun = Instant::now();
+            greet_with(&self.channel, None, taking(delay)).await.expect("a healthy server answers");
+            took.push(begun.elapsed());
+            sleep(Duration::from_millis(2)).await;
+        }
+        took
+    }
+
+    fn connections(&self) -> usize {
+        self.servers.iter().map(Server::accepted).sum()
+    }
+
+    /// Nothing was ejected, and nothing connected beyond a check of each endpoint.
+    fn assert_unharmed(&self, what: &str) {
+        let (ejected, connections) = (self.ejected.load(Ordering::Relaxed), self.connections());
+        println!("{what}: {ejected} samples of ejected endpoints, {connections} connections");
+        assert_eq!(ejected, 0, "{what}");
+        assert!(connections <= 2 * self.servers.len(), "{what}: {connections}");
+    }
+}
+
+fn taking(delay: Duration) -> GreetRequest {
+    GreetRequest { delay_ms: delay.as_millis().try_into().unwrap(), ..GreetRequest::default() }
+}
+
+const QUICK: Duration = Duration::ZERO;
+
+#[tokio::test]
+async fn long_polls_are_no_silence() {
+    let fleet = Fleet::start(4).await;
+    let (poll, time) = (Duration::from_secs(4), Duration::from_secs(7));
+    futures::future::join_all((0..12).map(|_| fleet.call(poll, time))).await;
+    fleet.assert_unharmed("long polls of 4 s");
+}
+
+/// They begin one after the other, so that there are always some answers.
+#[tokio::test]
+async fn long_polls_beside_quick_calls_are_no_silence() {
+    let fleet = Fleet::start(4).await;
+    let (poll, time) = (Duration::from_secs(3), Duration::from_secs(9));
+    let polls = futures::future::join_all((0..6).map(|number| {
+        let fleet = &fleet;
+        async move {
+            sleep(Duration::from_millis(430) * number).await;
+            fleet.call(poll, time).await
+        }
+    }));
+    let (_, quick) = tokio::join!(polls, fleet.call(QUICK, time));
+    fleet.assert_unharmed("long polls of 3 s beside quick calls");
+    let slow = quick.iter().filter(|took| **took > Duration::from_millis(150)).count();
+    assert!(slow <= 2, "{slow} of {} quick calls waited", quick.len());
+}
+
+#[tokio::test]
+async fn one_caller_of_slow_calls_costs_one_check_an_endpoint() {
+    let fleet = Fleet::start(4).await;
+    fleet.call(Duration::from_millis(1500), Duration::from_secs(9)).await;
+    fleet.assert_unharmed("one caller of 1.5 s calls");
+    assert!(fleet.connections() <= 5, "after the first, slow is usual: {}", fleet.connections());
+}
+
+#[tokio::test]
+async fn streams_without_early_headers_are_no_silence() {
+    for quick in [false, true] {
+        let fleet = Fleet::start(2).await;
+        let streams = async {
+            let mut streams = JoinSet::new();
+            for _ in 0..9 {
+                let channel = fleet.channel.clone();
+                streams.spawn(async move {
+                    for _ in 0..2 {
+                        // The greeter's unary call is as late with its headers.
+                        greet_with(&channel, None, taking(Duration::from_millis(2500))).await.unwrap();
+                    }
+                });
+                sleep(Duration::from_millis(50)).await;
+            }
+            streams.join_all().await;
+        };
+        match quick {
+            true => drop(tokio::join!(streams, fleet.call(QUICK, Duration::from_secs(5)))),
+            false => streams.await,
+        }
+        fleet.assert_unharmed("streams without early headers");
+    }
+}
+
+#[tokio::test]
+async fn a_stalled_client_blames_nobody() {
+    let fleet = Fleet::start(4).await;
+    for _ in 0..3 {
+        let calls = fleet.call(Duration::from_millis(20), Duration::from_millis(500));
+        let others = fleet.call(Duration::from_millis(50), Duration::from_millis(500));
+        let stall = async {
+            sleep(Duration::from_millis(60)).await;
+            // The whole runtime of this test.
+            thread::sleep(Duration::from_millis(1500));
+        };
+        tokio::join!(calls, others, stall);
+    }
+    fleet.assert_unharmed("a stalled client");
+    assert_eq!(fleet.connections(), 4);
+}
+
+#[tokio::test]
+async fn callers_that_give_up_blame_nobody() {
+    let fleet = Fleet::start(4).await;
+    let callers = (0..12).map(|number| {
+        let channel = fleet.channel.clone();
+        async move {
+            sleep(Duration::from_millis(37) * number).await;
+            for _ in 0..8 {
+                let call = greet_with(&channel, None, taking(Duration::from_secs(2)));
+                timeout(Duration::from_millis(600), call).await.expect_err("it gives up");
+            }
+        }
+    });
+    futures::future::join_all(callers).await;
+    fleet.assert_unharmed("callers that give up after 600 ms on a method of 2 s");
+}
+
+/// The connection that takes the place of an old one, or of one that was lost, takes calls at once: the endpoint is
+/// known.
+#[tokio::test]
+async fn a_successor_makes_no_call_wait() {
+    let aging = |builder: discovery_tonic::Builder| {
+        builder.endpoint(|_| EndpointSettings::default().age(Duration::from_secs(1)).unwrap())
+    };
+    let fleet = Fleet::of(servers(2).await, aging).await;
+    let (mut ticks, mut calls) = (interval(Duration::from_millis(2)), JoinSet::new());
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        ticks.tick().await;
+        let channel = fleet.channel.clone();
+        calls.spawn(async move {
+            let begun = Instant::now();
+            greet_with(&channel, None, taking(Duration::from_millis(60))).await.unwrap();
+            begun.elapsed()
+        });
+    }
+    let took = calls.join_all().await;
+    let waited = took.iter().filter(|took| **took > Duration::from_millis(130)).count();
+    println!("{waited} of {} calls waited, over {} connections", took.len(), fleet.connections());
+    assert!(fleet.connections() >= 8 && waited <= took.len() / 100, "{waited}");
+}
+
+/// A call that is expected to be slow is no reason even for a check.
+#[tokio::test]
+async fn calls_that_are_expected_to_be_slow_are_not_waited_for() {
+    let fleet = Fleet::start(2).await;
+    fleet.call(QUICK, Duration::from_millis(100)).await;
+    let poll = |give_up: Duration| {
+        let mut client = GreeterClient::new(fleet.channel.clone());
+        let mut request = Request::new(taking(Duration::from_secs(3)));
+        request.extensions_mut().insert(ExpectSlow);
+        async move { timeout(give_up, client.greet(request)).await }
+    };
+    let polls = futures::future::join_all((0..4).map(|_| poll(Duration::from_secs(10))));
+    let given_up = futures::future::join_all((0..4).map(|_| poll(Duration::from_millis(500))));
+    let (answered, given_up, _) = tokio::join!(polls, given_up, fleet.call(QUICK, Duration::from_secs(3)));
+    assert!(answered.into_iter().all(|answer| answer.unwrap().is_ok()));
+    assert!(given_up.into_iter().all(|answer| answer.is_err()));
+    fleet.assert_unharmed("marked polls");
+    assert_eq!(fleet.connections(), 2, "not even checked");
+}
+
+/// A peer whose first connection takes requests and answers none, while those made later answer.
+async fn stuck() -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, accepted, mut tasks) =
+        (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default(), JoinSet::new());
+    let count = Arc::clone(&accepted);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            let is_stuck = count.fetch_add(1, Ordering::Relaxed) == 0;
+            connections.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(socket).await else { return };
+                let mut kept = Vec::new();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    if !is_stuck {
+                        answer(&mut respond, "5");
+                    }
+                    kept.push((request, respond));
+                }
+            });
+        }
+    });
+    (address, accepted, tasks)
+}
+
+/// Of a stuck connection a new one takes the place, also where there is no other endpoint, and the calls on it go on.
+#[tokio::test]
+async fn a_stuck_connection_is_replaced_by_one_that_answers() {
+    tokio::join!(replaces_a_stuck_connection(0), replaces_a_stuck_connection(2));
+}
+
+async fn replaces_a_stuck_connection(others: usize) {
+    let (address, accepted, _tasks) = stuck().await;
+    let servers = servers(others).await;
+    let channel = channel(&registry(servers.iter().map(|server| server.address).chain([address])));
+    eventually("all ready", || ready(&channel) == 1 + others).await;
+    // One of them waits on the stuck connection.
+    let mut waiting = JoinSet::new();
+    for _ in 0..=others {
+        let channel = channel.clone();
+        let request = taking(Duration::from_secs(60));
+        waiting.spawn(async move { greet_with(&channel, None, request).await.map(drop) });
+    }
+    let (start, mut late) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(13) {
+        let status = greet(&channel, Some(Duration::from_millis(300))).await.err();
+        late += u32::from(status.is_some_and(|status| status.code() == tonic::Code::DeadlineExceeded));
+        sleep(Duration::from_millis(5)).await;
+    }
+    println!("{late} late calls beside {others} others, {} connections", accepted.load(Ordering::Relaxed));
+    assert!(late <= 6, "{late}");
+    assert_eq!(accepted.load(Ordering::Relaxed), 2);
+    assert_eq!(waiting.len(), 1 + others);
+    assert!(waiting.try_join_next().is_none(), "it keeps its calls");
+}
+
+/// A server that begins to answer late, with headers before its messages, is as healthy as any.
+#[tokio::test]
+async fn a_stream_with_headers_is_an_answer() {
+    let fleet = Fleet::of(vec![Server::start_with("one", Tonic::builder()).await], |builder| builder).await;
+    let request = GreetManyRequest { count: 2, interval_ms: 3_000, ..GreetManyRequest::default() };
+    let mut stream = GreeterClient::new(fleet.channel.clone()).greet_many(request).await.unwrap().into_inner();
+    while stream.message().await.unwrap().is_some() {}
+    fleet.assert_unharmed("a stream");
+    assert_eq!(fleet.connections(), 1);
+}
