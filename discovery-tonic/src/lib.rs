@@ -37,9 +37,9 @@
 //! does.
 //!
 //! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at
-//! which they are replaced ([`EndpointSettings`]), when endpoints are taken out ([`Ejection`]),
-//! health checks, slow start. Single calls say [`WaitForReady`] and [`Retry`]; each answer says
-//! [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature
+//! which they are replaced ([`EndpointSettings`]), when endpoints are ejected
+//! ([`OutlierDetection`]), health checks, slow start. Single calls carry [`WaitForReady`],
+//! [`ExpectSlow`] and [`Retry`]; each answer has [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature
 //! of that name) the other half: a tonic server that registers, and leaves before it stops.
 //!
 //! # Seen from outside
@@ -51,7 +51,7 @@
 //!
 //! | Event | Level | Fields |
 //! |---|---|---|
-//! | `endpoint ejected` | info | `instance`, `failures` in a row, `unanswered` requests, `out_for` |
+//! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
 //! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
 //! | `held endpoint let go` | info | `instance` |
@@ -62,7 +62,9 @@
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
 //! | `endpoint not connected` | debug | `instance`, `error` |
-//! | `connection replaced` | debug | `instance`, `reason`: its age, or many abandoned calls |
+//! | `connection replaced` | debug | `instance`, `reason`: its age, silence, or many abandoned calls |
+//! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
+//! | `silent connection replaced` | debug | `instance` |
 //! | `endpoint told its health` | debug | `instance`, `health` |
 //!
 //! The feature `metrics` counts through the crate of that name, all with the label `service`. A
@@ -78,7 +80,7 @@
 //! | `discovery_channel_failures_total` | counter | calls that failed before a response began, or with it |
 //! | `discovery_channel_connects_total` | counter | connections made |
 //! | `discovery_channel_connect_failures_total` | counter | attempts to connect that failed |
-//! | `discovery_channel_ejections_total` | counter | endpoints taken out |
+//! | `discovery_channel_ejections_total` | counter | endpoints ejected |
 //! | `discovery_channel_endpoints` | gauge | endpoints of the set |
 //! | `discovery_channel_endpoints_ready` | gauge | those of them that get calls |
 //! | `discovery_channel_stale` | gauge | channels whose registry is out of reach, so that the set stands as last known: 0 or 1 each |

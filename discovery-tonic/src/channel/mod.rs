@@ -30,7 +30,7 @@ use builder::Builder;
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
 ///
 /// Cloning is cheap, and clones share everything. One control task follows the set, connects
-/// endpoints, replaces lost connections and takes hanging endpoints out, with or without traffic;
+/// endpoints, replaces lost connections and ejects endpoints that hang, with or without traffic;
 /// it ends with the last clone and the last call. It lives on the tokio runtime that the channel
 /// was built on: once that has ended, calls fail at once with `UNAVAILABLE`.
 ///
@@ -54,8 +54,9 @@ use builder::Builder;
 /// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at
 ///   once, connected endpoints are held for a while ([`Builder::hold`]).
 /// - **B7** Discovery and connecting go on while no request flows.
-/// - **B8** An endpoint that keeps failing, or hangs, is taken out and probed; at most half of the
-///   set ([`Ejection`](crate::Ejection)). One that says that it does not serve gets no calls, where
+/// - **B8** An endpoint that keeps failing, or hangs, is ejected and probed, at most half of the set
+///   ([`OutlierDetection`](crate::OutlierDetection)). It is compared with the others: what all of
+///   them do, such as slow calls, ejects nobody. One that reports NOT_SERVING gets no calls, where
 ///   that is asked ([`Builder::health`]).
 ///   What panics, blocks or breaks its law costs itself (B11): a call, an endpoint, or an update.
 /// - **B9** Each response says which instance served it and which were tried before

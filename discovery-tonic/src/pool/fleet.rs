@@ -1,4 +1,3 @@
-use super::outlier::Outlier;
 use crate::endpoint::tally::Totals;
 
 /// What all endpoints of a channel do: the measure of each.
@@ -91,13 +90,11 @@ impl Fleet {
 
 impl Census {
     /// Counts one more endpoint.
-    pub(crate) fn add(&mut self, endpoint: &Outlier) {
-        // One that is probed is not back yet.
-        let is_ejected = endpoint.out_until().is_some() || endpoint.is_probing();
+    pub(crate) fn add(&mut self, is_ejected: bool, silence: u32, recent: Recent) {
         self.endpoints += 1;
         self.ejected += usize::from(is_ejected);
-        self.silent += usize::from(endpoint.silence() >= SILENT);
-        self.failing += usize::from(is_ejected || endpoint.recent().mostly_fails());
+        self.silent += usize::from(silence >= SILENT);
+        self.failing += usize::from(is_ejected || recent.mostly_fails());
     }
 }
 

@@ -147,7 +147,9 @@ impl Member {
             Access::Open => former.iter().filter(|link| link.load.is_limited()).for_each(|link| link.load.watch()),
             Access::Tickets(count) => {
                 former.iter().for_each(|link| link.load.set_tickets(0));
-                if let Some(link) = self.endpoint.check_link().as_ref().or(former.first()).filter(|_| count > 0) {
+                let check = self.endpoint.check_link();
+                let newest = check.as_ref().or_else(|| former.first());
+                if let Some(link) = newest.filter(|_| count > 0) {
                     link.load.set_tickets(count);
                 }
             }
@@ -160,7 +162,8 @@ impl Member {
         if all {
             self.links.iter().for_each(|link| link.load.pardon());
         }
-        self.links.iter().fold(false, |more, link| link.load.fade() || more)
+        // All of them, so not `any`.
+        self.links.iter().filter(|link| link.load.fade()).count() > 0
     }
 
     /// It is another now for those who pick: taken out, probed or restored.

@@ -69,7 +69,7 @@ impl Pool {
             let seen = member.observation(now, true);
             member.outlier.observe(&seen, &mut self.fleet);
             if is_taker(member, all_zero) && member.is_connected() {
-                census.add(&member.outlier);
+                member.outlier.count_in(&mut census);
             }
             if !member.outlier.is_quiet(&self.config.outlier_detection, &seen) {
                 active.push(id.clone());

@@ -31,7 +31,7 @@ pub struct EndpointStatus {
     /// The requests in flight on its present connections, until their response streams end. What
     /// goes on at one that was lost or replaced is not counted.
     pub in_flight: u32,
-    /// The requests in a row without an answer.
+    /// The calls in a row that were lost with their connection, or answered with `UNAVAILABLE`.
     pub failures: u32,
     /// Why the last attempt to connect failed, until the next one begins.
     pub error: Option<Arc<dyn Error + Send + Sync>>,

@@ -3,7 +3,7 @@ use std::{mem, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    fleet::{Counts, Fleet, Recent},
+    fleet::{Census, Counts, Fleet, Recent},
     outlier_detection::OutlierDetection,
 };
 use crate::{
@@ -234,13 +234,11 @@ impl Outlier {
         self.check == Check::None && !matches!(self.state, State::Ejected { .. })
     }
 
-    /// How many sweeps requests have waited since the last answer.
-    pub(crate) fn silence(&self) -> u32 {
-        self.silence
-    }
-
-    pub(crate) fn recent(&self) -> Recent {
-        self.recent
+    /// Counts this endpoint among those of a sweep.
+    pub(crate) fn count_in(&self, census: &mut Census) {
+        // One that is probed is not back yet.
+        let is_ejected = matches!(self.state, State::Ejected { .. } | State::Probing { .. });
+        census.add(is_ejected, self.silence, self.recent);
     }
 
     /// Takes what has happened since the last look, for itself and for the fleet.

@@ -2,7 +2,6 @@ use proptest::prelude::*;
 use tonic::Code;
 
 use super::*;
-use crate::pool::fleet::Census;
 
 /// Endpoints that sweep after sweep do what a test says.
 struct Scene {
@@ -52,7 +51,7 @@ impl Scene {
             }
             act(number, endpoint);
             endpoint.outlier.observe(&endpoint.seen, &mut self.fleet);
-            census.add(&endpoint.outlier);
+            endpoint.outlier.count_in(&mut census);
         }
         self.fleet.take(census);
         let mut all = Vec::new();
