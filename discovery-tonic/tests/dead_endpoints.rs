@@ -104,6 +104,34 @@ async fn fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpo
     assert!(stuck <= 6, "{stuck} requests, of which at most two are probes");
 }
 
+/// Callers that drop their calls after 100 ms report no failure, but leave a hung endpoint as soon.
+#[tokio::test]
+async fn callers_that_give_up_leave_a_hung_endpoint_as_soon() {
+    for callers in [1, 50] {
+        let servers = servers(3).await;
+        let (hung, requests, _tasks) = hung().await;
+        let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
+        let mut calling = JoinSet::new();
+        for _ in 0..callers {
+            let channel = channel.clone();
+            calling.spawn(async move {
+                let end = Instant::now() + Duration::from_secs(3);
+                let mut dropped = 0;
+                while Instant::now() < end {
+                    let call = tokio::time::timeout(Duration::from_millis(100), greet(&channel, None));
+                    dropped += usize::from(call.await.is_err());
+                }
+                dropped
+            });
+        }
+        let dropped: usize = calling.join_all().await.into_iter().sum();
+        let reached = requests.load(Ordering::Relaxed);
+        println!("{callers} callers dropped {dropped} calls in 3 s; {reached} requests reached the hung peer");
+        assert!(reached <= 7, "{reached} requests, of which at most two are probes");
+        assert!(dropped <= 7, "{dropped}");
+    }
+}
+
 #[tokio::test]
 async fn a_hung_endpoint_that_answers_again_is_used_again() {
     let servers = servers(3).await;

@@ -161,16 +161,17 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// C2: one of four freezes for ten seconds, under three clients at a time. At most five calls of each are slow, and it is used again
+/// C2: one of four freezes for ten seconds, under four clients at a time. At most five calls of each are slow, and it is used again
 /// within two seconds of waking (three on a busy machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c2_a_frozen_server_is_left_and_used_again() {
-    let (one_by_one, steadily, _) = tokio::join!(
+    let (one_by_one, steadily, dropping, _) = tokio::join!(
         frozen_for_ten_seconds("one by one", one_by_one),
         frozen_for_ten_seconds("200 a second", steadily),
+        frozen_for_ten_seconds("200 a second, dropped after 100 ms", dropping),
         frozen_for_ten_seconds("with calls that give up late", giving_up_late),
     );
-    assert!(one_by_one <= 5 && steadily <= 5, "{one_by_one} and {steadily}");
+    assert!(one_by_one <= 5 && steadily <= 5 && dropping <= 5, "{one_by_one}, {steadily} and {dropping}");
 }
 
 /// Freezes one of four under a load that runs until a moment, which says of how many calls how many were slow.
@@ -212,6 +213,19 @@ async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
         ticks.tick().await;
         let (channel, request) = (channel.clone(), GreetRequest { delay_ms: 10, ..GreetRequest::default() });
         calls.spawn(async move { greet_with(&channel, Some(SLOW), request).await.is_err() });
+    }
+    let ended = calls.join_all().await;
+    (ended.len(), ended.into_iter().filter(|slow| *slow).count())
+}
+
+/// The same by callers that drop their calls after a while, without a deadline that the server could know.
+async fn dropping(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
+    let (mut ticks, mut calls) = (interval(Duration::from_millis(5)), JoinSet::new());
+    while Instant::now() < end {
+        ticks.tick().await;
+        let (channel, request) = (channel.clone(), GreetRequest { delay_ms: 10, ..GreetRequest::default() });
+        let patience = Duration::from_millis(100);
+        calls.spawn(async move { tokio::time::timeout(patience, greet_with(&channel, None, request)).await.is_err() });
     }
     let ended = calls.join_all().await;
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())

@@ -265,10 +265,10 @@ impl Outlier {
                 self.streak = 0;
             }
         } else if seen.is_sweep && (seen.waiting > 0 || self.gave_up) {
-            if self.silence == 0 {
-                self.before_silence = self.others(fleet);
-            }
             self.silence = self.silence.saturating_add(1);
+        }
+        if self.silence == 0 {
+            self.before_silence = self.others(fleet);
         }
         if seen.is_sweep || self.answered {
             self.gave_up = false;
