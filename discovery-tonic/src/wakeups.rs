@@ -26,12 +26,10 @@ pub(crate) struct Wakeups<T> {
     tick: AtomicU32,
     /// Failures count as load, since most endpoints have few.
     penalizing: AtomicBool,
-    /// As many failures in a row make the pool look at once.
-    pub(crate) notable_failures: u32,
 }
 
 impl<T> Wakeups<T> {
-    pub(crate) fn new(metrics: Metrics, notable_failures: u32) -> Self {
+    pub(crate) fn new(metrics: Metrics) -> Self {
         Self {
             metrics,
             wake: Notify::new(),
@@ -41,7 +39,6 @@ impl<T> Wakeups<T> {
             sweeping: AtomicBool::new(false),
             tick: AtomicU32::new(0),
             penalizing: AtomicBool::new(true),
-            notable_failures,
         }
     }
 

@@ -164,17 +164,6 @@ impl Load {
         self.word.fetch_sub(share.take(UNANSWERED), Ordering::SeqCst);
     }
 
-    /// Does not count a request as waiting for its answer, which may be long in coming; a ticket
-    /// goes back.
-    #[cold]
-    pub(crate) fn excuse(&self, share: &mut Share) {
-        self.take_answer(share);
-        let add = |tickets: u32| (tickets < UNLIMITED).then(|| tickets.saturating_add(1).min(UNLIMITED - 1));
-        if self.tickets.fetch_update(Ordering::SeqCst, Ordering::SeqCst, add).is_ok() {
-            self.free(1);
-        }
-    }
-
     #[cold]
     fn open(&self, tickets: u32) {
         self.tickets.store(tickets, Ordering::SeqCst);
@@ -224,6 +213,11 @@ impl Load {
         self.penalty.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Sets what counts as load besides the requests in flight.
+    pub(crate) fn set_penalty(&self, penalty: u32) {
+        self.penalty.store(penalty, Ordering::Relaxed);
+    }
+
     /// A fiftieth of the penalty ends; returns whether there is more.
     pub(crate) fn fade(&self) -> bool {
         let penalty = self.penalty.load(Ordering::Relaxed);
@@ -234,11 +228,6 @@ impl Load {
         self.faded.store(faded % FADE, Ordering::Relaxed);
         let ended = (faded / FADE).min(penalty);
         self.penalty.fetch_sub(ended, Ordering::Relaxed) > ended
-    }
-
-    /// Ends the penalty.
-    pub(crate) fn pardon(&self) {
-        self.penalty.store(0, Ordering::Relaxed);
     }
 
     /// Counts a request whose caller gave it up, before the answer or in the middle of it.
@@ -441,20 +430,6 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_slow_neither_waits_nor_keeps_a_ticket() {
-        let load = Load::new(u32::MAX, 1);
-        let mut slow = load.enter(true).unwrap();
-        load.sent(&mut slow);
-        load.excuse(&mut slow);
-        assert_eq!((load.in_flight(), load.unanswered(), load.has_answered()), (1, 0, false));
-        let mut one = load.enter(true).unwrap();
-        assert_eq!(load.enter(true).unwrap_err(), Full::Tickets);
-        load.answer(&mut one);
-        load.excuse(&mut slow);
-        assert!(load.has_answered(), "an open one stays so");
-    }
-
-    #[test]
     fn failures_count_as_load_for_a_while() {
         let load = Load::default();
         let _request = load.enter(true).unwrap();
@@ -467,7 +442,7 @@ mod tests {
             assert_eq!(load.cost(), 1);
         }
         load.penalize();
-        load.pardon();
+        load.set_penalty(0);
         assert!(!load.fade() && load.cost() == 1);
     }
 }

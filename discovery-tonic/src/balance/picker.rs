@@ -244,11 +244,6 @@ impl<T> Picked<T> {
         self.candidate.load.take_answer(&mut self.share);
     }
 
-    /// Does not count the request as one that waits for its answer.
-    pub(crate) fn excuse(&mut self) {
-        self.candidate.load.excuse(&mut self.share);
-    }
-
     /// Whether the request was answered.
     pub fn is_answered(&self) -> bool {
         self.share.is_answered()

@@ -65,7 +65,7 @@ impl Attempt {
         picked.sent();
         let mut evidence = Evidence::Waiting { since: None };
         if expects_slow {
-            picked.excuse();
+            picked.take_answer();
             evidence = Evidence::Slow;
         } else if picked.load().is_limited() {
             evidence = Evidence::Waiting { since: Some(Instant::now()) };

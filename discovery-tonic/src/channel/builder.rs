@@ -273,8 +273,7 @@ impl Builder {
         })?;
         let outlier_detection = self.outlier_detection.validated()?;
         let updates = self.resolver.watch(&self.service)?;
-        let notable_failures = outlier_detection.notable_failures();
-        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service), notable_failures));
+        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {
             service: self.service,
             pickers: Pickers::of(self.policy),

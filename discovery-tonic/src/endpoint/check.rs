@@ -1,7 +1,7 @@
 use crate::connection::link::Link;
 
-/// A second connection to a peer that is silent, and what is to become of it. The pool asks, the
-/// driver of the first lane answers.
+/// A second connection to a peer that is silent. The pool asks for it, and decides what becomes of
+/// it; the driver of the first lane does it.
 #[derive(Debug, Default)]
 pub(super) enum Check {
     #[default]
@@ -11,10 +11,23 @@ pub(super) enum Check {
     Failed,
     /// It takes requests.
     Open(Link),
-    /// It shall end, or take the place of the others.
-    Over {
-        replaces: bool,
-    },
+    /// It takes requests, and is about to take the place of the others.
+    Replacing(Link),
+    /// It takes no more requests.
+    Ending,
+}
+
+/// What the driver is to do about a check.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum WantedCheck {
+    /// To end it.
+    None,
+    /// To make it.
+    Pending,
+    /// To keep it.
+    Open,
+    /// To let it take the place of the others.
+    Successor,
 }
 
 /// What is known of a check.

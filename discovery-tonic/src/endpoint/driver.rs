@@ -13,6 +13,7 @@ use tracing::{Instrument, Span, debug};
 
 use super::{
     Endpoint,
+    check::WantedCheck,
     config::DriverConfig,
     lane::{Lane, Phase},
     retired::Connections,
@@ -83,18 +84,8 @@ enum ConnectionEnd {
 
 /// A connection that takes the place of another one, once it is made.
 struct Renewal {
-    reason: Reason,
+    reason: &'static str,
     successor: BoxFuture<'static, Connection>,
-}
-
-/// Why a connection is replaced.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Reason {
-    Age,
-    /// A check of the endpoint was answered while this connection was silent.
-    Silence,
-    /// Many calls were given up on it.
-    Worn,
 }
 
 /// Connects, serves and connects again, on all lanes, until the endpoint is drained.
@@ -221,8 +212,7 @@ impl Driver {
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
         let mut checks = config.health.clone().map(|service| health_check::follow(&link, service, config.backoff));
-        let replaced = self.endpoint.replaced();
-        let mut renewal = self.renewal(connection, since, replaced);
+        let mut renewal = self.renewal(connection, since);
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
         loop {
@@ -243,18 +233,16 @@ impl Driver {
                 Some(successor) = OptionFuture::from(renewal.as_mut().map(|renewal| &mut renewal.successor)),
                     if draining_since.is_none() =>
                 {
-                    let reason = renewal.map(|renewal| renewal.reason);
-                    debug!(instance = %self.endpoint.id, ?reason, "connection replaced");
-                    // A silent one keeps its calls, which may be slow alone.
-                    let is_limited = reason != Some(Reason::Silence);
-                    self.connections.retire(is_limited.then(|| Instant::now() + self.config.drain));
+                    let reason = renewal.map(|renewal| renewal.reason).unwrap_or_default();
+                    debug!(instance = %self.endpoint.id, reason, "connection replaced");
+                    self.connections.retire(Some(Instant::now() + self.config.drain));
                     return ConnectionEnd::Renewed(successor);
                 }
                 made = self.check.made() => {
                     let link = made.as_ref().map(|made| Link { health: *health, ..made.link() });
                     debug!(instance = %self.endpoint.id, is_alive = link.is_some(), "silent endpoint checked");
                     self.check = CheckConnection::None;
-                    if let (true, Some(made)) = (self.endpoint.checked_with(link), made) {
+                    if let (true, Some(made)) = (self.endpoint.take_check(link), made) {
                         self.check = CheckConnection::Open(made);
                     }
                 }
@@ -267,18 +255,16 @@ impl Driver {
             if !self.endpoint.is_draining() {
                 if closed {
                     debug!(instance = %self.endpoint.id, "connection ended");
-                    if let CheckConnection::Open(successor) = mem::take(&mut self.check) {
-                        self.endpoint.forget_check();
+                    if let Some(successor) = self.checked_successor() {
                         return ConnectionEnd::Renewed(successor);
                     }
                     self.enter(Phase::Connecting { first: true });
                     let good = connection.load().has_answered() || since.elapsed() >= GOOD;
                     return ConnectionEnd::Ended(ServeEnd::Closed { good });
                 }
-                let wanted = self.reason(connection, replaced);
-                let is_new = wanted != Some(Reason::Age) && wanted != renewal.as_ref().map(|renewal| renewal.reason);
-                if draining_since.take().is_some() || is_new {
-                    renewal = self.renewal(connection, since, replaced);
+                let is_worn = connection.is_worn() && renewal.as_ref().is_none_or(|renewal| renewal.reason != WORN);
+                if draining_since.take().is_some() || is_worn {
+                    renewal = self.renewal(connection, since);
                 }
                 continue;
             }
@@ -289,6 +275,8 @@ impl Driver {
             let idle = since.elapsed() >= GRACE && connection.load().close_if_idle();
             if closed || idle || since.elapsed() >= config.drain {
                 connection.load().close();
+                // It ends with the others.
+                drop(self.checked_successor());
                 return ConnectionEnd::Ended(ServeEnd::Drained(since));
             }
         }
@@ -300,61 +288,60 @@ impl Driver {
         if self.number > 0 {
             return None;
         }
-        if let Some(replaces) = self.endpoint.take_check()
-            && let CheckConnection::Open(checked) = mem::take(&mut self.check)
-        {
-            if replaces && !is_draining && !checked.is_closed() {
+        let wanted = if is_draining { WantedCheck::None } else { self.endpoint.wanted_check() };
+        match (mem::take(&mut self.check), wanted) {
+            (CheckConnection::Open(checked), WantedCheck::Successor) if !checked.is_closed() => {
                 debug!(instance = %self.endpoint.id, "silent connection replaced");
+                self.endpoint.forget_check();
                 return Some(checked);
             }
-            self.connections.add_retired(&checked);
-        }
-        match &self.check {
-            CheckConnection::Open(checked) if is_draining => {
-                self.connections.add_retired(checked);
-                self.endpoint.forget_check();
-                self.check = CheckConnection::None;
-            }
-            CheckConnection::Open(checked) => {
+            (CheckConnection::Open(checked), WantedCheck::Open) if !checked.is_closed() => {
                 checked.recheck();
-                if checked.link().health != health {
-                    self.endpoint.tell_check(health);
-                }
+                self.endpoint.tell_check(health);
+                self.check = CheckConnection::Open(checked);
             }
-            _ if is_draining || !self.endpoint.is_check_pending() => self.check = CheckConnection::None,
-            CheckConnection::Connecting(_) => {}
-            CheckConnection::None => {
+            (CheckConnection::Open(checked), _) => {
+                self.connections.add_retired(&checked);
+                self.endpoint.forget_check();
+            }
+            (connecting @ CheckConnection::Connecting(_), WantedCheck::Pending) => self.check = connecting,
+            (CheckConnection::None, WantedCheck::Pending) => {
                 let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
                 let connecting = async move {
-                    let _permit = config.connects.acquire(true).await;
+                    // Those that were well a moment ago go first.
+                    let _permit = config.connects.acquire(false).await;
                     connect(&endpoint, &config, &mut PendingHook::default(), Some(1)).await.ok()
                 };
                 self.check = CheckConnection::Connecting(OwnedTask(tokio::spawn(connecting.in_current_span())));
+            }
+            (CheckConnection::None | CheckConnection::Connecting(_), WantedCheck::None) => {}
+            (CheckConnection::None | CheckConnection::Connecting(_), WantedCheck::Open | WantedCheck::Successor) => {
+                self.endpoint.forget_check();
             }
         }
         None
     }
 
-    /// What takes the place of a connection, which began at this moment.
-    fn renewal(&self, connection: &Connection, since: Instant, replaced: u32) -> Option<Renewal> {
-        let reason = self.reason(connection, replaced)?;
-        let wait = match reason {
-            Reason::Age => connection.age().unwrap_or_default().saturating_sub(since.elapsed()),
-            Reason::Silence | Reason::Worn => Duration::ZERO,
-        };
-        Some(Renewal { reason, successor: self.successor(wait) })
+    /// The connection of a check, if it may take the place of one that has ended; otherwise it ends
+    /// too.
+    fn checked_successor(&mut self) -> Option<Connection> {
+        let CheckConnection::Open(checked) = mem::take(&mut self.check) else { return None };
+        self.endpoint.forget_check();
+        if checked.is_closed() || self.endpoint.is_draining() {
+            self.connections.add_retired(&checked);
+            return None;
+        }
+        Some(checked)
     }
 
-    /// Why a connection shall be replaced, now or once it is old; it was made after so many
-    /// replacements for silence.
-    fn reason(&self, connection: &Connection, replaced: u32) -> Option<Reason> {
-        if self.number > 0 && self.endpoint.replaced() != replaced {
-            Some(Reason::Silence)
-        } else if connection.is_worn() {
-            Some(Reason::Worn)
-        } else {
-            connection.age().map(|_| Reason::Age)
-        }
+    /// What takes the place of a connection, which began at this moment.
+    fn renewal(&self, connection: &Connection, since: Instant) -> Option<Renewal> {
+        let (reason, wait) = match connection.age() {
+            _ if connection.is_worn() => (WORN, Duration::ZERO),
+            Some(age) => ("age", age.saturating_sub(since.elapsed())),
+            None => return None,
+        };
+        Some(Renewal { reason, successor: self.successor(wait) })
     }
 
     /// The connection that takes the place of one of this age; there is one at some time.
@@ -524,6 +511,8 @@ fn tick(since: Instant, limit: Duration) -> Duration {
     GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
+/// Why a connection is replaced on which many calls were given up.
+const WORN: &str = "abandoned calls";
 /// A connection that lived for so long was good, even if nobody used it.
 const GOOD: Duration = Duration::from_secs(1);
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.

@@ -17,6 +17,7 @@ mod retired;
 pub(crate) mod state;
 pub(crate) mod tally;
 
+use std::mem;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
@@ -34,7 +35,7 @@ use crate::{
     },
     error::{SharedError, report},
 };
-use check::{Check, Checked};
+use check::{Check, Checked, WantedCheck};
 use lane::{Lane, Phase};
 use state::EndpointState;
 use tally::Tally;
@@ -52,8 +53,6 @@ pub(crate) struct Endpoint {
     pub(crate) tally: Arc<Tally>,
     lanes: Box<[Lane]>,
     check: Mutex<Check>,
-    /// How often the connections were to be replaced because a check was answered, and they not.
-    replaced: AtomicU32,
     draining: AtomicBool,
     /// How often the peer ended a connection because too much was asked of it.
     complaints: AtomicU32,
@@ -82,7 +81,6 @@ impl Endpoint {
             tally,
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             check: Mutex::default(),
-            replaced: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             complaints: AtomicU32::new(0),
             failed_attempts: AtomicUsize::new(0),
@@ -106,15 +104,19 @@ impl Endpoint {
     /// Counts a call that was lost without an answer, on the connection of this load.
     #[cold]
     pub(crate) fn lost(&self, load: &Load) {
-        let in_row = self.tally.lost();
-        self.count_against(in_row, load);
+        self.tally.lost();
+        self.penalize(load);
     }
 
     /// Counts a call that was answered with a failing code, on the connection of this load.
     #[cold]
     pub(crate) fn failed(&self, code: Code, load: &Load) {
-        let in_row = self.tally.failed(code);
-        self.count_against(in_row, load);
+        self.tally.failed(code);
+        self.penalize(load);
+        // A failing call costs no look, unless it is the one that the pool waits for.
+        if load.is_limited() {
+            self.mark_dirty();
+        }
     }
 
     /// Counts a call whose caller gave up after a while without an answer.
@@ -122,15 +124,6 @@ impl Endpoint {
     pub(crate) fn given_up(&self, load: &Load) {
         self.tally.given_up();
         self.penalize(load);
-    }
-
-    /// The pool looks at once only where something is likely to follow: a failing call costs no
-    /// look at the set.
-    fn count_against(&self, in_row: u32, load: &Load) {
-        self.penalize(load);
-        if load.is_limited() || in_row == self.wakeups.notable_failures {
-            self.mark_dirty();
-        }
     }
 
     fn penalize(&self, load: &Load) {
@@ -141,39 +134,44 @@ impl Endpoint {
 
     /// Makes a second connection, to see whether the peer is alive.
     pub(crate) fn begin_check(&self) {
-        self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
-        *self.lock_check() = Check::Pending;
-        self.lanes[0].recheck();
+        let mut check = self.lock_check();
+        if matches!(*check, Check::None) {
+            *check = Check::Pending;
+            drop(check);
+            self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
+            self.lanes[0].recheck();
+        }
     }
 
-    /// Ends the second connection, or lets it take the place of the others.
-    pub(crate) fn end_check(&self, replaces: bool) {
+    /// Ends the second connection, whose calls go on.
+    pub(crate) fn end_check(&self) {
         {
             let mut check = self.lock_check();
             *check = match &*check {
-                Check::Open(link) => {
-                    if !replaces {
-                        link.load.close();
-                    }
-                    Check::Over { replaces }
+                Check::Open(link) | Check::Replacing(link) => {
+                    link.load.close();
+                    Check::Ending
                 }
-                Check::None | Check::Pending | Check::Failed | Check::Over { .. } => Check::None,
+                Check::None | Check::Pending | Check::Failed | Check::Ending => Check::None,
             };
         }
-        if replaces {
-            self.replaced.fetch_add(1, Ordering::AcqRel);
-        }
-        self.recheck();
+        self.lanes[0].recheck();
     }
 
-    /// Whether a second connection shall be made, or is being made.
-    fn is_check_pending(&self) -> bool {
-        matches!(*self.lock_check(), Check::Pending)
+    /// Lets the second connection take the place of the others, whose calls go on.
+    pub(crate) fn replace_with_check(&self) {
+        {
+            let mut check = self.lock_check();
+            let Check::Open(link) = &*check else { return };
+            *check = Check::Replacing(link.clone());
+        }
+        self.former_links().iter().for_each(|link| link.load.close());
+        self.recheck();
     }
 
     /// Takes the second connection, or that it could not be made; returns whether it is still
     /// wanted.
-    fn checked_with(&self, link: Option<Link>) -> bool {
+    fn take_check(&self, link: Option<Link>) -> bool {
         {
             let mut check = self.lock_check();
             if !matches!(*check, Check::Pending) {
@@ -185,38 +183,32 @@ impl Endpoint {
         true
     }
 
-    /// Whether the second connection takes the place of the others, once that is decided; says so
-    /// once.
-    fn take_check(&self) -> Option<bool> {
-        let mut check = self.lock_check();
-        let Check::Over { replaces } = *check else { return None };
-        *check = Check::None;
-        Some(replaces)
+    /// What is to be done about the second connection.
+    fn wanted_check(&self) -> WantedCheck {
+        match *self.lock_check() {
+            Check::None | Check::Failed | Check::Ending => WantedCheck::None,
+            Check::Pending => WantedCheck::Pending,
+            Check::Open(_) => WantedCheck::Open,
+            Check::Replacing(_) => WantedCheck::Successor,
+        }
     }
 
     /// The second connection is not one any more, but the first, or none.
     fn forget_check(&self) {
         *self.lock_check() = Check::None;
+        self.mark_dirty();
     }
 
     /// What is known of the second connection.
     pub(crate) fn checked(&self) -> Checked {
-        let (load, is_open) = match &*self.lock_check() {
-            Check::None | Check::Over { .. } => return Checked::None,
+        let load = match &*self.lock_check() {
+            Check::None | Check::Replacing(_) | Check::Ending => return Checked::None,
             Check::Pending => return Checked::Pending,
             Check::Failed => return Checked::Failed,
-            Check::Open(link) => (Arc::clone(&link.load), !link.load.is_closed()),
+            Check::Open(link) => Arc::clone(&link.load),
         };
-        if !is_open {
-            return Checked::None;
-        }
         let former = self.former_links().iter().any(|link| link.load.has_answered());
         Checked::Open { former, answered: load.has_answered() }
-    }
-
-    /// How often the connections were to be replaced because they were silent.
-    pub(crate) fn replaced(&self) -> u32 {
-        self.replaced.load(Ordering::Acquire)
     }
 
     fn lock_check(&self) -> MutexGuard<'_, Check> {
@@ -314,7 +306,7 @@ impl Endpoint {
     /// The connection of a check, while it takes requests.
     pub(crate) fn check_link(&self) -> Option<Link> {
         match &*self.lock_check() {
-            Check::Open(link) if !link.load.is_closed() => Some(link.clone()),
+            Check::Open(link) | Check::Replacing(link) if !link.load.is_closed() => Some(link.clone()),
             _ => None,
         }
     }
@@ -389,8 +381,12 @@ impl Endpoint {
 
     /// Takes note of what the peer says of its health, for its second connection.
     fn tell_check(&self, health: Health) {
-        if let Check::Open(link) = &mut *self.lock_check() {
-            link.health = health;
+        let is_news = match &mut *self.lock_check() {
+            Check::Open(link) => mem::replace(&mut link.health, health) != health,
+            _ => false,
+        };
+        if is_news {
+            self.mark_dirty();
         }
     }
 

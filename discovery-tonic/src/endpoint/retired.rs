@@ -29,8 +29,10 @@ impl Connections {
     /// Takes a connection beside the present one, which takes no more calls; those on it go on.
     pub(super) fn add_retired(&mut self, connection: &Connection) {
         connection.load().close();
-        let place = self.0.len().saturating_sub(1);
-        self.0.insert(place, RetiredConnection::new(connection));
+        let present = self.0.pop();
+        self.0.retain(|retired| retired.load.in_flight() > 0);
+        self.0.push(RetiredConnection::new(connection));
+        self.0.extend(present);
     }
 
     /// Lets the present connection take no more calls; those on it may go on until then, if there

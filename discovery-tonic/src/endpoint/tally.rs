@@ -59,23 +59,20 @@ impl Tally {
         }
     }
 
-    /// Counts a call that was answered with a failing code; returns the length of the row. Only
-    /// `UNAVAILABLE` makes it longer, since the others are what an application says of one call.
-    pub(super) fn failed(&self, code: Code) -> u32 {
+    /// Counts a call that was answered with a failing code. Only `UNAVAILABLE` is a failure of the
+    /// row, since the others are what an application says of one call.
+    pub(super) fn failed(&self, code: Code) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         match code {
-            Code::Unavailable => self.failures.fetch_add(1, Ordering::Relaxed) + 1,
-            _ => {
-                self.succeeded();
-                0
-            }
+            Code::Unavailable => drop(self.failures.fetch_add(1, Ordering::Relaxed)),
+            _ => self.succeeded(),
         }
     }
 
-    /// Counts a call that was lost without an answer; returns the length of the row.
-    pub(super) fn lost(&self) -> u32 {
+    /// Counts a call that was lost without an answer.
+    pub(super) fn lost(&self) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        self.failed(Code::Unavailable)
+        self.failed(Code::Unavailable);
     }
 
     /// Counts a call whose caller gave up after a while without an answer.

@@ -77,6 +77,11 @@ impl Fleet {
         (self.census.ejected + 1) * 2 <= self.census.endpoints
     }
 
+    /// Whether all endpoints are ejected.
+    pub(crate) fn is_ejected(&self) -> bool {
+        self.census.endpoints > 0 && self.census.ejected >= self.census.endpoints
+    }
+
     /// Whether most endpoints are silent.
     pub(crate) fn is_silent(&self) -> bool {
         self.census.silent * 2 > self.census.endpoints
@@ -132,11 +137,11 @@ impl Counts {
 }
 
 impl Recent {
-    /// A sweep later.
-    pub(crate) fn step(&mut self, news: &Totals) {
-        let given_up = news.given_up as f32;
-        self.ended = self.ended * DECAY + news.answers as f32 + news.lost as f32 + given_up;
-        self.failed = self.failed * DECAY + news.failed as f32 + given_up;
+    /// Adds what is new; with a sweep the rest counts less.
+    pub(crate) fn add(&mut self, news: &Totals, is_sweep: bool) {
+        let (decay, given_up) = (if is_sweep { DECAY } else { 1.0 }, news.given_up as f32);
+        self.ended = self.ended * decay + news.answers as f32 + news.lost as f32 + given_up;
+        self.failed = self.failed * decay + news.failed as f32 + given_up;
     }
 
     /// Whether calls ended, and most of them failed.

@@ -39,7 +39,7 @@ impl Member {
         Self {
             instance: Arc::clone(instance),
             endpoint,
-            outlier: Outlier::new(),
+            outlier: Outlier::default(),
             held_until: None,
             panics: 0,
             slow_start: SlowStart::default(),
@@ -85,10 +85,11 @@ impl Member {
         if links.len() == self.links.len() && links.iter().zip(&self.links).all(same) {
             return false;
         }
-        if self.outlier.is_probing() && !links.iter().any(|link| link.load.is_limited()) {
-            // They were made since.
-            links.iter().for_each(|link| link.load.set_tickets(0));
-            links.iter().take(1).for_each(|link| link.load.set_tickets(1));
+        if self.outlier.is_limited() {
+            let is_new = |link: &&Link| !self.links.iter().any(|known| Arc::ptr_eq(&known.load, &link.load));
+            let check = self.endpoint.check_link();
+            let is_former = |link: &&Link| check.as_ref().is_none_or(|check| !Arc::ptr_eq(&check.load, &link.load));
+            links.iter().filter(is_new).filter(is_former).for_each(|link| link.load.set_tickets(0));
         }
         self.links = links;
         self.candidates.clear();
@@ -128,7 +129,7 @@ impl Member {
         }
         let check = self.endpoint.check_link();
         let links = check.as_ref().map_or(&*self.links, std::slice::from_ref);
-        if links.iter().any(|link| !link.load.is_limited()) {
+        if links.iter().all(|link| !link.load.is_limited()) {
             Tickets::Unlimited
         } else if links.iter().any(|link| !link.load.is_out_of_tickets()) {
             Tickets::Left
@@ -148,7 +149,8 @@ impl Member {
             Access::Tickets(count) => {
                 former.iter().for_each(|link| link.load.set_tickets(0));
                 let check = self.endpoint.check_link();
-                let newest = check.as_ref().or_else(|| former.first());
+                let serves = |link: &&Link| link.health == Health::Serving;
+                let newest = check.as_ref().or_else(|| former.iter().find(serves));
                 if let Some(link) = newest.filter(|_| count > 0) {
                     link.load.set_tickets(count);
                 }
@@ -156,14 +158,17 @@ impl Member {
         }
     }
 
-    /// Lets a part of what failed lately count no longer as load, or all of it; returns whether
-    /// there is more.
-    pub(crate) fn fade(&self, all: bool) -> bool {
-        if all {
-            self.links.iter().for_each(|link| link.load.pardon());
-        }
+    /// Lets a part of what failed lately count no longer as load; returns whether there is more.
+    pub(crate) fn fade(&self) -> bool {
         // All of them, so not `any`.
         self.links.iter().filter(|link| link.load.fade()).count() > 0
+    }
+
+    /// Where most endpoints fail, lets this one seem as busy as the busiest if it fails: then its
+    /// calls are neither fewer nor more.
+    pub(crate) fn level(&self, busiest: u32) {
+        let penalty = if self.outlier.mostly_fails() { busiest.saturating_sub(1) } else { 0 };
+        self.links.iter().for_each(|link| link.load.set_penalty(penalty));
     }
 
     /// It is another now for those who pick: taken out, probed or restored.

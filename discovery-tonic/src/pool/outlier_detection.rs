@@ -55,7 +55,8 @@ pub struct OutlierDetection {
 
 impl OutlierDetection {
     /// Ejects after this many calls in a row that were lost with their connection, or answered with
-    /// `UNAVAILABLE`; by default 5. At least 1.
+    /// `UNAVAILABLE` while that is a failing code, if most calls of the others succeed meanwhile; by
+    /// default 5. At least 1.
     pub fn consecutive_failures(mut self, failures: Option<u32>) -> Self {
         self.consecutive_failures = failures;
         self
@@ -78,7 +79,7 @@ impl OutlierDetection {
     }
 
     /// Ejects an endpoint if this many of a hundred calls in an interval failed, and at least twice
-    /// as many as at the others; by default 85, as in gRFC A50. From 1 to 100.
+    /// the share of the others; by default 85, as in gRFC A50. From 1 to 100.
     pub fn failure_percentage(mut self, percentage: Option<u32>) -> Self {
         self.failure_percentage = percentage;
         self
@@ -108,11 +109,6 @@ impl OutlierDetection {
     pub fn max_ejection_time(mut self, time: Duration) -> Self {
         self.max_ejection_time = time;
         self
-    }
-
-    /// So many failures in a row are to be looked at.
-    pub(crate) fn notable_failures(&self) -> u32 {
-        self.consecutive_failures.unwrap_or_default()
     }
 
     /// Whether endpoints that do not answer are to be found.

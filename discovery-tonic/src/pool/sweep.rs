@@ -11,7 +11,7 @@ use super::{
     outlier::{CheckOrder, News},
     publish::is_taker,
 };
-use crate::{metrics::Event, published::availability::Availability, wakeups::SWEEP};
+use crate::{endpoint::check::Checked, metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {
@@ -50,8 +50,9 @@ impl Pool {
         let wanted = self.published.wakeups.waiters.is_waiting();
         let mut busy = wanted || has_deadlines || !self.leaving.is_empty();
         let all_zero = self.is_all_zero();
-        let pardons = self.fleet.is_failing();
-        self.published.wakeups.set_penalizing(!pardons);
+        let is_failing = self.fleet.is_failing();
+        self.published.wakeups.set_penalizing(!is_failing);
+        let busiest = if is_failing { self.members.values().map(Member::in_flight).max() } else { None };
         let mut census = Census::default();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
@@ -64,10 +65,14 @@ impl Pool {
                 busy = true;
             }
             changed |= member.advance(now, self.config.slow_start);
-            busy |= !member.has_warmed_up() || member.held_until().is_some() || !member.outlier.is_idle();
-            busy |= member.fade(pardons);
+            busy |= !member.has_warmed_up() || member.held_until().is_some() || member.outlier.needs_sweeps();
+            match busiest {
+                Some(busiest) => member.level(busiest),
+                None => busy |= member.fade(),
+            }
             let seen = member.observation(now, true);
             member.outlier.observe(&seen, &mut self.fleet);
+            busy |= seen.check != Checked::None;
             if is_taker(member, all_zero) && member.is_connected() {
                 member.outlier.count_in(&mut census);
             }
@@ -120,9 +125,12 @@ impl Pool {
                 member.admit(access);
             }
             match orders.check {
-                Some(CheckOrder::Begin) => member.endpoint.begin_check(),
-                Some(CheckOrder::End) => member.endpoint.end_check(false),
-                Some(CheckOrder::Replace) => member.endpoint.end_check(true),
+                Some(CheckOrder::Begin) => {
+                    member.endpoint.begin_check();
+                    self.published.wakeups.sweep();
+                }
+                Some(CheckOrder::End) => member.endpoint.end_check(),
+                Some(CheckOrder::Replace) => member.endpoint.replace_with_check(),
                 None => {}
             }
             match orders.news {
