@@ -165,7 +165,9 @@ async fn more_connections_carry_more_calls_at_once() {
 #[tokio::test]
 async fn a_peer_out_of_reach_costs_one_attempt_at_a_time_however_many_connections_it_should_have() {
     let wires = Wires::default();
-    let wait = Backoff::new(Duration::from_secs(30), Duration::from_secs(30)).unwrap();
+    // With full jitter, so that hardly any first wait is short.
+    let hour = Duration::from_secs(3600);
+    let wait = Backoff::new(hour, hour).unwrap();
     let address = refusing().await;
     let plan = builder(&registry([address])).connections(8).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();

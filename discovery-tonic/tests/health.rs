@@ -225,3 +225,31 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     stop.store(true, Ordering::Relaxed);
     caller.await.unwrap();
 }
+
+/// A server's health holds for the connection of a check, too, as it changes.
+#[tokio::test]
+async fn a_check_has_the_health_of_its_endpoint() {
+    let server = Checked::start().await;
+    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    eventually("it serves", || ready(&channel) == 1).await;
+    let polling = channel.clone();
+    let poll = tokio::spawn(async move {
+        let request = GreetRequest { delay_ms: 4000, ..GreetRequest::default() };
+        greet_with(&polling, None, request).await.map(drop)
+    });
+    // By then it is checked.
+    sleep(Duration::from_millis(1500)).await;
+    for _ in 0..2 {
+        server.say(ServingStatus::NotServing).await;
+        eventually("it is out", || ready(&channel) == 0).await;
+        assert_eq!(greet(&channel, Some(SOON)).await.unwrap_err().code(), Code::Unavailable);
+        server.say(ServingStatus::Serving).await;
+        eventually("it is back", || ready(&channel) == 1).await;
+        for _ in 0..20 {
+            let start = Instant::now();
+            greet(&channel, Some(SOON)).await.unwrap();
+            assert!(start.elapsed() < Duration::from_millis(150), "it waited {:?}", start.elapsed());
+        }
+    }
+    poll.await.unwrap().unwrap();
+}

@@ -77,7 +77,7 @@ impl Load {
     /// What a policy compares: the requests in flight, and those that failed lately.
     #[inline]
     pub(crate) fn cost(&self) -> u32 {
-        self.in_flight() + self.penalty.load(Ordering::Relaxed)
+        self.in_flight() + self.penalty()
     }
 
     /// The number of requests in flight that are not answered yet.
@@ -213,14 +213,19 @@ impl Load {
         self.penalty.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Sets what counts as load besides the requests in flight.
+    /// Lets this much count as load besides the requests in flight.
     pub(crate) fn set_penalty(&self, penalty: u32) {
         self.penalty.store(penalty, Ordering::Relaxed);
     }
 
+    #[inline]
+    pub(crate) fn penalty(&self) -> u32 {
+        self.penalty.load(Ordering::Relaxed)
+    }
+
     /// A fiftieth of the penalty ends; returns whether there is more.
     pub(crate) fn fade(&self) -> bool {
-        let penalty = self.penalty.load(Ordering::Relaxed);
+        let penalty = self.penalty();
         if penalty == 0 {
             return false;
         }
@@ -441,7 +446,8 @@ mod tests {
             assert!((50..=50 * 8).contains(&sweeps), "{sweeps}");
             assert_eq!(load.cost(), 1);
         }
-        load.penalize();
+        load.set_penalty(1);
+        assert_eq!((load.cost(), load.penalty()), (2, 1));
         load.set_penalty(0);
         assert!(!load.fade() && load.cost() == 1);
     }

@@ -35,6 +35,8 @@ pub(crate) struct Census {
     pub(crate) silent: usize,
     /// Those that are ejected, or where most calls fail.
     pub(crate) failing: usize,
+    /// Calls that ended lately.
+    ended: f32,
 }
 
 impl Fleet {
@@ -87,9 +89,10 @@ impl Fleet {
         self.census.silent * 2 > self.census.endpoints
     }
 
-    /// Whether most endpoints fail.
-    pub(crate) fn is_failing(&self) -> bool {
-        self.census.failing * 2 > self.census.endpoints
+    /// Where most endpoints fail: how many calls an endpoint had lately on average.
+    pub(crate) fn mean_where_most_fail(&self) -> Option<f32> {
+        let Census { endpoints, failing, ended, .. } = self.census;
+        (failing * 2 > endpoints).then(|| ended / endpoints as f32)
     }
 }
 
@@ -100,6 +103,7 @@ impl Census {
         self.ejected += usize::from(is_ejected);
         self.silent += usize::from(silence >= SILENT);
         self.failing += usize::from(is_ejected || recent.mostly_fails());
+        self.ended += recent.ended;
     }
 }
 
@@ -142,6 +146,10 @@ impl Recent {
         let (decay, given_up) = (if is_sweep { DECAY } else { 1.0 }, news.given_up as f32);
         self.ended = self.ended * decay + news.answers as f32 + news.lost as f32 + given_up;
         self.failed = self.failed * decay + news.failed as f32 + given_up;
+    }
+
+    pub(crate) fn ended(self) -> f32 {
+        self.ended
     }
 
     /// Whether calls ended, and most of them failed.

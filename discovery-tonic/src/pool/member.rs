@@ -164,11 +164,18 @@ impl Member {
         self.links.iter().filter(|link| link.load.fade()).count() > 0
     }
 
-    /// Where most endpoints fail, lets this one seem as busy as the busiest if it fails: then its
-    /// calls are neither fewer nor more.
-    pub(crate) fn level(&self, busiest: u32) {
-        let penalty = if self.outlier.mostly_fails() { busiest.saturating_sub(1) } else { 0 };
-        self.links.iter().for_each(|link| link.load.set_penalty(penalty));
+    /// Where most endpoints fail, gives one that fails about as many calls as the others have on
+    /// average: all are used then, and none is to attract calls by failing fast.
+    pub(crate) fn level(&self, mean: f32, begins: bool) {
+        let recent = self.outlier.recent();
+        for link in &self.links {
+            let penalty = link.load.penalty();
+            link.load.set_penalty(match recent.mostly_fails() && recent.ended() > mean * 1.5 {
+                _ if begins => 0,
+                true => penalty + 1,
+                false => penalty.saturating_sub(1),
+            });
+        }
     }
 
     /// It is another now for those who pick: taken out, probed or restored.

@@ -50,9 +50,9 @@ impl Pool {
         let wanted = self.published.wakeups.waiters.is_waiting();
         let mut busy = wanted || has_deadlines || !self.leaving.is_empty();
         let all_zero = self.is_all_zero();
-        let is_failing = self.fleet.is_failing();
-        self.published.wakeups.set_penalizing(!is_failing);
-        let busiest = if is_failing { self.members.values().map(Member::in_flight).max() } else { None };
+        let mean = self.fleet.mean_where_most_fail();
+        let begins = self.published.wakeups.is_penalizing();
+        self.published.wakeups.set_penalizing(mean.is_none());
         let mut census = Census::default();
         let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
         for (id, member) in &mut self.members {
@@ -66,8 +66,8 @@ impl Pool {
             }
             changed |= member.advance(now, self.config.slow_start);
             busy |= !member.has_warmed_up() || member.held_until().is_some() || member.outlier.needs_sweeps();
-            match busiest {
-                Some(busiest) => member.level(busiest),
+            match mean {
+                Some(mean) => member.level(mean, begins),
                 None => busy |= member.fade(),
             }
             let seen = member.observation(now, true);

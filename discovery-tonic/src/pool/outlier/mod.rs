@@ -192,9 +192,8 @@ impl Outlier {
         self.out_until().is_some()
     }
 
-    /// Whether most of its calls fail.
-    pub(crate) fn mostly_fails(&self) -> bool {
-        self.recent.mostly_fails()
+    pub(crate) fn recent(&self) -> Recent {
+        self.recent
     }
 
     /// Counts this endpoint among those of a sweep.
