@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use greeter::{GreetReply, GreetRequest, GreeterClient};
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, body::Body, client::GrpcService, codegen::StdError};
 
 /// What a generated client takes, in a task of its own too.
@@ -36,12 +37,21 @@ impl<T> Transport for T where
 pub struct Caller<T> {
     client: GreeterClient<T>,
     deadline: Option<Duration>,
+    patience: Option<Duration>,
 }
 
 impl<T: Transport> Caller<T> {
     /// A caller over a transport; its calls carry the deadline, if there is one.
     pub fn new(transport: T, deadline: Option<Duration>) -> Self {
-        Self { client: GreeterClient::new(transport), deadline }
+        Self { client: GreeterClient::new(transport), deadline, patience: None }
+    }
+
+    /// Drops each call that is not answered after so long, of which no server is told before. Such
+    /// a call ends with `CANCELLED`.
+    #[must_use]
+    pub fn dropping_after(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// One call with a payload of 64 bytes, which comes back.
@@ -64,7 +74,13 @@ impl<T: Transport> Caller<T> {
         if let Some(deadline) = self.deadline {
             request.set_timeout(deadline);
         }
-        self.client.greet(request).await
+        match self.patience {
+            None => self.client.greet(request).await,
+            // Boxed, so that calls without it are no larger.
+            Some(patience) => Box::pin(timeout(patience, self.client.greet(request)))
+                .await
+                .unwrap_or_else(|_| Err(Status::cancelled("dropped"))),
+        }
     }
 
     /// One call after the other over one client.

@@ -31,10 +31,7 @@ use crate::Failure;
 ///
 /// Outside of a runtime.
 pub fn ours(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
-    let instances: Result<Vec<_>, _> =
-        addresses.iter().map(|address| Ok(Instance::new((*address).try_into()?))).collect();
-    let instances = instances.map_err(|error: discovery_core::Error| error)?;
-    Ok(BalancedChannel::new(FixedResolver::new(instances), service())?)
+    Ok(builder(addresses)?.build()?)
 }
 
 /// Ours, with all endpoints connected.
@@ -43,7 +40,26 @@ pub fn ours(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
 ///
 /// Where an endpoint is not ready within ten seconds.
 pub async fn ours_ready(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
-    ready(ours(addresses)?, addresses.len()).await
+    ours_with(addresses, |builder| builder).await
+}
+
+/// The same, built as `configure` says.
+///
+/// # Errors
+///
+/// Where an endpoint is not ready within ten seconds.
+pub async fn ours_with(
+    addresses: &[SocketAddr],
+    configure: impl FnOnce(Builder) -> Builder,
+) -> Result<BalancedChannel, Failure> {
+    ready(configure(builder(addresses)?).build()?, addresses.len()).await
+}
+
+fn builder(addresses: &[SocketAddr]) -> Result<Builder, Failure> {
+    let instances: Result<Vec<_>, _> =
+        addresses.iter().map(|address| Ok(Instance::new((*address).try_into()?))).collect();
+    let instances = instances.map_err(|error: discovery_core::Error| error)?;
+    Ok(BalancedChannel::builder(FixedResolver::new(instances), service()))
 }
 
 async fn ready(channel: BalancedChannel, count: usize) -> Result<BalancedChannel, Failure> {

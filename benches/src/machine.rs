@@ -1,6 +1,10 @@
-//! What the numbers were measured on.
+//! What the numbers were measured on, and what the drivers need of it.
 
 use std::{fs, process::Command, thread::available_parallelism};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::Failure;
 
 /// Processor, kernel and tools, in one line.
 #[must_use]
@@ -13,6 +17,16 @@ pub fn describe() -> String {
     let cores = available_parallelism().map_or(1, usize::from);
     let tools = [("uname", "-sr"), ("rustc", "-V"), ("valgrind", "--version")].map(|(tool, flag)| output(tool, flag));
     format!("{processor}, {cores} cores; {}", tools.join("; "))
+}
+
+/// Lets this process have as many files open as it may, for thousands of connections.
+///
+/// # Errors
+///
+/// Where the system refuses.
+pub fn allow_files() -> Result<(), Failure> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
 }
 
 fn output(tool: &str, flag: &str) -> String {

@@ -8,14 +8,16 @@ use std::{
     str::FromStr,
 };
 
+use tonic::Code;
+
 use crate::{Failure, callgrind::driver};
 
 /// How a server behaves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Answers every call at once with `UNAVAILABLE`.
-    Failing,
+    /// Answers every call at once with this code.
+    Failing(Code),
     /// Answers.
     Greeter,
     /// Shakes hands, takes calls and never answers one.
@@ -86,7 +88,7 @@ impl Drop for Servers {
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Failing => "failing",
+            Self::Failing(code) => return write!(f, "{FAILING}{}", *code as i32),
             Self::Greeter => "greeter",
             Self::Hung => "hung",
             Self::Limited(streams) => return write!(f, "{LIMITED}{streams}"),
@@ -104,9 +106,13 @@ impl FromStr for Kind {
         if let Some(streams) = text.strip_prefix(LIMITED) {
             return Ok(Self::Limited(streams.parse()?));
         }
-        let all = [Self::Failing, Self::Greeter, Self::Hung, Self::Refusing, Self::Silent, Self::Slow];
+        if let Some(code) = text.strip_prefix(FAILING) {
+            return Ok(Self::Failing(Code::from_i32(code.parse()?)));
+        }
+        let all = [Self::Greeter, Self::Hung, Self::Refusing, Self::Silent, Self::Slow];
         all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("no kind of server: {text}").into())
     }
 }
 
+const FAILING: &str = "failing-";
 const LIMITED: &str = "limited-";

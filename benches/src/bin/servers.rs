@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use benches::{Failure, messages::Messages, servers::Kind, traffic};
+use benches::{Failure, machine, messages::Messages, servers::Kind, traffic};
 use futures::future::BoxFuture;
 use greeter::{Greeter, GreeterServer};
 use http::{Request, Response};
@@ -20,7 +20,7 @@ use tokio::{
     time::sleep,
 };
 use tonic::{
-    Status,
+    Code, Status,
     body::Body,
     server::NamedService,
     transport::{Server, server::TcpIncoming},
@@ -29,6 +29,7 @@ use tower::Service;
 
 #[tokio::main]
 async fn main() -> Result<(), Failure> {
+    machine::allow_files()?;
     let mut kinds = Vec::new();
     for kind in std::env::args().skip(1) {
         let kind = watch::Sender::new(kind.parse()?);
@@ -99,19 +100,21 @@ impl Service<Request<Body>> for Moody {
             _ => self.greeter.call(request),
         };
         match *self.kind.borrow() {
-            Kind::Failing => Box::pin(failed()),
+            Kind::Failing(code) => Box::pin(failed(code)),
             Kind::Hung => Box::pin(pending()),
-            Kind::Slow => Box::pin(async move {
-                sleep(SLOW).await;
-                answer.await
-            }),
+            Kind::Slow => Box::pin(after(SLOW, answer)),
             _ => answer,
         }
     }
 }
 
-fn failed() -> Ready<Result<Response<Body>, Infallible>> {
-    ready(Ok(Status::unavailable("on demand").into_http()))
+fn failed(code: Code) -> Ready<Result<Response<Body>, Infallible>> {
+    ready(Ok(Status::new(code, "on demand").into_http()))
+}
+
+async fn after<F: Future>(time: Duration, answer: F) -> F::Output {
+    sleep(time).await;
+    answer.await
 }
 
 /// What a slow server takes for a call.

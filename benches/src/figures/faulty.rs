@@ -2,6 +2,7 @@ use std::{ops::Range, time::Duration};
 
 use futures::future::join3;
 use tokio::time::sleep;
+use tonic::Code;
 
 use crate::{
     Failure,
@@ -22,13 +23,17 @@ struct Scene {
     seconds: [u32; 3],
     /// How long servers work on a call.
     work: fn() -> Duration,
+    /// After how long callers drop a call; where they do not, it has a deadline.
+    dropped: Option<Duration>,
 }
 
 /// F7: one of many servers becomes slow, or hangs, or a few fail at once.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
-    let slow = Scene { servers: 11, ill: 1, kind: Kind::Slow, seconds: [15, 30, 15], work: even };
-    let hung = Scene { servers: 11, ill: 1, kind: Kind::Hung, seconds: [5, 20, 0], work: even };
-    let failing = Scene { servers: 20, ill: 2, kind: Kind::Failing, seconds: [5, 20, 0], work: uneven };
+    let slow = Scene { servers: 11, ill: 1, kind: Kind::Slow, seconds: [15, 30, 15], work: even, dropped: None };
+    let hung = Scene { kind: Kind::Hung, seconds: [5, 20, 0], ..slow };
+    let dropped = Scene { work: brief, dropped: Some(DROPPED), ..hung };
+    let unavailable = Kind::Failing(Code::Unavailable);
+    let failing = Scene { servers: 20, ill: 2, kind: unavailable, work: uneven, ..hung };
 
     let mut rows = Vec::new();
     let calls = slow.calls(0..3);
@@ -37,13 +42,16 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let [beside_tower, beside_tonic] = compared(&what, ended);
     rows.extend([Row::new("F7", what, ended[0]).most(calls / 1000.0), beside_tower.more(0.0), beside_tonic]);
 
-    let what = "calls to 1 of 11 servers, which hangs, after its first second, in percent of its fair share";
-    let later = hung.falls_ill() + Duration::from_secs(1);
-    let percent = (hung.calls(1..2) - f64::from(RATE)) / 11.0 / 100.0;
-    // Whatever is late was there.
-    let shares = hung.run().await?.map(|all| count(&all, |call| call.due >= later && call.is_late()) / percent);
-    rows.push(Row::new("F7", what, shares[0]).most(20.0));
-    rows.extend(compared(what, shares));
+    for (scene, how) in [(hung, ""), (dropped, ", callers drop after 100 ms")] {
+        let what =
+            format!("calls to 1 of 11 servers, which hangs, after its first second, in percent of its fair share{how}");
+        let later = scene.falls_ill() + Duration::from_secs(1);
+        let percent = (scene.calls(1..2) - f64::from(RATE)) / 11.0 / 100.0;
+        // Whatever is late was there.
+        let shares = scene.run().await?.map(|all| count(&all, |call| call.due >= later && call.is_late()) / percent);
+        rows.push(Row::new("F7", &what, shares[0]).most(20.0));
+        rows.extend(compared(&what, shares));
+    }
 
     let what = format!("failed of {} calls, 2 of 20 servers fail at once", failing.calls(1..2));
     let failed = failing.run().await?.map(|all| count(&all, Ended::failed));
@@ -83,7 +91,11 @@ impl Scene {
             sleep(again).await;
             Ok(())
         };
-        let (calls, course) = steady(&Caller::new(transport, Some(LATE)), RATE, self.work, course).await;
+        let caller = match self.dropped {
+            Some(after) => Caller::new(transport, None).dropping_after(after),
+            None => Caller::new(transport, Some(LATE)),
+        };
+        let (calls, course) = steady(&caller, RATE, self.work, course).await;
         course.map(|()| calls)
     }
 
@@ -113,12 +125,18 @@ fn even() -> Duration {
     Duration::from_millis(fastrand::u64(84..=250))
 }
 
+/// Nothing near the moment at which callers drop a call.
+fn brief() -> Duration {
+    Duration::from_millis(fastrand::u64(20..=60))
+}
+
 /// Exponential, with a mean of 40 ms.
 fn uneven() -> Duration {
     Duration::from_millis(40).mul_f64(-(1.0 - fastrand::f64()).ln())
 }
 
 const LATE: Duration = Duration::from_secs(1);
+const DROPPED: Duration = Duration::from_millis(100);
 /// Calls a second.
 const RATE: u32 = 1_000;
 const TONIC: &str = "tonic `balance_list`";

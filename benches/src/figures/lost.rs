@@ -15,15 +15,15 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     failed: u32,
-    /// Those that failed or took until their deadline.
+    /// Those that failed, took until their deadline or were dropped.
     slow: u32,
 }
 
 /// L1: one of four endpoints refuses connections.
 pub(super) async fn refusing() -> Result<Vec<Row>, Failure> {
     let servers = servers_and(Kind::Refusing)?;
-    let ours = tally(clients::ours(servers.addresses())?, 1, CALLS).await;
-    let tonic = tally(clients::tonic_balanced(servers.addresses())?, 1, CALLS).await;
+    let ours = tally(patient(clients::ours(servers.addresses())?), 1, CALLS).await;
+    let tonic = tally(patient(clients::tonic_balanced(servers.addresses())?), 1, CALLS).await;
     let row = Row::new("L1", format!("failed of {CALLS} calls, 1 of 4 endpoints refuses"), ours.failed.into());
     Ok(vec![row.against(TONIC, tonic.failed.into()).most(0.0)])
 }
@@ -31,15 +31,18 @@ pub(super) async fn refusing() -> Result<Vec<Row>, Failure> {
 /// L2: one of four endpoints accepts and stays silent, or shakes hands and never answers.
 pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
     let (silent, hung) = (servers_and(Kind::Silent)?, servers_and(Kind::Hung)?);
-    let ours_silent = tally(clients::ours(silent.addresses())?, 1, CALLS).await;
-    let ours_wide = tally(clients::ours(hung.addresses())?, 50, CALLS).await;
-    let channel = clients::ours(hung.addresses())?;
-    let ours_hung = tally(channel.clone(), 1, CALLS).await;
-    let (later, calls) = later(channel).await;
-    // Few calls, most of the time waiting, so both at once.
-    let (tonic_silent, tonic_hung) = tokio::join!(
-        tally(clients::tonic_balanced(silent.addresses())?, 1, FEWER),
-        tally(clients::tonic_balanced(hung.addresses())?, 1, FEWER)
+    let ours_silent = tally(patient(clients::ours(silent.addresses())?), 1, CALLS).await;
+    let ours_wide = tally(patient(clients::ours(hung.addresses())?), 50, CALLS).await;
+    let ours_dropped = tally(hasty(clients::ours(hung.addresses())?), 1, CALLS).await;
+    let ours_dropped_wide = tally(hasty(clients::ours(hung.addresses())?), 50, CALLS).await;
+    let caller = patient(clients::ours(hung.addresses())?);
+    let ours_hung = tally(caller.clone(), 1, CALLS).await;
+    let (later, calls) = later(caller).await;
+    // Few calls, most of the time waiting, so all at once.
+    let (tonic_silent, tonic_hung, tonic_dropped) = tokio::join!(
+        tally(patient(clients::tonic_balanced(silent.addresses())?), 1, FEWER),
+        tally(patient(clients::tonic_balanced(hung.addresses())?), 1, FEWER),
+        tally(hasty(clients::tonic_balanced(hung.addresses())?), 1, FEWER)
     );
     let row = |what: String, ours: Tally| Row::new("L2", what, ours.slow.into());
     let slow = "slow (1 s) or failed";
@@ -52,7 +55,21 @@ pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
             .most(5.0),
         row("the same, 50 at once".to_owned(), ours_wide).most(5.0),
         row(format!("the same, of {calls} calls in the next {} s: probes alone", LATER.as_secs()), later).most(PROBES),
+        row(format!("dropped (100 ms) or failed of {CALLS} calls, 1 of 4 endpoints never answers"), ours_dropped)
+            .against(TONIC_FEWER, tonic_dropped.slow.into())
+            .most(5.0),
+        row("the same, 50 at once".to_owned(), ours_dropped_wide).most(5.0),
     ])
+}
+
+/// A caller whose calls carry a deadline.
+fn patient<T: Transport>(transport: T) -> Caller<T> {
+    Caller::new(transport, Some(SLOW))
+}
+
+/// A caller that drops its calls, whose length nobody else knows.
+fn hasty<T: Transport>(transport: T) -> Caller<T> {
+    Caller::new(transport, None).dropping_after(DROPPED)
 }
 
 fn servers_and(kind: Kind) -> Result<Servers, Failure> {
@@ -60,15 +77,13 @@ fn servers_and(kind: Kind) -> Result<Servers, Failure> {
 }
 
 /// Calls from a cold start, so many at once.
-async fn tally<T: Transport>(transport: T, width: usize, calls: u32) -> Tally {
-    let caller = Caller::new(transport, Some(SLOW));
+async fn tally<T: Transport>(caller: Caller<T>, width: usize, calls: u32) -> Tally {
     let results = stream::iter(0..calls).map(|_| call(caller.clone())).buffer_unordered(width);
     results.fold(Tally::default(), |tally, one| async move { tally.and(one) }).await
 }
 
 /// Calls for a while, with pauses.
-async fn later<T: Transport>(transport: T) -> (Tally, u32) {
-    let caller = Caller::new(transport, Some(SLOW));
+async fn later<T: Transport>(caller: Caller<T>) -> (Tally, u32) {
     let (mut tally, mut calls) = (Tally::default(), 0);
     let start = Instant::now();
     while start.elapsed() < LATER {
@@ -96,6 +111,7 @@ const CALLS: u32 = 2_000;
 /// tonic's slow calls go on for ever; these take half a minute.
 const FEWER: u32 = 99;
 const SLOW: Duration = Duration::from_secs(1);
+const DROPPED: Duration = Duration::from_millis(100);
 const LATER: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
 /// An ejection lasts 1 s and twice as long after each probe that fails, itself after 1 s: one slow call at 1, 4, 9 and 18 s.

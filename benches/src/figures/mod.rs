@@ -2,6 +2,7 @@
 
 mod calls;
 mod deploy;
+mod failing;
 mod faulty;
 mod killed;
 mod lost;
@@ -14,7 +15,8 @@ mod waiting;
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 13] = ["F1", "F3", "F7", "F10", "F12", "F14", "F17", "F20", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 15] =
+    ["F1", "F3", "F7", "F10", "F12", "F14", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -29,7 +31,9 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F10" => roll::rows(),
         "F12" => registrations::rate(),
         "F14" => waiting::rows().await,
+        "F16" => failing::share().await,
         "F17" => registrations::overload(),
+        "F19" => failing::cost(),
         "F20" => traffic::rows(),
         "L1" => lost::refusing().await,
         "L2" => lost::silent_and_hung().await,
