@@ -22,6 +22,8 @@ pub enum Kind {
     Greeter,
     /// Shakes hands, takes calls and never answers one.
     Hung,
+    /// Answers after five seconds more, and says nothing before.
+    Late,
     /// Answers, and allows so many streams at once on a connection.
     Limited(u32),
     /// Refuses connections.
@@ -91,6 +93,7 @@ impl fmt::Display for Kind {
             Self::Failing(code) => return write!(f, "{FAILING}{}", *code as i32),
             Self::Greeter => "greeter",
             Self::Hung => "hung",
+            Self::Late => "late",
             Self::Limited(streams) => return write!(f, "{LIMITED}{streams}"),
             Self::Refusing => "refusing",
             Self::Silent => "silent",
@@ -109,7 +112,7 @@ impl FromStr for Kind {
         if let Some(code) = text.strip_prefix(FAILING) {
             return Ok(Self::Failing(Code::from_i32(code.parse()?)));
         }
-        let all = [Self::Greeter, Self::Hung, Self::Refusing, Self::Silent, Self::Slow];
+        let all = [Self::Greeter, Self::Hung, Self::Late, Self::Refusing, Self::Silent, Self::Slow];
         all.into_iter().find(|kind| kind.to_string() == text).ok_or_else(|| format!("no kind of server: {text}").into())
     }
 }

@@ -102,6 +102,7 @@ impl Service<Request<Body>> for Moody {
         match *self.kind.borrow() {
             Kind::Failing(code) => Box::pin(failed(code)),
             Kind::Hung => Box::pin(pending()),
+            Kind::Late => Box::pin(after(LATE, answer)),
             Kind::Slow => Box::pin(after(SLOW, answer)),
             _ => answer,
         }
@@ -119,3 +120,5 @@ async fn after<F: Future>(time: Duration, answer: F) -> F::Output {
 
 /// What a slow server takes for a call.
 const SLOW: Duration = Duration::from_secs(2);
+/// When a late one sends its headers.
+const LATE: Duration = Duration::from_secs(5);

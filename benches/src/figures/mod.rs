@@ -9,14 +9,15 @@ mod lost;
 mod pick;
 mod registrations;
 mod roll;
+mod slow;
 mod traffic;
 mod waiting;
 
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 15] =
-    ["F1", "F3", "F7", "F10", "F12", "F14", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 16] =
+    ["F1", "F3", "F7", "F10", "F12", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -31,6 +32,7 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F10" => roll::rows(),
         "F12" => registrations::rate(),
         "F14" => waiting::rows().await,
+        "F15" => slow::rows().await,
         "F16" => failing::share().await,
         "F17" => registrations::overload(),
         "F19" => failing::cost(),
