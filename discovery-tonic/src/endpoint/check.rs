@@ -2,7 +2,7 @@ use crate::connection::link::Link;
 
 /// A second connection to a peer that is silent. The pool asks for it, and decides what becomes of
 /// it; the driver of the first lane does it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) enum Check {
     #[default]
     None,
@@ -15,19 +15,6 @@ pub(super) enum Check {
     Replacing(Link),
     /// It takes no more requests.
     Ending,
-}
-
-/// What the driver is to do about a check.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum WantedCheck {
-    /// To end it.
-    None,
-    /// To make it.
-    Pending,
-    /// To keep it.
-    Open,
-    /// To let it take the place of the others.
-    Successor,
 }
 
 /// What is known of a check.

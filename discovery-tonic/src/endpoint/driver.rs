@@ -5,30 +5,23 @@ use futures::{
     future::{BoxFuture, OptionFuture, join_all},
     stream::{BoxStream, StreamExt},
 };
-use tokio::{
-    task::{JoinError, JoinHandle, spawn_blocking},
-    time::{Instant, sleep, sleep_until, timeout},
-};
-use tracing::{Instrument, Span, debug};
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{Instrument, debug};
 
 use super::{
     Endpoint,
-    check::WantedCheck,
+    check::Check,
     config::DriverConfig,
+    connect::{OwnedTask, PendingHook, connect},
     lane::{Lane, Phase},
     retired::Connections,
 };
 use crate::{
-    balance::UNLIMITED,
     connection::{
-        Allowance, Connection,
-        end::End,
-        health_check,
+        Connection, health_check,
         link::{Health, Link},
-        settings::EndpointSettings,
     },
-    error::{BoxError, panic_text, report},
-    metrics::Event,
+    error::BoxError,
 };
 
 /// What drives one lane.
@@ -61,19 +54,6 @@ enum ServeEnd {
 
 /// The endpoint drains.
 struct Draining;
-
-/// The user's hook, while it runs: one that blocks is not asked once more before it has returned.
-#[derive(Default)]
-struct PendingHook(Option<OwnedTask<EndpointSettings>>);
-
-/// A task that ends with this.
-struct OwnedTask<T>(JoinHandle<T>);
-
-impl<T> Drop for OwnedTask<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 /// What becomes of one connection.
 enum ConnectionEnd {
@@ -288,14 +268,14 @@ impl Driver {
         if self.number > 0 {
             return None;
         }
-        let wanted = if is_draining { WantedCheck::None } else { self.endpoint.wanted_check() };
+        let wanted = if is_draining { Check::None } else { self.endpoint.check() };
         match (mem::take(&mut self.check), wanted) {
-            (CheckConnection::Open(checked), WantedCheck::Successor) if !checked.is_closed() => {
+            (CheckConnection::Open(checked), Check::Replacing(_)) if !checked.is_closed() => {
                 debug!(instance = %self.endpoint.id, "silent connection replaced");
                 self.endpoint.forget_check();
                 return Some(checked);
             }
-            (CheckConnection::Open(checked), WantedCheck::Open) if !checked.is_closed() => {
+            (CheckConnection::Open(checked), Check::Open(_)) if !checked.is_closed() => {
                 checked.recheck();
                 self.endpoint.tell_check(health);
                 self.check = CheckConnection::Open(checked);
@@ -304,8 +284,8 @@ impl Driver {
                 self.connections.add_retired(&checked);
                 self.endpoint.forget_check();
             }
-            (connecting @ CheckConnection::Connecting(_), WantedCheck::Pending) => self.check = connecting,
-            (CheckConnection::None, WantedCheck::Pending) => {
+            (connecting @ CheckConnection::Connecting(_), Check::Pending) => self.check = connecting,
+            (CheckConnection::None, Check::Pending) => {
                 let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
                 let connecting = async move {
                     // Those that were well a moment ago go first.
@@ -314,10 +294,9 @@ impl Driver {
                 };
                 self.check = CheckConnection::Connecting(OwnedTask(tokio::spawn(connecting.in_current_span())));
             }
-            (CheckConnection::None | CheckConnection::Connecting(_), WantedCheck::None) => {}
-            (CheckConnection::None | CheckConnection::Connecting(_), WantedCheck::Open | WantedCheck::Successor) => {
-                self.endpoint.forget_check();
-            }
+            // Of a connection that is not here any more.
+            (_, Check::Open(_) | Check::Replacing(_) | Check::Ending) => self.endpoint.forget_check(),
+            (_, Check::None | Check::Failed) => {}
         }
         None
     }
@@ -419,87 +398,6 @@ impl CheckConnection {
     }
 }
 
-impl PendingHook {
-    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt
-    /// fails, and where it blocks, too, so that it does not keep its permit from others.
-    async fn settings(&mut self, endpoint: &Endpoint, config: &DriverConfig) -> Result<EndpointSettings, BoxError> {
-        let mut settings = match config.settings.clone() {
-            None => EndpointSettings::default(),
-            Some(hook) => {
-                let asking = self.0.get_or_insert_with(|| {
-                    let (instance, span) = (endpoint.instance(), Span::current());
-                    OwnedTask(spawn_blocking(move || span.in_scope(|| hook(&instance))))
-                });
-                let Ok(asked) = timeout(HOOK, &mut asking.0).await else {
-                    return Err(format!("the hook of the endpoint's settings has not returned within {HOOK:?}").into());
-                };
-                self.0 = None;
-                asked.map_err(failed_task)?
-            }
-        };
-        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
-        Ok(settings)
-    }
-}
-
-/// One attempt to connect; the connection takes so many requests until it answers, or by default as
-/// many as is known of the endpoint. The connector is the user's, too; where it blocks its thread,
-/// the task of the channel is elsewhere.
-async fn connect(
-    endpoint: &Arc<Endpoint>,
-    config: &Arc<DriverConfig>,
-    hook: &mut PendingHook,
-    tickets: Option<u32>,
-) -> Result<Connection, BoxError> {
-    let connected = match hook.settings(endpoint, config).await {
-        Ok(settings) => {
-            let tickets =
-                tickets.unwrap_or_else(|| if endpoint.tally.has_answered() { UNLIMITED } else { config.tickets });
-            let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
-            let mut attempt = OwnedTask(tokio::spawn(attempt));
-            (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))
-        }
-        Err(error) => Err(error),
-    };
-    match &connected {
-        Ok(_) => {
-            debug!(instance = %endpoint.id, "endpoint connected");
-            endpoint.wakeups.metrics.count(Event::Connect);
-        }
-        Err(error) => {
-            endpoint.count_failed_attempt();
-            debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
-            endpoint.wakeups.metrics.count(Event::ConnectFailure);
-        }
-    }
-    connected
-}
-
-async fn attempt(
-    endpoint: Arc<Endpoint>,
-    config: Arc<DriverConfig>,
-    settings: EndpointSettings,
-    tickets: u32,
-) -> Result<Connection, BoxError> {
-    let disconnected = Arc::clone(&endpoint);
-    let allowance = Allowance {
-        // The health check has a stream of its own.
-        reserved: u32::from(config.health.is_some()),
-        tickets,
-    };
-    let complaints = endpoint.complaints();
-    let ended = move |end: &End| disconnected.disconnected(end, complaints);
-    let (waiters, first_address) = (&endpoint.wakeups.waiters, endpoint.failed_attempts());
-    Connection::open(&config.connector, &endpoint.address, &settings, waiters, allowance, first_address, ended).await
-}
-
-fn failed_task(error: JoinError) -> BoxError {
-    match error.try_into_panic() {
-        Ok(panic) => format!("the attempt panicked, in the connector or in the hook: {}", panic_text(&*panic)).into(),
-        Err(_) => "the runtime is shutting down".into(),
-    }
-}
-
 /// The next health, where there is a check.
 async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health> {
     checks.as_mut()?.next().await
@@ -517,6 +415,4 @@ const WORN: &str = "abandoned calls";
 const GOOD: Duration = Duration::from_secs(1);
 /// How long a removed endpoint's connection is kept at least, since it may be held after all.
 const GRACE: Duration = Duration::from_secs(1);
-/// How long an attempt waits for the user's hook.
-const HOOK: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);

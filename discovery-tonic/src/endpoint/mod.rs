@@ -2,14 +2,17 @@
 //! call.
 //!
 //! - [`Endpoint`] is what calls, the pool and the drivers share: its lanes and its tally.
-//! - A [`lane`] is the place of one connection. Its [`driver`] connects, within the
-//!   [`connect_limit`], serves, connects again and drains; [`retired`] has the connections whose
+//! - A [`lane`] is the place of one connection. Its [`driver`] connects, by [`connect`] and within
+//!   the [`connect_limit`], serves, connects again and drains; [`retired`] has the connections whose
 //!   calls have not ended yet. The [`config`] is what all drivers go by.
-//! - A [`check`] is a second connection to a peer that is silent.
+//! - A [`check`] is a second connection to a peer that is silent; [`checking`] is what pool and
+//!   driver do with it.
 //! - The [`tally`] counts what calls report; the [`state`] is what people see.
 
 pub(crate) mod check;
+mod checking;
 pub(crate) mod config;
+mod connect;
 pub(crate) mod connect_limit;
 pub(crate) mod driver;
 pub(crate) mod lane;
@@ -17,9 +20,8 @@ mod retired;
 pub(crate) mod state;
 pub(crate) mod tally;
 
-use std::mem;
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError, Weak,
+    Arc, Mutex, PoisonError, Weak,
     atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
 };
 
@@ -35,7 +37,7 @@ use crate::{
     },
     error::{SharedError, report},
 };
-use check::{Check, Checked, WantedCheck};
+use check::Check;
 use lane::{Lane, Phase};
 use state::EndpointState;
 use tally::Tally;
@@ -132,89 +134,6 @@ impl Endpoint {
         }
     }
 
-    /// Makes a second connection, to see whether the peer is alive.
-    pub(crate) fn begin_check(&self) {
-        let mut check = self.lock_check();
-        if matches!(*check, Check::None) {
-            *check = Check::Pending;
-            drop(check);
-            self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
-            self.lanes[0].recheck();
-        }
-    }
-
-    /// Ends the second connection, whose calls go on.
-    pub(crate) fn end_check(&self) {
-        {
-            let mut check = self.lock_check();
-            *check = match &*check {
-                Check::Open(link) | Check::Replacing(link) => {
-                    link.load.close();
-                    Check::Ending
-                }
-                Check::None | Check::Pending | Check::Failed | Check::Ending => Check::None,
-            };
-        }
-        self.lanes[0].recheck();
-    }
-
-    /// Lets the second connection take the place of the others, whose calls go on.
-    pub(crate) fn replace_with_check(&self) {
-        {
-            let mut check = self.lock_check();
-            let Check::Open(link) = &*check else { return };
-            *check = Check::Replacing(link.clone());
-        }
-        self.former_links().iter().for_each(|link| link.load.close());
-        self.recheck();
-    }
-
-    /// Takes the second connection, or that it could not be made; returns whether it is still
-    /// wanted.
-    fn take_check(&self, link: Option<Link>) -> bool {
-        {
-            let mut check = self.lock_check();
-            if !matches!(*check, Check::Pending) {
-                return false;
-            }
-            *check = link.map_or(Check::Failed, Check::Open);
-        }
-        self.mark_dirty();
-        true
-    }
-
-    /// What is to be done about the second connection.
-    fn wanted_check(&self) -> WantedCheck {
-        match *self.lock_check() {
-            Check::None | Check::Failed | Check::Ending => WantedCheck::None,
-            Check::Pending => WantedCheck::Pending,
-            Check::Open(_) => WantedCheck::Open,
-            Check::Replacing(_) => WantedCheck::Successor,
-        }
-    }
-
-    /// The second connection is not one any more, but the first, or none.
-    fn forget_check(&self) {
-        *self.lock_check() = Check::None;
-        self.mark_dirty();
-    }
-
-    /// What is known of the second connection.
-    pub(crate) fn checked(&self) -> Checked {
-        let load = match &*self.lock_check() {
-            Check::None | Check::Replacing(_) | Check::Ending => return Checked::None,
-            Check::Pending => return Checked::Pending,
-            Check::Failed => return Checked::Failed,
-            Check::Open(link) => Arc::clone(&link.load),
-        };
-        let former = self.former_links().iter().any(|link| link.load.has_answered());
-        Checked::Open { former, answered: load.has_answered() }
-    }
-
-    fn lock_check(&self) -> MutexGuard<'_, Check> {
-        self.check.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Where the endpoint stands, and how many requests are in flight, as it is shown.
     pub(crate) fn state(&self) -> (EndpointState, u32) {
         let in_flight = |lane: &Lane| match &*lane.lock() {
@@ -303,14 +222,6 @@ impl Endpoint {
         links
     }
 
-    /// The connection of a check, while it takes requests.
-    pub(crate) fn check_link(&self) -> Option<Link> {
-        match &*self.lock_check() {
-            Check::Open(link) | Check::Replacing(link) if !link.load.is_closed() => Some(link.clone()),
-            _ => None,
-        }
-    }
-
     /// The connections that take requests, without that of a check.
     pub(crate) fn former_links(&self) -> Vec<Link> {
         let open = |lane: &Lane| match &*lane.lock() {
@@ -374,17 +285,6 @@ impl Endpoint {
             // The others go by the first.
             self.lanes[1..].iter().for_each(Lane::recheck);
         }
-        if is_news {
-            self.mark_dirty();
-        }
-    }
-
-    /// Takes note of what the peer says of its health, for its second connection.
-    fn tell_check(&self, health: Health) {
-        let is_news = match &mut *self.lock_check() {
-            Check::Open(link) => mem::replace(&mut link.health, health) != health,
-            _ => false,
-        };
         if is_news {
             self.mark_dirty();
         }

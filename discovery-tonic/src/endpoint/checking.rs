@@ -1,0 +1,113 @@
+use std::{
+    mem,
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use super::{
+    Endpoint,
+    check::{Check, Checked},
+};
+use crate::connection::link::{Health, Link};
+
+/// What the pool orders.
+impl Endpoint {
+    /// Makes a second connection, to see whether the peer is alive.
+    pub(crate) fn begin_check(&self) {
+        let mut check = self.lock_check();
+        if matches!(*check, Check::None) {
+            *check = Check::Pending;
+            drop(check);
+            self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
+            self.lanes[0].recheck();
+        }
+    }
+
+    /// Ends the second connection, whose calls go on.
+    pub(crate) fn end_check(&self) {
+        {
+            let mut check = self.lock_check();
+            *check = match &*check {
+                Check::Open(link) | Check::Replacing(link) => {
+                    link.load.close();
+                    Check::Ending
+                }
+                Check::None | Check::Pending | Check::Failed | Check::Ending => Check::None,
+            };
+        }
+        self.lanes[0].recheck();
+    }
+
+    /// Lets the second connection take the place of the others, whose calls go on.
+    pub(crate) fn replace_with_check(&self) {
+        {
+            let mut check = self.lock_check();
+            let Check::Open(link) = &*check else { return };
+            *check = Check::Replacing(link.clone());
+        }
+        self.former_links().iter().for_each(|link| link.load.close());
+        self.recheck();
+    }
+
+    /// What is known of the second connection.
+    pub(crate) fn checked(&self) -> Checked {
+        let load = match &*self.lock_check() {
+            Check::None | Check::Replacing(_) | Check::Ending => return Checked::None,
+            Check::Pending => return Checked::Pending,
+            Check::Failed => return Checked::Failed,
+            Check::Open(link) => Arc::clone(&link.load),
+        };
+        let former = self.former_links().iter().any(|link| link.load.has_answered());
+        Checked::Open { former, answered: load.has_answered() }
+    }
+
+    /// The connection of a check, while it takes requests.
+    pub(crate) fn check_link(&self) -> Option<Link> {
+        match &*self.lock_check() {
+            Check::Open(link) | Check::Replacing(link) if !link.load.is_closed() => Some(link.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// What the driver does.
+impl Endpoint {
+    /// What is to be done.
+    pub(super) fn check(&self) -> Check {
+        self.lock_check().clone()
+    }
+
+    /// Takes the second connection, or that it could not be made; returns whether it is still
+    /// wanted.
+    pub(super) fn take_check(&self, link: Option<Link>) -> bool {
+        {
+            let mut check = self.lock_check();
+            if !matches!(*check, Check::Pending) {
+                return false;
+            }
+            *check = link.map_or(Check::Failed, Check::Open);
+        }
+        self.mark_dirty();
+        true
+    }
+
+    /// The second connection is not one any more, but the first, or none.
+    pub(super) fn forget_check(&self) {
+        *self.lock_check() = Check::None;
+        self.mark_dirty();
+    }
+
+    /// Takes note of what the peer says of its health, for its second connection.
+    pub(super) fn tell_check(&self, health: Health) {
+        let is_news = match &mut *self.lock_check() {
+            Check::Open(link) => mem::replace(&mut link.health, health) != health,
+            _ => false,
+        };
+        if is_news {
+            self.mark_dirty();
+        }
+    }
+
+    fn lock_check(&self) -> MutexGuard<'_, Check> {
+        self.check.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

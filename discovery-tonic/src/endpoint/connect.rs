@@ -1,0 +1,112 @@
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::timeout,
+};
+use tracing::{Instrument, Span, debug};
+
+use super::{Endpoint, config::DriverConfig};
+use crate::{
+    balance::UNLIMITED,
+    connection::{Allowance, Connection, end::End, settings::EndpointSettings},
+    error::{BoxError, panic_text, report},
+    metrics::Event,
+};
+
+/// The user's hook, while it runs: one that blocks is not asked once more before it has returned.
+#[derive(Default)]
+pub(super) struct PendingHook(Option<OwnedTask<EndpointSettings>>);
+
+/// A task that ends with this.
+pub(super) struct OwnedTask<T>(pub(super) JoinHandle<T>);
+
+impl<T> Drop for OwnedTask<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl PendingHook {
+    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt
+    /// fails, and where it blocks, too, so that it does not keep its permit from others.
+    async fn settings(&mut self, endpoint: &Endpoint, config: &DriverConfig) -> Result<EndpointSettings, BoxError> {
+        let mut settings = match config.settings.clone() {
+            None => EndpointSettings::default(),
+            Some(hook) => {
+                let asking = self.0.get_or_insert_with(|| {
+                    let (instance, span) = (endpoint.instance(), Span::current());
+                    OwnedTask(spawn_blocking(move || span.in_scope(|| hook(&instance))))
+                });
+                let Ok(asked) = timeout(HOOK, &mut asking.0).await else {
+                    return Err(format!("the hook of the endpoint's settings has not returned within {HOOK:?}").into());
+                };
+                self.0 = None;
+                asked.map_err(failed_task)?
+            }
+        };
+        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+        Ok(settings)
+    }
+}
+
+/// One attempt to connect; the connection takes so many requests until it answers, or by default as
+/// many as is known of the endpoint. The connector is the user's, too; where it blocks its thread,
+/// the task of the channel is elsewhere.
+pub(super) async fn connect(
+    endpoint: &Arc<Endpoint>,
+    config: &Arc<DriverConfig>,
+    hook: &mut PendingHook,
+    tickets: Option<u32>,
+) -> Result<Connection, BoxError> {
+    let connected = match hook.settings(endpoint, config).await {
+        Ok(settings) => {
+            let tickets =
+                tickets.unwrap_or_else(|| if endpoint.tally.has_answered() { UNLIMITED } else { config.tickets });
+            let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
+            let mut attempt = OwnedTask(tokio::spawn(attempt));
+            (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))
+        }
+        Err(error) => Err(error),
+    };
+    match &connected {
+        Ok(_) => {
+            debug!(instance = %endpoint.id, "endpoint connected");
+            endpoint.wakeups.metrics.count(Event::Connect);
+        }
+        Err(error) => {
+            endpoint.count_failed_attempt();
+            debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
+            endpoint.wakeups.metrics.count(Event::ConnectFailure);
+        }
+    }
+    connected
+}
+
+async fn attempt(
+    endpoint: Arc<Endpoint>,
+    config: Arc<DriverConfig>,
+    settings: EndpointSettings,
+    tickets: u32,
+) -> Result<Connection, BoxError> {
+    let disconnected = Arc::clone(&endpoint);
+    let allowance = Allowance {
+        // The health check has a stream of its own.
+        reserved: u32::from(config.health.is_some()),
+        tickets,
+    };
+    let complaints = endpoint.complaints();
+    let ended = move |end: &End| disconnected.disconnected(end, complaints);
+    let (waiters, first_address) = (&endpoint.wakeups.waiters, endpoint.failed_attempts());
+    Connection::open(&config.connector, &endpoint.address, &settings, waiters, allowance, first_address, ended).await
+}
+
+fn failed_task(error: JoinError) -> BoxError {
+    match error.try_into_panic() {
+        Ok(panic) => format!("the attempt panicked, in the connector or in the hook: {}", panic_text(&*panic)).into(),
+        Err(_) => "the runtime is shutting down".into(),
+    }
+}
+
+/// How long an attempt waits for the user's hook.
+const HOOK: Duration = Duration::from_secs(1);
