@@ -46,8 +46,8 @@ impl<T: Transport> Caller<T> {
         Self { client: GreeterClient::new(transport), deadline, patience: None }
     }
 
-    /// Drops each call that is not answered after so long, of which no server is told before. Such
-    /// a call ends with `CANCELLED`.
+    /// Drops each call that is not answered after this time, without telling the server in advance.
+    /// Such a call ends with `CANCELLED`.
     #[must_use]
     pub fn dropping_after(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);

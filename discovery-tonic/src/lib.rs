@@ -39,8 +39,9 @@
 //! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at
 //! which they are replaced ([`EndpointSettings`]), when endpoints are ejected
 //! ([`OutlierDetection`]), health checks, slow start. Single calls carry [`WaitForReady`],
-//! [`ExpectSlow`] and [`Retry`]; each answer has [`ServedBy`], each failure [`Tried`]. [`balance`] holds the policies, and `server` (the feature
-//! of that name) the other half: a tonic server that registers, and leaves before it stops.
+//! [`ExpectSlow`] and [`Retry`]; each answer has [`ServedBy`], each failure [`Tried`]. [`balance`]
+//! holds the policies, and `server` (the feature of that name) the other half: a tonic server that
+//! registers, and leaves before it stops.
 //!
 //! # Seen from outside
 //!
@@ -52,6 +53,7 @@
 //! | Event | Level | Fields |
 //! |---|---|---|
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
+//! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
 //! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
 //! | `held endpoint let go` | info | `instance` |

@@ -14,7 +14,7 @@ pub(crate) struct Wakeups<T> {
     pub(crate) metrics: Metrics,
     /// There are endpoints to look at, or calls have begun: the pool wakes.
     pub(crate) wake: Notify,
-    /// The endpoints that changed, or whose calls failed.
+    /// The endpoints that changed.
     dirty: Mutex<Vec<T>>,
     /// The pool published what calls read.
     pub(crate) published: Notify,

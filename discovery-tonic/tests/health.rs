@@ -242,9 +242,12 @@ async fn a_check_has_the_health_of_its_endpoint() {
     for _ in 0..2 {
         server.say(ServingStatus::NotServing).await;
         eventually("it is out", || ready(&channel) == 0).await;
+        // The server says so on each connection.
+        sleep(Duration::from_millis(100)).await;
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap_err().code(), Code::Unavailable);
         server.say(ServingStatus::Serving).await;
         eventually("it is back", || ready(&channel) == 1).await;
+        sleep(Duration::from_millis(100)).await;
         for _ in 0..20 {
             let start = Instant::now();
             greet(&channel, Some(SOON)).await.unwrap();

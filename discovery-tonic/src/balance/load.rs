@@ -330,7 +330,7 @@ fn unanswered(word: u64) -> u32 {
 const OPEN: u32 = u32::MAX;
 /// The tickets of a peer that has not answered, and needs none.
 pub(crate) const UNLIMITED: u32 = u32::MAX - 1;
-/// How many sweeps a failure counts as load, on average: 5 s, in which an endpoint that fails at
+/// How many sweeps a failure counts as load, on average: 5 s, by which an endpoint that fails at
 /// once gets at most 1.2 % of the calls where the others take 60 ms.
 const FADE: u32 = 50;
 const CLOSED: u64 = 1 << 31;

@@ -14,8 +14,8 @@ use crate::{
 impl Shared {
     /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at
     /// once where waiting leads nowhere, unless `wait` says to wait all the same. A call with a
-    /// deadline spares endpoints on trial for at most half of its time; otherwise, with nothing
-    /// else there, it would never be sent.
+    /// deadline spares endpoints that have to answer first for at most half of its time; otherwise,
+    /// with nothing else there, it would never be sent.
     pub(super) async fn wait_for_endpoint(
         &self,
         wait: bool,
@@ -34,8 +34,8 @@ impl Shared {
             let mut published = Box::pin(self.published.wakeups.published.notified());
             published.as_mut().enable();
             let was_patient = std::mem::replace(&mut patient, Instant::now() < patience);
-            // At the end of its patience it looks for a place on trial alone: others were called
-            // for the rest.
+            // At the end of its patience it looks for a place without a ticket alone: others were
+            // called for the rest.
             if waiter.take_call() || (was_patient != patient && !picker.has_room(true)) {
                 if let Some(picked) = pick(&mut picker, patient, tried) {
                     // Before the look whether there is more, so that those who join now are seen.
@@ -91,5 +91,5 @@ fn pick(picker: &mut Picker<Target>, patient: bool, tried: &[InstanceId]) -> Opt
     }
 }
 
-/// The longest that a call spares endpoints on trial.
+/// The longest that a call spares endpoints that have to answer first.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -18,8 +18,9 @@ pub(super) enum Check {
 }
 
 /// What is known of a check.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Checked {
+    #[default]
     None,
     Pending,
     Failed,

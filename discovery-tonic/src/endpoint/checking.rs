@@ -6,6 +6,7 @@ use std::{
 use super::{
     Endpoint,
     check::{Check, Checked},
+    lane::Phase,
 };
 use crate::connection::link::{Health, Link};
 
@@ -13,13 +14,16 @@ use crate::connection::link::{Health, Link};
 impl Endpoint {
     /// Makes a second connection, to see whether the peer is alive.
     pub(crate) fn begin_check(&self) {
-        let mut check = self.lock_check();
-        if matches!(*check, Check::None) {
-            *check = Check::Pending;
-            drop(check);
-            self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
-            self.lanes[0].recheck();
+        {
+            let mut check = self.lock_check();
+            if !matches!(*check, Check::None) {
+                return;
+            }
+            // Where it cannot connect that is known already.
+            *check = if self.lanes[0].is_ready() { Check::Pending } else { Check::Failed };
         }
+        self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
+        self.lanes[0].recheck();
     }
 
     /// Ends the second connection, whose calls go on.
@@ -44,7 +48,12 @@ impl Endpoint {
             let Check::Open(link) = &*check else { return };
             *check = Check::Replacing(link.clone());
         }
-        self.former_links().iter().for_each(|link| link.load.close());
+        // The driver of the first lane puts it there; the other lanes connect anew.
+        for lane in &self.lanes[1..] {
+            if let Phase::Ready(link) = &*lane.lock() {
+                link.load.close();
+            }
+        }
         self.recheck();
     }
 

@@ -195,10 +195,19 @@ impl Driver {
         let mut renewal = self.renewal(connection, since);
         self.enter(Phase::Ready(link));
         let mut draining_since = None;
+        let mut checked_health = None;
         loop {
-            if let Some(successor) = self.follow_check(*health, draining_since.is_some()) {
+            if let Some(successor) = self.follow_check(draining_since.is_some()) {
                 self.connections.retire(None);
                 return ConnectionEnd::Renewed(successor);
+            }
+            match &self.check {
+                CheckConnection::Open(checked) if checked_health.is_none() => {
+                    let follow = |service| health_check::follow(&checked.link(), service, config.backoff);
+                    checked_health = config.health.clone().map(follow);
+                }
+                CheckConnection::Open(_) => {}
+                CheckConnection::None | CheckConnection::Connecting(_) => checked_health = None,
             }
             let overdue = self.connections.overdue();
             let tick = draining_since.map(|since: Instant| tick(since, config.drain));
@@ -218,6 +227,7 @@ impl Driver {
                     self.connections.retire(Some(Instant::now() + self.config.drain));
                     return ConnectionEnd::Renewed(successor);
                 }
+                Some(said) = next(&mut checked_health) => endpoint.tell_check(said),
                 made = self.check.made() => {
                     let link = made.as_ref().map(|made| Link { health: *health, ..made.link() });
                     debug!(instance = %self.endpoint.id, is_alive = link.is_some(), "silent endpoint checked");
@@ -264,7 +274,7 @@ impl Driver {
 
     /// Begins, goes on with, or ends the check of a silent peer; returns the connection that takes
     /// the place of the present one.
-    fn follow_check(&mut self, health: Health, is_draining: bool) -> Option<Connection> {
+    fn follow_check(&mut self, is_draining: bool) -> Option<Connection> {
         if self.number > 0 {
             return None;
         }
@@ -277,7 +287,6 @@ impl Driver {
             }
             (CheckConnection::Open(checked), Check::Open(_)) if !checked.is_closed() => {
                 checked.recheck();
-                self.endpoint.tell_check(health);
                 self.check = CheckConnection::Open(checked);
             }
             (CheckConnection::Open(checked), _) => {

@@ -80,12 +80,12 @@ impl Fleet {
     }
 
     /// Whether all endpoints are ejected.
-    pub(crate) fn is_ejected(&self) -> bool {
+    pub(crate) fn all_ejected(&self) -> bool {
         self.census.endpoints > 0 && self.census.ejected >= self.census.endpoints
     }
 
     /// Whether most endpoints are silent.
-    pub(crate) fn is_silent(&self) -> bool {
+    pub(crate) fn mostly_silent(&self) -> bool {
         self.census.silent * 2 > self.census.endpoints
     }
 
@@ -98,10 +98,10 @@ impl Fleet {
 
 impl Census {
     /// Counts one more endpoint.
-    pub(crate) fn add(&mut self, is_ejected: bool, silence: u32, recent: Recent) {
+    pub(crate) fn add(&mut self, is_ejected: bool, is_silent: bool, recent: Recent) {
         self.endpoints += 1;
         self.ejected += usize::from(is_ejected);
-        self.silent += usize::from(silence >= SILENT);
+        self.silent += usize::from(is_silent);
         self.failing += usize::from(is_ejected || recent.mostly_fails());
         self.ended += recent.ended;
     }
@@ -158,8 +158,6 @@ impl Recent {
     }
 }
 
-/// So many sweeps without an answer are a silence.
-const SILENT: u32 = 2;
 /// How many sweeps a period of gaps has: 30 s, so that they are known for 30 s to a minute.
 const PERIOD: u32 = 300;
 /// What is left after a sweep: half of it after 1.4 s.

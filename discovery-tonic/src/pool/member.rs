@@ -4,7 +4,11 @@ use discovery_core::{Instance, Weight};
 use tokio::time::Instant;
 
 use super::{
-    outlier::{Access, Observation, Outlier, Tickets},
+    outlier::{
+        Outlier,
+        observation::{Observation, Tickets},
+        orders::Access,
+    },
     slow_start::{self, SlowStart, WeightShare},
 };
 use crate::{
@@ -113,6 +117,7 @@ impl Member {
         Observation {
             now,
             is_sweep,
+            is_connected: self.is_connected(),
             waiting: self.links.iter().map(|link| link.load.unanswered()).sum(),
             failures: tally.failures(),
             totals: tally.totals(),
@@ -146,6 +151,7 @@ impl Member {
         let former = self.endpoint.former_links();
         match access {
             Access::Open => former.iter().filter(|link| link.load.is_limited()).for_each(|link| link.load.watch()),
+            Access::Check => self.endpoint.check_link().iter().for_each(|link| link.load.set_tickets(1)),
             Access::Tickets(count) => {
                 former.iter().for_each(|link| link.load.set_tickets(0));
                 let check = self.endpoint.check_link();
@@ -172,15 +178,10 @@ impl Member {
             let penalty = link.load.penalty();
             link.load.set_penalty(match recent.mostly_fails() && recent.ended() > mean * 1.5 {
                 _ if begins => 0,
-                true => penalty + 1,
+                true => penalty.saturating_add(1),
                 false => penalty.saturating_sub(1),
             });
         }
-    }
-
-    /// It is another now for those who pick: taken out, probed or restored.
-    pub(crate) fn invalidate(&mut self) {
-        self.forget_published();
     }
 
     /// Begins its slow start anew.
@@ -242,7 +243,8 @@ impl Member {
         })
     }
 
-    fn forget_published(&mut self) {
+    /// Makes what is published of it anew.
+    pub(crate) fn forget_published(&mut self) {
         self.candidates.clear();
         self.row = None;
     }

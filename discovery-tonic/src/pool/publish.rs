@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::Pool;
-use super::{member::Member, slow_start};
+use super::{member::Member, outlier::orders::Access, slow_start};
 use crate::{connection::link::Health, endpoint::lane::Phase, published::availability::Availability};
 
 /// What calls read.
@@ -22,6 +22,7 @@ impl Pool {
         let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.out_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
         if takers.len() < out.len() {
+            out.iter().for_each(|member| member.admit(Access::Open));
             takers.extend(out);
         }
         // The sweeps publish what differs from this, also where they begin much later.

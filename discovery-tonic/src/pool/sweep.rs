@@ -2,20 +2,23 @@ use std::sync::{Arc, Weak};
 
 use discovery_core::InstanceId;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
 
 use super::{
     Pool,
     fleet::Census,
     member::Member,
-    outlier::{CheckOrder, News},
+    outlier::{
+        observation::Observation,
+        orders::{CheckOrder, News},
+    },
     publish::is_taker,
 };
 use crate::{endpoint::check::Checked, metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
 /// What the pool sees of its endpoints, and what it does with them.
 impl Pool {
-    /// Looks at the endpoints that have changed, or failed; returns whether anything changed that
+    /// Looks at the endpoints that have changed; returns whether anything changed that
     /// calls shall see.
     pub(super) fn look(&mut self) -> bool {
         let now = Instant::now();
@@ -29,11 +32,11 @@ impl Pool {
                 changed |= member.refresh(now);
                 let seen = member.observation(now, false);
                 member.outlier.observe(&seen, &mut self.fleet);
-                active.push(endpoint.id.clone());
+                active.push((endpoint.id.clone(), seen));
             }
         }
         changed |= self.let_go_where_refilled();
-        self.judge(&active, now, false) || changed
+        self.judge(&active, now) || changed
     }
 
     /// Looks at all endpoints a moment later; returns whether anything changed that calls shall
@@ -74,15 +77,15 @@ impl Pool {
             member.outlier.observe(&seen, &mut self.fleet);
             busy |= seen.check != Checked::None;
             if is_taker(member, all_zero) && member.is_connected() {
-                member.outlier.count_in(&mut census);
+                member.outlier.count_in(&mut census, &self.fleet);
             }
             if !member.outlier.is_quiet(&self.config.outlier_detection, &seen) {
-                active.push(id.clone());
+                active.push((id.clone(), seen));
             }
         }
         self.fleet.take(census);
         changed |= self.let_go(&over) | self.let_go_where_refilled();
-        changed |= self.judge(&active, now, true);
+        changed |= self.judge(&active, now);
         if busy {
             self.published.wakeups.keep_sweeping();
         }
@@ -114,12 +117,11 @@ impl Pool {
     }
 
     /// Ejects endpoints, probes them and brings them back; returns whether it did.
-    fn judge(&mut self, ids: &[InstanceId], now: Instant, is_sweep: bool) -> bool {
+    fn judge(&mut self, observed: &[(InstanceId, Observation)], now: Instant) -> bool {
         let mut changed = false;
-        for id in ids {
+        for (id, seen) in observed {
             let Some(member) = self.members.get_mut(id) else { continue };
-            let seen = member.observation(now, is_sweep);
-            let orders = member.outlier.judge(&self.config.outlier_detection, &seen, &self.fleet);
+            let orders = member.outlier.judge(&self.config.outlier_detection, seen, &self.fleet);
             // Before the endpoint may be taken for one that is open.
             if let Some(access) = orders.access {
                 member.admit(access);
@@ -136,12 +138,14 @@ impl Pool {
             match orders.news {
                 None => continue,
                 Some(News::Ejected { until, cause, again }) => {
-                    if !again {
+                    let (failures, waiting, ejected_for) = (seen.failures, seen.waiting, until - now);
+                    if again {
+                        debug!(instance = %id, ?cause, ?ejected_for, "endpoint ejected again");
+                    } else {
                         self.fleet.eject();
                         self.published.wakeups.metrics.count(Event::Ejection);
+                        info!(instance = %id, ?cause, failures, waiting, ?ejected_for, "endpoint ejected");
                     }
-                    let (failures, waiting, ejected_for) = (seen.failures, seen.waiting, until - now);
-                    info!(instance = %id, ?cause, failures, waiting, ?ejected_for, "endpoint ejected");
                     self.published.wakeups.sweep();
                 }
                 Some(News::Probed) => {}
@@ -150,7 +154,7 @@ impl Pool {
                     info!(instance = %id, "endpoint restored");
                 }
             }
-            member.invalidate();
+            member.forget_published();
             changed = true;
         }
         changed

@@ -1,3 +1,11 @@
+//! The rule that decides which endpoint is checked, ejected, probed or restored.
+//!
+//! It does no I/O. A sweep hands an [`observation`] of each endpoint to its [`Outlier`], first for
+//! all of them to be observed, then judged; what comes out are [`orders`].
+
+pub(crate) mod observation;
+pub(crate) mod orders;
+
 use std::{mem, time::Duration};
 
 use tokio::time::Instant;
@@ -10,6 +18,8 @@ use crate::{
     endpoint::{check::Checked, tally::Totals},
     wakeups::SWEEP,
 };
+use observation::{Observation, Tickets};
+use orders::{Access, Cause, CheckOrder, News, Orders};
 
 /// What the sweeps know of one endpoint, and the rule that decides what becomes of it. It stays
 /// with the instance, whatever becomes of its connections.
@@ -18,13 +28,13 @@ pub(crate) struct Outlier {
     state: State,
     /// Ejections in a row.
     streak: u32,
-    /// When the next check may begin, and whether the last one found the peer alive.
-    checked: Option<(Instant, bool)>,
+    /// When the next check may begin.
+    next_check: Option<Instant>,
     /// Checks that failed since the endpoint was ejected.
     failed_checks: u32,
-    /// How many sweeps the present check has lasted, and whether its connection has answered.
+    /// The present check as of the last look, and how many sweeps it has lasted.
+    check: Checked,
     check_sweeps: u32,
-    check_answered: bool,
     /// As of the last look.
     totals: Totals,
     own: Counts,
@@ -59,15 +69,6 @@ enum State {
     Probing(Trial),
 }
 
-/// Why an endpoint was ejected.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Cause {
-    Failing,
-    Silent,
-    /// The peer did not shake hands.
-    Unreachable,
-}
-
 /// Requests that are sent one by one to see whether they are answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Trial {
@@ -75,71 +76,10 @@ struct Trial {
     unanswered: u32,
     /// The silence when the present one was sent, if one was allowed.
     from: Option<u32>,
-    /// The failures when it began.
+    /// The requests that were given up by then.
+    given_up: u32,
+    /// The failures when the trial began.
     failed: u64,
-}
-
-/// What a look finds at an endpoint.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Observation {
-    pub(crate) now: Instant,
-    /// It belongs to a sweep, of which each counts as much waiting.
-    pub(crate) is_sweep: bool,
-    /// Requests that wait for an answer.
-    pub(crate) waiting: u32,
-    /// Calls in a row that were lost, or answered with `UNAVAILABLE`.
-    pub(crate) failures: u32,
-    pub(crate) totals: Totals,
-    /// How many requests it gets before its first answer; `None` where there is no limit, or once
-    /// it has answered.
-    pub(crate) cold: Option<u32>,
-    pub(crate) tickets: Tickets,
-    pub(crate) check: Checked,
-}
-
-/// What has become of the requests that an endpoint is allowed before it answers.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Tickets {
-    Unlimited,
-    /// There are some left.
-    Left,
-    /// There are none left, and requests wait for their answers.
-    Taken,
-    /// There are none left, and nothing waits.
-    Gone,
-}
-
-/// What the pool does with an endpoint.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Orders {
-    pub(crate) access: Option<Access>,
-    pub(crate) check: Option<CheckOrder>,
-    pub(crate) news: Option<News>,
-}
-
-/// How an endpoint takes requests from now on.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Access {
-    Open,
-    /// This many on its newest connection, none on others, until one is answered.
-    Tickets(u32),
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum CheckOrder {
-    Begin,
-    /// The connections stay as they were before.
-    End,
-    /// The new connection takes the place of the others, which keep their requests.
-    Replace,
-}
-
-/// What calls and people shall see.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum News {
-    Ejected { until: Instant, cause: Cause, again: bool },
-    Probed,
-    Restored,
 }
 
 /// How many sweeps of silence lead to what.
@@ -171,7 +111,7 @@ impl Outlier {
     /// The same endpoint with other connections.
     pub(crate) fn with_new_connections(&self) -> Self {
         let successor = self.for_successor().unwrap_or_default();
-        Self { checked: self.checked, totals: self.totals, own: self.own, ..successor }
+        Self { next_check: self.next_check, totals: self.totals, own: self.own, ..successor }
     }
 
     /// Until when it gets no requests.
@@ -197,10 +137,11 @@ impl Outlier {
     }
 
     /// Counts this endpoint among those of a sweep.
-    pub(crate) fn count_in(&self, census: &mut Census) {
+    pub(crate) fn count_in(&self, census: &mut Census, fleet: &Fleet) {
         // One that is probed is not back yet.
         let is_ejected = matches!(self.state, State::Ejected { .. } | State::Probing(_));
-        census.add(is_ejected, self.silence, self.recent);
+        // What is usual is no silence.
+        census.add(is_ejected, self.silence >= fleet.longest_gap().saturating_add(1).max(2), self.recent);
     }
 
     /// Takes what has happened since the last look, for itself and for the fleet.
@@ -213,15 +154,20 @@ impl Outlier {
         self.failed = news.failed > 0;
         self.gave_up |= news.given_up > 0;
         if self.answered {
-            // An ejected one is not what others are measured by.
-            if matches!(self.state, State::In | State::Suspect(_)) {
+            // One that is ejected, or stuck, is not what others are measured by.
+            let is_stuck = matches!(seen.check, Checked::Open { former: false, .. });
+            if matches!(self.state, State::In | State::Suspect(_)) && !is_stuck {
                 fleet.note_gap(self.silence);
             }
             self.silence = 0;
             self.before_silence = None;
             self.gave_up = false;
-        } else if seen.is_sweep && (seen.waiting > 0 || mem::take(&mut self.gave_up)) {
-            self.silence = self.silence.saturating_add(1);
+        } else if !seen.is_connected {
+            // Its calls are lost, and its next connection is another matter.
+            self.silence = 0;
+            self.before_silence = None;
+        } else if seen.is_sweep {
+            self.silence = self.silence.saturating_add(u32::from(mem::take(&mut self.gave_up) || seen.waiting > 0));
         }
         if seen.failures == 0 {
             self.before_row = None;
@@ -245,14 +191,14 @@ impl Outlier {
         let mut orders = Orders::default();
         let limits = Limits::new(rule.silence.unwrap_or(SILENCE), fleet.longest_gap());
         let is_compared = self.is_compared(fleet);
-        let is_unreachable = self.follow_check(rule, seen, limits, &mut orders);
+        let is_unreachable = self.follow_check(seen, limits, &mut orders);
         let fails = self.fails(rule, seen, fleet);
         match self.state {
             State::In | State::Suspect(_) if fails && fleet.may_eject() => {
                 self.eject(rule, seen, Cause::Failing, &mut orders);
             }
             State::In | State::Suspect(_)
-                if is_unreachable && self.silence > 0 && !fleet.is_silent() && fleet.may_eject() =>
+                if is_unreachable && self.silence > 0 && !fleet.mostly_silent() && fleet.may_eject() =>
             {
                 self.eject(rule, seen, Cause::Unreachable, &mut orders);
             }
@@ -261,17 +207,16 @@ impl Outlier {
                 self.state = State::In;
                 self.open(&mut orders);
             }
-            State::Suspect(trial) => match (seen.check, self.checked) {
+            State::Suspect(trial) => match (seen.check, self.next_check) {
                 (Checked::Pending | Checked::Failed, _) => {}
-                (Checked::None, Some((next, true))) if seen.now < next => {
-                    self.follow_trial(rule, seen, limits, trial, fleet.may_eject(), &mut orders);
+                (Checked::None, next) if next.is_none_or(|next| seen.now >= next) => {
+                    self.begin_check(seen, &mut orders);
                 }
-                (Checked::None, _) => self.begin_check(seen, &mut orders),
-                (Checked::Open { .. }, _) => {
+                (Checked::None | Checked::Open { .. }, _) => {
                     self.follow_trial(rule, seen, limits, trial, fleet.may_eject(), &mut orders);
                 }
             },
-            State::Ejected { .. } | State::Probing(_) if fleet.is_ejected() => self.restore(&mut orders),
+            State::Ejected { .. } | State::Probing(_) if fleet.all_ejected() => self.restore(&mut orders),
             // A late answer is as good as a probe's.
             State::Ejected { cause: Cause::Silent | Cause::Unreachable, .. } if self.answered => {
                 self.restore(&mut orders);
@@ -281,7 +226,7 @@ impl Outlier {
                 (Cause::Failing, _) | (_, Checked::Open { .. }) => self.probe(&mut orders),
                 (_, Checked::Pending) => {}
                 (_, Checked::None) => {
-                    self.checked = None;
+                    self.next_check = None;
                     self.begin_check(seen, &mut orders);
                 }
                 (_, Checked::Failed) => {
@@ -312,7 +257,7 @@ impl Outlier {
     /// Whether the others have answered since this one is silent, and are not silent themselves.
     fn is_compared(&self, fleet: &Fleet) -> bool {
         let have_answered = |before: Counts| self.others(fleet).since(&before).answers > 0;
-        self.before_silence.is_some_and(have_answered) && !fleet.is_silent()
+        self.before_silence.is_some_and(have_answered) && !fleet.mostly_silent()
     }
 
     /// From the next sweep on the others are compared with this endpoint, if it is silent or fails.
@@ -354,12 +299,12 @@ impl Outlier {
         is_compared: bool,
         orders: &mut Orders,
     ) {
-        let finds_hung = rule.silence.is_some() && !self.check_answered;
+        let finds_hung = rule.silence.is_some() && !self.is_check_answered();
         let is_used_up = seen.cold.is_some() && seen.tickets == Tickets::Gone;
         if finds_hung && is_compared && (self.silence >= limits.suspect || is_used_up) {
             // What waited at one that never answered says as much as single requests would.
             let unanswered = seen.cold.unwrap_or(MOST_UNANSWERED - TRIALS).min(MOST_UNANSWERED - 1);
-            self.state = State::Suspect(Trial { unanswered, from: None, failed: 0 });
+            self.state = State::Suspect(Trial { unanswered, from: None, given_up: 0, failed: 0 });
             orders.access = Some(Access::Tickets(0));
             self.begin_check(seen, orders);
         } else if seen.check == Checked::None {
@@ -371,6 +316,8 @@ impl Outlier {
                 (Some(_), _) if self.before_silence.is_none() || is_compared => None,
                 (Some(_), _) | (None, _) => Some(Access::Open),
             };
+        } else if seen.tickets == Tickets::Gone {
+            orders.access = Some(Access::Check);
         }
         if finds_hung && self.silence >= limits.alone {
             self.begin_check(seen, orders);
@@ -389,13 +336,11 @@ impl Outlier {
     ) {
         let waited = trial.from.map_or(0, |from| self.silence.saturating_sub(from));
         let is_unanswered = match seen.tickets {
-            // Shorter than a sweep, it says nothing.
-            Tickets::Gone => waited > 0,
+            Tickets::Gone => seen.totals.given_up != trial.given_up && trial.from.is_some(),
             Tickets::Taken => waited >= limits.trial,
             Tickets::Left | Tickets::Unlimited => false,
         };
-        let may_send =
-            is_unanswered || trial.from.is_none() || matches!(seen.tickets, Tickets::Gone | Tickets::Unlimited);
+        let may_send = is_unanswered || trial.from.is_none() || seen.tickets == Tickets::Gone;
         trial.unanswered += u32::from(is_unanswered);
         let is_probe = matches!(self.state, State::Probing(_));
         if is_unanswered && may_eject && (is_probe || trial.unanswered >= MOST_UNANSWERED) {
@@ -406,72 +351,79 @@ impl Outlier {
         }
         if may_send || seen.tickets == Tickets::Left {
             trial.from = Some(self.silence);
+            trial.given_up = seen.totals.given_up;
         }
         self.state = if is_probe { State::Probing(trial) } else { State::Suspect(trial) };
     }
 
     /// Ends a check that has failed, or once it is clear which connection is better; returns
     /// whether it has failed.
-    fn follow_check(
-        &mut self,
-        rule: &OutlierDetection,
-        seen: &Observation,
-        limits: Limits,
-        orders: &mut Orders,
-    ) -> bool {
-        self.check_sweeps += u32::from(seen.is_sweep);
+    fn follow_check(&mut self, seen: &Observation, limits: Limits, orders: &mut Orders) -> bool {
+        let before = mem::replace(&mut self.check, seen.check);
+        self.check_sweeps = self.check_sweeps.saturating_add(u32::from(seen.is_sweep));
         let is_over = self.check_sweeps >= limits.check;
         match seen.check {
-            Checked::None => {
-                // Its connection has ended.
-                if mem::take(&mut self.check_answered) {
-                    self.open(orders);
-                }
-                return false;
-            }
-            Checked::Failed => {
-                self.checked = Some((seen.now + rule.base_ejection_time.max(SILENCE), false));
+            Checked::None if !matches!(before, Checked::Open { .. }) => {}
+            // Its connection has ended.
+            Checked::None => self.leave_check(orders),
+            Checked::Pending if !is_over => {}
+            Checked::Failed | Checked::Pending => {
+                self.next_check = Some(seen.now + SILENCE);
                 orders.check = Some(CheckOrder::End);
+                self.leave_check(orders);
                 return true;
             }
-            Checked::Pending if !is_over => return false,
             Checked::Open { former: false, answered } if !is_over => {
-                self.checked = Some((seen.now + CHECK_INTERVAL, true));
-                if answered && !mem::replace(&mut self.check_answered, true) {
+                self.next_check = Some(seen.now + CHECK_INTERVAL);
+                if answered && !matches!(before, Checked::Open { answered: true, .. }) {
                     // From now on no request goes to the silent ones.
                     orders.access = Some(Access::Tickets(0));
                 }
-                return false;
             }
-            Checked::Open { former: false, answered: true } => orders.check = Some(CheckOrder::Replace),
-            Checked::Pending | Checked::Open { .. } => orders.check = Some(CheckOrder::End),
-        }
-        self.check_answered = false;
-        if orders.check == Some(CheckOrder::End) {
-            self.open(orders);
+            Checked::Open { former, answered } => {
+                let replaces = answered && !former;
+                orders.check = Some(if replaces { CheckOrder::Replace } else { CheckOrder::End });
+                self.leave_check(orders);
+                if replaces {
+                    orders.access = None;
+                }
+            }
         }
         false
     }
 
+    /// Goes on without a check.
+    fn leave_check(&mut self, orders: &mut Orders) {
+        self.check = Checked::None;
+        if let State::Suspect(trial) | State::Probing(trial) = &mut self.state {
+            // The next request goes elsewhere.
+            trial.from = None;
+        }
+        self.open(orders);
+    }
+
+    fn is_check_answered(&self) -> bool {
+        matches!(self.check, Checked::Open { answered: true, .. })
+    }
+
     fn begin_check(&mut self, seen: &Observation, orders: &mut Orders) {
-        let is_due = self.checked.is_none_or(|(next, _)| seen.now >= next);
-        if is_due && seen.check == Checked::None {
+        if self.next_check.is_none_or(|next| seen.now >= next) && seen.check == Checked::None {
             self.check_sweeps = 0;
-            self.check_answered = false;
             orders.check = Some(CheckOrder::Begin);
         }
     }
 
     /// Opens an endpoint that is in, as far as no check of it says otherwise.
     fn open(&self, orders: &mut Orders) {
-        if self.state == State::In && !self.check_answered {
+        if self.state == State::In && !self.is_check_answered() {
             orders.access = Some(Access::Open);
         }
     }
 
     fn probe(&mut self, orders: &mut Orders) {
         self.silence = 0;
-        self.state = State::Probing(Trial { unanswered: 0, from: Some(0), failed: self.own.failed });
+        let (given_up, failed) = (self.totals.given_up, self.own.failed);
+        self.state = State::Probing(Trial { unanswered: 0, from: Some(0), given_up, failed });
         orders.access = Some(Access::Tickets(1));
         orders.news = Some(News::Probed);
     }
@@ -480,7 +432,7 @@ impl Outlier {
         self.state = State::In;
         self.failed_checks = 0;
         // It does not stay slow and alive.
-        self.checked = None;
+        self.next_check = None;
         self.open(orders);
         orders.news = Some(News::Restored);
     }
@@ -497,13 +449,12 @@ impl Outlier {
         self.state = State::Ejected { until, cause };
         self.silence = 0;
         self.before_silence = None;
+        self.before_row = None;
         self.interval = None;
-        self.check_answered = false;
+        self.check = Checked::None;
         if seen.check != Checked::None {
             orders.check = Some(CheckOrder::End);
         }
-        // In case that so many are ejected that all are used.
-        orders.access = Some(Access::Open);
         orders.news = Some(News::Ejected { until, cause, again });
     }
 }

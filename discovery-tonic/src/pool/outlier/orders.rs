@@ -1,0 +1,45 @@
+use tokio::time::Instant;
+
+/// What the pool does with an endpoint.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Orders {
+    pub(crate) access: Option<Access>,
+    pub(crate) check: Option<CheckOrder>,
+    pub(crate) news: Option<News>,
+}
+
+/// How an endpoint takes requests from now on.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    Open,
+    /// This many on its newest connection, none on others, until one is answered.
+    Tickets(u32),
+    /// One more on the connection of a check, and on others as before.
+    Check,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum CheckOrder {
+    Begin,
+    /// The connections stay as they were before.
+    End,
+    /// The new connection takes the place of the others, which keep their requests.
+    Replace,
+}
+
+/// What calls and people shall see.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum News {
+    Ejected { until: Instant, cause: Cause, again: bool },
+    Probed,
+    Restored,
+}
+
+/// Why an endpoint was ejected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Cause {
+    Failing,
+    Silent,
+    /// The peer did not shake hands.
+    Unreachable,
+}
