@@ -19,8 +19,11 @@ impl Endpoint {
             if !matches!(*check, Check::None) {
                 return;
             }
-            // Where it cannot connect that is known already.
-            *check = if self.lanes[0].is_ready() { Check::Pending } else { Check::Failed };
+            *check = match &*self.lanes[0].lock() {
+                Phase::Ready(_) | Phase::Connecting { .. } => Check::Pending,
+                // It does not connect, as is known already.
+                Phase::BackingOff { .. } | Phase::Ended | Phase::Idle => Check::Failed,
+            };
         }
         self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
         self.lanes[0].recheck();

@@ -316,7 +316,7 @@ impl Outlier {
                 (Some(_), _) if self.before_silence.is_none() || is_compared => None,
                 (Some(_), _) | (None, _) => Some(Access::Open),
             };
-        } else if seen.tickets == Tickets::Gone {
+        } else if orders.check.is_none() && seen.tickets == Tickets::Gone {
             orders.access = Some(Access::Check);
         }
         if finds_hung && self.silence >= limits.alone {
@@ -483,7 +483,7 @@ const TRIALS: u32 = 3;
 const MOST_FAILED_CHECKS: u32 = 10;
 /// The time between two checks of an endpoint that is alive and slow.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// How long a probe waits where silence is not looked for.
+/// The time after a check that failed, and how long a probe waits where silence is not looked for.
 const SILENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

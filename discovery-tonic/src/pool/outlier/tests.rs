@@ -290,6 +290,47 @@ fn the_connection_that_is_answered_takes_over() {
     }
 }
 
+/// Where nobody else answers, one request that ends without an answer does not decide about a new
+/// connection.
+#[test]
+fn a_check_of_a_single_endpoint_gets_another_request() {
+    let mut scene = Scene::of(1);
+    let (_, orders) = scene.until_ordered(hang);
+    assert_eq!(orders.check, Some(CheckOrder::Begin));
+    scene.sweep(hang);
+    for _ in 0..5 {
+        let orders = scene.sweep(|_, endpoint| {
+            endpoint.seen.totals.given_up += 1;
+            endpoint.seen.tickets = Tickets::Gone;
+        });
+        assert_eq!(orders[0].access, Some(Access::Check));
+    }
+    let (_, orders) = scene.until_ordered(|_, endpoint| {
+        endpoint.seen.tickets = Tickets::Unlimited;
+        endpoint.answer_check();
+    });
+    assert_eq!(orders.access, Some(Access::Tickets(0)), "none for the silent one");
+    let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.answer_check());
+    assert_eq!(orders.check, Some(CheckOrder::Replace));
+}
+
+/// What an endpoint did not answer is over when its last connection is.
+#[test]
+fn a_lost_connection_ends_the_silence() {
+    let mut scene = Scene::of(3);
+    scene.until_ordered(hang);
+    let orders = scene.sweep(|number, endpoint| {
+        endpoint.seen.is_connected = number > 0;
+        if number > 0 {
+            endpoint.answer();
+        } else {
+            endpoint.seen.waiting = 0;
+        }
+    });
+    assert_eq!((orders[0].access, scene.ejected()), (Some(Access::Open), 0));
+    assert!(scene.endpoints[0].outlier.state == State::In);
+}
+
 #[test]
 fn a_pause_of_the_client_is_no_silence() {
     let mut scene = Scene::of(4);
