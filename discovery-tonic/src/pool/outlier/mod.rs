@@ -362,6 +362,9 @@ impl Outlier {
         let before = mem::replace(&mut self.check, seen.check);
         self.check_sweeps = self.check_sweeps.saturating_add(u32::from(seen.is_sweep));
         let is_over = self.check_sweeps >= limits.check;
+        if matches!(seen.check, Checked::Open { .. }) {
+            self.next_check = Some(seen.now + CHECK_INTERVAL);
+        }
         match seen.check {
             Checked::None if !matches!(before, Checked::Open { .. }) => {}
             // Its connection has ended.
@@ -374,7 +377,6 @@ impl Outlier {
                 return true;
             }
             Checked::Open { former: false, answered } if !is_over => {
-                self.next_check = Some(seen.now + CHECK_INTERVAL);
                 if answered && !matches!(before, Checked::Open { answered: true, .. }) {
                     // From now on no request goes to the silent ones.
                     orders.access = Some(Access::Tickets(0));
