@@ -73,7 +73,8 @@ fn poll(channel: &BalancedChannel, delay: Duration) -> impl Future<Output = bool
     async move { greet_with(&channel, None, request).await.is_ok() }
 }
 
-/// A peer that takes no further connections costs an attempt a second, however soon each fails, and keeps its calls.
+/// A peer that takes no further connections costs an attempt a second, however soon each fails, and
+/// keeps its calls.
 #[tokio::test]
 async fn a_check_that_fails_is_made_again_a_second_later() {
     let (server, tries) = (Server::start("one").await, Arc::<AtomicUsize>::default());
@@ -164,7 +165,8 @@ async fn an_instance_may_leave_in_the_middle_of_a_check() {
     server.stop().await;
 }
 
-/// A connection that gets stuck soon after its endpoint was checked for being slow is found all the same.
+/// A connection that gets stuck soon after its endpoint was checked for being slow is found all the
+/// same.
 #[tokio::test]
 async fn a_connection_may_get_stuck_soon_after_a_check() {
     let is_stuck = Arc::<AtomicBool>::default();
@@ -197,7 +199,8 @@ async fn a_connection_may_get_stuck_soon_after_a_check() {
     assert!(latest < Duration::from_secs(10) && accepted.load(Ordering::Relaxed) > 2, "{latest:?}");
 }
 
-/// Where one of three is out, and another one fails at once, the good one is not left with nothing to do.
+/// Where one of three is out, and another one fails at once, the good one is not left with nothing
+/// to do.
 #[tokio::test]
 async fn failing_fast_attracts_no_calls_where_most_are_ill() {
     let (hung, _, _hung) = hung().await;

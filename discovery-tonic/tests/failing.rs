@@ -1,4 +1,5 @@
-//! Endpoints that fail: what of it counts against them, and what attracts no calls (B8, B10; figure F16).
+//! Endpoints that fail: what of it counts against them, and what attracts no calls (B8, B10; figure
+//! F16).
 
 mod support;
 
@@ -79,8 +80,8 @@ fn was_ejected(channel: &BalancedChannel) -> bool {
 
 const WORK: Duration = Duration::from_millis(60);
 
-/// One of four fails every call at once, and gets fewer calls for it instead of more: by the load alone, as nothing is
-/// ejected here.
+/// One of four fails every call at once, and gets fewer calls for it instead of more: by the load
+/// alone, as nothing is ejected here.
 #[tokio::test]
 async fn failing_fast_attracts_no_calls() {
     let scene = async |name: &str, answers: Answers, in_trailers: bool| {
@@ -136,7 +137,8 @@ async fn one_that_fails_all_calls_is_ejected() {
     );
 }
 
-/// B10: a deployment adds a method, which the old half does not have. Nor do other codes say anything of a server.
+/// B10: a deployment adds a method, which the old half does not have. Nor do other codes say
+/// anything of a server.
 #[tokio::test]
 async fn what_is_no_failing_code_ejects_nobody() {
     let scene = async |answers: Answers| {

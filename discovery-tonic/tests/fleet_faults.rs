@@ -161,8 +161,8 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// C2: one of four freezes for ten seconds, under four clients at a time. At most five calls of each are slow, and it is used again
-/// within two seconds of waking (three on a busy machine).
+/// C2: one of four freezes for ten seconds, under four clients at a time. At most five calls of
+/// each are slow, and it is used again within two seconds of waking (three on a busy machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c2_a_frozen_server_is_left_and_used_again() {
     let (one_by_one, steadily, dropping, _) = tokio::join!(
@@ -218,7 +218,8 @@ async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())
 }
 
-/// The same by callers that drop their calls after a while, without a deadline that the server could know.
+/// The same by callers that drop their calls after a while, without a deadline that the server
+/// could know.
 async fn dropping(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     let (mut ticks, mut calls) = (interval(Duration::from_millis(5)), JoinSet::new());
     while Instant::now() < end {

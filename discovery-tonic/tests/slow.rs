@@ -1,5 +1,5 @@
-//! Healthy endpoints that are slow, or stuck on one connection: none is ejected, and no connection is replaced that
-//! serves (B8; figure F15).
+//! Healthy endpoints that are slow, or stuck on one connection: none is ejected, and no connection
+//! is replaced that serves (B8; figure F15).
 
 mod support;
 
@@ -180,8 +180,8 @@ async fn callers_that_give_up_blame_nobody() {
     fleet.assert_unharmed("callers that give up after 600 ms on a method of 2 s");
 }
 
-/// The connection that takes the place of an old one, or of one that was lost, takes calls at once: the endpoint is
-/// known.
+/// The connection that takes the place of an old one, or of one that was lost, takes calls at once:
+/// the endpoint is known.
 #[tokio::test]
 async fn a_successor_makes_no_call_wait() {
     let aging = |builder: discovery_tonic::Builder| {
@@ -251,7 +251,8 @@ async fn stuck() -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     (address, accepted, tasks)
 }
 
-/// Of a stuck connection a new one takes the place, also where there is no other endpoint, and the calls on it go on.
+/// Of a stuck connection a new one takes the place, also where there is no other endpoint, and the
+/// calls on it go on.
 #[tokio::test]
 async fn a_stuck_connection_is_replaced_by_one_that_answers() {
     tokio::join!(replaces_a_stuck_connection(0), replaces_a_stuck_connection(2));

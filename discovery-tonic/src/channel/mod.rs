@@ -54,11 +54,11 @@ use builder::Builder;
 /// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at
 ///   once, connected endpoints are held for a while ([`Builder::hold`]).
 /// - **B7** Discovery and connecting go on while no request flows.
-/// - **B8** An endpoint that keeps failing, or hangs, is ejected and probed, at most half of the set
-///   ([`OutlierDetection`](crate::OutlierDetection)). It is compared with the others: what all of
-///   them do, such as slow calls, ejects nobody. One that reports NOT_SERVING gets no calls, where
-///   that is asked ([`Builder::health`]).
-///   What panics, blocks or breaks its law costs itself (B11): a call, an endpoint, or an update.
+/// - **B8** An endpoint that keeps failing, or hangs, is ejected and probed, at most half of the
+///   set ([`OutlierDetection`](crate::OutlierDetection)). It is compared with the others: what all
+///   of them do, such as slow calls, ejects nobody. One that reports NOT_SERVING gets no calls,
+///   where that is asked ([`Builder::health`]). What panics, blocks or breaks its law costs itself
+///   (B11): a call, an endpoint, or an update.
 /// - **B9** Each response says which instance served it and which were tried before
 ///   ([`ServedBy`](crate::ServedBy)), each failure which were tried ([`Tried`](crate::Tried)).
 ///

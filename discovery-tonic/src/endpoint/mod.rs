@@ -3,8 +3,8 @@
 //!
 //! - [`Endpoint`] is what calls, the pool and the drivers share: its lanes and its tally.
 //! - A [`lane`] is the place of one connection. Its [`driver`] connects, by [`connect`] and within
-//!   the [`connect_limit`], serves, connects again and drains; [`retired`] has the connections whose
-//!   calls have not ended yet. The [`config`] is what all drivers go by.
+//!   the [`connect_limit`], serves, connects again and drains; [`retired`] has the connections
+//!   whose calls have not ended yet. The [`config`] is what all drivers go by.
 //! - A [`check`] is a second connection to a peer that is silent; [`checking`] is what pool and
 //!   driver do with it.
 //! - The [`tally`] counts what calls report; the [`state`] is what people see.

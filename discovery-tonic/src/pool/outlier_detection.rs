@@ -21,9 +21,9 @@ use crate::{connection::settings::FAR, endpoint::tally::Codes, wakeups::SWEEP};
 ///   of its calls in an interval end with one of the failing codes. A failed call counts as load
 ///   for some seconds, so that an endpoint that fails at once attracts no calls.
 ///
-/// It does not compare how fast endpoints answer, as long as they do: that is the policy's part. Nor
-/// does it look at single connections of an endpoint that has several: while one of them is answered
-/// the endpoint is not silent.
+/// It does not compare how fast endpoints answer, as long as they do: that is the policy's part.
+/// Nor does it look at single connections of an endpoint that has several: while one of them is
+/// answered the endpoint is not silent.
 ///
 /// The names are those of gRFC A50, the defaults those of other breakers: linkerd2 ejects after 7
 /// failures, for 1 s to 60 s; Finagle and Envoy after 5.
@@ -57,8 +57,8 @@ pub struct OutlierDetection {
 
 impl OutlierDetection {
     /// Ejects after this many calls in a row that were lost with their connection, or answered with
-    /// `UNAVAILABLE` while that is a failing code, if most calls of the others succeed meanwhile; by
-    /// default 5. At least 1.
+    /// `UNAVAILABLE` while that is a failing code, if most calls of the others succeed meanwhile;
+    /// by default 5. At least 1.
     pub fn consecutive_failures(mut self, failures: Option<u32>) -> Self {
         self.consecutive_failures = failures;
         self
