@@ -227,6 +227,35 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
     assert_eq!(requests.load(Ordering::Relaxed), reached);
 }
 
+/// Where less than half are left, all are used: two of four hang and are ejected, and then a good one dies.
+#[tokio::test]
+async fn where_less_than_half_are_left_all_are_used() {
+    let (first, second) = (hung().await, hung().await);
+    let (good, mut dying) = (Server::start("good").await, Mortal::start("dying"));
+    let backend = registry([first.0, second.0, good.address, dying.address]);
+    let detection = OutlierDetection::default().base_ejection_time(Duration::from_secs(60));
+    // In turn, since the default policy hardly uses them once calls were late there.
+    let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
+    let out = || channel.endpoints().iter().filter(|endpoint| endpoint.out_until.is_some()).count();
+    let start = Instant::now();
+    while out() < 2 {
+        let _ = greet(&channel, Some(Duration::from_millis(200))).await;
+        assert!(start.elapsed() < Duration::from_secs(20), "{} are out", out());
+    }
+    let reached = || first.1.load(Ordering::Relaxed) + second.1.load(Ordering::Relaxed);
+    let before = reached();
+    for _ in 0..20 {
+        greet(&channel, Some(SLOW)).await.unwrap();
+    }
+    assert_eq!(reached(), before);
+    dying.kill();
+    eventually("one is lost", || ready(&channel) == 3).await;
+    for _ in 0..10 {
+        let _ = greet(&channel, Some(Duration::from_millis(100))).await;
+    }
+    assert!(reached() > before + 2, "{} requests", reached() - before);
+}
+
 /// Three good servers and one that hangs and is out for 20 s.
 struct OneOut {
     address: SocketAddr,

@@ -8,7 +8,6 @@ use tracing::{Instrument, Span, debug};
 
 use super::{Endpoint, config::DriverConfig};
 use crate::{
-    balance::UNLIMITED,
     connection::{Allowance, Connection, end::End, settings::EndpointSettings},
     error::{BoxError, panic_text, report},
     metrics::Event,
@@ -50,9 +49,9 @@ impl PendingHook {
     }
 }
 
-/// One attempt to connect; the connection takes so many requests until it answers, or by default as
-/// many as is known of the endpoint. The connector is the user's, too; where it blocks its thread,
-/// the task of the channel is elsewhere.
+/// One attempt to connect; the connection takes so many requests until it answers, or by default
+/// those of a new endpoint. The connector is the user's, too; where it blocks its thread, the task
+/// of the channel is elsewhere.
 pub(super) async fn connect(
     endpoint: &Arc<Endpoint>,
     config: &Arc<DriverConfig>,
@@ -61,8 +60,8 @@ pub(super) async fn connect(
 ) -> Result<Connection, BoxError> {
     let connected = match hook.settings(endpoint, config).await {
         Ok(settings) => {
-            let tickets =
-                tickets.unwrap_or_else(|| if endpoint.tally.has_answered() { UNLIMITED } else { config.tickets });
+            // The pool opens it, before it is published, if the endpoint has answered before.
+            let tickets = tickets.unwrap_or(config.tickets);
             let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
             let mut attempt = OwnedTask(tokio::spawn(attempt));
             (&mut attempt.0).await.unwrap_or_else(|error| Err(failed_task(error)))

@@ -36,9 +36,13 @@ use crate::{connection::settings::FAR, endpoint::tally::Codes, wakeups::SWEEP};
 /// use discovery_tonic::{BalancedChannel, OutlierDetection};
 ///
 /// // A service that is often silent for a while, and whose codes say nothing of the server.
-/// let detection = OutlierDetection::default().silence(Some(Duration::from_secs(30))).failure_percentage(None);
+/// let detection = OutlierDetection::default()
+///     .silence(Some(Duration::from_secs(30)))
+///     .failure_percentage(None);
 /// # let resolver = FixedResolver::new([]);
-/// let channel = BalancedChannel::builder(resolver, "reports".parse()?).outlier_detection(detection).build()?;
+/// let channel = BalancedChannel::builder(resolver, "reports".parse()?)
+///     .outlier_detection(detection)
+///     .build()?;
 /// # Ok(())
 /// # }
 /// ```
