@@ -66,10 +66,11 @@ impl Load {
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             while !stopped.load(Ordering::Relaxed) {
                 ticks.tick().await;
-                let (number, begun) = (first + outcome.calls, Instant::now());
+                let number = first + outcome.calls;
                 let one = call(number);
                 outcome.calls += 1;
-                calls.spawn(async move { (number, begun, one.await) });
+                // It begins once its task runs: until then nothing of it is in flight.
+                calls.spawn(async move { (number, Instant::now(), one.await) });
                 while let Some(ended) = calls.try_join_next() {
                     outcome.count(ended.expect("calls do not panic"));
                 }
