@@ -64,8 +64,12 @@ impl LeaseClock {
             return Due::Lost;
         }
         match link {
-            // Two members have their chance in what is left after the switch.
-            Link::Closed => Due::Open((now + self.granted / 6).min(self.ends())),
+            // A third of what is left, since a slow network is no outage; but enough that two members
+            // have their chance after the switch.
+            Link::Closed => {
+                let left = self.ends() - now;
+                Due::Open(now + (left / 3).max(self.granted / 6).min(left))
+            }
             Link::Quiet if now >= renew => Due::Renew,
             Link::Quiet => Due::Wait(renew),
             Link::Asked(_) if now >= switch => Due::Switch,
@@ -89,7 +93,9 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let asked = Link::Asked(at(5));
         for (link, now, due) in [
-            (Link::Closed, 0, Due::Open(at(2) + TTL / 30)),
+            (Link::Closed, 0, Due::Open(at(5))),
+            (Link::Closed, 3, Due::Open(at(7))),
+            (Link::Closed, 10, Due::Open(at(12) + TTL / 30)),
             (Link::Quiet, 0, Due::Wait(at(5))),
             (Link::Quiet, 5, Due::Renew),
             (asked, 5, Due::Wait(at(10))),
