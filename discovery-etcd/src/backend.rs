@@ -7,15 +7,17 @@ use discovery_core::{
 };
 use tokio::{
     runtime::Handle,
-    sync::watch,
+    sync::{Semaphore, watch},
     time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
     cluster::{Cluster, MemberList},
     config::{EtcdConfig, Settings},
+    pace::Pace,
     registry::Registrar,
-    watch::{EtcdSource, Pace, closed_error},
+    watch::{EtcdSource, closed_error},
+    watcher::{AuditPace, Watcher},
 };
 
 /// A handle on a registry kept in etcd.
@@ -63,12 +65,16 @@ impl EtcdBackend {
         })?;
         let cluster = Arc::new(Cluster::new(&settings, runtime.clone())?);
         let closed = watch::Sender::new(false);
+        let pace = Pace::of(settings.ttl);
+        let audits = AuditPace { services: settings.audit_interval.part(10), entries: settings.ttl };
+        let watcher = Watcher::start(&cluster, pace, audits, &runtime);
         let source = EtcdSource {
             cluster: Arc::clone(&cluster),
+            watcher: watcher.clone(),
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
-            pace: Pace::of(settings.ttl),
-            audit: settings.audit_interval,
+            pace,
+            relists: Semaphore::new(MOST_RELISTS),
             closed: closed.subscribe(),
         };
         let mut recovery = Recovery::default();
@@ -79,7 +85,7 @@ impl EtcdBackend {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());
         }
         Ok(Self {
-            registrar: Arc::new(Registrar::start(&settings, &cluster, runtime)),
+            registrar: Arc::new(Registrar::start(&settings, &cluster, watcher, runtime)),
             resolver: Recovered::with(source, recovery),
             closed,
             deadline: settings.deadline,
@@ -167,6 +173,9 @@ impl Resolver for EtcdBackend {
         self.resolver.watch(service)
     }
 }
+
+/// Few enough for each to be quick, and enough to keep etcd busy.
+const MOST_RELISTS: usize = 64;
 
 /// Whether the same list may succeed within seconds.
 fn may_pass(error: &Error) -> bool {

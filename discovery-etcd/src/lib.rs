@@ -43,9 +43,11 @@ mod cluster;
 mod config;
 mod layout;
 mod lease;
+mod pace;
 mod registry;
 mod retry_delays;
 mod watch;
+mod watcher;
 
 pub use backend::EtcdBackend;
 pub use config::{EtcdConfig, EtcdTls};

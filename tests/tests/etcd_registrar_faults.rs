@@ -112,7 +112,9 @@ async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
     sleep(SECOND * 4).await;
     let before = etcd.requests(0, "Range");
     sleep(SECOND * 4).await;
-    assert_eq!(etcd.requests(0, "Range"), before, "the watch stands");
+    // Signs of life are read, and nothing else.
+    let reads = etcd.requests(0, "Range") - before;
+    assert!(reads <= 2, "the watch stands, but the entry was read {reads} times");
     raw.delete(KEY).await;
     let took = eventually("put again", SECOND, async || raw.entry(KEY).await.is_some()).await;
     println!("B5: put again in {took:?}, after history was compacted and the connection cut");

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use discovery_core::ErrorKind;
 use etcd_client::{
-    Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
@@ -33,8 +33,8 @@ pub(crate) struct RangeSummary {
     /// The store's, not the range's.
     pub(crate) revision: i64,
     pub(crate) count: i64,
-    /// The revision of the newest entry, 0 where there is none; `None` where it was not asked for.
-    pub(crate) newest: Option<i64>,
+    /// The revision of the newest entry, 0 where there is none.
+    pub(crate) newest: i64,
 }
 
 /// One key as it was at one revision of the store.
@@ -43,6 +43,24 @@ pub(crate) struct KeyReading {
     pub(crate) row: Option<KeyValue>,
     /// The store's, not the entry's.
     pub(crate) revision: i64,
+}
+
+/// What is read beside others, see [`Member::readings`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Asked {
+    Key(Vec<u8>),
+    /// All keys of `[from, to)`.
+    Range {
+        from: Vec<u8>,
+        to: Vec<u8>,
+    },
+}
+
+/// The answer to an [`Asked`].
+#[derive(Clone, Debug)]
+pub(crate) enum Reading {
+    Key(KeyReading),
+    Range(RangeSummary),
 }
 
 /// How a guarded put ended.
@@ -88,34 +106,40 @@ impl Member {
         Ok(page)
     }
 
-    /// Counts the entries of `[from, to)`, linearizably, and finds the newest one if asked to, all
-    /// within `limit`.
-    ///
-    /// Finding it makes etcd read the whole range; the answer is small either way.
-    pub(crate) async fn glance(
-        &self,
-        from: Vec<u8>,
-        to: Vec<u8>,
-        newest: bool,
-        limit: Duration,
-    ) -> Result<RangeSummary, Failure> {
-        let summary = self.probe("watch", limit, async |client| {
-            let options = GetOptions::new().with_range(to);
-            let options = if newest {
-                options.with_keys_only().with_limit(1).with_sort(SortTarget::Mod, SortOrder::Descend)
-            } else {
-                options.with_count_only()
-            };
-            let answer = client.kv_client().get(from, Some(options)).await?;
-            let header = answer.header();
-            Ok(RangeSummary {
-                cluster: header.map_or(0, |header| header.cluster_id()),
-                revision: header.map_or(0, |header| header.revision()),
-                count: answer.count(),
-                newest: newest.then(|| answer.kvs().first().map_or(0, |entry| entry.mod_revision())),
-            })
+    /// The store's revision, read linearizably within `limit`: a sign of life. The handle must be
+    /// allowed to read the key, which need not exist.
+    pub(crate) async fn revision(&self, key: Vec<u8>, limit: Duration) -> Result<i64, Failure> {
+        let read = self.probe("watch", limit, async |client| {
+            let options = GetOptions::new().with_count_only();
+            let answer = client.kv_client().get(key, Some(options)).await?;
+            Ok(answer.header().map_or(0, |header| header.revision()))
         });
-        self.authorized(summary.await)
+        self.authorized(read.await)
+    }
+
+    /// Reads keys and ranges, at most 128, as they are at one revision, linearizably. Of a range it is
+    /// read how many keys there are and which is the newest one.
+    ///
+    /// etcd reads a whole range to find its newest key; the answer is small all the same.
+    pub(crate) async fn readings(&self, questions: Vec<Asked>) -> Result<Vec<Reading>, Failure> {
+        let reads: Vec<TxnOp> = questions.iter().map(Asked::operation).collect();
+        let answer = self.call("audit", async |client| {
+            let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+            kv.txn(Txn::new().and_then(reads)).await
+        });
+        let answer = self.authorized(answer.await)?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        let cluster = answer.header().map_or(0, |header| header.cluster_id());
+        let answers = answer.op_responses().into_iter();
+        let readings = questions.iter().zip(answers).map(|(asked, answer)| match answer {
+            TxnOpResponse::Get(answer) => asked.reading(answer, revision, cluster),
+            _ => Err("a read was answered as something else"),
+        });
+        let readings: Result<Vec<Reading>, &'static str> = readings.collect();
+        let readings = readings.and_then(|readings| {
+            if readings.len() == questions.len() { Ok(readings) } else { Err("not all reads were answered") }
+        });
+        readings.map_err(|what| Failure::strange("audit", &self.address, what))
     }
 
     /// Reads one entry, linearizably.
@@ -218,6 +242,32 @@ impl Answer {
     fn refusal(self, key: &[u8], holds: impl Fn(Option<&KeyValue>) -> bool) -> Result<Option<KeyValue>, &'static str> {
         let row = of_key(key, self.read.ok_or("a write was neither done nor refused for a reason")?)?;
         if holds(row.as_ref()) { Err("a write was refused though its condition holds") } else { Ok(row) }
+    }
+}
+
+impl Asked {
+    fn operation(&self) -> TxnOp {
+        match self {
+            Self::Key(key) => TxnOp::get(key.clone(), None),
+            Self::Range { from, to } => {
+                let newest = GetOptions::new().with_keys_only().with_limit(1);
+                let newest = newest.with_sort(SortTarget::Mod, SortOrder::Descend).with_range(to.clone());
+                TxnOp::get(from.clone(), Some(newest))
+            }
+        }
+    }
+
+    fn reading(&self, mut answer: GetResponse, revision: i64, cluster: u64) -> Result<Reading, &'static str> {
+        match self {
+            Self::Key(key) => {
+                let row = answer.take_kvs().into_iter().next().map(KeyValue::from);
+                KeyReading { row, revision }.check(key).map(Reading::Key)
+            }
+            Self::Range { .. } => {
+                let newest = answer.kvs().first().map_or(0, |entry| entry.mod_revision());
+                Ok(Reading::Range(RangeSummary { cluster, revision, count: answer.count(), newest }))
+            }
+        }
     }
 }
 

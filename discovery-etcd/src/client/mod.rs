@@ -34,10 +34,10 @@ use connect::Slot;
 use connection::{Connection, Silence, Use};
 pub(crate) use dial::Dial;
 pub(crate) use failure::{Failure, Reason};
-pub(crate) use kv::{Delete, KeyReading, KeyValue, Page, Put, RangeSummary};
+pub(crate) use kv::{Asked, Delete, KeyReading, KeyValue, Page, Put, RangeSummary, Reading};
 pub(crate) use lease::Renewals;
 pub(crate) use members::ListedMembers;
-pub(crate) use watch::{Canceled, Event, Message, WatchStream};
+pub(crate) use watch::{Canceled, Event, Message, WatchAnswers, WatchRequest, WatchRequests, WatchStream};
 
 /// One member, connected to when it is first asked.
 pub(crate) struct Member {

@@ -8,13 +8,34 @@ use super::{
     is_revision,
 };
 
-/// A stream that carries one or more watches.
+/// A stream that carries one or more watches, in its two directions.
 #[derive(Debug)]
 pub(crate) struct WatchStream {
+    pub(crate) requests: WatchRequests,
+    pub(crate) answers: WatchAnswers,
+}
+
+#[derive(Debug)]
+pub(crate) struct WatchRequests {
     requests: WatchRequestSender,
+    member: Arc<Member>,
+}
+
+#[derive(Debug)]
+pub(crate) struct WatchAnswers {
     answers: WatchResponseStream,
     member: Arc<Member>,
     used: Use,
+}
+
+/// A watch of `[from, to)`, or of the key `from` alone where `to` is empty, from a revision on.
+#[derive(Clone, Debug)]
+pub(crate) struct WatchRequest {
+    pub(crate) from: Vec<u8>,
+    pub(crate) to: Vec<u8>,
+    pub(crate) revision: i64,
+    /// The id that it is to have, if the server lets clients choose.
+    pub(crate) id: i64,
 }
 
 /// One answer on a watch stream.
@@ -76,31 +97,36 @@ impl Event {
 }
 
 impl Member {
-    /// Opens a stream with a watch of `[from, to)`, or of the key `from` alone where `to` is empty, from `revision` on.
+    /// Opens a stream with a first watch.
     ///
     /// That may take no longer than `limit`, nor than any request.
-    pub(crate) async fn watch(
-        self: &Arc<Self>,
-        from: Vec<u8>,
-        to: Vec<u8>,
-        revision: i64,
-        id: i64,
-        limit: Duration,
-    ) -> Result<WatchStream, Failure> {
+    pub(crate) async fn watch(self: &Arc<Self>, first: WatchRequest, limit: Duration) -> Result<WatchStream, Failure> {
         let open = async |client: Client| {
             let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
-            client.watch(from, Some(options(to, revision, id))).await
+            let options = first.options();
+            client.watch(first.from, Some(options)).await
         };
         let (stream, used) = self.open("watch", limit, Silence::Call, open).await?;
         let (requests, answers) = stream.split();
-        Ok(WatchStream { requests, answers, member: Arc::clone(self), used })
+        Ok(WatchStream {
+            requests: WatchRequests { requests, member: Arc::clone(self) },
+            answers: WatchAnswers { answers, member: Arc::clone(self), used },
+        })
     }
 }
 
-impl WatchStream {
-    /// Adds a watch of one key under an id of the caller's. Cancel safe: either asked or not.
-    pub(crate) async fn add(&mut self, key: Vec<u8>, revision: i64, id: i64) -> Result<(), Failure> {
-        let added = self.requests.watch(key, Some(options(Vec::new(), revision, id))).await;
+impl WatchRequest {
+    fn options(&self) -> WatchOptions {
+        let options = WatchOptions::new().with_start_revision(self.revision).with_watch_id(self.id).with_fragment();
+        if self.to.is_empty() { options } else { options.with_range(self.to.clone()) }
+    }
+}
+
+impl WatchRequests {
+    /// Adds a watch. Cancel safe: either asked or not.
+    pub(crate) async fn watch(&mut self, request: WatchRequest) -> Result<(), Failure> {
+        let options = request.options();
+        let added = self.requests.watch(request.from, Some(options)).await;
         added.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
 
@@ -108,7 +134,9 @@ impl WatchStream {
     pub(crate) async fn cancel(&mut self, id: i64) -> Result<(), Failure> {
         self.requests.cancel(id).await.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
+}
 
+impl WatchAnswers {
     /// The next answer. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Message, Failure> {
         match self.answers.message().await {
@@ -169,11 +197,6 @@ impl From<PbEvent> for Event {
             _ => Self::Unknown,
         }
     }
-}
-
-fn options(to: Vec<u8>, revision: i64, id: i64) -> WatchOptions {
-    let options = WatchOptions::new().with_start_revision(revision).with_watch_id(id).with_fragment();
-    if to.is_empty() { options } else { options.with_range(to) }
 }
 
 #[cfg(test)]

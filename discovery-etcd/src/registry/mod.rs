@@ -1,10 +1,9 @@
-//! Registrations: one worker per entry, one lease and one sentry per handle.
+//! Registrations: one worker per entry, one lease per handle.
 
 mod decide;
 mod entry;
 mod handle;
 mod in_flight;
-mod sentry;
 mod unconfirmed;
 mod worker;
 mod workers;
@@ -25,16 +24,15 @@ use tokio::{
 };
 
 use crate::{
-    audit_interval::AuditInterval,
     cluster::Cluster,
     config::Settings,
     layout::Layout,
     lease::{Lease, LeaseKeeper},
     watch::closed_error,
+    watcher::Watcher,
 };
 use entry::{Command, Entry, Place};
 use handle::{RegistrationHandle, UnclaimedRegistration};
-use sentry::{Order, Sentry};
 use worker::Worker;
 use workers::Workers;
 
@@ -45,19 +43,18 @@ pub(crate) struct Registrar {
     cluster: Arc<Cluster>,
     lease: Arc<Lease>,
     workers: Arc<Workers>,
-    sentry: mpsc::UnboundedSender<Order>,
+    watcher: Watcher,
     layout: Arc<dyn Layout>,
     prefix: String,
     deadline: Duration,
     backoff: Backoff,
-    audit_interval: AuditInterval,
     /// Tells registrations of one entry apart.
     last_number: AtomicU64,
 }
 
 impl Registrar {
     /// Starts the tasks of a handle; they end by themselves once it and its registrations are gone.
-    pub(crate) fn start(settings: &Settings, cluster: &Arc<Cluster>, runtime: Handle) -> Self {
+    pub(crate) fn start(settings: &Settings, cluster: &Arc<Cluster>, watcher: Watcher, runtime: Handle) -> Self {
         let lease = Lease::new();
         let keeper = LeaseKeeper {
             lease: Arc::clone(&lease),
@@ -65,20 +62,17 @@ impl Registrar {
             ttl: settings.ttl,
             backoff: settings.backoff,
         };
-        let (sentry, orders) = mpsc::unbounded_channel();
         runtime.spawn(keeper.run());
-        runtime.spawn(Sentry::new(Arc::clone(cluster), orders).run());
         Self {
             runtime,
             cluster: Arc::clone(cluster),
             lease,
             workers: Arc::default(),
-            sentry,
+            watcher,
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
             deadline: settings.deadline,
             backoff: settings.backoff,
-            audit_interval: settings.audit_interval,
             last_number: AtomicU64::new(0),
         }
     }
@@ -149,13 +143,13 @@ impl Registrar {
         workers.by_key.insert(place.key.clone(), own.clone());
         drop(workers);
         let worker = Worker {
-            entry: Entry::new(place, Arc::clone(&self.lease), self.backoff, self.audit_interval),
+            entry: Entry::new(place, Arc::clone(&self.lease), self.backoff),
             workers: Arc::clone(&self.workers),
             cluster: Arc::clone(&self.cluster),
             lease: self.lease.watch(),
             commands,
-            own: own.clone(),
-            sentry: self.sentry.clone(),
+            watcher: self.watcher.clone(),
+            watch: None,
         };
         self.runtime.spawn(worker.run());
         Ok(own)

@@ -11,13 +11,13 @@ use tokio::{
 use super::{
     entry::{Command, Entry, Next},
     in_flight::Permit,
-    sentry::Order,
     workers::Workers,
 };
 use crate::{
-    client::Failure,
+    client::{Event, Failure, Reading},
     cluster::{Asking, Cluster},
     lease::LeaseState,
+    watcher::{Keys, News, Start, Watch, Watcher},
 };
 
 /// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an
@@ -31,9 +31,9 @@ pub(super) struct Worker {
     pub(super) cluster: Arc<Cluster>,
     pub(super) lease: watch::Receiver<LeaseState>,
     pub(super) commands: mpsc::UnboundedReceiver<Command>,
-    /// For the sentry, to tell what happens to the entry.
-    pub(super) own: mpsc::UnboundedSender<Command>,
-    pub(super) sentry: mpsc::UnboundedSender<Order>,
+    pub(super) watcher: Watcher,
+    /// The watch of the entry.
+    pub(super) watch: Option<Watch>,
 }
 
 impl Worker {
@@ -60,9 +60,8 @@ impl Worker {
                 }
                 Next::Wait(until) => self.wait(until, gives_up).await,
                 Next::Watch(from) => {
-                    let key = self.entry.place.key.clone();
-                    // The sentry lives as long as any worker.
-                    let _ = self.sentry.send(Order::Watch { key, from, tell: self.own.clone() });
+                    let key = self.entry.place.key.clone().into_bytes();
+                    self.watch = Some(self.watcher.watch(Keys::One(key), from, Start::Level));
                 }
                 Next::Read | Next::Remove { .. } | Next::Write { .. } => self.ask(next, gives_up).await,
             }
@@ -74,6 +73,7 @@ impl Worker {
         tokio::select! {
             biased;
             Some(command) = self.commands.recv() => self.entry.take(command),
+            news = news_of(&mut self.watch) => self.hear(news),
             Ok(()) = self.lease.changed() => self.entry.resume(),
             () = at(gives_up) => self.entry.give_removal_up(),
             () = at(until) => {}
@@ -93,6 +93,7 @@ impl Worker {
         tokio::select! {
             biased;
             Some(command) = self.commands.recv() => self.entry.take(command),
+            news = news_of(&mut self.watch) => self.hear(news),
             Ok(()) = self.lease.changed() => self.entry.resume(),
             turn = turn => self.act(next, turn).await,
             () = at(gives_up) => self.entry.give_removal_up(),
@@ -107,14 +108,8 @@ impl Worker {
                     let key = key.clone();
                     async move { member.read(key).await }
                 });
-                let read = read.await;
-                let is_known = read.is_ok();
-                self.entry.read(read);
-                if is_known {
-                    // A watch that begins anew then needs no history from before.
-                    let key = self.entry.place.key.clone();
-                    let _ = self.sentry.send(Order::Know { key, revision: self.entry.known() });
-                }
+                self.entry.read(read.await);
+                self.know();
             }
             Next::Remove { lease, revision } => {
                 self.unwatch();
@@ -148,10 +143,52 @@ impl Worker {
         }
     }
 
-    fn unwatch(&mut self) {
-        if self.entry.leave() {
-            let _ = self.sentry.send(Order::Leave { key: self.entry.place.key.clone() });
+    /// Takes what the watch of the entry tells.
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Message(message) => {
+                for event in message.events {
+                    match event {
+                        Event::Put { row, .. } => self.entry.changed(row.revision, Some(row)),
+                        Event::Delete { revision, .. } => self.entry.changed(revision, None),
+                        // Something happened; reading tells what.
+                        Event::Unknown => self.entry.unwatched(),
+                    }
+                }
+                self.know();
+            }
+            News::Moved { .. } => {}
+            News::Audited(audited) => {
+                if let Reading::Key(reading) = audited.reading {
+                    self.entry.audited(audited.asked, audited.known, reading);
+                    self.know();
+                }
+            }
+            News::Ended(_) => {
+                self.watch = None;
+                self.entry.unwatched();
+            }
         }
+    }
+
+    /// A watch that moves to another stream needs no history from before.
+    fn know(&self) {
+        if let Some(watch) = &self.watch {
+            watch.know(self.entry.known());
+        }
+    }
+
+    fn unwatch(&mut self) {
+        self.entry.leave();
+        self.watch = None;
+    }
+}
+
+/// What the watch tells next, if there is one. Cancel safe.
+async fn news_of(watch: &mut Option<Watch>) -> News {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -26,13 +26,6 @@ pub(super) enum Stop {
     Strange(Error),
 }
 
-/// How a watch ended.
-#[derive(Debug)]
-pub(super) enum Ended {
-    Broken(Error),
-    Compacted,
-}
-
 impl Cursor {
     /// Stands after a list at `revision`.
     pub(super) fn new(revision: i64, cluster: u64) -> Self {
@@ -48,6 +41,11 @@ impl Cursor {
         self.cluster
     }
 
+    /// Takes note that nothing is to come up to a revision any more.
+    pub(super) fn reach(&mut self, revision: i64) {
+        self.revision = self.revision.max(revision);
+    }
+
     /// Goes on with another stream, which begins with the last revision that was passed on whole.
     pub(super) fn resume(&mut self) {
         self.parts.clear();
@@ -60,11 +58,8 @@ impl Cursor {
             Some(Canceled::Failed(failure)) => return Err(Stop::Canceled(failure)),
             None => {}
         }
-        if message.cluster != self.cluster {
+        if !is_same_cluster(message.cluster, self.cluster) {
             return Err(strange("the watch was answered by another cluster"));
-        }
-        if message.watch != WATCH {
-            return Err(strange("the watch was answered as another one"));
         }
         let mut events = std::mem::take(&mut self.parts);
         events.extend(message.events);
@@ -120,12 +115,15 @@ fn size_of(event: &Event) -> usize {
     size_of_val(event) + event.key().len() + value
 }
 
-fn strange(message: &'static str) -> Stop {
+/// Whether two answers may be of one cluster: 0 is a proxy's, which does not tell.
+pub(super) fn is_same_cluster(one: u64, other: u64) -> bool {
+    one == 0 || other == 0 || one == other
+}
+
+pub(super) fn strange(message: &'static str) -> Stop {
     Stop::Strange(Error::new(ErrorKind::Unavailable, message).during("watch"))
 }
 
-/// The only watch of its stream.
-pub(super) const WATCH: i64 = 0;
 /// More is not kept of one revision; a list is as good then.
 const MAX_PARTS_BYTES: usize = 2 * MAX_ANSWER_BYTES;
 
@@ -199,10 +197,16 @@ mod tests {
     }
 
     #[test]
+    fn a_proxy_that_names_no_cluster_is_no_other_one() {
+        let mut cursor = Cursor::new(10, 7);
+        assert!(cursor.advance(Message { cluster: 0, ..message(11, false, vec![put("a", 11)]) }).is_ok());
+        assert!(Cursor::new(10, 0).advance(message(11, false, vec![put("a", 11)])).is_ok());
+    }
+
+    #[test]
     fn strange_messages_end_the_watch() {
         let at = |message| Cursor::new(10, 7).advance(message).unwrap_err();
         assert!(matches!(at(Message { cluster: 8, ..message(11, false, vec![]) }), Stop::Strange(_)));
-        assert!(matches!(at(Message { watch: 5, ..message(11, false, vec![]) }), Stop::Strange(_)));
         assert!(matches!(at(message(9, false, vec![])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![put("a", 12), put("a", 11)])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![Event::Unknown])), Stop::Strange(_)));

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use discovery_core::{Entry, Instance, InstanceId};
 
 use super::{
-    Range,
     cursor::{Cursor, Step},
+    range::Range,
 };
 use crate::{
     client::{Canceled, Event, KeyValue, Message},

@@ -3,18 +3,21 @@ use std::time::Duration;
 use discovery_core::{Entry, Error, ErrorKind};
 use tokio::time::timeout;
 
-use super::{EtcdSource, range::Range};
-use crate::client::{Failure, KeyValue, Page, Reason};
+use super::{cursor::is_same_cluster, range::Range, source::EtcdSource};
+use crate::{
+    client::{Failure, KeyValue, Page, Reason},
+    watcher::Start,
+};
 
 /// What a range held at one revision.
 pub(super) struct Listed {
     pub(super) entries: Vec<Entry>,
     /// All of the range, those of deeper paths included.
     pub(super) keys: usize,
-    /// The revision of the last change that is left of the range, 0 where it is empty.
-    pub(super) newest: i64,
     pub(super) revision: i64,
     pub(super) cluster: u64,
+    /// How a watch from there begins.
+    pub(super) start: Start,
 }
 
 impl EtcdSource {
@@ -40,7 +43,6 @@ impl EtcdSource {
         'anew: loop {
             let mut entries = Vec::new();
             let mut keys = 0;
-            let mut newest = 0;
             let mut revision = at;
             let mut cluster = 0;
             let mut from = range.from.clone();
@@ -67,16 +69,18 @@ impl EtcdSource {
                     }
                     Err(failure) => return Err(failure.error),
                 };
-                if cluster != 0 && page.cluster != cluster {
+                if !is_same_cluster(page.cluster, cluster) {
                     return Err(Error::new(ErrorKind::Unavailable, "the members belong to different clusters"));
                 }
-                cluster = page.cluster;
+                if cluster == 0 {
+                    cluster = page.cluster;
+                }
+                let is_first = from == range.from;
                 if revision == 0 {
                     revision = page.revision;
                 }
                 let last = page.rows.last().map(|row| row.key.clone());
                 keys += page.rows.len();
-                newest = page.rows.iter().map(|row| row.revision).fold(newest, i64::max);
                 limit = next_page(&page.rows, limit);
                 entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
                 match last {
@@ -85,7 +89,11 @@ impl EtcdSource {
                         last.push(0);
                         from = last;
                     }
-                    _ => return Ok(Listed { entries, keys, newest, revision, cluster }),
+                    _ => {
+                        // What happened while page after page came may be much.
+                        let start = if is_first { Start::Level } else { Start::Behind };
+                        return Ok(Listed { entries, keys, revision, cluster, start });
+                    }
                 }
             }
         }

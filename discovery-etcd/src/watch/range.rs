@@ -2,10 +2,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use discovery_core::{BadEntry, Entry, Error, ErrorKind, InstanceId, Live, ServiceName};
 
-use super::{EtcdSource, cursor::Step};
+use super::{cursor::Step, source::EtcdSource};
 use crate::{
     client::{Event, KeyValue},
     layout::Layout,
+    watcher::Keys,
 };
 
 /// The keys of one service, and how they are read.
@@ -26,6 +27,10 @@ impl<'a> Range<'a> {
         let from = format!("{prefix}{}", layout.range(service)).into_bytes();
         let to = end_of_prefix(&from);
         Self { layout, from, to, limit }
+    }
+
+    pub(super) fn keys(&self) -> Keys {
+        Keys::Range { from: self.from.clone(), to: self.to.clone() }
     }
 
     /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.

@@ -18,6 +18,7 @@ impl Entry {
 
     /// Takes the answer to a write.
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
+        self.answered = Instant::now();
         if !answer.as_ref().is_err_and(Failure::is_unsent) {
             // There may be an entry, whatever is answered.
             self.left = Some(lease);
@@ -137,6 +138,7 @@ impl Entry {
 
     /// Takes the answer to a removal.
     pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>) {
+        self.answered = Instant::now();
         match answered {
             // Written later than was known.
             Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
@@ -156,9 +158,20 @@ impl Entry {
         }
     }
 
-    /// Takes what was read, because the watch ended and things may have happened since, or to see whether it tells all.
+    /// Takes what was read to see whether the watch tells all. It was asked for at that moment, when
+    /// so much was known.
+    pub(in crate::registry) fn audited(&mut self, asked: Instant, known: i64, reading: KeyReading) {
+        // Lower than what was known then where etcd was set back to an older copy of its data.
+        let is_overtaken = (known..self.known()).contains(&reading.revision);
+        if asked > self.answered && !is_overtaken {
+            self.read(Ok(reading));
+        }
+    }
+
+    /// Takes what was read, because the watch ended and things may have happened since.
     pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
-        (self.recheck, self.audit) = (None, Some(self.audit_interval.next()));
+        self.answered = Instant::now();
+        self.recheck = None;
         match answered {
             Ok(KeyReading { row, revision }) => {
                 // Lower than before where etcd was set back to an older copy of its data.

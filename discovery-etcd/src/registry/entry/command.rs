@@ -14,12 +14,8 @@ pub(in crate::registry) enum Command {
     Claim { number: u64, value: Vec<u8>, claim: Claim, status: StatusWriter, reply: Reply },
     /// End a registration, or whichever there is.
     Release { number: Option<u64>, reply: Option<Reply> },
-    /// The entry changed.
-    Seen { revision: i64, row: Option<KeyValue> },
     /// Mind no longer that a write may still be done, if nobody owns the entry.
     Forget,
-    /// The entry is watched no longer.
-    Unwatched,
     /// A registration has another value.
     Update { number: u64, value: Vec<u8>, reply: Reply },
 }
@@ -49,24 +45,29 @@ impl Entry {
                     reply => answer(reply, &Ok(())),
                 }
             }
-            Command::Seen { revision, row } => {
-                // A write whose answer was lost shows itself here too.
-                if revision > self.known() {
-                    self.seen(row);
-                }
-            }
             Command::Forget => {
                 if self.owner.is_none() {
                     self.doubt = None;
                 }
             }
-            Command::Unwatched => {
-                if self.watched.take().is_some_and(|(_, since)| since.elapsed() >= STEADY) {
-                    self.recheck_delays.reset();
-                }
-                self.recheck = Some(Instant::now() + self.recheck_delays.next_delay());
-            }
         }
+    }
+
+    /// Takes what the watch of the entry tells.
+    pub(in crate::registry) fn changed(&mut self, revision: i64, row: Option<KeyValue>) {
+        // A write whose answer was lost shows itself here too.
+        if revision > self.known() {
+            self.read_at = revision;
+            self.seen(row);
+        }
+    }
+
+    /// Takes that the entry is watched no longer.
+    pub(in crate::registry) fn unwatched(&mut self) {
+        if self.watched.take().is_some_and(|(_, since)| since.elapsed() >= STEADY) {
+            self.recheck_delays.reset();
+        }
+        self.recheck = Some(Instant::now() + self.recheck_delays.next_delay());
     }
 
     fn claim(&mut self, number: u64, value: Vec<u8>, claim: Claim, status: StatusWriter, reply: Reply) {

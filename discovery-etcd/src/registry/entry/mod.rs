@@ -15,7 +15,6 @@ use super::{
     in_flight::Urgency,
 };
 use crate::{
-    audit_interval::AuditInterval,
     client::KeyValue,
     lease::{Lease, LeaseState, LeaseUser},
     retry_delays::RetryDelays,
@@ -36,8 +35,9 @@ pub(super) struct Entry {
     seen: Option<Option<KeyValue>>,
     /// The revision of the last write, as far as it is known; what is older was known then.
     written: i64,
-    /// The store's revision when the entry was last read, 0 where it was written since. What is older was known then, and may be
-    /// compacted where the entry's own revision is.
+    /// The store's revision when the entry was last read, or told of by its watch; 0 where it was
+    /// written since. What is older was known then, and may be compacted where the entry's own
+    /// revision is.
     read_at: i64,
     /// The lease of the last write that was tried and of which nothing is known to be gone.
     left: Option<i64>,
@@ -51,9 +51,8 @@ pub(super) struct Entry {
     /// When to read the entry because its watch ended.
     recheck: Option<Instant>,
     recheck_delays: Delays,
-    /// When to read the entry all the same, since a watch may miss something.
-    audit: Option<Instant>,
-    audit_interval: AuditInterval,
+    /// When etcd last answered what was done about it. What was asked before is out of date.
+    answered: Instant,
     /// Since when nobody owns it.
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
@@ -145,7 +144,7 @@ struct Guard {
 }
 
 impl Entry {
-    pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff, audit_interval: AuditInterval) -> Self {
+    pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff) -> Self {
         let recheck = Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
             .expect("500 ms to 30 s lies within the bounds");
         Self {
@@ -163,8 +162,7 @@ impl Entry {
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
-            audit: None,
-            audit_interval,
+            answered: Instant::now(),
             released: None,
             dead: None,
             doubt: None,
@@ -253,10 +251,9 @@ impl Entry {
         // A watch that began under another lease may wait for a revision of a history that is no more.
         if self.watched.is_none_or(|(under, _)| under != lease) && self.recheck.is_none() {
             self.watched = Some((lease, Instant::now()));
-            self.audit = Some(self.audit_interval.next());
             return Next::Watch(self.known().max(1));
         }
-        match self.recheck.into_iter().chain(self.audit).min() {
+        match self.recheck {
             Some(at) if at <= Instant::now() => Next::Read,
             at => Next::Wait(at),
         }
@@ -328,9 +325,9 @@ impl Entry {
         self.release();
     }
 
-    /// Whether the entry has a watch, which is forgotten with this.
-    pub(super) fn leave(&mut self) -> bool {
-        self.watched.take().is_some()
+    /// Forgets that the entry has a watch.
+    pub(super) fn leave(&mut self) {
+        self.watched = None;
     }
 }
 

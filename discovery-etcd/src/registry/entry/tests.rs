@@ -8,11 +8,10 @@ use crate::client::{Delete, Failure, KeyReading, Put, Reason};
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
 const KEY: &str = "payments/a";
-const AUDIT: Duration = Duration::from_secs(600);
 
 fn entry() -> Entry {
     let place = Place { service: "payments".parse().unwrap(), id: "a".parse().unwrap(), key: KEY.to_owned() };
-    Entry::new(place, Lease::new(), Backoff::default(), AuditInterval::new(AUDIT))
+    Entry::new(place, Lease::new(), Backoff::default())
 }
 
 fn held(lease: &Lease) -> LeaseState {
@@ -49,7 +48,7 @@ fn row(lease: i64, value: &str, revision: i64) -> KeyValue {
 
 /// Whether nothing is to be done but to wait for news.
 fn is_at_rest(next: &Next) -> bool {
-    matches!(next, Next::Wait(Some(until)) if *until > Instant::now() + AUDIT / 2)
+    matches!(next, Next::Wait(None))
 }
 
 fn no_answer() -> Failure {
@@ -112,16 +111,16 @@ async fn what_others_do_to_it_is_repaired_or_final() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
-    entry.take(Command::Seen { revision: 5, row: None });
+    entry.changed(5, None);
     assert!(is_at_rest(&entry.next(&lease)), "older than the last write");
-    entry.take(Command::Seen { revision: 6, row: Some(row(id_of(&lease), "v", 6)) });
+    entry.changed(6, Some(row(id_of(&lease), "v", 6)));
     assert!(is_at_rest(&entry.next(&lease)), "as it should be");
-    entry.take(Command::Seen { revision: 7, row: None });
+    entry.changed(7, None);
     assert!(matches!(status.status(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(8)));
     assert!(status.status().is_registered());
-    entry.take(Command::Seen { revision: 9, row: Some(row(77, "v", 9)) });
+    entry.changed(9, Some(row(77, "v", 9)));
     assert!(matches!(entry.next(&lease), Next::Exit));
     assert!(matches!(status.status(), Status::Superseded { .. }));
 }
@@ -132,7 +131,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
     let read = |entry: &mut Entry, row: Option<KeyValue>, revision: i64| {
-        entry.take(Command::Unwatched);
+        entry.unwatched();
         entry.recheck = Some(Instant::now());
         assert!(matches!(entry.next(&lease), Next::Read));
         entry.read(Ok(KeyReading { row, revision }));
@@ -140,7 +139,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     // What lies between may be compacted.
     read(&mut entry, Some(row(id_of(&lease), "v", 5)), 30);
     assert!(matches!(entry.next(&lease), Next::Watch(30)));
-    entry.take(Command::Seen { revision: 30, row: None });
+    entry.changed(30, None);
     assert!(status.status().is_registered(), "known when it was read");
     // etcd was set back to when there was no such entry, and counts anew from there.
     read(&mut entry, None, 3);
@@ -149,7 +148,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     entry.written(id_of(&lease), Ok(Put::Written(4)));
     assert!(status.status().is_registered());
     assert!(matches!(entry.next(&lease), Next::Watch(4)));
-    entry.take(Command::Seen { revision: 5, row: None });
+    entry.changed(5, None);
     assert!(matches!(status.status(), Status::Lost { .. }));
 }
 
@@ -173,7 +172,7 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
                 let stands = stands.map(|id| row(if id == 1 { id_of(&lease) } else { id }, "v", 6));
                 let case = format!("{what}, {stands:?}, by the watch: {by_watch}");
                 if by_watch {
-                    entry.take(Command::Seen { revision: 6, row: stands });
+                    entry.changed(6, stands);
                 } else {
                     entry.written(id_of(&lease), Ok(Put::Refused(stands)));
                 }
@@ -184,33 +183,47 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_watch_tells_is_found_by_reading_now_and_then() {
+async fn what_no_watch_tells_is_found_by_audits() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
-    let stands = || KeyReading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
-    for _ in 0..20 {
-        let Next::Wait(Some(until)) = entry.next(&lease) else { panic!("not for ever") };
-        let wait = until - Instant::now();
-        assert!((AUDIT * 4 / 5..=AUDIT * 6 / 5).contains(&wait), "{wait:?}");
-        advance(wait).await;
-        assert!(matches!(entry.next(&lease), Next::Read));
-        entry.read(Ok(stands()));
-        assert!(status.status().is_registered());
-    }
-    advance(AUDIT * 6 / 5).await;
-    for _ in 0..20 {
-        assert!(matches!(entry.next(&lease), Next::Read));
-        entry.read(Err(no_answer()));
-        assert!(matches!(entry.next(&lease), Next::Wait(Some(until)) if until <= Instant::now() + AUDIT / 10));
-        advance(AUDIT / 10).await;
-    }
-    entry.read(Ok(KeyReading { row: None, revision: 40 }));
+    assert!(matches!(entry.next(&lease), Next::Wait(None)));
+    let stands = KeyReading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
+    advance(Duration::from_secs(15)).await;
+    entry.audited(Instant::now(), 5, stands);
+    assert!(status.status().is_registered());
+    assert_eq!(entry.known(), 30);
+    advance(Duration::from_secs(15)).await;
+    entry.audited(Instant::now(), 30, KeyReading { row: None, revision: 40 });
     assert!(matches!(status.status(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(41)));
     assert!(status.status().is_registered());
     assert!(matches!(entry.next(&lease), Next::Watch(41)), "the former one did not tell");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audit_that_was_overtaken_counts_for_nothing() {
+    // By what the watch told.
+    let mut first = entry();
+    let lease = held(&first.lease);
+    let status = registered(&mut first, &lease);
+    let stands = || KeyReading { row: Some(row(id_of(&lease), "v", 5)), revision: 8 };
+    advance(Duration::from_secs(1)).await;
+    let asked = Instant::now();
+    first.changed(9, None);
+    first.audited(asked, 5, stands());
+    assert!(!status.status().is_registered());
+    assert!(matches!(first.next(&lease), Next::Write { revision: 0, .. }));
+    // By a write.
+    advance(Duration::from_secs(1)).await;
+    first.written(id_of(&lease), Ok(Put::Written(10)));
+    first.audited(asked, 5, KeyReading { row: None, revision: 9 });
+    assert!(status.status().is_registered());
+    // By nothing: etcd was set back to an older copy of its data.
+    advance(Duration::from_secs(1)).await;
+    first.audited(Instant::now(), 10, KeyReading { row: None, revision: 3 });
+    assert!(!status.status().is_registered());
 }
 
 #[tokio::test(start_paused = true)]
@@ -320,7 +333,7 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
     for revision in [5, 7] {
         assert!(matches!(entry.next(&lease), Next::Watch(from) if from == revision));
         assert!(is_at_rest(&entry.next(&lease)));
-        entry.take(Command::Seen { revision: revision + 1, row: Some(row(id_of(&lease), "v", revision + 1)) });
+        entry.changed(revision + 1, Some(row(id_of(&lease), "v", revision + 1)));
         let next = entry.next(&lease);
         assert!(matches!(next, Next::Remove { revision: of, .. } if of == revision + 1), "{next:?}");
         // As the worker does.
@@ -396,7 +409,7 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
     let mut first = entry();
     let lease = held(&first.lease);
     registered(&mut first, &lease);
-    first.take(Command::Unwatched);
+    first.unwatched();
     pass().await;
     assert!(matches!(first.next(&lease), Next::Read));
     first.read(Ok(KeyReading { row: Some(foreign()), revision: 9 }));
@@ -455,6 +468,9 @@ enum Event {
     Call(u8),
     /// What was under way arrives.
     Arrive,
+    /// The entry is read beside its watch, and later that is told.
+    Audit,
+    Audited,
     /// RetryDelays between attempts pass.
     Wait,
 }
@@ -473,6 +489,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         (0u8..4).prop_map(Event::Call),
         (0u8..4).prop_map(Event::Call),
         Just(Event::Arrive),
+        Just(Event::Audit),
+        Just(Event::Audited),
         Just(Event::Wait),
     ]
 }
@@ -485,7 +503,9 @@ struct World {
     row: Option<KeyValue>,
     revision: i64,
     watched_from: Option<i64>,
-    events: Vec<Command>,
+    events: Vec<(i64, Option<KeyValue>)>,
+    /// What was read, when that was asked for, and what was known then.
+    audits: Vec<(Instant, i64, KeyReading)>,
     under_way: Vec<Next>,
 }
 
@@ -498,7 +518,7 @@ impl World {
         let revision = self.revision;
         self.row = row.map(|(lease, value)| KeyValue { key: KEY.into(), value, lease, revision });
         if self.watched_from.is_some_and(|from| from <= revision) {
-            self.events.push(Command::Seen { revision, row: self.row.clone() });
+            self.events.push((revision, self.row.clone()));
         }
     }
 
@@ -517,7 +537,7 @@ impl World {
                 if self.row.as_ref().is_some_and(|row| row.revision >= *from)
                     || (self.revision >= *from && self.row.is_none())
                 {
-                    self.events.push(Command::Seen { revision: self.revision, row: self.row.clone() });
+                    self.events.push((self.revision, self.row.clone()));
                 }
             }
             Next::Read => entry.read(if how == 0 { Ok(self.read()) } else { Err(no_answer()) }),
@@ -634,10 +654,16 @@ proptest! {
                         world.call(&mut entry, &lease, how);
                     }
                     Event::Arrive => world.arrive(&entry, &lease),
+                    Event::Audit => world.audits.push((Instant::now(), entry.known(), world.read())),
+                    Event::Audited => {
+                        for (asked, known, reading) in std::mem::take(&mut world.audits) {
+                            entry.audited(asked, known, reading);
+                        }
+                    }
                     Event::Wait => advance(Duration::from_millis(400)).await,
                 }
-                for event in std::mem::take(&mut world.events) {
-                    entry.take(event);
+                for (revision, row) in std::mem::take(&mut world.events) {
+                    entry.changed(revision, row);
                 }
             }
             // From here on all is answered.
@@ -646,8 +672,8 @@ proptest! {
                 while world.call(&mut entry, &lease, 0).is_some() {
                     calls += 1;
                     assert!(calls < 100, "it goes round in circles");
-                    for event in std::mem::take(&mut world.events) {
-                        entry.take(event);
+                    for (revision, row) in std::mem::take(&mut world.events) {
+                        entry.changed(revision, row);
                     }
                 }
                 advance(Duration::from_secs(1)).await;
@@ -689,7 +715,7 @@ async fn next_value(entry: &mut Entry, lease: &LeaseState) -> Option<Vec<u8>> {
     for _ in 0..200 {
         match entry.next(lease) {
             Next::Write { value, .. } => return Some(value),
-            Next::Wait(Some(until)) if until < Instant::now() + AUDIT / 2 => tokio::time::sleep_until(until).await,
+            Next::Wait(Some(until)) => tokio::time::sleep_until(until).await,
             _ => return None,
         }
     }
@@ -710,7 +736,7 @@ async fn an_update_that_is_refused_for_good_is_not_written_later() {
         assert_eq!(next_value(&mut entry, &lease).await, None, "what stands is right");
 
         // What is lost later is repaired with the value that it had.
-        entry.take(Command::Seen { revision: 7, row: None });
+        entry.changed(7, None);
         assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"v", "{kind:?}");
     }
 }
@@ -723,7 +749,7 @@ async fn an_update_that_is_refused_while_the_entry_changes_comes_back_to_the_val
     let mut answer = update(&mut entry, 1, "w");
     entry.next(&lease);
     // Somebody took the entry away meanwhile.
-    entry.take(Command::Seen { revision: 6, row: None });
+    entry.changed(6, None);
     entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
     assert!(answer.try_recv().unwrap().is_err());
     assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"v");
@@ -762,7 +788,7 @@ async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often
     advance(STEADY).await;
     let (start, mut writes, mut revision) = (Instant::now(), 0, 5);
     while start.elapsed() < Duration::from_secs(60) {
-        entry.take(Command::Seen { revision: revision + 1, row: None });
+        entry.changed(revision + 1, None);
         let before = Instant::now();
         assert!(next_value(&mut entry, &lease).await.is_some());
         assert!(writes > 0 || before.elapsed() == Duration::ZERO, "the first time at once");
@@ -773,7 +799,7 @@ async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often
     // One that stood for a while is back at once again.
     entry.next(&lease);
     advance(STEADY).await;
-    entry.take(Command::Seen { revision: revision + 1, row: None });
+    entry.changed(revision + 1, None);
     assert!(matches!(entry.next(&lease), Next::Write { .. }));
 }
 
@@ -786,7 +812,7 @@ async fn what_somebody_waits_for_goes_before_repairs() {
     assert_eq!(entry.urgency(), Urgency::Wanted, "the first registration");
     entry.written(id_of(&lease), Ok(Put::Written(5)));
     assert_eq!(entry.urgency(), Urgency::Repair);
-    entry.take(Command::Seen { revision: 6, row: None });
+    entry.changed(6, None);
     assert_eq!(entry.urgency(), Urgency::Repair);
     let _answer = update(&mut entry, 1, "w");
     assert_eq!(entry.urgency(), Urgency::Wanted, "an update");

@@ -1,0 +1,195 @@
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep},
+};
+use tracing::debug;
+
+use super::{
+    cursor::{self, Cursor, is_same_cluster},
+    list::Listed,
+    range::Range,
+    rounds::Rounds,
+    tally::{Tally, Verdict},
+};
+use crate::{
+    client::{Event, Failure, Message, Reading, Reason},
+    cluster::Cluster,
+    layout::Layout,
+    pace::Pace,
+    watcher::{Audited, Ended, News, Start, Watch, Watcher},
+};
+
+/// Reads services from etcd.
+#[derive(Debug)]
+pub(crate) struct EtcdSource {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) watcher: Watcher,
+    pub(crate) layout: Arc<dyn Layout>,
+    pub(crate) prefix: String,
+    pub(crate) pace: Pace,
+    /// How many lists make good for broken watches at once.
+    pub(crate) relists: Semaphore,
+    /// Whether the backend was closed.
+    pub(crate) closed: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Source for EtcdSource {
+    async fn follow(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let mut closed = self.closed.clone();
+        tokio::select! {
+            biased;
+            // An error means that the handle is gone, which streams outlive.
+            Ok(_) = closed.wait_for(|closed| *closed) => Err(closed_error()),
+            result = self.follow_open(service, feed) => result,
+        }
+    }
+}
+
+impl EtcdSource {
+    /// Lists and watches; where the watch breaks but some member answers at once, lists anew and goes on. Otherwise the attempt
+    /// ends, so that watchers know of the outage while it lasts: what they see after it may be its doing.
+    ///
+    /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions
+    /// may mean another history. The list costs little, and equal instances stay the same ones for
+    /// all who watch.
+    async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let range = Range::of(self, service, feed.limit());
+        let mut rounds = Rounds::default();
+        let mut listed = self.list(&range).await?;
+        let mut open = Open::Feed(feed);
+        let mut wait = Duration::ZERO;
+        loop {
+            let Listed { entries, keys, revision, cluster, start } = listed;
+            let live = open.reset(entries);
+            let mut state = State { live, cursor: Cursor::new(revision, cluster), tally: Tally::new(keys) };
+            sleep(wait).await;
+            let begun = Instant::now();
+            let ended = self.watch(&range, &mut state, start).await;
+            let error = match ended {
+                Ended::Compacted => None,
+                Ended::Broken(error) => Some(error),
+            };
+            let Some(next) = rounds.ended(begun.elapsed()) else {
+                return Err(error.unwrap_or_else(|| {
+                    Error::new(ErrorKind::Unavailable, "the history is compacted too fast to follow")
+                }));
+            };
+            let report = error.as_ref().map(|error| error.report().to_string());
+            debug!(%service, revision, error = report, "listing anew");
+            listed = match (self.relist(&range).await, error) {
+                (Ok(listed), _) => listed,
+                (Err(error), Some(broken)) if error.is_retryable() => return Err(broken),
+                // More to the point, and nothing that passes.
+                (Err(error), _) => return Err(error),
+            };
+            open = Open::Live(state.live);
+            wait = next;
+        }
+    }
+
+    /// Lists anew for a watch that broke. Where many broke at once, so many at a time as etcd answers
+    /// best.
+    async fn relist(&self, range: &Range<'_>) -> Result<Listed, Error> {
+        let _permit = self.relists.acquire().await.expect("the semaphore is never closed");
+        self.list_within(range, self.pace.relist, 0).await
+    }
+
+    /// Passes on changes until the watch ends or cannot be trusted.
+    async fn watch(&self, range: &Range<'_>, state: &mut State, start: Start) -> Ended {
+        let mut watch = self.watcher.watch(range.keys(), state.cursor.reached(), start);
+        loop {
+            watch.count(state.tally.count());
+            let done = match watch.next().await {
+                News::Message(message) => state.take(range, message),
+                News::Moved { cluster } => state.moved(cluster),
+                News::Audited(audited) => state.audited(&audited, &watch),
+                News::Ended(ended) => return ended,
+            };
+            match done {
+                Ok(()) => watch.know(state.cursor.reached()),
+                Err(cursor::Stop::Compacted) => return Ended::Compacted,
+                Err(cursor::Stop::Canceled(failure)) => return Ended::Broken(failure.error),
+                Err(cursor::Stop::Strange(error)) => {
+                    watch.distrust(Failure::new(Reason::Strange, error.clone()));
+                    return Ended::Broken(error);
+                }
+            }
+        }
+    }
+}
+
+/// What an open watch knows.
+struct State {
+    live: Live,
+    cursor: Cursor,
+    tally: Tally,
+}
+
+impl State {
+    fn take(&mut self, range: &Range<'_>, message: Message) -> Result<(), cursor::Stop> {
+        if message.fragment {
+            self.tally.hear();
+        }
+        for step in self.cursor.advance(message)? {
+            self.tally.step(step.first().map_or(0, Event::revision), range.growth(&step));
+            range.apply(step, &mut self.live);
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, cluster: u64) -> Result<(), cursor::Stop> {
+        self.cursor.resume();
+        if is_same_cluster(cluster, self.cursor.cluster()) {
+            Ok(())
+        } else {
+            Err(cursor::strange("the watch was answered by another cluster"))
+        }
+    }
+
+    /// Compares what the watch told with what was read.
+    fn audited(&mut self, audited: &Audited, watch: &Watch) -> Result<(), cursor::Stop> {
+        let Reading::Range(seen) = &audited.reading else { return Ok(()) };
+        if !is_same_cluster(seen.cluster, self.cursor.cluster()) {
+            return Err(cursor::strange("the member belongs to another cluster by now"));
+        }
+        if seen.revision < audited.known {
+            return Err(cursor::strange("the registry's history went back"));
+        }
+        match self.tally.judge(seen, self.cursor.reached()) {
+            // What is to come is later, so that another stream need not begin with what may be
+            // compacted by then.
+            Verdict::Level => self.cursor.reach(seen.revision),
+            Verdict::Open => watch.audit_soon(),
+            Verdict::Wrong(what) => return Err(cursor::strange(what)),
+        }
+        Ok(())
+    }
+}
+
+/// Where the next set goes.
+enum Open {
+    Feed(Feed),
+    Live(Live),
+}
+
+impl Open {
+    fn reset(self, entries: Vec<Entry>) -> Live {
+        match self {
+            Self::Feed(feed) => feed.reset(entries),
+            Self::Live(mut live) => {
+                live.reset(entries);
+                live
+            }
+        }
+    }
+}
+
+/// The error of every call on a backend that was closed.
+pub(crate) fn closed_error() -> Error {
+    Error::new(ErrorKind::Closed, "the backend was closed")
+}

@@ -1,0 +1,210 @@
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use discovery_core::{Error, ErrorKind};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    ids::{Ids, Placed},
+    keys::Keys,
+    subscription::{Ended, Notice, Shared},
+};
+use crate::client::{
+    Canceled, Event, Failure, Message, Reason, WatchAnswers, WatchRequest, WatchRequests, WatchStream,
+};
+
+/// The task of one stream, which passes on what comes for each of its watches.
+///
+/// Each stream has a task of its own, so that a service that catches up delays no other one.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    pub(super) stream: u64,
+    pub(super) ids: Ids,
+    /// By their turns.
+    pub(super) watches: HashMap<u64, Carried>,
+    /// Ids to cancel.
+    pub(super) unwanted: Vec<i64>,
+    pub(super) commands: mpsc::UnboundedReceiver<Command>,
+    pub(super) reports: mpsc::UnboundedSender<Report>,
+    /// How long the server may take to answer a request for a watch.
+    pub(super) patience: Duration,
+}
+
+/// What a stream is told to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Ask { turn: u64, carried: Carried },
+    Leave { turn: u64 },
+}
+
+/// What a stream tells the handle's watcher.
+#[derive(Debug)]
+pub(super) enum Report {
+    Created { stream: u64, number: u64, turn: u64 },
+    Refused { stream: u64, number: u64, failure: Failure },
+    Broken { stream: u64, failure: Failure },
+}
+
+/// One watch, as its stream knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Carried {
+    pub(super) number: u64,
+    pub(super) keys: Keys,
+    pub(super) shared: Arc<Shared>,
+    pub(super) notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// A request that is to be sent.
+#[derive(Clone, Debug)]
+enum Outgoing {
+    Watch(WatchRequest),
+    Cancel(i64),
+}
+
+impl Carrier {
+    /// Runs until the stream ends, or nobody gives commands any more.
+    pub(super) async fn run(mut self, stream: WatchStream) {
+        let WatchStream { mut requests, mut answers } = stream;
+        if let Some(failure) = self.carry(&mut requests, &mut answers).await {
+            // Nobody minds where the watcher is gone.
+            let _ = self.reports.send(Report::Broken { stream: self.stream, failure });
+        }
+    }
+
+    /// Returns why the stream is of no more use; `None` where it is not wanted any more.
+    async fn carry(&mut self, requests: &mut WatchRequests, answers: &mut WatchAnswers) -> Option<Failure> {
+        let mut last_answer = Instant::now();
+        loop {
+            let outgoing = self.outgoing();
+            let overdue = last_answer + self.patience;
+            tokio::select! {
+                biased;
+                command = self.commands.recv() => self.take(command?),
+                message = answers.next() => {
+                    last_answer = Instant::now();
+                    match message {
+                        Ok(message) => self.pass(message),
+                        Err(failure) => return Some(failure),
+                    }
+                }
+                // A full queue of requests gives way to reading, or both sides would wait for ever.
+                sent = send(requests, outgoing.clone()), if outgoing.is_some() => {
+                    if let Err(failure) = sent {
+                        return Some(failure);
+                    }
+                    self.sent(outgoing.expect("it was sent"), &mut last_answer);
+                }
+                () = sleep_until(overdue), if self.ids.is_asking() => return Some(unanswered()),
+            }
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Ask { turn, carried } => {
+                self.watches.insert(turn, carried);
+                self.ids.add(turn);
+            }
+            Command::Leave { turn } => {
+                self.watches.remove(&turn);
+                self.unwanted.extend(self.ids.leave(turn));
+            }
+        }
+    }
+
+    fn outgoing(&self) -> Option<Outgoing> {
+        if let Some(id) = self.unwanted.last() {
+            return Some(Outgoing::Cancel(*id));
+        }
+        let turn = self.ids.next()?;
+        let carried = self.watches.get(&turn).expect("what is asked for is carried");
+        Some(Outgoing::Watch(carried.request(turn)))
+    }
+
+    fn sent(&mut self, outgoing: Outgoing, last_answer: &mut Instant) {
+        match outgoing {
+            Outgoing::Cancel(_) => drop(self.unwanted.pop()),
+            Outgoing::Watch(_) => {
+                if !self.ids.is_asking() {
+                    *last_answer = Instant::now();
+                }
+                self.ids.sent();
+            }
+        }
+    }
+
+    /// Passes a message on to its watch.
+    fn pass(&mut self, mut message: Message) {
+        match self.ids.place(&message) {
+            Placed::Nobody => {}
+            Placed::Unwanted(id) => self.unwanted.push(id),
+            Placed::Created(turn) => {
+                let Some(carried) = self.watches.get(&turn) else { return };
+                let (stream, number) = (self.stream, carried.number);
+                carried.tell(Notice::Created { stream, turn, cluster: message.cluster });
+                let _ = self.reports.send(Report::Created { stream, number, turn });
+            }
+            Placed::Refused(turn) => {
+                let Some(carried) = self.watches.remove(&turn) else { return };
+                let failure = match message.canceled {
+                    Some(Canceled::Failed(failure)) => failure,
+                    Some(Canceled::Compacted) | None => compacted(),
+                };
+                let _ = self.reports.send(Report::Refused { stream: self.stream, number: carried.number, failure });
+            }
+            Placed::Canceled(turn) => {
+                let Some(carried) = self.watches.remove(&turn) else { return };
+                let ended = match message.canceled {
+                    Some(Canceled::Failed(failure)) => Ended::Broken(failure.error),
+                    Some(Canceled::Compacted) | None => Ended::Compacted,
+                };
+                carried.tell(Notice::Ended(ended));
+            }
+            Placed::Event(turn) => {
+                let Some(carried) = self.watches.get(&turn) else { return };
+                message.events.retain(|event| *event == Event::Unknown || carried.keys.contains(event.key()));
+                carried.tell(Notice::Message { turn, message });
+            }
+        }
+    }
+}
+
+impl Carried {
+    /// Asks for what follows the last revision that is known, which is asked for once more: where
+    /// history is compacted up to the first change that is not known, some releases take a watch from
+    /// there and leave a removal out, and only one from before it is refused.
+    pub(super) fn request(&self, turn: u64) -> WatchRequest {
+        WatchRequest {
+            from: self.keys.from().to_vec(),
+            to: self.keys.to().to_vec(),
+            revision: self.shared.known().max(1),
+            id: Ids::chosen(turn),
+        }
+    }
+
+    pub(super) fn tell(&self, notice: Notice) {
+        // Nobody minds where the watch was dropped.
+        let _ = self.notices.send(notice);
+    }
+}
+
+/// Sends a request, if there is one. Cancel safe: either sent or not.
+async fn send(requests: &mut WatchRequests, outgoing: Option<Outgoing>) -> Result<(), Failure> {
+    match outgoing {
+        None => Ok(()),
+        Some(Outgoing::Cancel(id)) => requests.cancel(id).await,
+        Some(Outgoing::Watch(request)) => requests.watch(request).await,
+    }
+}
+
+fn unanswered() -> Failure {
+    let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a request for a watch");
+    Failure::new(Reason::TimedOut, error.during("watch"))
+}
+
+fn compacted() -> Failure {
+    let error = Error::new(ErrorKind::Unavailable, "the history that was asked for is compacted");
+    Failure::new(Reason::Compacted, error.during("watch"))
+}

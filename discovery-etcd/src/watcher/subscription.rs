@@ -1,0 +1,155 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicUsize, Ordering},
+};
+
+use discovery_core::{Error, ErrorKind};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::Order;
+use crate::client::{Failure, Message, Reading};
+
+/// One watch of a handle. Dropping it ends it.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    number: u64,
+    /// What carries it, and in which of its turns.
+    home: Option<Home>,
+    shared: Arc<Shared>,
+    notices: mpsc::UnboundedReceiver<Notice>,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Home {
+    stream: u64,
+    turn: u64,
+}
+
+/// What the owner of a watch and the handle's watcher both know of it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    known: AtomicI64,
+    size: AtomicUsize,
+}
+
+/// What comes for a watch, from all streams that carry it or did.
+#[derive(Debug)]
+pub(super) enum Notice {
+    Created { stream: u64, turn: u64, cluster: u64 },
+    Message { turn: u64, message: Message },
+    Audited(Audited),
+    Ended(Ended),
+}
+
+/// What a watch tells its owner.
+#[derive(Debug)]
+pub(crate) enum News {
+    Message(Message),
+    /// Another stream, perhaps of another member, carries it from now on, from the last revision
+    /// that is known. The cluster is 0 where a proxy does not tell.
+    Moved { cluster: u64 },
+    Audited(Audited),
+    /// It is of no more use.
+    Ended(Ended),
+}
+
+/// Why a watch is of no more use.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Broken(Error),
+    Compacted,
+}
+
+/// What was read beside the watch.
+#[derive(Debug)]
+pub(crate) struct Audited {
+    /// When it was asked for.
+    pub(crate) asked: Instant,
+    /// The revision that was known then.
+    pub(crate) known: i64,
+    pub(crate) reading: Reading,
+}
+
+impl Watch {
+    pub(super) fn new(
+        number: u64,
+        shared: Arc<Shared>,
+        notices: mpsc::UnboundedReceiver<Notice>,
+        orders: mpsc::UnboundedSender<Order>,
+    ) -> Self {
+        Self { number, home: None, shared, notices, orders }
+    }
+
+    /// What comes next. Cancel safe.
+    pub(crate) async fn next(&mut self) -> News {
+        loop {
+            match self.notices.recv().await {
+                // A later turn is here already.
+                Some(Notice::Created { turn, .. }) if self.home.is_some_and(|home| home.turn > turn) => {}
+                Some(Notice::Created { stream, turn, cluster }) => {
+                    self.home = Some(Home { stream, turn });
+                    return News::Moved { cluster };
+                }
+                Some(Notice::Message { turn, message }) if self.home.is_some_and(|home| home.turn == turn) => {
+                    return News::Message(message);
+                }
+                // Another stream tells the same.
+                Some(Notice::Message { .. }) => {}
+                Some(Notice::Audited(audited)) => return News::Audited(audited),
+                Some(Notice::Ended(ended)) => return News::Ended(ended),
+                None => {
+                    let error = Error::new(ErrorKind::Internal, "the runtime that kept the watch was shut down");
+                    return News::Ended(Ended::Broken(error.during("watch")));
+                }
+            }
+        }
+    }
+
+    /// Takes note that all is known up to a revision: where another stream is to begin.
+    pub(crate) fn know(&self, revision: i64) {
+        self.shared.known.store(revision, Ordering::Release);
+    }
+
+    /// Takes note of how many keys it is of.
+    pub(crate) fn count(&self, keys: usize) {
+        self.shared.set_size(keys);
+    }
+
+    /// Has it audited at the next opportunity.
+    pub(crate) fn audit_soon(&self) {
+        let _ = self.orders.send(Order::Audit { number: self.number });
+    }
+
+    /// Takes note that the stream that carries it cannot be trusted.
+    pub(crate) fn distrust(&self, failure: Failure) {
+        if let Some(Home { stream, .. }) = self.home {
+            let _ = self.orders.send(Order::Distrust { stream, failure });
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        // There is nothing to leave where the watcher is gone.
+        let _ = self.orders.send(Order::Leave { number: self.number });
+    }
+}
+
+impl Shared {
+    pub(super) fn new(known: i64) -> Self {
+        Self { known: AtomicI64::new(known), size: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn known(&self) -> i64 {
+        self.known.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_size(&self, keys: usize) {
+        self.size.store(keys, Ordering::Relaxed);
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.size.load(Ordering::Relaxed)
+    }
+}
