@@ -4,6 +4,7 @@ mod calls;
 mod deploy;
 mod failing;
 mod faulty;
+mod idle;
 mod killed;
 mod lost;
 mod pick;
@@ -16,8 +17,8 @@ mod waiting;
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 16] =
-    ["F1", "F3", "F7", "F10", "F12", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 17] =
+    ["F1", "F3", "F7", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
 
 /// Measures one of [`NAMES`].
 ///
@@ -31,6 +32,7 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F7" => faulty::rows().await,
         "F10" => roll::rows(),
         "F12" => registrations::rate(),
+        "F13" => idle::rows().await,
         "F14" => waiting::rows().await,
         "F15" => slow::rows().await,
         "F16" => failing::share().await,

@@ -1,0 +1,111 @@
+use std::{process::Stdio, time::Duration};
+
+use support::Etcd;
+use tokio::{
+    fs,
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    Failure,
+    callgrind::driver,
+    entries,
+    metrics::{Method, Metrics},
+    table::Row,
+};
+
+/// F13: a process watches 1,000 services, holds 100 registrations, and nothing happens.
+///
+/// The streams and requests are those that etcd counts. Reads are requests that read, `Range` and
+/// `Txn`; a transaction is one, whatever it has in it. What that comes to in the store is printed.
+pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
+    // Each has an etcd of its own and next to nothing to do.
+    let (ours, raw) = tokio::try_join!(Cost::of("ours"), Cost::of("raw"))?;
+    let scene = format!("one process watches {SERVICES} services and holds {REGISTRATIONS} registrations, idle");
+    let row = |what: &str, of: fn(&Cost) -> f64| Row::new("F13", what, of(&ours)).against(RAW, of(&raw));
+    Ok(vec![
+        row(&format!("open streams, {scene}"), |cost| cost.watches + cost.keep_alives).most(2.0),
+        row("of these, watches", |cost| cost.watches),
+        row("of these, of leases", |cost| cost.keep_alives),
+        row("reads a second", |cost| cost.ranges + cost.txns).most(2.0),
+        row("of these, ranges", |cost| cost.ranges),
+        row("of these, transactions", |cost| cost.txns),
+        row("ranges of the store a second", |cost| cost.reads),
+        row("MiB of resident memory", |cost| cost.memory).more(10.0),
+    ])
+}
+
+/// What a process costs that idles.
+struct Cost {
+    /// Open streams.
+    watches: f64,
+    keep_alives: f64,
+    /// Each a second.
+    ranges: f64,
+    txns: f64,
+    reads: f64,
+    /// In MiB.
+    memory: f64,
+}
+
+impl Cost {
+    async fn of(mode: &str) -> Result<Self, Failure> {
+        let etcd = Etcd::start().await;
+        entries::put(&etcd.members(), SERVICES).await?;
+        let process = idle(mode, &etcd.address()).await?;
+        sleep(SETTLED).await;
+        let before = Metrics::read(&etcd.address()).await?;
+        let start = Instant::now();
+        sleep(WINDOW).await;
+        let after = Metrics::read(&etcd.address()).await?;
+        let seconds = start.elapsed().as_secs_f64();
+        let rate = |of: &dyn Fn(&Metrics) -> f64| (of(&after) - of(&before)) / seconds;
+        let cost = Self {
+            watches: after.open(Method::Watch),
+            keep_alives: after.open(Method::LeaseKeepAlive),
+            ranges: rate(&|metrics| metrics.started(Method::Range)),
+            txns: rate(&|metrics| metrics.started(Method::Txn)),
+            reads: rate(&Metrics::reads),
+            memory: resident(&process).await?,
+        };
+        eprintln!(
+            "idle {mode}: {} + {} streams, {:.2} + {:.2} reads/s, {:.2} ranges/s of the store, {:.1} MiB",
+            cost.watches, cost.keep_alives, cost.ranges, cost.txns, cost.reads, cost.memory
+        );
+        Ok(cost)
+    }
+}
+
+/// Starts the driver and waits until it idles. It ends with this value.
+async fn idle(mode: &str, address: &str) -> Result<Child, Failure> {
+    let mut command = Command::new(driver("idle")?);
+    command.args([mode, address, &SERVICES.to_string(), &REGISTRATIONS.to_string()]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let stdout = child.stdout.take().ok_or("the driver has no output")?;
+    let line = timeout(START, BufReader::new(stdout).lines().next_line()).await??;
+    if line.as_deref() != Some("ready") {
+        return Err(format!("idle {mode} does not get ready").into());
+    }
+    Ok(child)
+}
+
+/// The resident memory of a process that runs, in MiB.
+async fn resident(process: &Child) -> Result<f64, Failure> {
+    let number = process.id().ok_or("the driver has ended")?;
+    let status = fs::read_to_string(format!("/proc/{number}/status")).await?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
+
+const SERVICES: usize = 1_000;
+const REGISTRATIONS: usize = 100;
+const RAW: &str = "raw etcd-client: one stream with a watch for each, one lease";
+/// Longer than a start takes that is not broken.
+const START: Duration = Duration::from_secs(60);
+/// By then the start has left nothing to do.
+const SETTLED: Duration = Duration::from_secs(20);
+/// Many beats of whatever comes at intervals.
+const WINDOW: Duration = Duration::from_secs(72);
