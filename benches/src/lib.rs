@@ -4,6 +4,7 @@
 //! instructions of small drivers (`src/bin`) with [callgrind], and prints one [table]. Only what holds on any machine is
 //! judged: ratios of counts, of processor times and of times in turns, and lost or slow calls.
 
+pub mod arrivals;
 pub mod bare;
 pub mod caller;
 pub mod callgrind;

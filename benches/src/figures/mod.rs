@@ -8,6 +8,7 @@ mod idle;
 mod killed;
 mod lost;
 mod pick;
+mod propagation;
 mod registrations;
 mod roll;
 mod slow;
@@ -17,8 +18,9 @@ mod waiting;
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 17] =
-    ["F1", "F3", "F7", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5"];
+pub const NAMES: [&str; 18] = [
+    "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5",
+];
 
 /// Measures one of [`NAMES`].
 ///
@@ -30,6 +32,7 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F1" => pick::rows(),
         "F3" => calls::rows(),
         "F7" => faulty::rows().await,
+        "F9" => propagation::rows(),
         "F10" => roll::rows(),
         "F12" => registrations::rate(),
         "F13" => idle::rows().await,
