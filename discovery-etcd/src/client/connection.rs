@@ -93,6 +93,20 @@ impl Connection {
 }
 
 impl Use {
+    /// Begins another call on the same connection.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            answers: self.state.answers.load(Ordering::Acquire),
+            token: self.state.token.load(Ordering::Acquire),
+        }
+    }
+
+    /// Whether a call was refused for its token, and no other was obtained since.
+    pub(super) fn needs_token(&self) -> bool {
+        self.state.token.load(Ordering::Acquire) & NEEDED != 0
+    }
+
     /// Records the answer to a call, or that there will be none.
     pub(super) fn answered<T>(&self, result: &Result<T, ClientError>) {
         if result.as_ref().err().is_none_or(is_answer) {

@@ -1,8 +1,7 @@
-use std::time::Duration;
-
 use discovery_core::ErrorKind;
 use etcd_client::{
-    Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
@@ -106,17 +105,6 @@ impl Member {
         Ok(page)
     }
 
-    /// The store's revision, read linearizably within `limit`: a sign of life. The handle must be
-    /// allowed to read the key, which need not exist.
-    pub(crate) async fn revision(&self, key: Vec<u8>, limit: Duration) -> Result<i64, Failure> {
-        let read = self.probe("watch", limit, async |client| {
-            let options = GetOptions::new().with_count_only();
-            let answer = client.kv_client().get(key, Some(options)).await?;
-            Ok(answer.header().map_or(0, |header| header.revision()))
-        });
-        self.authorized(read.await)
-    }
-
     /// Reads keys and ranges, at most 128, as they are at one revision, linearizably. Of a range it is
     /// read how many keys there are and which is the newest one.
     ///
@@ -186,7 +174,7 @@ impl Member {
     /// Takes note of an answer about entries, which etcd gives only with a token that it accepts.
     /// It is not so particular about leases, about streams that begin, and about puts for which it
     /// has no space.
-    fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
+    pub(super) fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         let is_authorized =
             |failure: &Failure| failure.reason.is_of_cluster() && failure.error.kind() != ErrorKind::ResourceExhausted;
         if result.as_ref().err().is_none_or(is_authorized) {

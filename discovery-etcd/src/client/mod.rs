@@ -37,7 +37,9 @@ pub(crate) use failure::{Failure, Reason};
 pub(crate) use kv::{Asked, Delete, KeyReading, KeyValue, Page, Put, RangeSummary, Reading};
 pub(crate) use lease::Renewals;
 pub(crate) use members::ListedMembers;
-pub(crate) use watch::{Canceled, Event, Message, WatchAnswers, WatchRequest, WatchRequests, WatchStream};
+pub(crate) use watch::{
+    Canceled, Event, Message, StreamConnection, WatchAnswers, WatchRequest, WatchRequests, WatchStream,
+};
 
 /// One member, connected to when it is first asked.
 pub(crate) struct Member {
@@ -65,19 +67,6 @@ impl Member {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         self.open(operation, self.request_timeout, Silence::Call, call).await.map(|(answer, _)| answer)
-    }
-
-    /// Runs a call that finds out whether the connection is alive, within a time of its own.
-    async fn probe<T, F>(
-        &self,
-        operation: &'static str,
-        limit: Duration,
-        call: impl FnOnce(Client) -> F,
-    ) -> Result<T, Failure>
-    where
-        F: Future<Output = Result<T, etcd_client::Error>>,
-    {
-        self.open(operation, limit, Silence::Connection, call).await.map(|(answer, _)| answer)
     }
 
     /// Runs a call, and returns its use of the connection, for what else comes on a stream.

@@ -1,6 +1,9 @@
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use etcd_client::{Client, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, proto::PbEvent};
+use etcd_client::{
+    Client, GetOptions, WatchOptions, WatchRequestSender, WatchResponse, WatchResponseStream, proto::PbEvent,
+};
+use tokio::time::timeout;
 
 use super::{
     Failure, MAX_ANSWER_BYTES, Member,
@@ -13,6 +16,15 @@ use super::{
 pub(crate) struct WatchStream {
     pub(crate) requests: WatchRequests,
     pub(crate) answers: WatchAnswers,
+    pub(crate) connection: StreamConnection,
+}
+
+/// The connection that carries a stream.
+#[derive(Clone)]
+pub(crate) struct StreamConnection {
+    client: Client,
+    member: Arc<Member>,
+    used: Use,
 }
 
 #[derive(Debug)]
@@ -102,16 +114,61 @@ impl Member {
     /// That may take no longer than `limit`, nor than any request.
     pub(crate) async fn watch(self: &Arc<Self>, first: WatchRequest, limit: Duration) -> Result<WatchStream, Failure> {
         let open = async |client: Client| {
-            let mut client = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+            let mut watches = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
             let options = first.options();
-            client.watch(first.from, Some(options)).await
+            watches.watch(first.from, Some(options)).await.map(|stream| (stream, client))
         };
-        let (stream, used) = self.open("watch", limit, Silence::Call, open).await?;
+        let ((stream, client), used) = self.open("watch", limit, Silence::Call, open).await?;
         let (requests, answers) = stream.split();
         Ok(WatchStream {
             requests: WatchRequests { requests, member: Arc::clone(self) },
-            answers: WatchAnswers { answers, member: Arc::clone(self), used },
+            answers: WatchAnswers { answers, member: Arc::clone(self), used: used.clone() },
+            connection: StreamConnection { client, member: Arc::clone(self), used },
         })
+    }
+}
+
+impl StreamConnection {
+    pub(crate) fn member(&self) -> &Arc<Member> {
+        &self.member
+    }
+
+    /// The store's revision, read linearizably within `limit` on the connection of the stream: a sign
+    /// of life. The handle must be allowed to read the key, which need not exist.
+    ///
+    /// Where the connection fails, so does the stream, though the member may answer on another one.
+    pub(crate) async fn revision(&self, key: Vec<u8>, limit: Duration) -> Result<i64, Failure> {
+        let used = self.used.again();
+        let read = async {
+            if used.needs_token() {
+                self.member.connection().await?;
+            }
+            let options = GetOptions::new().with_count_only();
+            let answer = self.client.kv_client().get(key, Some(options)).await;
+            used.answered(&answer);
+            let answer = answer.map_err(|error| Failure::from_client(error, "watch", &self.member.address))?;
+            Ok(answer.header().map_or(0, |header| header.revision()))
+        };
+        match timeout(limit, read).await {
+            Ok(result) => {
+                let result = self.member.authorized(result);
+                if let Err(failure) = &result {
+                    used.note(failure);
+                    self.member.dial.auth.failed(&self.member.address, failure);
+                }
+                result
+            }
+            Err(_) => {
+                used.silent(Silence::Connection);
+                Err(Failure::silent("watch", &self.member.address, limit))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for StreamConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamConnection").field("member", &self.member).finish_non_exhaustive()
     }
 }
 

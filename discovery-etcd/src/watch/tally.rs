@@ -141,11 +141,7 @@ mod tests {
             ("a key came", &[(QUIET, 11, 4, 11), (QUIET, 11, 4, 11)], Some(1)),
             ("a key went", &[(QUIET, 11, 2, 9), (QUIET, 11, 2, 9)], Some(1)),
             ("a value was replaced", &[(QUIET, 11, 3, 11), (QUIET, 11, 3, 11)], Some(1)),
-            (
-                "stuck after a while",
-                &[(&[(11, 1)], 11, 4, 11), (QUIET, 12, 5, 12), (QUIET, 12, 5, 12)],
-                Some(2),
-            ),
+            ("stuck after a while", &[(&[(11, 1)], 11, 4, 11), (QUIET, 12, 5, 12), (QUIET, 12, 5, 12)], Some(2)),
             ("stuck right after a step", &[(&[(11, 1)], 12, 3, 11), (QUIET, 12, 3, 11)], Some(1)),
             ("two losses that cancel out in the end", &[(QUIET, 11, 2, 9), (QUIET, 12, 3, 12)], Some(1)),
             (
@@ -166,12 +162,7 @@ mod tests {
             ),
             (
                 "slow, and the last one is left out",
-                &[
-                    (QUIET, 14, 6, 14),
-                    (&[(11, 1)], 14, 6, 14),
-                    (&[(12, 1)], 15, 6, 14),
-                    (&[(15, 0)], 15, 6, 15),
-                ],
+                &[(QUIET, 14, 6, 14), (&[(11, 1)], 14, 6, 14), (&[(12, 1)], 15, 6, 14), (&[(15, 0)], 15, 6, 15)],
                 Some(3),
             ),
         ] {

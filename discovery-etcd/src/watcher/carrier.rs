@@ -11,9 +11,7 @@ use super::{
     keys::Keys,
     subscription::{Ended, Notice, Shared},
 };
-use crate::client::{
-    Canceled, Event, Failure, Message, Reason, WatchAnswers, WatchRequest, WatchRequests, WatchStream,
-};
+use crate::client::{Canceled, Event, Failure, Message, Reason, WatchAnswers, WatchRequest, WatchRequests};
 
 /// The task of one stream, which passes on what comes for each of its watches.
 ///
@@ -65,8 +63,7 @@ enum Outgoing {
 
 impl Carrier {
     /// Runs until the stream ends, or nobody gives commands any more.
-    pub(super) async fn run(mut self, stream: WatchStream) {
-        let WatchStream { mut requests, mut answers } = stream;
+    pub(super) async fn run(mut self, mut requests: WatchRequests, mut answers: WatchAnswers) {
         if let Some(failure) = self.carry(&mut requests, &mut answers).await {
             // Nobody minds where the watcher is gone.
             let _ = self.reports.send(Report::Broken { stream: self.stream, failure });

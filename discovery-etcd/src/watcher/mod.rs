@@ -51,12 +51,22 @@ struct Inner {
 /// What the task is asked for.
 #[derive(Debug)]
 enum Order {
-    Watch { carried: Carried, start: Start },
-    Leave { number: u64 },
+    Watch {
+        carried: Carried,
+        start: Start,
+    },
+    Leave {
+        number: u64,
+    },
     /// Audit a watch at the next opportunity.
-    Audit { number: u64 },
+    Audit {
+        number: u64,
+    },
     /// A stream told what cannot be, or left something out.
-    Distrust { stream: u64, failure: Failure },
+    Distrust {
+        stream: u64,
+        failure: Failure,
+    },
 }
 
 /// Where a watch begins.

@@ -70,13 +70,26 @@ enum Purpose {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Act {
     /// Ask for a watch on a stream. Of several turns of a watch, the last one that is created counts.
-    Ask { stream: u64, number: u64, turn: u64 },
-    Leave { stream: u64, turn: u64 },
-    Close { stream: u64 },
+    Ask {
+        stream: u64,
+        number: u64,
+        turn: u64,
+    },
+    Leave {
+        stream: u64,
+        turn: u64,
+    },
+    Close {
+        stream: u64,
+    },
     /// Tell the owner of a watch that it is over, and forget it.
-    End { number: u64 },
+    End {
+        number: u64,
+    },
     /// The watch goes on with another stream by itself; what happened meanwhile is to be read.
-    Resume { number: u64 },
+    Resume {
+        number: u64,
+    },
 }
 
 /// Why a stream ended.

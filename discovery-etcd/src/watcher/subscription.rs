@@ -48,7 +48,9 @@ pub(crate) enum News {
     Message(Message),
     /// Another stream, perhaps of another member, carries it from now on, from the last revision
     /// that is known. The cluster is 0 where a proxy does not tell.
-    Moved { cluster: u64 },
+    Moved {
+        cluster: u64,
+    },
     Audited(Audited),
     /// It is of no more use.
     Ended(Ended),

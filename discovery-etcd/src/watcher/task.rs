@@ -22,7 +22,7 @@ use super::{
     subscription::{Audited, Ended, Notice},
 };
 use crate::{
-    client::{Failure, Member, Reading, Reason, WatchStream},
+    client::{Failure, Member, Reading, Reason, StreamConnection, WatchStream},
     cluster::Cluster,
     pace::Pace,
 };
@@ -57,7 +57,7 @@ type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// A stream, as its task is known here. Dropping it ends the task.
 struct Stream {
-    member: Arc<Member>,
+    connection: StreamConnection,
     commands: mpsc::UnboundedSender<Command>,
     task: JoinHandle<()>,
     opened: Instant,
@@ -211,7 +211,8 @@ impl Task {
         let Some(stream) = self.streams.get(&main).filter(|_| self.moving.is_none()) else { return };
         let Some(opening) = self.plan.next_move() else { return };
         let request = self.watches[&opening.first].request(opening.turn);
-        let (cluster, limit, than) = (Arc::clone(&self.cluster), self.pace.patience(), Arc::clone(&stream.member));
+        let (cluster, limit, than) =
+            (Arc::clone(&self.cluster), self.pace.patience(), Arc::clone(stream.connection.member()));
         self.moving = Some(Box::pin(async move {
             let asking = cluster.another(&than)?;
             let result = asking.member().watch(request, limit).await;
@@ -229,8 +230,8 @@ impl Task {
         let Some(carried) = self.watches.get(&number) else { return };
         let key = carried.keys.from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
-        let (member, limit) = (Arc::clone(&stream.member), self.pace.deadline);
-        self.life = Some(Box::pin(async move { (number, known, member.revision(key, limit).await) }));
+        let (connection, limit) = (stream.connection.clone(), self.pace.deadline);
+        self.life = Some(Box::pin(async move { (number, known, connection.revision(key, limit).await) }));
     }
 
     fn begin_audit(&mut self, main: u64, now: Instant) {
@@ -246,7 +247,7 @@ impl Task {
         for number in &numbers {
             self.audits.schedule(*number, &self.watches[number].keys, now);
         }
-        let member = Arc::clone(&stream.member);
+        let member = Arc::clone(stream.connection.member());
         self.audit = Some(Box::pin(async move {
             let result = member.readings(questions).await;
             Audit { numbers, asked: now, known, result }
@@ -300,7 +301,7 @@ impl Task {
         let Opened { opening, member, result } = opened;
         match result {
             Ok(stream) => {
-                self.carry(opening, member, stream);
+                self.carry(opening, stream);
                 self.next_life = Instant::now() + self.interval();
             }
             Err(failure) => {
@@ -314,15 +315,16 @@ impl Task {
     }
 
     fn moved(&mut self, moved: Option<Opened>) {
-        let Some(Opened { opening, member, result }) = moved else { return };
+        let Some(Opened { opening, result, .. }) = moved else { return };
         match result {
-            Ok(stream) => self.carry(opening, member, stream),
+            Ok(stream) => self.carry(opening, stream),
             Err(failure) => debug!(error = %failure.error.report(), "watches not moved"),
         }
     }
 
     /// Starts the task of a stream.
-    fn carry(&mut self, opening: Opening, member: Arc<Member>, opened: WatchStream) {
+    fn carry(&mut self, opening: Opening, opened: WatchStream) {
+        let WatchStream { requests, answers, connection } = opened;
         let turn = opening.turn;
         let (stream, acts) = self.plan.opened(opening, Instant::now());
         let (commands, commanded) = mpsc::unbounded_channel();
@@ -335,8 +337,8 @@ impl Task {
             reports: self.reporting.clone(),
             patience: self.pace.patience(),
         };
-        let task = tokio::spawn(carrier.run(opened));
-        self.streams.insert(stream, Stream { member, commands, task, opened: Instant::now() });
+        let task = tokio::spawn(carrier.run(requests, answers));
+        self.streams.insert(stream, Stream { connection, commands, task, opened: Instant::now() });
         if !acts.iter().any(|act| matches!(act, Act::Ask { turn: asked, .. } if *asked == turn)) {
             // It was dropped meanwhile.
             self.command(stream, Command::Leave { turn });
@@ -394,7 +396,8 @@ impl Task {
             self.delays.reset();
         }
         let why = if failure.reason == Reason::TooLarge { Break::TooLarge } else { Break::Lost };
-        let failure = self.cluster.blame(&Arc::clone(&state.member), failure);
+        let member = Arc::clone(state.connection.member());
+        let failure = self.cluster.blame(&member, failure);
         let acts = self.plan.broken(stream, why);
         self.act(acts, Some(&failure));
         if why == Break::Lost && self.plan.main().is_none() {
@@ -437,8 +440,8 @@ impl Task {
             Err(failure) => failure,
         };
         self.refused = 0;
-        let Some(member) = self.streams.get(&main).map(|stream| Arc::clone(&stream.member)) else { return };
-        let same = self.streams.iter().filter(|(_, stream)| Arc::ptr_eq(&stream.member, &member));
+        let Some(member) = self.streams.get(&main).map(|stream| Arc::clone(stream.connection.member())) else { return };
+        let same = self.streams.iter().filter(|(_, stream)| Arc::ptr_eq(stream.connection.member(), &member));
         let streams: Vec<u64> = same.map(|(stream, _)| *stream).collect();
         for stream in streams {
             self.broken(stream, failure.clone());
