@@ -233,6 +233,14 @@ impl Etcd {
         text.lines().filter(is_meant).filter_map(count).sum::<f64>() as u64
     }
 
+    /// The sum of those lines of a metric that hold this text; 0 where there are none.
+    pub fn sum(&self, place: usize, name: &str, text: &str) -> u64 {
+        let page = http_get(self.ports(place).metrics, "/metrics").unwrap_or_default();
+        let is_meant = |line: &&str| line.starts_with(name) && line.contains(text);
+        let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
+        page.lines().filter(is_meant).filter_map(count).sum::<f64>() as u64
+    }
+
     fn process(&self, place: usize) -> std::sync::MutexGuard<'_, Option<Process>> {
         self.members[place].process.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -71,6 +71,15 @@ struct Shared {
 impl Fake {
     /// Starts a server on a free port.
     pub async fn start() -> Self {
+        Self::start_limited(None).await
+    }
+
+    /// The same, where each connection may have so many streams at once.
+    pub async fn start_with_stream_limit(streams: u32) -> Self {
+        Self::start_limited(Some(streams)).await
+    }
+
+    async fn start_limited(streams: Option<u32>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let shared = Arc::new(Shared {
@@ -82,6 +91,7 @@ impl Fake {
         });
         let services = Services(Arc::clone(&shared));
         let server = Server::builder()
+            .max_concurrent_streams(streams)
             .add_service(PbKvServer::new(services.clone()).max_decoding_message_size(LARGE))
             .add_service(PbLeaseServer::new(services.clone()))
             .add_service(PbWatchServer::new(services.clone()))
