@@ -103,7 +103,7 @@ impl Default for Recovery {
 #[async_trait]
 impl<S: Source> Resolver for Recovered<S> {
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
-        let (sender, set) = oneshot::channel();
+        let (sender, mut told) = oneshot::channel();
         let sink = Once {
             service: service.clone(),
             rejects: Arc::clone(&self.0.rejects),
@@ -113,10 +113,10 @@ impl<S: Source> Resolver for Recovered<S> {
         let attempt = pin!(guard(&*self.0.source, service, Feed(Arc::new(sink))));
         let first = async {
             tokio::select! {
-                // The set counts, also when the attempt ends in the same moment.
                 biased;
-                Ok(set) = set => set,
-                error = attempt => Err(error),
+                Ok(set) = &mut told => set,
+                // The set counts, also when the attempt ends in the same moment.
+                error = attempt => told.try_recv().unwrap_or(Err(error)),
             }
         };
         let deadline = self.0.recovery.first_set;
@@ -341,6 +341,25 @@ mod tests {
                 assert_eq!(listed.unwrap(), set);
             }
         }
+    }
+
+    /// Ends with its first set.
+    #[derive(Debug)]
+    struct Brief;
+
+    #[async_trait]
+    impl Source for Brief {
+        async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+            let _live = feed.reset([]);
+            Err(Error::new(ErrorKind::Unavailable, "the source ended by itself"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_is_listed_though_its_attempt_ends_at_once() {
+        let service: ServiceName = "payments".parse().unwrap();
+        let listed = Recovered::new(Brief).list(&service).await;
+        assert_eq!(listed.unwrap(), Snapshot::default());
     }
 
     /// Panics, before there is a future and after; what follows is told all the same.
