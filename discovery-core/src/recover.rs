@@ -48,6 +48,9 @@ pub struct Recovery {
     /// A service that has more is not followed: its `list` fails and its watchers get a `Lost`, both of the kind
     /// [`ResourceExhausted`](ErrorKind::ResourceExhausted), while the set stands as last known. A part of the entries would be
     /// no state that the registry ever had, and nobody can tell which part is worth having.
+    ///
+    /// To find that out again costs the registry a read of that many entries, by each who watches. So the next attempt comes one
+    /// to two minutes later, whatever the backoff is. A `list` is tried at once.
     pub entries: usize,
 }
 
@@ -177,7 +180,7 @@ async fn run<S: Source>(
     let mut delays = recovery.backoff.delays();
     loop {
         let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
-        let error = {
+        let (error, is_full) = {
             let (progress, mut seen) = watch::channel(Progress::Opening);
             let (shared, rejects, limit) = (orphanage.0.clone(), Arc::clone(&rejects), recovery.entries);
             let attempt = Attempt { shared, number, rejects, limit, progress };
@@ -204,13 +207,19 @@ async fn run<S: Source>(
                 }
             };
             // Whatever the source made of it.
-            if *seen.borrow() == Progress::Full { too_many(recovery.entries) } else { error }
+            let is_full = *seen.borrow() == Progress::Full;
+            (if is_full { too_many(recovery.entries) } else { error }, is_full)
         };
         let Some(shared) = orphanage.0.upgrade() else { return };
         shared.lose(error.during("watch").for_service(&service));
         drop(shared);
-        sleep(delays.next_delay()).await;
+        sleep(if is_full { full_delay() } else { delays.next_delay() }).await;
     }
+}
+
+/// The wait after an attempt that found too many entries.
+fn full_delay() -> Duration {
+    FULL_DELAY.mul_f64(1.0 + fastrand::f64())
 }
 
 /// Follows once; whatever ends it, a panic too, is an error.
@@ -274,9 +283,15 @@ impl Sink for Once {
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
 }
 
+/// The shortest wait after an attempt that found too many entries; the longest is twice that.
+const FULL_DELAY: Duration = Duration::from_secs(60);
+
 #[cfg(test)]
 mod tests {
-    use std::task::{Context, Waker};
+    use std::{
+        sync::atomic::{AtomicU32, Ordering},
+        task::{Context, Waker},
+    };
 
     use futures::StreamExt;
 
@@ -360,6 +375,54 @@ mod tests {
         let service: ServiceName = "payments".parse().unwrap();
         let listed = Recovered::new(Brief).list(&service).await;
         assert_eq!(listed.unwrap(), Snapshot::default());
+    }
+
+    /// Has too many instances, and counts the attempts.
+    #[derive(Debug, Default)]
+    struct Crowded(AtomicU32);
+
+    #[async_trait]
+    impl Source for Crowded {
+        async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            let entry = |number| Entry::Valid(crate::Instance::new(format!("10.0.0.{number}:80").parse().unwrap()));
+            let _live = feed.reset((1..=4).map(entry));
+            Err(Error::new(ErrorKind::Unavailable, "the source ended by itself"))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_service_of_too_many_entries_is_tried_once_in_one_to_two_minutes() {
+        let resolver = Recovered::with(Crowded::default(), Recovery { entries: 3, ..Recovery::default() });
+        let service: ServiceName = "payments".parse().unwrap();
+        let mut updates = resolver.watch(&service).unwrap();
+        let lost = updates.next().await.unwrap();
+        assert!(
+            matches!(&lost, crate::Update::Lost(error) if error.kind() == ErrorKind::ResourceExhausted),
+            "{lost:?}"
+        );
+        let attempts = || resolver.source().0.load(Ordering::Relaxed);
+        let hour = Duration::from_secs(3600);
+        let lasting = Instant::now();
+        let mut former = Duration::ZERO;
+        for number in 2.. {
+            while attempts() < number && lasting.elapsed() < hour {
+                sleep(Duration::from_millis(100)).await;
+            }
+            if lasting.elapsed() >= hour {
+                break;
+            }
+            let wait = lasting.elapsed() - former;
+            assert!((Duration::from_secs(59)..=Duration::from_secs(121)).contains(&wait), "attempt {number}: {wait:?}");
+            former = lasting.elapsed();
+        }
+        assert!((30..=60).contains(&attempts()), "{}", attempts());
+        assert_eq!(
+            resolver.list(&service).await.unwrap_err().kind(),
+            ErrorKind::ResourceExhausted,
+            "a list is tried at once"
+        );
+        assert!(lasting.elapsed() < hour + Duration::from_secs(1));
     }
 
     /// Panics, before there is a future and after; what follows is told all the same.
