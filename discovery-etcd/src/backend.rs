@@ -16,7 +16,7 @@ use crate::{
     config::{EtcdConfig, Settings},
     pace::Pace,
     registry::Registrar,
-    watch::{EtcdSource, closed_error},
+    watch::{DeeperLog, EtcdSource, closed_error},
     watcher::{AuditPace, Watcher},
 };
 
@@ -74,7 +74,8 @@ impl EtcdBackend {
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
             pace,
-            relists: Semaphore::new(MOST_RELISTS),
+            lists: Semaphore::new(MOST_LISTS),
+            deeper: DeeperLog::default(),
             closed: closed.subscribe(),
         };
         let mut recovery = Recovery::default();
@@ -175,7 +176,7 @@ impl Resolver for EtcdBackend {
 }
 
 /// Few enough for each to be quick, and enough to keep etcd busy.
-const MOST_RELISTS: usize = 64;
+const MOST_LISTS: usize = 64;
 
 /// Whether the same list may succeed within seconds.
 fn may_pass(error: &Error) -> bool {

@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use discovery_core::ErrorKind;
 use etcd_client::{
     Compare, CompareOp, GetOptions, GetResponse, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
     TxnResponse,
 };
+use tokio::time::Instant;
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
 
@@ -21,8 +24,15 @@ pub(crate) struct KeyValue {
 pub(crate) struct Page {
     pub(crate) rows: Vec<KeyValue>,
     pub(crate) more: bool,
+    /// All entries of the part of the range that was asked for, those behind the page included.
+    pub(crate) count: usize,
     pub(crate) revision: i64,
+    /// 0 where the member did not say.
     pub(crate) cluster: u64,
+    /// How long the answer took.
+    pub(crate) took: Duration,
+    /// How long it might have taken.
+    pub(crate) timeout: Duration,
 }
 
 /// A range without its entries.
@@ -91,13 +101,19 @@ impl Member {
                 .with_revision(revision)
                 .with_sort(SortTarget::Key, SortOrder::Ascend);
             let mut kv = client.kv_client().max_decoding_message_size(MAX_ANSWER_BYTES);
+            let begun = Instant::now();
             let mut answer = kv.get(from, Some(options)).await?;
+            let took = begun.elapsed();
             let header = answer.take_header();
             Ok(Page {
                 more: answer.more(),
+                // Below 0 it is as wrong as 0 is.
+                count: usize::try_from(answer.count()).unwrap_or(0),
                 rows: answer.take_kvs().into_iter().map(KeyValue::from).collect(),
                 revision: header.as_ref().map_or(0, |header| header.revision()),
                 cluster: header.as_ref().map_or(0, |header| header.cluster_id()),
+                took,
+                timeout: self.request_timeout,
             })
         });
         let page = self.authorized(page.await)?;
@@ -286,6 +302,10 @@ impl Page {
         if self.more && self.rows.is_empty() {
             return Err("more entries are said to follow none");
         }
+        let is_counted = if self.more { self.count > self.rows.len() } else { self.count == self.rows.len() };
+        if !is_counted {
+            return Err("the entries are not as many as their number says");
+        }
         let mut former: Option<&[u8]> = None;
         for row in &self.rows {
             if former.map_or(&*row.key < from, |former| *row.key <= *former) || *row.key >= *to {
@@ -368,21 +388,24 @@ mod tests {
 
     #[test]
     fn pages_that_cannot_be_are_known() {
-        for (name, keys, more, revision, is_good) in [
-            ("none", &[][..], false, 5, true),
-            ("all", &["b", "b/1", "c"], false, 5, true),
-            ("some", &["b"], true, 5, true),
-            ("more of none", &[], true, 5, false),
-            ("no header", &["b"], false, 0, false),
-            ("a revision that has no next one", &["b"], false, i64::MAX, false),
-            ("below the range", &["a", "c"], false, 5, false),
-            ("above the range", &["b", "d"], false, 5, false),
-            ("no key", &[""], false, 5, false),
-            ("twice the same", &["b", "b"], false, 5, false),
-            ("out of order", &["c", "b"], false, 5, false),
+        for (name, keys, more, count, revision, is_good) in [
+            ("none", &[][..], false, 0, 5, true),
+            ("all", &["b", "b/1", "c"], false, 3, 5, true),
+            ("some", &["b"], true, 2, 5, true),
+            ("more of none", &[], true, 1, 5, false),
+            ("all, and fewer are counted", &["b", "c"], false, 1, 5, false),
+            ("all, and more are counted", &["b", "c"], false, 3, 5, false),
+            ("some, and no more are counted", &["b"], true, 1, 5, false),
+            ("no header", &["b"], false, 1, 0, false),
+            ("a revision that has no next one", &["b"], false, 1, i64::MAX, false),
+            ("below the range", &["a", "c"], false, 2, 5, false),
+            ("above the range", &["b", "d"], false, 2, 5, false),
+            ("no key", &[""], false, 1, 5, false),
+            ("twice the same", &["b", "b"], false, 2, 5, false),
+            ("out of order", &["c", "b"], false, 2, 5, false),
         ] {
             let rows = keys.iter().map(|key| row(key, 0)).collect();
-            let page = Page { rows, more, revision, cluster: 7 };
+            let page = Page { rows, more, count, revision, cluster: 7, took: Duration::ZERO, timeout: Duration::ZERO };
             assert_eq!(page.check(b"b", b"d").is_ok(), is_good, "{name}");
         }
     }

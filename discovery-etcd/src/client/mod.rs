@@ -89,7 +89,8 @@ impl Member {
         let work = async {
             let connection = self.connection().await?;
             let used = begun.insert(connection.begin()).clone();
-            let answered = call(connection.client()).await;
+            // Of many kB, which whoever awaits it would hold for ever.
+            let answered = Box::pin(call(connection.client())).await;
             used.answered(&answered);
             let answer = answered.map_err(|error| Failure::from_client(error, operation, &self.address))?;
             Ok((answer, used))

@@ -42,6 +42,10 @@ impl Layout for EtcdNaming {
         (!tail.contains('/')).then(|| tail.parse())
     }
 
+    fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
+        tail.find('/').map(|slash| &tail[..=slash])
+    }
+
     fn encode(&self, instance: &Instance) -> Vec<u8> {
         let mut metadata: BTreeMap<&str, Value> =
             instance.metadata().iter().map(|(key, value)| (key, Value::from(value))).collect();
@@ -273,8 +277,14 @@ mod tests {
     #[test]
     fn keys_of_deeper_paths_are_nobodys() {
         let layout = EtcdNaming::default();
-        assert!(layout.id("x/y").is_none());
-        assert!(layout.id("/").is_none());
+        for (tail, subtree) in [("x/y", "x/"), ("x/", "x/"), ("x/y/z", "x/"), ("/", "/"), ("//x", "/"), ("ä/x", "ä/")]
+        {
+            assert!(layout.id(tail).is_none());
+            assert_eq!(layout.subtree(tail), Some(subtree), "{tail}");
+        }
+        for tail in ["", "a b", "10.0.0.1:80"] {
+            assert_eq!(layout.subtree(tail), None, "{tail}");
+        }
         assert!(layout.id("").unwrap().is_err());
         assert!(layout.id("a b").unwrap().is_err());
         assert_eq!(layout.id("10.0.0.1:80").unwrap().unwrap().as_str(), "10.0.0.1:80");

@@ -26,6 +26,16 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) where it is meant as an entry but cannot be one.
     fn id(&self, tail: &str) -> Option<Result<InstanceId, Error>>;
 
+    /// The beginning of a tail below which there are none of this service's entries at all, such as
+    /// `eu/` of `eu/a1` where ids have no `/`. For every tail that begins so, [`id`](Self::id) is
+    /// `None`, and what it begins with is the answer for it too. By default `None`.
+    ///
+    /// A list leaves out the rest of such a subtree, however many keys it has.
+    fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
+        let _ = tail;
+        None
+    }
+
     /// The value of an instance.
     fn encode(&self, instance: &Instance) -> Vec<u8>;
 

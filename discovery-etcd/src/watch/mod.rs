@@ -14,4 +14,5 @@ mod tally;
 
 #[cfg(fuzzing)]
 pub use fuzz::fuzz_watch;
+pub(crate) use list::DeeperLog;
 pub(crate) use source::{EtcdSource, closed_error};

@@ -38,8 +38,19 @@ impl<'a> Range<'a> {
         let tail = key.strip_prefix(&*self.from)?;
         match std::str::from_utf8(tail) {
             Ok(tail) => self.layout.id(tail),
+            Err(_) if self.layout.subtree(readable(tail)).is_some() => None,
             Err(_) => Some(Err(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8"))),
         }
+    }
+
+    /// The least key behind the subtree of deeper paths that a key belongs to, if it does.
+    pub(super) fn behind_subtree(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let subtree = self.layout.subtree(readable(key.strip_prefix(&*self.from)?))?;
+        // A layout that contradicts itself costs time, and no entries.
+        if self.id(key).is_some() {
+            return None;
+        }
+        Some(end_of_prefix(&key[..self.from.len() + subtree.len()]))
     }
 
     pub(super) fn entry(&self, row: KeyValue) -> Option<Entry> {
@@ -86,6 +97,12 @@ impl<'a> Range<'a> {
     }
 }
 
+/// The beginning of a key that is text.
+fn readable(tail: &[u8]) -> &str {
+    let end = std::str::from_utf8(tail).map_or_else(|error| error.valid_up_to(), str::len);
+    std::str::from_utf8(&tail[..end]).expect("it was checked up to there")
+}
+
 /// A key as text, different for different keys. etcd takes any bytes, up to more than a megabyte of them.
 fn name_of_key(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
@@ -118,6 +135,28 @@ const MAX_KEY_BYTES: usize = 1100;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layout::EtcdNaming;
+
+    #[test]
+    fn deeper_paths_are_nobodys_and_have_an_end() {
+        let layout = EtcdNaming::default();
+        let range = Range::new(&layout, "prod/", &"svc".parse().unwrap(), 10);
+        for (key, behind) in [
+            (&b"prod/svc/eu/e1"[..], Some(&b"prod/svc/eu0"[..])),
+            (b"prod/svc/eu/", Some(b"prod/svc/eu0")),
+            (b"prod/svc/eu/a/b", Some(b"prod/svc/eu0")),
+            (b"prod/svc//x", Some(b"prod/svc/0")),
+            (b"prod/svc/eu/\xff", Some(b"prod/svc/eu0")),
+            (b"prod/svc/\xff/e1", None),
+            (b"prod/svc/e1", None),
+            (b"prod/svc/", None),
+            (b"prod/other/eu/e1", None),
+        ] {
+            let name = String::from_utf8_lossy(key);
+            assert_eq!(range.behind_subtree(key).as_deref(), behind, "{name}");
+            assert_eq!(range.id(key).is_none(), behind.is_some() || key.starts_with(b"prod/other"), "{name}");
+        }
+    }
 
     #[test]
     fn names_of_keys_are_short_and_tell_keys_apart() {

@@ -3,14 +3,14 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, sleep},
 };
 use tracing::debug;
 
 use super::{
     cursor::{self, Cursor, is_same_cluster},
-    list::Listed,
+    list::{DeeperLog, Listed},
     range::Range,
     rounds::Rounds,
     tally::{Tally, Verdict},
@@ -31,8 +31,9 @@ pub(crate) struct EtcdSource {
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) prefix: String,
     pub(crate) pace: Pace,
-    /// How many lists make good for broken watches at once.
-    pub(crate) relists: Semaphore,
+    /// How many services are listed at once.
+    pub(crate) lists: Semaphore,
+    pub(crate) deeper: DeeperLog,
     /// Whether the backend was closed.
     pub(crate) closed: watch::Receiver<bool>,
 }
@@ -60,11 +61,12 @@ impl EtcdSource {
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
         let range = Range::of(self, service, feed.limit());
         let mut rounds = Rounds::default();
-        let mut listed = self.list(&range).await?;
+        let mut listed = self.first_list(&range).await?;
         let mut open = Open::Feed(feed);
         let mut wait = Duration::ZERO;
         loop {
-            let Listed { entries, keys, revision, cluster, start } = listed;
+            self.deeper.note(service, &listed);
+            let Listed { entries, keys, revision, cluster, start, .. } = listed;
             let live = open.reset(entries);
             let mut state = State { live, cursor: Cursor::new(revision, cluster), tally: Tally::new(keys) };
             sleep(wait).await;
@@ -92,11 +94,21 @@ impl EtcdSource {
         }
     }
 
-    /// Lists anew for a watch that broke. Where many broke at once, so many at a time as etcd answers
-    /// best.
+    async fn first_list(&self, range: &Range<'_>) -> Result<Listed, Error> {
+        let _permit = self.permit().await;
+        // It is large, and of use for a moment only.
+        Box::pin(self.list(range)).await
+    }
+
+    /// Lists anew for a watch that broke.
     async fn relist(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        let _permit = self.relists.acquire().await.expect("the semaphore is never closed");
-        self.list_within(range, self.pace.relist, 0).await
+        let _permit = self.permit().await;
+        Box::pin(self.list_within(range, self.pace.relist)).await
+    }
+
+    /// Where many services are to be listed at once, so many at a time as etcd answers best.
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.lists.acquire().await.expect("the semaphore is never closed")
     }
 
     /// Passes on changes until the watch ends or cannot be trusted.

@@ -70,9 +70,10 @@ enum Order {
 }
 
 /// Where a watch begins.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Start {
     /// With the present: on the stream that carries the others.
+    #[default]
     Level,
     /// With a past that may hold much: on a stream of its own, until it is level with the others.
     Behind,

@@ -1,144 +1,102 @@
+//! A whole range, as it was at one revision, read page by page.
+
+mod deeper_log;
+mod page_size;
+mod reading;
+mod subtrees;
+
 use std::time::Duration;
 
 use discovery_core::{Entry, Error, ErrorKind};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::{cursor::is_same_cluster, range::Range, source::EtcdSource};
+use super::{range::Range, source::EtcdSource};
 use crate::{
-    client::{Failure, KeyValue, Page, Reason},
+    client::{Failure, Page, Reason},
     watcher::Start,
 };
+pub(crate) use deeper_log::DeeperLog;
+use page_size::PageSize;
+use reading::Reading;
 
 /// What a range held at one revision.
+///
+/// Where it has more entries than are followed, it is read no further than shows that.
+#[derive(Debug, Default)]
 pub(super) struct Listed {
     pub(super) entries: Vec<Entry>,
     /// All of the range, those of deeper paths included.
     pub(super) keys: usize,
+    /// How many of them are nobody's entries, as far as the range was read.
+    pub(super) deeper: usize,
     pub(super) revision: i64,
+    /// 0 where no member said.
     pub(super) cluster: u64,
-    /// How a watch from there begins.
+    /// How a watch from there begins: while page after page came, much may have happened.
     pub(super) start: Start,
 }
 
 impl EtcdSource {
-    /// As [`list_at`](Self::list_at), in less time than the members may take together.
-    pub(super) async fn list_within(&self, range: &Range<'_>, bound: Duration, at: i64) -> Result<Listed, Error> {
-        let listed = timeout(bound, self.list_at(range, at)).await;
-        listed.unwrap_or_else(|_| {
-            let message = format!("no etcd member gave a list within {bound:?}");
-            Err(Error::new(ErrorKind::DeadlineExceeded, message).during("list"))
-        })
-    }
-
-    /// The whole range, as it was at one revision. Rows are read page by page, so that no more than one page of raw values is
-    /// held.
+    /// The whole range, as it was at one revision. Rows are read page by page, so that no more than
+    /// one page of raw values is held.
     pub(super) async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        self.list_at(range, 0).await
+        self.read(range, None).await
     }
 
-    /// As [`list`](Self::list), as the range was at this revision; at 0, as it is now.
-    pub(super) async fn list_at(&self, range: &Range<'_>, at: i64) -> Result<Listed, Error> {
-        let mut limit = FIRST_PAGE;
+    /// As [`list`](Self::list), with no more than `bound` from one page to the next. So it ends within
+    /// that time where the members are silent; while pages come it goes on, however long the whole
+    /// list takes.
+    pub(super) async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<Listed, Error> {
+        self.read(range, Some(bound)).await
+    }
+
+    async fn read(&self, range: &Range<'_>, bound: Option<Duration>) -> Result<Listed, Error> {
+        let mut reading = Reading::new(range, PageSize::new());
         let mut restarts = 0;
-        'anew: loop {
-            let mut entries = Vec::new();
-            let mut keys = 0;
-            let mut revision = at;
-            let mut cluster = 0;
-            let mut from = range.from.clone();
-            loop {
-                let page = self.cluster.run_when_reachable(|member| {
-                    let (from, to) = (from.clone(), range.to.clone());
-                    async move { member.page(from, to, limit, revision).await }
-                });
-                let page: Page = match page.await {
-                    Ok(page) => page,
-                    Err(failure) if failure.reason == Reason::TooLarge && limit > 1 => {
-                        limit = (limit / 8).max(1);
-                        continue;
+        let mut heard = Instant::now();
+        loop {
+            let left = bound.map(|bound| bound.saturating_sub(heard.elapsed()));
+            let failure = match self.page(&reading, reading.size.patience().or(left)).await {
+                Ok(page) => {
+                    let allowed = bound.map_or(page.timeout, |bound| bound.min(page.timeout));
+                    if reading.take(page, allowed).await? {
+                        return Ok(reading.listed);
                     }
-                    // One that large may take etcd longer than a request may.
-                    Err(failure) if failure.reason == Reason::TimedOut && limit > FIRST_PAGE => {
-                        limit = FIRST_PAGE;
-                        continue;
-                    }
-                    // Compacted in between, or gone back on another member.
-                    Err(failure) if at == 0 && revision != 0 && restarts < MAX_RESTARTS && is_of_history(&failure) => {
-                        restarts += 1;
-                        continue 'anew;
-                    }
-                    Err(failure) => return Err(failure.error),
-                };
-                if !is_same_cluster(page.cluster, cluster) {
-                    return Err(Error::new(ErrorKind::Unavailable, "the members belong to different clusters"));
+                    heard = Instant::now();
+                    continue;
                 }
-                if cluster == 0 {
-                    cluster = page.cluster;
+                Err(failure) => failure,
+            };
+            match failure.reason {
+                Reason::TooLarge if reading.size.too_large() => heard = Instant::now(),
+                Reason::TimedOut if reading.size.timed_out() => {}
+                // Compacted in between, or gone back on another member.
+                Reason::Compacted | Reason::Member if reading.has_begun && restarts < MAX_RESTARTS => {
+                    restarts += 1;
+                    heard = Instant::now();
+                    reading = Reading::new(range, reading.size);
                 }
-                let is_first = from == range.from;
-                if revision == 0 {
-                    revision = page.revision;
-                }
-                let last = page.rows.last().map(|row| row.key.clone());
-                keys += page.rows.len();
-                limit = next_page(&page.rows, limit);
-                entries.extend(page.rows.into_iter().filter_map(|row| range.entry(row)));
-                match last {
-                    Some(mut last) if page.more && entries.len() <= range.limit => {
-                        // The least key after the last one.
-                        last.push(0);
-                        from = last;
-                    }
-                    _ => {
-                        // What happened while page after page came may be much.
-                        let start = if is_first { Start::Level } else { Start::Behind };
-                        return Ok(Listed { entries, keys, revision, cluster, start });
-                    }
-                }
+                _ => return Err(failure.error),
             }
         }
     }
-}
 
-/// How many rows to ask for next, as far as the last ones tell how large they are.
-fn next_page(rows: &[KeyValue], limit: i64) -> i64 {
-    let bytes: usize = rows.iter().map(|row| row.key.len() + row.value.len()).sum();
-    let fitting = rows.len() * PAGE_BYTES / bytes.max(1);
-    i64::try_from(fitting).unwrap_or(i64::MAX).clamp(1, limit.saturating_mul(8).min(PAGE))
-}
-
-fn is_of_history(failure: &Failure) -> bool {
-    matches!(failure.reason, Reason::Compacted | Reason::Member)
-}
-
-/// Small enough to fit the decoder, whatever the values: etcd takes 1.5 MiB in one request.
-const FIRST_PAGE: i64 = 16;
-/// Large enough for few round trips.
-const PAGE: i64 = 500;
-/// What later pages are made to fit, roughly.
-const PAGE_BYTES: usize = 8 << 20;
-/// How often one list starts anew because its revision was compacted in between.
-const MAX_RESTARTS: u32 = 3;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_grow_with_small_rows_and_shrink_with_large_ones() {
-        let rows =
-            |count, bytes| vec![KeyValue { key: vec![], value: vec![b'x'; bytes], lease: 0, revision: 1 }; count];
-        for (count, bytes, limit, next) in [
-            (16, 1_000, 16, 128),
-            (128, 1_000, 128, 500),
-            (500, 1_000, 500, 500),
-            (500, 60_000, 500, 139),
-            (16, 1_500_000, 16, 5),
-            (1, 50_000_000, 1, 1),
-            (5, 10, 5, 40),
-            (0, 0, 16, 1),
-        ] {
-            assert_eq!(next_page(&rows(count, bytes), limit), next, "{count} rows of {bytes} bytes");
-        }
+    /// The next page, in less time than the members may take together if so wanted.
+    async fn page(&self, reading: &Reading<'_>, patience: Option<Duration>) -> Result<Page, Failure> {
+        let limit = i64::try_from(reading.rows()).unwrap_or(i64::MAX);
+        let page = self.cluster.run_when_reachable(|member| {
+            let from = reading.from.clone();
+            let to = reading.range.to.clone();
+            let revision = reading.listed.revision;
+            async move { member.page(from, to, limit, revision).await }
+        });
+        let Some(patience) = patience else { return page.await };
+        timeout(patience, page).await.unwrap_or_else(|_| {
+            let message = format!("no etcd member gave a page of a list within {patience:?}");
+            Err(Failure::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).during("list")))
+        })
     }
 }
+
+/// How often one list starts anew because its revision was compacted in between.
+const MAX_RESTARTS: u32 = 3;

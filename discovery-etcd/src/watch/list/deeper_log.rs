@@ -1,0 +1,49 @@
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+
+use discovery_core::ServiceName;
+use tracing::info;
+
+use super::Listed;
+
+/// Logs that a service has keys that are nobody's entries, once for each service.
+#[derive(Debug, Default)]
+pub(crate) struct DeeperLog(Mutex<HashSet<ServiceName>>);
+
+impl DeeperLog {
+    /// Takes note of a list of a service.
+    pub(in crate::watch) fn note(&self, service: &ServiceName, listed: &Listed) {
+        if listed.deeper > 0 && self.is_news(service) {
+            let keys = listed.keys;
+            let deeper = listed.deeper;
+            info!(%service, keys, deeper, "keys of deeper paths belong to no instance");
+        }
+    }
+
+    fn is_news(&self, service: &ServiceName) -> bool {
+        let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Names may come from outside.
+        logged.len() < MAX_SERVICES && logged.insert(service.clone())
+    }
+}
+
+/// Beyond them nothing is logged.
+const MAX_SERVICES: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_news_once() {
+        let log = DeeperLog::default();
+        let name = |number: usize| format!("s{number}").parse::<ServiceName>().unwrap();
+        let news = |number| log.is_news(&name(number));
+        assert!(news(0) && news(1));
+        assert!(!news(0) && !news(1));
+        assert!((2..MAX_SERVICES).all(news));
+        assert!(!news(MAX_SERVICES), "it is bounded");
+    }
+}
