@@ -195,6 +195,11 @@ impl Etcd {
         self.peers().heal();
     }
 
+    /// The id of a member's process.
+    pub fn pid(&self, place: usize) -> u32 {
+        self.process(place).as_ref().expect("the member runs").0.id()
+    }
+
     /// Whether a member answers and says that it leads.
     pub fn leads(&self, place: usize) -> bool {
         self.metric(place, "etcd_server_is_leader") == Some(1.0)

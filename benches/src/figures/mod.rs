@@ -6,6 +6,7 @@ mod failing;
 mod faulty;
 mod idle;
 mod killed;
+mod list;
 mod lost;
 mod pick;
 mod propagation;
@@ -18,8 +19,9 @@ mod waiting;
 use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
-pub const NAMES: [&str; 18] = [
-    "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F19", "F20", "L1", "L2", "L3", "L4", "L5",
+pub const NAMES: [&str; 19] = [
+    "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "L1", "L2", "L3", "L4",
+    "L5",
 ];
 
 /// Measures one of [`NAMES`].
@@ -40,6 +42,7 @@ pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
         "F15" => slow::rows().await,
         "F16" => failing::share().await,
         "F17" => registrations::overload(),
+        "F18" => list::rows(),
         "F19" => failing::cost(),
         "F20" => traffic::rows(),
         "L1" => lost::refusing().await,
