@@ -422,8 +422,16 @@ async fn a26_an_entry_above_the_decoding_limit() {
 #[tokio::test]
 async fn a15_compaction_between_the_pages_of_a_list() {
     let fake = Fake::start().await;
-    let many = |range: std::ops::Range<u16>| range.map(|number| entry(&format!("{number:04}")));
-    fake.write(many(0..1200));
+    // More than a page has, also where the sizes of entries are known from an earlier one.
+    let large = |number: u16| {
+        let (key, value) = entry(&format!("{number:04}"));
+        let value = value.map(|mut value| {
+            value.resize(10_000, b' ');
+            value
+        });
+        (key, value)
+    };
+    fake.write((0..1200).map(large));
     // Each first page is followed by a write and a compaction, at first twice, then for ever.
     let compactions = Arc::new(AtomicUsize::new(2));
     let (compacted, lists) = (Arc::clone(&compactions), Arc::new(AtomicUsize::new(0)));

@@ -163,7 +163,8 @@ async fn d5_huge_values_are_skipped_and_memory_is_bounded() {
 }
 
 /// **D6**: 100,000 entries under one service. No client follows more than its limit (20,000): a list is refused, watchers are told once with
-/// `ResourceExhausted`, the set stands, and the service is followed again once it is smaller.
+/// `ResourceExhausted`, the set stands, and the service is listed and followed again once it is smaller: at once by who begins then,
+/// and by who watched within two minutes, which a paused clock shows in `discovery-core`.
 ///
 /// The set is refused and not truncated: a part is no state that the registry had, and a removal within it would take a new list
 /// each time.
@@ -189,9 +190,11 @@ async fn d6_a_service_of_too_many_entries_is_not_followed() {
     assert!(still.peak < 100_000, "{still:?}");
 
     raw.delete_below("payments/flood-").await;
-    let start = Instant::now();
-    let back = process.until("followed again", |seen| seen.set == 1 && seen.lost.is_none() && seen.listed == Some(1));
-    println!("D6: followed again {:?} after it was small again; {} kB at most", start.elapsed(), back.peak);
+    let back = process.until("listed again", |seen| seen.listed == Some(1));
+    println!("D6: listed again; {} kB at most", back.peak);
+    drop(process);
+    let mut process = Process::start(&etcd);
+    process.until("followed again", |seen| seen.set == 1 && seen.lost.is_none() && seen.listed == Some(1));
 }
 
 /// **D7**: addresses that would lead a client astray are refused wherever they come from; private ones and loopback are not.
