@@ -1,3 +1,4 @@
+mod grpc_proxy;
 mod peers;
 mod saved;
 
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 use self::peers::Peers;
 use crate::{Authority, Flaw, Raw};
 
-pub use self::saved::Saved;
+pub use self::{grpc_proxy::GrpcProxy, saved::Saved};
 
 /// Real etcd processes of one cluster, on free ports and in a folder of their own; killed and cleaned up when this drops.
 ///

@@ -16,7 +16,7 @@ mod raw;
 pub mod scene;
 
 pub use certificates::{Authority, Certificate, Flaw};
-pub use etcd::{Etcd, Saved, Setup};
+pub use etcd::{Etcd, GrpcProxy, Saved, Setup};
 pub use fake::{Before, Fake, Method};
 pub use follower::{Follower, Told};
 pub use log::Log;
