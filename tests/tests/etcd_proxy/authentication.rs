@@ -1,0 +1,96 @@
+//! Users, passwords and simple tokens through the proxy.
+//!
+//! No token may expire here. The proxy carries all watches of all its clients on one stream of its
+//! own, which it opens with the token of whoever watches first. etcd checks that token anew for
+//! every watch on the stream. Once it is no more, no new watch is ever answered, whoever asks and
+//! with whatever token: the proxy opens the stream again and again with the same one, and grows by
+//! tens of megabytes a second. Calls go on. So it is in 3.4.23.
+
+use std::time::Duration;
+
+use discovery_core::{ErrorKind, Registry, Resolver};
+use discovery_etcd::EtcdBackend;
+use support::{
+    Etcd, GrpcProxy, eventually,
+    scene::{
+        SOON, config, connect_to, count, follow, instance, key, payments, register, until_superseded, usual_config,
+    },
+};
+use tokio::time::sleep;
+
+use crate::told;
+
+const PASSWORD: &str = "canary";
+
+/// A cluster that lets in `root` and `teller`, who may read and write all services, and the proxy
+/// in front of it.
+async fn guarded() -> (Etcd, GrpcProxy) {
+    let etcd = Etcd::setup().flag("--bcrypt-cost=4").start().await;
+    let mut raw = etcd.raw().await;
+    raw.add_writer("teller", "").await;
+    raw.add_user("teller", Some(PASSWORD), &["teller"]).await;
+    raw.add_writer("clerk", "orders/").await;
+    raw.add_user("clerk", Some(PASSWORD), &["clerk"]).await;
+    raw.enable_auth(PASSWORD).await;
+    let proxy = GrpcProxy::before(&etcd).await;
+    (etcd, proxy)
+}
+
+fn with(proxy: &GrpcProxy, user: &str, password: &str) -> EtcdBackend {
+    EtcdBackend::connect(config([proxy.address()]).with_credentials(user, password)).unwrap()
+}
+
+/// A user with a password registers, watches and heals through the proxy as at a member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_with_a_password_is_served() {
+    let (etcd, proxy) = guarded().await;
+    let config = usual_config([proxy.address()]).with_credentials("teller", PASSWORD);
+    let backend = EtcdBackend::connect(config).unwrap();
+    let first = register(&backend, 1).await;
+    let second = register(&backend, 2).await;
+    let follower = follow(&backend);
+    follower.until("both are there", SOON, |set| set.len() == 2).await;
+    let mut root = etcd.raw_as("root", PASSWORD).await;
+    sleep(Duration::from_secs(1)).await;
+    for number in [1, 2] {
+        let key = key(&instance(number));
+        let entry = root.entry(&key).await;
+        root.delete(&key).await;
+        eventually("put again", Duration::from_secs(2), async || root.entry(&key).await == entry).await;
+    }
+    // Another handle has another token.
+    let later = with(&proxy, "teller", PASSWORD);
+    let taken = register(&later, 2).await;
+    until_superseded(&second, Duration::from_secs(2)).await;
+    assert!(first.status().is_registered());
+    assert_eq!(count(&backend).await, Some(2));
+    taken.deregister().await.unwrap();
+    follower.until("one is there", SOON, |set| set.len() == 1).await;
+    assert_eq!(follower.losses(), 0, "{:?}", told(&follower));
+    assert_eq!(follower.resets(), 1, "{:?}", told(&follower));
+}
+
+/// Who has no password, a wrong one, or no permission is told so, in a kind of error that fits. The
+/// proxy passes etcd's texts on, but not its codes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_is_told_so() {
+    let (_etcd, proxy) = guarded().await;
+    let cases = [
+        (connect_to([proxy.address()]), ErrorKind::Unauthenticated),
+        (with(&proxy, "teller", "wrong"), ErrorKind::Unauthenticated),
+        (with(&proxy, "clerk", PASSWORD), ErrorKind::PermissionDenied),
+    ];
+    for (backend, kind) in cases {
+        let listed = backend.list(&payments()).await.unwrap_err();
+        assert_eq!(listed.kind(), kind, "{}", listed.report());
+        let registered = backend.register(&payments(), instance(1)).await.unwrap_err();
+        assert_eq!(registered.kind(), kind, "{}", registered.report());
+        let follower = follow(&backend);
+        follower.until_lost(SOON).await;
+    }
+    let clerk = with(&proxy, "clerk", PASSWORD);
+    let orders = "orders".parse().unwrap();
+    let registration = clerk.register(&orders, instance(1)).await.unwrap();
+    assert_eq!(clerk.list(&orders).await.unwrap().len(), 1);
+    registration.deregister().await.unwrap();
+}

@@ -1,0 +1,89 @@
+//! etcd's own gRPC proxy as a member: handles that know nothing but its address, or its address and
+//! another one.
+//!
+//! The laws of every backend are tested through it beside those of etcd itself, in
+//! `etcd_conformance.rs`.
+
+mod authentication;
+mod facts;
+mod members;
+mod outages;
+mod own_entries;
+mod watches;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use discovery_core::{Registration, Status, Update};
+use discovery_etcd::EtcdBackend;
+use support::{Etcd, Follower, GrpcProxy, Told, eventually, scene::connect_to};
+use tokio::task::JoinHandle;
+
+/// A cluster of one member behind a proxy.
+async fn start() -> (Etcd, GrpcProxy) {
+    let etcd = Etcd::start().await;
+    let proxy = GrpcProxy::before(&etcd).await;
+    (etcd, proxy)
+}
+
+/// A handle that knows the proxy alone.
+fn through(proxy: &GrpcProxy) -> EtcdBackend {
+    connect_to([proxy.address()])
+}
+
+/// What a follower was told, without the sets.
+fn told(follower: &Follower) -> Vec<String> {
+    let brief = |told: Told| match told.update {
+        Update::Change(_) => "change".to_owned(),
+        Update::Lost(error) => format!("lost: {}", error.report()),
+        Update::Reset(set) => format!("reset of {}", set.len()),
+    };
+    follower.told().into_iter().map(brief).collect()
+}
+
+/// The statuses of a registration from now on, as words.
+struct Statuses {
+    words: Arc<Mutex<Vec<&'static str>>>,
+    task: JoinHandle<()>,
+}
+
+impl Statuses {
+    fn of(registration: &Registration) -> Self {
+        let words = Arc::new(Mutex::new(Vec::new()));
+        let mut statuses = registration.statuses();
+        let task = tokio::spawn({
+            let words = Arc::clone(&words);
+            async move {
+                while let Some(status) = statuses.changed().await {
+                    let word = match status {
+                        Status::Registered { .. } => "registered",
+                        Status::Lost { .. } => "lost",
+                        Status::Superseded { .. } => "superseded",
+                        _ => "other",
+                    };
+                    words.lock().unwrap_or_else(PoisonError::into_inner).push(word);
+                }
+            }
+        });
+        Self { words, task }
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until these came, and nothing else.
+    async fn until(&self, wanted: &[&str], bound: Duration) {
+        let what = format!("the statuses {wanted:?}");
+        eventually(&what, bound, async || self.words().len() >= wanted.len()).await;
+        assert_eq!(self.words(), wanted);
+    }
+}
+
+impl Drop for Statuses {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
