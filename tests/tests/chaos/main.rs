@@ -75,6 +75,12 @@ async fn three_members_keep_their_promises_for_a_while() {
     hold(1, Duration::from_secs(15)).await.unwrap_or_else(|broken| panic!("{broken}"));
 }
 
+/// The proxy is one more member here, and is killed and frozen.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_member_and_its_grpc_proxy_keep_their_promises_for_a_while() {
+    hold(20, Duration::from_secs(15)).await.unwrap_or_else(|broken| panic!("{broken}"));
+}
+
 /// `CHAOS_SEEDS` runs of `CHAOS_SECONDS` each, with seeds that nobody has seen, or one run with the seed `CHAOS_SEED`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: 20 seeds of a minute"]

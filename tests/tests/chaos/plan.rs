@@ -9,6 +9,8 @@ use support::Fault;
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) members: usize,
+    /// Whether etcd's own gRPC proxy is one more member to all processes.
+    pub(crate) has_grpc_proxy: bool,
     pub(crate) length: Duration,
     pub(crate) acts: Vec<(Duration, Act)>,
 }
@@ -34,7 +36,9 @@ pub(crate) enum Act {
     Compact { back: i64 },
     Isolate { target: Members, pause: Duration },
     Kill { target: Members, pause: Duration },
+    KillGrpcProxy { pause: Duration },
     Pause { target: Members, pause: Duration },
+    PauseGrpcProxy { pause: Duration },
     Replace { member: usize },
     Stop { target: Members, pause: Duration },
     Wipe,
@@ -65,12 +69,13 @@ pub(crate) enum Weather {
 }
 
 impl Plan {
-    /// The plan of a seed; odd seeds have three members.
+    /// The plan of a seed; odd seeds have three members, and half of all have the gRPC proxy, too.
     pub(crate) fn of(seed: u64, length: Duration, weather: Weather) -> Self {
         let members = if weather == Weather::Foul && seed % 2 == 1 { 3 } else { 1 };
+        let has_grpc_proxy = weather == Weather::Foul && matches!(seed % 4, 0 | 3);
         // What bears less has it more often.
         let rest = if weather == Weather::Foul { 500..2500 } else { 100..800 };
-        let mut author = Author { rng: Rng::with_seed(seed), members, ..Author::default() };
+        let mut author = Author { rng: Rng::with_seed(seed), members, has_grpc_proxy, ..Author::default() };
         let mut acts: Vec<(Duration, Act)> = author.opening().into_iter().map(|act| (Duration::ZERO, act)).collect();
         let (mut now, mut fault) = (Duration::ZERO, Duration::from_millis(1500));
         while now < length {
@@ -88,7 +93,7 @@ impl Plan {
             }
         }
         acts.sort_by_key(|(at, _)| *at);
-        Self { seed, members, length, acts }
+        Self { seed, members, has_grpc_proxy, length, acts }
     }
 }
 
@@ -97,6 +102,7 @@ impl Plan {
 struct Author {
     rng: Rng,
     members: usize,
+    has_grpc_proxy: bool,
     registrations: usize,
     streams: usize,
     /// The registrations and streams that should be there, by their process.
@@ -142,6 +148,8 @@ impl Author {
         let process = self.rng.usize(..PROCESSES);
         let (service, id) = (self.service(), self.rng.u16(..IDS));
         let choice = match weather {
+            // What concerns the proxy comes last, so that the plans without it are what they were.
+            Weather::Foul if self.has_grpc_proxy => self.rng.u32(..37),
             Weather::Foul => self.rng.u32(..28),
             Weather::Rough => self.rng.u32(..15),
         };
@@ -171,6 +179,12 @@ impl Author {
             23 if self.members > 1 => Act::Isolate { target: self.target(), pause },
             24 | 25 => Act::Authentication { pause: long },
             26 if self.members > 1 => Act::Replace { member: self.rng.usize(..self.members) },
+            28..=31 => Act::KillGrpcProxy { pause },
+            32 | 33 => Act::PauseGrpcProxy { pause },
+            34..=36 => {
+                // To the processes it is the member after the last one.
+                Act::Cut { process: None, member: Some(self.members), fault: self.bad_network(), pause }
+            }
             _ if !self.wiped => {
                 self.wiped = true;
                 Act::Wipe
@@ -257,7 +271,8 @@ impl Author {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "seed {}: {} members, {:?}", self.seed, self.members, self.length)?;
+        let proxy = if self.has_grpc_proxy { " and the gRPC proxy" } else { "" };
+        writeln!(f, "seed {}: {} members{proxy}, {:?}", self.seed, self.members, self.length)?;
         for (at, act) in &self.acts {
             writeln!(f, "  {at:8.3?} {act:?}")?;
         }

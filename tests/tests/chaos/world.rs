@@ -9,7 +9,7 @@ use std::{
 
 use discovery_core::{ServiceName, Snapshot};
 use discovery_etcd::{EtcdNaming, Layout};
-use support::{Etcd, Fault, Proxy};
+use support::{Etcd, Fault, GrpcProxy, Proxy};
 use tokio::{
     sync::{Mutex, RwLock, watch},
     task::JoinSet,
@@ -40,10 +40,13 @@ pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
             setup.flag("--bcrypt-cost=4").flag("--strict-reconfig-check=false").start().await
         }
     };
+    let grpc_proxy = if plan.has_grpc_proxy { Some(GrpcProxy::before(&etcd).await) } else { None };
+    let mut members = etcd.members();
+    members.extend(grpc_proxy.iter().map(GrpcProxy::address));
     let mut proxies = Vec::new();
     for _ in 0..PROCESSES {
         let mut own = Vec::new();
-        for member in etcd.members() {
+        for member in &members {
             own.push(Proxy::to(member).await);
         }
         proxies.push(own);
@@ -58,6 +61,7 @@ pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
         hand: Hand { members: etcd.members(), journal: journal.clone() },
         journal,
         etcd,
+        grpc_proxy: grpc_proxy.map(Mutex::new),
         proxies,
         recorder: Mutex::new(recorder),
         epoch: RwLock::new(0),
@@ -91,7 +95,9 @@ enum Place {
 struct Ground {
     journal: Journal,
     etcd: Etcd,
-    /// By process and member.
+    /// One fault of it at a time.
+    grpc_proxy: Option<Mutex<GrpcProxy>>,
+    /// By process and member, the gRPC proxy last.
     proxies: Vec<Vec<Proxy>>,
     recorder: Mutex<Recorder>,
     hand: Hand,
@@ -221,9 +227,7 @@ impl World {
         while self.ground.journal.now() < start + DEADLINE + patience {
             let (entries, leases) = (self.ground.hand.entries().await, self.ground.hand.leases().await);
             let keys = entries.map(|(entries, _)| entries.into_keys().collect()).unwrap_or_default();
-            // The recorder has one on each member.
-            let watches = self.ground.watches().saturating_sub(self.ground.etcd.members().len());
-            left = Left { keys, leases: leases.unwrap_or_default(), watches };
+            left = Left { keys, leases: leases.unwrap_or_default(), watches: self.ground.watches() };
             if left.keys.is_empty() && left.leases == 0 && left.watches == 0 {
                 break;
             }
@@ -263,6 +267,22 @@ impl Ground {
                 places.iter().for_each(|place| self.etcd.pause(*place));
                 sleep(pause).await;
                 places.iter().for_each(|place| self.etcd.resume(*place));
+                self.answering(start).await;
+            }
+            Act::KillGrpcProxy { pause } => {
+                let proxy = self.grpc_proxy().lock().await;
+                let start = self.journal.now();
+                proxy.kill();
+                sleep(pause).await;
+                proxy.restart().await;
+                self.answering(start).await;
+            }
+            Act::PauseGrpcProxy { pause } => {
+                let proxy = self.grpc_proxy().lock().await;
+                let start = self.journal.now();
+                proxy.pause();
+                sleep(pause).await;
+                proxy.resume();
                 self.answering(start).await;
             }
             Act::Isolate { target, pause } => {
@@ -384,10 +404,17 @@ impl Ground {
         }
     }
 
-    /// How many watches etcd has.
+    fn grpc_proxy(&self) -> &Mutex<GrpcProxy> {
+        self.grpc_proxy.as_ref().expect("only a plan with the gRPC proxy has faults of it")
+    }
+
+    /// How many watches etcd has that are not the harness's own: its recorder has one on each
+    /// member, and the gRPC proxy has two, which tell it whether there is a leader.
     fn watches(&self) -> usize {
         let count = |place| self.etcd.metric(place, "etcd_debugging_mvcc_watcher_total").unwrap_or_default() as usize;
-        (0..self.etcd.members().len()).map(count).sum()
+        let members = self.etcd.members().len();
+        let own = members + if self.grpc_proxy.is_some() { 2 } else { 0 };
+        (0..members).map(count).sum::<usize>().saturating_sub(own)
     }
 
     /// Removes what was put by hand and that no registration is going to repair.
