@@ -82,6 +82,8 @@ impl EtcdBackend {
         recovery.backoff = settings.backoff;
         recovery.first_set = settings.deadline;
         recovery.entries = settings.max_entries;
+        // Each service has room for so many from the beginning, and a handle may watch thousands.
+        recovery.queue = 16;
         if settings.discover_members {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());
         }
@@ -176,7 +178,7 @@ impl Resolver for EtcdBackend {
 }
 
 /// Few enough for each to be quick, and enough to keep etcd busy.
-const MOST_LISTS: usize = 64;
+const MOST_LISTS: usize = 16;
 
 /// Whether the same list may succeed within seconds.
 fn may_pass(error: &Error) -> bool {

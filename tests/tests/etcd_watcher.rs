@@ -33,8 +33,9 @@ async fn fill(raw: &mut Raw, services: usize) {
 
 /// Follows so many services, and waits until their sets are there.
 async fn follow_all(backend: &EtcdBackend, services: usize) -> Vec<Follower> {
-    let followers: Vec<Follower> =
-        (0..services).map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime"))).collect();
+    let followers: Vec<Follower> = (0..services)
+        .map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime")))
+        .collect();
     for follower in &followers {
         follower.until("its set is there", SOON, |set| set.len() == 1).await;
     }
@@ -209,9 +210,8 @@ async fn a_forbidden_service_disturbs_no_other_one() {
     raw.add_user("reader", Some(PASSWORD), &["reader", "second"]).await;
     raw.enable_auth(PASSWORD).await;
     let backend = EtcdBackend::connect(config(etcd.members()).with_credentials("reader", PASSWORD)).unwrap();
-    let allowed: Vec<Follower> = (10..20)
-        .map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime")))
-        .collect();
+    let allowed: Vec<Follower> =
+        (10..20).map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime"))).collect();
     for follower in &allowed {
         follower.until("its set is there", SOON, |set| set.len() == 1).await;
     }
@@ -243,10 +243,7 @@ async fn a_service_that_catches_up_delays_no_other_one() {
     fill(&mut raw, 20).await;
     let filler = "x".repeat(BYTES);
     let large = Arc::new(move |round: usize, number: usize| {
-        let value = format!(
-            r#"{{"Addr":"10.0.0.1:80","Metadata":{{"weight":{}}},"Filler":"{filler}"}}"#,
-            round + 1
-        );
+        let value = format!(r#"{{"Addr":"10.0.0.1:80","Metadata":{{"weight":{}}},"Filler":"{filler}"}}"#, round + 1);
         (format!("large/{number:04}"), value)
     });
     let numbers: Vec<usize> = (0..ENTRIES).collect();
@@ -285,7 +282,8 @@ async fn a_service_that_catches_up_delays_no_other_one() {
     });
     let follower = Follower::of(backend.watch(&"large".parse().unwrap()).expect("there is a runtime"));
     writing.await.unwrap();
-    let has_all = |set: &Snapshot| set.len() == ENTRIES && set.iter().all(|one| one.weight() == Weight::new(2).unwrap());
+    let has_all =
+        |set: &Snapshot| set.len() == ENTRIES && set.iter().all(|one| one.weight() == Weight::new(2).unwrap());
     follower.until("it has caught up", SOON * 3, has_all).await;
     let mut delays = probing.await.unwrap();
     delays.sort_unstable();

@@ -20,8 +20,8 @@ use crate::{Failure, table::Row};
 
 /// Their names, in the order of the table.
 pub const NAMES: [&str; 19] = [
-    "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "L1", "L2", "L3", "L4",
-    "L5",
+    "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "L1", "L2", "L3",
+    "L4", "L5",
 ];
 
 /// Measures one of [`NAMES`].

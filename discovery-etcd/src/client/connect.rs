@@ -35,12 +35,13 @@ impl Member {
                 return Ok(connection.clone());
             }
         }
-        if let Some(connected) = self.connect_on(&self.dial.runtime, slot, files).await {
+        // It is large, and rare.
+        if let Some(connected) = Box::pin(self.connect_on(&self.dial.runtime, slot, files)).await {
             return connected;
         }
         // The handle's runtime was shut down, and the caller has another one.
         let slot = Arc::clone(&self.slot).lock_owned().await;
-        let connected = self.connect_on(&Handle::current(), slot, files).await;
+        let connected = Box::pin(self.connect_on(&Handle::current(), slot, files)).await;
         connected.unwrap_or_else(|| Err(Failure::ended(OPERATION, &self.address)))
     }
 

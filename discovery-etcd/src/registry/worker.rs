@@ -95,7 +95,8 @@ impl Worker {
             Some(command) = self.commands.recv() => self.entry.take(command),
             news = news_of(&mut self.watch) => self.hear(news),
             Ok(()) = self.lease.changed() => self.entry.resume(),
-            turn = turn => self.act(next, turn).await,
+            // A call is large, and rare.
+            turn = turn => Box::pin(self.act(next, turn)).await,
             () = at(gives_up) => self.entry.give_removal_up(),
         }
     }

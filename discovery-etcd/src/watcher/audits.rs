@@ -93,16 +93,16 @@ const MOST_KEYS: usize = 50_000;
 mod tests {
     use std::sync::Arc;
 
-    use tokio::sync::mpsc;
+    use futures::channel::mpsc;
 
     use super::{super::subscription::Shared, *};
 
     fn watches(count: u64, size: usize) -> BTreeMap<u64, Carried> {
         let carried = |number| {
-            let shared = Shared::new(1);
-            shared.set_size(size);
             let keys = Keys::Range { from: b"a/".to_vec(), to: b"a0".to_vec() };
-            Carried { number, keys, shared: Arc::new(shared), notices: mpsc::unbounded_channel().0 }
+            let shared = Shared::new(keys, 1);
+            shared.set_size(size);
+            Carried { number, shared: Arc::new(shared), notices: mpsc::unbounded().0 }
         };
         (0..count).map(|number| (number, carried(number))).collect()
     }
@@ -111,7 +111,7 @@ mod tests {
         let pace = AuditPace { services: Duration::from_secs(60), entries: Duration::from_secs(15) };
         let mut audits = Audits::new(pace);
         let now = Instant::now();
-        watches.iter().for_each(|(number, carried)| audits.schedule(*number, &carried.keys, now));
+        watches.iter().for_each(|(number, carried)| audits.schedule(*number, carried.keys(), now));
         audits
     }
 
@@ -128,7 +128,7 @@ mod tests {
             transactions += u32::from(!next.is_empty());
             for number in next {
                 *reads.entry(number).or_default() += 1;
-                audits.schedule(number, &watches[&number].keys, now);
+                audits.schedule(number, watches[&number].keys(), now);
             }
         }
         assert_eq!(reads.len(), 1_000);

@@ -1,6 +1,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use discovery_core::{Error, ErrorKind};
+use futures::channel::mpsc::UnboundedSender;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -49,9 +50,8 @@ pub(super) enum Report {
 #[derive(Clone, Debug)]
 pub(super) struct Carried {
     pub(super) number: u64,
-    pub(super) keys: Keys,
     pub(super) shared: Arc<Shared>,
-    pub(super) notices: mpsc::UnboundedSender<Notice>,
+    pub(super) notices: UnboundedSender<Notice>,
 }
 
 /// A request that is to be sent.
@@ -161,7 +161,7 @@ impl Carrier {
             }
             Placed::Event(turn) => {
                 let Some(carried) = self.watches.get(&turn) else { return };
-                message.events.retain(|event| *event == Event::Unknown || carried.keys.contains(event.key()));
+                message.events.retain(|event| *event == Event::Unknown || carried.keys().contains(event.key()));
                 carried.tell(Notice::Message { turn, message });
             }
         }
@@ -169,13 +169,17 @@ impl Carrier {
 }
 
 impl Carried {
+    pub(super) fn keys(&self) -> &Keys {
+        self.shared.keys()
+    }
+
     /// Asks for what follows the last revision that is known, which is asked for once more: where
     /// history is compacted up to the first change that is not known, some releases take a watch from
     /// there and leave a removal out, and only one from before it is refused.
     pub(super) fn request(&self, turn: u64) -> WatchRequest {
         WatchRequest {
-            from: self.keys.from().to_vec(),
-            to: self.keys.to().to_vec(),
+            from: self.keys().from().to_vec(),
+            to: self.keys().to().to_vec(),
             revision: self.shared.known().max(1),
             id: Ids::chosen(turn),
         }
@@ -183,7 +187,7 @@ impl Carried {
 
     pub(super) fn tell(&self, notice: Notice) {
         // Nobody minds where the watch was dropped.
-        let _ = self.notices.send(notice);
+        let _ = self.notices.unbounded_send(notice);
     }
 }
 

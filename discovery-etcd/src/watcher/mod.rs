@@ -96,9 +96,9 @@ impl Watcher {
     /// Watches keys from a revision on, which is known.
     pub(crate) fn watch(&self, keys: Keys, known: i64, start: Start) -> Watch {
         let number = self.0.last_number.fetch_add(1, Ordering::Relaxed) + 1;
-        let (notices, received) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared::new(known));
-        let carried = Carried { number, keys, shared: Arc::clone(&shared), notices };
+        let (notices, received) = futures::channel::mpsc::unbounded();
+        let shared = Arc::new(Shared::new(keys, known));
+        let carried = Carried { number, shared: Arc::clone(&shared), notices };
         let orders = self.0.order(Order::Watch { carried, start });
         Watch::new(number, shared, received, orders)
     }

@@ -4,9 +4,10 @@ use std::sync::{
 };
 
 use discovery_core::{Error, ErrorKind};
+use futures::{StreamExt, channel::mpsc::UnboundedReceiver};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::Order;
+use super::{Order, keys::Keys};
 use crate::client::{Failure, Message, Reading};
 
 /// One watch of a handle. Dropping it ends it.
@@ -16,7 +17,8 @@ pub(crate) struct Watch {
     /// What carries it, and in which of its turns.
     home: Option<Home>,
     shared: Arc<Shared>,
-    notices: mpsc::UnboundedReceiver<Notice>,
+    /// Of a channel that takes little while it is empty: there may be thousands.
+    notices: UnboundedReceiver<Notice>,
     orders: mpsc::UnboundedSender<Order>,
 }
 
@@ -29,6 +31,7 @@ struct Home {
 /// What the owner of a watch and the handle's watcher both know of it.
 #[derive(Debug)]
 pub(super) struct Shared {
+    keys: Keys,
     known: AtomicI64,
     size: AtomicUsize,
 }
@@ -77,7 +80,7 @@ impl Watch {
     pub(super) fn new(
         number: u64,
         shared: Arc<Shared>,
-        notices: mpsc::UnboundedReceiver<Notice>,
+        notices: UnboundedReceiver<Notice>,
         orders: mpsc::UnboundedSender<Order>,
     ) -> Self {
         Self { number, home: None, shared, notices, orders }
@@ -86,7 +89,7 @@ impl Watch {
     /// What comes next. Cancel safe.
     pub(crate) async fn next(&mut self) -> News {
         loop {
-            match self.notices.recv().await {
+            match self.notices.next().await {
                 // A later turn is here already.
                 Some(Notice::Created { turn, .. }) if self.home.is_some_and(|home| home.turn > turn) => {}
                 Some(Notice::Created { stream, turn, cluster }) => {
@@ -139,8 +142,12 @@ impl Drop for Watch {
 }
 
 impl Shared {
-    pub(super) fn new(known: i64) -> Self {
-        Self { known: AtomicI64::new(known), size: AtomicUsize::new(0) }
+    pub(super) fn new(keys: Keys, known: i64) -> Self {
+        Self { keys, known: AtomicI64::new(known), size: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     pub(super) fn known(&self) -> i64 {

@@ -228,7 +228,7 @@ impl Task {
         let numbers: Vec<u64> = self.watches.keys().copied().collect();
         let number = numbers.get(fastrand::usize(..numbers.len().max(1))).copied().unwrap_or(number);
         let Some(carried) = self.watches.get(&number) else { return };
-        let key = carried.keys.from().to_vec();
+        let key = carried.keys().from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
         let (connection, limit) = (stream.connection.clone(), self.pace.deadline);
         self.life = Some(Box::pin(async move { (number, known, connection.revision(key, limit).await) }));
@@ -242,10 +242,10 @@ impl Task {
             return;
         }
         let carried: Vec<&Carried> = numbers.iter().map(|number| &self.watches[number]).collect();
-        let questions = carried.iter().map(|carried| question(&carried.keys)).collect();
+        let questions = carried.iter().map(|carried| question(carried.keys())).collect();
         let known = carried.iter().map(|carried| carried.shared.known()).collect();
         for number in &numbers {
-            self.audits.schedule(*number, &self.watches[number].keys, now);
+            self.audits.schedule(*number, self.watches[number].keys(), now);
         }
         let member = Arc::clone(stream.connection.member());
         self.audit = Some(Box::pin(async move {
@@ -259,12 +259,12 @@ impl Task {
         match order {
             Order::Watch { carried, start } => {
                 let number = carried.number;
-                self.audits.schedule(number, &carried.keys, now);
-                if matches!(carried.keys, super::Keys::Range { .. }) {
+                self.audits.schedule(number, carried.keys(), now);
+                if matches!(carried.keys(), super::Keys::Range { .. }) {
                     // Somebody waits for it who has just been answered by some member.
                     self.not_before = now;
                 }
-                let acts = self.plan.add(number, &carried.keys, start, now);
+                let acts = self.plan.add(number, carried.keys(), start, now);
                 self.watches.insert(number, carried);
                 self.act(acts, None);
             }
