@@ -43,7 +43,7 @@ pub(super) struct Task {
     not_before: Instant,
     opening: Option<Pending<Opened>>,
     moving: Option<Pending<Option<Opened>>>,
-    life: Option<Pending<(u64, i64, Result<i64, Failure>)>>,
+    life: Option<Pending<SignOfLife>>,
     next_life: Instant,
     audit: Option<Pending<Audit>>,
     next_audit: Instant,
@@ -70,6 +70,15 @@ struct Opened {
     result: Result<WatchStream, Failure>,
 }
 
+/// What came of asking whether the member lives.
+struct SignOfLife {
+    /// Whose key was read.
+    number: u64,
+    /// The highest revision that was known then.
+    known: i64,
+    result: Result<i64, Failure>,
+}
+
 /// What came of reading some watches' keys.
 struct Audit {
     numbers: Vec<u64>,
@@ -84,7 +93,7 @@ enum Happened {
     Report(Report),
     Opened(Opened),
     Moved(Option<Opened>),
-    Life((u64, i64, Result<i64, Failure>)),
+    Life(SignOfLife),
     Audit(Audit),
     Tick,
 }
@@ -134,7 +143,7 @@ impl Task {
                 Happened::Report(report) => self.take(report),
                 Happened::Opened(opened) => self.opened(opened),
                 Happened::Moved(moved) => self.moved(moved),
-                Happened::Life((stream, known, result)) => self.live(stream, known, result),
+                Happened::Life(life) => self.live(life),
                 Happened::Audit(audit) => self.audited(audit),
                 Happened::Tick => {}
             }
@@ -231,7 +240,10 @@ impl Task {
         let key = carried.keys().from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
         let (connection, limit) = (stream.connection.clone(), self.pace.deadline);
-        self.life = Some(Box::pin(async move { (number, known, connection.revision(key, limit).await) }));
+        self.life = Some(Box::pin(async move {
+            let result = connection.revision(key, limit).await;
+            SignOfLife { number, known, result }
+        }));
     }
 
     fn begin_audit(&mut self, main: u64, now: Instant) {
@@ -408,7 +420,8 @@ impl Task {
     }
 
     /// Takes the answer to a sign of life, or that there was none.
-    fn live(&mut self, number: u64, known: i64, result: Result<i64, Failure>) {
+    fn live(&mut self, life: SignOfLife) {
+        let SignOfLife { number, known, result } = life;
         self.next_life = Instant::now() + self.interval();
         let Some(main) = self.plan.main() else { return };
         let failure = match result {
