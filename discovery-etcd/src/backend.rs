@@ -74,7 +74,8 @@ impl EtcdBackend {
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
             pace,
-            lists: Semaphore::new(MOST_LISTS),
+            first_lists: Semaphore::new(MOST_FIRST_LISTS),
+            relists: Semaphore::new(MOST_RELISTS),
             deeper: DeeperLog::default(),
             closed: closed.subscribe(),
         };
@@ -177,8 +178,8 @@ impl Resolver for EtcdBackend {
     }
 }
 
-/// Few enough for each to be quick, and enough to keep etcd busy.
-const MOST_LISTS: usize = 16;
+const MOST_FIRST_LISTS: usize = 16;
+const MOST_RELISTS: usize = 32;
 
 /// Whether the same list may succeed within seconds.
 fn may_pass(error: &Error) -> bool {

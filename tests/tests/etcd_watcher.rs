@@ -10,7 +10,7 @@ use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
 use futures::future::join_all;
 use support::{
     Etcd, Fake, Follower, Method, Raw, eventually,
-    scene::{SOON, config, instance, payments, register, usual, usual_config},
+    scene::{SOON, USUAL_TTL, config, instance, payments, register, usual, usual_config},
 };
 use tokio::time::{interval, sleep};
 
@@ -115,6 +115,29 @@ async fn the_member_under_a_thousand_services_dies() {
     assert_eq!(losses, 0);
     assert!(took < Duration::from_secs(3), "the target of 1 s, and as much again for an unoptimized build: {took:?}");
     drop(backend);
+}
+
+/// However many services are watched, all are told of a freeze within two thirds of the ttl.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_services_are_told_of_an_outage_in_time() {
+    const SERVICES: usize = 500;
+    let etcd = Etcd::start().await;
+    fill(&mut etcd.raw().await, SERVICES).await;
+    let backend = usual(etcd.members());
+    let followers = follow_all(&backend, SERVICES).await;
+    etcd.pause(0);
+    let start = Instant::now();
+    for follower in &followers {
+        follower.until_lost(SOON).await;
+    }
+    let took = start.elapsed();
+    println!("{SERVICES} services were told {took:?} after etcd froze");
+    etcd.resume(0);
+    assert!(took < USUAL_TTL * 2 / 3 + Duration::from_millis(500), "{took:?}");
+    for follower in &followers {
+        follower.until("it is live again", SOON, |set| set.len() == 1).await;
+        assert_eq!(follower.losses(), 1, "{:?}", follower.told());
+    }
 }
 
 /// A server that lets a connection have 100 streams is enough for 300 services.

@@ -243,11 +243,11 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets how often what is known is checked from the ground up, give or take a fifth; by default
-    /// every 10 min, from 1 s to 1 day.
+    /// Sets how often the handle chooses its member anew, give or take a fifth, so that handles spread
+    /// over the members again after those were restarted; by default every 10 min, from 1 s to 1 day.
     ///
-    /// A watch is compared with a fresh list, an own entry is read, and the handle chooses its
-    /// member anew, so that handles spread over the members again after those were restarted.
+    /// Each watched service is audited ten times as often: etcd is asked for the number of its keys and
+    /// for the newest of them.
     #[must_use]
     pub fn with_audit_interval(mut self, interval: Duration) -> Self {
         self.audit_interval = interval;
@@ -258,7 +258,7 @@ impl EtcdConfig {
     ///
     /// A service that has more is not followed: `list` fails and watchers get one `Lost`, both of the kind
     /// [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted), and the set stands as last known until there are
-    /// fewer. So nobody who may write there can fill the memory of those who read.
+    /// fewer, which watchers learn within two minutes. So nobody who may write there can fill the memory of those who read.
     #[must_use]
     pub fn with_max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;

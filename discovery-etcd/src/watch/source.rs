@@ -3,8 +3,8 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
-    time::{Instant, sleep},
+    sync::{Semaphore, watch},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
@@ -31,8 +31,10 @@ pub(crate) struct EtcdSource {
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) prefix: String,
     pub(crate) pace: Pace,
-    /// How many services are listed at once.
-    pub(crate) lists: Semaphore,
+    /// How many services are listed at once, for the first time and for watches that broke: few
+    /// enough for each to be quick, and enough to keep etcd busy.
+    pub(crate) first_lists: Semaphore,
+    pub(crate) relists: Semaphore,
     pub(crate) deeper: DeeperLog,
     /// Whether the backend was closed.
     pub(crate) closed: watch::Receiver<bool>,
@@ -95,20 +97,21 @@ impl EtcdSource {
     }
 
     async fn first_list(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        let _permit = self.permit().await;
+        let _permit = self.first_lists.acquire().await.expect("the semaphore is never closed");
         // It is large, and of use for a moment only.
         Box::pin(self.list(range)).await
     }
 
-    /// Lists anew for a watch that broke.
+    /// Lists anew for a watch that broke. To wait for a turn takes from the time that there is, so that
+    /// however many watches broke, all know of an outage in time.
     async fn relist(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        let _permit = self.permit().await;
-        Box::pin(self.list_within(range, self.pace.relist)).await
-    }
-
-    /// Where many services are to be listed at once, so many at a time as etcd answers best.
-    async fn permit(&self) -> SemaphorePermit<'_> {
-        self.lists.acquire().await.expect("the semaphore is never closed")
+        let begun = Instant::now();
+        let Ok(permit) = timeout(self.pace.relist, self.relists.acquire()).await else {
+            let error = Error::new(ErrorKind::DeadlineExceeded, "other services are to be listed first");
+            return Err(error.during("list"));
+        };
+        let _permit = permit.expect("the semaphore is never closed");
+        Box::pin(self.list_within(range, self.pace.relist, begun)).await
     }
 
     /// Passes on changes until the watch ends or cannot be trusted.

@@ -40,20 +40,25 @@ impl EtcdSource {
     /// The whole range, as it was at one revision. Rows are read page by page, so that no more than
     /// one page of raw values is held.
     pub(super) async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
-        self.read(range, None).await
+        self.read(range, None, Instant::now()).await
     }
 
-    /// As [`list`](Self::list), with no more than `bound` from one page to the next. So it ends within
-    /// that time where the members are silent; while pages come it goes on, however long the whole
-    /// list takes.
-    pub(super) async fn list_within(&self, range: &Range<'_>, bound: Duration) -> Result<Listed, Error> {
-        self.read(range, Some(bound)).await
+    /// As [`list`](Self::list), with no more than `bound` from `begun` to the first page and from one
+    /// page to the next. So it ends within that time where the members are silent; while pages come it
+    /// goes on, however long the whole list takes.
+    pub(super) async fn list_within(
+        &self,
+        range: &Range<'_>,
+        bound: Duration,
+        begun: Instant,
+    ) -> Result<Listed, Error> {
+        self.read(range, Some(bound), begun).await
     }
 
-    async fn read(&self, range: &Range<'_>, bound: Option<Duration>) -> Result<Listed, Error> {
+    async fn read(&self, range: &Range<'_>, bound: Option<Duration>, begun: Instant) -> Result<Listed, Error> {
         let mut reading = Reading::new(range, PageSize::new());
         let mut restarts = 0;
-        let mut heard = Instant::now();
+        let mut heard = begun;
         loop {
             let left = bound.map(|bound| bound.saturating_sub(heard.elapsed()));
             let failure = match self.page(&reading, reading.size.patience().or(left)).await {
