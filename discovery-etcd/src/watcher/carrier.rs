@@ -73,16 +73,23 @@ impl Carrier {
     /// Returns why the stream is of no more use; `None` where it is not wanted any more.
     async fn carry(&mut self, requests: &mut WatchRequests, answers: &mut WatchAnswers) -> Option<Failure> {
         let mut last_answer = Instant::now();
+        let mut last_message = last_answer;
         loop {
             let outgoing = self.outgoing();
-            let overdue = last_answer + self.patience;
+            // What is told meanwhile may take its time, but not for ever.
+            let overdue = (last_message + self.patience).min(last_answer + BUSY * self.patience);
             tokio::select! {
                 biased;
                 command = self.commands.recv() => self.take(command?),
                 message = answers.next() => {
-                    last_answer = Instant::now();
+                    last_message = Instant::now();
                     match message {
-                        Ok(message) => self.pass(message),
+                        Ok(message) => {
+                            if message.created {
+                                last_answer = last_message;
+                            }
+                            self.pass(message);
+                        }
                         Err(failure) => return Some(failure),
                     }
                 }
@@ -91,7 +98,11 @@ impl Carrier {
                     if let Err(failure) = sent {
                         return Some(failure);
                     }
-                    self.sent(outgoing.expect("it was sent"), &mut last_answer);
+                    if !self.ids.is_asking() {
+                        last_answer = Instant::now();
+                        last_message = last_answer;
+                    }
+                    self.sent(outgoing.expect("it was sent"));
                 }
                 () = sleep_until(overdue), if self.ids.is_asking() => return Some(unanswered()),
             }
@@ -120,15 +131,10 @@ impl Carrier {
         Some(Outgoing::Watch(carried.request(turn)))
     }
 
-    fn sent(&mut self, outgoing: Outgoing, last_answer: &mut Instant) {
+    fn sent(&mut self, outgoing: Outgoing) {
         match outgoing {
             Outgoing::Cancel(_) => drop(self.unwanted.pop()),
-            Outgoing::Watch(_) => {
-                if !self.ids.is_asking() {
-                    *last_answer = Instant::now();
-                }
-                self.ids.sent();
-            }
+            Outgoing::Watch(_) => self.ids.sent(),
         }
     }
 
@@ -157,11 +163,15 @@ impl Carrier {
                     Some(Canceled::Failed(failure)) => Ended::Broken(failure.error),
                     Some(Canceled::Compacted) | None => Ended::Compacted,
                 };
-                carried.tell(Notice::Ended(ended));
+                carried.tell(Notice::Canceled { turn, ended });
             }
             Placed::Event(turn) => {
                 let Some(carried) = self.watches.get(&turn) else { return };
+                let is_empty = message.events.is_empty();
                 message.events.retain(|event| *event == Event::Unknown || carried.keys().contains(event.key()));
+                if message.events.is_empty() && !is_empty && !message.fragment {
+                    return;
+                }
                 carried.tell(Notice::Message { turn, message });
             }
         }
@@ -199,6 +209,9 @@ async fn send(requests: &mut WatchRequests, outgoing: Option<Outgoing>) -> Resul
         Some(Outgoing::Watch(request)) => requests.watch(request).await,
     }
 }
+
+/// How many times as long a request may wait where the stream has much to tell.
+const BUSY: u32 = 4;
 
 fn unanswered() -> Failure {
     let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a request for a watch");

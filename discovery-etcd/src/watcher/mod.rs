@@ -64,7 +64,8 @@ enum Order {
     },
     /// A stream told what cannot be, or left something out.
     Distrust {
-        stream: u64,
+        number: u64,
+        stream: Option<u64>,
         failure: Failure,
     },
 }
@@ -110,7 +111,8 @@ impl Inner {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(mpsc::error::SendError(order)) = orders.send(order) {
             *orders = self.spawn(&Handle::current());
-            orders.send(order).expect("the task was just started");
+            // Where that runtime is shutting down, too, the watch ends at once.
+            let _ = orders.send(order);
         }
         orders.clone()
     }

@@ -39,9 +39,21 @@ pub(super) struct Shared {
 /// What comes for a watch, from all streams that carry it or did.
 #[derive(Debug)]
 pub(super) enum Notice {
-    Created { stream: u64, turn: u64, cluster: u64 },
-    Message { turn: u64, message: Message },
+    Created {
+        stream: u64,
+        turn: u64,
+        cluster: u64,
+    },
+    Message {
+        turn: u64,
+        message: Message,
+    },
     Audited(Audited),
+    /// The server ended it in this turn.
+    Canceled {
+        turn: u64,
+        ended: Ended,
+    },
     Ended(Ended),
 }
 
@@ -99,8 +111,11 @@ impl Watch {
                 Some(Notice::Message { turn, message }) if self.home.is_some_and(|home| home.turn == turn) => {
                     return News::Message(message);
                 }
-                // Another stream tells the same.
-                Some(Notice::Message { .. }) => {}
+                Some(Notice::Canceled { turn, ended }) if self.home.is_some_and(|home| home.turn == turn) => {
+                    return News::Ended(ended);
+                }
+                // Another stream tells the same, or what comes later.
+                Some(Notice::Message { .. } | Notice::Canceled { .. }) => {}
                 Some(Notice::Audited(audited)) => return News::Audited(audited),
                 Some(Notice::Ended(ended)) => return News::Ended(ended),
                 None => {
@@ -128,9 +143,8 @@ impl Watch {
 
     /// Takes note that the stream that carries it cannot be trusted.
     pub(crate) fn distrust(&self, failure: Failure) {
-        if let Some(Home { stream, .. }) = self.home {
-            let _ = self.orders.send(Order::Distrust { stream, failure });
-        }
+        let stream = self.home.map(|home| home.stream);
+        let _ = self.orders.send(Order::Distrust { number: self.number, stream, failure });
     }
 }
 

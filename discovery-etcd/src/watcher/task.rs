@@ -76,6 +76,7 @@ struct SignOfLife {
     number: u64,
     /// The highest revision that was known then.
     known: i64,
+    member: Arc<Member>,
     result: Result<i64, Failure>,
 }
 
@@ -169,7 +170,7 @@ impl Task {
         if self.plan.is_empty() {
             return None;
         }
-        let opens = (self.opening.is_none() && self.plan.main().is_none()).then_some(self.not_before);
+        let opens = (self.opening.is_none() && self.plan.wants_stream()).then_some(self.not_before);
         let lives = (self.life.is_none() && self.plan.main().is_some()).then_some(self.next_life);
         let audits = (self.audit.is_none() && self.plan.main().is_some()).then_some(self.next_audit);
         // Past ones were begun, or wait for something else that happens.
@@ -232,17 +233,17 @@ impl Task {
 
     /// Reads something small that the handle may read, to see whether the member lives.
     fn begin_sign_of_life(&mut self, main: u64) {
-        let (Some(stream), Some(number)) = (self.streams.get(&main), self.plan.any_on_main()) else { return };
+        let Some(stream) = self.streams.get(&main) else { return };
         // One after the other, so that each learns of a permission that was withdrawn.
         let numbers: Vec<u64> = self.watches.keys().copied().collect();
-        let number = numbers.get(fastrand::usize(..numbers.len().max(1))).copied().unwrap_or(number);
+        let Some(number) = fastrand::choice(numbers) else { return };
         let Some(carried) = self.watches.get(&number) else { return };
         let key = carried.keys().from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
         let (connection, limit) = (stream.connection.clone(), self.pace.deadline);
         self.life = Some(Box::pin(async move {
             let result = connection.revision(key, limit).await;
-            SignOfLife { number, known, result }
+            SignOfLife { number, known, member: Arc::clone(connection.member()), result }
         }));
     }
 
@@ -274,7 +275,7 @@ impl Task {
                 self.audits.schedule(number, carried.keys(), now);
                 if matches!(carried.keys(), super::Keys::Range { .. }) {
                     // Somebody waits for it who has just been answered by some member.
-                    self.not_before = now;
+                    self.not_before = self.not_before.min(now + SPACING);
                 }
                 let acts = self.plan.add(number, carried.keys(), start, now);
                 self.watches.insert(number, carried);
@@ -286,9 +287,14 @@ impl Task {
                 self.act(acts, None);
             }
             Order::Audit { number } => {
-                self.audits.hurry(number, now);
+                // What is on its way has until then.
+                self.audits.hurry(number, now + self.pace.interval);
             }
-            Order::Distrust { stream, failure } => self.broken(stream, failure),
+            Order::Distrust { number, stream, failure } => {
+                if let Some(stream) = stream.or_else(|| self.plan.stream_of(number)) {
+                    self.broken(stream, failure);
+                }
+            }
         }
     }
 
@@ -421,9 +427,8 @@ impl Task {
 
     /// Takes the answer to a sign of life, or that there was none.
     fn live(&mut self, life: SignOfLife) {
-        let SignOfLife { number, known, result } = life;
+        let SignOfLife { number, known, member, result } = life;
         self.next_life = Instant::now() + self.interval();
-        let Some(main) = self.plan.main() else { return };
         let failure = match result {
             Ok(revision) if revision < known => {
                 let error = Error::new(ErrorKind::Unavailable, "the registry's history went back");
@@ -453,7 +458,7 @@ impl Task {
             Err(failure) => failure,
         };
         self.refused = 0;
-        let Some(member) = self.streams.get(&main).map(|stream| Arc::clone(stream.connection.member())) else { return };
+        // The watches may have moved to another member meanwhile.
         let same = self.streams.iter().filter(|(_, stream)| Arc::ptr_eq(stream.connection.member(), &member));
         let streams: Vec<u64> = same.map(|(stream, _)| *stream).collect();
         for stream in streams {
@@ -479,6 +484,10 @@ impl Task {
                 }
                 _ => self.audits.separate(numbers),
             },
+            // One of them may be too much, or all together.
+            Err(failure) if matches!(failure.reason, Reason::Refused | Reason::TooLarge) && numbers.len() > 1 => {
+                self.audits.separate(numbers);
+            }
             // The member is judged by its signs of life.
             Err(failure) => debug!(error = %failure.error.report(), "watches not audited"),
         }
@@ -489,7 +498,7 @@ impl Task {
         let level: HashMap<u64, i64> =
             self.watches.iter().map(|(number, carried)| (*number, carried.shared.known())).collect();
         let before = std::mem::replace(&mut self.known, level);
-        let acts = self.plan.gather(|number| before.get(&number) == self.known.get(&number));
+        let acts = self.plan.gather(Instant::now(), |number| before.get(&number) == self.known.get(&number));
         self.act(acts, None);
     }
 
@@ -522,5 +531,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
+/// Between two attempts at opening a stream, where somebody waits.
+const SPACING: Duration = Duration::from_millis(50);
 /// A stream that lasted this long is not one of many that end at once.
 const STEADY: Duration = Duration::from_secs(10);

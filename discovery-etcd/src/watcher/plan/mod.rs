@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -15,6 +18,8 @@ pub(super) struct Plan {
     last_turn: u64,
     /// Watches that want a stream beside it, each group one of its own.
     beside: VecDeque<Group>,
+    /// Those of the group whose stream is being opened.
+    opening: BTreeSet<u64>,
 }
 
 /// Where a watch is.
@@ -26,6 +31,8 @@ struct Placement {
     asked: Option<Place>,
     /// What its owner listens to: the created one that was asked for last.
     home: Option<Place>,
+    /// The last turn that was created: its owner listens to no earlier one.
+    heard: u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -105,7 +112,7 @@ impl Plan {
     /// Takes a new watch.
     pub(super) fn add(&mut self, number: u64, keys: &Keys, start: Start, now: Instant) -> Vec<Act> {
         let is_range = matches!(keys, Keys::Range { .. });
-        self.watches.insert(number, Placement { is_range, added: now, asked: None, home: None });
+        self.watches.insert(number, Placement { is_range, added: now, asked: None, home: None, heard: 0 });
         match (start, self.main) {
             (Start::Behind, _) => {
                 self.open_beside(BTreeSet::from([number]), false);
@@ -125,6 +132,7 @@ impl Plan {
             group.numbers.remove(&number);
         }
         self.beside.retain(|group| !group.numbers.is_empty());
+        self.opening.remove(&number);
         let mut acts = self.leave_streams(number, None);
         acts.extend(self.main.and_then(|main| self.close_if_empty(main)));
         acts
@@ -136,6 +144,17 @@ impl Plan {
 
     pub(super) fn main(&self) -> Option<u64> {
         self.main
+    }
+
+    /// Whether watches wait for a stream.
+    pub(super) fn wants_stream(&self) -> bool {
+        self.main.is_none() || !self.beside.is_empty()
+    }
+
+    /// The stream that carries a watch, or is to.
+    pub(super) fn stream_of(&self, number: u64) -> Option<u64> {
+        let placement = self.watches.get(&number)?;
+        placement.home.or(placement.asked).map(|place| place.stream)
     }
 
     /// Any watch of the stream on which watches begin.
@@ -150,6 +169,7 @@ impl Plan {
             Some(first) => (first, Purpose::Main),
             None => {
                 let group = self.beside.pop_front()?;
+                self.opening.clone_from(&group.numbers);
                 (*group.numbers.first()?, Purpose::Beside(group))
             }
         };
@@ -172,6 +192,7 @@ impl Plan {
         let (numbers, is_main) = match purpose {
             Purpose::Main | Purpose::Move => (BTreeSet::new(), true),
             Purpose::Beside(group) => {
+                self.opening.clear();
                 state.tries_token = group.tries_token;
                 (group.numbers, self.main.is_none())
             }
@@ -184,7 +205,9 @@ impl Plan {
         let waiting: Vec<u64> = if is_main { self.unassigned().collect() } else { Vec::new() };
         let known: BTreeSet<u64> = self.watches.keys().copied().filter(begins).chain(asked).chain(waiting).collect();
         for number in known {
-            let turn = if number == first { turn } else { self.next_turn() };
+            // The watch that it was opened with may have been asked for elsewhere since.
+            let is_first = number == first && self.last_turn_of(number) < turn;
+            let turn = if is_first { turn } else { self.next_turn() };
             acts.extend(self.ask(stream, number, turn));
         }
         acts.extend(self.close_if_empty(stream));
@@ -197,7 +220,10 @@ impl Plan {
         let numbers: Vec<u64> = match &opening.purpose {
             Purpose::Main => self.unassigned().collect(),
             Purpose::Move => Vec::new(),
-            Purpose::Beside(group) => group.numbers.iter().copied().collect(),
+            Purpose::Beside(group) => {
+                self.opening.clear();
+                group.numbers.iter().copied().collect()
+            }
         };
         let mut acts = Vec::new();
         for number in numbers {
@@ -213,11 +239,16 @@ impl Plan {
 
     /// The server has created a watch.
     pub(super) fn created(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
+        let is_carried = self.streams.get(&stream).is_some_and(|state| state.watches.get(&number) == Some(&turn));
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
-        match placement.home {
-            Some(home) if home.turn == turn => return Vec::new(),
-            Some(home) if home.turn > turn => return self.leave_stream(stream, number),
-            _ => {}
+        let is_repeated = placement.home == Some(Place { stream, turn });
+        let is_late = turn < placement.heard;
+        placement.heard = placement.heard.max(turn);
+        if is_repeated {
+            return Vec::new();
+        }
+        if is_late || !is_carried {
+            return self.lost_turn(stream, number, turn);
         }
         let former = placement.home.replace(Place { stream, turn });
         let is_last = placement.asked.is_none_or(|asked| asked.turn <= turn);
@@ -233,7 +264,28 @@ impl Plan {
         // Its token does, and that of the others may be too old for the next watch.
         let does_token = self.streams.get_mut(&stream).is_some_and(|stream| std::mem::take(&mut stream.tries_token));
         if does_token {
+            self.beside.retain(|group| !group.tries_token);
             acts.extend(self.replace_main(stream));
+        }
+        acts
+    }
+
+    /// A watch was created in a turn that is of no use: its owner listens to a later one, or listens to
+    /// this one, whose stream has ended since.
+    fn lost_turn(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
+        let is_carried = self.streams.get(&stream).is_some_and(|state| state.watches.get(&number) == Some(&turn));
+        let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
+        let is_heard = |place: &Place| place.turn >= placement.heard && (place.turn != turn || is_carried);
+        let home = placement.home.filter(is_heard);
+        let asked = placement.asked.filter(is_heard);
+        placement.home = home;
+        placement.asked = asked;
+        let mut acts = if is_carried { self.leave_stream(stream, number) } else { Vec::new() };
+        if home.is_none()
+            && asked.is_none()
+            && let Some(main) = self.main
+        {
+            acts.extend(self.ask_next(main, number));
         }
         acts
     }
@@ -243,12 +295,19 @@ impl Plan {
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
         let Some(state) = self.streams.get_mut(&stream) else { return Vec::new() };
         state.watches.remove(&number);
-        if !(is_for_token && state.opened < placement.added) {
+        placement.home = placement.home.filter(|home| home.stream != stream);
+        let may_be_old = !state.tries_token && (state.opened < placement.added || placement.home.is_some());
+        if !(is_for_token && may_be_old) {
             return self.end(number).into_iter().chain(self.close_if_empty(stream)).collect();
         }
-        placement.asked = None;
-        placement.home = placement.home.filter(|home| home.stream != stream);
-        self.open_beside(BTreeSet::from([number]), true);
+        placement.asked = placement.home;
+        match self.beside.iter_mut().find(|group| group.tries_token) {
+            // One token is enough for all.
+            Some(group) => {
+                group.numbers.insert(number);
+            }
+            None => self.open_beside(BTreeSet::from([number]), true),
+        }
         self.close_if_empty(stream).into_iter().collect()
     }
 
@@ -284,6 +343,11 @@ impl Plan {
             }
         }
         acts.extend(self.separate(&lost));
+        if self.main.is_none()
+            && let Some(other) = self.streams.keys().next().copied()
+        {
+            acts.extend(self.replace_main(other));
+        }
         if let Some(main) = self.main {
             let waiting: Vec<u64> = self.unassigned().collect();
             acts.extend(waiting.into_iter().flat_map(|number| self.ask_next(main, number)));
@@ -292,7 +356,9 @@ impl Plan {
     }
 
     /// Moves watches that are level with their streams to the one on which watches begin.
-    pub(super) fn gather(&mut self, is_level: impl Fn(u64) -> bool) -> Vec<Act> {
+    ///
+    /// A service that changes all the time is so after a while.
+    pub(super) fn gather(&mut self, now: Instant, is_level: impl Fn(u64) -> bool) -> Vec<Act> {
         let mut acts = Vec::new();
         let beside: Vec<u64> = self.streams.keys().copied().filter(|stream| Some(*stream) != self.main).collect();
         for stream in beside {
@@ -301,7 +367,8 @@ impl Plan {
                 placement.asked == placement.home && placement.home.is_some_and(|home| home.stream == stream)
             };
             let numbers: Vec<u64> = self.streams[&stream].watches.keys().copied().filter(is_settled).collect();
-            if numbers.iter().any(|number| !is_level(*number)) {
+            let is_old = now.duration_since(self.streams[&stream].opened) >= CAUGHT_UP;
+            if !is_old && numbers.iter().any(|number| !is_level(*number)) {
                 continue;
             }
             match self.main {
@@ -314,13 +381,20 @@ impl Plan {
 
     /// What waits for a stream, and in no group.
     fn unassigned(&self) -> impl Iterator<Item = u64> {
-        let in_group = |number: &u64| self.beside.iter().any(|group| group.numbers.contains(number));
+        let in_group = |number: &u64| {
+            self.opening.contains(number) || self.beside.iter().any(|group| group.numbers.contains(number))
+        };
         let waits = |(_, placement): &(&u64, &Placement)| placement.asked.is_none() && placement.home.is_none();
         self.watches.iter().filter(waits).map(|(number, _)| *number).filter(move |number| !in_group(number))
     }
 
     fn open_beside(&mut self, numbers: BTreeSet<u64>, tries_token: bool) {
         self.beside.push_back(Group { numbers, tries_token });
+    }
+
+    /// The last turn in which a stream was asked for a watch, 0 where none was.
+    fn last_turn_of(&self, number: u64) -> u64 {
+        self.streams.values().filter_map(|state| state.watches.get(&number)).copied().max().unwrap_or(0)
     }
 
     fn next_turn(&mut self) -> u64 {
@@ -411,6 +485,9 @@ impl Plan {
         Some(Act::Close { stream })
     }
 }
+
+/// By then a watch has caught up with whatever it was behind.
+const CAUGHT_UP: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

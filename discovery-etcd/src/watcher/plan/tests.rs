@@ -18,6 +18,10 @@ struct Scene {
     now: Instant,
     /// By stream and turn.
     asked: BTreeMap<(u64, u64), u64>,
+    /// What they were asked for, and left before the answer was known here.
+    past: Vec<((u64, u64), u64)>,
+    /// In which turn each owner listens.
+    heard: BTreeMap<u64, u64>,
     ended: Vec<u64>,
     resumed: Vec<u64>,
     closed: Vec<u64>,
@@ -29,6 +33,8 @@ impl Scene {
             plan: Plan::default(),
             now: Instant::now(),
             asked: BTreeMap::new(),
+            past: Vec::new(),
+            heard: BTreeMap::new(),
             ended: Vec::new(),
             resumed: Vec::new(),
             closed: Vec::new(),
@@ -39,8 +45,13 @@ impl Scene {
         for act in acts {
             match act {
                 Act::Ask { stream, number, turn } => drop(self.asked.insert((stream, turn), number)),
-                Act::Leave { stream, turn } => assert!(self.asked.remove(&(stream, turn)).is_some(), "{act:?}"),
+                Act::Leave { stream, turn } => {
+                    let number = self.asked.remove(&(stream, turn)).expect("it was asked for");
+                    self.past.push(((stream, turn), number));
+                }
                 Act::Close { stream } => {
+                    let closed = self.asked.iter().filter(|((other, _), _)| *other == stream);
+                    self.past.extend(closed.map(|(place, number)| (*place, *number)));
                     self.asked.retain(|(other, _), _| *other != stream);
                     self.closed.push(stream);
                 }
@@ -52,7 +63,7 @@ impl Scene {
 
     fn add(&mut self, number: u64, keys: &Keys, start: Start) {
         // Later than any stream so far.
-        self.now += std::time::Duration::from_millis(1);
+        self.now += Duration::from_millis(1);
         let acts = self.plan.add(number, keys, start, self.now);
         self.act(acts);
     }
@@ -63,7 +74,7 @@ impl Scene {
     }
 
     fn opened(&mut self, opening: Opening) -> u64 {
-        self.now += std::time::Duration::from_millis(1);
+        self.now += Duration::from_millis(1);
         let (stream, acts) = self.plan.opened(opening, self.now);
         self.act(acts);
         stream
@@ -71,9 +82,16 @@ impl Scene {
 
     fn create(&mut self, stream: u64) {
         for (turn, number) in self.asked_on(stream) {
-            let acts = self.plan.created(stream, number, turn);
-            self.act(acts);
+            self.created(stream, number, turn);
         }
+    }
+
+    /// The owner is told, and the plan.
+    fn created(&mut self, stream: u64, number: u64, turn: u64) {
+        let heard = self.heard.entry(number).or_default();
+        *heard = turn.max(*heard);
+        let acts = self.plan.created(stream, number, turn);
+        self.act(acts);
     }
 
     fn refuse(&mut self, stream: u64, number: u64, is_for_token: bool) {
@@ -220,7 +238,7 @@ fn the_watch_whose_answer_is_too_large_is_found_and_ends_alone() {
     }
     assert_eq!(scene.ended, [77]);
     assert!(breaks <= 8, "{breaks}");
-    let acts = scene.plan.gather(|_| true);
+    let acts = scene.plan.gather(scene.now, |_| true);
     scene.act(acts);
     let main = scene.plan.main().unwrap();
     scene.create(main);
@@ -238,10 +256,10 @@ fn a_watch_that_is_behind_begins_beside_and_joins_when_it_is_level() {
     let beside = scene.open().unwrap();
     assert_eq!(scene.numbers_on(beside), [2]);
     scene.create(beside);
-    let acts = scene.plan.gather(|_| false);
+    let acts = scene.plan.gather(scene.now, |_| false);
     scene.act(acts);
     assert_eq!(scene.numbers_on(main), [1]);
-    let acts = scene.plan.gather(|_| true);
+    let acts = scene.plan.gather(scene.now, |_| true);
     scene.act(acts);
     scene.create(main);
     assert_eq!((scene.numbers_on(main), &scene.closed[..]), (vec![1, 2], &[beside][..]));
@@ -255,6 +273,7 @@ enum Step {
     Move,
     Create(usize),
     Refuse { which: usize, is_for_token: bool },
+    Late(usize),
     Break { which: usize, is_too_large: bool },
     Gather,
 }
@@ -268,6 +287,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => any::<usize>().prop_map(Step::Create),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(which, is_for_token)| Step::Refuse { which, is_for_token }),
         1 => (any::<usize>(), any::<bool>()).prop_map(|(which, is_too_large)| Step::Break { which, is_too_large }),
+        1 => any::<usize>().prop_map(Step::Late),
         1 => Just(Step::Gather),
     ]
 }
@@ -313,19 +333,25 @@ proptest! {
                 }
                 Step::Create(which) if !asked.is_empty() => {
                     let ((stream, turn), number) = asked[which % asked.len()];
-                    let acts = scene.plan.created(stream, number, turn);
-                    scene.act(acts);
+                    scene.created(stream, number, turn);
+                }
+                Step::Late(which) if !scene.past.is_empty() => {
+                    let ((stream, turn), number) = scene.past.swap_remove(which % scene.past.len());
+                    scene.created(stream, number, turn);
                 }
                 Step::Refuse { which, is_for_token } if !asked.is_empty() => {
-                    let ((stream, _), number) = asked[which % asked.len()];
-                    scene.refuse(stream, number, is_for_token);
+                    let ((stream, turn), number) = asked[which % asked.len()];
+                    // What is created is not refused.
+                    if scene.heard.get(&number).is_none_or(|heard| *heard < turn) {
+                        scene.refuse(stream, number, is_for_token);
+                    }
                 }
                 Step::Break { which, is_too_large } if !asked.is_empty() => {
                     let ((stream, _), _) = asked[which % asked.len()];
                     scene.break_off(stream, if is_too_large { Break::TooLarge } else { Break::Lost });
                 }
                 Step::Gather => {
-                    let acts = scene.plan.gather(|_| true);
+                    let acts = scene.plan.gather(scene.now, |_| true);
                     scene.act(acts);
                 }
                 _ => {}
@@ -339,12 +365,15 @@ proptest! {
             while scene.open().is_some() {}
             let streams: BTreeSet<u64> = scene.asked.keys().map(|(stream, _)| *stream).collect();
             streams.into_iter().for_each(|stream| scene.create(stream));
-            let acts = scene.plan.gather(|_| true);
+            let acts = scene.plan.gather(scene.now, |_| true);
             scene.act(acts);
         }
         let mut carried: Vec<u64> = scene.asked.values().copied().collect();
         carried.sort_unstable();
         prop_assert_eq!(carried, alive.iter().copied().collect::<Vec<_>>());
+        for ((_, turn), number) in &scene.asked {
+            prop_assert_eq!(scene.heard.get(number), Some(turn), "{} listens to what is carried", number);
+        }
         let main: BTreeSet<u64> = scene.asked.keys().map(|(stream, _)| *stream).collect();
         prop_assert!(main.len() <= 1, "all on one stream");
         prop_assert_eq!(scene.plan.streams.len(), usize::from(!alive.is_empty()));
