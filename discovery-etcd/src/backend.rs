@@ -84,7 +84,7 @@ impl EtcdBackend {
         recovery.first_set = settings.deadline;
         recovery.entries = settings.max_entries;
         // Each service has room for so many from the beginning, and a handle may watch thousands.
-        recovery.queue = 16;
+        recovery.queue = 32;
         if settings.discover_members {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());
         }

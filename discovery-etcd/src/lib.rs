@@ -25,7 +25,7 @@
 //!   be; any other refusal counts for the member that gave it. Overload and timeouts go to one
 //!   other member at most, and take the whole backoff.
 //! - While no member is well, one caller at a time finds out whether one is back, however many
-//!   registrations wait for it. At most 64 reads and writes of entries are on their way at once.
+//!   registrations wait for it. At most 128 reads and writes of entries are on their way at once.
 //! - Once per [audit](EtcdConfig::with_audit_interval) a handle chooses its member anew, so that a
 //!   rolling restart of etcd does not leave all handles on one member. Members that are replaced at
 //!   new addresses are found [if asked for](EtcdConfig::with_discover_members).

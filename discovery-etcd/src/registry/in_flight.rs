@@ -4,7 +4,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 ///
 /// Without a limit a handle that loses all its entries at once, as with its lease, asks etcd for
 /// more than that can do in time: what then times out is asked again, and etcd is kept busy with
-/// what nobody waits for any more. 64 at once are as fast as etcd gets; leases are never held up
+/// what nobody waits for any more. 128 at once are as fast as etcd gets; leases are never held up
 /// by them.
 #[derive(Debug)]
 pub(super) struct InFlight {
@@ -47,10 +47,10 @@ impl InFlight {
     }
 }
 
-const MOST: usize = 64;
+const MOST: usize = 128;
 /// Three quarters: a repair that is under way delays nobody, one that waits stands in a line of its
 /// own.
-const MOST_REPAIRS: usize = 48;
+const MOST_REPAIRS: usize = 96;
 
 #[cfg(test)]
 mod tests {

@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
 use tokio::{
     sync::{Semaphore, watch},
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 use tracing::debug;
@@ -70,7 +71,7 @@ impl EtcdSource {
             self.deeper.note(service, &listed);
             let Listed { entries, keys, revision, cluster, start, .. } = listed;
             let live = open.reset(entries);
-            let mut state = State { live, cursor: Cursor::new(revision, cluster), tally: Tally::new(keys) };
+            let mut state = State { live, cursor: Cursor::new(revision, cluster), tally: Tally::new(keys), steps: 0 };
             sleep(wait).await;
             let begun = Instant::now();
             let ended = self.watch(&range, &mut state, start).await;
@@ -120,7 +121,7 @@ impl EtcdSource {
         loop {
             watch.count(state.tally.count());
             let done = match watch.next().await {
-                News::Message(message) => state.take(range, message),
+                News::Message(message) => state.take(range, message).await,
                 News::Moved { cluster } => state.moved(cluster),
                 News::Audited(audited) => state.audited(&audited, &watch),
                 News::Ended(ended) => return ended,
@@ -143,14 +144,22 @@ struct State {
     live: Live,
     cursor: Cursor,
     tally: Tally,
+    /// How many were passed on.
+    steps: u32,
 }
 
 impl State {
-    fn take(&mut self, range: &Range<'_>, message: Message) -> Result<(), cursor::Stop> {
+    /// Passes a message on. Those who watch have their turns meanwhile, so that none falls behind for
+    /// want of one.
+    async fn take(&mut self, range: &Range<'_>, message: Message) -> Result<(), cursor::Stop> {
         if message.fragment {
             self.tally.hear();
         }
         for step in self.cursor.advance(message)? {
+            self.steps = self.steps.wrapping_add(1);
+            if self.steps.is_multiple_of(STEPS_A_TURN) {
+                yield_now().await;
+            }
             self.tally.step(step.first().map_or(0, Event::revision), range.growth(&step));
             range.apply(step, &mut self.live);
         }
@@ -203,6 +212,9 @@ impl Open {
         }
     }
 }
+
+/// Well below what a consumer may fall behind.
+const STEPS_A_TURN: u32 = 8;
 
 /// The error of every call on a backend that was closed.
 pub(crate) fn closed_error() -> Error {
