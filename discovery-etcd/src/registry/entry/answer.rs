@@ -2,9 +2,9 @@ use discovery_core::Status;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Entry, Former, Owner, answer, conflict, is_final, superseded};
+use super::{Entry, Former, Owner, answer, conflict, is_final, known::Stands, superseded};
 use crate::{
-    client::{Delete, Failure, KeyReading, KeyValue, Put, Reason},
+    client::{Delete, Failure, KeyReading, Put, Reason},
     registry::decide::{Act, Intent},
 };
 
@@ -18,7 +18,7 @@ impl Entry {
 
     /// Takes the answer to a write.
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
-        self.answered = Instant::now();
+        self.known.answer();
         if !answer.as_ref().is_err_and(Failure::is_unsent) {
             // There may be an entry, whatever is answered.
             self.left = Some(lease);
@@ -29,11 +29,13 @@ impl Entry {
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
             Ok(Put::Refused(row)) => {
-                self.written = row.as_ref().map_or(self.written, |row| row.revision);
+                if let Some(row) = &row {
+                    self.known.write_late(row.revision);
+                }
                 if row.as_ref().is_none_or(|row| row.lease == 0) {
                     self.missed();
                 }
-                self.seen = Some(row);
+                self.known.see(row);
                 // What was read with the refusal is enough to go by, unless the entry changes all the time.
                 if std::mem::replace(&mut self.refused, true) {
                     self.pause = Some(Instant::now() + self.pauses.first());
@@ -55,7 +57,7 @@ impl Entry {
     fn failed(&mut self, failure: Failure) {
         self.pause = Some(Instant::now() + self.pauses.after(&failure));
         // The entry may be written or not.
-        let seen = self.seen.take();
+        let stood = self.known.forget();
         let Some(owner) = &mut self.owner else { return };
         let is_final = is_final(&failure.error);
         if owner.intent != Intent::Heal {
@@ -72,7 +74,7 @@ impl Entry {
                 // written.
                 owner.waiting.retain(|reply| !reply.is_closed());
                 if !owner.waiting.is_empty() {
-                    self.restore(seen);
+                    self.restore(&stood);
                 }
             }
             let Some(owner) = &mut self.owner else { return };
@@ -82,16 +84,14 @@ impl Entry {
         }
     }
 
-    /// Wants again what was wanted before an update that was refused for good; `seen` is what was
-    /// known of the entry.
-    fn restore(&mut self, seen: Option<Option<KeyValue>>) {
+    /// Wants again what was wanted before an update that was refused for good; `stood` is what was
+    /// seen of the entry.
+    fn restore(&mut self, stood: &Stands) {
         let Some(owner) = &mut self.owner else { return };
         let Some(Former { value, stands }) = owner.before.take() else { return };
         owner.value = value;
-        let is_untouched = |(lease, revision): &(i64, i64)| {
-            let stands = seen.flatten().is_some_and(|row| (row.lease, row.revision) == (*lease, *revision));
-            stands && self.written == *revision
-        };
+        let is_untouched =
+            |(lease, revision): &(i64, i64)| stood.is(*lease, *revision) && self.known.written() == *revision;
         if let Some((lease, _)) = stands.filter(is_untouched) {
             // It was never away, so there is nothing to write.
             owner.held = Some(lease);
@@ -117,8 +117,9 @@ impl Entry {
                     former.supersede();
                 }
                 answer(self.leaving.drain(..), &Ok(()));
-                (self.seen, self.recheck, self.refused) = (None, None, false);
-                (self.written, self.read_at) = (revision, 0);
+                self.known.write(revision);
+                self.recheck = None;
+                self.refused = false;
                 self.pauses.reset();
             }
             Act::Conflict => {
@@ -138,15 +139,16 @@ impl Entry {
 
     /// Takes the answer to a removal.
     pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>) {
-        self.answered = Instant::now();
+        self.known.answer();
         match answered {
             // Written later than was known.
             Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
-                (self.left, self.written) = (Some(row.lease), row.revision);
+                self.left = Some(row.lease);
+                self.known.write_late(row.revision);
             }
             Ok(answered) => {
                 if let Delete::Gone(revision) = answered {
-                    (self.written, self.read_at) = (revision, 0);
+                    self.known.write(revision);
                 }
                 self.left = None;
                 answer(self.leaving.drain(..), &Ok(()));
@@ -161,26 +163,22 @@ impl Entry {
     /// Takes what was read to see whether the watch tells all. It was asked for at that moment, when
     /// so much was known.
     pub(in crate::registry) fn audited(&mut self, asked: Instant, known: i64, reading: KeyReading) {
-        // Lower than what was known then where etcd was set back to an older copy of its data.
-        let is_overtaken = (known..self.known()).contains(&reading.revision);
-        if asked > self.answered && !is_overtaken {
+        if !self.known.is_overtaken(asked, known, &reading) {
             self.read(Ok(reading));
         }
     }
 
     /// Takes what was read, because the watch ended and things may have happened since.
     pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
-        self.answered = Instant::now();
+        self.known.answer();
         self.recheck = None;
         match answered {
-            Ok(KeyReading { row, revision }) => {
-                // Lower than before where etcd was set back to an older copy of its data.
-                self.written = row.as_ref().map_or(revision, |row| row.revision);
-                self.read_at = revision;
+            Ok(reading) => {
+                self.known.read(&reading);
                 self.unanswered = None;
                 let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
                 let was_held = is_held(&self.owner);
-                self.seen(row);
+                self.seen(reading.row);
                 if was_held && !is_held(&self.owner) {
                     // Where the watch did not tell, another one may.
                     self.watched = None;

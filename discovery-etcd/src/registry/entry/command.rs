@@ -56,8 +56,8 @@ impl Entry {
     /// Takes what the watch of the entry tells.
     pub(in crate::registry) fn changed(&mut self, revision: i64, row: Option<KeyValue>) {
         // A write whose answer was lost shows itself here too.
-        if revision > self.known() {
-            self.read_at = revision;
+        if revision > self.known.revision() {
+            self.known.hear(revision);
             self.seen(row);
         }
     }
@@ -92,7 +92,9 @@ impl Entry {
         self.owner = Some(owner);
         // What they wait to be gone is this one's now.
         answer(self.leaving.drain(..), &Ok(()));
-        (self.seen, self.pause, self.released) = (None, None, None);
+        self.known.forget();
+        self.pause = None;
+        self.released = None;
         self.unanswered = None;
         self.pauses.reset();
     }
@@ -107,12 +109,12 @@ impl Entry {
             return answer([reply], &Err(superseded()));
         };
         owner.waiting.push(reply);
-        let stands = owner.held.take().map(|lease| (lease, self.written));
+        let stands = owner.held.take().map(|lease| (lease, self.known.written()));
         owner.before = Some(Former { value: std::mem::replace(&mut owner.value, value), stands });
         // What stands there with the former value is the entry's own.
         if let Some((lease, revision)) = stands {
             let key = self.place.key.clone().into_bytes();
-            self.seen = Some(Some(KeyValue { key, value: Vec::new(), lease, revision }));
+            self.known.see(Some(KeyValue { key, value: Vec::new(), lease, revision }));
         }
         self.pause = None;
     }
@@ -121,7 +123,8 @@ impl Entry {
     pub(super) fn release(&mut self) {
         let Some(owner) = self.owner.take() else { return };
         owner.release();
-        (self.seen, self.pause) = (None, None);
+        self.known.forget();
+        self.pause = None;
         self.unanswered = None;
         self.pauses.reset();
         self.owner = self.former.take();
@@ -137,7 +140,8 @@ impl Entry {
         let Some(owner) = &mut self.owner else {
             // Given up, and written all the same.
             if let Some(row) = row.filter(|row| self.lease.is_own(row.lease)) {
-                (self.left, self.written) = (Some(row.lease), row.revision);
+                self.left = Some(row.lease);
+                self.known.write_late(row.revision);
             }
             return;
         };
@@ -145,7 +149,7 @@ impl Entry {
             if row.as_ref().is_none_or(|row| row.lease == 0) {
                 self.missed();
             }
-            self.seen = Some(row);
+            self.known.see(row);
             return;
         };
         if row.as_ref().is_some_and(|row| row.lease == lease && row.value == owner.value) {
@@ -155,7 +159,7 @@ impl Entry {
         if row.as_ref().is_none_or(|row| row.lease == 0 || row.lease == lease) {
             self.missed();
         }
-        self.seen = Some(row);
+        self.known.see(row);
         self.recheck_delays.reset();
     }
 

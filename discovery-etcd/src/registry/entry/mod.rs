@@ -1,5 +1,6 @@
 mod answer;
 mod command;
+mod known;
 mod loss_log;
 
 use std::{sync::Arc, time::Duration};
@@ -8,6 +9,7 @@ use discovery_core::{Backoff, Delays, Error, ErrorKind, InstanceId, ServiceName,
 use tokio::time::Instant;
 
 pub(super) use command::{Command, Reply};
+use known::Known;
 use loss_log::LossLog;
 
 use super::{
@@ -15,7 +17,6 @@ use super::{
     in_flight::Urgency,
 };
 use crate::{
-    client::KeyValue,
     lease::{Lease, LeaseState, LeaseUser},
     retry_delays::RetryDelays,
 };
@@ -31,14 +32,7 @@ pub(super) struct Entry {
     owner: Option<Owner>,
     /// The owner before one that was never written yet; owns again if that is given up.
     former: Option<Owner>,
-    /// What stands in etcd as far as was seen since the last write; `None` where nothing was.
-    seen: Option<Option<KeyValue>>,
-    /// The revision of the last write, as far as it is known; what is older was known then.
-    written: i64,
-    /// The store's revision when the entry was last read, or told of by its watch; 0 where it was
-    /// written since. What is older was known then, and may be compacted where the entry's own
-    /// revision is.
-    read_at: i64,
+    known: Known,
     /// The lease of the last write that was tried and of which nothing is known to be gone.
     left: Option<i64>,
     /// Who waits for the removal.
@@ -51,8 +45,6 @@ pub(super) struct Entry {
     /// When to read the entry because its watch ended.
     recheck: Option<Instant>,
     recheck_delays: Delays,
-    /// When etcd last answered what was done about it. What was asked before is out of date.
-    answered: Instant,
     /// Since when nobody owns it.
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
@@ -152,9 +144,7 @@ impl Entry {
             lease,
             owner: None,
             former: None,
-            seen: None,
-            written: 0,
-            read_at: 0,
+            known: Known::new(),
             left: None,
             leaving: Vec::new(),
             pause: None,
@@ -162,7 +152,6 @@ impl Entry {
             watched: None,
             recheck: None,
             recheck_delays: recheck.delays(),
-            answered: Instant::now(),
             released: None,
             dead: None,
             doubt: None,
@@ -193,7 +182,7 @@ impl Entry {
             return Ok(match (self.left, pause) {
                 (None, _) => self.watch_for_late_write(lease),
                 (Some(_), Some(until)) => Next::Wait(Some(until)),
-                (Some(lease), None) => Next::Remove { lease, revision: self.written },
+                (Some(lease), None) => Next::Remove { lease, revision: self.known.written() },
             });
         };
         let id = match lease {
@@ -210,21 +199,17 @@ impl Entry {
         }
         if owner.held.take().is_some() {
             // Another lease came without a moment in which there was none to see.
-            self.seen = None;
+            self.known.forget();
         }
         if let Some(until) = pause {
             return Ok(Next::Wait(Some(until)));
         }
-        let seen = match &self.seen {
-            None => Seen::Nothing,
-            Some(None) => Seen::Absent,
-            Some(Some(row)) => Seen::Entry(row),
-        };
+        let seen = self.known.seen();
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
             Act::Write(revision) => {
                 // After a write that was not answered the next one is for the same state of the
                 // entry: if it is late too, it is not done to what came since.
-                let same = self.unanswered.filter(|guard| guard.lease == id && self.seen.is_none());
+                let same = self.unanswered.filter(|guard| guard.lease == id && seen == Seen::Nothing);
                 let revision = same.map_or(revision, |guard| guard.revision);
                 self.guard = Some(Guard { lease: id, revision });
                 Ok(Next::Write { value: owner.value.clone(), lease: id, revision })
@@ -251,7 +236,7 @@ impl Entry {
         // A watch that began under another lease may wait for a revision of a history that is no more.
         if self.watched.is_none_or(|(under, _)| under != lease) && self.recheck.is_none() {
             self.watched = Some((lease, Instant::now()));
-            return Next::Watch(self.known().max(1));
+            return Next::Watch(self.known.revision().max(1));
         }
         match self.recheck {
             Some(at) if at <= Instant::now() => Next::Read,
@@ -261,7 +246,7 @@ impl Entry {
 
     /// The revision up to which it is known what became of the entry.
     pub(super) fn known(&self) -> i64 {
-        self.written.max(self.read_at)
+        self.known.revision()
     }
 
     /// Whether what is to be done is waited for by somebody.
@@ -305,7 +290,7 @@ impl Entry {
         if owner.held.take().is_some() {
             self.losses.lost(&self.place, &error);
         }
-        self.seen = None;
+        self.known.forget();
         self.unanswered = None;
         self.dead = None;
         let is_final = is_final(&error);

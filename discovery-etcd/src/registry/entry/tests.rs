@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
 use super::*;
-use crate::client::{Delete, Failure, KeyReading, Put, Reason};
+use crate::client::{Delete, Failure, KeyReading, KeyValue, Put, Reason};
 
 type Answer = oneshot::Receiver<Result<(), Error>>;
 
