@@ -118,7 +118,7 @@ impl Entry {
                 }
                 answer(self.leaving.drain(..), &Ok(()));
                 self.known.write(revision);
-                self.recheck = None;
+                self.watched.settle();
                 self.refused = false;
                 self.pauses.reset();
             }
@@ -171,9 +171,9 @@ impl Entry {
     /// Takes what was read, because the watch ended and things may have happened since.
     pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
         self.known.answer();
-        self.recheck = None;
         match answered {
             Ok(reading) => {
+                self.watched.settle();
                 self.known.read(&reading);
                 self.unanswered = None;
                 let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
@@ -181,10 +181,10 @@ impl Entry {
                 self.seen(reading.row);
                 if was_held && !is_held(&self.owner) {
                     // Where the watch did not tell, another one may.
-                    self.watched = None;
+                    self.watched.leave();
                 }
             }
-            Err(_) => self.recheck = Some(Instant::now() + self.recheck_delays.next_delay()),
+            Err(_) => self.watched.recheck_later(),
         }
     }
 }

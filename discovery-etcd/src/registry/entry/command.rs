@@ -64,10 +64,7 @@ impl Entry {
 
     /// Takes that the entry is watched no longer.
     pub(in crate::registry) fn unwatched(&mut self) {
-        if self.watched.take().is_some_and(|(_, since)| since.elapsed() >= STEADY) {
-            self.recheck_delays.reset();
-        }
-        self.recheck = Some(Instant::now() + self.recheck_delays.next_delay());
+        self.watched.lose();
     }
 
     fn claim(&mut self, number: u64, value: Vec<u8>, claim: Claim, status: StatusWriter, reply: Reply) {
@@ -160,7 +157,7 @@ impl Entry {
             self.missed();
         }
         self.known.see(row);
-        self.recheck_delays.reset();
+        self.watched.reset_delays();
     }
 
     /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.

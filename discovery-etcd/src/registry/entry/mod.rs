@@ -2,6 +2,7 @@ mod answer;
 mod command;
 mod known;
 mod loss_log;
+mod watched;
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 pub(super) use command::{Command, Reply};
 use known::Known;
 use loss_log::LossLog;
+use watched::{Attend, Watched};
 
 use super::{
     decide::{Act, Intent, Seen, decide},
@@ -40,11 +42,7 @@ pub(super) struct Entry {
     /// Not to be asked again before then.
     pause: Option<Instant>,
     pauses: RetryDelays,
-    /// The lease under which the entry was when its watch began, and when that was.
-    watched: Option<(i64, Instant)>,
-    /// When to read the entry because its watch ended.
-    recheck: Option<Instant>,
-    recheck_delays: Delays,
+    watched: Watched,
     /// Since when nobody owns it.
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
@@ -137,8 +135,6 @@ struct Guard {
 
 impl Entry {
     pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff) -> Self {
-        let recheck = Backoff::new(Duration::from_millis(500), Duration::from_secs(30))
-            .expect("500 ms to 30 s lies within the bounds");
         Self {
             place,
             lease,
@@ -149,9 +145,7 @@ impl Entry {
             leaving: Vec::new(),
             pause: None,
             pauses: RetryDelays::new(backoff),
-            watched: None,
-            recheck: None,
-            recheck_delays: recheck.delays(),
+            watched: Watched::new(),
             released: None,
             dead: None,
             doubt: None,
@@ -233,14 +227,14 @@ impl Entry {
 
     /// Keeps an eye on the entry, which is under this lease or may come to be.
     fn attend(&mut self, lease: i64) -> Next {
-        // A watch that began under another lease may wait for a revision of a history that is no more.
-        if self.watched.is_none_or(|(under, _)| under != lease) && self.recheck.is_none() {
-            self.watched = Some((lease, Instant::now()));
-            return Next::Watch(self.known.revision().max(1));
-        }
-        match self.recheck {
-            Some(at) if at <= Instant::now() => Next::Read,
-            at => Next::Wait(at),
+        match self.watched.attend(lease) {
+            Attend::Watch => {
+                self.watched.begin(lease);
+                Next::Watch(self.known.revision().max(1))
+            }
+            Attend::Read(at) if at <= Instant::now() => Next::Read,
+            Attend::Read(at) => Next::Wait(Some(at)),
+            Attend::Listen => Next::Wait(None),
         }
     }
 
@@ -312,7 +306,7 @@ impl Entry {
 
     /// Forgets that the entry has a watch.
     pub(super) fn leave(&mut self) {
-        self.watched = None;
+        self.watched.leave();
     }
 }
 

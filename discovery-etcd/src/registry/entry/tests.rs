@@ -132,7 +132,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     let status = registered(&mut entry, &lease);
     let read = |entry: &mut Entry, row: Option<KeyValue>, revision: i64| {
         entry.unwatched();
-        entry.recheck = Some(Instant::now());
+        entry.watched.recheck_now();
         assert!(matches!(entry.next(&lease), Next::Read));
         entry.read(Ok(KeyReading { row, revision }));
     };
