@@ -36,10 +36,7 @@ impl Entry {
                     self.missed();
                 }
                 self.known.see(row);
-                // What was read with the refusal is enough to go by, unless the entry changes all the time.
-                if std::mem::replace(&mut self.refused, true) {
-                    self.pause = Some(Instant::now() + self.pauses.first());
-                }
+                self.pacing.refuse();
             }
             Err(failure) if failure.reason == Reason::LeaseGone => {
                 self.dead = Some(lease);
@@ -55,7 +52,7 @@ impl Entry {
     }
 
     fn failed(&mut self, failure: Failure) {
-        self.pause = Some(Instant::now() + self.pauses.after(&failure));
+        self.pacing.fail(&failure);
         // The entry may be written or not.
         let stood = self.known.forget();
         let Some(owner) = &mut self.owner else { return };
@@ -95,7 +92,7 @@ impl Entry {
         if let Some((lease, _)) = stands.filter(is_untouched) {
             // It was never away, so there is nothing to write.
             owner.held = Some(lease);
-            self.pause = None;
+            self.pacing.resume();
         }
     }
 
@@ -119,8 +116,7 @@ impl Entry {
                 answer(self.leaving.drain(..), &Ok(()));
                 self.known.write(revision);
                 self.watched.settle();
-                self.refused = false;
-                self.pauses.reset();
+                self.pacing.succeed();
             }
             Act::Conflict => {
                 self.left = None;
@@ -155,7 +151,7 @@ impl Entry {
             }
             Err(failure) => {
                 debug!(error = %failure.error.report(), "entry not removed yet");
-                self.pause = Some(Instant::now() + self.pauses.after(&failure));
+                self.pacing.fail(&failure);
             }
         }
     }

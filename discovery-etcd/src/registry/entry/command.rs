@@ -1,7 +1,7 @@
 use discovery_core::{Claim, Error, ErrorKind, Status, StatusWriter};
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{Entry, Former, Owner, STEADY, answer, conflict, superseded};
+use super::{Entry, Former, Owner, answer, conflict, superseded};
 use crate::{client::KeyValue, registry::decide::Intent};
 
 /// Whoever asked for something waits here for its end.
@@ -90,10 +90,9 @@ impl Entry {
         // What they wait to be gone is this one's now.
         answer(self.leaving.drain(..), &Ok(()));
         self.known.forget();
-        self.pause = None;
+        self.pacing.restart();
         self.released = None;
         self.unanswered = None;
-        self.pauses.reset();
     }
 
     fn update(&mut self, number: u64, value: Vec<u8>, reply: Reply) {
@@ -113,7 +112,7 @@ impl Entry {
             let key = self.place.key.clone().into_bytes();
             self.known.see(Some(KeyValue { key, value: Vec::new(), lease, revision }));
         }
-        self.pause = None;
+        self.pacing.resume();
     }
 
     /// Ends the owner; the one before it owns again, if the ended one was never written.
@@ -121,9 +120,8 @@ impl Entry {
         let Some(owner) = self.owner.take() else { return };
         owner.release();
         self.known.forget();
-        self.pause = None;
+        self.pacing.restart();
         self.unanswered = None;
-        self.pauses.reset();
         self.owner = self.former.take();
         match &mut self.owner {
             // The ended one may have been written all the same.
@@ -161,9 +159,6 @@ impl Entry {
     }
 
     /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
-    ///
-    /// It is written again at once, unless that was done only a moment ago. Then the waits grow, so
-    /// that somebody who takes it away each time does not keep etcd busy.
     pub(super) fn missed(&mut self) {
         let written = self.owner.iter().filter(|owner| owner.intent == Intent::Heal).chain(&self.former);
         let lost: Vec<&Owner> = written.filter(|owner| owner.status.status().is_registered()).collect();
@@ -175,10 +170,6 @@ impl Entry {
             owner.status.set(Status::lost(error.clone()));
         }
         self.losses.lost(&self.place, &error);
-        if self.missed.replace(Instant::now()).is_some_and(|missed| missed.elapsed() < STEADY) {
-            self.pause = Some(Instant::now() + self.repair_delays.next_delay());
-        } else {
-            self.repair_delays.reset();
-        }
+        self.pacing.miss();
     }
 }

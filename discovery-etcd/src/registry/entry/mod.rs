@@ -2,26 +2,25 @@ mod answer;
 mod command;
 mod known;
 mod loss_log;
+mod pacing;
 mod watched;
 
 use std::{sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Delays, Error, ErrorKind, InstanceId, ServiceName, Status, StatusWriter};
+use discovery_core::{Backoff, Error, ErrorKind, InstanceId, ServiceName, Status, StatusWriter};
 use tokio::time::Instant;
 
 pub(super) use command::{Command, Reply};
 use known::Known;
 use loss_log::LossLog;
+use pacing::Pacing;
 use watched::{Attend, Watched};
 
 use super::{
     decide::{Act, Intent, Seen, decide},
     in_flight::Urgency,
 };
-use crate::{
-    lease::{Lease, LeaseState, LeaseUser},
-    retry_delays::RetryDelays,
-};
+use crate::lease::{Lease, LeaseState, LeaseUser};
 
 /// What a handle knows and wants of one entry: every decision about it, without the I/O.
 ///
@@ -39,9 +38,7 @@ pub(super) struct Entry {
     left: Option<i64>,
     /// Who waits for the removal.
     leaving: Vec<Reply>,
-    /// Not to be asked again before then.
-    pause: Option<Instant>,
-    pauses: RetryDelays,
+    pacing: Pacing,
     watched: Watched,
     /// Since when nobody owns it.
     released: Option<Instant>,
@@ -53,12 +50,6 @@ pub(super) struct Entry {
     /// What the last write was for, and the last one that was not answered.
     guard: Option<Guard>,
     unanswered: Option<Guard>,
-    /// The last write was refused because what stood there was not what was known.
-    refused: bool,
-    /// When somebody last took it away.
-    missed: Option<Instant>,
-    /// The waits before what somebody takes away again and again is written once more.
-    repair_delays: Delays,
     losses: LossLog,
 }
 
@@ -143,17 +134,13 @@ impl Entry {
             known: Known::new(),
             left: None,
             leaving: Vec::new(),
-            pause: None,
-            pauses: RetryDelays::new(backoff),
+            pacing: Pacing::new(backoff),
             watched: Watched::new(),
             released: None,
             dead: None,
             doubt: None,
             guard: None,
             unanswered: None,
-            refused: false,
-            missed: None,
-            repair_delays: backoff.delays(),
             losses: LossLog::default(),
         }
     }
@@ -170,8 +157,7 @@ impl Entry {
 
     /// What to do now, or what is certain now.
     fn step(&mut self, lease: &LeaseState) -> Result<Next, Act> {
-        let now = Instant::now();
-        let pause = self.pause.filter(|until| *until > now);
+        let pause = self.pacing.pause();
         let Some(owner) = &mut self.owner else {
             return Ok(match (self.left, pause) {
                 (None, _) => self.watch_for_late_write(lease),
@@ -275,7 +261,7 @@ impl Entry {
 
     /// Forgets a pause, because the lease changed.
     pub(super) fn resume(&mut self) {
-        self.pause = None;
+        self.pacing.resume();
     }
 
     /// The lease is lost, and the entry with it.
