@@ -12,8 +12,7 @@ use crate::{
 impl Entry {
     /// Takes that a write under this lease was not answered, and so may be done at any time.
     pub(in crate::registry) fn doubt(&mut self, lease: i64) {
-        self.doubt = Some(lease);
-        self.unanswered = self.guard.filter(|guard| guard.lease == lease);
+        self.late_write.doubt(lease);
     }
 
     /// Takes the answer to a write.
@@ -24,7 +23,7 @@ impl Entry {
             self.left = Some(lease);
         }
         if answer.is_ok() {
-            self.unanswered = None;
+            self.late_write.move_on();
         }
         match answer {
             Ok(Put::Written(revision)) => self.settle(Act::Done(revision)),
@@ -171,7 +170,7 @@ impl Entry {
             Ok(reading) => {
                 self.watched.settle();
                 self.known.read(&reading);
-                self.unanswered = None;
+                self.late_write.move_on();
                 let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
                 let was_held = is_held(&self.owner);
                 self.seen(reading.row);

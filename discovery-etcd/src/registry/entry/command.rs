@@ -47,7 +47,7 @@ impl Entry {
             }
             Command::Forget => {
                 if self.owner.is_none() {
-                    self.doubt = None;
+                    self.late_write.forget();
                 }
             }
         }
@@ -92,7 +92,7 @@ impl Entry {
         self.known.forget();
         self.pacing.restart();
         self.released = None;
-        self.unanswered = None;
+        self.late_write.move_on();
     }
 
     fn update(&mut self, number: u64, value: Vec<u8>, reply: Reply) {
@@ -121,7 +121,7 @@ impl Entry {
         owner.release();
         self.known.forget();
         self.pacing.restart();
-        self.unanswered = None;
+        self.late_write.move_on();
         self.owner = self.former.take();
         match &mut self.owner {
             // The ended one may have been written all the same.

@@ -1,6 +1,7 @@
 mod answer;
 mod command;
 mod known;
+mod late_write;
 mod loss_log;
 mod pacing;
 mod watched;
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 
 pub(super) use command::{Command, Reply};
 use known::Known;
+use late_write::LateWrite;
 use loss_log::LossLog;
 use pacing::Pacing;
 use watched::{Attend, Watched};
@@ -44,12 +46,7 @@ pub(super) struct Entry {
     released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
     dead: Option<i64>,
-    /// The lease of a write that was not answered and may still be done, by a member that was frozen with it or behind a network
-    /// that holds it back, for as long as the lease lives.
-    doubt: Option<i64>,
-    /// What the last write was for, and the last one that was not answered.
-    guard: Option<Guard>,
-    unanswered: Option<Guard>,
+    late_write: LateWrite,
     losses: LossLog,
 }
 
@@ -117,13 +114,6 @@ pub(super) enum Next {
     Write { value: Vec<u8>, lease: i64, revision: i64 },
 }
 
-/// The state of an entry that a write is for.
-#[derive(Clone, Copy, Debug)]
-struct Guard {
-    lease: i64,
-    revision: i64,
-}
-
 impl Entry {
     pub(super) fn new(place: Place, lease: Arc<Lease>, backoff: Backoff) -> Self {
         Self {
@@ -138,9 +128,7 @@ impl Entry {
             watched: Watched::new(),
             released: None,
             dead: None,
-            doubt: None,
-            guard: None,
-            unanswered: None,
+            late_write: LateWrite::default(),
             losses: LossLog::default(),
         }
     }
@@ -189,9 +177,9 @@ impl Entry {
             Act::Write(revision) => {
                 // After a write that was not answered the next one is for the same state of the
                 // entry: if it is late too, it is not done to what came since.
-                let same = self.unanswered.filter(|guard| guard.lease == id && seen == Seen::Nothing);
-                let revision = same.map_or(revision, |guard| guard.revision);
-                self.guard = Some(Guard { lease: id, revision });
+                let same = self.late_write.repeated(id).filter(|_| seen == Seen::Nothing);
+                let revision = same.unwrap_or(revision);
+                self.late_write.begin(id, revision);
                 Ok(Next::Write { value: owner.value.clone(), lease: id, revision })
             }
             act => Err(act),
@@ -200,7 +188,7 @@ impl Entry {
 
     /// What to do about an entry that is gone: watch for a write that comes back from the dead.
     fn watch_for_late_write(&mut self, lease: &LeaseState) -> Next {
-        match (self.doubt, lease) {
+        match (self.late_write.lease(), lease) {
             (Some(doubt), LeaseState::Held { id }) if *id == doubt => self.attend(doubt),
             _ => Next::Exit,
         }
@@ -208,7 +196,7 @@ impl Entry {
 
     /// Whether a write that may still be done is all that is left of it.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.owner.is_none() && self.left.is_none() && self.doubt.is_some()
+        self.owner.is_none() && self.left.is_none() && self.late_write.lease().is_some()
     }
 
     /// Keeps an eye on the entry, which is under this lease or may come to be.
@@ -271,7 +259,7 @@ impl Entry {
             self.losses.lost(&self.place, &error);
         }
         self.known.forget();
-        self.unanswered = None;
+        self.late_write.move_on();
         self.dead = None;
         let is_final = is_final(&error);
         for owner in self.former.iter().chain([&*owner]) {
