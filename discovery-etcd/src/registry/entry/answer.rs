@@ -2,7 +2,7 @@ use discovery_core::Status;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::{Entry, Former, Owner, answer, conflict, is_final, known::Stands, superseded};
+use super::{Entry, answer, conflict, is_final, known::Stands, owner::Former, ownership::Ownership};
 use crate::{
     client::{Delete, Failure, KeyReading, Put, Reason},
     registry::decide::{Act, Intent},
@@ -20,7 +20,7 @@ impl Entry {
         self.known.answer();
         if !answer.as_ref().is_err_and(Failure::is_unsent) {
             // There may be an entry, whatever is answered.
-            self.left = Some(lease);
+            self.ownership.may_stand(lease);
         }
         if answer.is_ok() {
             self.late_write.move_on();
@@ -54,7 +54,7 @@ impl Entry {
         self.pacing.fail(&failure);
         // The entry may be written or not.
         let stood = self.known.forget();
-        let Some(owner) = &mut self.owner else { return };
+        let Some(owner) = self.ownership.owner_mut() else { return };
         let is_final = is_final(&failure.error);
         if owner.intent != Intent::Heal {
             owner.status.set(Status::lost(failure.error.clone()));
@@ -73,7 +73,7 @@ impl Entry {
                     self.restore(&stood);
                 }
             }
-            let Some(owner) = &mut self.owner else { return };
+            let Some(owner) = self.ownership.owner_mut() else { return };
             if is_final {
                 answer(owner.waiting.drain(..), &Err(failure.error));
             }
@@ -83,7 +83,7 @@ impl Entry {
     /// Wants again what was wanted before an update that was refused for good; `stood` is what was
     /// seen of the entry.
     fn restore(&mut self, stood: &Stands) {
-        let Some(owner) = &mut self.owner else { return };
+        let Some(owner) = self.ownership.owner_mut() else { return };
         let Some(Former { value, stands }) = owner.before.take() else { return };
         owner.value = value;
         let is_untouched =
@@ -97,7 +97,8 @@ impl Entry {
 
     /// Takes what is certain about the entry.
     pub(super) fn settle(&mut self, act: Act) {
-        let Some(owner) = &mut self.owner else { return };
+        let Ownership::Owned(owned) = &mut self.ownership else { return };
+        let owner = &mut owned.owner;
         match act {
             Act::Done(revision) => {
                 if !owner.status.status().is_registered() {
@@ -107,26 +108,23 @@ impl Entry {
                 owner.intent = Intent::Heal;
                 owner.before = None;
                 // What is done is done under the lease that was tried last.
-                owner.held = self.left;
+                owner.held = owned.tried;
                 answer(owner.waiting.drain(..), &Ok(()));
-                if let Some(former) = self.former.take() {
+                if let Some(former) = owned.former.take() {
                     former.supersede();
                 }
-                answer(self.leaving.drain(..), &Ok(()));
+                answer(owned.leaving.drain(..), &Ok(()));
                 self.known.write(revision);
                 self.watched.settle();
                 self.pacing.succeed();
             }
             Act::Conflict => {
-                self.left = None;
+                owned.tried = None;
                 self.give_up(conflict());
             }
             Act::Superseded => {
                 warn!(service = %self.place.service, id = %self.place.id, "registration superseded by another owner");
-                owner.status.set(Status::superseded());
-                answer(owner.waiting.drain(..), &Err(superseded()));
-                self.left = None;
-                self.owner = None;
+                self.ownership.supersede();
             }
             Act::Write(_) => unreachable!("a write is not certain before it is answered"),
         }
@@ -138,15 +136,14 @@ impl Entry {
         match answered {
             // Written later than was known.
             Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
-                self.left = Some(row.lease);
+                self.ownership.may_stand(row.lease);
                 self.known.write_late(row.revision);
             }
             Ok(answered) => {
                 if let Delete::Gone(revision) = answered {
                     self.known.write(revision);
                 }
-                self.left = None;
-                answer(self.leaving.drain(..), &Ok(()));
+                self.ownership.end_removal(&Ok(()));
             }
             Err(failure) => {
                 debug!(error = %failure.error.report(), "entry not removed yet");
@@ -171,10 +168,10 @@ impl Entry {
                 self.watched.settle();
                 self.known.read(&reading);
                 self.late_write.move_on();
-                let is_held = |owner: &Option<Owner>| owner.as_ref().is_some_and(|owner| owner.held.is_some());
-                let was_held = is_held(&self.owner);
+                let is_held = |ownership: &Ownership| ownership.owner().is_some_and(|owner| owner.held.is_some());
+                let was_held = is_held(&self.ownership);
                 self.seen(reading.row);
-                if was_held && !is_held(&self.owner) {
+                if was_held && !is_held(&self.ownership) {
                     // Where the watch did not tell, another one may.
                     self.watched.leave();
                 }

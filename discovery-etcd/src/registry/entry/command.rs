@@ -1,7 +1,12 @@
 use discovery_core::{Claim, Error, ErrorKind, Status, StatusWriter};
-use tokio::{sync::oneshot, time::Instant};
+use tokio::sync::oneshot;
 
-use super::{Entry, Former, Owner, answer, conflict, superseded};
+use super::{
+    Entry, answer, conflict,
+    owner::{Former, Owner},
+    ownership::Ownership,
+    superseded,
+};
 use crate::{client::KeyValue, registry::decide::Intent};
 
 /// Whoever asked for something waits here for its end.
@@ -28,25 +33,24 @@ impl Entry {
             Command::Claim { number, value, claim, status, reply } => self.claim(number, value, claim, status, reply),
             Command::Update { number, value, reply } => self.update(number, value, reply),
             Command::Release { number, reply } => {
-                let is_meant = |owner: &mut Owner| number.is_none_or(|number| owner.number == number);
-                let former = self.former.take_if(is_meant);
+                let is_meant = |owner: &Owner| number.is_none_or(|number| owner.number == number);
+                let former = self.ownership.take_former_if(is_meant);
                 let waits_for_former = former.is_some();
                 if let Some(former) = former {
                     former.release();
                 }
-                if self.owner.as_mut().is_some_and(is_meant) {
+                if self.ownership.owner().is_some_and(is_meant) {
                     self.release();
                 }
-                match reply {
+                match (&mut self.ownership, reply) {
                     // What stands there goes with the first write of the owner, or with the owner.
-                    Some(reply) if waits_for_former || (self.owner.is_none() && self.left.is_some()) => {
-                        self.leaving.push(reply);
-                    }
-                    reply => answer(reply, &Ok(())),
+                    (Ownership::Owned(owned), Some(reply)) if waits_for_former => owned.leaving.push(reply),
+                    (Ownership::Leaving { waiting, .. }, Some(reply)) => waiting.push(reply),
+                    (_, reply) => answer(reply, &Ok(())),
                 }
             }
             Command::Forget => {
-                if self.owner.is_none() {
+                if self.ownership.owner().is_none() {
                     self.late_write.forget();
                 }
             }
@@ -72,38 +76,32 @@ impl Entry {
             return;
         }
         let intent = Intent::from(claim);
-        match self.owner.take() {
-            Some(owner) if intent == Intent::IfAbsent => {
-                self.owner = Some(owner);
-                return answer([reply], &Err(conflict()));
-            }
-            // Not before it is certain that this one stands in its place.
-            Some(owner) if owner.intent == Intent::Heal => self.former = Some(owner),
-            Some(owner) => owner.supersede(),
-            None => {}
+        if intent == Intent::IfAbsent && self.ownership.owner().is_some() {
+            return answer([reply], &Err(conflict()));
         }
         // Entered before the former one leaves, so that the lease stays.
         let user = self.lease.enter();
         let owner =
             Owner { number, value, intent, status, waiting: vec![reply], held: None, before: None, _user: user };
-        self.owner = Some(owner);
-        // What they wait to be gone is this one's now.
-        answer(self.leaving.drain(..), &Ok(()));
+        self.ownership.claim(owner);
         self.known.forget();
         self.pacing.restart();
-        self.released = None;
         self.late_write.move_on();
     }
 
     fn update(&mut self, number: u64, value: Vec<u8>, reply: Reply) {
-        if let Some(former) = self.former.as_mut().filter(|former| former.number == number) {
+        let Ownership::Owned(owned) = &mut self.ownership else {
+            return answer([reply], &Err(superseded()));
+        };
+        if let Some(former) = owned.former.as_mut().filter(|former| former.number == number) {
             former.before = Some(Former { value: std::mem::replace(&mut former.value, value), stands: None });
             former.waiting.push(reply);
             return;
         }
-        let Some(owner) = self.owner.as_mut().filter(|owner| owner.number == number) else {
+        let owner = &mut owned.owner;
+        if owner.number != number {
             return answer([reply], &Err(superseded()));
-        };
+        }
         owner.waiting.push(reply);
         let stands = owner.held.take().map(|lease| (lease, self.known.written()));
         owner.before = Some(Former { value: std::mem::replace(&mut owner.value, value), stands });
@@ -117,25 +115,21 @@ impl Entry {
 
     /// Ends the owner; the one before it owns again, if the ended one was never written.
     pub(super) fn release(&mut self) {
-        let Some(owner) = self.owner.take() else { return };
-        owner.release();
+        if self.ownership.owner().is_none() {
+            return;
+        }
+        self.ownership.release();
         self.known.forget();
         self.pacing.restart();
         self.late_write.move_on();
-        self.owner = self.former.take();
-        match &mut self.owner {
-            // The ended one may have been written all the same.
-            Some(owner) => owner.held = None,
-            None => self.released = Some(Instant::now()),
-        }
     }
 
     /// Another, or time, changed the entry.
     pub(super) fn seen(&mut self, row: Option<KeyValue>) {
-        let Some(owner) = &mut self.owner else {
+        let Some(owner) = self.ownership.owner_mut() else {
             // Given up, and written all the same.
             if let Some(row) = row.filter(|row| self.lease.is_own(row.lease)) {
-                self.left = Some(row.lease);
+                self.ownership.may_stand(row.lease);
                 self.known.write_late(row.revision);
             }
             return;
@@ -160,7 +154,9 @@ impl Entry {
 
     /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
     pub(super) fn missed(&mut self) {
-        let written = self.owner.iter().filter(|owner| owner.intent == Intent::Heal).chain(&self.former);
+        let Ownership::Owned(owned) = &self.ownership else { return };
+        let owner = Some(&owned.owner).filter(|owner| owner.intent == Intent::Heal);
+        let written = owner.into_iter().chain(&owned.former);
         let lost: Vec<&Owner> = written.filter(|owner| owner.status.status().is_registered()).collect();
         if lost.is_empty() {
             return;

@@ -3,18 +3,21 @@ mod command;
 mod known;
 mod late_write;
 mod loss_log;
+mod owner;
+mod ownership;
 mod pacing;
 mod watched;
 
 use std::{sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Error, ErrorKind, InstanceId, ServiceName, Status, StatusWriter};
+use discovery_core::{Backoff, Error, ErrorKind, InstanceId, ServiceName, Status};
 use tokio::time::Instant;
 
 pub(super) use command::{Command, Reply};
 use known::Known;
 use late_write::LateWrite;
 use loss_log::LossLog;
+use ownership::Ownership;
 use pacing::Pacing;
 use watched::{Attend, Watched};
 
@@ -22,7 +25,7 @@ use super::{
     decide::{Act, Intent, Seen, decide},
     in_flight::Urgency,
 };
-use crate::lease::{Lease, LeaseState, LeaseUser};
+use crate::lease::{Lease, LeaseState};
 
 /// What a handle knows and wants of one entry: every decision about it, without the I/O.
 ///
@@ -32,18 +35,10 @@ use crate::lease::{Lease, LeaseState, LeaseUser};
 pub(super) struct Entry {
     pub(super) place: Place,
     lease: Arc<Lease>,
-    owner: Option<Owner>,
-    /// The owner before one that was never written yet; owns again if that is given up.
-    former: Option<Owner>,
+    ownership: Ownership,
     known: Known,
-    /// The lease of the last write that was tried and of which nothing is known to be gone.
-    left: Option<i64>,
-    /// Who waits for the removal.
-    leaving: Vec<Reply>,
     pacing: Pacing,
     watched: Watched,
-    /// Since when nobody owns it.
-    released: Option<Instant>,
     /// A lease that etcd did not know; another one is to come.
     dead: Option<i64>,
     late_write: LateWrite,
@@ -56,44 +51,6 @@ pub(super) struct Place {
     pub(super) service: ServiceName,
     pub(super) id: InstanceId,
     pub(super) key: String,
-}
-
-#[derive(Debug)]
-struct Owner {
-    number: u64,
-    value: Vec<u8>,
-    intent: Intent,
-    status: StatusWriter,
-    /// Who waits for the value to be written.
-    waiting: Vec<Reply>,
-    /// The lease under which it stands as it should.
-    held: Option<i64>,
-    /// What was wanted before an update that is not written yet.
-    before: Option<Former>,
-    _user: LeaseUser,
-}
-
-/// The value before an update, to come back to if the update is refused for good.
-#[derive(Debug)]
-struct Former {
-    value: Vec<u8>,
-    /// The lease under which it stands, and its revision; `None` where it was not written either.
-    stands: Option<(i64, i64)>,
-}
-
-impl Owner {
-    /// Ends it for another registration's sake.
-    fn supersede(mut self) {
-        self.status.set(Status::superseded());
-        answer(self.waiting.drain(..), &Err(superseded()));
-    }
-
-    /// Ends it for its own sake.
-    fn release(mut self) {
-        self.status.set(Status::deregistered());
-        let given_up = Error::new(ErrorKind::Closed, "the registration was given up");
-        answer(self.waiting.drain(..), &Err(given_up));
-    }
 }
 
 /// What to do next about an entry.
@@ -119,14 +76,10 @@ impl Entry {
         Self {
             place,
             lease,
-            owner: None,
-            former: None,
+            ownership: Ownership::Vacant { since: None },
             known: Known::new(),
-            left: None,
-            leaving: Vec::new(),
             pacing: Pacing::new(backoff),
             watched: Watched::new(),
-            released: None,
             dead: None,
             late_write: LateWrite::default(),
             losses: LossLog::default(),
@@ -146,12 +99,13 @@ impl Entry {
     /// What to do now, or what is certain now.
     fn step(&mut self, lease: &LeaseState) -> Result<Next, Act> {
         let pause = self.pacing.pause();
-        let Some(owner) = &mut self.owner else {
-            return Ok(match (self.left, pause) {
-                (None, _) => self.watch_for_late_write(lease),
-                (Some(_), Some(until)) => Next::Wait(Some(until)),
-                (Some(lease), None) => Next::Remove { lease, revision: self.known.written() },
-            });
+        let owner = match &mut self.ownership {
+            Ownership::Owned(owned) => &mut owned.owner,
+            Ownership::Leaving { lease, .. } => {
+                let remove = Next::Remove { lease: *lease, revision: self.known.written() };
+                return Ok(pause.map_or(remove, |until| Next::Wait(Some(until))));
+            }
+            Ownership::Vacant { .. } => return Ok(self.watch_for_late_write(lease)),
         };
         let id = match lease {
             LeaseState::Held { id } if self.dead != Some(*id) => *id,
@@ -159,7 +113,7 @@ impl Entry {
             LeaseState::Lost { error } => {
                 self.lost(error.clone());
                 // Given up where it cannot become one.
-                return if self.owner.is_some() { Ok(Next::Wait(None)) } else { self.step(lease) };
+                return if self.ownership.owner().is_some() { Ok(Next::Wait(None)) } else { self.step(lease) };
             }
         };
         if owner.held == Some(id) {
@@ -196,7 +150,7 @@ impl Entry {
 
     /// Whether a write that may still be done is all that is left of it.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.owner.is_none() && self.left.is_none() && self.late_write.lease().is_some()
+        matches!(self.ownership, Ownership::Vacant { .. }) && self.late_write.lease().is_some()
     }
 
     /// Keeps an eye on the entry, which is under this lease or may come to be.
@@ -219,32 +173,32 @@ impl Entry {
 
     /// Whether what is to be done is waited for by somebody.
     pub(super) fn urgency(&self) -> Urgency {
-        match &self.owner {
-            Some(owner) if owner.intent == Intent::Heal && owner.waiting.is_empty() => Urgency::Repair,
-            Some(_) => Urgency::Wanted,
-            None if self.left.is_some() => Urgency::Wanted,
-            None => Urgency::Repair,
+        match &self.ownership {
+            Ownership::Owned(owned) if owned.owner.intent == Intent::Heal && owned.owner.waiting.is_empty() => {
+                Urgency::Repair
+            }
+            Ownership::Owned(_) | Ownership::Leaving { .. } => Urgency::Wanted,
+            Ownership::Vacant { .. } => Urgency::Repair,
         }
     }
 
     /// When a removal is given up that nobody confirms, since the lease ends the entry; `None`
     /// while that is renewed for others.
     pub(super) fn gives_up(&self, lease: &LeaseState) -> Option<Instant> {
-        let is_renewed = |left| matches!(lease, LeaseState::Held { id } if *id == left);
-        if self.owner.is_some() || self.left.is_none_or(is_renewed) {
+        let Ownership::Leaving { lease: left, since, .. } = &self.ownership else { return None };
+        if matches!(lease, LeaseState::Held { id } if id == left) {
             return None;
         }
         // By then the lease has ended.
         let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
-        Some(self.released.map_or_else(Instant::now, |released| released + patience))
+        Some(since.map_or_else(Instant::now, |since| since + patience))
     }
 
     /// Leaves the entry to its lease, and says so to those who wait for its end.
     pub(super) fn give_removal_up(&mut self) {
-        self.left = None;
         let error =
             Error::new(ErrorKind::DeadlineExceeded, "etcd did not confirm the removal; the lease ends the entry");
-        answer(self.leaving.drain(..), &Err(error));
+        self.ownership.end_removal(&Err(error));
     }
 
     /// Forgets a pause, because the lease changed.
@@ -254,7 +208,8 @@ impl Entry {
 
     /// The lease is lost, and the entry with it.
     fn lost(&mut self, error: Error) {
-        let Some(owner) = &mut self.owner else { return };
+        let Ownership::Owned(owned) = &mut self.ownership else { return };
+        let owner = &mut owned.owner;
         if owner.held.take().is_some() {
             self.losses.lost(&self.place, &error);
         }
@@ -262,7 +217,7 @@ impl Entry {
         self.late_write.move_on();
         self.dead = None;
         let is_final = is_final(&error);
-        for owner in self.former.iter().chain([&*owner]) {
+        for owner in owned.former.iter().chain([&*owner]) {
             owner.status.set(Status::lost(error.clone()));
         }
         if owner.intent != Intent::Heal && is_final {
@@ -272,7 +227,7 @@ impl Entry {
 
     /// A registration that never was cannot become one.
     fn give_up(&mut self, error: Error) {
-        if let Some(owner) = &mut self.owner {
+        if let Some(owner) = self.ownership.owner_mut() {
             answer(owner.waiting.drain(..), &Err(error));
         }
         self.release();
@@ -287,7 +242,8 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         // In order, there is no owner any more. Else the runtime went, and nobody keeps the entry.
-        for owner in self.owner.iter().chain(&self.former) {
+        let Ownership::Owned(owned) = &self.ownership else { return };
+        for owner in owned.former.iter().chain([&owned.owner]) {
             owner.status.set(Status::lost(Error::new(
                 ErrorKind::Internal,
                 "the runtime that kept the registration was shut down",

@@ -1,4 +1,4 @@
-use discovery_core::Claim;
+use discovery_core::{Claim, StatusWriter};
 use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
@@ -423,7 +423,7 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
     assert!(matches!(first.next(&next), Next::Write { revision: 0, .. }));
     first.written(id_of(&next), Ok(Put::Refused(Some(foreign()))));
     first.next(&next);
-    assert!(first.owner.is_none(), "superseded");
+    assert!(first.ownership.owner().is_none(), "superseded");
 
     // A claim of the same handle meets it, and is given up, be it answered or not.
     for is_answered in [true, false] {
@@ -445,7 +445,7 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
         second.written(id_of(&lease), Ok(Put::Refused(Some(foreign()))));
         pass().await;
         second.next(&lease);
-        assert!(second.owner.is_none(), "superseded");
+        assert!(second.ownership.owner().is_none(), "superseded");
     }
 }
 
@@ -559,7 +559,7 @@ impl World {
                 } else {
                     Put::Refused(before.clone())
                 };
-                let is_claim = entry.owner.as_ref().is_some_and(|owner| owner.intent == Intent::TakeOver);
+                let is_claim = entry.ownership.owner().is_some_and(|owner| owner.intent == Intent::TakeOver);
                 let is_anothers = before.is_some_and(|row| row.lease == OTHER);
                 assert!(!is_anothers || matches!(put, Put::Refused(_)) || is_claim, "only a new claim takes over");
                 entry.written(*id, if how == 0 { Ok(put) } else { Err(no_answer()) });
@@ -600,7 +600,7 @@ impl World {
                 continue;
             }
             let is_right = |row: &KeyValue| {
-                let owner = entry.owner.as_ref().filter(|owner| owner.held == Some(row.lease));
+                let owner = entry.ownership.owner().filter(|owner| owner.held == Some(row.lease));
                 owner.is_some_and(|owner| owner.value == row.value)
             };
             let was_right = self.row.as_ref().is_some_and(is_right);
@@ -681,7 +681,7 @@ proptest! {
             for mut answer in answers {
                 assert!(answer.try_recv().is_ok(), "everybody who asked is answered");
             }
-            match &entry.owner {
+            match entry.ownership.owner() {
                 Some(owner) => {
                     assert!(owner.status.status().is_registered());
                     let row = world.row.expect("the owner's entry stands");
@@ -695,7 +695,7 @@ proptest! {
                 }
             }
             let live = statuses.iter().filter(|status| status.status().is_registered()).count();
-            assert_eq!(live, usize::from(entry.owner.is_some()), "one owner at most");
+            assert_eq!(live, usize::from(entry.ownership.owner().is_some()), "one owner at most");
         });
     }
 }
