@@ -49,8 +49,9 @@ pub struct Recovery {
     /// [`ResourceExhausted`](ErrorKind::ResourceExhausted), while the set stands as last known. A part of the entries would be
     /// no state that the registry ever had, and nobody can tell which part is worth having.
     ///
-    /// To find that out again costs the registry a read of that many entries, by each who watches. So the next attempt comes one
-    /// to two minutes later, whatever the backoff is. A `list` is tried at once.
+    /// To find that out again costs the registry a read of that many entries, by each who watches.
+    /// So the next attempt comes one to two minutes later, whatever the backoff is. A `list` is
+    /// tried at once.
     pub entries: usize,
 }
 

@@ -83,7 +83,7 @@ impl EtcdBackend {
         recovery.backoff = settings.backoff;
         recovery.first_set = settings.deadline;
         recovery.entries = settings.max_entries;
-        // Each service has room for so many from the beginning, and a handle may watch thousands.
+        // The queue is allocated for each watched service, and a handle may watch thousands.
         recovery.queue = 32;
         if settings.discover_members {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());

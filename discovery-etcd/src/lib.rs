@@ -7,19 +7,19 @@
 //!   `payments/10.0.7.4:50051` → `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}`.
 //! - A service is read by a linearizable list at one revision and a watch from there, which is told what the list has once more and
 //!   drops it: some releases lose a removal where a watch begins right after a compacted revision.
-//! - All that a handle watches, services and entries of its own, shares one stream; another one stands
-//!   beside it for a while where a service has much to catch up with, where a token is too old for
-//!   the next watch, or where the handle moves to another member. It takes the ids that the server
-//!   gives, so that it works behind etcd's own grpc-proxy.
-//! - While something is watched, one small read after the other asks on the connection of that stream
-//!   whether the member lives: a sixth of the [ttl](EtcdConfig::with_ttl) after the last answer, and at
-//!   least every 3.75 s. It may take a quarter of the ttl, as may each page of the list that follows
-//!   where there is no answer. So watchers are told of an outage within two thirds of the ttl, after
-//!   11.25 s at most.
+//! - All that a handle watches, services and entries of its own, shares one stream; another one
+//!   stands beside it for a while where a service has much to catch up with, where a token is too
+//!   old for the next watch, or where the handle moves to another member. It takes the ids that the
+//!   server gives, so that it works behind etcd's own grpc-proxy.
+//! - While something is watched, one small read after the other asks on the connection of that
+//!   stream whether the member lives: a sixth of the [ttl](EtcdConfig::with_ttl) after the last
+//!   answer, and at least every 3.75 s. It may take a quarter of the ttl, as may each page of the
+//!   list that follows where there is no answer. So watchers are told of an outage within two
+//!   thirds of the ttl, after 11.25 s at most.
 //! - A stream may be stuck, or leave something out, all the same. So once in a tenth of the
-//!   [audit](EtcdConfig::with_audit_interval), a minute by default, etcd is asked for the number of a
-//!   service's keys and the newest of them, and once per ttl for each entry of the handle's own, in
-//!   transactions of at most 128 reads.
+//!   [audit](EtcdConfig::with_audit_interval), a minute by default, etcd is asked for the number of
+//!   a service's keys and the newest of them, and once per ttl for each entry of the handle's own,
+//!   in transactions of at most 128 reads.
 //! - One member is asked at a time, every call under a timeout. Where it fails, another one is
 //!   asked, at random. An answer is the cluster's only if its code and its whole text are known to
 //!   be; any other refusal counts for the member that gave it. Overload and timeouts go to one

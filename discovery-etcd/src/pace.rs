@@ -29,7 +29,8 @@ impl Pace {
     }
 }
 
-/// What the default ttl makes of a quarter; with a longer one, there is no reason to look less often.
+/// What the default ttl makes of a quarter; with a longer one, there is no reason to look less
+/// often.
 const SLOWEST: Duration = Duration::from_millis(3750);
 
 #[cfg(test)]

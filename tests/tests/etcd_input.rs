@@ -162,9 +162,10 @@ async fn d5_huge_values_are_skipped_and_memory_is_bounded() {
     assert!(second.peak < 93_000, "{second:?}");
 }
 
-/// **D6**: 100,000 entries under one service. No client follows more than its limit (20,000): a list is refused, watchers are told once with
-/// `ResourceExhausted`, the set stands, and the service is listed and followed again once it is smaller: at once by who begins then,
-/// and by who watched within two minutes, which a paused clock shows in `discovery-core`.
+/// **D6**: 100,000 entries under one service. No client follows more than its limit (20,000): a
+/// list is refused, watchers are told once with `ResourceExhausted`, the set stands, and the
+/// service is listed and followed again once it is smaller: at once by who begins then, and by who
+/// watched within two minutes, which a paused clock shows in `discovery-core`.
 ///
 /// The set is refused and not truncated: a part is no state that the registry had, and a removal within it would take a new list
 /// each time.

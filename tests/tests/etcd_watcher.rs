@@ -1,4 +1,5 @@
-//! What a handle that watches much costs, and what one service does to the others that share its stream.
+//! What a handle that watches much costs, and what one service does to the others that share its
+//! stream.
 
 use std::{
     sync::Arc,
@@ -56,7 +57,8 @@ fn assert_undisturbed(followers: &[Follower]) {
     }
 }
 
-/// Idle, a handle has one stream and reads little, however many services it watches and entries it keeps.
+/// Idle, a handle has one stream and reads little, however many services it watches and entries it
+/// keeps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handle_costs_one_stream() {
     let etcd = Etcd::start().await;
@@ -80,7 +82,8 @@ async fn a_handle_costs_one_stream() {
     eventually("no stream is open", SOON, async || streams(&etcd, 0, "Watch").1 == 0).await;
 }
 
-/// The member that carries the watches of 1,000 services dies: nobody is told of a loss, and all are live again within 1 s.
+/// The member that carries the watches of 1,000 services dies: nobody is told of a loss, and all
+/// are live again within 1 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_member_under_a_thousand_services_dies() {
     const SERVICES: usize = 1_000;
@@ -163,7 +166,8 @@ async fn a_limit_of_streams_is_no_limit_of_services() {
     assert_eq!(fake.asked(Method::Watch).len(), 1);
 }
 
-/// An answer that is too large to decode ends the watch of the service that it is for, and disturbs no other one.
+/// An answer that is too large to decode ends the watch of the service that it is for, and disturbs
+/// no other one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_too_large_to_decode_disturbs_no_other_service() {
     let fake = Fake::start().await;
@@ -190,7 +194,8 @@ async fn an_answer_too_large_to_decode_disturbs_no_other_service() {
     eventually("one stream carries all", SOON, async || fake.open_watches() == 1).await;
 }
 
-/// A watch that is refused for its stream's old token gets another stream, to which the others move unnoticed.
+/// A watch that is refused for its stream's old token gets another stream, to which the others move
+/// unnoticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_refused_for_an_old_token_disturbs_no_other_one() {
     const PASSWORD: &str = "canary";

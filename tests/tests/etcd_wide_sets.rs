@@ -1,5 +1,5 @@
-//! Who lists and watches a service of many entries, or one below which there are many keys of deeper
-//! paths that are nobody's entries.
+//! Who lists and watches a service of many entries, or one below which there are many keys of
+//! deeper paths that are nobody's entries.
 
 use std::time::{Duration, Instant};
 
@@ -109,8 +109,8 @@ async fn many_subtrees_of_one_key_are_read_in_few_pages() {
     assert!(requests <= 7, "{requests}");
 }
 
-/// Below a limit of 2,000, a thousand entries are listed wherever many more keys of deeper paths stand;
-/// one entry over the limit is not.
+/// Below a limit of 2,000, a thousand entries are listed wherever many more keys of deeper paths
+/// stand; one entry over the limit is not.
 #[tokio::test]
 async fn deeper_paths_count_for_no_limit_wherever_they_stand() {
     let etcd = Etcd::start().await;
@@ -171,8 +171,8 @@ async fn a_list_is_one_state_while_entries_are_added() {
     assert!(lists > 1);
 }
 
-/// 5,000 entries over 64 kB/s with round trips of 300 ms: the first set comes in pages that each come
-/// in time, and no loss is told.
+/// 5,000 entries over 64 kB/s with round trips of 300 ms: the first set comes in pages that each
+/// come in time, and no loss is told.
 #[tokio::test]
 async fn a_slow_network_lists_many_entries() {
     let etcd = Etcd::start().await;

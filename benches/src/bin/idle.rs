@@ -119,7 +119,7 @@ impl Raw {
         Ok(Self { sets, watches: watches.ok_or("no services")?, keeper, renewals })
     }
 
-    /// Keeps the sets up to date and the lease alive, for ever.
+    /// Keeps the sets up to date and the lease alive until it ends.
     async fn follow(mut self) -> Result<(), Failure> {
         let mut renewal = interval(TTL / 3);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);

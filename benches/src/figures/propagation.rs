@@ -7,8 +7,8 @@ use crate::{Failure, report::Report, rounds::Quartiles, table::Row};
 /// of the event's time. 1,000 watched services of one handle are judged against that one consumer.
 ///
 /// 1,000 consumers of one service are 1,000 tasks to be woken. On two cores a bare channel, which
-/// hands the raw event to as many tasks and does nothing else, takes about 1.25 times as long as one
-/// consumer until half of them have run, and 1.4 times until all have. So the consumer in the
+/// hands the raw event to as many tasks and does nothing else, takes about 1.25 times as long as
+/// one consumer until half of them have run, and 1.4 times until all have. So the consumer in the
 /// middle, and the last one, are judged against that channel, and printed against one consumer.
 pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     let report = Report::of("propagation", &[MANY.to_string(), ROUNDS.to_string(), PUTS.to_string()])?;

@@ -121,8 +121,8 @@ impl Member {
         Ok(page)
     }
 
-    /// Reads keys and ranges, at most 128, as they are at one revision, linearizably. Of a range it is
-    /// read how many keys there are and which is the newest one.
+    /// Reads keys and ranges, at most 128, as they are at one revision, linearizably. Of a range it
+    /// is read how many keys there are and which is the newest one.
     ///
     /// etcd reads a whole range to find its newest key; the answer is small all the same.
     pub(crate) async fn readings(&self, questions: Vec<Asked>) -> Result<Vec<Reading>, Failure> {

@@ -133,8 +133,8 @@ impl StreamConnection {
         &self.member
     }
 
-    /// The store's revision, read linearizably within `limit` on the connection of the stream: a sign
-    /// of life. The handle must be allowed to read the key, which need not exist.
+    /// The store's revision, read linearizably within `limit` on the connection of the stream: a
+    /// sign of life. The handle must be allowed to read the key, which need not exist.
     ///
     /// Where the connection fails, so does the stream, though the member may answer on another one.
     pub(crate) async fn revision(&self, key: Vec<u8>, limit: Duration) -> Result<i64, Failure> {

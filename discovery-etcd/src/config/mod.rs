@@ -243,11 +243,12 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets how often the handle chooses its member anew, give or take a fifth, so that handles spread
-    /// over the members again after those were restarted; by default every 10 min, from 1 s to 1 day.
+    /// Sets how often the handle chooses its member anew, give or take a fifth, so that handles
+    /// spread over the members again after those were restarted; by default every 10 min, from 1 s
+    /// to 1 day.
     ///
-    /// Each watched service is audited ten times as often: etcd is asked for the number of its keys and
-    /// for the newest of them.
+    /// Each watched service is audited ten times as often: etcd is asked for the number of its keys
+    /// and for the newest of them.
     #[must_use]
     pub fn with_audit_interval(mut self, interval: Duration) -> Self {
         self.audit_interval = interval;
@@ -256,9 +257,10 @@ impl EtcdConfig {
 
     /// Sets how many entries a service may have, bad ones included, from 1 to 1,000,000; by default 20,000.
     ///
-    /// A service that has more is not followed: `list` fails and watchers get one `Lost`, both of the kind
-    /// [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted), and the set stands as last known until there are
-    /// fewer, which watchers learn within two minutes. So nobody who may write there can fill the memory of those who read.
+    /// A service that has more is not followed: `list` fails and watchers get one `Lost`, both of
+    /// the kind [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted), and the set
+    /// stands as last known until there are fewer, which watchers learn within two minutes. So
+    /// nobody who may write there can fill the memory of those who read.
     #[must_use]
     pub fn with_max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;

@@ -55,8 +55,9 @@ impl Source for EtcdSource {
 }
 
 impl EtcdSource {
-    /// Lists and watches; where the watch breaks but some member answers at once, lists anew and goes on. Otherwise the attempt
-    /// ends, so that watchers know of the outage while it lasts: what they see after it may be its doing.
+    /// Lists and watches; where the watch breaks but some member answers at once, lists anew and
+    /// goes on. Otherwise the attempt ends, so that watchers know of the outage while it lasts:
+    /// what they see after it may be its doing.
     ///
     /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions
     /// may mean another history. The list costs little, and equal instances stay the same ones for
@@ -103,8 +104,8 @@ impl EtcdSource {
         Box::pin(self.list(range)).await
     }
 
-    /// Lists anew for a watch that broke. To wait for a turn takes from the time that there is, so that
-    /// however many watches broke, all know of an outage in time.
+    /// Lists anew for a watch that broke. To wait for a turn takes from the time that there is, so
+    /// that however many watches broke, all know of an outage in time.
     async fn relist(&self, range: &Range<'_>) -> Result<Listed, Error> {
         let begun = Instant::now();
         let Ok(permit) = timeout(self.pace.relist, self.relists.acquire()).await else {
@@ -149,8 +150,8 @@ struct State {
 }
 
 impl State {
-    /// Passes a message on. Those who watch have their turns meanwhile, so that none falls behind for
-    /// want of one.
+    /// Passes a message on. Those who watch have their turns meanwhile, so that none falls behind
+    /// for want of one.
     async fn take(&mut self, range: &Range<'_>, message: Message) -> Result<(), cursor::Stop> {
         if message.fragment {
             self.tally.hear();

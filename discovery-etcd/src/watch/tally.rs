@@ -5,10 +5,10 @@ use crate::client::RangeSummary;
 /// Whether a watch has told what it should, by what an audit reads of its range: the decision
 /// without the I/O.
 ///
-/// A stream that says nothing looks the same whether nothing happens or it is stuck. The latter shows
-/// when etcd has more or fewer keys, or a newer one, than the watch told of, and the watch makes no
-/// progress towards them until the next audit. A watch that left out some change but goes on shows as
-/// soon as it has passed the revision of the audit.
+/// A stream that says nothing looks the same whether nothing happens or it is stuck. The latter
+/// shows when etcd has more or fewer keys, or a newer one, than the watch told of, and the watch
+/// makes no progress towards them until the next audit. A watch that left out some change but goes
+/// on shows as soon as it has passed the revision of the audit.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// The keys of the range, by the list and the steps since.

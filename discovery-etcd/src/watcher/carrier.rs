@@ -184,8 +184,8 @@ impl Carried {
     }
 
     /// Asks for what follows the last revision that is known, which is asked for once more: where
-    /// history is compacted up to the first change that is not known, some releases take a watch from
-    /// there and leave a removal out, and only one from before it is refused.
+    /// history is compacted up to the first change that is not known, some releases take a watch
+    /// from there and leave a removal out, and only one from before it is refused.
     pub(super) fn request(&self, turn: u64) -> WatchRequest {
         WatchRequest {
             from: self.keys().from().to_vec(),

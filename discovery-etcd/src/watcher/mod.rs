@@ -1,15 +1,16 @@
 //! The one watcher of a handle: all that it watches, services and entries of its own, on one
 //! stream.
 //!
-//! [`Watcher`] takes orders for [`task`], which decides which [`carrier`] carries what: a stream, and
-//! the task that reads it. There is one, and another beside it for a while: where watches move to
-//! another member or to another token, where a watch has much to catch up with, or where an answer
-//! cannot be decoded and it is to be found out whose it is. A watch that moves begins on the next
-//! stream with the last revision that its owner knows, and is taken from there once the server has
-//! created it.
+//! [`Watcher`] takes orders for [`task`], which decides which [`carrier`] carries what: a stream,
+//! and the task that reads it. There is one, and another beside it for a while: where watches move
+//! to another member or to another token, where a watch has much to catch up with, or where an
+//! answer cannot be decoded and it is to be found out whose it is. A watch that moves begins on the
+//! next stream with the last revision that its owner knows, and is taken from there once the server
+//! has created it.
 //!
-//! A stream says nothing where nothing happens, and where it is cut off. So one small read after the
-//! other asks the member whether it lives, and [`audits`] compare what was told with what there is.
+//! A stream says nothing where nothing happens, and where it is cut off. So one small read after
+//! the other asks the member whether it lives, and [`audits`] compare what was told with what there
+//! is.
 
 mod audits;
 mod carrier;

@@ -215,8 +215,8 @@ impl Task {
         }));
     }
 
-    /// Follows the handle where it moves to another member. The present stream goes on until each of
-    /// its watches was created there.
+    /// Follows the handle where it moves to another member. The present stream goes on until each
+    /// of its watches was created there.
     fn begin_move(&mut self, main: u64) {
         let Some(stream) = self.streams.get(&main).filter(|_| self.moving.is_none()) else { return };
         let Some(opening) = self.plan.next_move() else { return };
@@ -438,8 +438,8 @@ impl Task {
                 self.refused = 0;
                 return;
             }
-            // etcd goes on telling changes to those whose permission it has withdrawn; who watches is
-            // to know.
+            // etcd goes on telling changes to those whose permission it has withdrawn; who watches
+            // is to know.
             Err(failure) if failure.error.kind() == ErrorKind::PermissionDenied => {
                 let acts = self.plan.leave(number);
                 self.act(acts, None);

@@ -152,8 +152,8 @@ impl Entry {
         }
     }
 
-    /// Takes what was read to see whether the watch tells all. It was asked for at that moment, when
-    /// so much was known.
+    /// Takes what was read to see whether the watch tells all. It was asked for at that moment,
+    /// when so much was known.
     pub(in crate::registry) fn audited(&mut self, asked: Instant, known: i64, reading: KeyReading) {
         if !self.known.is_overtaken(asked, known, &reading) {
             self.read(Ok(reading));

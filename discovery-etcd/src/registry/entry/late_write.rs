@@ -56,8 +56,8 @@ impl LateWrite {
         self.doubt = last.map_or(Doubt::Under(lease), Doubt::Repeated);
     }
 
-    /// Takes that the next write need not be for what the unanswered one was for, which may still be
-    /// done.
+    /// Takes that the next write need not be for what the unanswered one was for, which may still
+    /// be done.
     pub(super) fn move_on(&mut self) {
         if let Doubt::Repeated(Guard { lease, .. }) = self.doubt {
             self.doubt = Doubt::Under(lease);

@@ -46,7 +46,8 @@ impl Watched {
         match self.state {
             State::Lost { recheck } => Attend::Read(recheck),
             State::Since { lease: under, .. } if under == lease => Attend::Listen,
-            // A watch that began under another lease may wait for a revision of a history that is no more.
+            // A watch that began under another lease may wait for a revision of a history that is
+            // no more.
             State::Since { .. } | State::No => Attend::Watch,
         }
     }

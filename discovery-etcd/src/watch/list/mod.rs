@@ -43,9 +43,9 @@ impl EtcdSource {
         self.read(range, None, Instant::now()).await
     }
 
-    /// As [`list`](Self::list), with no more than `bound` from `begun` to the first page and from one
-    /// page to the next. So it ends within that time where the members are silent; while pages come it
-    /// goes on, however long the whole list takes.
+    /// As [`list`](Self::list), with no more than `bound` from `begun` to the first page and from
+    /// one page to the next. So it ends within that time where the members are silent; while pages
+    /// come it goes on, however long the whole list takes.
     pub(super) async fn list_within(
         &self,
         range: &Range<'_>,

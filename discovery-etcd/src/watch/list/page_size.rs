@@ -1,7 +1,7 @@
 //! How many rows of a range to ask for at once: the decision without the I/O.
 //!
-//! For each page etcd walks the whole rest of the range, so pages are as large as may be. Bounds are
-//! the decoder, the memory of both sides, and the time that an answer may take.
+//! For each page etcd walks the whole rest of the range, so pages are as large as may be. Bounds
+//! are the decoder, the memory of both sides, and the time that an answer may take.
 
 use std::time::Duration;
 

@@ -34,8 +34,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// How many rows to ask for: while all of them are entries, no more than show that there are too
-    /// many.
+    /// How many rows to ask for: while all of them are entries, no more than show that there are
+    /// too many.
     ///
     /// The number of keys alone shows nothing: those that follow may be of deeper paths.
     pub(super) fn rows(&self) -> usize {
@@ -124,8 +124,8 @@ mod tests {
     use super::*;
     use crate::{client::KeyValue, layout::EtcdNaming};
 
-    /// Lists keys below `s/` as an etcd with these keys would, with the cluster's id on the pages as
-    /// given, the last one on all that follow. Returns the pages' numbers of rows too.
+    /// Lists keys below `s/` as an etcd with these keys would, with the cluster's id on the pages
+    /// as given, the last one on all that follow. Returns the pages' numbers of rows too.
     fn list(keys: &BTreeSet<String>, limit: usize, clusters: &[u64]) -> Result<(Listed, Vec<usize>), Error> {
         let layout = EtcdNaming::default();
         let range = Range::new(&layout, "", &"s".parse().unwrap(), limit);

@@ -1,10 +1,10 @@
 //! Which subtrees of deeper paths a list leaves out: the decision without the I/O.
 //!
-//! Where the last row of a page belongs to a subtree that has nobody's entries, the next page begins
-//! behind it. That costs nothing. A large page may have read many keys of it by then, though, so
-//! after a skip the next page is a small one again, in case that another subtree follows. A small
-//! page costs etcd a walk of the rest of the range, and there may be as many subtrees as keys: so
-//! that is done only where it pays.
+//! Where the last row of a page belongs to a subtree that has nobody's entries, the next page
+//! begins behind it. That costs nothing. A large page may have read many keys of it by then,
+//! though, so after a skip the next page is a small one again, in case that another subtree
+//! follows. A small page costs etcd a walk of the rest of the range, and there may be as many
+//! subtrees as keys: so that is done only where it pays.
 
 /// What became of the skips of one list.
 #[derive(Debug, Default)]
@@ -50,8 +50,8 @@ const MAX_VAIN: u32 = 2;
 mod tests {
     use super::*;
 
-    /// Lists `subtrees` of so many keys each, and returns how many small pages of 16 rows that takes
-    /// until pages are large.
+    /// Lists `subtrees` of so many keys each, and returns how many small pages of 16 rows that
+    /// takes until pages are large.
     fn small_pages(subtrees: usize, keys: usize) -> u32 {
         let mut skips = Subtrees::default();
         let mut left = subtrees * keys;

@@ -76,7 +76,8 @@ enum Purpose {
 /// What is to be done.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Act {
-    /// Ask for a watch on a stream. Of several turns of a watch, the last one that is created counts.
+    /// Ask for a watch on a stream. Of several turns of a watch, the last one that is created
+    /// counts.
     Ask {
         stream: u64,
         number: u64,
@@ -182,8 +183,8 @@ impl Plan {
         Some(Opening { first, turn: self.next_turn(), purpose: Purpose::Move })
     }
 
-    /// A stream was opened. Returns its number, and what to do on it, which includes the watch that it
-    /// was opened with.
+    /// A stream was opened. Returns its number, and what to do on it, which includes the watch that
+    /// it was opened with.
     pub(super) fn opened(&mut self, opening: Opening, now: Instant) -> (u64, Vec<Act>) {
         let Opening { first, turn, purpose } = opening;
         self.last_stream += 1;
@@ -270,8 +271,8 @@ impl Plan {
         acts
     }
 
-    /// A watch was created in a turn that is of no use: its owner listens to a later one, or listens to
-    /// this one, whose stream has ended since.
+    /// A watch was created in a turn that is of no use: its owner listens to a later one, or
+    /// listens to this one, whose stream has ended since.
     fn lost_turn(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
         let is_carried = self.streams.get(&stream).is_some_and(|state| state.watches.get(&number) == Some(&turn));
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
@@ -437,8 +438,8 @@ impl Plan {
         acts
     }
 
-    /// Of watches whose stream had an answer that was too large: each half gets another stream, until
-    /// the one that it was for is alone.
+    /// Of watches whose stream had an answer that was too large: each half gets another stream,
+    /// until the one that it was for is alone.
     fn separate(&mut self, lost: &[u64]) -> Vec<Act> {
         if let [number] = lost {
             return self.end(*number);
@@ -471,7 +472,8 @@ impl Plan {
         vec![self.close_if_empty(stream).unwrap_or(Act::Leave { stream, turn })]
     }
 
-    /// Closes a stream that carries nothing, and the one on which watches begin where there are none.
+    /// Closes a stream that carries nothing, and the one on which watches begin where there are
+    /// none.
     fn close_if_empty(&mut self, stream: u64) -> Option<Act> {
         let is_empty = self.streams.get(&stream).is_some_and(|state| state.watches.is_empty());
         let is_kept = self.main == Some(stream) && !self.watches.is_empty();

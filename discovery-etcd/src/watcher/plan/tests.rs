@@ -293,8 +293,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: once all that is asked for is created, each watch that did
-    /// not end is carried by exactly one stream, and there is no stream without watches.
+    /// Whatever happens in whatever order: once all that is asked for is created, each watch that
+    /// did not end is carried by exactly one stream, and there is no stream without watches.
     #[test]
     fn no_watch_is_lost_and_none_is_carried_twice(steps in proptest::collection::vec(step(), 1..80)) {
         let mut scene = Scene::new();
