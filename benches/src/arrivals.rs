@@ -20,14 +20,14 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// For so many tasks.
+    /// For this number of tasks.
     #[must_use]
     pub fn new(places: usize) -> Self {
         let at = (0..places).map(|_| AtomicU64::default()).collect();
         Self { start: Instant::now(), at, missing: AtomicUsize::new(0), all: Notify::new() }
     }
 
-    /// Begins to wait for so many arrivals, none of which may have come yet.
+    /// Begins to wait for this number of arrivals, before any of them.
     pub fn expect(&self, count: usize) {
         self.missing.store(count, Ordering::Release);
     }
@@ -48,7 +48,7 @@ impl Arrivals {
     ///
     /// # Errors
     ///
-    /// Where some are not for so long.
+    /// Where some take longer than the limit.
     pub async fn all(&self, limit: Duration) -> Result<(), Failure> {
         let arrived = timeout(limit, self.all.notified()).await;
         arrived.map_err(|_| format!("{} have not arrived", self.missing.load(Ordering::Relaxed)).into())

@@ -14,7 +14,7 @@
 //! - While something is watched, one small read after the other asks on the connection of that
 //!   stream whether the member lives: a sixth of the [ttl](EtcdConfig::with_ttl) after the last
 //!   answer, and at least every 3.75 s. It may take a quarter of the ttl, as may each page of the
-//!   list that follows where there is no answer. So watchers are told of an outage within two
+//!   list that follows where there is no answer. So watchers get a `Lost` within two
 //!   thirds of the ttl, after 11.25 s at most.
 //! - A stream may be stuck, or leave something out, all the same. So once in a tenth of the
 //!   [audit](EtcdConfig::with_audit_interval), a minute by default, etcd is asked for the number of

@@ -279,7 +279,7 @@ async fn replaces_a_stuck_connection(others: usize) {
     let servers = servers(others).await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([address])));
     eventually("all ready", || ready(&channel) == 1 + others).await;
-    // Shown are the calls on present connections: once it is replaced, the stuck one is none any more.
+    // `endpoints` counts calls on present connections alone, which the stuck one is until replaced.
     let at_stuck = || {
         let endpoints = channel.endpoints();
         endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).unwrap().in_flight

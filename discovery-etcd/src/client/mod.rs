@@ -89,7 +89,7 @@ impl Member {
         let work = async {
             let connection = self.connection().await?;
             let used = begun.insert(connection.begin()).clone();
-            // The future of a call takes many kB. Its caller would hold them for as long as it lives.
+            // The future of a call takes many kB, which its caller would hold all its life.
             let answered = Box::pin(call(connection.client())).await;
             used.answered(&answered);
             let answer = answered.map_err(|error| Failure::from_client(error, operation, &self.address))?;

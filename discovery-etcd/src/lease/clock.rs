@@ -64,8 +64,8 @@ impl LeaseClock {
             return Due::Lost;
         }
         match link {
-            // A third of what is left, since a slow network is no outage; but enough that two members
-            // have their chance after the switch.
+            // A third of what is left, since a slow network is no outage. After the switch it is a
+            // sixth of the ttl, so that two members have their chance.
             Link::Closed => {
                 let left = self.ends() - now;
                 Due::Open(now + (left / 3).max(self.granted / 6).min(left))

@@ -31,7 +31,7 @@ pub(super) struct Carrier {
     pub(super) patience: Duration,
 }
 
-/// What a stream is told to do.
+/// A command for the task of a stream.
 #[derive(Debug)]
 pub(super) enum Command {
     Ask { turn: u64, carried: Carried },
@@ -76,7 +76,7 @@ impl Carrier {
         let mut last_message = last_answer;
         loop {
             let outgoing = self.outgoing();
-            // What is told meanwhile may take its time, but not for ever.
+            // Events in between may delay the answer, but only up to a bound.
             let overdue = (last_message + self.patience).min(last_answer + BUSY * self.patience);
             tokio::select! {
                 biased;
@@ -93,7 +93,7 @@ impl Carrier {
                         Err(failure) => return Some(failure),
                     }
                 }
-                // A full queue of requests gives way to reading, or both sides would wait for ever.
+                // If the queue of requests is full, reading goes on: otherwise both sides would block.
                 sent = send(requests, outgoing.clone()), if outgoing.is_some() => {
                     if let Err(failure) = sent {
                         return Some(failure);

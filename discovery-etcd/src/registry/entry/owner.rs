@@ -10,7 +10,7 @@ pub(super) struct Owner {
     pub(super) value: Vec<u8>,
     pub(super) intent: Intent,
     pub(super) status: StatusWriter,
-    /// Who waits for the value to be written.
+    /// The callers that wait until the value is written.
     pub(super) waiting: Vec<Reply>,
     /// The lease under which it stands as it should.
     pub(super) held: Option<i64>,

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use super::{Reply, answer, owner::Owner};
 use crate::registry::decide::Intent;
 
-/// Who has the entry.
+/// The registration that owns the entry, if there is one.
 #[derive(Debug)]
 pub(super) enum Ownership {
     /// A registration has it. Boxed, since it is much larger than the others.
@@ -14,7 +14,7 @@ pub(super) enum Ownership {
         lease: i64,
         /// When the last registration ended, as in [`Self::Vacant`].
         since: Option<Instant>,
-        /// Who waits for the removal.
+        /// The callers that wait for the removal.
         waiting: Vec<Reply>,
     },
     /// Nobody has it, and nothing is known to be left of it.
@@ -32,7 +32,7 @@ pub(super) struct Owned {
     pub(super) former: Option<Owner>,
     /// The lease of the last write that was tried and of which nothing is known to be gone.
     pub(super) tried: Option<i64>,
-    /// Who waits for the removal of what the owner's first write replaces.
+    /// The callers that wait until the owner's first write has replaced what stood there.
     pub(super) leaving: Vec<Reply>,
 }
 

@@ -468,7 +468,7 @@ enum Event {
     Call(u8),
     /// What was under way arrives.
     Arrive,
-    /// The entry is read beside its watch, and later that is told.
+    /// An audit reads the entry, and its result arrives later.
     Audit,
     Audited,
     /// RetryDelays between attempts pass.
