@@ -67,7 +67,8 @@ async fn run(data: &[u8]) {
         model.tell(&step);
         model.valid()
     };
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    // A service of too many entries is tried again within two minutes.
+    tokio::time::sleep(Duration::from_secs(130)).await;
     let history = lock(&registry).history.clone();
     for follower in &mut followers {
         follower.take(usize::MAX, &history);
