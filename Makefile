@@ -26,7 +26,7 @@ help:
 test:
 	scripts/install cc cargo protoc etcd etcdctl
 	cargo test --workspace --all-features --no-fail-fast
-	cargo test -p discovery -p discovery-etcd --lib --no-default-features
+	cargo test -p discovery-kit -p discovery-etcd --lib --no-default-features
 
 # One after the other, so that each has the machine; with its output, which has the seeds.
 soak:
