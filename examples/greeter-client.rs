@@ -9,7 +9,7 @@
 use std::{collections::BTreeMap, error::Error, mem, pin::pin, time::Duration};
 
 use clap::Parser;
-use discovery::{BalancedChannel, Resolver, ServiceName, Snapshot, Update, Updates};
+use discovery::{BalancedChannel, Resolver, ServiceName, Snapshot, Update, UpdateStream};
 use futures::StreamExt;
 use greeter::{GreetRequest, GreeterClient};
 use tokio::{sync::mpsc, time};
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let Arguments { registry, service, callers, rest } = Arguments::parse();
 
-    let backend = discovery::connect(&registry)?;
+    let backend = discovery::open(&registry)?;
     tokio::spawn(print_changes(backend.watch(&service)?));
     let channel = BalancedChannel::new(backend, service)?;
 
@@ -82,13 +82,13 @@ async fn call(mut client: GreeterClient<BalancedChannel>, rest: Duration, answer
 }
 
 /// Prints each change of the set at once.
-async fn print_changes(mut updates: Updates) {
+async fn print_changes(mut updates: UpdateStream) {
     let mut set = Snapshot::default();
     while let Some(update) = updates.next().await {
         if let Update::Lost(error) = &update {
             println!("! {}; the set stands as last known", error.report());
         }
-        let next = set.apply(&update);
+        let next = set.after(&update);
         let change = set.diff(&next);
         for instance in change.upserts() {
             println!("+ {} of weight {}", instance.address(), instance.weight());

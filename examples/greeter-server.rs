@@ -9,7 +9,7 @@
 use std::{error::Error, net::SocketAddr, time::Duration};
 
 use clap::Parser;
-use discovery::{Address, RegisteredServer, ServiceName, tonic::server::Stage};
+use discovery::{Address, RegisteredServer, ServiceName, server::Stage};
 use greeter::Greeter;
 use tonic::transport::Server;
 
@@ -39,9 +39,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let Arguments { name, registry, service, listen, advertise, drain } = Arguments::parse();
 
-    let backend = discovery::connect(&registry)?;
+    let backend = discovery::open(&registry)?;
     let mut builder =
-        RegisteredServer::builder(backend, service.clone()).drain(Duration::from_millis(drain)).stop_on_signals();
+        RegisteredServer::builder(backend, service.clone()).drain_time(Duration::from_millis(drain)).stop_on_signals();
     if let Some(address) = advertise {
         builder = builder.advertise(address);
     }
@@ -58,8 +58,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     });
     let router = Server::builder().add_service(Greeter::new(&name).into_service());
     let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
-    if stopped.cut > 0 {
-        println!("{name}: {} connections outlasted the limit, and were cut", stopped.cut);
+    if stopped.aborted_connections > 0 {
+        println!("{name}: {} connections outlasted the limit, and were cut", stopped.aborted_connections);
     }
     println!("{name} stopped");
     Ok(())

@@ -19,7 +19,7 @@ use std::{
 use clap::Parser;
 use discovery::{
     Backend, BalancedChannel, Instance, InstanceId, MemoryBackend, Registration, Registry, ServiceName,
-    tonic::{EndpointState, ServedBy, Tried},
+    channel::{EndpointState, ServedBy, Tried},
 };
 use greeter::{GreetRequest, Greeter, GreeterClient};
 use tokio::{
@@ -102,10 +102,10 @@ impl Place {
     fn open(&self) -> Result<Handle> {
         // `connect("memory:")` would be a new registry with each call.
         if self.url == "memory:" {
-            let memory = self.memory.another();
+            let memory = self.memory.another_process();
             return Ok(Handle { backend: Arc::new(memory.clone()), memory: Some(memory) });
         }
-        Ok(Handle { backend: discovery::connect(&self.url)?, memory: None })
+        Ok(Handle { backend: discovery::open(&self.url)?, memory: None })
     }
 }
 
@@ -234,7 +234,9 @@ async fn call(mut client: GreeterClient<BalancedChannel>, finished: Arc<AtomicBo
                 let served_by = response.extensions().get::<ServedBy>();
                 (served_by.map(|served_by| served_by.instance().id().clone()).into_iter().collect(), None)
             }
-            Err(status) => (Tried::of(&status).map_or_else(Vec::new, |tried| tried.instances().to_vec()), Some(status)),
+            Err(status) => {
+                (Tried::from_status(&status).map_or_else(Vec::new, |tried| tried.instances().to_vec()), Some(status))
+            }
         };
         calls.push(Call { begun, ended, sent_to, failed });
     }

@@ -11,10 +11,8 @@ use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
 use clap::Parser;
 use discovery::{
     Backend, BalancedChannel, RegisteredServer, ServiceName,
-    tonic::{
-        EndpointState,
-        server::{ServerHandle, Stage},
-    },
+    channel::EndpointState,
+    server::{ServerHandle, Stage},
 };
 use greeter::{GreetRequest, Greeter, GreeterClient};
 use tokio::{
@@ -52,7 +50,7 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let Arguments { servers: size, rounds, rate, drain, pause, .. } = arguments;
-    let (service, backend) = ("greeter".parse::<ServiceName>()?, discovery::connect(&arguments.registry)?);
+    let (service, backend) = ("greeter".parse::<ServiceName>()?, discovery::open(&arguments.registry)?);
     let fleet = Fleet { backend: Arc::clone(&backend), service: service.clone(), drain };
     let mut servers = Vec::new();
     for number in 1..=size {
@@ -103,7 +101,7 @@ impl Fleet {
         let id = format!("greeter-{number}").parse()?;
         let server = RegisteredServer::builder(Arc::clone(&self.backend), self.service.clone())
             .instance(move |instance| instance.with_id(id))
-            .drain(self.drain)
+            .drain_time(self.drain)
             .bind("127.0.0.1:0".parse()?)
             .await?;
         let router = Server::builder().add_service(Greeter::new(&number.to_string()).into_service());

@@ -1,6 +1,6 @@
 //! Service discovery for Rust: register, resolve, and balance tonic clients over the live set.
 //!
-//! This crate re-exports the others and parses URLs ([`connect`]). Each cargo feature adds one of them and changes nothing else:
+//! This crate re-exports the others and parses URLs ([`open`]). Each cargo feature adds one of them and changes nothing else:
 //!
 //! | Feature | Adds | Needs |
 //! |---|---|---|
@@ -17,15 +17,15 @@
 #![cfg_attr(all(feature = "memory", feature = "server"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod connect;
+mod open;
 
-pub use connect::connect;
 #[doc(inline)]
 pub use discovery_core::{
-    Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Instances,
-    Metadata, Registration, Registry, RegistryExt, Resolver, ResolverExt, ServiceName, Snapshot, Status, Statuses,
-    Update, Updates, View, Weight,
+    Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Metadata,
+    Registration, Registry, RegistryExt, Resolver, ResolverExt, ServiceName, Snapshot, Status, StatusReceiver, Update,
+    UpdateStream, View, Weight,
 };
+pub use open::open;
 
 #[cfg(feature = "etcd")]
 pub use discovery_etcd as etcd;
@@ -40,10 +40,18 @@ pub use discovery_memory as memory;
 pub use discovery_memory::MemoryBackend;
 
 #[cfg(feature = "tonic")]
-pub use discovery_tonic as tonic;
-#[cfg(feature = "tonic")]
 #[doc(inline)]
 pub use discovery_tonic::BalancedChannel;
 #[cfg(feature = "server")]
 #[doc(inline)]
-pub use discovery_tonic::server::RegisteredServer;
+pub use discovery_tonic::server::{self, RegisteredServer};
+
+/// The balanced channel for tonic clients: its settings, policies, and what calls carry.
+#[cfg(feature = "tonic")]
+pub mod channel {
+    #[doc(inline)]
+    pub use discovery_tonic::{
+        BalancedChannel, ChannelBuilder, EndpointSettings, EndpointState, EndpointStatus, Endpoints, ExpectSlow,
+        OutlierDetection, ResponseBody, Retry, RetryPolicy, ServedBy, Tried, WaitForReady, balance,
+    };
+}

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use discovery_core::{FixedResolver, Instance, InstanceId, Resolver, ServiceName, Snapshot};
 use discovery_memory::MemoryBackend;
-use discovery_tonic::{BalancedChannel, Builder, EndpointState};
+use discovery_tonic::{BalancedChannel, ChannelBuilder, EndpointState};
 use futures::StreamExt;
 use http::Request;
 use tokio::{
@@ -50,12 +50,12 @@ pub async fn ours_ready(addresses: &[SocketAddr]) -> Result<BalancedChannel, Fai
 /// Where an endpoint is not ready within ten seconds.
 pub async fn ours_with(
     addresses: &[SocketAddr],
-    configure: impl FnOnce(Builder) -> Builder,
+    configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
 ) -> Result<BalancedChannel, Failure> {
     ready(configure(builder(addresses)?).build()?, addresses.len()).await
 }
 
-fn builder(addresses: &[SocketAddr]) -> Result<Builder, Failure> {
+fn builder(addresses: &[SocketAddr]) -> Result<ChannelBuilder, Failure> {
     let instances: Result<Vec<_>, _> =
         addresses.iter().map(|address| Ok(Instance::new((*address).try_into()?))).collect();
     let instances = instances.map_err(|error: discovery_core::Error| error)?;
@@ -80,9 +80,9 @@ async fn ready(channel: BalancedChannel, count: usize) -> Result<BalancedChannel
 pub async fn ours_following(
     backend: &MemoryBackend,
     count: usize,
-    configure: impl FnOnce(Builder) -> Builder,
+    configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
 ) -> Result<BalancedChannel, Failure> {
-    let builder = BalancedChannel::builder(backend.another(), service());
+    let builder = BalancedChannel::builder(backend.another_process(), service());
     ready(configure(builder).build()?, count).await
 }
 
@@ -93,12 +93,12 @@ pub async fn ours_following(
 /// Where the registry cannot be watched.
 pub async fn tonic_following(backend: &MemoryBackend) -> Result<Channel, Failure> {
     let (channel, changes) = Channel::balance_channel::<InstanceId>(1024);
-    let mut updates = backend.another().watch(&service())?;
+    let mut updates = backend.another_process().watch(&service())?;
     let (first, filled) = oneshot::channel::<()>();
     tokio::spawn(async move {
         let (mut set, mut first) = (Snapshot::default(), Some(first));
         while let Some(update) = updates.next().await {
-            let next = set.apply(&update);
+            let next = set.after(&update);
             let change = set.diff(&next);
             set = next;
             for instance in change.upserts() {

@@ -67,7 +67,7 @@ impl Error {
 
     /// Names the operation that failed, such as `"register"`; the first name given stays.
     #[must_use]
-    pub fn during(self, operation: &'static str) -> Self {
+    pub fn with_operation(self, operation: &'static str) -> Self {
         self.edit(|inner| {
             inner.operation.get_or_insert(operation);
         })
@@ -75,7 +75,7 @@ impl Error {
 
     /// Names the service concerned; the first name given stays.
     #[must_use]
-    pub fn for_service(self, service: &ServiceName) -> Self {
+    pub fn with_service(self, service: &ServiceName) -> Self {
         self.edit(|inner| {
             inner.service.get_or_insert_with(|| service.clone());
         })
@@ -83,7 +83,7 @@ impl Error {
 
     /// Names the registry's key concerned, which is escaped; the first key given stays.
     #[must_use]
-    pub fn at_key(self, key: &str) -> Self {
+    pub fn with_key(self, key: &str) -> Self {
         self.edit(|inner| {
             inner.key.get_or_insert_with(|| key.escape_debug().to_string());
         })
@@ -91,7 +91,7 @@ impl Error {
 
     /// Attaches the cause, which [`source`](StdError::source) returns and `Display` does not repeat.
     #[must_use]
-    pub fn because(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+    pub fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.edit(|inner| inner.source = Some(Arc::from(source.into())))
     }
 
@@ -136,7 +136,7 @@ impl Error {
     /// use discovery_core::{Error, ErrorKind};
     ///
     /// let cause = std::io::Error::other("connection refused");
-    /// let error = Error::new(ErrorKind::Unavailable, "no member answers").because(cause);
+    /// let error = Error::new(ErrorKind::Unavailable, "no member answers").with_source(cause);
     /// assert_eq!(error.to_string(), "no member answers");
     /// assert_eq!(error.report().to_string(), "no member answers: connection refused");
     /// ```
@@ -212,18 +212,18 @@ mod tests {
     fn context_is_printed_once_and_the_innermost_stays() {
         let service: ServiceName = "payments".parse().unwrap();
         let error = Error::new(ErrorKind::Unavailable, "no member answers")
-            .during("grant")
-            .during("register")
-            .for_service(&service)
-            .at_key("payments/\u{1b}[31m");
+            .with_operation("grant")
+            .with_operation("register")
+            .with_service(&service)
+            .with_key("payments/\u{1b}[31m");
         assert_eq!(error.operation(), Some("grant"));
         assert_eq!(error.to_string(), r"grant: no member answers (service payments, key payments/\u{1b}[31m)");
     }
 
     #[test]
     fn a_shared_error_is_copied_before_it_is_edited() {
-        let first = Error::new(ErrorKind::Internal, "broken").because("cause");
-        let second = first.clone().during("watch");
+        let first = Error::new(ErrorKind::Internal, "broken").with_source("cause");
+        let second = first.clone().with_operation("watch");
         assert_eq!(first.operation(), None);
         assert_eq!(second.report().to_string(), "watch: broken: cause");
     }

@@ -2,7 +2,7 @@ use async_trait::async_trait;
 use futures::{StreamExt, stream};
 
 use crate::{
-    Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Update, Updates,
+    Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Update, UpdateStream,
     resolver::require_runtime,
 };
 
@@ -37,10 +37,10 @@ impl Resolver for FixedResolver {
         Ok(self.0.clone())
     }
 
-    fn watch(&self, _: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, _: &ServiceName) -> Result<UpdateStream, Error> {
         require_runtime("watch")?;
         let set = self.0.clone();
-        Ok(Updates::new(stream::once(async { Update::Reset(set) }).chain(stream::pending())))
+        Ok(UpdateStream::new(stream::once(async { Update::Reset(set) }).chain(stream::pending())))
     }
 }
 
@@ -48,6 +48,6 @@ impl Resolver for FixedResolver {
 impl Registry for FixedResolver {
     async fn register_with(&self, service: &ServiceName, _: Instance, _: Claim) -> Result<Registration, Error> {
         let error = Error::new(ErrorKind::Unsupported, "a fixed set takes no registrations");
-        Err(error.during("register").for_service(service))
+        Err(error.with_operation("register").with_service(service))
     }
 }

@@ -159,11 +159,11 @@ mod tests {
                     }
                 };
                 let Some(update) = update else { continue };
-                let next = held.apply(&update);
+                let next = held.after(&update);
                 match &update {
                     Update::Change(change) => {
                         let copied = Change::new(change.upserts().to_vec(), change.removes().to_vec());
-                        prop_assert_eq!(&held.with(&copied), &next, "folded by hand it is the same set");
+                        prop_assert_eq!(&held.after_change(&copied), &next, "folded by hand it is the same set");
                         prop_assert!(!change.is_empty());
                         prop_assert_eq!(&held.diff(&next), change, "a change is exactly what changed");
                         last_lost = None;
@@ -181,7 +181,7 @@ mod tests {
                     }
                 }
                 held = next;
-                let joined = fold.catch_up().fold(Snapshot::default(), |set, update| set.apply(&update));
+                let joined = fold.catch_up().fold(Snapshot::default(), |set, update| set.after(&update));
                 prop_assert_eq!(&held, &joined, "one who joins late folds to the same set");
                 prop_assert!(held.is_same(&joined), "and all hold it once");
             }

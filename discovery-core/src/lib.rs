@@ -15,6 +15,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod address;
+pub mod backend;
 mod backoff;
 mod error;
 mod fixed;
@@ -28,7 +29,7 @@ mod registry;
 mod reject;
 mod resolver;
 mod share;
-mod snapshot;
+pub mod snapshot;
 mod source;
 mod status;
 mod update;
@@ -44,12 +45,10 @@ pub use fixed::FixedResolver;
 pub use instance::{Instance, Metadata, Weight};
 pub use keep::RegistryExt;
 pub use name::{InstanceId, ServiceName};
-pub use recover::{Recovered, Recovery};
-pub use registration::{Held, Registration};
+pub use registration::Registration;
 pub use registry::{Backend, Claim, Registry};
 pub use resolver::{Resolver, ResolverExt};
-pub use snapshot::{Instances, Snapshot};
-pub use source::{BadEntry, Entry, Feed, Live, Source};
-pub use status::{Status, StatusWriter, Statuses};
-pub use update::{Change, Update, Updates};
+pub use snapshot::Snapshot;
+pub use status::{Status, StatusReceiver};
+pub use update::{Change, Update, UpdateStream};
 pub use view::View;

@@ -13,7 +13,8 @@ use tokio::{
 };
 
 use crate::{
-    Backoff, Entry, Error, ErrorKind, Feed, InstanceId, Resolver, ServiceName, Snapshot, Source, Updates,
+    Backoff, Error, ErrorKind, InstanceId, Resolver, ServiceName, Snapshot, UpdateStream,
+    backend::{Entry, Feed, Source},
     fold::Fold,
     reject::Rejects,
     resolver::require_runtime,
@@ -31,28 +32,25 @@ use crate::{
 #[derive(Debug)]
 pub struct Recovered<S>(Arc<Hub<S>>);
 
-/// How [`Recovered`] recovers.
+/// How [`Recovered`] recovers, and the bounds that it keeps.
+///
+/// ```
+/// use std::time::Duration;
+/// use discovery_core::{Backoff, backend::Recovery};
+///
+/// let recovery = Recovery::default()
+///     .backoff(Backoff::new(Duration::from_millis(50), Duration::from_secs(2))?)
+///     .max_entries(500);
+/// # Ok::<(), discovery_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
+#[must_use]
 pub struct Recovery {
-    /// The waits between attempts; by default 100 ms to 10 s.
-    pub backoff: Backoff,
-    /// How long an attempt, or a `list`, may take up to its first set; by default 10 s.
-    pub first_set: Duration,
-    /// How long an attempt must have gone well for the backoff to start anew; by default 60 s.
-    pub steady: Duration,
-    /// How many updates a consumer may fall behind before it gets a `Reset` instead; by default 128, at least 1.
-    pub queue: usize,
-    /// How many entries a service may have, bad ones included; by default 20,000.
-    ///
-    /// A service that has more is not followed: its `list` fails and its watchers get a `Lost`, both of the kind
-    /// [`ResourceExhausted`](ErrorKind::ResourceExhausted), while the set stands as last known. A part of the entries would be
-    /// no state that the registry ever had, and nobody can tell which part is worth having.
-    ///
-    /// To find that out again costs the registry a read of that many entries, by each who watches.
-    /// So the next attempt comes one to two minutes later, whatever the backoff is. A `list` is
-    /// tried at once.
-    pub entries: usize,
+    backoff: Backoff,
+    first_set_timeout: Duration,
+    backoff_reset_after: Duration,
+    queue_capacity: usize,
+    max_entries: usize,
 }
 
 #[derive(Debug)]
@@ -66,11 +64,11 @@ struct Hub<S> {
 impl<S: Source> Recovered<S> {
     /// A resolver over a source, with the defaults of [`Recovery`].
     pub fn new(source: impl Into<Arc<S>>) -> Self {
-        Self::with(source, Recovery::default())
+        Self::with_recovery(source, Recovery::default())
     }
 
     /// A resolver over a source.
-    pub fn with(source: impl Into<Arc<S>>, recovery: Recovery) -> Self {
+    pub fn with_recovery(source: impl Into<Arc<S>>, recovery: Recovery) -> Self {
         let (watches, rejects) = Default::default();
         Self(Arc::new(Hub { source: source.into(), recovery, watches, rejects }))
     }
@@ -92,14 +90,54 @@ impl<S> Clone for Recovered<S> {
     }
 }
 
+impl Recovery {
+    /// Sets the delays between attempts; by default 100 ms to 10 s.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// Sets how long an attempt, or a `list`, may take up to its first set; by default 10 s.
+    pub fn first_set_timeout(mut self, timeout: Duration) -> Self {
+        self.first_set_timeout = timeout;
+        self
+    }
+
+    /// Sets how long an attempt must have gone well for the backoff to start over; by default 60 s.
+    pub fn backoff_reset_after(mut self, duration: Duration) -> Self {
+        self.backoff_reset_after = duration;
+        self
+    }
+
+    /// Sets how many updates a consumer may fall behind before it gets a `Reset` instead; by
+    /// default 128, at least 1.
+    pub fn queue_capacity(mut self, updates: usize) -> Self {
+        self.queue_capacity = updates.max(1);
+        self
+    }
+
+    /// Sets how many entries a service may have, bad ones included; by default 20,000.
+    ///
+    /// A service that has more is not followed: its `list` fails and its watchers get a `Lost`,
+    /// both of kind [`ResourceExhausted`](ErrorKind::ResourceExhausted), and the set stays as last
+    /// known. A part of the entries would be a state that the registry never had.
+    ///
+    /// Each attempt reads that many entries. So the next one comes one to two minutes later,
+    /// whatever the backoff is. A `list` always tries at once.
+    pub fn max_entries(mut self, entries: usize) -> Self {
+        self.max_entries = entries;
+        self
+    }
+}
+
 impl Default for Recovery {
     fn default() -> Self {
         Self {
             backoff: Backoff::default(),
-            first_set: Duration::from_secs(10),
-            steady: Duration::from_secs(60),
-            queue: 128,
-            entries: 20_000,
+            first_set_timeout: Duration::from_secs(10),
+            backoff_reset_after: Duration::from_secs(60),
+            queue_capacity: 128,
+            max_entries: 20_000,
         }
     }
 }
@@ -111,7 +149,7 @@ impl<S: Source> Resolver for Recovered<S> {
         let sink = Once {
             service: service.clone(),
             rejects: Arc::clone(&self.0.rejects),
-            limit: self.0.recovery.entries,
+            limit: self.0.recovery.max_entries,
             sender: Mutex::new(Some(sender)),
         };
         let attempt = pin!(guard(&*self.0.source, service, Feed(Arc::new(sink))));
@@ -123,15 +161,15 @@ impl<S: Source> Resolver for Recovered<S> {
                 error = attempt => told.try_recv().unwrap_or(Err(error)),
             }
         };
-        let deadline = self.0.recovery.first_set;
+        let deadline = self.0.recovery.first_set_timeout;
         let result = timeout(deadline, first).await.unwrap_or_else(|_| Err(no_set(deadline)));
-        result.map_err(|error| error.during("list").for_service(service))
+        result.map_err(|error| error.with_operation("list").with_service(service))
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         let subscription = Subscription::new(self.0.join(service, Fold::default())?);
         let first = (Arc::clone(&self.0), subscription);
-        Ok(Updates::new(stream::unfold(first, |(hub, mut subscription)| async move {
+        Ok(UpdateStream::new(stream::unfold(first, |(hub, mut subscription)| async move {
             // A watch whose runtime is gone is taken up again on the one that polls this stream. Where that one is shutting
             // down too nothing follows, so that the stream gives way and can be dropped.
             if subscription.shared().is_orphaned() && subscription.is_drained() {
@@ -155,7 +193,7 @@ impl<S: Source> Hub<S> {
         let shared = match &running {
             Some(shared) if !shared.is_orphaned() => Arc::clone(shared),
             _ => {
-                let shared = Shared::new(service.clone(), fold, self.recovery.queue.max(1), &self.watches);
+                let shared = Shared::new(service.clone(), fold, self.recovery.queue_capacity, &self.watches);
                 let orphanage = Orphanage(Arc::downgrade(&shared));
                 let (source, rejects) = (Arc::clone(&self.source), Arc::clone(&self.rejects));
                 let task = runtime.spawn(run(source, rejects, self.recovery, service.clone(), orphanage));
@@ -183,14 +221,14 @@ async fn run<S: Source>(
         let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
         let (error, is_full) = {
             let (progress, mut seen) = watch::channel(Progress::Opening);
-            let (shared, rejects, limit) = (orphanage.0.clone(), Arc::clone(&rejects), recovery.entries);
+            let (shared, rejects, limit) = (orphanage.0.clone(), Arc::clone(&rejects), recovery.max_entries);
             let attempt = Attempt { shared, number, rejects, limit, progress };
             let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
             let ended = tokio::select! {
                 biased;
                 error = &mut attempt => Some(error),
                 Ok(_) = seen.wait_for(|progress| *progress != Progress::Opening) => None,
-                () = sleep(recovery.first_set) => Some(no_set(recovery.first_set)),
+                () = sleep(recovery.first_set_timeout) => Some(no_set(recovery.first_set_timeout)),
             };
             let error = match ended {
                 Some(error) => error,
@@ -198,10 +236,10 @@ async fn run<S: Source>(
                     let since = Instant::now();
                     let error = tokio::select! {
                         biased;
-                        Ok(_) = seen.wait_for(|progress| *progress == Progress::Full) => too_many(recovery.entries),
+                        Ok(_) = seen.wait_for(|progress| *progress == Progress::Full) => too_many(recovery.max_entries),
                         error = &mut attempt => error,
                     };
-                    if since.elapsed() >= recovery.steady {
+                    if since.elapsed() >= recovery.backoff_reset_after {
                         delays.reset();
                     }
                     error
@@ -209,10 +247,10 @@ async fn run<S: Source>(
             };
             // Whatever the source made of it.
             let is_full = *seen.borrow() == Progress::Full;
-            (if is_full { too_many(recovery.entries) } else { error }, is_full)
+            (if is_full { too_many(recovery.max_entries) } else { error }, is_full)
         };
         let Some(shared) = orphanage.0.upgrade() else { return };
-        shared.lose(error.during("watch").for_service(&service));
+        shared.lose(error.with_operation("watch").with_service(&service));
         drop(shared);
         sleep(if is_full { full_delay() } else { delays.next_delay() }).await;
     }
@@ -297,7 +335,7 @@ mod tests {
     use futures::StreamExt;
 
     use super::*;
-    use crate::Live;
+    use crate::backend::Live;
 
     #[derive(Debug)]
     struct Steady;
@@ -336,14 +374,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_service_of_too_many_entries_is_lost_and_its_set_stands() {
         let (wanted, seen) = watch::channel(2);
-        let resolver = Recovered::with(Growing(seen), Recovery { entries: 3, ..Recovery::default() });
+        let resolver = Recovered::with_recovery(Growing(seen), Recovery::default().max_entries(3));
         let service: ServiceName = "payments".parse().unwrap();
         let mut updates = resolver.watch(&service).unwrap();
         let mut set = Snapshot::default();
         for (number, count) in [(2, 2), (3, 3), (4, 3), (2, 2), (5, 2), (3, 3)] {
             wanted.send_replace(number);
             let update = updates.next().await.unwrap();
-            set = set.apply(&update);
+            set = set.after(&update);
             assert_eq!(set.len(), count, "{update:?}");
             let listed = resolver.list(&service).await;
             if number > 3 {
@@ -394,7 +432,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_service_of_too_many_entries_is_tried_once_in_one_to_two_minutes() {
-        let resolver = Recovered::with(Crowded::default(), Recovery { entries: 3, ..Recovery::default() });
+        let resolver = Recovered::with_recovery(Crowded::default(), Recovery::default().max_entries(3));
         let service: ServiceName = "payments".parse().unwrap();
         let mut updates = resolver.watch(&service).unwrap();
         let lost = updates.next().await.unwrap();

@@ -4,9 +4,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::watch;
 
-use crate::{Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusWriter, Statuses};
+use crate::{Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusReceiver, backend::StatusWriter};
 
 /// One instance's place in the registry, held for as long as this lives.
 ///
@@ -17,16 +16,16 @@ use crate::{Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusW
 pub struct Registration {
     service: ServiceName,
     instance: Mutex<Arc<Instance>>,
-    status: watch::Receiver<Status>,
+    status: StatusReceiver,
     /// Held by an update from what it reads to what it writes, so that none undoes another.
     updating: tokio::sync::Mutex<()>,
     /// `None` once deregistered, so that the drop does not ask again.
-    held: Option<Box<dyn Held>>,
+    held: Option<Box<dyn RegistrationBackend>>,
 }
 
 /// What a backend keeps behind a [`Registration`]; for authors of backends.
 #[async_trait]
-pub trait Held: fmt::Debug + Send + Sync {
+pub trait RegistrationBackend: fmt::Debug + Send + Sync {
     /// Writes the instance's new weight and metadata in place; id and address are the same as before.
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error>;
 
@@ -43,10 +42,15 @@ impl Registration {
         service: ServiceName,
         instance: Arc<Instance>,
         status: &StatusWriter,
-        held: impl Held + 'static,
+        held: impl RegistrationBackend + 'static,
     ) -> Self {
-        let (status, held) = (status.0.subscribe(), Some(Box::new(held) as Box<dyn Held>));
-        Self { service, instance: Mutex::new(instance), status, updating: tokio::sync::Mutex::default(), held }
+        Self {
+            service,
+            instance: Mutex::new(instance),
+            status: status.statuses(),
+            updating: tokio::sync::Mutex::default(),
+            held: Some(Box::new(held)),
+        }
     }
 
     /// The service.
@@ -67,28 +71,24 @@ impl Registration {
 
     /// How the registration stands now.
     pub fn status(&self) -> Status {
-        self.status.borrow().clone()
+        self.status.current()
     }
 
-    /// Waits until the status differs from the one that this returned last, or from the first, and returns it. Other tasks follow it
-    /// through [`statuses`](Self::statuses).
+    /// Waits for the next status and returns it; `None` after a final one, and once the backend is
+    /// gone.
+    ///
+    /// Other tasks follow the status through [`statuses`](Self::statuses).
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, it has not consumed a status.
-    pub async fn changed(&mut self) -> Status {
-        if self.status.changed().await.is_err() {
-            // The backend is gone with its writer, so that the last word stands.
-            std::future::pending::<()>().await;
-        }
-        self.status.borrow_and_update().clone()
+    /// Dropped before completion, it has consumed no status.
+    pub async fn changed(&mut self) -> Option<Status> {
+        self.status.changed().await
     }
 
     /// The statuses from now on, for other tasks to follow.
-    pub fn statuses(&self) -> Statuses {
-        let mut statuses = self.status.clone();
-        statuses.mark_unchanged();
-        Statuses(statuses)
+    pub fn statuses(&self) -> StatusReceiver {
+        self.status.unread()
     }
 
     /// Changes weight and metadata in place, without a moment of absence; of several at once each sees what the former wrote.
@@ -120,7 +120,9 @@ impl Registration {
         let after = change((*before).clone());
         if (after.id(), after.address()) != (before.id(), before.address()) {
             let message = "an update may change weight and metadata; another id or address is another registration";
-            return Err(Error::new(ErrorKind::InvalidInput, message).during("update").for_service(&self.service));
+            return Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_operation("update")
+                .with_service(&self.service));
         }
         let after = Arc::new(after);
         let held = self.held.as_ref().expect("only `deregister`, which consumes the registration, takes it");
@@ -183,7 +185,7 @@ mod tests {
     struct Nothing;
 
     #[async_trait]
-    impl Held for Nothing {
+    impl RegistrationBackend for Nothing {
         async fn update(&self, _: Arc<Instance>) -> Result<(), Error> {
             Ok(())
         }

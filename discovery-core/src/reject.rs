@@ -10,7 +10,10 @@ use std::{
 use tokio::time::Instant;
 use tracing::warn;
 
-use crate::{BadEntry, Entry, Instance, InstanceId, ServiceName};
+use crate::{
+    Instance, InstanceId, ServiceName,
+    backend::{BadEntry, Entry},
+};
 
 /// Keeps bad entries out of the sets: counts them, and logs each once per revision, within [bounds](QUIET) (W7).
 #[derive(Debug, Default)]

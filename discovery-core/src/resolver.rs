@@ -2,11 +2,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Error, ErrorKind, ServiceName, Snapshot, Updates, View};
+use crate::{Error, ErrorKind, ServiceName, Snapshot, UpdateStream, View};
 
 /// Tells which instances serve a service.
 ///
-/// Authors of backends write a [`Source`](crate::Source) and get this by [`Recovered`](crate::Recovered). The laws of the
+/// Authors of backends write a [`Source`](crate::backend::Source) and get this by [`Recovered`](crate::backend::Recovered). The laws of the
 /// stream stand at [`Update`](crate::Update).
 #[async_trait]
 pub trait Resolver: Send + Sync + 'static {
@@ -29,7 +29,7 @@ pub trait Resolver: Send + Sync + 'static {
     /// # Errors
     ///
     /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Closed`](ErrorKind::Closed) after the backend was closed.
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error>;
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error>;
 }
 
 /// What every [`Resolver`] can do besides; implemented for all of them and for nothing else.
@@ -59,12 +59,12 @@ pub trait ResolverExt: Resolver {
     fn resolve(
         &self,
         service: &ServiceName,
-        deadline: Duration,
+        timeout: Duration,
     ) -> impl Future<Output = Result<Snapshot, Error>> + Send {
         async move {
-            tokio::time::timeout(deadline, self.list(service)).await.unwrap_or_else(|_| {
-                let message = format!("no answer within {deadline:?}");
-                Err(Error::new(ErrorKind::DeadlineExceeded, message).during("resolve").for_service(service))
+            tokio::time::timeout(timeout, self.list(service)).await.unwrap_or_else(|_| {
+                let message = format!("no answer within {timeout:?}");
+                Err(Error::new(ErrorKind::DeadlineExceeded, message).with_operation("resolve").with_service(service))
             })
         }
     }
@@ -87,7 +87,7 @@ impl<T: Resolver + ?Sized> Resolver for Arc<T> {
         (**self).list(service).await
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         (**self).watch(service)
     }
 }
@@ -95,5 +95,5 @@ impl<T: Resolver + ?Sized> Resolver for Arc<T> {
 /// Fails with a typed error where tokio would panic.
 pub(crate) fn require_runtime(operation: &'static str) -> Result<tokio::runtime::Handle, Error> {
     tokio::runtime::Handle::try_current()
-        .map_err(|_| Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").during(operation))
+        .map_err(|_| Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").with_operation(operation))
 }

@@ -9,7 +9,8 @@ use std::{
 use tokio::{sync::broadcast, task::AbortHandle};
 
 use crate::{
-    Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
+    Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
+    backend::Entry,
     fold::{Fold, TooMany},
     reject::Rejects,
     source::Sink,
@@ -120,7 +121,8 @@ impl Drop for Orphanage {
     fn drop(&mut self) {
         if let Some(shared) = self.0.upgrade() {
             shared.orphaned.store(true, Ordering::Release);
-            let error = Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").during("watch");
+            let error =
+                Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").with_operation("watch");
             let mut state = shared.lock();
             state.attempt += 1;
             // Told even if it is no news, since it is what wakes the streams.

@@ -1,3 +1,5 @@
+//! The set of a service's instances at one moment.
+
 use std::{fmt, sync::Arc};
 
 use rpds::{RedBlackTreeMapSync, map::red_black_tree_map::IterValues};
@@ -22,14 +24,14 @@ use crate::{Change, Instance, InstanceId, Update};
 pub struct Snapshot(Tree);
 
 /// Walks through the instances of a [`Snapshot`], in the order of their ids.
-pub struct Instances<'a>(IterValues<'a, InstanceId, Arc<Instance>, archery::ArcTK>);
+pub struct Iter<'a>(IterValues<'a, InstanceId, Arc<Instance>, archery::ArcTK>);
 
 type Tree = RedBlackTreeMapSync<InstanceId, Arc<Instance>>;
 
 impl Snapshot {
     /// The instances, in the order of their ids.
-    pub fn iter(&self) -> Instances<'_> {
-        Instances(self.0.values())
+    pub fn iter(&self) -> Iter<'_> {
+        Iter(self.0.values())
     }
 
     /// The instance with this id.
@@ -49,9 +51,9 @@ impl Snapshot {
 
     /// The set after an update: what a consumer of updates holds.
     #[must_use]
-    pub fn apply(&self, update: &Update) -> Self {
+    pub fn after(&self, update: &Update) -> Self {
         match update {
-            Update::Change(change) => self.with(change),
+            Update::Change(change) => self.after_change(change),
             Update::Lost(_) => self.clone(),
             Update::Reset(snapshot) => snapshot.clone(),
         }
@@ -59,7 +61,7 @@ impl Snapshot {
 
     /// The set after a change.
     #[must_use]
-    pub fn with(&self, change: &Change) -> Self {
+    pub fn after_change(&self, change: &Change) -> Self {
         let after = || {
             let mut next = self.clone();
             next.change(change);
@@ -80,21 +82,15 @@ impl Snapshot {
 
     /// What leads from this set to `next`; an empty change where they are equal.
     pub fn diff(&self, next: &Self) -> Change {
-        next.since(self)
-    }
-
-    /// What leads from these instances, which are in the order of their ids, to this set.
-    ///
-    /// For those who keep the instances of a set in a form of their own.
-    pub fn since<'a>(&self, former: impl IntoIterator<Item = &'a Arc<Instance>>) -> Change {
-        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
-        let mut former = former.into_iter().peekable();
-        for one in self {
-            while let Some(gone) = former.next_if(|old| old.id() < one.id()) {
+        let mut upserts = Vec::new();
+        let mut removes = Vec::new();
+        let mut former = self.iter().peekable();
+        for instance in next {
+            while let Some(gone) = former.next_if(|old| old.id() < instance.id()) {
                 removes.push(gone.id().clone());
             }
-            if former.next_if(|old| old.id() == one.id()) != Some(one) {
-                upserts.push(Arc::clone(one));
+            if former.next_if(|old| old.id() == instance.id()) != Some(instance) {
+                upserts.push(Arc::clone(instance));
             }
         }
         removes.extend(former.map(|gone| gone.id().clone()));
@@ -108,7 +104,7 @@ impl Snapshot {
 
     /// The same set, in which every instance equal to one of `former` is that very one; an equal set is `former` itself.
     pub(crate) fn sharing(self, former: &Self) -> Self {
-        former.with(&former.diff(&self))
+        former.after_change(&former.diff(&self))
     }
 }
 
@@ -139,14 +135,14 @@ impl<T: Into<Arc<Instance>>> FromIterator<T> for Snapshot {
 
 impl<'a> IntoIterator for &'a Snapshot {
     type Item = &'a Arc<Instance>;
-    type IntoIter = Instances<'a>;
+    type IntoIter = Iter<'a>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.iter()
     }
 }
 
-impl<'a> Iterator for Instances<'a> {
+impl<'a> Iterator for Iter<'a> {
     type Item = &'a Arc<Instance>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -158,13 +154,13 @@ impl<'a> Iterator for Instances<'a> {
     }
 }
 
-impl DoubleEndedIterator for Instances<'_> {
+impl DoubleEndedIterator for Iter<'_> {
     fn next_back(&mut self) -> Option<Self::Item> {
         self.0.next_back()
     }
 }
 
-impl ExactSizeIterator for Instances<'_> {}
+impl ExactSizeIterator for Iter<'_> {}
 
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,9 +168,9 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-impl fmt::Debug for Instances<'_> {
+impl fmt::Debug for Iter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Instances").field("left", &self.len()).finish()
+        f.debug_struct("Iter").field("left", &self.len()).finish()
     }
 }
 
@@ -199,7 +195,7 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn a_diff_leads_from_one_set_to_the_other(a in any_snapshot(), b in any_snapshot()) {
-            prop_assert_eq!(&a.with(&a.diff(&b)), &b);
+            prop_assert_eq!(&a.after_change(&a.diff(&b)), &b);
             prop_assert!(a.diff(&a).is_empty());
         }
 

@@ -6,13 +6,13 @@ use crate::{Error, Instance, InstanceId, ServiceName};
 
 /// One attempt at following a service in a registry, written by authors of backends.
 ///
-/// It may fail at any point, by returning an error or by panicking: [`Recovered`](crate::Recovered) makes a
+/// It may fail at any point, by returning an error or by panicking: [`Recovered`](crate::backend::Recovered) makes a
 /// [`Resolver`](crate::Resolver) of it, with everything that comes between an attempt and an endless stream. A backend that
 /// reads a list and polls it is no longer than this:
 ///
 /// ```
 /// use std::time::Duration;
-/// use discovery_core::{Entry, Error, Feed, Instance, ServiceName, Source};
+/// use discovery_core::{Error, Instance, ServiceName, backend::{Entry, Feed, Source}};
 ///
 /// #[derive(Debug)]
 /// struct Polled;

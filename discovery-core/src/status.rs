@@ -48,13 +48,13 @@ pub enum Status {
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Statuses(pub(crate) watch::Receiver<Status>);
+pub struct StatusReceiver(pub(crate) watch::Receiver<Status>);
 
 /// The backend's hand on the status of a [`Registration`](crate::Registration); for authors of backends.
 #[derive(Clone, Debug)]
 pub struct StatusWriter(pub(crate) watch::Sender<Status>);
 
-impl Statuses {
+impl StatusReceiver {
     /// How the registration stands now, or how it ended.
     pub fn current(&self) -> Status {
         self.0.borrow().clone()
@@ -73,6 +73,13 @@ impl Statuses {
         }
         self.0.changed().await.ok()?;
         Some(self.0.borrow_and_update().clone())
+    }
+
+    /// A receiver of the statuses from now on.
+    pub(crate) fn unread(&self) -> Self {
+        let mut receiver = self.0.clone();
+        receiver.mark_unchanged();
+        Self(receiver)
     }
 }
 
@@ -115,8 +122,8 @@ impl StatusWriter {
     }
 
     /// The statuses from now on, for those who follow them.
-    pub fn statuses(&self) -> Statuses {
-        Statuses(self.0.subscribe())
+    pub fn statuses(&self) -> StatusReceiver {
+        StatusReceiver(self.0.subscribe())
     }
 
     /// Reports a status, unless the one before it was final.
@@ -139,7 +146,7 @@ impl StatusWriter {
     }
 
     /// The status last reported.
-    pub fn status(&self) -> Status {
+    pub fn current(&self) -> Status {
         self.0.borrow().clone()
     }
 }
@@ -159,17 +166,17 @@ mod tests {
         let writer = StatusWriter::new(Status::registered());
         let error = Error::new(ErrorKind::Unavailable, "gone");
         writer.set(Status::lost(error.clone()));
-        let Status::Lost { since: first, .. } = writer.status() else { panic!("not lost") };
+        let Status::Lost { since: first, .. } = writer.current() else { panic!("not lost") };
         let mut statuses = writer.statuses();
         writer.set(Status::lost(Error::new(ErrorKind::Unavailable, "still gone")));
         assert!(
-            matches!(writer.status(), Status::Lost { since, error } if since == first && error.to_string() == "still gone")
+            matches!(writer.current(), Status::Lost { since, error } if since == first && error.to_string() == "still gone")
         );
         assert!(!statuses.0.has_changed().unwrap(), "the same loss");
         writer.set(Status::lost(Error::new(ErrorKind::PermissionDenied, "and not allowed")));
         assert!(matches!(statuses.0.borrow_and_update().clone(), Status::Lost { since, .. } if since == first));
         writer.set(Status::superseded());
         writer.set(Status::registered());
-        assert!(matches!(writer.status(), Status::Superseded { .. }));
+        assert!(matches!(writer.current(), Status::Superseded { .. }));
     }
 }

@@ -65,7 +65,7 @@ pub(crate) type Place = Arc<OnceLock<Snapshot>>;
 /// A service's address-event stream: owned, endless, stopped by its drop.
 ///
 /// See [`Update`] for its laws.
-pub struct Updates(BoxStream<'static, Update>);
+pub struct UpdateStream(BoxStream<'static, Update>);
 
 impl Change {
     /// A change that sets `upserts` and removes `removes`; no id may stand in both.
@@ -114,14 +114,14 @@ impl fmt::Debug for Change {
     }
 }
 
-impl Updates {
+impl UpdateStream {
     /// Wraps a stream that keeps the laws of [`Update`].
     pub fn new(stream: impl Stream<Item = Update> + Send + 'static) -> Self {
         Self(stream.boxed())
     }
 }
 
-impl Stream for Updates {
+impl Stream for UpdateStream {
     type Item = Update;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> task::Poll<Option<Update>> {
@@ -129,8 +129,8 @@ impl Stream for Updates {
     }
 }
 
-impl fmt::Debug for Updates {
+impl fmt::Debug for UpdateStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Updates").finish_non_exhaustive()
+        f.debug_struct("UpdateStream").finish_non_exhaustive()
     }
 }

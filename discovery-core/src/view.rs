@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use futures::StreamExt;
 use tokio::{sync::watch, task::AbortHandle};
 
-use crate::{Error, ErrorKind, ServiceName, Snapshot, Update, Updates};
+use crate::{Error, ErrorKind, ServiceName, Snapshot, Update, UpdateStream};
 
 /// The set of a service as it was last known, always at hand.
 ///
@@ -48,7 +48,7 @@ struct State {
 struct Task(AbortHandle);
 
 impl View {
-    pub(crate) fn of(service: ServiceName, mut updates: Updates) -> Self {
+    pub(crate) fn of(service: ServiceName, mut updates: UpdateStream) -> Self {
         let state: Arc<ArcSwap<State>> = Arc::default();
         let (sender, version) = watch::channel(0);
         let folded = Arc::clone(&state);
@@ -97,30 +97,28 @@ impl View {
             return Ok(());
         }
         let error = Error::new(ErrorKind::DeadlineExceeded, format!("no set within {limit:?}"));
-        let error = error.during("resolve").for_service(&self.service);
+        let error = error.with_operation("resolve").with_service(&self.service);
         Err(match self.lost() {
-            Some(lost) => error.because(lost),
+            Some(lost) => error.with_source(lost),
             None => error,
         })
     }
 
-    /// Waits until an update came since the one that this returned for last, and returns the set.
+    /// Waits for an update after the one that this returned for last, and returns the set; `None`
+    /// once the runtime that follows the service has shut down.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, it has not consumed an update.
-    pub async fn changed(&mut self) -> Snapshot {
-        if self.version.changed().await.is_err() {
-            // The runtime that folds is gone; the set stands.
-            std::future::pending::<()>().await;
-        }
-        self.current()
+    /// Dropped before completion, it has consumed no update.
+    pub async fn changed(&mut self) -> Option<Snapshot> {
+        self.version.changed().await.ok()?;
+        Some(self.current())
     }
 }
 
 impl State {
     fn after(&self, update: &Update) -> Self {
-        let snapshot = self.snapshot.clone().unwrap_or_default().apply(update);
+        let snapshot = self.snapshot.clone().unwrap_or_default().after(update);
         match update {
             Update::Change(_) | Update::Reset(_) => Self { snapshot: Some(snapshot), lost: None },
             Update::Lost(error) => {

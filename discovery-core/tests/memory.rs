@@ -9,7 +9,8 @@ use std::{env, fs, process::Command};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Entry, Error, Feed, Instance, Recovered, Resolver, ServiceName, Snapshot, Source, Update, Updates,
+    Error, Instance, Resolver, ServiceName, Snapshot, Update, UpdateStream,
+    backend::{Entry, Feed, Recovered, Source},
 };
 use futures::StreamExt;
 use tokio::sync::{Mutex, mpsc};
@@ -54,7 +55,7 @@ async fn child() {
     let (orders, received) = mpsc::channel(1);
     let resolver = Recovered::new(Ordered(Mutex::new(received)));
     let service: ServiceName = "payments".parse().unwrap();
-    let mut all: Vec<(Updates, Snapshot)> =
+    let mut all: Vec<(UpdateStream, Snapshot)> =
         (0..watchers.parse().unwrap()).map(|_| (resolver.watch(&service).unwrap(), Snapshot::default())).collect();
     // The runner has printed a part of its line.
     println!();
@@ -75,11 +76,11 @@ async fn child() {
 }
 
 /// Has every watcher take one update.
-async fn take(all: &mut [(Updates, Snapshot)], is_expected: impl Fn(&Update) -> bool) {
+async fn take(all: &mut [(UpdateStream, Snapshot)], is_expected: impl Fn(&Update) -> bool) {
     for (updates, set) in all {
         let update = updates.next().await.unwrap();
         assert!(is_expected(&update));
-        *set = set.apply(&update);
+        *set = set.after(&update);
     }
 }
 

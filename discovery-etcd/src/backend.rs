@@ -2,8 +2,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, Claim, Error, ErrorKind, Instance, Recovered, Recovery, Registration, Registry, Resolver, ServiceName,
-    Snapshot, Updates,
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, UpdateStream,
+    backend::{Recovered, Recovery},
 };
 use tokio::{
     runtime::Handle,
@@ -33,7 +33,7 @@ use crate::{
 /// use discovery_core::{Instance, Registry};
 /// use discovery_etcd::{EtcdBackend, EtcdConfig};
 ///
-/// let backend = EtcdBackend::connect("etcd://10.0.0.1,10.0.0.2,10.0.0.3/prod".parse::<EtcdConfig>()?)?;
+/// let backend = EtcdBackend::new("etcd://10.0.0.1,10.0.0.2,10.0.0.3/prod".parse::<EtcdConfig>()?)?;
 /// let registration = backend.register(&"payments".parse()?, Instance::new("10.0.7.4:50051".parse()?)).await?;
 /// registration.deregister().await?;
 /// # Ok(())
@@ -44,7 +44,7 @@ pub struct EtcdBackend {
     registrar: Arc<Registrar>,
     resolver: Recovered<EtcdSource>,
     closed: watch::Sender<bool>,
-    deadline: Duration,
+    operation_timeout: Duration,
     /// The waits of a list between attempts.
     backoff: Backoff,
 }
@@ -58,10 +58,10 @@ impl EtcdBackend {
     /// [`InvalidInput`](ErrorKind::InvalidInput), with what is wrong in the configuration, or in the files that it names, and
     /// what is allowed; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Unsupported`](ErrorKind::Unsupported) where
     /// it asks for TLS in a program that was built without.
-    pub fn connect(config: EtcdConfig) -> Result<Self, Error> {
+    pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         let settings = Settings::check(&config)?;
         let runtime = Handle::try_current().map_err(|_| {
-            Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").during("connect to etcd")
+            Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").with_operation("connect to etcd")
         })?;
         let cluster = Arc::new(Cluster::new(&settings, runtime.clone())?);
         let closed = watch::Sender::new(false);
@@ -79,20 +79,20 @@ impl EtcdBackend {
             deeper: DeeperLog::default(),
             closed: closed.subscribe(),
         };
-        let mut recovery = Recovery::default();
-        recovery.backoff = settings.backoff;
-        recovery.first_set = settings.deadline;
-        recovery.entries = settings.max_entries;
-        // The queue is allocated for each watched service, and a handle may watch thousands.
-        recovery.queue = 32;
+        let recovery = Recovery::default()
+            .backoff(settings.backoff)
+            .first_set_timeout(settings.operation_timeout)
+            .max_entries(settings.max_entries)
+            // The queue is allocated for each watched service, and a handle may watch thousands.
+            .queue_capacity(32);
         if settings.discover_members {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());
         }
         Ok(Self {
             registrar: Arc::new(Registrar::start(&settings, &cluster, watcher, runtime)),
-            resolver: Recovered::with(source, recovery),
+            resolver: Recovered::with_recovery(source, recovery),
             closed,
-            deadline: settings.deadline,
+            operation_timeout: settings.operation_timeout,
             backoff: settings.backoff.at_most(Duration::from_secs(1)),
         })
     }
@@ -111,7 +111,7 @@ impl EtcdBackend {
     /// Dropped half-way, the backend goes on with it alone.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.send_replace(true);
-        self.registrar.close().await.map_err(|error| error.during("close"))
+        self.registrar.close().await.map_err(|error| error.with_operation("close"))
     }
 
     /// The time that etcd granted the present lease for, which may be more than was asked for; `None` before the first
@@ -139,17 +139,17 @@ impl Registry for EtcdBackend {
         claim: Claim,
     ) -> Result<Registration, Error> {
         let registered = self.registrar.register(service, instance, claim).await;
-        registered.map_err(|error| error.during("register").for_service(service))
+        registered.map_err(|error| error.with_operation("register").with_service(service))
     }
 }
 
 #[async_trait]
 impl Resolver for EtcdBackend {
-    /// Goes on for the whole [operation timeout](EtcdConfig::with_deadline) while etcd cannot be
+    /// Goes on for the whole [operation timeout](EtcdConfig::operation_timeout) while etcd cannot be
     /// reached or cannot answer.
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
-        self.open().map_err(|error| error.during("list").for_service(service))?;
-        let end = Instant::now() + self.deadline;
+        self.open().map_err(|error| error.with_operation("list").with_service(service))?;
+        let end = Instant::now() + self.operation_timeout;
         let mut delays = self.backoff.delays();
         let mut last: Option<Error> = None;
         loop {
@@ -164,16 +164,16 @@ impl Resolver for EtcdBackend {
             }
             sleep_until(next).await;
         }
-        let message = format!("not listed within {:?}", self.deadline);
+        let message = format!("not listed within {:?}", self.operation_timeout);
         let error = match last {
-            Some(error) => Error::new(error.kind(), message).because(error),
+            Some(error) => Error::new(error.kind(), message).with_source(error),
             None => Error::new(ErrorKind::DeadlineExceeded, message),
         };
-        Err(error.during("list").for_service(service))
+        Err(error.with_operation("list").with_service(service))
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
-        self.open().map_err(|error| error.during("watch").for_service(service))?;
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
+        self.open().map_err(|error| error.with_operation("watch").with_service(service))?;
         self.resolver.watch(service)
     }
 }

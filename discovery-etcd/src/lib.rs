@@ -12,12 +12,12 @@
 //!   old for the next watch, or where the handle moves to another member. It takes the ids that the
 //!   server gives, so that it works behind etcd's own grpc-proxy.
 //! - While something is watched, one small read after the other asks on the connection of that
-//!   stream whether the member lives: a sixth of the [ttl](EtcdConfig::with_ttl) after the last
+//!   stream whether the member lives: a sixth of the [ttl](EtcdConfig::ttl) after the last
 //!   answer, and at least every 3.75 s. It may take a quarter of the ttl, as may each page of the
 //!   list that follows where there is no answer. So watchers get a `Lost` within two
 //!   thirds of the ttl, after 11.25 s at most.
 //! - A stream may be stuck, or leave something out, all the same. So once in a tenth of the
-//!   [audit](EtcdConfig::with_audit_interval), a minute by default, etcd is asked for the number of
+//!   [audit](EtcdConfig::audit_interval), a minute by default, etcd is asked for the number of
 //!   a service's keys and the newest of them, and once per ttl for each entry of the handle's own,
 //!   in transactions of at most 128 reads.
 //! - One member is asked at a time, every call under a timeout. Where it fails, another one is
@@ -26,9 +26,9 @@
 //!   other member at most, and take the whole backoff.
 //! - While no member is well, one caller at a time finds out whether one is back, however many
 //!   registrations wait for it. At most 128 reads and writes of entries are on their way at once.
-//! - Once per [audit](EtcdConfig::with_audit_interval) a handle chooses its member anew, so that a
+//! - Once per [audit](EtcdConfig::audit_interval) a handle chooses its member anew, so that a
 //!   rolling restart of etcd does not leave all handles on one member. Members that are replaced at
-//!   new addresses are found [if asked for](EtcdConfig::with_discover_members).
+//!   new addresses are found [if asked for](EtcdConfig::discover_members).
 //! - Registrations heal by themselves: after the loss of the lease, of the key, of the server, or of its data. The owner of an
 //!   entry is told by its lease, so that nobody's healing or cleaning up touches another's entry.
 //! - An entry whose write was not answered is watched also after its registration was taken back, until the handle's lease ends,

@@ -57,7 +57,8 @@ mod tests {
 
     #[test]
     fn only_a_cluster_out_of_reach_is_tried_within_a_second() {
-        let failure = |reason| Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now").during("grant"));
+        let failure =
+            |reason| Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now").with_operation("grant"));
         let longest = |reason| {
             let mut delays = RetryDelays::new(Backoff::default());
             (0..200).map(|_| delays.after(&failure(reason))).max().unwrap()

@@ -2,8 +2,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, Claim, Error, ErrorKind, Instance, Recovered, Recovery, Registration, Registry, Resolver, ServiceName,
-    Snapshot, Status, StatusWriter, Updates,
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status,
+    UpdateStream,
+    backend::{Recovered, Recovery, StatusWriter},
 };
 
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
 /// A registry in memory, with faults on demand.
 ///
 /// [`new`](Self::new) makes a fresh registry; nothing is process-wide. A clone is the same handle again, as two tasks of one
-/// process would share it; [`another`](Self::another) is a handle of its own on the same registry, as another process would
+/// process would share it; [`another_process`](Self::another_process) is a handle of its own on the same registry, as another process would
 /// hold it. It keeps the promises of [`Registry`] and [`Resolver`] like any backend, on tokio's paused clock too.
 ///
 /// Registering needs no runtime; watching does. What happens later by itself (a lease ends, a registration heals) needs the
@@ -31,7 +32,7 @@ use crate::{
 /// let backend = MemoryBackend::new();
 /// let service = "payments".parse()?;
 /// let registration = backend.register(&service, Instance::new("10.0.0.1:80".parse()?)).await?;
-/// assert_eq!(backend.another().list(&service).await?.len(), 1);
+/// assert_eq!(backend.another_process().list(&service).await?.len(), 1);
 /// registration.deregister().await?;
 /// assert!(backend.list(&service).await?.is_empty());
 /// # Ok(())
@@ -57,7 +58,7 @@ impl MemoryBackend {
 
     /// A handle of its own on the same registry, as another process would hold it.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn another_process(&self) -> Self {
         Self::on(Arc::clone(&self.store))
     }
 
@@ -84,11 +85,10 @@ impl MemoryBackend {
     fn on(store: Arc<Store>) -> Self {
         let process = store.lock().number();
         let source = MemorySource { store: Arc::clone(&store), process };
-        let mut recovery = Recovery::default();
         // Shorter than for a registry on a network, so that tests on the real clock do not wait for it.
-        recovery.backoff =
-            Backoff::new(Duration::from_millis(10), Duration::from_secs(1)).expect("10 ms to 1 s is allowed");
-        Self { store, process, resolver: Recovered::with(source, recovery) }
+        let backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1)).expect("10 ms to 1 s is allowed");
+        let recovery = Recovery::default().backoff(backoff);
+        Self { store, process, resolver: Recovered::with_recovery(source, recovery) }
     }
 }
 
@@ -108,11 +108,11 @@ impl Registry for MemoryBackend {
     ) -> Result<Registration, Error> {
         keep(&self.store);
         let mut state = self.store.lock();
-        state.reach(self.process).map_err(|error| error.during("register").for_service(service))?;
+        state.reach(self.process).map_err(|error| error.with_operation("register").with_service(service))?;
         let key = key(service, instance.id().as_str());
         if claim == Claim::IfAbsent && state.entries.contains_key(&key) {
             let error = Error::new(ErrorKind::Conflict, "another owner's entry lives");
-            return Err(error.during("register").for_service(service).at_key(&key));
+            return Err(error.with_operation("register").with_service(service).with_key(&key));
         }
         let (number, instance) = (state.number(), Arc::new(instance));
         let status = StatusWriter::new(Status::registered());
@@ -137,7 +137,7 @@ impl Resolver for MemoryBackend {
         self.resolver.list(service).await
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         self.resolver.watch(service)
     }
 }

@@ -85,12 +85,12 @@ impl MemoryBackend {
     }
 
     /// Holds back what watches would be told, while lists are answered from the newest state.
-    pub fn hold(&self) {
+    pub fn pause_watches(&self) {
         self.store.lock().hold(true);
     }
 
     /// Lets watches be told what was held back, in its order.
-    pub fn release(&self) {
+    pub fn resume_watches(&self) {
         self.store.lock().hold(false);
     }
 

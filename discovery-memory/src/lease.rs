@@ -105,7 +105,7 @@ impl State {
             _ => self.put(&service, instance, Some(number)),
         }
         if let Some(owner) = self.owners.get(&number)
-            && !owner.status.status().is_registered()
+            && !owner.status.current().is_registered()
         {
             owner.status.set(Status::registered());
         }

@@ -48,7 +48,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // Two processes serve; each has its own handle on one registry.
 //! let (backend, service) = (MemoryBackend::new(), "greeter".parse::<ServiceName>()?);
-//! let (one, two) = (backend.another(), backend.another());
+//! let (one, two) = (backend.another_process(), backend.another_process());
 //! let _one = one.register(&service, Instance::new("10.0.0.1:80".parse()?)).await?;
 //! let _two = two.register(&service, Instance::new("10.0.0.2:80".parse()?)).await?;
 //! let listeners = HashMap::from([("10.0.0.1:80", serve("one")), ("10.0.0.2:80", serve("two"))]);

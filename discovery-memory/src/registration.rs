@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use discovery_core::{Error, ErrorKind, Held, Instance, Status};
+use discovery_core::{Error, ErrorKind, Instance, Status, backend::RegistrationBackend};
 
 use crate::{
     lease::keep,
@@ -17,7 +17,7 @@ pub(crate) struct Owned {
 }
 
 #[async_trait]
-impl Held for Owned {
+impl RegistrationBackend for Owned {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         keep(&self.store);
         let mut state = self.store.lock();
@@ -28,16 +28,16 @@ impl Held for Owned {
         if let Some(owner) = state.owners.get_mut(&self.number).filter(|_| !is_refused) {
             owner.instance = instance;
         }
-        reached.map_err(|error| error.during("update"))?;
+        reached.map_err(|error| error.with_operation("update"))?;
         state.heal(self.number);
         if state.owners.contains_key(&self.number) {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Conflict, "another owner took the id over").during("update"))
+        Err(Error::new(ErrorKind::Conflict, "another owner took the id over").with_operation("update"))
     }
 
     async fn deregister(&self) -> Result<(), Error> {
-        self.end().map_err(|error| error.during("deregister"))
+        self.end().map_err(|error| error.with_operation("deregister"))
     }
 
     fn release(&self) {
@@ -63,7 +63,9 @@ impl Owned {
             let left =
                 stored.ends.map_or(state.ttl, |ends| ends.saturating_duration_since(tokio::time::Instant::now()));
             let message = format!("the registry cannot be reached; the lease ends the entry within {left:?}");
-            return Err(Error::new(ErrorKind::DeadlineExceeded, message).for_service(&owner.service).because(error));
+            return Err(Error::new(ErrorKind::DeadlineExceeded, message)
+                .with_service(&owner.service)
+                .with_source(error));
         }
         state.remove([key]);
         Ok(())

@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use discovery_core::{Error, Feed, ServiceName, Source};
+use discovery_core::{
+    Error, ServiceName,
+    backend::{Feed, Source},
+};
 
 use crate::{
     lease::keep,

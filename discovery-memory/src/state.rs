@@ -4,7 +4,10 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{BadEntry, Entry, Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusWriter};
+use discovery_core::{
+    Error, ErrorKind, Instance, InstanceId, ServiceName, Status,
+    backend::{BadEntry, Entry, StatusWriter},
+};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::AbortHandle,

@@ -30,7 +30,7 @@ fn registering_and_dropping_need_no_runtime() {
 #[test]
 fn what_is_due_happens_at_the_next_call_where_no_runtime_was() {
     let backend = MemoryBackend::with_ttl(Duration::from_millis(10));
-    let process = backend.another();
+    let process = backend.another_process();
     let _killed = process.register(&payments(), instance(1)).now_or_never().unwrap().unwrap();
     process.crash();
     std::thread::sleep(Duration::from_millis(20));
@@ -43,13 +43,13 @@ async fn held_updates_come_in_their_order_and_lists_do_not_wait() {
     let backend = MemoryBackend::new();
     let mut updates = backend.watch(&payments()).unwrap();
     assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
-    backend.hold();
+    backend.pause_watches();
     backend.put(&payments(), instance(1));
     backend.put(&payments(), instance(2));
     backend.remove(&payments(), "10.0.0.1:80");
     assert_eq!(backend.list(&payments()).await.unwrap().len(), 1);
     assert!(tokio::time::timeout(Duration::from_secs(60), updates.next()).await.is_err());
-    backend.release();
+    backend.resume_watches();
     let told: Vec<Change> = updates
         .take(3)
         .map(|update| match update {
@@ -82,7 +82,7 @@ async fn an_outage_longer_than_the_ttl_empties_the_registry_and_all_come_back() 
     let backend = MemoryBackend::new();
     let registrations = [
         backend.register(&payments(), instance(1)).await.unwrap(),
-        backend.another().register(&payments(), instance(2)).await.unwrap(),
+        backend.another_process().register(&payments(), instance(2)).await.unwrap(),
     ];
     backend.interrupt();
     sleep(Duration::from_secs(14)).await;
@@ -114,7 +114,7 @@ async fn an_update_during_an_outage_is_written_after_it() {
 #[tokio::test(start_paused = true)]
 async fn a_crashed_handle_is_closed() {
     let backend = MemoryBackend::new();
-    let process = backend.another();
+    let process = backend.another_process();
     let registration = process.register(&payments(), instance(1)).await.unwrap();
     let mut updates = process.watch(&payments()).unwrap();
     updates.next().await;
@@ -151,7 +151,7 @@ async fn a_registration_that_is_kept_comes_with_the_registry() {
     sleep(Duration::from_secs(60)).await;
     registration.update(|instance| instance.with_weight(weight)).await.unwrap();
     backend.restore();
-    while !registration.changed().await.is_registered() {}
+    while !registration.changed().await.unwrap().is_registered() {}
     let set = backend.list(&payments()).await.unwrap();
     assert_eq!(set.iter().map(|instance| instance.weight()).collect::<Vec<_>>(), [weight]);
     registration.deregister().await.unwrap();

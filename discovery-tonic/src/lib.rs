@@ -36,7 +36,7 @@
 //! says so, resolves names only through its connector, and brings no TLS of its own: a connector
 //! does.
 //!
-//! [`Builder`] says what a channel does besides: several connections to an endpoint and the age at
+//! [`ChannelBuilder`] says what a channel does besides: several connections to an endpoint and the age at
 //! which they are replaced ([`EndpointSettings`]), when endpoints are ejected
 //! ([`OutlierDetection`]), health checks, slow start. Single calls carry [`WaitForReady`],
 //! [`ExpectSlow`] and [`Retry`]; each answer has [`ServedBy`], each failure [`Tried`]. [`balance`]
@@ -114,7 +114,7 @@ pub use call::{
     retry::{Retry, RetryPolicy},
     served::{ServedBy, Tried},
 };
-pub use channel::{BalancedChannel, builder::Builder};
+pub use channel::{BalancedChannel, builder::ChannelBuilder};
 pub use connection::settings::EndpointSettings;
 pub use endpoint::state::EndpointState;
 pub use pool::outlier_detection::OutlierDetection;

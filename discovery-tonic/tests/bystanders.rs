@@ -63,18 +63,18 @@ async fn large_headers_reach_their_callers_and_hurt_no_others() {
 async fn headers_above_the_limit_are_one_honest_error_and_not_the_endpoints_fault() {
     for (limit, size) in [(1 << 14, 17_000), (1 << 14, 60_000), (1 << 16, 100_000), (1 << 20, 1_200_000)] {
         let (peer, _tasks) = with_large_statuses(size).await;
-        let settings = EndpointSettings::default().max_header_list_size(limit).unwrap();
-        let channel = builder(&registry([peer])).endpoint(move |_| settings.clone()).build().unwrap();
+        let settings = EndpointSettings::default().http2_max_header_list_size(limit).unwrap();
+        let channel = builder(&registry([peer])).endpoint_settings(move |_| settings.clone()).build().unwrap();
         let statuses = calls(&channel, 200).await;
         let (large, others): (Vec<_>, Vec<_>) = statuses.iter().partition(|one| one.code() != Code::NotFound);
         assert_eq!((large.len(), others.len()), (10, 190), "{size} of {limit}: {large:?}");
         for status in large {
             assert_eq!(status.code(), Code::Internal, "{status:?}");
             assert!(status.message().contains("max_header_list_size"), "{status:?}");
-            assert_eq!(Tried::of(status).unwrap().instances().len(), 1);
+            assert_eq!(Tried::from_status(status).unwrap().instances().len(), 1);
         }
         let endpoints = channel.endpoints();
-        assert_eq!((endpoints[0].failures, endpoints[0].out_until), (0, None));
+        assert_eq!((endpoints[0].failures, endpoints[0].ejected_until), (0, None));
     }
 }
 
@@ -82,7 +82,7 @@ async fn headers_above_the_limit_are_one_honest_error_and_not_the_endpoints_faul
 async fn an_https_origin_is_refused_over_plain_tcp() {
     let server = Server::start("one").await;
     let settings = EndpointSettings::default().origin("https://greeter.internal").unwrap();
-    let channel = builder(&registry([server.address])).endpoint(move |_| settings.clone()).build().unwrap();
+    let channel = builder(&registry([server.address])).endpoint_settings(move |_| settings.clone()).build().unwrap();
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("https origin over plain TCP"), "{status:?}");

@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Entry, Error, ErrorKind, Feed, Instance, Recovered, ServiceName, Source};
+use discovery_core::{
+    Error, ErrorKind, Instance, ServiceName,
+    backend::{Entry, Feed, Recovered, Source},
+};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings, ServedBy, Tried, WaitForReady};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
@@ -47,7 +50,8 @@ async fn before_the_first_set_a_call_waits_until_its_deadline() {
     let server = Server::start("late").await;
     let open = Arc::new(Notify::new());
     let resolver = Recovered::new(Late { open: Arc::clone(&open), instance: server.instance() });
-    let channel = BalancedChannel::builder(resolver, service()).wait(Duration::from_millis(700)).build().unwrap();
+    let channel =
+        BalancedChannel::builder(resolver, service()).wait_timeout(Duration::from_millis(700)).build().unwrap();
     let start = Instant::now();
     let status = greet(&channel, Some(Duration::from_millis(300))).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
@@ -75,7 +79,7 @@ async fn a_registry_that_is_lost_from_the_start_fails_calls_with_the_reason() {
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("not for you"), "{status:?}");
-    let tried = Tried::of(&status).unwrap();
+    let tried = Tried::from_status(&status).unwrap();
     let cause = std::error::Error::source(tried).unwrap();
     assert!(cause.to_string().contains("not for you"), "{cause}");
     let error = channel.ready(Duration::from_millis(50)).await.unwrap_err();
@@ -98,7 +102,7 @@ async fn c5_a_call_that_asks_to_wait_waits_for_an_instance() {
     backend.put(&service(), server.instance());
     assert_eq!(waiting.await.unwrap().unwrap().into_inner().server, "late");
 
-    let channel = builder(&MemoryBackend::new()).wait(Duration::from_millis(200)).build().unwrap();
+    let channel = builder(&MemoryBackend::new()).wait_timeout(Duration::from_millis(200)).build().unwrap();
     let mut request = Request::new(GreetRequest::default());
     request.extensions_mut().insert(WaitForReady);
     let status = GreeterClient::new(channel).greet(request).await.unwrap_err();
@@ -113,7 +117,7 @@ async fn no_call_outlives_its_deadline() {
     let slow = GreetRequest { delay_ms: 60_000, ..GreetRequest::default() };
     let status = greet_with(&channel, Some(Duration::from_millis(300)), slow).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    assert_eq!(Tried::of(&status).unwrap().instances(), [server.instance().id().clone()]);
+    assert_eq!(Tried::from_status(&status).unwrap().instances(), [server.instance().id().clone()]);
     assert!(start.elapsed() < Duration::from_millis(600));
 
     // Slow messages, and messages faster than anyone reads.
@@ -185,7 +189,7 @@ async fn what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert_eq!(requests.load(Ordering::Relaxed), 1);
-    let tried = Tried::of(&status).unwrap();
+    let tried = Tried::from_status(&status).unwrap();
     assert_eq!(tried.instances(), [instance(failing).id().clone()]);
     assert!(std::error::Error::source(tried).is_some(), "with the cause");
     assert!(
@@ -203,7 +207,7 @@ async fn a_servers_own_error_says_who_sent_it() {
     let path = http::uri::PathAndQuery::from_static("/greeter.v1.Greeter/Unknown");
     let status = client.unary(Request::new(GreetRequest::default()), path, codec).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    assert_eq!(Tried::of(&status).unwrap().instances(), [server.instance().id().clone()]);
+    assert_eq!(Tried::from_status(&status).unwrap().instances(), [server.instance().id().clone()]);
 }
 
 /// A proxy, or a server that is about to go, answers in HTTP alone: by its status the call's code, and whether it is the endpoint's failure.
@@ -235,7 +239,7 @@ async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
     for (status, code, failures) in STATUSES {
         let error = greet(&channel, Some(Duration::from_secs(5))).await.unwrap_err();
         assert_eq!(error.code(), code, "{status}: {error:?}");
-        assert_eq!(Tried::of(&error).expect("it says who").instances(), [instance(address).id().clone()]);
+        assert_eq!(Tried::from_status(&error).expect("it says who").instances(), [instance(address).id().clone()]);
         let endpoint = &channel.endpoints()[0];
         assert_eq!((endpoint.failures, endpoint.in_flight), (failures, 0), "{status}");
     }
@@ -388,7 +392,8 @@ async fn requests_carry_origin_agent_and_timeout() {
     assert_eq!(request.headers()["te"], "trailers");
 
     let settings = |_: &_| EndpointSettings::default().origin("https://greeter.internal").unwrap();
-    let named = builder(&registry([address])).endpoint(settings).user_agent("shop/7").unwrap().connector(plain_tcp());
+    let named =
+        builder(&registry([address])).endpoint_settings(settings).user_agent("shop/7").unwrap().connector(plain_tcp());
     // The scheme is what the requests say; plain TCP is what this connector opens.
     let named = named.build().unwrap();
     greet(&named, None).await.unwrap_err();

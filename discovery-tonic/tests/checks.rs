@@ -109,7 +109,7 @@ async fn a_lane_whose_first_calls_fail_is_used_all_the_same() {
         }
     }))
     .await;
-    let channel = builder(&registry([address])).connections(2).policy(RoundRobin::new()).build().unwrap();
+    let channel = builder(&registry([address])).connections_per_endpoint(2).policy(RoundRobin::new()).build().unwrap();
     eventually("ready", || ready(&channel) == 1).await;
     for _ in 0..20 {
         let _ = greet(&channel, None).await;

@@ -43,7 +43,7 @@ struct Wires {
 }
 
 impl Wires {
-    fn builder(&self, builder: discovery_tonic::Builder) -> discovery_tonic::Builder {
+    fn builder(&self, builder: discovery_tonic::ChannelBuilder) -> discovery_tonic::ChannelBuilder {
         let wires = self.clone();
         builder.connector(tower::service_fn(move |uri: Uri| wires.clone().connect(uri)))
     }
@@ -115,14 +115,15 @@ impl Drop for Wire {
 }
 
 fn aging(age: Duration) -> impl Fn(&discovery_core::Instance) -> EndpointSettings + Send + Sync + 'static {
-    move |_| EndpointSettings::default().age(age).unwrap()
+    move |_| EndpointSettings::default().max_connection_age(age).unwrap()
 }
 
 #[tokio::test]
 async fn calls_are_spread_over_the_connections_of_an_endpoint() {
     let (server, wires) = (Server::start("one").await, Wires::default());
     let backend = registry([server.address]);
-    let channel = wires.builder(builder(&backend).connections(3).policy(RoundRobin::new())).build().unwrap();
+    let channel =
+        wires.builder(builder(&backend).connections_per_endpoint(3).policy(RoundRobin::new())).build().unwrap();
     eventually("three connections", || wires.made() == 3).await;
     assert_eq!(ready(&channel), 1, "of one endpoint");
     sleep(Duration::from_millis(50)).await;
@@ -144,7 +145,7 @@ async fn calls_are_spread_over_the_connections_of_an_endpoint() {
 async fn more_connections_carry_more_calls_at_once() {
     let server = Server::start_with("one", tonic::transport::Server::builder().max_concurrent_streams(4)).await;
     for (connections, rounds) in [(1, 4), (4, 1)] {
-        let channel = builder(&registry([server.address])).connections(connections).build().unwrap();
+        let channel = builder(&registry([server.address])).connections_per_endpoint(connections).build().unwrap();
         eventually("connected", || channel.endpoints().iter().any(|one| one.state == EndpointState::Ready)).await;
         // Until each has proven itself.
         eventually("proven", || server.accepted() >= connections).await;
@@ -169,7 +170,7 @@ async fn a_peer_out_of_reach_costs_one_attempt_at_a_time_however_many_connection
     let hour = Duration::from_secs(3600);
     let wait = Backoff::new(hour, hour).unwrap();
     let address = refusing().await;
-    let plan = builder(&registry([address])).connections(8).backoff(wait);
+    let plan = builder(&registry([address])).connections_per_endpoint(8).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();
     eventually("tried", || channel.endpoints().iter().any(|one| one.state == EndpointState::BackingOff)).await;
     sleep(Duration::from_millis(200)).await;
@@ -182,7 +183,7 @@ async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
     let (address, _requests, _hung) = hung().await;
     let servers = support::servers(3).await;
     let backend = registry(servers.iter().map(|one| one.address).chain([address]));
-    let channel = builder(&backend).connections(4).build().unwrap();
+    let channel = builder(&backend).connections_per_endpoint(4).build().unwrap();
     eventually("all ready", || ready(&channel) == 4).await;
     let calls = (0..500).map(|_| greet(&channel, Some(Duration::from_millis(1500))));
     let slow = join_all(calls).await.iter().filter(|call| call.is_err()).count();
@@ -194,7 +195,7 @@ async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
 async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
     let (server, wires) = (Server::start("one").await, Wires::default());
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
-    let plan = builder(&registry([server.address])).connections(3).backoff(wait);
+    let plan = builder(&registry([server.address])).connections_per_endpoint(3).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();
     eventually("three connections", || wires.open() == 3).await;
     for number in 0..3 {
@@ -215,7 +216,7 @@ async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
 #[tokio::test]
 async fn an_old_connection_is_replaced_before_it_is_missed() {
     let (server, wires) = (Server::start("one").await, Wires::default());
-    let plan = builder(&registry([server.address])).endpoint(aging(Duration::from_secs(1)));
+    let plan = builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1)));
     let channel = wires.builder(plan).build().unwrap();
     let start = Instant::now();
     let mut slowest = Duration::ZERO;
@@ -237,7 +238,8 @@ async fn an_old_connection_is_replaced_before_it_is_missed() {
 async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
     let (server, wires) = (Server::start("one").await, Wires::default());
     let drain = Duration::from_secs(1);
-    let plan = builder(&registry([server.address])).endpoint(aging(Duration::from_secs(1))).drain(drain);
+    let plan =
+        builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1))).drain_timeout(drain);
     let channel = wires.builder(plan).build().unwrap();
     let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
     let start = Instant::now();
@@ -265,8 +267,9 @@ async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
 async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() {
     let (server, wires) = (Server::start("one").await, Wires::default());
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
-    let plan =
-        builder(&registry([server.address])).endpoint(aging(Duration::from_secs(1))).drain(Duration::from_secs(1));
+    let plan = builder(&registry([server.address]))
+        .endpoint_settings(aging(Duration::from_secs(1)))
+        .drain_timeout(Duration::from_secs(1));
     let channel = wires.builder(plan.backoff(wait)).build().unwrap();
     let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
     let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
@@ -285,7 +288,7 @@ async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() 
 async fn an_old_connection_serves_on_where_there_is_no_other() {
     let (server, wires) = (Server::start("one").await, Wires::default());
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
-    let plan = builder(&registry([server.address])).endpoint(aging(Duration::from_secs(1))).backoff(wait);
+    let plan = builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1))).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();
     greet(&channel, Some(SOON)).await.unwrap();
     wires.refuses.store(true, Ordering::Relaxed);
@@ -317,7 +320,7 @@ async fn an_endpoint_that_drains_gives_its_turn_back() {
             TcpStream::connect(address).await.map(TokioIo::new)
         }
     };
-    let plan = builder(&backend).connects(1).endpoint(aging(Duration::from_secs(1)));
+    let plan = builder(&backend).max_concurrent_connects(1).endpoint_settings(aging(Duration::from_secs(1)));
     let channel = plan.connector(tower::service_fn(connect)).build().unwrap();
     let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
     let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
@@ -334,8 +337,12 @@ async fn an_endpoint_that_drains_gives_its_turn_back() {
 async fn every_allowed_window_works() {
     let server = Server::start("one").await;
     for (stream, connection) in [(1, 1), (1, 1 << 20), (100_000, 1), (i32::MAX as u32, i32::MAX as u32)] {
-        let settings = EndpointSettings::default().windows(stream, connection).unwrap();
-        let channel = builder(&registry([server.address])).endpoint(move |_| settings.clone()).build().unwrap();
+        let settings = EndpointSettings::default()
+            .initial_stream_window_size(stream)
+            .and_then(|settings| settings.initial_connection_window_size(connection))
+            .unwrap();
+        let channel =
+            builder(&registry([server.address])).endpoint_settings(move |_| settings.clone()).build().unwrap();
         let request = GreetRequest { name: "x".repeat(5_000), ..Default::default() };
         let answer = greet_with(&channel, Some(Duration::from_secs(10)), request).await;
         let (_, reply) = answer.unwrap_or_else(|status| panic!("{stream}, {connection}: {status:?}"));

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Backoff, Entry, Error, Feed, Recovered, ServiceName, Source, Weight};
+use discovery_core::{
+    Backoff, Error, ServiceName, Weight,
+    backend::{Entry, Feed, Recovered, Source},
+};
 use discovery_tonic::{BalancedChannel, EndpointState, Tried, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::{
@@ -76,7 +79,7 @@ async fn a_live_stream_does_not_keep_its_endpoint_out() {
     let _stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap();
     backend.put(&service(), other.instance());
     eventually("two endpoints", || ready(&channel) == 2).await;
-    while channel.endpoints().iter().all(|one| one.out_until.is_none()) {
+    while channel.endpoints().iter().all(|one| one.ejected_until.is_none()) {
         let _ = greet(&channel, None).await;
     }
     fails.store(false, Ordering::Relaxed);
@@ -97,7 +100,7 @@ async fn an_endpoint_of_weight_zero_does_not_let_the_only_other_one_be_taken_out
     eventually("two endpoints", || ready(&channel) == 2).await;
     for _ in 0..20 {
         let status = greet(&channel, None).await.unwrap_err();
-        assert!(!Tried::of(&status).unwrap().instances().is_empty(), "{status:?}");
+        assert!(!Tried::from_status(&status).unwrap().instances().is_empty(), "{status:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -128,7 +131,7 @@ async fn a_refused_call_goes_to_another_endpoint_though_it_is_busier() {
 #[tokio::test]
 async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
     for wait in [Duration::from_millis(100), Duration::MAX] {
-        let channel = BalancedChannel::builder(Recovered::new(Mute), service()).wait(wait).build().unwrap();
+        let channel = BalancedChannel::builder(Recovered::new(Mute), service()).wait_timeout(wait).build().unwrap();
         let start = Instant::now();
         let status = greet(&channel, Some(Duration::from_millis(400))).await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
@@ -142,7 +145,7 @@ async fn the_drain_limit_binds_streams_of_former_connections() {
     let (mut old, new) = (Server::start("old").await, Server::start("new").await);
     let backend = registry([old.address]);
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
-    let channel = builder(&backend).drain(Duration::from_secs(1)).backoff(wait).build().unwrap();
+    let channel = builder(&backend).drain_timeout(Duration::from_secs(1)).backoff(wait).build().unwrap();
     let request = GreetManyRequest { count: 100_000, interval_ms: 50, ..GreetManyRequest::default() };
     let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
     stream.message().await.unwrap();
@@ -177,7 +180,7 @@ async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
         discovery_tonic::EndpointSettings::default()
     };
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(10)).unwrap();
-    let channel = builder(&registry([server.address])).connector(connect).endpoint(settings).backoff(backoff);
+    let channel = builder(&registry([server.address])).connector(connect).endpoint_settings(settings).backoff(backoff);
     let channel = channel.build().unwrap();
     channel.ready(Duration::from_secs(5)).await.unwrap();
     assert_eq!(greet(&channel, None).await.unwrap(), server.address);
@@ -187,7 +190,7 @@ async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
 async fn a_hold_may_be_for_ever() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
-    let channel = builder(&backend).hold(Some(Duration::MAX)).build().unwrap();
+    let channel = builder(&backend).hold_on_mass_removal(Some(Duration::MAX)).build().unwrap();
     eventually("three endpoints", || ready(&channel) == 3).await;
     backend.wipe();
     let held = || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count();

@@ -54,7 +54,7 @@ async fn c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone(
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
     // A slow call is one that ended at its deadline.
     let slow = async || usize::from(greet(&channel, Some(Duration::from_millis(500))).await.is_err());
-    let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some());
+    let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some());
     let (mut before, mut after, mut was_out) = (0, 0, false);
     for _ in 0..2_000 {
         // Once and for all: while it is probed it is not out.
@@ -138,7 +138,8 @@ async fn a_hung_endpoint_that_answers_again_is_used_again() {
     let (hung, _, tasks) = hung().await;
     let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
     let channel = channel(&backend);
-    let is_out = |channel: &BalancedChannel| channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some());
+    let is_out =
+        |channel: &BalancedChannel| channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some());
     while !is_out(&channel) {
         let _ = greet(&channel, Some(Duration::from_millis(50))).await;
     }
@@ -195,7 +196,7 @@ async fn all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
     for word in ["greeter", "2 endpoints", "has been reachable for", "connect error", "refused"] {
         assert!(status.message().contains(word), "{}", status.message());
     }
-    assert!(discovery_tonic::Tried::of(&status).unwrap().instances().is_empty());
+    assert!(discovery_tonic::Tried::from_status(&status).unwrap().instances().is_empty());
 }
 
 #[tokio::test]
@@ -211,7 +212,7 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
         .base_ejection_time(Duration::from_secs(60));
     // In turn, since the default policy gives it few calls.
     let channel = builder(&registry).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
-    let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some());
+    let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some());
     let start = Instant::now();
     while !is_out() {
         assert!(start.elapsed() < Duration::from_secs(30), "{} requests", requests.load(Ordering::Relaxed));
@@ -236,7 +237,7 @@ async fn where_less_than_half_are_left_all_are_used() {
     let detection = OutlierDetection::default().base_ejection_time(Duration::from_secs(60));
     // In turn, since the default policy hardly uses them once calls were late there.
     let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
-    let out = || channel.endpoints().iter().filter(|endpoint| endpoint.out_until.is_some()).count();
+    let out = || channel.endpoints().iter().filter(|endpoint| endpoint.ejected_until.is_some()).count();
     let start = Instant::now();
     while out() < 2 {
         let _ = greet(&channel, Some(Duration::from_millis(200))).await;
@@ -274,14 +275,14 @@ impl OneOut {
         let channel = builder(&backend).outlier_detection(detection).build().unwrap();
         let one = Self { address, requests, backend, channel, _servers: (servers, hung) };
         eventually("all ready", || ready(&one.channel) == 4).await;
-        while one.out_until().is_none() {
+        while one.ejected_until().is_none() {
             let _ = greet(&one.channel, Some(Duration::from_millis(200))).await;
         }
         one
     }
 
-    fn out_until(&self) -> Option<Instant> {
-        self.channel.endpoints().iter().find_map(|one| one.out_until)
+    fn ejected_until(&self) -> Option<Instant> {
+        self.channel.endpoints().iter().find_map(|one| one.ejected_until)
     }
 
     async fn gets_no_calls(&self) {
@@ -297,18 +298,18 @@ impl OneOut {
 #[tokio::test]
 async fn no_update_resets_what_is_known_of_an_endpoint() {
     let one = OneOut::start().await;
-    let known = one.out_until();
+    let known = one.ejected_until();
     let weight = Weight::new(300).unwrap();
     one.backend.put(&service(), instance(one.address).with_weight(weight));
     eventually("the weight is known", || one.channel.endpoints().iter().any(|one| one.instance.weight() == weight))
         .await;
-    assert_eq!(one.out_until(), known);
+    assert_eq!(one.ejected_until(), known);
     one.backend.interrupt();
     sleep(Duration::from_millis(100)).await;
     one.backend.restore();
     one.backend.put(&service(), instance(one.address));
     eventually("the set is known", || one.channel.endpoints().iter().all(|one| one.instance.weight() != weight)).await;
-    assert_eq!(one.out_until(), known);
+    assert_eq!(one.ejected_until(), known);
     one.gets_no_calls().await;
 }
 
@@ -323,7 +324,7 @@ async fn an_endpoint_that_is_out_stays_out_when_it_comes_back() {
         sleep(away).await;
         one.backend.put(&service(), instance(one.address));
         eventually("it is back", || ready(&one.channel) == 4).await;
-        assert!(one.out_until().is_some(), "after {away:?}");
+        assert!(one.ejected_until().is_some(), "after {away:?}");
         one.gets_no_calls().await;
     }
     // Another server at the same name is another one.
@@ -332,5 +333,5 @@ async fn an_endpoint_that_is_out_stays_out_when_it_comes_back() {
     one.backend.put(&service(), instance(other.address).with_id(id.parse().unwrap()));
     let is_there = |one: &EndpointStatus| one.instance.address().socket_addr() == Some(other.address);
     eventually("it is there", || one.channel.endpoints().iter().any(is_there)).await;
-    assert_eq!(one.out_until(), None);
+    assert_eq!(one.ejected_until(), None);
 }

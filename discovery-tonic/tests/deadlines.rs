@@ -64,7 +64,7 @@ async fn a_reset_or_a_status_at_the_deadline_is_no_other_end() {
         channel.ready(Duration::from_secs(5)).await.unwrap();
         let status = ended(&channel, Duration::from_millis(50)).await;
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
-        assert!(Tried::of(&status).is_some());
+        assert!(Tried::from_status(&status).is_some());
     }
 }
 
@@ -122,7 +122,7 @@ async fn a_stream_that_nobody_polls_ends_at_its_deadline() {
     for mut stream in kept {
         let status = stream.message().await.unwrap_err();
         assert_eq!(status.code(), Code::DeadlineExceeded);
-        assert_eq!(Tried::of(&status).unwrap().instances().len(), 1);
+        assert_eq!(Tried::from_status(&status).unwrap().instances().len(), 1);
     }
 }
 
@@ -166,8 +166,8 @@ fn calls_are_polled_outside_of_a_runtime() {
 #[tokio::test]
 async fn a_response_that_begins_on_a_former_connection_ends_at_its_deadline() {
     let (peer, _tasks) = late_peer(Duration::from_secs(60), true, |_, _| {}).await;
-    let settings = EndpointSettings::default().age(Duration::from_secs(1)).unwrap();
-    let channel = builder(&registry([peer])).endpoint(move |_| settings.clone()).build().unwrap();
+    let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap();
+    let channel = builder(&registry([peer])).endpoint_settings(move |_| settings.clone()).build().unwrap();
     channel.ready(Duration::from_secs(5)).await.unwrap();
     let kept = GreeterClient::new(channel.clone()).greet_many(many(Duration::from_secs(2))).await.unwrap();
     sleep(Duration::from_millis(2_400)).await;

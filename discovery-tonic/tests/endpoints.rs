@@ -27,12 +27,12 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// Counts what the hook is asked for: attempts to connect.
 fn attempts(
-    builder: discovery_tonic::Builder,
+    builder: discovery_tonic::ChannelBuilder,
     settings: EndpointSettings,
-) -> (discovery_tonic::Builder, Arc<AtomicUsize>) {
+) -> (discovery_tonic::ChannelBuilder, Arc<AtomicUsize>) {
     let count = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&count);
-    let builder = builder.endpoint(move |_| {
+    let builder = builder.endpoint_settings(move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
         settings.clone()
     });
@@ -49,7 +49,7 @@ async fn c10_a_flapping_address_is_tried_once_per_wait() {
         let backend = registry([]);
         let wait = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).unwrap();
         let timeout = EndpointSettings::default().connect_timeout(Duration::from_millis(300)).unwrap();
-        let (builder, count) = attempts(builder(&backend).backoff(wait).connections(connections), timeout);
+        let (builder, count) = attempts(builder(&backend).backoff(wait).connections_per_endpoint(connections), timeout);
         let _channel = builder.build().unwrap();
         let flapping = instance(address);
         for _ in 0..40 {
@@ -138,7 +138,8 @@ async fn so_many_endpoints_connect_at_a_time() {
     let backend = registry((1..=12).map(|port| ([127, 0, 0, 1], port).into()));
     let wait = Backoff::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
     let patient = EndpointSettings::default().connect_timeout(Duration::from_secs(60)).unwrap();
-    let (builder, count) = attempts(builder(&backend).backoff(wait).connects(4).connector(gate.clone()), patient);
+    let (builder, count) =
+        attempts(builder(&backend).backoff(wait).max_concurrent_connects(4).connector(gate.clone()), patient);
     let _channel = builder.build().unwrap();
     let (waiting, tried) = (|| gate.waiting.load(Ordering::Relaxed), || count.load(Ordering::Relaxed));
     for let_go in 0..=8 {
@@ -160,7 +161,7 @@ async fn the_hook_sees_the_instance_as_it_is_registered_now() {
         seeing.lock().unwrap().push(instance.metadata().get("zone").map(ToOwned::to_owned));
         EndpointSettings::default()
     };
-    let channel = builder(&backend).endpoint(hook).build().unwrap();
+    let channel = builder(&backend).endpoint_settings(hook).build().unwrap();
     let one = instance(server.address);
     backend.put(&service(), one.clone());
     eventually("it has come", || ready(&channel) == 1).await;

@@ -75,7 +75,7 @@ async fn steadily(channel: &BalancedChannel, rate: u32, work: Duration, time: Du
 }
 
 fn was_ejected(channel: &BalancedChannel) -> bool {
-    channel.endpoints().iter().any(|endpoint| endpoint.out_until.is_some())
+    channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some())
 }
 
 const WORK: Duration = Duration::from_millis(60);

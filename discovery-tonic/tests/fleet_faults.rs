@@ -105,7 +105,10 @@ async fn c1_a_killed_server_costs_what_was_in_flight_there() {
         assert!(in_flight > 0 && before <= in_flight && after == 0, "{failed:?}");
         assert!(known < Duration::from_secs(1), "{known:?}");
         let there = [instance(dying.address).id().clone()];
-        assert!(failed.iter().all(|(_, status)| Tried::of(status).unwrap().instances() == there), "{failed:?}");
+        assert!(
+            failed.iter().all(|(_, status)| Tried::from_status(status).unwrap().instances() == there),
+            "{failed:?}"
+        );
         backend.remove(&service(), there[0].as_str());
         eventually("it is gone", || channel.endpoints().len() == 2).await;
     }

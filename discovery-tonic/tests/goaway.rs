@@ -130,9 +130,9 @@ async fn with_ping_enforcement() -> std::net::SocketAddr {
 /// With pings every 1 s at a server that allows 5 s, a stream died every 4.0 s, 12 of 12 times.
 #[tokio::test]
 async fn pings_slow_down_where_a_peer_complains() {
-    let settings = EndpointSettings::default().ping(Duration::from_millis(50), Duration::from_secs(5)).unwrap();
+    let settings = EndpointSettings::default().http2_keep_alive_interval(Duration::from_millis(50)).unwrap();
     let backend = registry([with_ping_enforcement().await]);
-    let channel = builder(&backend).endpoint(move |_| settings.clone()).build().unwrap();
+    let channel = builder(&backend).endpoint_settings(move |_| settings.clone()).build().unwrap();
     channel.ready(Duration::from_secs(5)).await.unwrap();
     let mut ended = 0;
     loop {

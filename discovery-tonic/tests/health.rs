@@ -62,7 +62,7 @@ fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState
 async fn c12_a_server_that_does_not_serve_gets_no_calls() {
     let (sick, well) = (Checked::start().await, Checked::start().await);
     let backend = registry([sick.address, well.address]);
-    let channel = builder(&backend).health("").build().unwrap();
+    let channel = builder(&backend).health_check("").build().unwrap();
     eventually("both serve", || ready(&channel) == 2).await;
     for round in 0..3 {
         sick.say(ServingStatus::NotServing).await;
@@ -86,7 +86,7 @@ async fn c12_a_server_that_does_not_serve_gets_no_calls() {
 #[tokio::test]
 async fn c12_a_server_without_a_health_check_counts_as_serving() {
     let server = Server::start("one").await;
-    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), server.address);
     assert_eq!(ready(&channel), 1);
 }
@@ -94,7 +94,7 @@ async fn c12_a_server_without_a_health_check_counts_as_serving() {
 #[tokio::test]
 async fn a_service_that_the_server_does_not_know_is_not_served() {
     let server = Checked::start().await;
-    let channel = builder(&registry([server.address])).health("another.Service").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("another.Service").build().unwrap();
     eventually("it has answered", || state(&channel, server.address) == Some(EndpointState::NotServing)).await;
     sleep(Duration::from_millis(100)).await;
     let status = greet(&channel, None).await.unwrap_err();
@@ -107,7 +107,7 @@ async fn a_service_that_the_server_does_not_know_is_not_served() {
 #[tokio::test]
 async fn where_none_serves_calls_fail_at_once_and_go_on_after() {
     let server = Checked::start().await;
-    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), server.address);
     server.say(ServingStatus::NotServing).await;
     eventually("it is out", || ready(&channel) == 0).await;
@@ -124,7 +124,7 @@ async fn where_none_serves_calls_fail_at_once_and_go_on_after() {
 async fn a_hung_server_gets_no_calls_at_all() {
     let (address, requests, _peer) = hung().await;
     let good = Checked::start().await;
-    let channel = builder(&registry([address, good.address])).health("").build().unwrap();
+    let channel = builder(&registry([address, good.address])).health_check("").build().unwrap();
     eventually("the good one", || ready(&channel) == 1).await;
     for _ in 0..50 {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
@@ -136,7 +136,7 @@ async fn a_hung_server_gets_no_calls_at_all() {
 #[tokio::test]
 async fn a_health_check_does_not_keep_a_server_that_stops() {
     let mut server = Checked::start().await;
-    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     eventually("it serves", || ready(&channel) == 1).await;
     server.say(ServingStatus::NotServing).await;
     eventually("it is out", || ready(&channel) == 0).await;
@@ -155,7 +155,7 @@ async fn a_check_that_is_not_answered_in_time_means_that_the_server_does_not_ser
     };
     let call = async |on_request: OnRequest| {
         let (address, _requests, _peer) = raw_h2(on_request).await;
-        let channel = builder(&registry([address])).health("").build().unwrap();
+        let channel = builder(&registry([address])).health_check("").build().unwrap();
         let start = Instant::now();
         (greet(&channel, None).await.unwrap_err(), start.elapsed())
     };
@@ -172,7 +172,7 @@ async fn a_check_that_is_not_answered_in_time_means_that_the_server_does_not_ser
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     let server = Checked::start_with(tonic::transport::Server::builder().max_concurrent_streams(1)).await;
-    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     let end = Instant::now() + Duration::from_secs(3);
     let callers = (0..4).map(|_| {
         let channel = channel.clone();
@@ -230,7 +230,7 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
 #[tokio::test]
 async fn a_check_has_the_health_of_its_endpoint() {
     let server = Checked::start().await;
-    let channel = builder(&registry([server.address])).health("").build().unwrap();
+    let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     eventually("it serves", || ready(&channel) == 1).await;
     let polling = channel.clone();
     let poll = tokio::spawn(async move {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Error, Instance, Resolver, ServiceName, Snapshot, Updates};
+use discovery_core::{Error, Instance, Resolver, ServiceName, Snapshot, UpdateStream};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings};
 use futures::{StreamExt, stream};
@@ -45,12 +45,12 @@ impl Resolver for Faulty {
         self.backend.list(service).await
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         let updates = self.backend.watch(service)?;
         let panics = || stream::once(async { panic!("a fault of the resolver") });
         Ok(match (self.watches.fetch_add(1, Ordering::Relaxed), self.fault) {
-            (0, Fault::Ends) => Updates::new(updates.take(1)),
-            (0, _) => Updates::new(updates.take(1).chain(panics())),
+            (0, Fault::Ends) => UpdateStream::new(updates.take(1)),
+            (0, _) => UpdateStream::new(updates.take(1).chain(panics())),
             (1, Fault::PanicsTwice) => panic!("another fault of the resolver"),
             _ => updates,
         })
@@ -82,7 +82,7 @@ async fn a_resolver_that_panics_or_ends_is_watched_anew() {
 #[tokio::test]
 async fn no_duration_is_too_long() {
     let server = Server::start("one").await;
-    let aging = EndpointSettings::default().age(Duration::from_secs(1)).unwrap();
+    let aging = EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap();
     let endless = discovery_tonic::OutlierDetection::default()
         .silence(Some(Duration::MAX))
         .interval(Duration::MAX)
@@ -90,10 +90,10 @@ async fn no_duration_is_too_long() {
         .max_ejection_time(Duration::MAX);
     let backend = registry([server.address]);
     let channel = builder(&backend)
-        .endpoint(move |_| aging.clone())
-        .drain(Duration::MAX)
-        .hold(Some(Duration::MAX))
-        .wait(Duration::MAX)
+        .endpoint_settings(move |_| aging.clone())
+        .drain_timeout(Duration::MAX)
+        .hold_on_mass_removal(Some(Duration::MAX))
+        .wait_timeout(Duration::MAX)
         .slow_start(Duration::MAX)
         .outlier_detection(endless)
         .build()
@@ -140,7 +140,7 @@ async fn a_hook_or_a_connector_that_blocks_delays_no_removal() {
         }
         EndpointSettings::default()
     };
-    let channel = builder(&backend).endpoint(hook).build().unwrap();
+    let channel = builder(&backend).endpoint_settings(hook).build().unwrap();
     eventually("one is ready", || ready(&channel) == 1).await;
     backend.put(&service(), instance(blocking));
     let took = removal(&channel, &backend, &blocked, &server.instance()).await;
@@ -172,7 +172,7 @@ async fn a_hook_that_blocks_keeps_no_single_thread() {
         }
         EndpointSettings::default()
     };
-    let channel = builder(&registry([other, server.address])).endpoint(hook).build().unwrap();
+    let channel = builder(&registry([other, server.address])).endpoint_settings(hook).build().unwrap();
     let start = Instant::now();
     greet(&channel, None).await.unwrap();
     assert!(start.elapsed() < BLOCKED / 4, "{:?}", start.elapsed());

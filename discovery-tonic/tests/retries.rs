@@ -82,7 +82,7 @@ async fn an_answer_tells_who_was_tried_before() {
     let mut answers = GreeterClient::new(channel).greet_many(request).await.unwrap().into_inner();
     let status = answers.message().await.unwrap_err();
     let id = instance(breaking).id().clone();
-    assert_eq!(Tried::of(&status).unwrap().instances(), [id.clone(), id]);
+    assert_eq!(Tried::from_status(&status).unwrap().instances(), [id.clone(), id]);
 }
 
 /// A proxy whose server is gone says so in HTTP alone.
@@ -114,7 +114,7 @@ async fn attempts_end_and_the_failure_tells_them_all() {
     until_ready(&channel, 4).await;
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    let mut tried = Tried::of(&status).unwrap().instances().to_vec();
+    let mut tried = Tried::from_status(&status).unwrap().instances().to_vec();
     tried.sort();
     tried.dedup();
     assert_eq!(tried.len(), 3, "three attempts, each on another instance: {status:?}");
@@ -204,7 +204,7 @@ async fn only_what_a_call_waits_for_an_endpoint_counts_against_its_limit() {
         })
         .await;
         let backend = registry([bad]);
-        let channel = builder(&backend).retry(policy()).wait(Duration::from_millis(1_500)).build().unwrap();
+        let channel = builder(&backend).retry(policy()).wait_timeout(Duration::from_millis(1_500)).build().unwrap();
         until_ready(&channel, 1).await;
         let mut request = Request::new(GreetRequest::default());
         request.extensions_mut().insert(WaitForReady);

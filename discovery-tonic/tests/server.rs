@@ -14,8 +14,8 @@ use std::{
 
 use async_trait::async_trait;
 use discovery_core::{
-    Claim, Error, ErrorKind, FixedResolver, Held, Instance, Registration, Registry, Resolver, ServiceName, Status,
-    StatusWriter, Weight,
+    Claim, Error, ErrorKind, FixedResolver, Instance, Registration, Registry, Resolver, ServiceName, Status, Weight,
+    backend::{RegistrationBackend, StatusWriter},
 };
 use discovery_memory::MemoryBackend;
 use discovery_tonic::server::{RegisteredServer, Stage};
@@ -33,7 +33,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 async fn a_server_leaves_the_registry_then_drains_then_ends() {
     let backend = MemoryBackend::new();
     let drain = Duration::from_secs(3);
-    let server = Running::serving(builder(&backend).drain(drain).limit(LONG)).await;
+    let server = Running::serving(builder(&backend).drain_time(drain).shutdown_timeout(LONG)).await;
     assert_eq!(registered(&backend).await, 1);
     let mut client = server.client().await;
     client.greet(GreetRequest::default()).await.unwrap();
@@ -52,7 +52,7 @@ async fn a_server_leaves_the_registry_then_drains_then_ends() {
     server.handle.reached(Stage::Finishing).await;
     assert!(start.elapsed() >= drain, "{:?}", start.elapsed());
     let address = server.address;
-    assert_eq!(server.ended().await.unwrap().cut, 0, "idle connections end before the limit");
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 0, "idle connections end before the limit");
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 
@@ -104,7 +104,7 @@ async fn without_the_registry_a_server_starts_serves_and_stops() {
 #[tokio::test]
 async fn losing_the_registry_never_stops_a_server() {
     let backend = MemoryBackend::with_ttl(SHORT);
-    let server = Running::serving(builder(&backend).limit(LONG)).await;
+    let server = Running::serving(builder(&backend).shutdown_timeout(LONG)).await;
     let mut statuses = server.handle.statuses();
     assert!(statuses.current().is_registered());
     let mut next = async || timeout(SOON, statuses.changed()).await.unwrap().unwrap();
@@ -125,7 +125,7 @@ async fn losing_the_registry_never_stops_a_server() {
     let call = server.slow_call(2 * SHORT).await;
     let start = Instant::now();
     server.handle.stop();
-    assert_eq!(server.ended().await.unwrap().cut, 0, "it stops in order");
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 0, "it stops in order");
     assert!(start.elapsed() >= SHORT, "who knows it still hears nothing, but may");
     call.await.unwrap().unwrap();
     assert!(matches!(next().await, Status::Deregistered { .. }));
@@ -173,7 +173,7 @@ async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_
 
 #[tokio::test]
 async fn a_registry_that_refuses_for_good_ends_the_server_with_its_error() {
-    let server = Running::start(RegisteredServer::builder(FixedResolver::new([]), service()).drain(SHORT)).await;
+    let server = Running::start(RegisteredServer::builder(FixedResolver::new([]), service()).drain_time(SHORT)).await;
     let error = server.ended().await.unwrap_err();
     assert_eq!((error.kind(), error.service()), (ErrorKind::Unsupported, Some(&service())));
 }
@@ -183,7 +183,7 @@ async fn who_claims_an_id_takes_it_over_or_is_refused() {
     let backend = MemoryBackend::new();
     let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
     let first = Running::serving(named()).await;
-    let refused = Running::start(named().limit(LONG).claim(Claim::IfAbsent)).await;
+    let refused = Running::start(named().shutdown_timeout(LONG).claim(Claim::IfAbsent)).await;
     let error = refused.ended().await.unwrap_err();
     assert_eq!((error.kind(), error.service()), (ErrorKind::Conflict, Some(&service())));
     let owner = async || backend.list(&service()).await.unwrap().iter().next().unwrap().address().socket_addr();
@@ -205,7 +205,7 @@ async fn a_server_that_is_refused_stops_in_order() {
     let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
     let _first = Running::serving(named()).await;
     let (ready, wait) = oneshot::channel::<()>();
-    let refused = named().limit(LONG).claim(Claim::IfAbsent).ready(async { wait.await.unwrap_or_default() });
+    let refused = named().shutdown_timeout(LONG).claim(Claim::IfAbsent).ready(async { wait.await.unwrap_or_default() });
     let server = Running::start(refused).await;
     let call = server.slow_call(3 * SHORT).await;
     ready.send(()).unwrap();
@@ -264,7 +264,7 @@ impl Registry for Asking {
 }
 
 #[async_trait]
-impl Held for Asked {
+impl RegistrationBackend for Asked {
     async fn update(&self, _: Arc<Instance>) -> Result<(), Error> {
         Ok(())
     }
@@ -291,8 +291,8 @@ async fn health_is_told_before_the_registry_and_taken_back_first() {
     let (reporter, service_of_health) = tonic_health::server::health_reporter();
     let (ready, wait) = oneshot::channel::<()>();
     let builder = RegisteredServer::builder(asking, service())
-        .drain(Duration::from_secs(3))
-        .health(reporter, ["greeter.v1.Greeter"])
+        .drain_time(Duration::from_secs(3))
+        .health_reporter(reporter, ["greeter.v1.Greeter"])
         .ready(async { wait.await.unwrap_or_default() });
     let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (address, handle) = (server.local_addr().unwrap(), server.handle());
@@ -343,7 +343,7 @@ async fn a_fleet_is_replaced_under_load_without_a_failed_call() {
         fleet.push(Running::serving(builder(&backend)).await);
         let old = fleet.remove(0);
         old.handle.stop();
-        assert_eq!(old.ended().await.unwrap().cut, 0);
+        assert_eq!(old.ended().await.unwrap().aborted_connections, 0);
         eventually("calls go on", || calls.load(Ordering::Relaxed) > 40 * step).await;
     }
     assert!(caller.try_join_next().is_none(), "no call fails");

@@ -12,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use discovery_core::{
-    Claim, Error, ErrorKind, Held, Instance, Registration, Registry, ServiceName, Status, StatusWriter,
+    Claim, Error, ErrorKind, Instance, Registration, Registry, ServiceName, Status,
+    backend::{RegistrationBackend, StatusWriter},
 };
 use discovery_memory::MemoryBackend;
 use discovery_tonic::server::{RegisteredServer, ServerHandle, Stage};
@@ -36,12 +37,12 @@ use tonic_prost::prost::Message;
 #[tokio::test]
 async fn what_is_in_flight_is_finished_within_the_limit() {
     let backend = MemoryBackend::new();
-    let server = Running::serving(builder(&backend).limit(LONG)).await;
+    let server = Running::serving(builder(&backend).shutdown_timeout(LONG)).await;
     let call = server.slow_call(3 * SHORT).await;
     for _ in 0..3 {
         server.handle.stop();
     }
-    assert_eq!(server.ended().await.unwrap().cut, 0);
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 0);
     call.await.unwrap().unwrap();
 }
 
@@ -52,7 +53,7 @@ async fn what_outlasts_the_limit_is_cut() {
     let call = server.slow_call(LONG).await;
     let start = Instant::now();
     server.handle.stop();
-    assert_eq!(server.ended().await.unwrap().cut, 1);
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 1);
     assert!((2 * SHORT..SOON).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
 }
@@ -62,12 +63,12 @@ async fn a_server_is_told_to_stop_at_once() {
     for stage in [Stage::Draining, Stage::Finishing] {
         let backend = MemoryBackend::new();
         let drain = if stage == Stage::Draining { LONG } else { Duration::ZERO };
-        let server = Running::serving(builder(&backend).drain(drain).limit(LONG)).await;
+        let server = Running::serving(builder(&backend).drain_time(drain).shutdown_timeout(LONG)).await;
         let call = server.slow_call(LONG).await;
         server.handle.stop();
         server.handle.reached(stage).await;
         server.handle.stop_now();
-        assert_eq!(server.ended().await.unwrap().cut, 1, "{stage:?}");
+        assert_eq!(server.ended().await.unwrap().aborted_connections, 1, "{stage:?}");
         assert_eq!(registered(&backend).await, 0);
         assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
     }
@@ -193,7 +194,7 @@ async fn connections_of_a_server_that_ended_by_itself_are_cut() {
 async fn a_connection_is_cut_while_it_waits_to_read_or_to_write() {
     for waits in ["read", "write", "write_vectored"] {
         let backend = MemoryBackend::new();
-        let server = builder(&backend).drain(Duration::ZERO).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let server = builder(&backend).drain_time(Duration::ZERO).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (handle, silent) = (server.handle(), TcpStream::connect(server.local_addr().unwrap()).await.unwrap());
         let (tell, told) = oneshot::channel();
         let serve = server.serve(move |mut incoming, _| async move {
@@ -215,7 +216,7 @@ async fn a_connection_is_cut_while_it_waits_to_read_or_to_write() {
         let task = tokio::spawn(serve);
         handle.reached(Stage::Serving).await;
         handle.stop();
-        assert_eq!(timeout(SOON, task).await.unwrap().unwrap().unwrap().cut, 1);
+        assert_eq!(timeout(SOON, task).await.unwrap().unwrap().unwrap().aborted_connections, 1);
         let error = told.await.expect(waits);
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted, "{waits}");
         drop(silent);
@@ -254,7 +255,7 @@ async fn a_client_that_does_not_read_is_cut() {
     assert_eq!(response.status(), 200);
 
     server.handle.stop();
-    assert_eq!(server.ended().await.unwrap().cut, 1);
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 1);
     // The server's tasks end although the client has neither read nor closed.
     eventually("its connection ends", || tasks() < before).await;
     drop((response, connection));
@@ -267,7 +268,7 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
         let backend = MemoryBackend::new();
         let (reporter, health) = tonic_health::server::health_reporter();
         let limit = if foreign { SHORT } else { LONG };
-        let server = builder(&backend).limit(limit).health(reporter, [""; 0]);
+        let server = builder(&backend).shutdown_timeout(limit).health_reporter(reporter, [""; 0]);
         let server = server.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (address, handle) = (server.local_addr().unwrap(), server.handle());
         let greeter = Greeter::new("one").into_service();
@@ -276,7 +277,7 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
         handle.reached(Stage::Serving).await;
 
         // Its endpoint stays in the set.
-        let channel = support::builder(&registry([address])).health("").build().unwrap();
+        let channel = support::builder(&registry([address])).health_check("").build().unwrap();
         support::greet(&channel, Some(SOON)).await.unwrap();
         let mut watching = None;
         if foreign {
@@ -288,14 +289,14 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
         let start = Instant::now();
         handle.stop();
         let stopped = timeout(SOON, task).await.unwrap().unwrap().unwrap();
-        println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.cut);
+        println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.aborted_connections);
         match watching {
             // The channel's may be among them.
             Some(mut answers) => {
-                assert!(stopped.cut >= 1);
+                assert!(stopped.aborted_connections >= 1);
                 while let Ok(Some(_)) = timeout(SOON, answers.message()).await.unwrap() {}
             }
-            None => assert_eq!(stopped.cut, 0),
+            None => assert_eq!(stopped.aborted_connections, 0),
         }
     }
 }
@@ -320,7 +321,7 @@ impl Registry for Hung {
 }
 
 #[async_trait]
-impl Held for Hung {
+impl RegistrationBackend for Hung {
     async fn update(&self, _: Arc<Instance>) -> Result<(), Error> {
         std::future::pending().await
     }

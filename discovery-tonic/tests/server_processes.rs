@@ -79,7 +79,7 @@ impl Process {
 #[tokio::test]
 async fn a_server_as_a_process() {
     let Some(asked) = env::var_os(AS_SERVER) else { return };
-    let builder = builder(&MemoryBackend::new()).limit(LONG).stop_on_signals();
+    let builder = builder(&MemoryBackend::new()).shutdown_timeout(LONG).stop_on_signals();
     let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     println!("\nlistens at {}", server.local_addr().unwrap());
     let (handle, greeter) = (server.handle(), Greeter::new("process"));
@@ -96,7 +96,7 @@ async fn a_server_as_a_process() {
         println!("\nFinishing");
     });
     let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await.unwrap();
-    println!("\ncut {}", stopped.cut);
+    println!("\ncut {}", stopped.aborted_connections);
 }
 
 #[tokio::test]

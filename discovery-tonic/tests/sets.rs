@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Entry, Error, Feed, Instance, Metadata, Recovered, ServiceName, Source, Weight};
+use discovery_core::{
+    Error, Instance, Metadata, ServiceName, Weight,
+    backend::{Entry, Feed, Recovered, Source},
+};
 use discovery_tonic::{BalancedChannel, EndpointStatus, WaitForReady, balance::RoundRobin};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
@@ -169,7 +172,7 @@ async fn c5_on_an_empty_set_a_call_that_waits_ends_at_its_deadline() {
 async fn c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
     let servers = servers(2).await;
     let backend = registry([servers[0].address]);
-    let channel = builder(&backend).drain(Duration::from_secs(2)).build().unwrap();
+    let channel = builder(&backend).drain_timeout(Duration::from_secs(2)).build().unwrap();
     let mut client = GreeterClient::new(channel.clone());
     let request = |count| GreetManyRequest { count, interval_ms: 100, ..GreetManyRequest::default() };
     let mut short = client.greet_many(request(10)).await.unwrap().into_inner();
@@ -237,8 +240,8 @@ async fn a_mass_removal_is_held_while_the_endpoints_answer() {
     let servers = servers(4).await;
     for one_by_one in [false, true] {
         let backend = registry(servers.iter().map(|server| server.address));
-        let held = builder(&backend).hold(Some(Duration::from_secs(3))).build().unwrap();
-        let not_held = builder(&backend).hold(None).build().unwrap();
+        let held = builder(&backend).hold_on_mass_removal(Some(Duration::from_secs(3))).build().unwrap();
+        let not_held = builder(&backend).hold_on_mass_removal(None).build().unwrap();
         for channel in [&held, &not_held] {
             eventually("four endpoints ready", || ready(channel) == 4).await;
         }
@@ -277,7 +280,7 @@ async fn held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let hold = Duration::from_secs(1);
-    let channel = builder(&backend).hold(Some(hold)).build().unwrap();
+    let channel = builder(&backend).hold_on_mass_removal(Some(hold)).build().unwrap();
     eventually("ready", || ready(&channel) == 3).await;
     backend.wipe();
     eventually("held", || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count() == 3).await;
@@ -299,7 +302,7 @@ async fn held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
 async fn a_held_endpoint_that_closes_is_let_go() {
     let mut servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
-    let channel = builder(&backend).hold(Some(Duration::from_secs(60))).build().unwrap();
+    let channel = builder(&backend).hold_on_mass_removal(Some(Duration::from_secs(60))).build().unwrap();
     eventually("ready", || ready(&channel) == 3).await;
     backend.wipe();
     eventually("held", || channel.endpoints().iter().filter(|one| one.held_until.is_some()).count() == 3).await;

@@ -38,7 +38,7 @@ impl Fleet {
 
     async fn of(
         servers: Vec<Server>,
-        configure: impl FnOnce(discovery_tonic::Builder) -> discovery_tonic::Builder,
+        configure: impl FnOnce(discovery_tonic::ChannelBuilder) -> discovery_tonic::ChannelBuilder,
     ) -> Self {
         let backend = registry(servers.iter().map(|server| server.address));
         let channel = configure(builder(&backend)).build().unwrap();
@@ -47,7 +47,7 @@ impl Fleet {
         let (watched, count) = (channel.clone(), Arc::clone(&ejected));
         tasks.spawn(async move {
             loop {
-                let out = watched.endpoints().iter().filter(|endpoint| endpoint.out_until.is_some()).count();
+                let out = watched.endpoints().iter().filter(|endpoint| endpoint.ejected_until.is_some()).count();
                 count.fetch_add(out, Ordering::Relaxed);
                 sleep(Duration::from_millis(5)).await;
             }
@@ -184,8 +184,8 @@ async fn callers_that_give_up_blame_nobody() {
 /// the endpoint is known.
 #[tokio::test]
 async fn a_successor_makes_no_call_wait() {
-    let aging = |builder: discovery_tonic::Builder| {
-        builder.endpoint(|_| EndpointSettings::default().age(Duration::from_secs(1)).unwrap())
+    let aging = |builder: discovery_tonic::ChannelBuilder| {
+        builder.endpoint_settings(|_| EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap())
     };
     // Alone, so that no other endpoint could take what would wait.
     let fleet = Fleet::of(servers(1).await, aging).await;

@@ -6,8 +6,9 @@ use std::{
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, BadEntry, Change, Entry, Error, ErrorKind, Feed, Instance, InstanceId, Recovered, Recovery, Resolver,
-    ServiceName, Snapshot, Source, Update, Updates, Weight,
+    Backoff, Change, Error, ErrorKind, Instance, InstanceId, Resolver, ServiceName, Snapshot, Update, UpdateStream,
+    Weight,
+    backend::{BadEntry, Entry, Feed, Recovered, Recovery, Source},
 };
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
@@ -20,10 +21,9 @@ pub fn state(data: &[u8]) {
 
 async fn run(data: &[u8]) {
     let registry = Arc::new(Mutex::new(Model::default()));
-    let mut recovery = Recovery::default();
-    recovery.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(50)).expect("allowed");
-    (recovery.queue, recovery.entries) = (3, LIMIT);
-    let resolver = Recovered::with(Scripted(Arc::clone(&registry)), recovery);
+    let backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(50)).expect("allowed");
+    let recovery = Recovery::default().backoff(backoff).queue_capacity(3).max_entries(LIMIT);
+    let resolver = Recovered::with_recovery(Scripted(Arc::clone(&registry)), recovery);
     let service: ServiceName = "payments".parse().expect("a valid name");
     let mut followers: Vec<Follower> = Vec::new();
     let mut bytes = data.iter().copied().take(400);
@@ -195,7 +195,7 @@ impl Source for Scripted {
 
 /// One who folds, and what the updates so far allow.
 struct Follower {
-    updates: Updates,
+    updates: UpdateStream,
     set: Snapshot,
     lost: Option<ErrorKind>,
     has_set: bool,
@@ -204,7 +204,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn new(updates: Updates) -> Self {
+    fn new(updates: UpdateStream) -> Self {
         Self { updates, set: Snapshot::default(), lost: None, has_set: false, place: 0 }
     }
 
@@ -213,7 +213,7 @@ impl Follower {
         for _ in 0..count {
             let Some(update) = self.updates.next().now_or_never() else { return };
             let update = update.expect("streams do not end");
-            let next = self.set.apply(&update);
+            let next = self.set.after(&update);
             match &update {
                 Update::Change(change) => {
                     assert!(self.has_set && self.lost.is_none(), "after a loss, and first of all, a Reset comes");

@@ -124,7 +124,7 @@ pub fn url(data: &[u8]) {
         };
         assert!(!text.contains("hunter2"), "{text}");
         // Without a runtime nothing is opened, so that this is the parsing alone.
-        let Err(error) = discovery::connect(&url) else { panic!("there is no runtime") };
+        let Err(error) = discovery::open(&url) else { panic!("there is no runtime") };
         // Unsupported is TLS where it is not compiled in.
         let kinds = [ErrorKind::InvalidInput, ErrorKind::NoRuntime, ErrorKind::Unsupported];
         assert!(kinds.contains(&error.kind()), "{error:?}");

@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Change, Instance, InstanceId, Snapshot, Update, Updates};
+use discovery_core::{Change, Instance, InstanceId, Snapshot, Update, UpdateStream};
 use futures::StreamExt;
 use tokio::task::JoinHandle;
 
@@ -37,7 +37,7 @@ struct Record {
 
 impl Follower {
     /// Follows a stream from now on.
-    pub fn of(mut updates: Updates) -> Self {
+    pub fn of(mut updates: UpdateStream) -> Self {
         let record = Arc::new(Mutex::new(Record::default()));
         let task = tokio::spawn({
             let record = Arc::clone(&record);
@@ -104,7 +104,7 @@ impl Drop for Follower {
 
 impl Record {
     fn take(&mut self, update: Update) {
-        let next = self.set.apply(&update);
+        let next = self.set.after(&update);
         let former = self.told.last().map(|told| &told.update);
         let broken = match (&update, former) {
             (Update::Change(_), None | Some(Update::Lost(_))) => Some("a change without a set before it"),

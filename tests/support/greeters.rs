@@ -52,8 +52,8 @@ pub fn service() -> ServiceName {
 impl Greeters {
     /// A backend on the same etcd.
     pub fn backend(&self) -> EtcdBackend {
-        let config = EtcdConfig::new(self.members.iter().cloned()).with_ttl(self.ttl);
-        EtcdBackend::connect(config).expect("the configuration is valid")
+        let config = EtcdConfig::new(self.members.iter().cloned()).ttl(self.ttl);
+        EtcdBackend::new(config).expect("the configuration is valid")
     }
 
     /// Starts one, and waits until it is registered. The test binary must have a test `a_greeter_as_a_process`, which calls
@@ -106,7 +106,7 @@ pub async fn serve_as_told() {
     let members = members.split(',').map(str::to_owned).collect();
     let greeters = Greeters { members, ttl: time(ttl), drain: time(drain), executed: None };
     let server = RegisteredServer::builder(greeters.backend(), service())
-        .drain(greeters.drain)
+        .drain_time(greeters.drain)
         .stop_on_signals()
         .bind("127.0.0.1:0".parse().expect("an address"))
         .await

@@ -152,7 +152,7 @@ pub async fn tonic_channel(resolver: &dyn Resolver, service: &ServiceName) -> Ch
     let mut first = Some(first);
     tokio::spawn(async move {
         while let Some(update) = updates.next().await {
-            let next = set.apply(&update);
+            let next = set.after(&update);
             let change = set.diff(&next);
             for instance in change.upserts() {
                 let endpoint = Endpoint::from_shared(format!("http://{}", instance.address())).expect("a URI");

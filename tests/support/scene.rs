@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use discovery_core::{
-    Backoff, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status, Update, Updates,
+    Backoff, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status, Update, UpdateStream,
 };
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use futures::StreamExt;
@@ -21,13 +21,13 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// A configuration for tests: short times, but with nothing turned off.
 pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     EtcdConfig::new(members)
-        .with_ttl(TTL)
-        .with_request_timeout(Duration::from_secs(1))
-        .with_deadline(Duration::from_secs(5))
-        .with_connect_timeout(Duration::from_millis(500))
-        .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("a valid backoff"))
-        .with_ping_interval(Duration::from_secs(1))
-        .with_ping_timeout(Duration::from_millis(500))
+        .ttl(TTL)
+        .request_timeout(Duration::from_secs(1))
+        .operation_timeout(Duration::from_secs(5))
+        .connect_timeout(Duration::from_millis(500))
+        .backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("a valid backoff"))
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_millis(500))
 }
 
 /// The TTL of [`usual_config`].
@@ -36,15 +36,15 @@ pub const USUAL_TTL: Duration = Duration::from_secs(5);
 /// A configuration as one might use it, but for a shorter TTL and shorter limits: what the figures of faults are about.
 pub fn usual_config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     EtcdConfig::new(members)
-        .with_ttl(USUAL_TTL)
-        .with_request_timeout(Duration::from_secs(2))
-        .with_connect_timeout(Duration::from_secs(1))
-        .with_backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).expect("a valid backoff"))
+        .ttl(USUAL_TTL)
+        .request_timeout(Duration::from_secs(2))
+        .connect_timeout(Duration::from_secs(1))
+        .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).expect("a valid backoff"))
 }
 
 /// A backend on these members, with [`usual_config`].
 pub fn usual(members: impl IntoIterator<Item = String>) -> EtcdBackend {
-    EtcdBackend::connect(usual_config(members)).expect("the configuration is valid")
+    EtcdBackend::new(usual_config(members)).expect("the configuration is valid")
 }
 
 /// A backend on all members, with [`config`].
@@ -54,7 +54,7 @@ pub fn connect(etcd: &Etcd) -> EtcdBackend {
 
 /// A backend on these members, with [`config`].
 pub fn connect_to(members: impl IntoIterator<Item = String>) -> EtcdBackend {
-    EtcdBackend::connect(config(members)).expect("the configuration is valid")
+    EtcdBackend::new(config(members)).expect("the configuration is valid")
 }
 
 /// The service.
@@ -105,12 +105,12 @@ pub fn follow(backend: &EtcdBackend) -> Follower {
 }
 
 /// Folds a stream until the set is as wanted, and returns the updates on the way.
-pub async fn until(updates: &mut Updates, set: &mut Snapshot, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
+pub async fn until(updates: &mut UpdateStream, set: &mut Snapshot, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
     let mut seen = Vec::new();
     while !wanted(set) {
         let next = timeout(SOON, updates.next()).await;
         let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?}")).expect("streams do not end");
-        *set = set.apply(&update);
+        *set = set.after(&update);
         seen.push(update);
     }
     seen

@@ -25,7 +25,7 @@ use tokio::{
 #[tokio::test]
 async fn a_service_is_registered_watched_updated_and_deregistered() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_prefix("prod")).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).prefix("prod")).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     let mut set = Snapshot::default();
     assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
@@ -56,7 +56,7 @@ async fn a_service_is_registered_watched_updated_and_deregistered() {
 #[tokio::test]
 async fn without_etcd_calls_fail_within_their_deadline_and_leave_nothing() {
     let etcd = Etcd::absent();
-    let backend = EtcdBackend::connect(config(etcd.members()).with_deadline(Duration::from_secs(1))).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).operation_timeout(Duration::from_secs(1))).unwrap();
     let start = Instant::now();
     let error = backend.register(&payments(), instance(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
@@ -71,7 +71,7 @@ async fn without_etcd_calls_fail_within_their_deadline_and_leave_nothing() {
 #[tokio::test]
 async fn a_restart_within_the_ttl_moves_nothing() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let registration = register(&backend, 1).await;
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -82,7 +82,7 @@ async fn a_restart_within_the_ttl_moves_nothing() {
     etcd.restart(0).await;
     while !matches!(seen.last(), Some(Update::Reset(_))) {
         let update = timeout(SOON, updates.next()).await.unwrap().unwrap();
-        set = set.apply(&update);
+        set = set.after(&update);
         seen.push(update);
     }
     assert_one_outage(&seen);
@@ -115,8 +115,8 @@ async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
 async fn a32_a_watch_stuck_on_its_connection_is_opened_anew() {
     let etcd = Etcd::start().await;
     let (address, stall) = stalling_proxy(etcd.address()).await;
-    let config = EtcdConfig::new([address]).with_ttl(Duration::from_secs(9));
-    let backend = EtcdBackend::connect(config.with_request_timeout(Duration::from_millis(300))).unwrap();
+    let config = EtcdConfig::new([address]).ttl(Duration::from_secs(9));
+    let backend = EtcdBackend::new(config.request_timeout(Duration::from_millis(300))).unwrap();
     let writer = connect(&etcd);
     let gone = register(&writer, 1).await;
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
@@ -211,7 +211,7 @@ async fn one_handle_keeps_the_order_of_its_own_registrations() {
 #[tokio::test]
 async fn three_members_lose_one_after_the_other_and_nothing_goes() {
     let etcd = Etcd::start_members(3).await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let observer = connect(&etcd);
     let registration = register(&backend, 1).await;
     let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
@@ -224,7 +224,7 @@ async fn three_members_lose_one_after_the_other_and_nothing_goes() {
     }
     assert!(registration.status().is_registered());
     while let Ok(Some(update)) = timeout(Duration::from_millis(100), updates.next()).await {
-        set = set.apply(&update);
+        set = set.after(&update);
         assert_eq!(set.len(), 1, "{update:?}");
     }
 }
@@ -263,7 +263,7 @@ async fn close_removes_everything_and_ends_the_handle() {
 #[tokio::test]
 async fn a_thousand_registrations_share_a_lease() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(5))).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let start = Instant::now();
     let registrations = join_all((0..1000).map(|number| register(&backend, number))).await;
     println!("1,000 registered in {:?}", start.elapsed());
@@ -292,8 +292,8 @@ async fn a_thousand_registrations_share_a_lease() {
 async fn deregistering_without_etcd_says_when_the_lease_ends() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let settings = config([proxy.address()]).with_deadline(Duration::from_millis(700));
-    let backend = EtcdBackend::connect(settings).unwrap();
+    let settings = config([proxy.address()]).operation_timeout(Duration::from_millis(700));
+    let backend = EtcdBackend::new(settings).unwrap();
     let registration = register(&backend, 1).await;
     proxy.set(Fault::BlackHole);
     let start = Instant::now();

@@ -160,32 +160,30 @@ async fn secrets_are_printed_nowhere() {
     // What tests do by hand is not on trial, and etcd's own client is less careful.
     let own = etcd.authority().client("own", Flaw::None);
     let late = etcd.authority().client("late", Flaw::Expired);
-    let trusting = |own: &Certificate| {
-        EtcdTls::new().with_ca_file(etcd.authority().file()).with_cert(own.cert.clone()).with_key(own.key.clone())
-    };
-    let secured = |own: &Certificate, password: &str| {
-        config(etcd.members()).with_tls(trusting(own)).with_credentials("root", password)
-    };
+    let trusting =
+        |own: &Certificate| EtcdTls::new().ca_file(etcd.authority().file()).cert(own.cert.clone()).key(own.key.clone());
+    let secured =
+        |own: &Certificate, password: &str| config(etcd.members()).tls(trusting(own)).credentials("root", password);
 
     // What fails: the password, over TLS and in clear; the certificate; the scheme.
     for config in [
         secured(&own, WRONG),
         secured(&late, PASSWORD),
-        config(clear.members()).with_credentials("root", WRONG),
-        config(clear.members()).with_tls(trusting(&own)).with_credentials("root", PASSWORD),
-        config(etcd.members()).with_credentials("root", PASSWORD),
+        config(clear.members()).credentials("root", WRONG),
+        config(clear.members()).tls(trusting(&own)).credentials("root", PASSWORD),
+        config(etcd.members()).credentials("root", PASSWORD),
     ] {
         printed.debug(&config);
-        let backend = EtcdBackend::connect(config).unwrap();
+        let backend = EtcdBackend::new(config).unwrap();
         printed.error(&backend.list(&payments()).await.unwrap_err());
         printed.debug(&backend);
     }
 
     // What works, loses its token, its member, and comes back.
     for (etcd, config) in
-        [(&etcd, secured(&own, PASSWORD)), (&clear, config(clear.members()).with_credentials("root", PASSWORD))]
+        [(&etcd, secured(&own, PASSWORD)), (&clear, config(clear.members()).credentials("root", PASSWORD))]
     {
-        let backend = EtcdBackend::connect(config).unwrap();
+        let backend = EtcdBackend::new(config).unwrap();
         let registration = register(&backend, 1).await;
         let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
         until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -214,8 +212,8 @@ async fn secrets_are_printed_nowhere() {
     for url in ["etcd://root:canary-right@etcd.example", "etcd://root:canary-right@127.0.0.1?password=canary-right"] {
         printed.error(&url.parse::<EtcdConfig>().unwrap_err());
     }
-    let bad = EtcdTls::new().with_ca(own.key.clone()).with_cert(own.key.clone()).with_key(own.cert.clone());
-    printed.error(&EtcdBackend::connect(EtcdConfig::new(["127.0.0.1"]).with_tls(bad)).unwrap_err());
+    let bad = EtcdTls::new().ca(own.key.clone()).cert(own.key.clone()).key(own.cert.clone());
+    printed.error(&EtcdBackend::new(EtcdConfig::new(["127.0.0.1"]).tls(bad)).unwrap_err());
 
     let text = printed.text();
     let flat: String = text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");

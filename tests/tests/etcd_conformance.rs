@@ -76,16 +76,16 @@ impl Harness for EtcdHarness {
     async fn process(&self) -> Process {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let config = EtcdConfig::new([self.proxy.address()])
-            .with_ttl(Duration::from_secs(2))
-            .with_request_timeout(Duration::from_secs(1))
-            .with_deadline(Duration::from_secs(5))
-            .with_backoff(Backoff::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap())
-            .with_ping_interval(Duration::from_secs(2))
-            .with_ping_timeout(Duration::from_millis(500))
-            .with_layout(Explosive(EtcdNaming::default()));
+            .ttl(Duration::from_secs(2))
+            .request_timeout(Duration::from_secs(1))
+            .operation_timeout(Duration::from_secs(5))
+            .backoff(Backoff::new(Duration::from_millis(50), Duration::from_secs(1)).unwrap())
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_millis(500))
+            .layout(Explosive(EtcdNaming::default()));
         let backend = {
             let _guard = runtime.enter();
-            EtcdBackend::connect(config).unwrap()
+            EtcdBackend::new(config).unwrap()
         };
         let reader = backend.clone();
         let slot: Slot = Arc::new(Mutex::new(Some(runtime)));

@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName, Snapshot, Update, Updates, Weight};
+use discovery_core::{
+    Backoff, Error, ErrorKind, Instance, Resolver, ServiceName, Snapshot, Update, UpdateStream, Weight,
+};
 use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
 use etcd_client::proto::{PbEvent, PbKeyValue, PbRangeRequest, PbRangeResponse, PbWatchResponse};
 use futures::StreamExt;
@@ -25,16 +27,16 @@ const SECOND: Duration = Duration::from_secs(1);
 /// With the shortest waits between attempts of the defaults, and a maximum that tests can wait for.
 fn config(member: String) -> EtcdConfig {
     EtcdConfig::new([member])
-        .with_ttl(Duration::from_secs(3))
-        .with_request_timeout(Duration::from_secs(1))
-        .with_deadline(Duration::from_secs(3))
+        .ttl(Duration::from_secs(3))
+        .request_timeout(Duration::from_secs(1))
+        .operation_timeout(Duration::from_secs(3))
         // Services are audited every second.
-        .with_audit_interval(Duration::from_secs(10))
-        .with_backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).unwrap())
+        .audit_interval(Duration::from_secs(10))
+        .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).unwrap())
 }
 
 fn connect(fake: &Fake) -> EtcdBackend {
-    EtcdBackend::connect(config(fake.address())).unwrap()
+    EtcdBackend::new(config(fake.address())).unwrap()
 }
 
 fn payments() -> ServiceName {
@@ -63,12 +65,12 @@ fn in_a_second(fake: &Fake, method: Method, since: Instant) -> usize {
 }
 
 /// Folds a stream until the set is as wanted; every set on the way must be one of those that the server held.
-async fn until(updates: &mut Updates, set: &mut Snapshot, wanted: &str, held: &[&str]) -> Vec<Update> {
+async fn until(updates: &mut UpdateStream, set: &mut Snapshot, wanted: &str, held: &[&str]) -> Vec<Update> {
     let mut seen = Vec::new();
     while ids(set) != wanted || seen.is_empty() || matches!(seen.last(), Some(Update::Lost(_))) {
         let next = timeout(SOON, updates.next()).await;
         let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?} after {seen:?}")).unwrap();
-        *set = set.apply(&update);
+        *set = set.after(&update);
         check(&update, set, held);
         seen.push(update);
     }
@@ -106,7 +108,7 @@ async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
         }
         if let Ok(update) = timeout(SECOND / 20, updates.next()).await {
             let update = update.unwrap();
-            set = set.apply(&update);
+            set = set.after(&update);
             check(&update, &set, &["", "ab", "abc"][usize::from(matches!(update, Update::Reset(_)))..]);
             if let Update::Lost(error) = update {
                 errors.push(error);
@@ -407,8 +409,8 @@ async fn a26_an_entry_above_the_decoding_limit() {
         asked_for.lock().unwrap().push(asked.limit);
         answer.kvs[0].value = vec![b'x'; 33 << 20];
     })(&fake);
-    let patient = config(fake.address()).with_request_timeout(SOON).with_deadline(3 * SOON);
-    let backend = EtcdBackend::connect(patient).unwrap();
+    let patient = config(fake.address()).request_timeout(SOON).operation_timeout(3 * SOON);
+    let backend = EtcdBackend::new(patient).unwrap();
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
     println!("A26: pages of {:?} entries, then {}", pages.lock().unwrap(), error.report());
@@ -463,8 +465,8 @@ async fn a15_compaction_between_the_pages_of_a_list() {
     lists.store(0, Ordering::SeqCst);
     // One attempt alone: the next one would come after the time of the operation.
     let hour = Duration::from_secs(3600);
-    let once = config(fake.address()).with_backoff(Backoff::new(hour, hour).unwrap()).with_deadline(SECOND);
-    EtcdBackend::connect(once).unwrap().list(&payments()).await.unwrap_err();
+    let once = config(fake.address()).backoff(Backoff::new(hour, hour).unwrap()).operation_timeout(SECOND);
+    EtcdBackend::new(once).unwrap().list(&payments()).await.unwrap_err();
     assert_eq!(lists.swap(0, Ordering::SeqCst), 4, "three restarts");
 
     let mut updates = backend.watch(&payments()).unwrap();
@@ -477,15 +479,15 @@ async fn a15_compaction_between_the_pages_of_a_list() {
     compactions.store(0, Ordering::SeqCst);
     let mut set = Snapshot::default();
     while set.len() != 1200 {
-        set = set.apply(&timeout(SOON, updates.next()).await.unwrap().unwrap());
+        set = set.after(&timeout(SOON, updates.next()).await.unwrap().unwrap());
         assert!([0, 1200].contains(&set.len()), "whole or not at all");
     }
 }
 
 /// A watch of a server that holds `ab`, open and at rest.
-async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, Updates, Snapshot) {
+async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, UpdateStream, Snapshot) {
     fake.write([entry("a"), entry("b")]);
-    let backend = EtcdBackend::connect(config).unwrap();
+    let backend = EtcdBackend::new(config).unwrap();
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, "ab", &["ab"]).await;
     eventually("the watch is open", SOON, async || fake.open_watches() == 1).await;
@@ -565,7 +567,7 @@ async fn a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
         let one = instance("a").with_weight(Weight::new(weight).unwrap());
         fake.write([("payments/a", Some(EtcdNaming::default().encode(&one)))]);
         while let Ok(update) = timeout(SECOND / 20, updates.next()).await {
-            set = set.apply(&update.unwrap());
+            set = set.after(&update.unwrap());
         }
     }
     println!("A32: a delete that was left out among {weight} events was found {:?} later", start.elapsed());
@@ -575,7 +577,7 @@ async fn a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
 #[tokio::test]
 async fn a31_an_idle_store_is_no_dead_stream() {
     let fake = Fake::start().await;
-    let (_backend, mut updates, _) = watching(config(fake.address()).with_ttl(3 * SECOND), &fake).await;
+    let (_backend, mut updates, _) = watching(config(fake.address()).ttl(3 * SECOND), &fake).await;
     assert!(timeout(5 * SECOND, updates.next()).await.is_err(), "nothing happened");
     // Nor for writes elsewhere.
     for number in 0..50 {
@@ -591,7 +593,7 @@ async fn a31_an_idle_store_is_no_dead_stream() {
 #[tokio::test]
 async fn a31_an_idle_etcd_is_no_dead_stream() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.address()).with_ttl(3 * SECOND)).unwrap();
+    let backend = EtcdBackend::new(config(etcd.address()).ttl(3 * SECOND)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     assert!(matches!(updates.next().await, Some(Update::Reset(_))));
     let mut raw = etcd.raw().await;
@@ -624,7 +626,7 @@ fn changed(update: Option<Update>) -> usize {
 #[tokio::test]
 async fn a18_one_transaction_is_one_update() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.address())).unwrap();
+    let backend = EtcdBackend::new(config(etcd.address())).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
     let mut raw = etcd.raw().await;
@@ -696,7 +698,7 @@ async fn a19_a_cut_in_mid_fragment() {
         let mut seen = Vec::new();
         while set.len() != 130 {
             let update = timeout(SOON, updates.next()).await.unwrap().unwrap();
-            set = set.apply(&update);
+            set = set.after(&update);
             assert!([2, 130].contains(&set.len()), "half of a revision: {} entries", set.len());
             seen.push(update);
         }

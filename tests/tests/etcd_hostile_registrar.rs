@@ -17,11 +17,11 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn connect(fake: &Fake) -> EtcdBackend {
     let config = EtcdConfig::new([fake.address()])
-        .with_ttl(Duration::from_secs(3))
-        .with_request_timeout(SECOND)
-        .with_deadline(2 * SECOND)
-        .with_backoff(Backoff::new(Duration::from_millis(100), 2 * SECOND).unwrap());
-    EtcdBackend::connect(config).unwrap()
+        .ttl(Duration::from_secs(3))
+        .request_timeout(SECOND)
+        .operation_timeout(2 * SECOND)
+        .backoff(Backoff::new(Duration::from_millis(100), 2 * SECOND).unwrap());
+    EtcdBackend::new(config).unwrap()
 }
 
 async fn register(backend: &EtcdBackend) -> Result<Registration, Error> {
@@ -302,7 +302,7 @@ async fn streams_that_never_open_hang_nothing() {
     let registration = register(&backend).await.unwrap();
     while set.is_empty() {
         let update = timeout(SOON, futures::StreamExt::next(&mut updates)).await.unwrap().unwrap();
-        set = set.apply(&update);
+        set = set.after(&update);
     }
     println!("seen {:?} after the start, without a watch", start.elapsed());
     eventually("the lease ends, and that is told", SOON, async || matches!(registration.status(), Status::Lost { .. }))

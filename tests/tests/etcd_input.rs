@@ -396,13 +396,13 @@ async fn child() {
         std::process::exit(0);
     });
     let start = peak();
-    let backend = discovery_etcd::EtcdBackend::connect(EtcdConfig::new([member])).unwrap();
+    let backend = discovery_etcd::EtcdBackend::new(EtcdConfig::new([member])).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     let (mut set, mut seen) = (Snapshot::default(), Seen::default());
     loop {
         let mut next = timeout(Duration::from_millis(200), updates.next()).await.ok().flatten();
         while let Some(update) = next {
-            set = set.apply(&update);
+            set = set.after(&update);
             match &update {
                 Update::Lost(error) => {
                     (seen.lost, seen.losses) = (Some(format!("{:?}", error.kind())), seen.losses + 1);

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 /// A backend whose lease lives so long that only its own watch can tell in time what happens to an entry.
 fn connect_for_long(etcd: &Etcd) -> EtcdBackend {
-    EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(30))).unwrap()
+    EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(30))).unwrap()
 }
 
 /// The longest of what a fault took to be repaired, several times in a row.
@@ -99,7 +99,7 @@ async fn b5_a_key_that_is_deleted_is_put_again() {
 async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(config([proxy.address()]).with_ttl(Duration::from_secs(30))).unwrap();
+    let backend = EtcdBackend::new(config([proxy.address()]).ttl(Duration::from_secs(30))).unwrap();
     let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
     for round in 0..20 {
@@ -132,8 +132,8 @@ async fn b5_a_key_is_put_again_though_another_service_is_denied() {
     }
     raw.add_user("teller", Some("pw"), &["one", "two"]).await;
     raw.enable_auth("pw").await;
-    let config = config([proxy.address()]).with_ttl(Duration::from_secs(30)).with_credentials("teller", "pw");
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = config([proxy.address()]).ttl(Duration::from_secs(30)).credentials("teller", "pw");
+    let backend = EtcdBackend::new(config).unwrap();
     let kept = register(&backend, 1).await;
     let orders = "orders".parse().unwrap();
     // Several, so that some are asked for before the one that is kept.
@@ -494,7 +494,7 @@ fn b14_a_runtime_that_is_shut_down_ends_its_registrations() {
         let registration = register(&backend, 1).await;
         (backend, registration)
     });
-    let outside = EtcdBackend::connect(config(etcd.members()));
+    let outside = EtcdBackend::new(config(etcd.members()));
     assert!(matches!(outside, Err(error) if error.kind() == ErrorKind::NoRuntime));
     let start = Instant::now();
     drop(first);
@@ -516,7 +516,7 @@ fn b14_a_runtime_that_is_shut_down_ends_its_registrations() {
 #[tokio::test]
 async fn b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
     let etcd = Etcd::start().await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_ttl(SECOND)).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).ttl(SECOND)).unwrap();
     assert_eq!(backend.granted_ttl(), None);
     let registration = register(&backend, 1).await;
     assert_eq!(backend.granted_ttl(), Some(SECOND * 2));

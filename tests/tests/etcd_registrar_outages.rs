@@ -33,7 +33,7 @@ impl Removals {
                 tokio::select! {
                     _ = &mut stopped => return removals,
                     update = updates.next() => {
-                        let next = set.apply(&update.unwrap());
+                        let next = set.after(&update.unwrap());
                         removals += set.diff(&next).removes().len();
                         set = next;
                     }
@@ -58,8 +58,8 @@ async fn swallowed_renewals(etcd: &Etcd, runs: u16, swallow: impl Fn(&Proxy)) ->
         let proxies = join_all(etcd.members().into_iter().map(Proxy::to)).await;
         let members = proxies.iter().map(Proxy::address);
         // No ping comes in time; the renewals have to notice by themselves.
-        let config = config(members).with_ttl(ttl).with_ping_interval(Duration::from_secs(60));
-        let backend = EtcdBackend::connect(config).unwrap();
+        let config = config(members).ttl(ttl).http2_keep_alive_interval(Duration::from_secs(60));
+        let backend = EtcdBackend::new(config).unwrap();
         let registration = register(&backend, number).await;
         sleep(ttl / 3 * u32::from(number) / u32::from(runs)).await;
         // The only one that was connected to.
@@ -119,7 +119,7 @@ async fn b10_a_registrar_is_back_soon_after_etcd_is() {
     let etcd = Etcd::start().await;
     // Few enough not to be in one another's way. With the default backoff, whose longest wait is five times that second.
     let backends: Vec<_> =
-        (0..16).map(|_| EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(TTL)).unwrap()).collect();
+        (0..16).map(|_| EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(TTL)).unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     etcd.kill(0);
     sleep(TTL * 3).await;
@@ -140,7 +140,7 @@ async fn b10_a_registrar_is_back_soon_after_etcd_is() {
 async fn b10_two_hundred_registrars_come_back_spread_out() {
     let etcd = Etcd::start().await;
     let handles: Vec<EtcdBackend> =
-        (0..200).map(|_| EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(TTL)).unwrap()).collect();
+        (0..200).map(|_| EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(TTL)).unwrap()).collect();
     let registrations: Vec<Registration> =
         join_all(handles.iter().zip(0..).map(|(handle, number)| register(handle, number))).await;
     etcd.kill(0);
@@ -171,8 +171,7 @@ fn since(status: &Status) -> Option<Instant> {
 async fn leader_storm(time: Duration) -> (usize, usize) {
     let etcd = Etcd::start_members(3).await;
     let ttl = Duration::from_secs(10);
-    let backends: Vec<_> =
-        (0..4).map(|_| EtcdBackend::connect(config(etcd.members()).with_ttl(ttl)).unwrap()).collect();
+    let backends: Vec<_> = (0..4).map(|_| EtcdBackend::new(config(etcd.members()).ttl(ttl)).unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     let removals = Removals::count(&connect(&etcd), 4).await;
     let (start, mut kills) = (Instant::now(), 0);

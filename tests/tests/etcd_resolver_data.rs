@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{ErrorKind, Instance, Registry, Resolver, Snapshot, Update, Updates};
+use discovery_core::{ErrorKind, Instance, Registry, Resolver, Snapshot, Update, UpdateStream};
 use discovery_etcd::EtcdBackend;
 use futures::{StreamExt, future::join_all};
 use support::{
@@ -233,7 +233,7 @@ async fn another_cluster() {
 async fn a25_the_database_is_full() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
     let deadline = Duration::from_secs(2);
-    let backend = EtcdBackend::connect(usual_config(etcd.members()).with_deadline(deadline)).unwrap();
+    let backend = EtcdBackend::new(usual_config(etcd.members()).operation_timeout(deadline)).unwrap();
     let mut raw = etcd.raw().await;
     put(&mut raw, &instance(1)).await;
     put(&mut raw, &instance(2)).await;
@@ -268,14 +268,14 @@ async fn a28_many_watch_one_service() {
             tokio::spawn(async move {
                 let mut set = Snapshot::default();
                 while set.is_empty() {
-                    set = set.apply(&updates.next().await.unwrap());
+                    set = set.after(&updates.next().await.unwrap());
                 }
                 barrier.wait().await;
                 let mut arrivals = Vec::new();
                 while arrivals.len() < 5 {
                     let update = updates.next().await.unwrap();
                     assert!(matches!(update, Update::Change(_)), "{update:?}");
-                    set = set.apply(&update);
+                    set = set.after(&update);
                     assert!(set.len() > 10_000);
                     arrivals.push(Instant::now());
                 }
@@ -316,7 +316,7 @@ async fn a29_the_last_subscriber_goes() {
     backend.list(&payments()).await.unwrap();
     let connected = tasks.num_alive_tasks();
     for round in 0..3 {
-        let watches: Vec<Updates> = (0..20).map(|_| backend.watch(&payments()).unwrap()).collect();
+        let watches: Vec<UpdateStream> = (0..20).map(|_| backend.watch(&payments()).unwrap()).collect();
         let mut followers: Vec<_> = watches.into_iter().map(Follower::of).collect();
         for follower in &followers {
             eventually("the first set", SOON, async || follower.resets() == 1).await;

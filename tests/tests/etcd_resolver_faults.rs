@@ -96,7 +96,7 @@ async fn freezes(length: Duration) {
 #[tokio::test]
 async fn a2_a_freeze_is_told_within_a_ttl() {
     let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
-    let backend = EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(ttl)).unwrap();
+    let backend = EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(ttl)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     // At other moments between two looks of the watch each time.
     for phase in [0, 450, 900] {
@@ -176,7 +176,7 @@ async fn a5_a_member_swallows_syns() {
     assert!(slowest <= Duration::from_millis(2500), "{slowest:?}");
 
     let deadline = Duration::from_secs(3);
-    let backend = EtcdBackend::connect(usual_config([hole.address()]).with_deadline(deadline)).unwrap();
+    let backend = EtcdBackend::new(usual_config([hole.address()]).operation_timeout(deadline)).unwrap();
     let service = payments();
     let start = Instant::now();
     let (listed, registered) =
@@ -256,8 +256,8 @@ async fn slow_network(length: Duration) {
     far.set(Fault::Delay { delay: Duration::from_millis(300), jitter: Duration::from_millis(200) });
     sleep(Duration::from_millis(50)).await;
     let runs = [Duration::from_secs(15), USUAL_TTL].map(|ttl| {
-        let config = EtcdConfig::new([far.address()]).with_ttl(ttl).with_prefix(ttl.as_secs().to_string());
-        let backend = EtcdBackend::connect(config).unwrap();
+        let config = EtcdConfig::new([far.address()]).ttl(ttl).prefix(ttl.as_secs().to_string());
+        let backend = EtcdBackend::new(config).unwrap();
         async move {
             let registration = register(&backend, 1).await;
             let follower = follow(&backend);

@@ -204,8 +204,8 @@ async fn a_watch_refused_for_an_old_token_disturbs_no_other_one() {
     let mut raw = etcd.raw().await;
     fill(&mut raw, 20).await;
     raw.enable_auth(PASSWORD).await;
-    let unhurried = usual_config(etcd.members()).with_ttl(Duration::from_secs(30));
-    let backend = EtcdBackend::connect(unhurried.with_credentials("root", PASSWORD)).unwrap();
+    let unhurried = usual_config(etcd.members()).ttl(Duration::from_secs(30));
+    let backend = EtcdBackend::new(unhurried.credentials("root", PASSWORD)).unwrap();
     let mut followers = follow_all(&backend, 10).await;
     sleep(Duration::from_secs(4)).await;
     let late: Vec<Follower> =
@@ -237,7 +237,7 @@ async fn a_forbidden_service_disturbs_no_other_one() {
     raw.add_reader("second", "payments/").await;
     raw.add_user("reader", Some(PASSWORD), &["reader", "second"]).await;
     raw.enable_auth(PASSWORD).await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_credentials("reader", PASSWORD)).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).credentials("reader", PASSWORD)).unwrap();
     let allowed: Vec<Follower> =
         (10..20).map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime"))).collect();
     for follower in &allowed {

@@ -32,7 +32,7 @@ fn entries(beginning: &str, count: usize) -> Vec<String> {
 
 /// A backend that follows up to so many entries.
 fn limited(etcd: &Etcd, entries: usize) -> EtcdBackend {
-    EtcdBackend::connect(usual_config(etcd.members()).with_max_entries(entries)).unwrap()
+    EtcdBackend::new(usual_config(etcd.members()).max_entries(entries)).unwrap()
 }
 
 /// What a list gives, and how many requests it takes.
@@ -181,8 +181,8 @@ async fn a_slow_network_lists_many_entries() {
     narrow.set(Fault::Throttle(64_000));
     let far = Proxy::to(narrow.address()).await;
     far.set(Fault::Delay { delay: Duration::from_millis(150), jitter: Duration::ZERO });
-    let config = EtcdConfig::new([far.address()]).with_deadline(Duration::from_secs(60));
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = EtcdConfig::new([far.address()]).operation_timeout(Duration::from_secs(60));
+    let backend = EtcdBackend::new(config).unwrap();
     let before = etcd.requests(0, "Range");
     let follower = follow(&backend);
     let took = eventually("the first set", Duration::from_secs(40), async || follower.resets() == 1).await;

@@ -55,7 +55,8 @@ impl Fleet {
             registrations.push(backend(&etcd).register(&service, instance).await.unwrap());
         }
         let held = BalancedChannel::new(backend(&etcd), service.clone()).unwrap();
-        let not_held = BalancedChannel::builder(backend(&etcd), service.clone()).hold(None).build().unwrap();
+        let not_held =
+            BalancedChannel::builder(backend(&etcd), service.clone()).hold_on_mass_removal(None).build().unwrap();
         let (held, not_held) = (Calls::start(held).await, Calls::start(not_held).await);
         let fleet = Self { etcd, service, registrations, _servers: servers, held, not_held };
         sleep(Duration::from_millis(500)).await;
@@ -122,7 +123,7 @@ impl Calls {
 }
 
 fn backend(etcd: &Etcd) -> EtcdBackend {
-    EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_ttl(TTL)).unwrap()
+    EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(TTL)).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,7 @@ impl Fleet {
     async fn deploy(&self) -> Deployed {
         match &self.place {
             Place::Memory(backend) => {
-                let builder = RegisteredServer::builder(backend.clone(), service()).drain(self.drain);
+                let builder = RegisteredServer::builder(backend.clone(), service()).drain_time(self.drain);
                 let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
                 let handle = server.handle();
                 let greeter = GreeterServer::with_interceptor(Greeter::new("here"), self.executed.interceptor());

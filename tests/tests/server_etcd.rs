@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery_core::{Claim, Error, ErrorKind, Instance, Resolver, Status, Statuses, Weight};
+use discovery_core::{Claim, Error, ErrorKind, Instance, Resolver, Status, StatusReceiver, Weight};
 use discovery_etcd::{EtcdBackend, EtcdConfig};
-use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
+use discovery_tonic::server::{RegisteredServer, ServerBuilder, ServerHandle, Stage, Stopped};
 use greeter::{GreetRequest, Greeter, GreeterClient};
 use support::{Etcd, Fault, Proxy, eventually};
 use tokio::{runtime::Runtime, task::JoinHandle, time::timeout};
@@ -20,8 +20,8 @@ struct Running {
 }
 
 impl Running {
-    async fn start(builder: Builder) -> Self {
-        let server = builder.drain(DRAIN).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    async fn start(builder: ServerBuilder) -> Self {
+        let server = builder.drain_time(DRAIN).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (address, handle) = (server.local_addr().unwrap(), server.handle());
         let router = Server::builder().add_service(Greeter::new("one").into_service());
         let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
@@ -43,11 +43,11 @@ impl Running {
 }
 
 fn backend(etcd: &Etcd) -> EtcdBackend {
-    let config = EtcdConfig::new(etcd.members()).with_ttl(Duration::from_secs(5)).with_deadline(DEADLINE);
-    EtcdBackend::connect(config).unwrap()
+    let config = EtcdConfig::new(etcd.members()).ttl(Duration::from_secs(5)).operation_timeout(DEADLINE);
+    EtcdBackend::new(config).unwrap()
 }
 
-fn builder(backend: &EtcdBackend) -> Builder {
+fn builder(backend: &EtcdBackend) -> ServerBuilder {
     let one = |instance: Instance| instance.with_id("one".parse().unwrap());
     RegisteredServer::builder(backend.clone(), "greeter".parse().unwrap()).instance(one)
 }
@@ -57,7 +57,7 @@ async fn weights(backend: &EtcdBackend) -> Vec<u16> {
     set.iter().map(|instance| instance.weight().value()).collect()
 }
 
-async fn until(statuses: &mut Statuses, what: &str, is: impl Fn(&Status) -> bool) {
+async fn until(statuses: &mut StatusReceiver, what: &str, is: impl Fn(&Status) -> bool) {
     let until = async { while !is(&statuses.changed().await.unwrap()) {} };
     timeout(SOON, until).await.expect(what);
 }
@@ -89,7 +89,7 @@ async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
     etcd.pause(0);
     let start = Instant::now();
     server.handle.stop();
-    assert_eq!(server.ended().await.unwrap().cut, 0);
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 0);
     let took = start.elapsed();
     println!("stopped {took:?} after the order, with a deadline of {DEADLINE:?}");
     assert!((DEADLINE..DEADLINE + DRAIN).contains(&took), "who cannot hear that it left gets no more time for that");
@@ -138,7 +138,7 @@ fn a_server_that_is_stopped_while_it_registers_leaves_no_entry() {
     });
     let process = runtime();
     process.block_on(async {
-        let backend = EtcdBackend::connect(EtcdConfig::new([proxy.address()])).unwrap();
+        let backend = EtcdBackend::new(EtcdConfig::new([proxy.address()])).unwrap();
         let server = Running::start(builder(&backend)).await;
         eventually("the entry is written", SOON, async || !raw.keys().await.is_empty()).await;
         assert_eq!(server.handle.stage(), Stage::Starting, "the answer is on its way");

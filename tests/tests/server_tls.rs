@@ -20,8 +20,8 @@ async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
     let own = authority.server(Flaw::None);
     let short = Duration::from_millis(300);
     let server = RegisteredServer::builder(MemoryBackend::new(), "greeter".parse().unwrap())
-        .drain(short)
-        .limit(short)
+        .drain_time(short)
+        .shutdown_timeout(short)
         .bind("127.0.0.1:0".parse().unwrap())
         .await
         .unwrap();
@@ -46,10 +46,10 @@ async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
     let start = Instant::now();
     handle.stop();
     let stopped = timeout(SOON, task).await.unwrap().unwrap().unwrap();
-    println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.cut);
+    println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.aborted_connections);
     assert!((2 * short..SOON).contains(&start.elapsed()));
     // Who has not shaken hands was let go with the listener.
-    assert_eq!(stopped.cut, 1);
+    assert_eq!(stopped.aborted_connections, 1);
     assert!(timeout(SOON, answers.message()).await.unwrap().is_err());
     let ended = timeout(SOON, silent.read_u8()).await.unwrap().unwrap_err();
     assert!(matches!(ended.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset), "{ended}");

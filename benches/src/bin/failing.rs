@@ -85,7 +85,7 @@ impl Side {
     }
 
     fn ejected(&self) -> usize {
-        self.channel.endpoints().iter().filter(|one| one.out_until.is_some()).count()
+        self.channel.endpoints().iter().filter(|one| one.ejected_until.is_some()).count()
     }
 }
 

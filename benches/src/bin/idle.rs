@@ -57,7 +57,7 @@ struct Ours {
 
 impl Ours {
     async fn start(address: &str, services: usize, registrations: usize) -> Result<Self, Failure> {
-        let backend = EtcdBackend::connect(EtcdConfig::new([address]).with_ttl(TTL))?;
+        let backend = EtcdBackend::new(EtcdConfig::new([address]).ttl(TTL))?;
         let mut views = Vec::new();
         for number in 0..services {
             views.push(backend.view(&entries::service(number).parse()?)?);

@@ -32,7 +32,7 @@ async fn main() -> Result<(), Failure> {
     let client = Client::connect(etcd.members(), None).await?;
     let count = usize::try_from(entries)?;
     fill(&client, entries).await?;
-    let backend = EtcdBackend::connect(EtcdConfig::new(etcd.members()).with_max_entries(count))?;
+    let backend = EtcdBackend::new(EtcdConfig::new(etcd.members()).max_entries(count))?;
     let service: ServiceName = SERVICE.parse()?;
     let ours = async || Ok(backend.list(&service).await?);
     let raw = async || {

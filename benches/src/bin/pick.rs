@@ -11,7 +11,10 @@ use std::{
 
 use benches::Failure;
 use discovery_core::Weight;
-use discovery_tonic::balance::{Candidate, Load, Picked, Picker, Pickers, PowerOfTwo};
+use discovery_tonic::balance::{
+    PowerOfTwo,
+    internal::{Balancer, BalancerHandle, Candidate, Load, Picked},
+};
 use tower::{
     Service,
     balance::p2c::Balance,
@@ -60,9 +63,9 @@ async fn drive_clones<S: Service<(), Error: Into<Failure>> + Clone>(
 }
 
 fn ours(count: usize) -> Picking {
-    let pickers = Pickers::new(PowerOfTwo::default());
-    pickers.publish((0..count).map(|_| Candidate::new(NoOp, Weight::default(), Arc::new(Load::default()))));
-    Picking(pickers.picker())
+    let balancer = Balancer::new(PowerOfTwo::default());
+    balancer.publish((0..count).map(|_| Candidate::new(NoOp, Weight::default(), Arc::new(Load::default()))));
+    Picking(balancer.handle())
 }
 
 fn in_flight(count: usize) -> Balance<ServiceList<Vec<PendingRequests<NoOp>>>, ()> {
@@ -82,7 +85,7 @@ struct NoOp;
 
 /// The picker as the channel uses it: pick, send, count the answer, count out.
 #[derive(Clone, Debug)]
-struct Picking(Picker<NoOp>);
+struct Picking(BalancerHandle<NoOp>);
 
 struct Counted {
     picked: Picked<NoOp>,

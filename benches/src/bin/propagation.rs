@@ -10,7 +10,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use benches::{Failure, arrivals::Arrivals, entries, rounds::Quartiles};
-use discovery_core::{Resolver, Snapshot, Update, Updates};
+use discovery_core::{Resolver, Snapshot, Update, UpdateStream};
 use discovery_etcd::{EtcdBackend, EtcdConfig};
 use etcd_client::{Client, KvClient, WatchOptions, WatchStream};
 use futures::StreamExt;
@@ -118,7 +118,7 @@ impl Scene {
         let consumers = self.consumers();
         let arrivals = Arc::new(Arrivals::new(1 + consumers.len()));
         let mut tasks = JoinSet::new();
-        let backend = EtcdBackend::connect(EtcdConfig::new(members))?;
+        let backend = EtcdBackend::new(EtcdConfig::new(members))?;
         arrivals.expect(consumers.len());
         if matches!(self, Self::Channel(_)) {
             let source = raw_watch(members).await?;
@@ -169,11 +169,11 @@ async fn put(kv: &mut KvClient, service: usize, places: &[usize], arrivals: &Arr
 
 /// What a picker does: folds the updates, and has a snapshot after each. An outage that swallows a
 /// change shows as an arrival that does not come.
-async fn consume(mut updates: Updates, place: usize, arrivals: Arc<Arrivals>) {
+async fn consume(mut updates: UpdateStream, place: usize, arrivals: Arc<Arrivals>) {
     let mut snapshot = Snapshot::default();
     let mut is_first = true;
     while let Some(update) = updates.next().await {
-        snapshot = snapshot.apply(&update);
+        snapshot = snapshot.after(&update);
         if is_first || matches!(update, Update::Change(_)) {
             arrivals.arrive(place);
         }

@@ -148,7 +148,7 @@ async fn dropped(count: u32) -> Result<(), Failure> {
 }
 
 fn backend(members: Vec<String>) -> Result<EtcdBackend, Failure> {
-    Ok(EtcdBackend::connect(EtcdConfig::new(members).with_ttl(TTL))?)
+    Ok(EtcdBackend::new(EtcdConfig::new(members).ttl(TTL))?)
 }
 
 async fn register(backend: &EtcdBackend, count: u32) -> Result<Vec<Registration>, Failure> {

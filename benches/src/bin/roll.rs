@@ -45,7 +45,7 @@ async fn main() -> Result<(), Failure> {
         stay.push(backend.register(&service, Instance::new((*address).try_into()?)).await?);
     }
     let mut fleet =
-        Fleet { backend: backend.another(), service: service.clone(), registered: VecDeque::new(), next: 0 };
+        Fleet { backend: backend.another_process(), service: service.clone(), registered: VecDeque::new(), next: 0 };
     for _ in 0..instances {
         fleet.add().await?;
     }
@@ -158,7 +158,10 @@ fn channel(
         }
     });
     let settings = EndpointSettings::default().connect_timeout(Duration::from_secs(3600))?;
-    Ok(BalancedChannel::builder(backend, service).connector(connector).endpoint(move |_| settings.clone()).build()?)
+    Ok(BalancedChannel::builder(backend, service)
+        .connector(connector)
+        .endpoint_settings(move |_| settings.clone())
+        .build()?)
 }
 
 fn ready(channel: &BalancedChannel) -> usize {

@@ -53,7 +53,7 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
 
 /// A server in this process, serving and registered.
 async fn deploy(backend: &MemoryBackend) -> Result<(ServerHandle, JoinHandle<Result<(), Failure>>), Failure> {
-    let builder = RegisteredServer::builder(backend.another(), clients::service()).drain(DRAIN);
+    let builder = RegisteredServer::builder(backend.another_process(), clients::service()).drain_time(DRAIN);
     let server = builder.bind("127.0.0.1:0".parse()?).await?;
     let handle = server.handle();
     let router = Server::builder().add_service(Greeter::new("here").into_service());

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_tonic::{BalancedChannel, Builder, EndpointSettings};
+use discovery_tonic::{BalancedChannel, ChannelBuilder, EndpointSettings};
 use futures::future::{join, join_all, join3};
 use greeter::{GreetManyRequest, GreeterClient};
 use http::Uri;
@@ -125,8 +125,8 @@ async fn stalled() -> Result<Vec<Row>, Failure> {
 
 /// Their connections are as many as their age makes them, so no call may wait for one.
 async fn aged() -> Result<Vec<Row>, Failure> {
-    let settings = EndpointSettings::default().age(Duration::from_secs(1))?;
-    let young = |builder: Builder| builder.endpoint(move |_| settings.clone());
+    let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1))?;
+    let young = |builder: ChannelBuilder| builder.endpoint_settings(move |_| settings.clone());
     let aged = Scene::with("100 quick calls a second, connections live 1 s", &GREETERS, young).await?;
     let ageless = Scene::start("the same, connections live on", &GREETERS).await?;
     let (aged_seen, ageless_seen) = join(
@@ -153,7 +153,7 @@ impl Scene {
     async fn with(
         what: &'static str,
         kinds: &[Kind],
-        configure: impl FnOnce(Builder) -> Builder,
+        configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
     ) -> Result<Self, Failure> {
         let servers = Servers::start(kinds)?;
         let connections = Arc::<AtomicU32>::default();
@@ -172,7 +172,7 @@ impl Scene {
         let looks = async {
             loop {
                 let endpoints = self.channel.endpoints();
-                let is_out = endpoints.iter().any(|one| one.out_until.is_some());
+                let is_out = endpoints.iter().any(|one| one.ejected_until.is_some());
                 ejected += u32::from(is_out);
                 if is_out != was_out {
                     eprintln!("{}, after {:.2} s:\n{endpoints}", self.what, start.elapsed().as_secs_f64());

@@ -20,8 +20,9 @@ use std::{
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, BadEntry, Claim, Entry, Error, ErrorKind, Feed, Held, Instance, Recovered, Recovery, Registration,
-    Registry, Resolver, ServiceName, Snapshot, Source, Status, StatusWriter, Updates,
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status,
+    UpdateStream,
+    backend::{BadEntry, Entry, Feed, Recovered, Recovery, RegistrationBackend, Source, StatusWriter},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -46,9 +47,9 @@ impl Directory {
     /// A handle on the registry in `root`, whether it can be reached now or not.
     pub(crate) fn open(root: &Path, ttl: Duration) -> Result<Self, Error> {
         let files = Files { root: root.to_owned(), ttl };
-        let mut recovery = Recovery::default();
-        recovery.backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(100))?;
-        let resolver = Recovered::with(Polled { files: files.clone(), open: Arc::default() }, recovery);
+        let recovery =
+            Recovery::default().backoff(Backoff::new(Duration::from_millis(10), Duration::from_millis(100))?);
+        let resolver = Recovered::with_recovery(Polled { files: files.clone(), open: Arc::default() }, recovery);
         Ok(Self { files, owners: Mutex::default(), resolver })
     }
 
@@ -74,7 +75,7 @@ impl Resolver for Directory {
         self.resolver.list(service).await
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         self.resolver.watch(service)
     }
 }
@@ -91,7 +92,7 @@ impl Registry for Directory {
         let file =
             Own { path: self.files.path(service, &instance), files: self.files.clone(), token: fastrand::u64(..) };
         // No await between the write and the task that owns it, so that nobody can give up in between.
-        file.write(&instance, claim).map_err(|error| error.during("register").for_service(service))?;
+        file.write(&instance, claim).map_err(|error| error.with_operation("register").with_service(service))?;
         let status = StatusWriter::new(Status::registered());
         let (asks, asked) = mpsc::unbounded_channel();
         let task = tokio::spawn(own(file, Arc::clone(&instance), status.clone(), asked));
@@ -123,7 +124,7 @@ async fn own(file: Own, mut instance: Arc<Instance>, status: StatusWriter, mut a
             Ok(()) if matches!(ask, Some(Some(Ask::End(_)) | None)) => Status::deregistered(),
             Ok(()) => Status::registered(),
         };
-        if !(next.is_registered() && status.status().is_registered()) {
+        if !(next.is_registered() && status.current().is_registered()) {
             status.set(next);
         }
         match ask {
@@ -156,7 +157,7 @@ impl Asks {
 }
 
 #[async_trait]
-impl Held for Asks {
+impl RegistrationBackend for Asks {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         self.ask(|answer| Ask::Update(instance, answer)).await
     }
@@ -286,7 +287,7 @@ fn entry(path: &Path, bytes: &[u8]) -> Entry {
     let error = match serde_json::from_slice::<Instance>(json) {
         Ok(instance) if Some(instance.id()) == id.as_ref() => return Entry::Valid(instance),
         Ok(_) => Error::new(ErrorKind::InvalidInput, "the file's name is not the instance's id"),
-        Err(error) => Error::new(ErrorKind::InvalidInput, "the file holds no instance").because(error),
+        Err(error) => Error::new(ErrorKind::InvalidInput, "the file holds no instance").with_source(error),
     };
     let mut hash = DefaultHasher::new();
     bytes.hash(&mut hash);
@@ -307,7 +308,7 @@ fn failed(error: io::Error) -> Error {
         io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
         _ => ErrorKind::Unavailable,
     };
-    Error::new(kind, "a file operation failed").because(error)
+    Error::new(kind, "a file operation failed").with_source(error)
 }
 
 const SERVICES: &str = "services";

@@ -118,7 +118,7 @@ pub struct Capabilities {
 /// How long the laws wait. Every wait is bounded by one of these.
 #[derive(Clone, Copy, Debug)]
 pub struct Timings {
-    /// How many updates a consumer may fall behind, as of [`Recovery::queue`](crate::Recovery::queue).
+    /// How many updates a consumer may fall behind, as of [`Recovery::queue`](crate::backend::Recovery::queue).
     pub queue: usize,
     /// For how long nothing must come, where nothing may come.
     pub quiet: Duration,
@@ -168,7 +168,7 @@ impl Process {
         self
     }
 
-    /// Says how to read [`Recovered::skipped`](crate::Recovered::skipped). For [`Capabilities::skip_count`].
+    /// Says how to read [`Recovered::skipped`](crate::backend::Recovered::skipped). For [`Capabilities::skip_count`].
     #[must_use]
     pub fn counting_skipped(mut self, skipped: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         self.skipped = Some(Box::new(skipped));

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::{Harness, Timings};
 use crate::{
-    Backend, Change, Error, Instance, InstanceId, Metadata, Registration, ServiceName, Snapshot, Update, Updates,
+    Backend, Change, Error, Instance, InstanceId, Metadata, Registration, ServiceName, Snapshot, Update, UpdateStream,
     Weight,
 };
 
@@ -20,7 +20,7 @@ use crate::{
 pub(super) struct Follower {
     law: &'static str,
     timings: Timings,
-    updates: Updates,
+    updates: UpdateStream,
     pub(super) set: Snapshot,
 }
 
@@ -40,7 +40,7 @@ impl Follower {
         let next = timeout(self.timings.settle, self.updates.next()).await;
         let Ok(next) = next else { panic!("{}: nothing came within {:?}: {what}", self.law, self.timings.settle) };
         let Some(update) = next else { panic!("{}: the stream ended: {what}", self.law) };
-        self.set = self.set.apply(&update);
+        self.set = self.set.after(&update);
         update
     }
 
@@ -81,7 +81,7 @@ impl Follower {
     /// The update that came in a time in which none may come.
     pub(super) async fn unexpected(&mut self) -> Option<Update> {
         let update = timeout(self.timings.quiet, self.updates.next()).await.ok()??;
-        self.set = self.set.apply(&update);
+        self.set = self.set.after(&update);
         Some(update)
     }
 }

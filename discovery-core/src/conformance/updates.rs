@@ -83,7 +83,7 @@ pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
     let mut folds = Snapshot::default();
     let mut place = 0;
     for update in follower.until("the last state", |set| *set == last).await {
-        folds = folds.apply(&update);
+        folds = folds.after(&update);
         let known = |one: &Arc<Instance>| states.iter().any(|state| state.get(one.id().as_str()) == Some(one));
         assert!(folds.iter().all(known), "{LAW}: {folds:?} has an instance that the registry never had");
         if in_order {
@@ -150,7 +150,7 @@ pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
             let idle = idle_part(&held, change);
             assert!(idle.is_none(), "{LAW}: a Change must carry what changed only, but has {idle:?}: {change:?}");
         }
-        held = held.apply(&update);
+        held = held.after(&update);
         let now = held.get(still.id().as_str());
         let same = now.is_some_and(|one| Arc::ptr_eq(one, &first));
         assert!(same, "{LAW}: an unchanged instance must stay the same Arc, but {update:?} moved it");

@@ -13,7 +13,10 @@ use tokio::{
     task::{AbortHandle, JoinHandle},
 };
 
-use crate::{Error, ErrorKind, Held, Instance, Registration, Status, StatusWriter};
+use crate::{
+    Error, ErrorKind, Instance, Registration, Status,
+    backend::{RegistrationBackend, StatusWriter},
+};
 
 /// The owner's side of a registration that is being kept.
 #[derive(Debug)]
@@ -54,21 +57,21 @@ pub(super) struct Place {
 }
 
 #[async_trait]
-impl Held for Kept {
+impl RegistrationBackend for Kept {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let registration = loop {
             let mut changed = pin!(self.place.changed.notified());
             changed.as_mut().enable();
-            match (&*self.place.lock(), self.status.status()) {
+            match (&*self.place.lock(), self.status.current()) {
                 (Slot::Registered(registration), _) => break Arc::clone(registration),
                 (Slot::Taken, _) => {}
                 (_, Status::Superseded { .. }) => {
-                    return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").during("update"));
+                    return Err(Error::new(ErrorKind::Conflict, "another owner holds the id").with_operation("update"));
                 }
                 (_, Status::Deregistered { .. }) => {
-                    return Err(Error::new(ErrorKind::Closed, "the registration has ended").during("update"));
+                    return Err(Error::new(ErrorKind::Closed, "the registration has ended").with_operation("update"));
                 }
-                (Slot::Ended, _) => return Err(runtime_gone().during("update")),
+                (Slot::Ended, _) => return Err(runtime_gone().with_operation("update")),
                 (Slot::Empty, _) => {
                     self.wanted.send_replace(Wanted::Registered(instance));
                     return Ok(());
@@ -134,7 +137,7 @@ impl Kept {
     async fn ended(&self) -> Result<(), Error> {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         match task {
-            Some(task) => task.await.unwrap_or_else(|_| Err(runtime_gone().during("deregister"))),
+            Some(task) => task.await.unwrap_or_else(|_| Err(runtime_gone().with_operation("deregister"))),
             None => Ok(()),
         }
     }

@@ -13,8 +13,8 @@ use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
 use crate::{
-    Backoff, Claim, Delays, Error, ErrorKind, Instance, Registration, Registry, ServiceName, Status, StatusWriter,
-    Statuses, resolver::require_runtime,
+    Backoff, Claim, Delays, Error, ErrorKind, Instance, Registration, Registry, ServiceName, Status, StatusReceiver,
+    backend::StatusWriter, resolver::require_runtime,
 };
 use kept::{Kept, Place, Slot, Wanted, runtime_gone};
 
@@ -47,7 +47,7 @@ pub trait RegistryExt: Registry {
     /// let instance = Instance::new("10.0.0.1:80".parse()?);
     /// let mut registration = backend.keep_registered(&"payments".parse()?, instance, Claim::TakeOver)?;
     /// // The process may do its work meanwhile.
-    /// while !registration.changed().await.is_registered() {}
+    /// while registration.changed().await.is_some_and(|status| !status.is_registered()) {}
     /// # Ok(())
     /// # }
     /// ```
@@ -65,8 +65,8 @@ pub trait RegistryExt: Registry {
         let instance = Arc::new(instance);
         let (registry, service) = (self.clone(), service.clone());
         let (wanted, wants) = watch::channel(Wanted::Registered(Arc::clone(&instance)));
-        let waiting = Error::new(ErrorKind::Unavailable, "not registered yet").during("register");
-        let status = StatusWriter::new(Status::lost(waiting.for_service(&service)));
+        let waiting = Error::new(ErrorKind::Unavailable, "not registered yet").with_operation("register");
+        let status = StatusWriter::new(Status::lost(waiting.with_service(&service)));
         let place = Arc::default();
         let keeper = Keeper {
             registry,
@@ -124,7 +124,7 @@ enum After {
 enum HandedOver {
     /// Its owner left meanwhile, and so it was ended.
     Ended(Result<(), Error>),
-    Registered(Statuses),
+    Registered(StatusReceiver),
 }
 
 impl<R: Registry + Clone> Keeper<R> {
@@ -257,7 +257,7 @@ impl<R: Registry + Clone> Keeper<R> {
     }
 
     /// Passes the status on.
-    async fn follow(&mut self, mut statuses: Statuses) -> Result<(), Error> {
+    async fn follow(&mut self, mut statuses: StatusReceiver) -> Result<(), Error> {
         self.status.set(statuses.current());
         while let Some(status) = statuses.changed().await {
             self.status.set(status);

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
-use crate::Held;
+use crate::backend::RegistrationBackend;
 
 /// What becomes of one attempt.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ impl Registry for Scripted {
 }
 
 #[async_trait]
-impl Held for Scripted {
+impl RegistrationBackend for Scripted {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         sleep(Duration::from_millis(10)).await;
         let mut script = self.0.lock().unwrap();

@@ -29,10 +29,10 @@ impl Dial {
         // of a connection, and knows neither watches nor changes of users and roles.
         let options = ConnectOptions::new()
             .with_connect_timeout(settings.connect_timeout)
-            .with_keep_alive(settings.ping_interval, settings.ping_timeout)
+            .with_keep_alive(settings.http2_keep_alive_interval, settings.keep_alive_timeout)
             // etcd ends connections that are pinged while nothing is open on them.
             .with_keep_alive_while_idle(false)
-            .with_tcp_keepalive(settings.ping_interval)
+            .with_tcp_keepalive(settings.http2_keep_alive_interval)
             .with_require_leader(true);
         Ok(Self {
             options,

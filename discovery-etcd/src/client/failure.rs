@@ -77,26 +77,26 @@ impl Failure {
     /// No answer in time.
     pub(super) fn silent(operation: &'static str, member: &Address, after: Duration) -> Self {
         let message = format!("etcd member {member} gave no answer within {after:?}");
-        Self::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).during(operation))
+        Self::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).with_operation(operation))
     }
 
     /// A stream that the member ended without a reason.
     pub(super) fn ended(operation: &'static str, member: &Address) -> Self {
         let message = format!("etcd member {member} ended the stream");
-        Self::new(Reason::Member, Error::new(ErrorKind::Unavailable, message).during(operation))
+        Self::new(Reason::Member, Error::new(ErrorKind::Unavailable, message).with_operation(operation))
     }
 
     /// An answer that cannot be.
     pub(super) fn strange(operation: &'static str, member: &Address, what: &'static str) -> Self {
         let error = Error::new(ErrorKind::Unavailable, format!("etcd member {member} answered without sense"));
-        Self::new(Reason::Strange, error.during(operation).because(what))
+        Self::new(Reason::Strange, error.with_operation(operation).with_source(what))
     }
 
     /// A member that speaks an older protocol than this crate.
     pub(super) fn too_old(member: &Address, version: &str) -> Self {
         let version = version.escape_debug();
         let message = format!("etcd member {member} runs etcd {version}; allowed is 3.4 or later");
-        let error = Error::new(ErrorKind::Unsupported, message).during("connect to etcd");
+        let error = Error::new(ErrorKind::Unsupported, message).with_operation("connect to etcd");
         Self { outcome: Outcome::Unsent, ..Self::new(Reason::Member, error) }
     }
 
@@ -104,14 +104,14 @@ impl Failure {
     pub(super) fn token_in_vain(member: &Address) -> Self {
         let message =
             format!("etcd member {member} answered no call with its last token, and is not asked for another yet");
-        let error = Error::new(ErrorKind::Unavailable, message).during("authenticate");
+        let error = Error::new(ErrorKind::Unavailable, message).with_operation("authenticate");
         Self { outcome: Outcome::Withheld, ..Self::new(Reason::Token, error) }
     }
 
     /// A password that cannot be read. It could before: whoever writes the file may be at it.
     pub(super) fn no_password(error: Error) -> Self {
-        let error = Error::new(ErrorKind::Unavailable, "the password cannot be read").because(error);
-        Self { outcome: Outcome::Withheld, ..Self::new(Reason::Credentials, error.during("authenticate")) }
+        let error = Error::new(ErrorKind::Unavailable, "the password cannot be read").with_source(error);
+        Self { outcome: Outcome::Withheld, ..Self::new(Reason::Credentials, error.with_operation("authenticate")) }
     }
 
     /// The one place where etcd-client's errors are read.
@@ -155,7 +155,7 @@ impl Failure {
         }
         // Peers' text may hold anything.
         let cause = cause.escape_debug().to_string();
-        let error = Error::new(kind, message).during(operation).because(cause);
+        let error = Error::new(kind, message).with_operation(operation).with_source(cause);
         Self { outcome, ..Self::new(reason, error) }
     }
 
@@ -165,8 +165,8 @@ impl Failure {
     pub(super) fn of_cancel(reason: &str, operation: &'static str) -> Self {
         let text = reason.rsplit_once(" desc = ").map_or(reason, |(_, text)| text);
         let (what, kind) = classify(Code::UNKNOWN, text);
-        let error = Error::new(kind, "etcd canceled the watch").during(operation);
-        let error = if reason.is_empty() { error } else { error.because(reason.escape_debug().to_string()) };
+        let error = Error::new(kind, "etcd canceled the watch").with_operation(operation);
+        let error = if reason.is_empty() { error } else { error.with_source(reason.escape_debug().to_string()) };
         Self::new(what, error)
     }
 
@@ -183,7 +183,7 @@ impl Failure {
     /// What a final failure of one member is while the others cannot be asked: one that may pass.
     pub(crate) fn of_one_member(self) -> Self {
         let message = "an etcd member refused what another one may not refuse";
-        Self { error: Error::new(ErrorKind::Unavailable, message).because(self.error), ..self }
+        Self { error: Error::new(ErrorKind::Unavailable, message).with_source(self.error), ..self }
     }
 
     /// The same failure of a request that was not sent.

@@ -108,7 +108,7 @@ impl Files {
             for certificate in certificates(ca, "ca", pem)? {
                 roots
                     .add(certificate)
-                    .map_err(|error| bad(ca, "ca", "a certificate in it cannot be used").because(error))?;
+                    .map_err(|error| bad(ca, "ca", "a certificate in it cannot be used").with_source(error))?;
             }
             options = options.ca_certificate(Certificate::from_pem(pem));
         }
@@ -125,7 +125,7 @@ impl Files {
                 bad(key, "key", "it holds no private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted)")
             })?;
             let checked = checked.with_client_auth_cert(chain, private);
-            checked.map_err(|error| bad(key, "key", "it does not go with the certificate").because(error))?;
+            checked.map_err(|error| bad(key, "key", "it does not go with the certificate").with_source(error))?;
             options = options.identity(Identity::from_pem(cert_pem, key_pem));
         }
         if let Some(name) = &config.server_name {
@@ -141,7 +141,7 @@ fn content(pem: &Pem, name: &str) -> Result<Vec<u8>, Error> {
     match pem {
         Pem::File(path) => {
             let read = fs::read(path);
-            read.map_err(|error| bad(pem, name, "it cannot be read").because(error))
+            read.map_err(|error| bad(pem, name, "it cannot be read").with_source(error))
         }
         Pem::Text(text) => Ok(text.clone()),
     }

@@ -63,7 +63,7 @@ impl Credentials {
         };
         // Not shown where somebody took the password itself for a path: then there is no such file.
         let problem = |what: &str| invalid(format!("invalid password_file: it {what}"));
-        let text = fs::read_to_string(path).map_err(|error| problem("cannot be read").because(error))?;
+        let text = fs::read_to_string(path).map_err(|error| problem("cannot be read").with_source(error))?;
         let password = text.trim_end_matches(['\r', '\n']);
         if password.is_empty() {
             return Err(problem("holds no password"));

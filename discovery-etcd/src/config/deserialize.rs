@@ -64,7 +64,7 @@ impl<'de> Visitor<'de> for Fields {
                 return Err(A::Error::custom(problem));
             }
             Some(in_file) => config.credentials = Some(in_file.for_user(user)),
-            None if has("user") || has("password") => config = config.with_credentials(user, password),
+            None if has("user") || has("password") => config = config.credentials(user, password),
             None => {}
         }
         Settings::check(&config).map_err(A::Error::custom)?;
@@ -179,9 +179,9 @@ mod tests {
         let fields = json!({
             "members": ["127.0.0.1", "[::1]:3379"], "prefix": "a/b", "user": "us@er", "password": "p:w/",
             "allow_plaintext_credentials": true, "audit_interval": "2m", "backoff_max": "4s", "discover_members": true, "backoff_min": "50ms", "connect_timeout": "300ms",
-            "deadline": "3s", "max_entries": "500", "ping_interval": "6s", "ping_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
+            "operation_timeout": "3s", "max_entries": "500", "http2_keep_alive_interval": "6s", "keep_alive_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
         });
-        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&audit_interval=2m&discover_members=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&deadline=3s&max_entries=500&ping_interval=6s&ping_timeout=2s&request_timeout=1s500ms&ttl=20s";
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&audit_interval=2m&discover_members=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&operation_timeout=3s&max_entries=500&http2_keep_alive_interval=6s&keep_alive_timeout=2s&request_timeout=1s500ms&ttl=20s";
         let (config, same) = (read(fields).unwrap(), url.parse::<EtcdConfig>().unwrap());
         assert_eq!(format!("{config:?}"), format!("{same:?}"));
         let password = |config: EtcdConfig| config.credentials.unwrap().read_password().unwrap().reveal().to_owned();

@@ -42,9 +42,9 @@ use crate::layout::{EtcdNaming, Layout};
 /// ```
 ///
 /// A member may be written with `https://` or `http://`, as etcdctl takes it. That decides nothing, and is refused where it
-/// contradicts [TLS](Self::with_tls) or its absence.
+/// contradicts [TLS](Self::tls) or its absence.
 ///
-/// [`EtcdBackend::connect`](crate::EtcdBackend::connect) checks everything in one step; reading a URL or fields checks all but the
+/// [`EtcdBackend::new`](crate::EtcdBackend::new) checks everything in one step; reading a URL or fields checks all but the
 /// contents of files. No error of this crate quotes a password or a key; a format may quote the line that it stands in, as
 /// the crate `toml` does.
 ///
@@ -52,7 +52,7 @@ use crate::layout::{EtcdNaming, Layout};
 /// use std::time::Duration;
 /// use discovery_etcd::EtcdConfig;
 ///
-/// let config = EtcdConfig::new(["10.0.0.1:2379", "10.0.0.2:2379"]).with_prefix("prod").with_ttl(Duration::from_secs(10));
+/// let config = EtcdConfig::new(["10.0.0.1:2379", "10.0.0.2:2379"]).prefix("prod").ttl(Duration::from_secs(10));
 /// let same: EtcdConfig = "etcd://10.0.0.1,10.0.0.2/prod?ttl=10s".parse()?;
 /// assert_eq!(format!("{config:?}"), format!("{same:?}"));
 ///
@@ -73,11 +73,11 @@ pub struct EtcdConfig {
     pub(crate) tls: Option<EtcdTls>,
     pub(crate) discover_members: bool,
     pub(crate) ttl: Duration,
-    pub(crate) deadline: Duration,
+    pub(crate) operation_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
-    pub(crate) ping_interval: Duration,
-    pub(crate) ping_timeout: Duration,
+    pub(crate) http2_keep_alive_interval: Duration,
+    pub(crate) keep_alive_timeout: Duration,
     pub(crate) backoff_min: Duration,
     pub(crate) backoff_max: Duration,
     pub(crate) audit_interval: Duration,
@@ -96,11 +96,11 @@ impl EtcdConfig {
             tls: None,
             discover_members: false,
             ttl: Duration::from_secs(15),
-            deadline: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
-            ping_interval: Duration::from_secs(10),
-            ping_timeout: Duration::from_secs(3),
+            http2_keep_alive_interval: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(3),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
             audit_interval: Duration::from_secs(600),
@@ -113,22 +113,22 @@ impl EtcdConfig {
     ///
     /// It is taken as it is, so that a leading `/` is part of the keys; in a URL that takes a second `/`.
     #[must_use]
-    pub fn with_prefix(mut self, prefix: impl Into<String>) -> Self {
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
     /// Sets the user and the password.
     ///
-    /// Without [TLS](Self::with_tls) they travel in clear. So they are refused then, unless all
+    /// Without [TLS](Self::tls) they travel in clear. So they are refused then, unless all
     /// members are loopback addresses (`localhost` is one), or
-    /// [`with_allow_plaintext_credentials`](Self::with_allow_plaintext_credentials) states that the
+    /// [`allow_plaintext_credentials`](Self::allow_plaintext_credentials) states that the
     /// network is trusted.
     ///
     /// While authentication is off in etcd they are not used, which is logged once; they are as
     /// soon as it is on.
     #[must_use]
-    pub fn with_credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+    pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.credentials = Some(Credentials::with_password(user.into(), password.into()));
         self
     }
@@ -140,14 +140,14 @@ impl EtcdConfig {
     /// `password_file`; in a URL the user stands before the members, as in
     /// `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
     #[must_use]
-    pub fn with_password_file(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+    pub fn password_file(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.credentials = Some(Credentials::with_file(user.into(), file));
         self
     }
 
     /// Allows credentials to travel in clear to members that are not loopback addresses.
     #[must_use]
-    pub fn with_allow_plaintext_credentials(mut self, allow: bool) -> Self {
+    pub fn allow_plaintext_credentials(mut self, allow: bool) -> Self {
         self.allow_plaintext_credentials = allow;
         self
     }
@@ -156,7 +156,7 @@ impl EtcdConfig {
     ///
     /// In a URL and through serde there is TLS where `ca_file` is given; `cert_file`, `key_file` and `server_name` go with it.
     #[must_use]
-    pub fn with_tls(mut self, tls: EtcdTls) -> Self {
+    pub fn tls(mut self, tls: EtcdTls) -> Self {
         self.tls = Some(tls);
         self
     }
@@ -172,7 +172,7 @@ impl EtcdConfig {
     /// Without it, members that are configured by DNS names are looked up again with every new
     /// connection.
     #[must_use]
-    pub fn with_discover_members(mut self, discover: bool) -> Self {
+    pub fn discover_members(mut self, discover: bool) -> Self {
         self.discover_members = discover;
         self
     }
@@ -185,7 +185,7 @@ impl EtcdConfig {
     /// It also rules how fast watchers notice an outage: give those that only watch the ttl of those that register. Each watched
     /// service costs one small read per quarter of the ttl, and one every 3.75 s at the least.
     #[must_use]
-    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+    pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
@@ -195,21 +195,21 @@ impl EtcdConfig {
     /// `register`, `update`, `deregister` and `list` go on for as long while etcd cannot be reached
     /// or cannot answer.
     #[must_use]
-    pub fn with_deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
+    pub fn operation_timeout(mut self, timeout: Duration) -> Self {
+        self.operation_timeout = timeout;
         self
     }
 
     /// Sets how long connecting to a member may take, and how long the TLS handshake after that; by default 2 s.
     #[must_use]
-    pub fn with_connect_timeout(mut self, timeout: Duration) -> Self {
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
     /// Sets how long a member may take to answer one request; by default 5 s.
     #[must_use]
-    pub fn with_request_timeout(mut self, timeout: Duration) -> Self {
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
@@ -219,15 +219,15 @@ impl EtcdConfig {
     /// Watches and leases notice a frozen member by themselves; pings clear its connections away. etcd ends connections that are pinged more often than its
     /// `--grpc-keepalive-min-time`, by default 5 s.
     #[must_use]
-    pub fn with_ping_interval(mut self, interval: Duration) -> Self {
-        self.ping_interval = interval;
+    pub fn http2_keep_alive_interval(mut self, interval: Duration) -> Self {
+        self.http2_keep_alive_interval = interval;
         self
     }
 
     /// Sets how long a ping may stay unanswered before the connection counts as lost; by default 3 s.
     #[must_use]
-    pub fn with_ping_timeout(mut self, timeout: Duration) -> Self {
-        self.ping_timeout = timeout;
+    pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
+        self.keep_alive_timeout = timeout;
         self
     }
 
@@ -238,8 +238,9 @@ impl EtcdConfig {
     /// longer, so that registrations are back soon after etcd is. One that has too much to do, or
     /// does not answer in time, gets the whole wait.
     #[must_use]
-    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
-        (self.backoff_min, self.backoff_max) = (backoff.min(), backoff.max());
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff_min = backoff.min();
+        self.backoff_max = backoff.max();
         self
     }
 
@@ -250,7 +251,7 @@ impl EtcdConfig {
     /// Each watched service is audited ten times as often: etcd is asked for the number of its keys
     /// and for the newest of them.
     #[must_use]
-    pub fn with_audit_interval(mut self, interval: Duration) -> Self {
+    pub fn audit_interval(mut self, interval: Duration) -> Self {
         self.audit_interval = interval;
         self
     }
@@ -262,14 +263,14 @@ impl EtcdConfig {
     /// stands as last known until there are fewer, which watchers learn within two minutes. So
     /// nobody who may write there can fill the memory of those who read.
     #[must_use]
-    pub fn with_max_entries(mut self, entries: usize) -> Self {
+    pub fn max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;
         self
     }
 
     /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. It has no name in a URL.
     #[must_use]
-    pub fn with_layout(mut self, layout: impl Layout) -> Self {
+    pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Arc::new(layout);
         self
     }
@@ -289,11 +290,11 @@ impl fmt::Debug for EtcdConfig {
             .field("tls", &self.tls)
             .field("discover_members", &self.discover_members)
             .field("ttl", &self.ttl)
-            .field("deadline", &self.deadline)
+            .field("operation_timeout", &self.operation_timeout)
             .field("connect_timeout", &self.connect_timeout)
             .field("request_timeout", &self.request_timeout)
-            .field("ping_interval", &self.ping_interval)
-            .field("ping_timeout", &self.ping_timeout)
+            .field("http2_keep_alive_interval", &self.http2_keep_alive_interval)
+            .field("keep_alive_timeout", &self.keep_alive_timeout)
             .field("backoff_min", &self.backoff_min)
             .field("backoff_max", &self.backoff_max)
             .field("audit_interval", &self.audit_interval)

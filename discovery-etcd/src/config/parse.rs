@@ -42,7 +42,7 @@ impl FromStr for EtcdConfig {
         config.prefix = decode(path, "prefix")?;
         if let Some(user) = user {
             let (user, password) = user.split_once(':').unwrap_or((user, ""));
-            config = config.with_credentials(decode(user, "user")?, decode(password, "password")?);
+            config = config.credentials(decode(user, "user")?, decode(password, "password")?);
         }
         let mut seen = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_url_fills_everything() {
-        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?ttl=20s&deadline=3s&request_timeout=1s500ms&connect_timeout=300ms&ping_interval=6s&ping_timeout=2s";
+        let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?ttl=20s&operation_timeout=3s&request_timeout=1s500ms&connect_timeout=300ms&http2_keep_alive_interval=6s&keep_alive_timeout=2s";
         let config: EtcdConfig = url.parse().unwrap();
         let settings = Settings::check(&config).unwrap();
         let members: Vec<_> = settings.members.iter().map(ToString::to_string).collect();
@@ -123,7 +123,7 @@ mod tests {
             ("etcd://a?ttl=", "durations such as 15s"),
             ("etcd://a?ttl=5s&ttl=5s", "given twice"),
             ("etcd://a?Ttl=5s", "unknown parameter"),
-            ("etcd://a?deadline=0s", "invalid deadline"),
+            ("etcd://a?operation_timeout=0s", "invalid operation_timeout"),
             ("etcd://a?backoff_max=2h", "invalid backoff"),
             ("etcd://a?user=u", "unknown parameter"),
             ("etcd://a?max_entries=0", "allowed are 1 to 1000000"),

@@ -20,11 +20,11 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<EtcdTls>,
     pub(crate) discover_members: bool,
     pub(crate) ttl: Duration,
-    pub(crate) deadline: Duration,
+    pub(crate) operation_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
-    pub(crate) ping_interval: Duration,
-    pub(crate) ping_timeout: Duration,
+    pub(crate) http2_keep_alive_interval: Duration,
+    pub(crate) keep_alive_timeout: Duration,
     pub(crate) backoff: Backoff,
     pub(crate) audit_interval: AuditInterval,
     pub(crate) max_entries: usize,
@@ -50,11 +50,11 @@ impl Settings {
             return Err(invalid(format!("invalid ttl {ttl:?}: allowed are whole seconds from 1 s to 1 day")));
         }
         for (name, value, min) in [
-            ("deadline", config.deadline, Duration::from_millis(100)),
+            ("operation_timeout", config.operation_timeout, Duration::from_millis(100)),
             ("connect_timeout", config.connect_timeout, Duration::from_millis(10)),
             ("request_timeout", config.request_timeout, Duration::from_millis(10)),
-            ("ping_interval", config.ping_interval, Duration::from_secs(1)),
-            ("ping_timeout", config.ping_timeout, Duration::from_millis(10)),
+            ("http2_keep_alive_interval", config.http2_keep_alive_interval, Duration::from_secs(1)),
+            ("keep_alive_timeout", config.keep_alive_timeout, Duration::from_millis(10)),
         ] {
             if value < min || value > Duration::from_secs(3600) {
                 return Err(invalid(format!("invalid {name} {value:?}: allowed are {min:?} to 1 h")));
@@ -76,11 +76,11 @@ impl Settings {
             tls: config.tls.clone(),
             discover_members: config.discover_members,
             ttl,
-            deadline: config.deadline,
+            operation_timeout: config.operation_timeout,
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
-            ping_interval: config.ping_interval,
-            ping_timeout: config.ping_timeout,
+            http2_keep_alive_interval: config.http2_keep_alive_interval,
+            keep_alive_timeout: config.keep_alive_timeout,
             backoff: Backoff::new(config.backoff_min, config.backoff_max)
                 .map_err(|error| invalid(error.to_string()))?,
             audit_interval: AuditInterval::new(audit_interval),
@@ -154,7 +154,7 @@ fn prefix(text: &str) -> Result<String, Error> {
 }
 
 pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidInput, message).during("configure etcd")
+    Error::new(ErrorKind::InvalidInput, message).with_operation("configure etcd")
 }
 
 const TTL_MIN: Duration = Duration::from_secs(1);

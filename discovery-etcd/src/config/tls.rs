@@ -11,7 +11,7 @@ use super::settings::invalid;
 /// needed where etcd runs with `--client-cert-auth`; its common name is the user then, unless credentials are given. All are
 /// PEM, either in memory or in a file.
 ///
-/// Files are read by [`EtcdBackend::connect`](crate::EtcdBackend::connect), which fails where
+/// Files are read by [`EtcdBackend::new`](crate::EtcdBackend::new), which fails where
 /// something is wrong with them. They are read anew once they have changed, which is looked at with
 /// calls, at most once a second; calls then go over a connection that was made with them. Where
 /// they cannot be used then, the former ones are. Reading them blocks the thread for a moment.
@@ -24,10 +24,10 @@ use super::settings::invalid;
 /// use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdTls};
 ///
 /// let tls = EtcdTls::new()
-///     .with_ca_file("/etc/etcd/ca.pem")
-///     .with_cert_file("/etc/payments/etcd.pem")
-///     .with_key_file("/etc/payments/etcd.key");
-/// let backend = EtcdBackend::connect(EtcdConfig::new(["etcd-1.internal:2379"]).with_tls(tls))?;
+///     .ca_file("/etc/etcd/ca.pem")
+///     .cert_file("/etc/payments/etcd.pem")
+///     .key_file("/etc/payments/etcd.key");
+/// let backend = EtcdBackend::new(EtcdConfig::new(["etcd-1.internal:2379"]).tls(tls))?;
 /// # Ok(())
 /// # }
 /// ```
@@ -54,49 +54,49 @@ impl EtcdTls {
 
     /// Sets the certificates of the authorities that may have signed the members' certificates.
     #[must_use]
-    pub fn with_ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
+    pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca = Some(Pem::Text(pem.into()));
         self
     }
 
     /// Sets the file with the certificates of the authorities that may have signed the members' certificates.
     #[must_use]
-    pub fn with_ca_file(mut self, path: impl Into<PathBuf>) -> Self {
+    pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca = Some(Pem::File(path.into()));
         self
     }
 
     /// Sets the certificate to appear with, followed by those that lead to its authority, if any.
     #[must_use]
-    pub fn with_cert(mut self, pem: impl Into<Vec<u8>>) -> Self {
+    pub fn cert(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.cert = Some(Pem::Text(pem.into()));
         self
     }
 
     /// Sets the file with the certificate to appear with.
     #[must_use]
-    pub fn with_cert_file(mut self, path: impl Into<PathBuf>) -> Self {
+    pub fn cert_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.cert = Some(Pem::File(path.into()));
         self
     }
 
     /// Sets the certificate's private key: PKCS #8, PKCS #1 or SEC 1, not encrypted.
     #[must_use]
-    pub fn with_key(mut self, pem: impl Into<Vec<u8>>) -> Self {
+    pub fn key(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.key = Some(Pem::Text(pem.into()));
         self
     }
 
     /// Sets the file with the certificate's private key.
     #[must_use]
-    pub fn with_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+    pub fn key_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.key = Some(Pem::File(path.into()));
         self
     }
 
     /// Sets the name that the members' certificates must be for; by default it is each member's own host.
     #[must_use]
-    pub fn with_server_name(mut self, name: impl Into<String>) -> Self {
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
@@ -116,7 +116,7 @@ impl EtcdTls {
         }
         if !cfg!(feature = "tls") {
             let message = "this program was built without TLS for etcd; enable the cargo feature `etcd-tls` of `discovery`, which is `tls` of `discovery-etcd`";
-            return Err(Error::new(ErrorKind::Unsupported, message).during("configure etcd"));
+            return Err(Error::new(ErrorKind::Unsupported, message).with_operation("configure etcd"));
         }
         Ok(())
     }

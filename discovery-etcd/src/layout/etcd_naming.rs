@@ -66,7 +66,7 @@ impl Layout for EtcdNaming {
             return Err(invalid(format!("it has {} bytes; at most {MAX_VALUE_BYTES} are read", value.len())));
         }
         let read: Read = serde_json::from_slice(value)
-            .map_err(|error| invalid("it is not the JSON expected").because(excerpt(&error.to_string())))?;
+            .map_err(|error| invalid("it is not the JSON expected").with_source(excerpt(&error.to_string())))?;
         let address = read.addr.filter(|text| !text.is_empty()).ok_or_else(|| invalid("it has no Addr"))?;
         let address: Address = address.parse()?;
         let (weight, metadata) = of_metadata(read.metadata)?;

@@ -45,7 +45,7 @@ impl LeaseKeeper {
             if clock.granted() != self.ttl {
                 debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted another ttl than asked for");
             }
-            self.lease.state.send_replace(LeaseState::Held { id });
+            self.lease.state.send_replace(LeaseState::RegistrationBackend { id });
             let over = self.keep(id, clock).await;
             // One lease after the other that etcd does not keep is no reason to ask ever on.
             if since.elapsed() >= clock.granted() {
@@ -211,7 +211,7 @@ impl LeaseKeeper {
 
     /// Gives up a stream that does not answer.
     fn switch(&self, stream: &mut Option<Stream>) -> Failure {
-        let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").during("renew");
+        let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").with_operation("renew");
         let failure = Failure::new(Reason::TimedOut, error);
         let Some(silent) = stream.take() else { return failure };
         silent.renewals.silent();

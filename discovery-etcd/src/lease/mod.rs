@@ -33,7 +33,7 @@ pub(crate) struct Lease {
 #[derive(Clone, Debug)]
 pub(crate) enum LeaseState {
     /// etcd keeps it, as far as can be known.
-    Held { id: i64 },
+    RegistrationBackend { id: i64 },
     /// Nobody needs one.
     Idle,
     /// There is none, and why; another is being granted.

@@ -1,7 +1,10 @@
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use discovery_core::{Error, ErrorKind, Held, Instance, Status, StatusWriter};
+use discovery_core::{
+    Error, ErrorKind, Instance, Status,
+    backend::{RegistrationBackend, StatusWriter},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -43,19 +46,19 @@ pub(super) struct RegistrationHandle {
 impl RegistrationHandle {
     /// What it means that the worker is gone.
     fn worker_gone(&self) -> Result<(), Error> {
-        match self.status.status() {
+        match self.status.current() {
             Status::Deregistered { .. } | Status::Superseded { .. } => Ok(()),
-            _ => Err(runtime_gone().at_key(&self.key)),
+            _ => Err(runtime_gone().with_key(&self.key)),
         }
     }
 }
 
 #[async_trait]
-impl Held for RegistrationHandle {
+impl RegistrationBackend for RegistrationHandle {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let value = self.registrar.layout.encode(&instance);
-        let gone = || match self.status.status() {
+        let gone = || match self.status.current() {
             Status::Superseded { .. } => entry::superseded(),
             Status::Deregistered { .. } => closed_error(),
             _ => runtime_gone(),
@@ -63,7 +66,7 @@ impl Held for RegistrationHandle {
         let told = self.commands.send(Command::Update { number: self.number, value, reply });
         let result = match told {
             Ok(()) => timeout(self.registrar.deadline, answer).await,
-            Err(_) => return Err(gone().during("update").at_key(&self.key)),
+            Err(_) => return Err(gone().with_operation("update").with_key(&self.key)),
         };
         let error = match result {
             Ok(Ok(Ok(()))) => return Ok(()),
@@ -74,7 +77,7 @@ impl Held for RegistrationHandle {
                 Error::new(ErrorKind::DeadlineExceeded, message)
             }
         };
-        Err(error.during("update").at_key(&self.key))
+        Err(error.with_operation("update").with_key(&self.key))
     }
 
     async fn deregister(&self) -> Result<(), Error> {
@@ -88,7 +91,7 @@ impl Held for RegistrationHandle {
             Ok(Err(_)) => self.worker_gone(),
             Err(_) => Err(self.registrar.too_late("not removed")),
         }
-        .map_err(|error| error.during("deregister").at_key(&self.key))
+        .map_err(|error| error.with_operation("deregister").with_key(&self.key))
     }
 
     fn release(&self) {

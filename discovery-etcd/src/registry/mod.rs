@@ -16,7 +16,9 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Backoff, Claim, Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusWriter};
+use discovery_core::{
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, ServiceName, Status, backend::StatusWriter,
+};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -71,7 +73,7 @@ impl Registrar {
             watcher,
             layout: Arc::clone(&settings.layout),
             prefix: settings.prefix.clone(),
-            deadline: settings.deadline,
+            deadline: settings.operation_timeout,
             backoff: settings.backoff,
             last_number: AtomicU64::new(0),
         }
@@ -110,15 +112,15 @@ impl Registrar {
         let pending = UnclaimedRegistration(Some(handle));
         let result = timeout(self.deadline, answer).await;
         match result {
-            Ok(Ok(result)) => result.map_err(|error| error.at_key(&key))?,
-            Ok(Err(_)) => return Err(runtime_gone().at_key(&key)),
+            Ok(Ok(result)) => result.map_err(|error| error.with_key(&key))?,
+            Ok(Err(_)) => return Err(runtime_gone().with_key(&key)),
             Err(_) => {
                 let message = format!("not registered within {:?}", self.deadline);
-                return Err(match status.status() {
-                    Status::Lost { error, .. } => Error::new(error.kind(), message).because(error),
+                return Err(match status.current() {
+                    Status::Lost { error, .. } => Error::new(error.kind(), message).with_source(error),
                     _ => Error::new(ErrorKind::DeadlineExceeded, message),
                 }
-                .at_key(&key));
+                .with_key(&key));
             }
         }
         Ok(Registration::new(service.clone(), Arc::new(instance), &status, pending.keep()))

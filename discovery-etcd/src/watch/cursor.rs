@@ -121,7 +121,7 @@ pub(super) fn is_same_cluster(one: u64, other: u64) -> bool {
 }
 
 pub(super) fn strange(message: &'static str) -> Stop {
-    Stop::Strange(Error::new(ErrorKind::Unavailable, message).during("watch"))
+    Stop::Strange(Error::new(ErrorKind::Unavailable, message).with_operation("watch"))
 }
 
 /// More is not kept of one revision; a list is as good then.

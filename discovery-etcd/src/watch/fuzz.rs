@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use discovery_core::{Entry, Instance, InstanceId};
+use discovery_core::{Instance, InstanceId, backend::Entry};
 
 use super::{
     cursor::{Cursor, Step},

@@ -1,6 +1,9 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use discovery_core::{BadEntry, Entry, Error, ErrorKind, InstanceId, Live, ServiceName};
+use discovery_core::{
+    Error, ErrorKind, InstanceId, ServiceName,
+    backend::{BadEntry, Entry, Live},
+};
 
 use super::{cursor::Step, source::EtcdSource};
 use crate::{

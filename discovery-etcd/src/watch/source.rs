@@ -1,7 +1,10 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use discovery_core::{Entry, Error, ErrorKind, Feed, Live, ServiceName, Source};
+use discovery_core::{
+    Error, ErrorKind, ServiceName,
+    backend::{Entry, Feed, Live, Source},
+};
 use tokio::{
     sync::{Semaphore, watch},
     task::yield_now,
@@ -110,7 +113,7 @@ impl EtcdSource {
         let begun = Instant::now();
         let Ok(permit) = timeout(self.pace.relist, self.relists.acquire()).await else {
             let error = Error::new(ErrorKind::DeadlineExceeded, "other services are to be listed first");
-            return Err(error.during("list"));
+            return Err(error.with_operation("list"));
         };
         let _permit = permit.expect("the semaphore is never closed");
         Box::pin(self.list_within(range, self.pace.relist, begun)).await

@@ -215,10 +215,10 @@ const BUSY: u32 = 4;
 
 fn unanswered() -> Failure {
     let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a request for a watch");
-    Failure::new(Reason::TimedOut, error.during("watch"))
+    Failure::new(Reason::TimedOut, error.with_operation("watch"))
 }
 
 fn compacted() -> Failure {
     let error = Error::new(ErrorKind::Unavailable, "the history that was asked for is compacted");
-    Failure::new(Reason::Compacted, error.during("watch"))
+    Failure::new(Reason::Compacted, error.with_operation("watch"))
 }

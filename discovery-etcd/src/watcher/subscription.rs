@@ -120,7 +120,7 @@ impl Watch {
                 Some(Notice::Ended(ended)) => return News::Ended(ended),
                 None => {
                     let error = Error::new(ErrorKind::Internal, "the runtime that kept the watch was shut down");
-                    return News::Ended(Ended::Broken(error.during("watch")));
+                    return News::Ended(Ended::Broken(error.with_operation("watch")));
                 }
             }
         }

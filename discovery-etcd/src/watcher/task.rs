@@ -385,7 +385,7 @@ impl Task {
         let ended = match failure {
             Some(failure) if failure.reason == Reason::Compacted => Ended::Compacted,
             Some(failure) => Ended::Broken(failure.error.clone()),
-            None => Ended::Broken(Error::new(ErrorKind::Unavailable, "the watch ended").during("watch")),
+            None => Ended::Broken(Error::new(ErrorKind::Unavailable, "the watch ended").with_operation("watch")),
         };
         if let Some(carried) = self.watches.get(&number) {
             carried.tell(Notice::Ended(ended));
@@ -432,7 +432,7 @@ impl Task {
         let failure = match result {
             Ok(revision) if revision < known => {
                 let error = Error::new(ErrorKind::Unavailable, "the registry's history went back");
-                Failure::new(Reason::Strange, error.during("watch"))
+                Failure::new(Reason::Strange, error.with_operation("watch"))
             }
             Ok(_) => {
                 self.refused = 0;

@@ -34,7 +34,7 @@ impl Harness for MemoryHarness {
     }
 
     async fn process(&self) -> Process {
-        let backend = self.memory.another();
+        let backend = self.memory.another_process();
         let (killed, counted) = (backend.clone(), backend.clone());
         Process::new(backend).killed_by(move || killed.crash()).counting_skipped(move || counted.skipped())
     }

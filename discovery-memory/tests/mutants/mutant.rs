@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use discovery_core::{
     Claim, Error, ErrorKind, Instance, InstanceId, Metadata, Registration, Registry, Resolver, ServiceName, Snapshot,
-    Updates,
+    UpdateStream,
     conformance::{Capabilities, Harness, Process, Timings},
 };
 use discovery_memory::MemoryBackend;
@@ -179,7 +179,7 @@ impl Resolver for Mutant {
         }
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         stream::watch(self, service)
     }
 }
@@ -209,7 +209,7 @@ impl Harness for MutantHarness {
     }
 
     async fn process(&self) -> Process {
-        let memory = self.memory.memory.another();
+        let memory = self.memory.memory.another_process();
         let (killed, counted) = (memory.clone(), memory.clone());
         let (mutation, marks) = (self.mutation, Arc::clone(&self.marks));
         let mutant = Mutant { memory, mutation, marks: Arc::clone(&marks), alive: Arc::new(()) };

@@ -7,7 +7,8 @@ use std::{
 
 use async_trait::async_trait;
 use discovery_core::{
-    Claim, Error, ErrorKind, Held, Instance, InstanceId, Registration, Registry, ServiceName, Status, StatusWriter,
+    Claim, Error, ErrorKind, Instance, InstanceId, Registration, Registry, ServiceName, Status,
+    backend::{RegistrationBackend, StatusWriter},
 };
 use discovery_memory::MemoryBackend;
 use tokio::time::sleep;
@@ -94,14 +95,14 @@ impl Broken {
             return;
         }
         let lies = self.mutation == Mutation::StatusLies && !superseded;
-        if !lies && std::mem::discriminant(&now) != std::mem::discriminant(&self.status.status()) {
+        if !lies && std::mem::discriminant(&now) != std::mem::discriminant(&self.status.current()) {
             self.status.set(now);
         }
     }
 }
 
 #[async_trait]
-impl Held for Handle {
+impl RegistrationBackend for Handle {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let broken = &self.0;
         let Some(inner) = broken.inner().take() else { return Ok(()) };

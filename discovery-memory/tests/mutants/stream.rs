@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Change, Error, ErrorKind, Resolver, ServiceName, Snapshot, Update, Updates};
+use discovery_core::{Change, Error, ErrorKind, Resolver, ServiceName, Snapshot, Update, UpdateStream};
 use futures::{StreamExt, stream};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
@@ -21,7 +21,7 @@ use crate::mutant::{Marks, Mutant, Mutation};
 
 /// One stream and what it remembers.
 struct Broken {
-    updates: Updates,
+    updates: UpdateStream,
     mutation: Mutation,
     marks: Arc<Marks>,
     handle: Weak<()>,
@@ -38,7 +38,7 @@ struct Broken {
     place: Arc<AtomicU64>,
 }
 
-pub(crate) fn watch(mutant: &Mutant, service: &ServiceName) -> Result<Updates, Error> {
+pub(crate) fn watch(mutant: &Mutant, service: &ServiceName) -> Result<UpdateStream, Error> {
     let updates = mutant.memory.watch(service)?;
     if mutant.mutation == Mutation::UpstreamStays {
         let mut kept = mutant.memory.watch(service)?;
@@ -59,14 +59,14 @@ pub(crate) fn watch(mutant: &Mutant, service: &ServiceName) -> Result<Updates, E
         late: mutant.marks.outage.load(Ordering::Relaxed),
         place,
     };
-    Ok(Updates::new(stream::unfold(broken, |mut broken| async move { Some((broken.next().await?, broken)) })))
+    Ok(UpdateStream::new(stream::unfold(broken, |mut broken| async move { Some((broken.next().await?, broken)) })))
 }
 
 impl Broken {
     async fn next(&mut self) -> Option<Update> {
         loop {
             if let Some(update) = self.queue.pop_front() {
-                self.told = self.told.apply(&update);
+                self.told = self.told.after(&update);
                 return Some(update);
             }
             if self.mutation == Mutation::Lockstep {
@@ -82,7 +82,7 @@ impl Broken {
             }
             let told = self.tell(&update);
             self.queue.extend(told);
-            self.held = self.held.apply(&update);
+            self.held = self.held.after(&update);
             self.lost = matches!(update, Update::Lost(_));
             self.first = false;
         }
@@ -98,7 +98,7 @@ impl Broken {
                 vec![Update::Change(self.held.diff(set))]
             }
             (Mutation::RollsBack, Update::Change(change)) => {
-                let next = self.held.with(change);
+                let next = self.held.after_change(change);
                 let back = next.diff(&self.held);
                 let changes = !change.upserts().is_empty() && back.removes().is_empty();
                 if changes { vec![update.clone(), Update::Change(back), update.clone()] } else { as_it_is }
@@ -141,7 +141,7 @@ impl Broken {
 }
 
 /// The same stream with a queue that grows for as long as its consumer is slow.
-fn unbounded(mut updates: Updates) -> Updates {
+fn unbounded(mut updates: UpdateStream) -> UpdateStream {
     struct Queue(UnboundedReceiver<Update>, AbortHandle);
     impl Drop for Queue {
         fn drop(&mut self) {
@@ -155,7 +155,7 @@ fn unbounded(mut updates: Updates) -> Updates {
         }
     });
     let queue = Queue(receiver, task.abort_handle());
-    Updates::new(stream::unfold(queue, |mut queue| async move { Some((queue.0.recv().await?, queue)) }))
+    UpdateStream::new(stream::unfold(queue, |mut queue| async move { Some((queue.0.recv().await?, queue)) }))
 }
 
 /// How many updates the others may be ahead of the slowest.

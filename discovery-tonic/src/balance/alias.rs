@@ -1,4 +1,4 @@
-use super::Draw;
+use super::Rng;
 
 /// Samples indices in proportion to weights, in constant time: the alias method of Walker (1974), built as by Vose (1991).
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl Alias {
         Some(Self(columns.into()))
     }
 
-    pub(crate) fn sample(&self, draw: &mut Draw) -> usize {
+    pub(crate) fn sample(&self, draw: &mut Rng) -> usize {
         let n = draw.below(self.0.len());
         let column = self.0[n];
         if draw.bits() < column.own { n } else { column.other as usize }

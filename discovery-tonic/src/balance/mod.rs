@@ -3,19 +3,27 @@
 //! A pick loads an immutable set and touches no lock, no clock and no central task.
 
 mod alias;
-mod draw;
+mod balancer;
 mod load;
-mod picker;
 mod policy;
 mod power_of_two;
+mod rng;
 mod round_robin;
 mod wait_queue;
 
-pub use draw::Draw;
-pub use load::Load;
-pub(crate) use load::UNLIMITED;
-pub use picker::{Candidate, Picked, Picker, Pickers};
+pub(crate) use balancer::{Balancer, BalancerHandle, Candidate, Picked};
+pub(crate) use load::{Load, UNLIMITED};
 pub use policy::{Candidates, Policy};
 pub use power_of_two::PowerOfTwo;
+pub use rng::Rng;
 pub use round_robin::RoundRobin;
 pub(crate) use wait_queue::WaitQueue;
+
+/// What the benchmarks measure. No part of the API: it may change in any release.
+#[doc(hidden)]
+pub mod internal {
+    pub use super::{
+        balancer::{Balancer, BalancerHandle, Candidate, Picked},
+        load::Load,
+    };
+}

@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc};
 
 use discovery_core::Weight;
 
-use super::{Draw, Load, alias::Alias};
+use super::{Load, Rng, alias::Alias};
 
 /// Decides which of the candidates gets a request.
 ///
@@ -11,21 +11,21 @@ use super::{Draw, Load, alias::Alias};
 /// its weight takes its place.
 ///
 /// ```
-/// use discovery_tonic::balance::{Candidates, Draw, Policy};
+/// use discovery_tonic::balance::{Candidates, Rng, Policy};
 ///
 /// /// Always the candidate with the fewest requests in flight.
 /// #[derive(Debug)]
 /// struct LeastLoaded;
 ///
 /// impl Policy for LeastLoaded {
-///     fn pick(&self, candidates: &Candidates<'_>, _: &mut Draw) -> usize {
+///     fn pick(&self, candidates: &Candidates<'_>, _: &mut Rng) -> usize {
 ///         (0..candidates.len()).min_by_key(|n| candidates.in_flight(*n)).expect("there is at least one candidate")
 ///     }
 /// }
 /// ```
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// The index of the candidate that shall get the request; there is at least one.
-    fn pick(&self, candidates: &Candidates<'_>, draw: &mut Draw) -> usize;
+    fn pick(&self, candidates: &Candidates<'_>, draw: &mut Rng) -> usize;
 }
 
 /// The endpoints that can take a request now, as a [`Policy`] sees them: one candidate for each connection, among which the endpoint's
@@ -63,7 +63,7 @@ impl Candidates<'_> {
 
     /// A random candidate, each in proportion to its weight.
     #[inline]
-    pub fn sample(&self, draw: &mut Draw) -> usize {
+    pub fn sample(&self, draw: &mut Rng) -> usize {
         match self.alias {
             Some(alias) => alias.sample(draw),
             None => draw.below(self.len()),
@@ -72,7 +72,7 @@ impl Candidates<'_> {
 
     /// Whether all candidates have the same weight.
     #[inline]
-    pub fn is_even(&self) -> bool {
+    pub fn is_uniform(&self) -> bool {
         self.alias.is_none()
     }
 }

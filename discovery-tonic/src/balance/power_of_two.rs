@@ -1,4 +1,4 @@
-use super::{Candidates, Draw, Policy};
+use super::{Candidates, Policy, Rng};
 
 /// Power of two choices: of two random candidates, the one with fewer requests in flight for its weight; the default.
 ///
@@ -11,12 +11,12 @@ pub struct PowerOfTwo;
 
 impl Policy for PowerOfTwo {
     #[inline]
-    fn pick(&self, candidates: &Candidates<'_>, draw: &mut Draw) -> usize {
+    fn pick(&self, candidates: &Candidates<'_>, draw: &mut Rng) -> usize {
         let len = candidates.len();
         if len == 1 {
             return 0;
         }
-        if candidates.is_even() {
+        if candidates.is_uniform() {
             let (first, step) = draw.pair_below(len, len - 1);
             // One of the others, each equally likely.
             let second = first + 1 + step;
@@ -29,7 +29,7 @@ impl Policy for PowerOfTwo {
 
 /// Apart, so that the even case, which most sets are, stays small.
 #[inline(never)]
-fn by_weight(candidates: &Candidates<'_>, draw: &mut Draw) -> usize {
+fn by_weight(candidates: &Candidates<'_>, draw: &mut Rng) -> usize {
     let (first, mut second) = (candidates.sample(draw), candidates.sample(draw));
     if second == first {
         second = candidates.sample(draw);

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Candidates, Draw, Policy};
+use super::{Candidates, Policy, Rng};
 
 /// One candidate after the other, from a random start; weights are ignored, except that weight 0 gets nothing.
 ///
@@ -23,7 +23,7 @@ impl Default for RoundRobin {
 }
 
 impl Policy for RoundRobin {
-    fn pick(&self, candidates: &Candidates<'_>, _: &mut Draw) -> usize {
+    fn pick(&self, candidates: &Candidates<'_>, _: &mut Rng) -> usize {
         self.0.fetch_add(1, Ordering::Relaxed) % candidates.len()
     }
 }

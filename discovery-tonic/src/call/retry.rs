@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 /// When calls are repeated that may have been processed; off unless
-/// [`Builder::retry`](crate::Builder::retry) turns it on.
+/// [`ChannelBuilder::retry`](crate::ChannelBuilder::retry) turns it on.
 ///
 /// What becomes of a call after an attempt:
 ///
@@ -116,8 +116,8 @@ impl RetryPolicy {
     /// repeated, whatever the codes. It binds no attempt after which there is none: the last one,
     /// that of a call that streams, and while the budget is used up.
     #[must_use]
-    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
-        self.attempt_timeout = Some(timeout);
+    pub fn attempt_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.attempt_timeout = timeout.into();
         self
     }
 

@@ -34,7 +34,7 @@ pub struct ServedBy {
 /// # fn example(status: tonic::Status) {
 /// use discovery_tonic::Tried;
 ///
-/// if let Some(tried) = Tried::of(&status) {
+/// if let Some(tried) = Tried::from_status(&status) {
 ///     println!("tried {:?}", tried.instances());
 /// }
 /// # }
@@ -64,7 +64,7 @@ impl Tried {
     }
 
     /// What a failed call carries, if a balanced channel made it fail.
-    pub fn of(status: &Status) -> Option<&Self> {
+    pub fn from_status(status: &Status) -> Option<&Self> {
         let mut next = status.source();
         while let Some(source) = next {
             if let Some(tried) = source.downcast_ref() {

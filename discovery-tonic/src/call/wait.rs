@@ -5,7 +5,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::shared::Shared;
 use crate::{
-    balance::{Picked, Picker},
+    balance::{BalancerHandle, Picked},
     error::BoxError,
     metrics::Event,
     published::target::Target,
@@ -23,7 +23,7 @@ impl Shared {
         deadline: Option<Instant>,
         tried: &[InstanceId],
     ) -> Result<Picked<Target>, (String, Option<BoxError>)> {
-        let mut picker = self.published.pickers.picker();
+        let mut picker = self.published.balancer.handle();
         let start = Instant::now();
         let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
         let patience = start + half.map_or(PATIENCE, |half| half.min(PATIENCE));
@@ -78,7 +78,7 @@ impl Shared {
 }
 
 /// Picks an endpoint, preferably one that was not tried.
-fn pick(picker: &mut Picker<Target>, patient: bool, tried: &[InstanceId]) -> Option<Picked<Target>> {
+fn pick(picker: &mut BalancerHandle<Target>, patient: bool, tried: &[InstanceId]) -> Option<Picked<Target>> {
     loop {
         let found = match tried {
             [] => picker.pick(patient),

@@ -9,7 +9,7 @@ use tracing::info_span;
 
 use super::BalancedChannel;
 use crate::{
-    balance::{Pickers, Policy, PowerOfTwo},
+    balance::{Balancer, Policy, PowerOfTwo},
     call::{
         retry::{Retries, RetryPolicy},
         shared::Shared,
@@ -41,51 +41,51 @@ use crate::{
 ///
 /// let channel = BalancedChannel::builder(FixedResolver::new([]), "payments".parse()?)
 ///     .policy(RoundRobin::new())
-///     .wait(Duration::from_secs(2))
+///     .wait_timeout(Duration::from_secs(2))
 ///     .build()?;
 /// assert!(channel.endpoints().is_empty());
 /// # Ok(())
 /// # }
 /// ```
 #[must_use]
-pub struct Builder {
+pub struct ChannelBuilder {
     resolver: Arc<dyn Resolver>,
     service: ServiceName,
     policy: Arc<dyn Policy>,
     connector: Option<Connector>,
-    settings: Option<EndpointHook>,
+    endpoint_settings: Option<EndpointHook>,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
-    wait: Duration,
+    wait_timeout: Duration,
     retry: Option<RetryPolicy>,
-    drain: Duration,
-    hold: Option<Duration>,
+    drain_timeout: Duration,
+    hold_on_mass_removal: Option<Duration>,
     outlier_detection: OutlierDetection,
-    connections: usize,
-    connects: usize,
-    slow_start: Duration,
-    health: Option<String>,
+    connections_per_endpoint: usize,
+    max_concurrent_connects: usize,
+    slow_start: Option<Duration>,
+    health_check: Option<String>,
 }
 
-impl Builder {
+impl ChannelBuilder {
     pub(crate) fn new(resolver: impl Resolver, service: ServiceName) -> Self {
         Self {
             resolver: Arc::new(resolver),
             service,
             policy: Arc::new(PowerOfTwo),
             connector: None,
-            settings: None,
+            endpoint_settings: None,
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
-            wait: Duration::from_secs(10),
+            wait_timeout: Duration::from_secs(10),
             retry: None,
-            drain: Duration::from_secs(30),
-            hold: Some(Duration::from_secs(15)),
+            drain_timeout: Duration::from_secs(30),
+            hold_on_mass_removal: Some(Duration::from_secs(15)),
             outlier_detection: OutlierDetection::default(),
-            connections: 1,
-            connects: 100,
-            slow_start: Duration::ZERO,
-            health: None,
+            connections_per_endpoint: 1,
+            max_concurrent_connects: 100,
+            slow_start: None,
+            health_check: None,
         }
     }
 
@@ -131,17 +131,20 @@ impl Builder {
     /// use discovery_tonic::{BalancedChannel, EndpointSettings};
     ///
     /// // Two connections to each endpoint, and none of them older than an hour or so.
-    /// let settings = EndpointSettings::default().age(Duration::from_secs(3600))?;
+    /// let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(3600))?;
     /// # let resolver = FixedResolver::new([]);
     /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
-    ///     .connections(2)
-    ///     .endpoint(move |_| settings.clone())
+    ///     .connections_per_endpoint(2)
+    ///     .endpoint_settings(move |_| settings.clone())
     ///     .build()?;
     /// # Ok(())
     /// # }
     /// ```
-    pub fn endpoint(mut self, settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static) -> Self {
-        self.settings = Some(Arc::new(settings));
+    pub fn endpoint_settings(
+        mut self,
+        settings: impl Fn(&Instance) -> EndpointSettings + Send + Sync + 'static,
+    ) -> Self {
+        self.endpoint_settings = Some(Arc::new(settings));
         self
     }
 
@@ -153,7 +156,7 @@ impl Builder {
     pub fn user_agent(mut self, agent: &str) -> Result<Self, Error> {
         let agent = HeaderValue::from_str(&format!("{agent} {AGENT}"));
         self.user_agent = Some(agent.map_err(|error| {
-            Error::new(ErrorKind::InvalidInput, "invalid user agent: allowed is printable ASCII").because(error)
+            Error::new(ErrorKind::InvalidInput, "invalid user agent: allowed is printable ASCII").with_source(error)
         })?);
         Ok(self)
     }
@@ -175,16 +178,16 @@ impl Builder {
     ///
     /// The number neither grows under load nor shrinks without. The first connection is made alone,
     /// the others once it is there.
-    pub fn connections(mut self, count: usize) -> Self {
-        self.connections = count.clamp(1, 64);
+    pub fn connections_per_endpoint(mut self, count: usize) -> Self {
+        self.connections_per_endpoint = count.clamp(1, 64);
         self
     }
 
     /// How many connections are made at a time; by default 100, at least 1. The others wait for
     /// their turn, so that a large set that is new, or lost all its connections at once, is no
     /// storm. At most half of the turns are for attempts after failed ones.
-    pub fn connects(mut self, limit: usize) -> Self {
-        self.connects = limit;
+    pub fn max_concurrent_connects(mut self, limit: usize) -> Self {
+        self.max_concurrent_connects = limit;
         self
     }
 
@@ -192,8 +195,8 @@ impl Builder {
     /// warm up; by default not at all. It begins with the first connection, and anew after failed
     /// attempts to connect and after an ejection; endpoints that begin together share alike. It
     /// works by weight, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
-    pub fn slow_start(mut self, window: Duration) -> Self {
-        self.slow_start = window;
+    pub fn slow_start(mut self, window: impl Into<Option<Duration>>) -> Self {
+        self.slow_start = window.into();
         self
     }
 
@@ -204,15 +207,15 @@ impl Builder {
     /// It takes one stream of each connection; where the server allows only one or two at once,
     /// only for a moment in a second, so that it is as late. A server without health checks counts
     /// as serving, one that does not answer the check within 2 s does not.
-    pub fn health(mut self, service: impl Into<String>) -> Self {
-        self.health = Some(service.into());
+    pub fn health_check(mut self, service: impl Into<String>) -> Self {
+        self.health_check = Some(service.into());
         self
     }
 
     /// How long a call without a deadline waits for an endpoint, all its waits together; by default
     /// 10 s.
-    pub fn wait(mut self, limit: Duration) -> Self {
-        self.wait = limit;
+    pub fn wait_timeout(mut self, timeout: Duration) -> Self {
+        self.wait_timeout = timeout;
         self
     }
 
@@ -229,15 +232,15 @@ impl Builder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.retry = Some(policy);
+    pub fn retry(mut self, policy: impl Into<Option<RetryPolicy>>) -> Self {
+        self.retry = policy.into();
         self
     }
 
     /// How long the calls of a removed endpoint may go on before its connection is cut; by default
     /// 30 s.
-    pub fn drain(mut self, limit: Duration) -> Self {
-        self.drain = limit;
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.drain_timeout = timeout;
         self
     }
 
@@ -248,14 +251,14 @@ impl Builder {
     /// Instances that are replaced are not held: not if the same step adds as many as it removes,
     /// and no longer once as many others get calls as there were before. An outage extends a hold
     /// by its length.
-    pub fn hold(mut self, limit: Option<Duration>) -> Self {
-        self.hold = limit;
+    pub fn hold_on_mass_removal(mut self, duration: impl Into<Option<Duration>>) -> Self {
+        self.hold_on_mass_removal = duration.into();
         self
     }
 
-    /// When endpoints are ejected, and for how long.
-    pub fn outlier_detection(mut self, detection: OutlierDetection) -> Self {
-        self.outlier_detection = detection;
+    /// When endpoints are ejected, and for how long; `None` turns it off.
+    pub fn outlier_detection(mut self, detection: impl Into<Option<OutlierDetection>>) -> Self {
+        self.outlier_detection = detection.into().unwrap_or_else(OutlierDetection::off);
         self
     }
 
@@ -269,33 +272,33 @@ impl Builder {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             let error =
                 Error::new(ErrorKind::NoRuntime, "a balanced channel needs a tokio runtime, and none is running here");
-            error.during("connect").for_service(&self.service)
+            error.with_operation("connect").with_service(&self.service)
         })?;
         let outlier_detection = self.outlier_detection.validated()?;
         let updates = self.resolver.watch(&self.service)?;
         let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {
             service: self.service,
-            pickers: Pickers::of(self.policy),
+            balancer: Balancer::of(self.policy),
             availability: ArcSwap::from_pointee(Availability::Waiting),
             rows: ArcSwap::default(),
             overdue: Overdue::default(),
             wakeups,
         });
         let driver = DriverConfig {
-            connects: ConnectLimit::new(self.connects),
+            connects: ConnectLimit::new(self.max_concurrent_connects),
             connector: self.connector.unwrap_or_else(Connector::plain_tcp),
-            settings: self.settings,
+            settings: self.endpoint_settings,
             backoff: self.backoff,
-            drain: self.drain.min(FAR),
-            health: self.health,
-            connections: self.connections,
-            tickets: DriverConfig::tickets(self.connections, outlier_detection.finds_hung()),
+            drain: self.drain_timeout.min(FAR),
+            health: self.health_check,
+            connections: self.connections_per_endpoint,
+            tickets: DriverConfig::tickets(self.connections_per_endpoint, outlier_detection.finds_hung()),
         };
         let config = PoolConfig {
             driver: Arc::new(driver),
-            slow_start: self.slow_start.min(FAR),
-            hold: self.hold.map(|hold| hold.min(FAR)),
+            slow_start: self.slow_start.unwrap_or_default().min(FAR),
+            hold: self.hold_on_mass_removal.map(|hold| hold.min(FAR)),
             outlier_detection,
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
@@ -304,7 +307,7 @@ impl Builder {
         Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
-            wait: self.wait.min(FAR),
+            wait: self.wait_timeout.min(FAR),
             retries: self.retry.map(Retries::new),
             replay_budget: Arc::default(),
             task: task.abort_handle(),
@@ -313,9 +316,12 @@ impl Builder {
     }
 }
 
-impl fmt::Debug for Builder {
+impl fmt::Debug for ChannelBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("service", &self.service).field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("ChannelBuilder")
+            .field("service", &self.service)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
     }
 }
 

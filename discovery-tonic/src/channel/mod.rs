@@ -16,16 +16,16 @@ use std::{
 
 use discovery_core::{Error, ErrorKind, Resolver, ServiceName};
 use http::{Request, Response};
-use tokio::time::timeout;
+use tokio::time;
 use tonic::Status;
 use tower::Service;
 
 use crate::{
-    balance::Picker,
+    balance::BalancerHandle,
     call::{Call, response::ResponseBody, shared::Shared},
     published::{availability::Availability, endpoints::Endpoints, target::Target},
 };
-use builder::Builder;
+use builder::ChannelBuilder;
 
 /// A channel for any generated tonic client that spreads requests over the live set of a service.
 ///
@@ -45,19 +45,19 @@ use builder::Builder;
 ///   by a [`RetryPolicy`](crate::RetryPolicy).
 /// - **B3** No call outlives its deadline, its response stream included. A call waits only before
 ///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s
-///   ([`Builder::wait`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it
+///   ([`ChannelBuilder::wait_timeout`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it
 ///   asks to wait ([`WaitForReady`](crate::WaitForReady)). Calls that wait for a free stream are
 ///   served in order of arrival.
 /// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after
 ///   that goes there; its calls end in peace, within a drain limit.
 /// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
 /// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at
-///   once, connected endpoints are held for a while ([`Builder::hold`]).
+///   once, connected endpoints are held for a while ([`ChannelBuilder::hold_on_mass_removal`]).
 /// - **B7** Discovery and connecting go on while no request flows.
 /// - **B8** An endpoint that keeps failing, or hangs, is ejected and probed, at most half of the
 ///   set ([`OutlierDetection`](crate::OutlierDetection)). It is compared with the others: what all
 ///   of them do, such as slow calls, ejects nobody. One that reports NOT_SERVING gets no calls,
-///   where that is asked ([`Builder::health`]). What panics, blocks or breaks its law costs itself
+///   where that is asked ([`ChannelBuilder::health_check`]). What panics, blocks or breaks its law costs itself
 ///   (B11): a call, an endpoint, or an update.
 /// - **B9** Each response says which instance served it and which were tried before
 ///   ([`ServedBy`](crate::ServedBy)), each failure which were tried ([`Tried`](crate::Tried)).
@@ -76,11 +76,11 @@ use builder::Builder;
 #[derive(Clone)]
 pub struct BalancedChannel {
     shared: Arc<Shared>,
-    picker: Picker<Target>,
+    picker: BalancerHandle<Target>,
 }
 
 impl BalancedChannel {
-    /// A channel over the instances of a service, with the defaults of [`Builder`].
+    /// A channel over the instances of a service, with the defaults of [`ChannelBuilder`].
     ///
     /// Never waits; it starts to follow the service and to connect at once.
     ///
@@ -93,12 +93,12 @@ impl BalancedChannel {
     }
 
     /// A builder of a channel over the instances of a service.
-    pub fn builder(resolver: impl Resolver, service: ServiceName) -> Builder {
-        Builder::new(resolver, service)
+    pub fn builder(resolver: impl Resolver, service: ServiceName) -> ChannelBuilder {
+        ChannelBuilder::new(resolver, service)
     }
 
     fn from_shared(shared: Shared) -> Self {
-        let picker = shared.published.pickers.picker();
+        let picker = shared.published.balancer.handle();
         Self { shared: Arc::new(shared), picker }
     }
 
@@ -112,13 +112,13 @@ impl BalancedChannel {
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, with what keeps the
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the timeout, with what keeps the
     /// endpoints away.
     ///
     /// # Cancel safety
     ///
     /// It only waits.
-    pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+    pub async fn ready(&self, timeout: Duration) -> Result<(), Error> {
         let published = &self.shared.published;
         let serving = async {
             loop {
@@ -130,12 +130,12 @@ impl BalancedChannel {
                 news.await;
             }
         };
-        let limited = async { timeout(limit, serving).await };
+        let limited = async { time::timeout(timeout, serving).await };
         self.shared.on_runtime(limited).await.map_err(|_| {
-            let (message, cause) = published.availability.load().explain(&published.service, Some(limit));
+            let (message, cause) = published.availability.load().explain(&published.service, Some(timeout));
             let error = Error::new(ErrorKind::DeadlineExceeded, message);
             match cause {
-                Some(cause) => error.because(cause),
+                Some(cause) => error.with_source(cause),
                 None => error,
             }
         })
@@ -148,7 +148,7 @@ impl BalancedChannel {
     /// use discovery_tonic::EndpointState;
     ///
     /// let endpoints = channel.endpoints();
-    /// let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready && one.out_until.is_none());
+    /// let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready && one.ejected_until.is_none());
     /// println!("{} of {} take calls\n{endpoints}", ready.count(), endpoints.len());
     /// # }
     /// ```

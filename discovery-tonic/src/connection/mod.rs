@@ -49,7 +49,7 @@ use crate::{
 use connector::Connector;
 use end::{End, Witness};
 use link::{Health, Link, Sender};
-use settings::{EndpointSettings, Ping};
+use settings::EndpointSettings;
 use wire::ReadFirstIo;
 
 /// An HTTP/2 connection, owned: its end is seen here before any request misses it.
@@ -112,14 +112,14 @@ impl Connection {
             builder
                 .timer(TokioTimer::new())
                 .initial_max_send_streams(0)
-                .initial_stream_window_size(settings.stream_window)
-                .initial_connection_window_size(settings.connection_window)
-                .max_header_list_size(settings.max_header_list_size)
+                .initial_stream_window_size(settings.initial_stream_window_size)
+                .initial_connection_window_size(settings.initial_connection_window_size)
+                .max_header_list_size(settings.http2_max_header_list_size)
                 // Late answers to abandoned calls would end the connection, and all other calls
                 // with it.
                 .max_local_error_reset_streams(None);
-            if let Some(Ping { interval, timeout }) = settings.ping {
-                builder.keep_alive_interval(interval).keep_alive_timeout(timeout);
+            if let Some(interval) = settings.http2_keep_alive_interval {
+                builder.keep_alive_interval(interval).keep_alive_timeout(settings.keep_alive_timeout);
             }
             let (sender, mut future) = builder.handshake(ReadFirstIo::new(io)).await?;
             while future.current_max_send_streams() == 0 {
@@ -166,7 +166,7 @@ impl Connection {
             });
             Ok(Self {
                 link: Link { origin: settings.origin_of(address), sender, load, health: Health::Serving },
-                age: settings.age.map(jittered),
+                age: settings.max_connection_age.map(jittered),
                 recheck,
                 executor,
                 task,

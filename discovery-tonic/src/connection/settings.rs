@@ -8,7 +8,7 @@ use http::{
 
 use super::origin::Origin;
 
-/// How one endpoint is connected: what the hook of [`Builder::endpoint`](crate::Builder::endpoint)
+/// How one endpoint is connected: what the hook of [`ChannelBuilder::endpoint_settings`](crate::ChannelBuilder::endpoint_settings)
 /// returns.
 ///
 /// Setters reject invalid values, so that a hook cannot fail because of them: build the settings
@@ -21,34 +21,20 @@ use super::origin::Origin;
 /// // A client that is connected through a load balancer, which forgets idle connections.
 /// let settings = EndpointSettings::default()
 ///     .connect_timeout(Duration::from_secs(3))?
-///     .ping(Duration::from_secs(30), Duration::from_secs(10))?
-///     .age(Duration::from_secs(3600))?;
+///     .http2_keep_alive_interval(Duration::from_secs(30))?
+///     .max_connection_age(Duration::from_secs(3600))?;
 /// # Ok::<(), discovery_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
     pub(crate) origin: Option<Origin>,
     pub(crate) connect_timeout: Duration,
-    pub(crate) ping: Option<Ping>,
-    pub(crate) age: Option<Duration>,
-    pub(crate) stream_window: u32,
-    pub(crate) connection_window: u32,
-    pub(crate) max_header_list_size: u32,
-}
-
-/// How a peer is pinged.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ping {
-    pub(crate) interval: Duration,
-    pub(crate) timeout: Duration,
-}
-
-impl Ping {
-    /// With the interval doubled this many times, up to a day.
-    pub(crate) fn slowed(self, doublings: u32) -> Self {
-        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        Self { interval: self.interval.saturating_mul(factor).min(24 * HOUR), ..self }
-    }
+    pub(crate) http2_keep_alive_interval: Option<Duration>,
+    pub(crate) keep_alive_timeout: Duration,
+    pub(crate) max_connection_age: Option<Duration>,
+    pub(crate) initial_stream_window_size: u32,
+    pub(crate) initial_connection_window_size: u32,
+    pub(crate) http2_max_header_list_size: u32,
 }
 
 impl EndpointSettings {
@@ -100,8 +86,8 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// Pings the peer at this interval while calls are in flight, and drops the connection where no
-    /// answer comes within `timeout`; off by default.
+    /// Pings the peer at this interval while calls are in flight; `None`, the default, sends no
+    /// pings.
     ///
     /// Servers may punish frequent pings: grpc-go's default enforcement allows one every 5 minutes.
     /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint
@@ -110,12 +96,22 @@ impl EndpointSettings {
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 10 ms to 1 day.
-    pub fn ping(mut self, interval: Duration, timeout: Duration) -> Result<Self, Error> {
-        let allowed = Duration::from_millis(10)..=24 * HOUR;
-        self.ping = Some(Ping {
-            interval: within("ping interval", interval, allowed.clone())?,
-            timeout: within("ping timeout", timeout, allowed)?,
-        });
+    pub fn http2_keep_alive_interval(mut self, interval: impl Into<Option<Duration>>) -> Result<Self, Error> {
+        let checked = |interval| within("keep-alive interval", interval, PINGS);
+        self.http2_keep_alive_interval = interval.into().map(checked).transpose()?;
+        Ok(self)
+    }
+
+    /// Drops the connection if a ping is not answered within this time; by default 20 s, as in
+    /// tonic.
+    ///
+    /// Without a [keep-alive interval](Self::http2_keep_alive_interval) it has no effect.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 10 ms to 1 day.
+    pub fn keep_alive_timeout(mut self, timeout: Duration) -> Result<Self, Error> {
+        self.keep_alive_timeout = within("keep-alive timeout", timeout, PINGS)?;
         Ok(self)
     }
 
@@ -124,19 +120,30 @@ impl EndpointSettings {
     ///
     /// The new one is made first, so that no call waits for it or fails; while it cannot be made
     /// the old one serves on. What is on the old one may end within the channel's [drain
-    /// limit](crate::Builder::drain).
+    /// limit](crate::ChannelBuilder::drain_timeout).
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 s to 10 years.
-    pub fn age(mut self, limit: Duration) -> Result<Self, Error> {
-        self.age = Some(within("age of a connection", limit, Duration::from_secs(1)..=FAR)?);
+    pub fn max_connection_age(mut self, age: impl Into<Option<Duration>>) -> Result<Self, Error> {
+        let allowed = Duration::from_secs(1)..=FAR;
+        self.max_connection_age = age.into().map(|age| within("max connection age", age, allowed)).transpose()?;
         Ok(self)
     }
 
-    /// The HTTP/2 flow-control windows in bytes, of a stream and of the connection: how much a peer
-    /// may send that nobody has read yet; by default 2 MiB for a stream, hyper's default, and the
-    /// maximum for the connection.
+    /// The HTTP/2 flow-control window of a stream, in bytes: how much a peer may send that nobody
+    /// has read yet; by default 2 MiB, as in hyper.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 to 2,147,483,647 (RFC 9113, section
+    /// 6.9.1).
+    pub fn initial_stream_window_size(mut self, bytes: u32) -> Result<Self, Error> {
+        self.initial_stream_window_size = window("stream", bytes)?;
+        Ok(self)
+    }
+
+    /// The HTTP/2 flow-control window of a connection, in bytes; by default the maximum.
     ///
     /// So a stream that nobody reads costs its own window, and no other call: 40 of them took 85 to
     /// 101 MiB. With messages below 256 bytes it costs more, up to ten times the window. A smaller
@@ -148,9 +155,8 @@ impl EndpointSettings {
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 to 2,147,483,647 (RFC 9113, section
     /// 6.9.1).
-    pub fn windows(mut self, stream: u32, connection: u32) -> Result<Self, Error> {
-        self.stream_window = window("stream", stream)?;
-        self.connection_window = window("connection", connection)?;
+    pub fn initial_connection_window_size(mut self, bytes: u32) -> Result<Self, Error> {
+        self.initial_connection_window_size = window("connection", bytes)?;
         Ok(self)
     }
 
@@ -165,12 +171,19 @@ impl EndpointSettings {
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 KiB to 1 GiB.
-    pub fn max_header_list_size(mut self, bytes: u32) -> Result<Self, Error> {
+    pub fn http2_max_header_list_size(mut self, bytes: u32) -> Result<Self, Error> {
         if !(1 << 10..=1 << 30).contains(&bytes) {
             return Err(invalid(format!("invalid size of headers {bytes}: allowed are 1 KiB to 1 GiB")));
         }
-        self.max_header_list_size = bytes;
+        self.http2_max_header_list_size = bytes;
         Ok(self)
+    }
+
+    /// Doubles the keep-alive interval this many times, up to a day.
+    pub(crate) fn slow_pings(&mut self, doublings: u32) {
+        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let slowed = |interval: Duration| interval.saturating_mul(factor).min(24 * HOUR);
+        self.http2_keep_alive_interval = self.http2_keep_alive_interval.map(slowed);
     }
 
     /// Where the requests to an instance say that they go.
@@ -196,11 +209,12 @@ impl Default for EndpointSettings {
         Self {
             origin: None,
             connect_timeout: Duration::from_secs(1),
-            ping: None,
-            age: None,
-            stream_window: 2 << 20,
-            connection_window: MAX_WINDOW,
-            max_header_list_size: 16 << 20,
+            http2_keep_alive_interval: None,
+            keep_alive_timeout: Duration::from_secs(20),
+            max_connection_age: None,
+            initial_stream_window_size: 2 << 20,
+            initial_connection_window_size: MAX_WINDOW,
+            http2_max_header_list_size: 16 << 20,
         }
     }
 }
@@ -225,6 +239,8 @@ fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// The intervals and timeouts of pings that are allowed.
+const PINGS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
 const MAX_WINDOW: u32 = (1 << 31) - 1;
 /// What is added to an instant, which cannot take everything that a duration can say.
 pub(crate) const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -262,9 +278,9 @@ mod tests {
         type Set<T> = fn(EndpointSettings, T) -> Result<EndpointSettings, Error>;
         let durations: [(&str, Set<Duration>); 4] = [
             ("connect timeout", EndpointSettings::connect_timeout),
-            ("ping interval", |settings, value| settings.ping(value, Duration::from_secs(1))),
-            ("ping timeout", |settings, value| settings.ping(Duration::from_secs(1), value)),
-            ("age", EndpointSettings::age),
+            ("keep-alive interval", EndpointSettings::http2_keep_alive_interval),
+            ("keep-alive timeout", EndpointSettings::keep_alive_timeout),
+            ("max connection age", EndpointSettings::max_connection_age),
         ];
         for (name, set) in durations {
             set(EndpointSettings::default(), second).unwrap();
@@ -276,9 +292,9 @@ mod tests {
             }
         }
         let sizes: [Set<u32>; 3] = [
-            |settings, value| settings.windows(value, 1 << 20),
-            |settings, value| settings.windows(1 << 20, value),
-            EndpointSettings::max_header_list_size,
+            EndpointSettings::initial_stream_window_size,
+            EndpointSettings::initial_connection_window_size,
+            EndpointSettings::http2_max_header_list_size,
         ];
         for set in sizes {
             set(EndpointSettings::default(), 1 << 20).unwrap();

@@ -44,7 +44,7 @@ impl PendingHook {
                 asked.map_err(failed_task)?
             }
         };
-        settings.ping = settings.ping.map(|ping| ping.slowed(endpoint.complaints()));
+        settings.slow_pings(endpoint.complaints());
         Ok(settings)
     }
 }

@@ -3,7 +3,7 @@ use std::fmt;
 /// Where an endpoint's connections stand: the best of them, where there are several.
 ///
 /// It does not say whether the endpoint is ejected;
-/// [`EndpointStatus::out_until`](crate::EndpointStatus::out_until) does.
+/// [`EndpointStatus::ejected_until`](crate::EndpointStatus::ejected_until) does.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum EndpointState {

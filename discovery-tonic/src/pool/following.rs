@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Backoff, Delays, Error, ErrorKind, Resolver, ServiceName, Update, Updates};
+use discovery_core::{Backoff, Delays, Error, ErrorKind, Resolver, ServiceName, Update, UpdateStream};
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
 
@@ -22,12 +22,12 @@ pub(crate) struct Following {
 }
 
 enum State {
-    Watching { updates: Updates, since: Instant },
+    Watching { updates: UpdateStream, since: Instant },
     Waiting { until: Instant },
 }
 
 impl Following {
-    pub(crate) fn new(resolver: Arc<dyn Resolver>, service: ServiceName, updates: Updates) -> Self {
+    pub(crate) fn new(resolver: Arc<dyn Resolver>, service: ServiceName, updates: UpdateStream) -> Self {
         let state = State::Watching { updates, since: Instant::now() };
         Self { resolver, service, state, delays: Backoff::default().delays() }
     }

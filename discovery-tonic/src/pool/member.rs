@@ -237,7 +237,7 @@ impl Member {
             Arc::new(EndpointRow {
                 instance: Arc::clone(&self.instance),
                 endpoint: Arc::clone(&self.endpoint),
-                out_until: self.outlier.out_until(),
+                ejected_until: self.outlier.ejected_until(),
                 held_until: self.held_until,
             })
         })

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Change, Error, Instance, InstanceId, Update};
+use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{Instrument, Span, debug, error, warn};
@@ -190,7 +190,7 @@ impl Pool {
             Update::Change(change) => change,
             Update::Reset(set) => {
                 let known = self.members.values().filter(|member| member.held_until().is_none());
-                set.since(known.map(Member::instance))
+                known.map(|member| Arc::clone(member.instance())).collect::<Snapshot>().diff(&set)
             }
         };
         let lost = self.lost.take();
@@ -375,7 +375,7 @@ impl Pool {
 impl Drop for Pool {
     /// Calls hold what ends the pool, so that only with its runtime it goes before them.
     fn drop(&mut self) {
-        self.published.pickers.publish_shared(Vec::new());
+        self.published.balancer.publish_shared(Vec::new());
         let reason = if thread::panicking() {
             "its control task panicked"
         } else {

@@ -37,7 +37,7 @@ use crate::{connection::settings::FAR, endpoint::tally::Codes, wakeups::SWEEP};
 ///
 /// // A service that is often silent for a while, and whose codes say nothing of the server.
 /// let detection = OutlierDetection::default()
-///     .silence(Some(Duration::from_secs(30)))
+///     .silence(Duration::from_secs(30))
 ///     .failure_percentage(None);
 /// # let resolver = FixedResolver::new([]);
 /// let channel = BalancedChannel::builder(resolver, "reports".parse()?)
@@ -63,8 +63,8 @@ impl OutlierDetection {
     /// Ejects after this many calls in a row that were lost with their connection, or answered with
     /// `UNAVAILABLE` while that is a failing code, if most calls of the others succeed meanwhile;
     /// by default 5. At least 1.
-    pub fn consecutive_failures(mut self, failures: Option<u32>) -> Self {
-        self.consecutive_failures = failures;
+    pub fn consecutive_failures(mut self, failures: impl Into<Option<u32>>) -> Self {
+        self.consecutive_failures = failures.into();
         self
     }
 
@@ -72,8 +72,8 @@ impl OutlierDetection {
     /// which no other is known to be faster; by default 1 s. While the others answer, a fifth of
     /// it; where answers of this service are seen to take longer, twice as long as they take. At
     /// least 100 ms.
-    pub fn silence(mut self, silence: Option<Duration>) -> Self {
-        self.silence = silence;
+    pub fn silence(mut self, silence: impl Into<Option<Duration>>) -> Self {
+        self.silence = silence.into();
         self
     }
 
@@ -86,8 +86,8 @@ impl OutlierDetection {
 
     /// Ejects an endpoint if this many of a hundred calls in an interval failed, and at least twice
     /// the share of the others; by default 85, as in gRFC A50. From 1 to 100.
-    pub fn failure_percentage(mut self, percentage: Option<u32>) -> Self {
-        self.failure_percentage = percentage;
+    pub fn failure_percentage(mut self, percentage: impl Into<Option<u32>>) -> Self {
+        self.failure_percentage = percentage.into();
         self
     }
 
@@ -115,6 +115,11 @@ impl OutlierDetection {
     pub fn max_ejection_time(mut self, time: Duration) -> Self {
         self.max_ejection_time = time;
         self
+    }
+
+    /// Ejects no endpoint.
+    pub(crate) fn off() -> Self {
+        Self::default().consecutive_failures(None).silence(None).failure_percentage(None)
     }
 
     /// Whether endpoints that do not answer are to be found.

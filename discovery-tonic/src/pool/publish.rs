@@ -19,7 +19,7 @@ impl Pool {
         self.next_publish = now + PAUSE * u32::try_from(self.members.len() / 1000).unwrap_or(u32::MAX);
         let all_zero = self.is_all_zero();
         let takers = self.members.values_mut().filter(|member| is_taker(member, all_zero) && member.lanes() > 0);
-        let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.out_until().is_some());
+        let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.ejected_until().is_some());
         // Where less than half are left, something else is wrong than they: all are used.
         if takers.len() < out.len() {
             out.iter().for_each(|member| member.admit(Access::Open));
@@ -39,7 +39,7 @@ impl Pool {
         let availability = self.availability(ready > 0);
         let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
         // In this order: once the rows are without an endpoint, no pick finds it.
-        self.published.pickers.publish_shared(candidates);
+        self.published.balancer.publish_shared(candidates);
         self.published.availability.store(Arc::new(availability));
         self.published.rows.store(Arc::new(rows));
         self.published.wakeups.published.notify_waiters();
@@ -57,7 +57,7 @@ impl Pool {
         fence(Ordering::SeqCst);
         let waiters = &self.published.wakeups.waiters;
         if waiters.is_waiting() {
-            waiters.free(self.published.pickers.places());
+            waiters.free(self.published.balancer.places());
         }
     }
 

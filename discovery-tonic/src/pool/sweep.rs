@@ -98,7 +98,8 @@ impl Pool {
         let Some(wanted) = self.refilled_at else { return false };
         let all_zero = self.is_all_zero();
         let (held, others): (Vec<_>, Vec<_>) = self.members.iter().partition(|(_, one)| one.held_until().is_some());
-        let gets_calls = |one: &Member| is_taker(one, all_zero) && one.lanes() > 0 && one.outlier.out_until().is_none();
+        let gets_calls =
+            |one: &Member| is_taker(one, all_zero) && one.lanes() > 0 && one.outlier.ejected_until().is_none();
         if !held.is_empty() && others.iter().filter(|(_, one)| gets_calls(one)).count() < wanted {
             return false;
         }

@@ -39,7 +39,7 @@ pub struct EndpointStatus {
     /// what the network did. It stays until another one ends for a reason.
     pub disconnect: Option<Arc<dyn Error + Send + Sync>>,
     /// Until when it is ejected; after that it is probed.
-    pub out_until: Option<Instant>,
+    pub ejected_until: Option<Instant>,
     /// Until when it is held at most, although the registry no longer has it; longer by any outage
     /// of the registry meanwhile.
     pub held_until: Option<Instant>,
@@ -50,7 +50,7 @@ pub struct EndpointStatus {
 pub(crate) struct EndpointRow {
     pub(crate) instance: Arc<Instance>,
     pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) out_until: Option<time::Instant>,
+    pub(crate) ejected_until: Option<time::Instant>,
     pub(crate) held_until: Option<time::Instant>,
 }
 
@@ -64,7 +64,7 @@ impl EndpointRow {
             error: self.endpoint.error(),
             disconnect: self.endpoint.disconnect(),
             failures: self.endpoint.tally.failures(),
-            out_until: self.out_until.map(time::Instant::into_std),
+            ejected_until: self.ejected_until.map(time::Instant::into_std),
             held_until: self.held_until.map(time::Instant::into_std),
         }
     }
@@ -105,7 +105,7 @@ impl fmt::Display for Endpoints {
             if let Some(disconnect) = &one.disconnect {
                 write!(f, "  last connection: {}", report(&**disconnect).escape_debug())?;
             }
-            for (what, until) in [("ejected", one.out_until), ("held", one.held_until)] {
+            for (what, until) in [("ejected", one.ejected_until), ("held", one.held_until)] {
                 if let Some(until) = until {
                     write!(f, "  {what} for {:.1}s", until.saturating_duration_since(now).as_secs_f64())?;
                 }
@@ -133,13 +133,13 @@ mod tests {
             failures: 12,
             error: None,
             disconnect: None,
-            out_until: None,
+            ejected_until: None,
             held_until: None,
         };
         let mut out = endpoint("a-long-name", EndpointState::BackingOff);
         out.error = Some(Arc::new(std::io::Error::other("connection\nrefused")));
         out.disconnect = Some(Arc::new(std::io::Error::other("too_many_pings")));
-        out.out_until = Some(Instant::now() + Duration::from_secs(60));
+        out.ejected_until = Some(Instant::now() + Duration::from_secs(60));
         let printed = Endpoints(vec![endpoint("one", EndpointState::Ready), out]).to_string();
         let lines: Vec<_> = printed.lines().collect();
         assert_eq!(lines[0], "INSTANCE     ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES");

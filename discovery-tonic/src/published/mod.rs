@@ -14,7 +14,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use discovery_core::ServiceName;
 
-use crate::{balance::Pickers, endpoint::Wakeups};
+use crate::{balance::Balancer, endpoint::Wakeups};
 use availability::Availability;
 use endpoints::{EndpointRow, Endpoints};
 use overdue::Overdue;
@@ -24,7 +24,7 @@ use target::Target;
 #[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) service: ServiceName,
-    pub(crate) pickers: Pickers<Target>,
+    pub(crate) balancer: Balancer<Target>,
     pub(crate) availability: ArcSwap<Availability>,
     pub(crate) rows: ArcSwap<Vec<Arc<EndpointRow>>>,
     pub(crate) overdue: Overdue,

@@ -43,7 +43,7 @@ fn outgoing(unspecified: IpAddr) -> io::Result<IpAddr> {
 
 fn no_route(cause: io::Error) -> Error {
     let message = "no route leads out, so the address to register is unknown; say it with `advertise`";
-    Error::new(ErrorKind::Unavailable, message).because(cause)
+    Error::new(ErrorKind::Unavailable, message).with_source(cause)
 }
 
 #[cfg(test)]

@@ -19,21 +19,21 @@ use super::{RegisteredServer, advertise, config::ServerConfig, health::Health};
 /// let (reporter, checks) = tonic_health::server::health_reporter();
 /// let builder = RegisteredServer::builder(backend, "greeter".parse()?)
 ///     .claim(Claim::IfAbsent)
-///     .health(reporter, ["greeter.v1.Greeter"])
-///     .drain(Duration::from_secs(5))
-///     .limit(Duration::from_secs(10))
+///     .health_reporter(reporter, ["greeter.v1.Greeter"])
+///     .drain_time(Duration::from_secs(5))
+///     .shutdown_timeout(Duration::from_secs(10))
 ///     .stop_on_signals();
 /// # Ok(())
 /// # }
 /// ```
 #[must_use]
-pub struct Builder {
+pub struct ServerBuilder {
     config: ServerConfig,
     advertise: Option<Address>,
     describe: Box<dyn FnOnce(Instance) -> Instance + Send>,
 }
 
-impl Builder {
+impl ServerBuilder {
     pub(super) fn new(registry: impl Registry, service: ServiceName) -> Self {
         let config = ServerConfig {
             registry: Arc::new(registry),
@@ -42,8 +42,8 @@ impl Builder {
             ready: Mutex::new(Box::pin(std::future::ready(()))),
             health: None,
             stop_on_signals: false,
-            drain: Duration::from_secs(5),
-            limit: Duration::from_secs(10),
+            drain_time: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(10),
         };
         Self { config, advertise: None, describe: Box::new(|instance| instance) }
     }
@@ -103,7 +103,11 @@ impl Builder {
     ///
     /// The service that answers with it is the other half of
     /// [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
-    pub fn health<S: Into<String>>(mut self, reporter: HealthReporter, services: impl IntoIterator<Item = S>) -> Self {
+    pub fn health_reporter<S: Into<String>>(
+        mut self,
+        reporter: HealthReporter,
+        services: impl IntoIterator<Item = S>,
+    ) -> Self {
         self.config.health = Some(Health::new(reporter, services.into_iter().map(Into::into)));
         self
     }
@@ -121,15 +125,15 @@ impl Builder {
 
     /// How long the server serves on after it has left the registry, so that callers hear of that
     /// first; by default 5 s.
-    pub fn drain(mut self, time: Duration) -> Self {
-        self.config.drain = time;
+    pub fn drain_time(mut self, time: Duration) -> Self {
+        self.config.drain_time = time;
         self
     }
 
     /// How long what is in flight after the drain time may take before it is cut; by default 10 s,
     /// so that the [whole](super#how-long-it-takes-to-stop) stays below 30 s.
-    pub fn limit(mut self, limit: Duration) -> Self {
-        self.config.limit = limit;
+    pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
+        self.config.shutdown_timeout = timeout;
         self
     }
 
@@ -158,7 +162,7 @@ impl Builder {
     /// # Errors
     ///
     /// As of [`bind`](Self::bind).
-    pub fn on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
+    pub fn listen_on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
         self.check_runtime()?;
         let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
         let listener = listener.map_err(|error| self.error("cannot listen".to_owned(), error))?;
@@ -168,7 +172,7 @@ impl Builder {
     fn check_runtime(&self) -> Result<(), Error> {
         tokio::runtime::Handle::try_current().map(drop).map_err(|_| {
             let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
-            error.during("listen").for_service(&self.config.service)
+            error.with_operation("listen").with_service(&self.config.service)
         })
     }
 
@@ -177,22 +181,25 @@ impl Builder {
         // An error for an IPv4 socket, of which nobody asks.
         let takes_ipv4 = SockRef::from(&listener).only_v6().is_ok_and(|only| !only);
         let address = self.advertise.clone().map_or_else(|| advertise::address(bound, takes_ipv4), Ok);
-        let address = address.map_err(|error| error.during("listen").for_service(&self.config.service))?;
+        let address = address.map_err(|error| error.with_operation("listen").with_service(&self.config.service))?;
         Ok(RegisteredServer::new(self.config, listener, (self.describe)(Instance::new(address))))
     }
 
     fn error(&self, message: String, cause: std::io::Error) -> Error {
-        Error::new(ErrorKind::Unavailable, message).because(cause).during("listen").for_service(&self.config.service)
+        Error::new(ErrorKind::Unavailable, message)
+            .with_source(cause)
+            .with_operation("listen")
+            .with_service(&self.config.service)
     }
 }
 
-impl fmt::Debug for Builder {
+impl fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut shown = f.debug_struct("Builder");
+        let mut shown = f.debug_struct("ServerBuilder");
         shown
             .field("service", &self.config.service)
-            .field("drain", &self.config.drain)
-            .field("limit", &self.config.limit);
+            .field("drain_time", &self.config.drain_time)
+            .field("shutdown_timeout", &self.config.shutdown_timeout);
         shown.finish_non_exhaustive()
     }
 }
@@ -207,19 +214,20 @@ mod tests {
 
     #[test]
     fn outside_a_runtime_a_server_is_refused() {
-        let builder = || Builder::new(FixedResolver::new([]), "greeter".parse().unwrap());
+        let builder = || ServerBuilder::new(FixedResolver::new([]), "greeter".parse().unwrap());
         let bound = builder().bind(([127, 0, 0, 1], 0).into()).now_or_never().expect("at once");
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        for server in [bound, builder().on(listener)] {
+        for server in [bound, builder().listen_on(listener)] {
             assert_eq!(server.unwrap_err().kind(), ErrorKind::NoRuntime);
         }
     }
 
     #[test]
     fn by_default_a_server_has_stopped_before_kubernetes_kills_it() {
-        let ServerConfig { drain, limit, .. } = Builder::new(FixedResolver::new([]), "greeter".parse().unwrap()).config;
+        let ServerConfig { drain_time, shutdown_timeout, .. } =
+            ServerBuilder::new(FixedResolver::new([]), "greeter".parse().unwrap()).config;
         // The etcd backend's.
         let deadline = Duration::from_secs(10);
-        assert_eq!(deadline + drain + limit + LAST, Duration::from_secs(26), "as the module says");
+        assert_eq!(deadline + drain_time + shutdown_timeout + LAST, Duration::from_secs(26), "as the module says");
     }
 }

@@ -15,6 +15,6 @@ pub(super) struct ServerConfig {
     pub(super) ready: Mutex<BoxFuture<'static, ()>>,
     pub(super) health: Option<Health>,
     pub(super) stop_on_signals: bool,
-    pub(super) drain: Duration,
-    pub(super) limit: Duration,
+    pub(super) drain_time: Duration,
+    pub(super) shutdown_timeout: Duration,
 }

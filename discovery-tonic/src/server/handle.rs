@@ -1,6 +1,8 @@
 use std::sync::Weak;
 
-use discovery_core::{Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusWriter, Statuses};
+use discovery_core::{
+    Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusReceiver, backend::StatusWriter,
+};
 use tokio::sync::{Mutex, watch};
 
 use super::shutdown::{Shutdown, ShutdownKind};
@@ -19,7 +21,7 @@ use super::shutdown::{Shutdown, ShutdownKind};
 /// let backend = MemoryBackend::new();
 /// let service = "greeter".parse()?;
 /// let server = RegisteredServer::builder(backend.clone(), "greeter".parse()?)
-///     .drain(std::time::Duration::from_millis(10))
+///     .drain_time(std::time::Duration::from_millis(10))
 ///     .bind("127.0.0.1:0".parse()?)
 ///     .await?;
 /// let handle = server.handle();
@@ -33,7 +35,7 @@ use super::shutdown::{Shutdown, ShutdownKind};
 ///
 /// handle.stop();
 /// let stopped = running.await??;
-/// assert_eq!((stopped.cut, handle.stage()), (0, Stage::Stopped));
+/// assert_eq!((stopped.aborted_connections, handle.stage()), (0, Stage::Stopped));
 /// # Ok(())
 /// # }
 /// ```
@@ -138,7 +140,7 @@ impl ServerHandle {
     /// });
     /// # }
     /// ```
-    pub fn statuses(&self) -> Statuses {
+    pub fn statuses(&self) -> StatusReceiver {
         self.status.statuses()
     }
 
@@ -156,7 +158,7 @@ impl ServerHandle {
     ///
     /// That of [`Registration::update`].
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
-        self.change(change).await.map_err(|error| error.during("update").for_service(&self.service))
+        self.change(change).await.map_err(|error| error.with_operation("update").with_service(&self.service))
     }
 
     async fn change(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {

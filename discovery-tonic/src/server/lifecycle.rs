@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use discovery_core::{Claim, Error, ErrorKind, Instance, RegistryExt, Status, Statuses};
+use discovery_core::{Claim, Error, ErrorKind, Instance, RegistryExt, Status, StatusReceiver};
 use tokio::{
     sync::Mutex,
     time::{Instant, sleep},
@@ -50,7 +50,7 @@ impl Lifecycle {
         self.enter(Stage::Draining);
         self.say(ServingStatus::NotServing).await;
         let drain = async {
-            let (since, drain) = (Instant::now(), self.config.drain);
+            let (since, drain) = (Instant::now(), self.config.drain_time);
             let rest = match self.leave().await {
                 // Nobody has heard of it.
                 None => Duration::ZERO,
@@ -84,11 +84,11 @@ impl Lifecycle {
                 Status::Lost { error, .. } if error.is_retryable() => {}
                 Status::Lost { error, .. } => return error,
                 Status::Superseded { .. } if self.config.claim == Claim::IfAbsent => {
-                    return Error::new(ErrorKind::Conflict, "another owner's entry lives").during("register");
+                    return Error::new(ErrorKind::Conflict, "another owner's entry lives").with_operation("register");
                 }
                 // Nobody else ends what was not registered yet.
                 Status::Deregistered { .. } => {
-                    return Error::new(ErrorKind::Closed, "the backend was closed").during("register");
+                    return Error::new(ErrorKind::Closed, "the backend was closed").with_operation("register");
                 }
                 // Taken over by another owner: it was registered before.
                 Status::Registered { .. } | Status::Superseded { .. } => {
@@ -105,7 +105,7 @@ impl Lifecycle {
     }
 
     /// Registers as soon as the registry can be reached.
-    async fn register(&self) -> Result<Statuses, Error> {
+    async fn register(&self) -> Result<StatusReceiver, Error> {
         let mut entry = self.entry.lock().await;
         let Entry::Planned(instance) = &*entry else { return Err(left()) };
         let registration =

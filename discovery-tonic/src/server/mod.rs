@@ -10,7 +10,7 @@
 //!
 //! [`ServerHandle::stop_now`], or a second signal, cuts at once. The handle also changes weight and metadata, and tells how the registration
 //! stands ([`statuses`](ServerHandle::statuses)). Another owner of the same id is taken over, or refuses the server
-//! ([`claim`](Builder::claim)).
+//! ([`claim`](ServerBuilder::claim)).
 //!
 //! ```no_run
 //! # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
@@ -21,7 +21,7 @@
 //!
 //! let greeter = Server::builder().add_service(Greeter::new("one").into_service());
 //! let server = RegisteredServer::builder(backend, "greeter".parse()?)
-//!     .drain(Duration::from_secs(5))
+//!     .drain_time(Duration::from_secs(5))
 //!     .stop_on_signals()
 //!     .bind("0.0.0.0:50051".parse()?)
 //!     .await?;
@@ -59,7 +59,7 @@ mod lifecycle;
 mod registered;
 mod shutdown;
 
-pub use builder::Builder;
+pub use builder::ServerBuilder;
 pub use handle::{ServerHandle, Stage};
 pub use incoming::{Accepted, Incoming};
 pub use registered::{RegisteredServer, Stopped};

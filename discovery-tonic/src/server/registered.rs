@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Builder,
+    ServerBuilder,
     config::ServerConfig,
     handle::{ServerHandle, Stage},
     incoming::{Connections, Incoming},
@@ -38,8 +38,8 @@ pub struct RegisteredServer {
 ///
 /// let router = Server::builder().add_service(Greeter::new("one").into_service());
 /// let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
-/// if stopped.cut > 0 {
-///     println!("{} connections had calls that outlasted the limit", stopped.cut);
+/// if stopped.aborted_connections > 0 {
+///     println!("{} connections had calls that outlasted the limit", stopped.aborted_connections);
 /// }
 /// # Ok(())
 /// # }
@@ -48,13 +48,13 @@ pub struct RegisteredServer {
 #[non_exhaustive]
 pub struct Stopped {
     /// How many connections were cut, because what was on them outlasted the limit, or because it was told to stop now.
-    pub cut: usize,
+    pub aborted_connections: usize,
 }
 
 impl RegisteredServer {
     /// Starts to build a server that is registered under `service` while it serves.
-    pub fn builder(registry: impl Registry, service: ServiceName) -> Builder {
-        Builder::new(registry, service)
+    pub fn builder(registry: impl Registry, service: ServiceName) -> ServerBuilder {
+        ServerBuilder::new(registry, service)
     }
 
     pub(super) fn new(config: ServerConfig, listener: TcpListener, instance: Instance) -> Self {
@@ -74,7 +74,7 @@ impl RegisteredServer {
     /// [`Unavailable`](ErrorKind::Unavailable), where the system does not say.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         let address = self.listener.local_addr();
-        address.map_err(|error| Error::new(ErrorKind::Unavailable, "the listener has no address").because(error))
+        address.map_err(|error| Error::new(ErrorKind::Unavailable, "the listener has no address").with_source(error))
     }
 
     /// A hand on the server while it runs: to stop it, to change its weight, to see how far it is.
@@ -101,7 +101,7 @@ impl RegisteredServer {
     /// # Errors
     ///
     /// What the registry answers where trying again is of no use, as [`PermissionDenied`](ErrorKind::PermissionDenied), or
-    /// [`Conflict`](ErrorKind::Conflict) by the [claim](Builder::claim); the server has stopped in order then.
+    /// [`Conflict`](ErrorKind::Conflict) by the [claim](ServerBuilder::claim); the server has stopped in order then.
     /// [`Unavailable`](ErrorKind::Unavailable), with the cause, where `serve` ended by itself, or where the system lets nobody listen for
     /// signals.
     ///
@@ -121,11 +121,11 @@ impl RegisteredServer {
             biased;
             error = signals => {
                 let message = "the system lets nobody listen for the signals that stop a process";
-                Err(Error::new(ErrorKind::Unavailable, message).because(error))
+                Err(Error::new(ErrorKind::Unavailable, message).with_source(error))
             }
             result = self.run(serve) => result,
         };
-        result.map_err(|error| error.during("serve").for_service(&service))
+        result.map_err(|error| error.with_operation("serve").with_service(&service))
     }
 
     async fn run<F, E>(self, serve: impl FnOnce(Incoming, GoAway) -> F) -> Result<Stopped, Error>
@@ -154,12 +154,12 @@ impl RegisteredServer {
         let _ = tell.send(());
         let ended = tokio::select! {
             ended = &mut serving => Some(ended),
-            () = sleep(life.config.limit) => None,
+            () = sleep(life.config.shutdown_timeout) => None,
             () = life.handle.shutdown.given(ShutdownKind::StopNow) => None,
         };
-        let mut cut = 0;
+        let mut aborted_connections = 0;
         if ended.is_none() {
-            cut = connections.open();
+            aborted_connections = connections.open();
             connections.cut();
             // Each ends by itself now. What goes on all the same is dropped.
             let _ = timeout(LAST, serving).await;
@@ -167,7 +167,7 @@ impl RegisteredServer {
         left?;
         match ended {
             Some(Err(error)) => Err(by_itself(Some(error.into()))),
-            Some(Ok(())) | None => Ok(Stopped { cut }),
+            Some(Ok(())) | None => Ok(Stopped { aborted_connections }),
         }
     }
 }
@@ -175,7 +175,7 @@ impl RegisteredServer {
 fn by_itself(cause: Option<BoxError>) -> Error {
     let error = Error::new(ErrorKind::Unavailable, "the server ended by itself");
     match cause {
-        Some(cause) => error.because(cause),
+        Some(cause) => error.with_source(cause),
         None => error,
     }
 }

@@ -22,7 +22,7 @@ use std::{
 
 use discovery_core::{Instance, ServiceName};
 use discovery_memory::MemoryBackend;
-use discovery_tonic::{BalancedChannel, Builder, ServedBy};
+use discovery_tonic::{BalancedChannel, ChannelBuilder, ServedBy};
 use futures::StreamExt;
 use greeter::{GreetReply, GreetRequest, Greeter, GreeterClient};
 use tokio::{
@@ -258,7 +258,7 @@ pub fn channel(backend: &MemoryBackend) -> BalancedChannel {
     builder(backend).build().unwrap()
 }
 
-pub fn builder(backend: &MemoryBackend) -> Builder {
+pub fn builder(backend: &MemoryBackend) -> ChannelBuilder {
     BalancedChannel::builder(backend.clone(), service())
 }
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use discovery_core::{Error, Resolver};
 use discovery_memory::MemoryBackend;
-use discovery_tonic::server::{Builder, RegisteredServer, ServerHandle, Stage, Stopped};
+use discovery_tonic::server::{RegisteredServer, ServerBuilder, ServerHandle, Stage, Stopped};
 use greeter::{GreetManyRequest, Greeter, GreeterClient};
 use tokio::{task::JoinHandle, time::timeout};
 use tonic::{Status, transport::Channel};
@@ -27,7 +27,7 @@ pub struct Running {
 }
 
 impl Running {
-    pub async fn start(builder: Builder) -> Self {
+    pub async fn start(builder: ServerBuilder) -> Self {
         let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let (address, handle) = (server.local_addr().unwrap(), server.handle());
         assert_eq!(server.instance().address().socket_addr(), Some(address));
@@ -37,7 +37,7 @@ impl Running {
         Self { address, greeter, handle, task: tokio::spawn(serve) }
     }
 
-    pub async fn serving(builder: Builder) -> Self {
+    pub async fn serving(builder: ServerBuilder) -> Self {
         let server = Self::start(builder).await;
         timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
         server
@@ -73,8 +73,8 @@ pub async fn connect(address: SocketAddr) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-pub fn builder(backend: &MemoryBackend) -> Builder {
-    RegisteredServer::builder(backend.clone(), service()).drain(SHORT).limit(SHORT)
+pub fn builder(backend: &MemoryBackend) -> ServerBuilder {
+    RegisteredServer::builder(backend.clone(), service()).drain_time(SHORT).shutdown_timeout(SHORT)
 }
 
 pub async fn registered(backend: &MemoryBackend) -> usize {

@@ -187,7 +187,7 @@ impl Journal {
 impl Recording {
     /// The set that its consumer holds, and whether contact is lost.
     pub(crate) fn held(&self) -> (Snapshot, bool) {
-        let set = self.items.iter().fold(Snapshot::default(), |set, (_, update)| set.apply(update));
+        let set = self.items.iter().fold(Snapshot::default(), |set, (_, update)| set.after(update));
         (set, !matches!(self.items.last(), Some((_, Update::Change(_) | Update::Reset(_)))))
     }
 }

@@ -262,7 +262,7 @@ impl Registrar {
                     }
                     Some(Order::Drop) | None => return self.released(),
                 },
-                _ = registration.changed() => self.say(&registration),
+                Some(_) = registration.changed() => self.say(&registration),
             }
         }
     }

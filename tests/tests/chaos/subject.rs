@@ -22,7 +22,7 @@ impl Subject {
     pub(crate) fn connect(self, members: Vec<String>) -> Arc<dyn Backend> {
         match self {
             Self::Copy(bug) => Arc::new(Copy::new(members, bug)),
-            Self::Product => Arc::new(EtcdBackend::connect(config(members)).expect("the configuration is right")),
+            Self::Product => Arc::new(EtcdBackend::new(config(members)).expect("the configuration is right")),
         }
     }
 }
@@ -31,15 +31,15 @@ impl Subject {
 fn config(members: Vec<String>) -> EtcdConfig {
     let (least, most) = (Duration::from_millis(50), Duration::from_millis(500));
     EtcdConfig::new(members)
-        .with_prefix("chaos")
+        .prefix("chaos")
         // Of no use until authentication is switched on.
-        .with_credentials(USER, PASSWORD)
-        .with_ttl(TTL)
-        .with_request_timeout(Duration::from_secs(1))
-        .with_deadline(DEADLINE)
-        .with_audit_interval(Duration::from_secs(2))
-        .with_connect_timeout(Duration::from_millis(500))
-        .with_backoff(Backoff::new(least, most).expect("50 to 500 ms lies within the bounds"))
-        .with_ping_interval(Duration::from_secs(1))
-        .with_ping_timeout(Duration::from_millis(500))
+        .credentials(USER, PASSWORD)
+        .ttl(TTL)
+        .request_timeout(Duration::from_secs(1))
+        .operation_timeout(DEADLINE)
+        .audit_interval(Duration::from_secs(2))
+        .connect_timeout(Duration::from_millis(500))
+        .backoff(Backoff::new(least, most).expect("50 to 500 ms lies within the bounds"))
+        .http2_keep_alive_interval(Duration::from_secs(1))
+        .keep_alive_timeout(Duration::from_millis(500))
 }

@@ -3,7 +3,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use discovery::tonic::server::{RegisteredServer, Stage};
+use discovery::server::{RegisteredServer, Stage};
 use discovery_core::{Claim, ErrorKind, RegistryExt, Resolver};
 use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
@@ -40,13 +40,13 @@ async fn authentication_may_be_switched_on_and_off() {
     let proxy = Proxy::to(etcd.address()).await;
     // Longer than a busy machine needs to restart etcd: the lease itself is not what this is about.
     let ttl = Duration::from_secs(5);
-    let config = config([proxy.address()]).with_ttl(ttl).with_credentials("teller", PASSWORD);
-    let backend = Arc::new(EtcdBackend::connect(config).unwrap());
+    let config = config([proxy.address()]).ttl(ttl).credentials("teller", PASSWORD);
+    let backend = Arc::new(EtcdBackend::new(config).unwrap());
 
     let registration = register(&backend, 1).await;
     let follower = follow(&backend);
     let server = RegisteredServer::builder(Arc::clone(&backend), payments())
-        .drain(Duration::from_millis(100))
+        .drain_time(Duration::from_millis(100))
         .bind("127.0.0.1:0".parse().unwrap())
         .await
         .unwrap();
@@ -124,7 +124,7 @@ async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
     let etcd = Etcd::start_members(3).await;
     let mut raw = etcd.raw().await;
     raw.enable_auth(PASSWORD).await;
-    let usual = EtcdBackend::connect(discovery_etcd::EtcdConfig::new(etcd.members()).with_credentials("root", "wrong"));
+    let usual = EtcdBackend::new(discovery_etcd::EtcdConfig::new(etcd.members()).credentials("root", "wrong"));
     let backend = usual.unwrap();
     let mut streams = ["payments", "orders", "refunds"].map(|name| backend.watch(&name.parse().unwrap()).unwrap());
     let before = authenticated(&etcd);
@@ -164,7 +164,7 @@ async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
 async fn a_member_that_goes_costs_a_handle_with_credentials_a_moment() {
     let etcd = Etcd::start_members(3).await;
     etcd.raw().await.enable_auth(PASSWORD).await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_credentials("root", PASSWORD)).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).credentials("root", PASSWORD)).unwrap();
     let registration = register(&backend, 1).await;
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
@@ -193,8 +193,8 @@ async fn a_silent_member_keeps_no_token_of_another_one_back() {
     silent.set(Fault::BlackHole);
     let open = || {
         let members = [silent.address(), etcd.address()];
-        let config = discovery_etcd::EtcdConfig::new(members).with_ttl(TTL).with_credentials("root", PASSWORD);
-        EtcdBackend::connect(config).unwrap()
+        let config = discovery_etcd::EtcdConfig::new(members).ttl(TTL).credentials("root", PASSWORD);
+        EtcdBackend::new(config).unwrap()
     };
     let backends: Vec<_> = (0..12).map(|_| open()).collect();
     let start = Instant::now();
@@ -221,8 +221,8 @@ async fn tokens_that_are_never_accepted_are_asked_for_less_and_less_often() {
         Method::Authenticate | Method::Status => Before::Serve,
         _ => Before::Fail(Rpc::unauthenticated("etcdserver: invalid auth token")),
     });
-    let config = discovery_etcd::EtcdConfig::new([fake.address()]).with_credentials("teller", PASSWORD);
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = discovery_etcd::EtcdConfig::new([fake.address()]).credentials("teller", PASSWORD);
+    let backend = EtcdBackend::new(config).unwrap();
     let _follower = follow(&backend);
     let kept = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
     sleep(Duration::from_secs(20)).await;
@@ -246,8 +246,8 @@ async fn authentication_that_is_off_is_reported_once() {
         Method::Status => Before::Serve,
         _ => Before::Fail(Rpc::unauthenticated("no credentials")),
     });
-    let config = discovery_etcd::EtcdConfig::new([fake.address()]).with_credentials("teller", PASSWORD);
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = discovery_etcd::EtcdConfig::new([fake.address()]).credentials("teller", PASSWORD);
+    let backend = EtcdBackend::new(config).unwrap();
     let _follower = follow(&backend);
     let _kept = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
     sleep(Duration::from_secs(10)).await;

@@ -54,8 +54,8 @@ async fn repairs_are_limited_and_delay_nobody_who_waits() {
     const SLOW: Duration = Duration::from_millis(300);
     let fake = Fake::start().await;
     // Long enough for nothing to time out.
-    let config = config([fake.address()]).with_request_timeout(Duration::from_secs(5));
-    let backend = Arc::new(EtcdBackend::connect(config).unwrap());
+    let config = config([fake.address()]).request_timeout(Duration::from_secs(5));
+    let backend = Arc::new(EtcdBackend::new(config).unwrap());
     let mut registrations = register_all(&backend, 1000).await;
     fake.before(|method| if method == Method::Write { Before::Wait(SLOW) } else { Before::Serve });
     let lost = Instant::now();

@@ -95,7 +95,7 @@ async fn what_all_members_answer_is_told() {
             fake.before(move |_| Before::Fail(status.clone()));
         }
         let members = fakes.iter().map(Fake::address);
-        let backend = EtcdBackend::connect(config(members).with_deadline(Duration::from_secs(1))).unwrap();
+        let backend = EtcdBackend::new(config(members).operation_timeout(Duration::from_secs(1))).unwrap();
         let error = backend.list(&payments()).await.unwrap_err();
         println!("{name}: {}", error.report());
         assert_eq!(error.kind() == ErrorKind::Unauthenticated, status.code() == Code::Unauthenticated, "{name}");
@@ -117,8 +117,8 @@ async fn no_refusal_of_one_member_is_final_while_the_other_restarts() {
         if let Some(status) = refusal {
             fake.before(move |_| Before::Fail(status.clone()));
         }
-        let config = config([fake.address(), etcd.address()]).with_deadline(Duration::from_secs(10));
-        let backend = EtcdBackend::connect(config).unwrap();
+        let config = config([fake.address(), etcd.address()]).operation_timeout(Duration::from_secs(10));
+        let backend = EtcdBackend::new(config).unwrap();
         let held = register(&backend, 0).await;
         etcd.kill(0);
         sleep(Duration::from_millis(300)).await;

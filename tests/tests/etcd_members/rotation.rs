@@ -26,8 +26,8 @@ async fn a_password_is_rotated() {
     let file = folder.path().join("password");
     fs::write(&file, "first\n").unwrap();
     let proxy = Proxy::to(etcd.address()).await;
-    let config = config([proxy.address()]).with_ttl(TTL).with_password_file("root", &file);
-    let backend = EtcdBackend::connect(config.clone()).unwrap();
+    let config = config([proxy.address()]).ttl(TTL).password_file("root", &file);
+    let backend = EtcdBackend::new(config.clone()).unwrap();
     let registration = register(&backend, 1).await;
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
@@ -55,7 +55,7 @@ async fn a_password_is_rotated() {
     assert!(follower.removed().is_empty());
 
     fs::remove_file(&file).unwrap();
-    let error = EtcdBackend::connect(config).unwrap_err();
+    let error = EtcdBackend::new(config).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.report());
 }
 
@@ -69,8 +69,8 @@ async fn the_file_of_a_password_may_be_away_for_a_moment() {
     let file = folder.path().join("password");
     for is_empty in [true, false] {
         fs::write(&file, "canary").unwrap();
-        let config = config(etcd.members()).with_password_file("root", &file);
-        let backend = EtcdBackend::connect(config).unwrap();
+        let config = config(etcd.members()).password_file("root", &file);
+        let backend = EtcdBackend::new(config).unwrap();
         if is_empty {
             fs::write(&file, "").unwrap();
         } else {
@@ -105,8 +105,8 @@ async fn certificates_and_authorities_are_rotated() {
     install("teller", Flaw::None);
     fs::write(&ca, etcd.authority().pem()).unwrap();
     let proxy = Proxy::to(etcd.address()).await;
-    let tls = EtcdTls::new().with_ca_file(&ca).with_cert_file(&cert).with_key_file(&key);
-    let backend = EtcdBackend::connect(config([proxy.address()]).with_ttl(TTL).with_tls(tls)).unwrap();
+    let tls = EtcdTls::new().ca_file(&ca).cert_file(&cert).key_file(&key);
+    let backend = EtcdBackend::new(config([proxy.address()]).ttl(TTL).tls(tls)).unwrap();
     let registration = register(&backend, 1).await;
     let listed = async || count(&backend).await.is_some();
     assert!(listed().await);
@@ -154,8 +154,8 @@ async fn members_are_replaced_at_new_addresses() {
     let etcd = Etcd::setup().members(3).flag("--strict-reconfig-check=false").start().await;
     let configured = etcd.members();
     let open = |discover| {
-        let config = config(configured.clone()).with_ttl(TTL / 3).with_discover_members(discover);
-        EtcdBackend::connect(config.with_audit_interval(Duration::from_secs(20))).unwrap()
+        let config = config(configured.clone()).ttl(TTL / 3).discover_members(discover);
+        EtcdBackend::new(config.audit_interval(Duration::from_secs(20))).unwrap()
     };
     let (backend, other) = (open(true), open(false));
     let registration = register(&backend, 1).await;
@@ -188,8 +188,8 @@ async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
     let etcd = Etcd::setup().flag("--advertise-client-urls=http://192.0.2.1:2379").start().await;
     etcd.raw().await.enable_auth("canary").await;
     let open = |is_allowed: bool| {
-        let config = config(etcd.members()).with_credentials("root", "canary").with_discover_members(true);
-        EtcdBackend::connect(config.with_allow_plaintext_credentials(is_allowed)).unwrap()
+        let config = config(etcd.members()).credentials("root", "canary").discover_members(true);
+        EtcdBackend::new(config.allow_plaintext_credentials(is_allowed)).unwrap()
     };
     let backend = open(false);
     assert_eq!(count(&backend).await, Some(0));
@@ -212,8 +212,8 @@ async fn another_cluster_at_a_member_s_address_keeps_no_handle() {
         proxy.lead_to(etcd.address());
     }
     let open = |discovers| {
-        let config = config([one.address(), two.address()]).with_discover_members(discovers);
-        EtcdBackend::connect(config.with_audit_interval(Duration::from_secs(30))).unwrap()
+        let config = config([one.address(), two.address()]).discover_members(discovers);
+        EtcdBackend::new(config.audit_interval(Duration::from_secs(30))).unwrap()
     };
     let backends = [open(false), open(true)];
     let registrations = [register(&backends[0], 1).await, register(&backends[1], 2).await];

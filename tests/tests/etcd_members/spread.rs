@@ -15,8 +15,7 @@ async fn handles_spread_again_after_a_rolling_restart() {
     const HANDLES: u16 = 60;
     let etcd = Etcd::start_members(3).await;
     let audit = Duration::from_secs(8);
-    let open =
-        || EtcdBackend::connect(config(etcd.members()).with_ttl(Duration::from_secs(10)).with_audit_interval(audit));
+    let open = || EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(10)).audit_interval(audit));
     let backends: Vec<_> = (0..HANDLES).map(|_| open().unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     let followers: Vec<Follower> = backends.iter().map(follow).collect();
@@ -66,8 +65,8 @@ async fn audits_and_moves_go_unnoticed() {
     for proxy in &proxies {
         proxy.set(delay);
     }
-    let config = config(proxies.iter().map(Proxy::address)).with_ttl(Duration::from_secs(4));
-    let backend = EtcdBackend::connect(config.with_audit_interval(Duration::from_secs(1))).unwrap();
+    let config = config(proxies.iter().map(Proxy::address)).ttl(Duration::from_secs(4));
+    let backend = EtcdBackend::new(config.audit_interval(Duration::from_secs(1))).unwrap();
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
     let registration = register(&backend, 2).await;

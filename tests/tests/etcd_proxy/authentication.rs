@@ -37,15 +37,15 @@ async fn guarded() -> (Etcd, GrpcProxy) {
 }
 
 fn with(proxy: &GrpcProxy, user: &str, password: &str) -> EtcdBackend {
-    EtcdBackend::connect(config([proxy.address()]).with_credentials(user, password)).unwrap()
+    EtcdBackend::new(config([proxy.address()]).credentials(user, password)).unwrap()
 }
 
 /// A user with a password registers, watches and heals through the proxy as at a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_a_password_is_served() {
     let (etcd, proxy) = guarded().await;
-    let config = usual_config([proxy.address()]).with_credentials("teller", PASSWORD);
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = usual_config([proxy.address()]).credentials("teller", PASSWORD);
+    let backend = EtcdBackend::new(config).unwrap();
     let first = register(&backend, 1).await;
     let second = register(&backend, 2).await;
     let follower = follow(&backend);

@@ -44,12 +44,12 @@ fn told(follower: &Follower) -> Vec<String> {
 }
 
 /// The statuses of a registration from now on, as words.
-struct Statuses {
+struct StatusReceiver {
     words: Arc<Mutex<Vec<&'static str>>>,
     task: JoinHandle<()>,
 }
 
-impl Statuses {
+impl StatusReceiver {
     fn of(registration: &Registration) -> Self {
         let words = Arc::new(Mutex::new(Vec::new()));
         let mut statuses = registration.statuses();
@@ -82,7 +82,7 @@ impl Statuses {
     }
 }
 
-impl Drop for Statuses {
+impl Drop for StatusReceiver {
     fn drop(&mut self) {
         self.task.abort();
     }

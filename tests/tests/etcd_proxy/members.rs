@@ -8,7 +8,7 @@ use support::{
 };
 use tokio::time::sleep;
 
-use crate::{Statuses, start, told};
+use crate::{StatusReceiver, start, told};
 
 /// Which of the two ways to the cluster is cut.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +48,7 @@ async fn one_of_two_ways_is_cut(way: Way) {
             let registration = backend.register(&payments(), instance(number)).await.unwrap();
             let follower = follow(&backend);
             follower.until("its first set", SOON, |set| !set.is_empty()).await;
-            (Statuses::of(&registration), registration, follower, backend)
+            (StatusReceiver::of(&registration), registration, follower, backend)
         }
     };
     let handles = join_all((0..6).map(open)).await;

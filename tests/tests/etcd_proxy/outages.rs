@@ -19,8 +19,8 @@ use crate::{start, told};
 async fn the_proxy_crashes_and_restarts() {
     let (etcd, proxy) = start().await;
     // No lease ends meanwhile.
-    let config = usual_config([proxy.address()]).with_ttl(Duration::from_secs(20));
-    let backend = EtcdBackend::connect(config).unwrap();
+    let config = usual_config([proxy.address()]).ttl(Duration::from_secs(20));
+    let backend = EtcdBackend::new(config).unwrap();
     let mut raw = etcd.raw().await;
     for number in 0..5 {
         put(&mut raw, &instance(number)).await;

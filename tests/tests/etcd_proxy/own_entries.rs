@@ -8,7 +8,7 @@ use support::{
 };
 use tokio::time::sleep;
 
-use crate::{Statuses, start, through};
+use crate::{StatusReceiver, start, through};
 
 /// What is done to an entry behind its owner's back.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +38,7 @@ async fn touched(count: u16, by_hand: ByHand) {
     for (place, registration) in registrations.iter().enumerate() {
         let key = key(&registration.instance());
         let entry = raw.entry(&key).await;
-        let statuses: Vec<_> = registrations.iter().map(Statuses::of).collect();
+        let statuses: Vec<_> = registrations.iter().map(StatusReceiver::of).collect();
         by_hand.to(&mut raw, &key).await;
         let what = format!("{by_hand:?} of {place} is repaired");
         eventually(&what, Duration::from_secs(2), async || raw.entry(&key).await == entry).await;
@@ -85,7 +85,7 @@ async fn a_takeover_supersedes_its_instance_and_no_other() {
     sleep(Duration::from_secs(1)).await;
     let entry = raw.entry(&key(&instance(0))).await;
     assert!(entry.is_some());
-    let statuses = Statuses::of(&kept);
+    let statuses = StatusReceiver::of(&kept);
     let taken = register(&later, 1).await;
     let entry_taken = raw.entry(&key(&instance(1))).await;
     until_superseded(&lost, Duration::from_secs(2)).await;
@@ -110,7 +110,7 @@ async fn what_is_deregistered_stays_away() {
     let mut raw = etcd.raw().await;
     let mut registrations: Vec<Registration> = join_all((0..3).map(|number| register(&backend, number))).await;
     sleep(Duration::from_secs(1)).await;
-    let statuses: Vec<_> = registrations.iter().skip(1).map(Statuses::of).collect();
+    let statuses: Vec<_> = registrations.iter().skip(1).map(StatusReceiver::of).collect();
     registrations.remove(0).deregister().await.unwrap();
     let left = [key(&instance(1)), key(&instance(2))];
     // Longer than the lease, and than two looks of each watch.

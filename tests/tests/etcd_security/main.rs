@@ -4,7 +4,7 @@ mod roles;
 mod tls;
 mod tokens;
 
-use discovery_core::{Error, ErrorKind, Resolver, Update, Updates};
+use discovery_core::{Error, ErrorKind, Resolver, Update, UpdateStream};
 use discovery_etcd::EtcdBackend;
 use futures::StreamExt;
 use support::{
@@ -14,7 +14,7 @@ use support::{
 use tokio::time::timeout;
 
 /// The next loss of a stream, whatever comes before it.
-async fn lost(updates: &mut Updates) -> Error {
+async fn lost(updates: &mut UpdateStream) -> Error {
     let lost = async {
         loop {
             if let Update::Lost(error) = updates.next().await.expect("streams do not end") {
@@ -26,7 +26,7 @@ async fn lost(updates: &mut Updates) -> Error {
 }
 
 /// Waits for the next whole set of a stream, and returns how many instances it has.
-async fn reset(updates: &mut Updates) -> usize {
+async fn reset(updates: &mut UpdateStream) -> usize {
     let reset = async {
         loop {
             if let Update::Reset(set) = updates.next().await.expect("streams do not end") {

@@ -25,8 +25,8 @@ async fn recipes() -> (Etcd, Raw) {
 }
 
 fn backend(etcd: &Etcd, user: &str, prefix: &str) -> EtcdBackend {
-    let config = config(etcd.members()).with_prefix(prefix).with_credentials(user, format!("of {user}"));
-    EtcdBackend::connect(config).unwrap()
+    let config = config(etcd.members()).prefix(prefix).credentials(user, format!("of {user}"));
+    EtcdBackend::new(config).unwrap()
 }
 
 fn orders() -> ServiceName {

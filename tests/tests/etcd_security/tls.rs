@@ -15,27 +15,27 @@ use tokio::time::sleep;
 use crate::refusal;
 
 fn trusting(authority: &Authority) -> EtcdTls {
-    EtcdTls::new().with_ca_file(authority.file())
+    EtcdTls::new().ca_file(authority.file())
 }
 
 fn backend(members: impl IntoIterator<Item = String>, tls: EtcdTls) -> EtcdBackend {
-    EtcdBackend::connect(config(members).with_tls(tls)).unwrap()
+    EtcdBackend::new(config(members).tls(tls)).unwrap()
 }
 
 #[tokio::test]
 async fn a_service_is_registered_watched_and_listed_over_tls() {
     let etcd = Etcd::setup().tls().start().await;
     let url = format!("etcd://{}/prod?ca_file={}", etcd.address(), etcd.authority().file().display());
-    let backend = EtcdBackend::connect(url.parse().unwrap()).unwrap();
+    let backend = EtcdBackend::new(url.parse().unwrap()).unwrap();
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
     assert!(etcd.raw().await.entry("prod/payments/10.0.0.2:80").await.is_some());
 
-    let in_memory = EtcdTls::new().with_ca(etcd.authority().pem()).with_server_name("localhost");
-    let other = EtcdConfig::new([format!("https://{}", etcd.address())]).with_prefix("prod").with_tls(in_memory);
-    assert_eq!(EtcdBackend::connect(other).unwrap().list(&payments()).await.unwrap().len(), 1);
+    let in_memory = EtcdTls::new().ca(etcd.authority().pem()).server_name("localhost");
+    let other = EtcdConfig::new([format!("https://{}", etcd.address())]).prefix("prod").tls(in_memory);
+    assert_eq!(EtcdBackend::new(other).unwrap().list(&payments()).await.unwrap().len(), 1);
 
     registration.deregister().await.unwrap();
     until(&mut updates, &mut set, Snapshot::is_empty).await;
@@ -45,8 +45,8 @@ async fn a_service_is_registered_watched_and_listed_over_tls() {
 async fn one_of_three_members_after_the_other_goes_and_nothing_is_lost_over_tls() {
     let etcd = Etcd::setup().members(3).tls().start().await;
     let tls = trusting(etcd.authority());
-    let long = config(etcd.members()).with_tls(tls.clone()).with_ttl(Duration::from_secs(5));
-    let (writer, observer) = (EtcdBackend::connect(long).unwrap(), backend(etcd.members(), tls));
+    let long = config(etcd.members()).tls(tls.clone()).ttl(Duration::from_secs(5));
+    let (writer, observer) = (EtcdBackend::new(long).unwrap(), backend(etcd.members(), tls));
     let registration = register(&writer, 1).await;
     let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -77,8 +77,7 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
     let stranger = Authority::in_folder(folder.path());
     let late = closed.authority().client("late", Flaw::Expired);
     let foreign = stranger.client("foreign", Flaw::None);
-    let with =
-        |tls: EtcdTls, own: &support::Certificate| tls.with_cert_file(&own.cert_file).with_key_file(&own.key_file);
+    let with = |tls: EtcdTls, own: &support::Certificate| tls.cert_file(&own.cert_file).key_file(&own.key_file);
     let silent = Proxy::to(good.address()).await;
     silent.set(Fault::BlackHole);
     // Of TLS 1.3 the client is through when the server refuses it: the alert, or what the closed connection says before it.
@@ -98,8 +97,8 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
     join_all(cases.into_iter().map(|(name, address, tls, reasons)| async move {
         let proxy = Proxy::to(address).await;
         let config = config([proxy.address()]);
-        let config = tls.into_iter().fold(config, EtcdConfig::with_tls);
-        let backend = EtcdBackend::connect(config).unwrap();
+        let config = tls.into_iter().fold(config, EtcdConfig::tls);
+        let backend = EtcdBackend::new(config).unwrap();
         let start = Instant::now();
         let error = backend.list(&payments()).await.unwrap_err();
         let (took, told) = (start.elapsed(), error.report().to_string());
@@ -121,7 +120,7 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
     }))
     .await;
 
-    let named = trusting(elsewhere.authority()).with_server_name("elsewhere.test");
+    let named = trusting(elsewhere.authority()).server_name("elsewhere.test");
     assert_eq!(count(&backend(elsewhere.members(), named)).await, Some(0), "by its right name it is trusted");
 }
 
@@ -133,35 +132,32 @@ async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
     let garbage = folder.path().join("garbage.pem");
     fs::write(&garbage, "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n").unwrap();
     let torn = own.key.replace("-----END", "canary-----END");
-    let trusted = || EtcdTls::new().with_ca(authority.pem());
+    let trusted = || EtcdTls::new().ca(authority.pem());
     let body = own.key.lines().nth(1).unwrap();
     for (tls, said) in [
         (EtcdTls::new(), "`ca_file` names nobody to trust"),
-        (EtcdTls::new().with_ca("canary"), "invalid ca: it holds no certificate"),
-        (EtcdTls::new().with_ca(own.key.clone()), "invalid ca: it holds no certificate"),
-        (EtcdTls::new().with_ca_file(folder.path().join("absent.pem")), "it cannot be read"),
-        (EtcdTls::new().with_ca_file(&garbage), "a certificate in it cannot be used"),
-        (trusted().with_cert(own.cert.clone()), "belong together"),
-        (trusted().with_key(own.key.clone()), "belong together"),
-        (trusted().with_cert(own.key.clone()).with_key(own.key.clone()), "invalid cert: it holds no certificate"),
-        (trusted().with_cert(own.cert.clone()).with_key(own.cert.clone()), "invalid key: it holds no private key"),
-        (trusted().with_cert(own.cert.clone()).with_key(torn), "invalid key: it holds no private key"),
-        (
-            trusted().with_cert_file(&own.cert_file).with_key_file(&other.key_file),
-            "it does not go with the certificate",
-        ),
-        (trusted().with_cert_file(&garbage).with_key_file(&own.key_file), "it does not go with the certificate"),
-        (trusted().with_server_name("no name"), "invalid server_name"),
+        (EtcdTls::new().ca("canary"), "invalid ca: it holds no certificate"),
+        (EtcdTls::new().ca(own.key.clone()), "invalid ca: it holds no certificate"),
+        (EtcdTls::new().ca_file(folder.path().join("absent.pem")), "it cannot be read"),
+        (EtcdTls::new().ca_file(&garbage), "a certificate in it cannot be used"),
+        (trusted().cert(own.cert.clone()), "belong together"),
+        (trusted().key(own.key.clone()), "belong together"),
+        (trusted().cert(own.key.clone()).key(own.key.clone()), "invalid cert: it holds no certificate"),
+        (trusted().cert(own.cert.clone()).key(own.cert.clone()), "invalid key: it holds no private key"),
+        (trusted().cert(own.cert.clone()).key(torn), "invalid key: it holds no private key"),
+        (trusted().cert_file(&own.cert_file).key_file(&other.key_file), "it does not go with the certificate"),
+        (trusted().cert_file(&garbage).key_file(&own.key_file), "it does not go with the certificate"),
+        (trusted().server_name("no name"), "invalid server_name"),
     ] {
-        let config = EtcdConfig::new(["127.0.0.1"]).with_tls(tls);
-        let error = EtcdBackend::connect(config.clone()).unwrap_err();
+        let config = EtcdConfig::new(["127.0.0.1"]).tls(tls);
+        let error = EtcdBackend::new(config.clone()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         let told = format!("{error:?} {} {config:?}", error.report());
         assert!(told.contains(said), "{told}");
         assert!(!told.contains("canary") && !told.contains(body), "{told}");
     }
-    let good = EtcdConfig::new(["127.0.0.1"]).with_tls(trusted().with_cert(own.cert).with_key(own.key));
-    EtcdBackend::connect(good).unwrap();
+    let good = EtcdConfig::new(["127.0.0.1"]).tls(trusted().cert(own.cert).key(own.key));
+    EtcdBackend::new(good).unwrap();
 }
 
 /// Certificates that live for a day are exchanged while programs run.
@@ -169,7 +165,7 @@ async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
 async fn renewed_certificates_are_taken_and_broken_ones_are_not() {
     let etcd = Etcd::setup().client_certificates().start().await;
     let own = etcd.authority().client("own", Flaw::Expired);
-    let tls = trusting(etcd.authority()).with_cert_file(&own.cert_file).with_key_file(&own.key_file);
+    let tls = trusting(etcd.authority()).cert_file(&own.cert_file).key_file(&own.key_file);
     let backend = backend(etcd.members(), tls);
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
@@ -192,7 +188,7 @@ async fn the_common_name_of_a_certificate_is_the_user() {
     raw.enable_auth("of root").await;
     let of = |name: &str| {
         let own = etcd.authority().client(name, Flaw::None);
-        trusting(etcd.authority()).with_cert(own.cert).with_key(own.key)
+        trusting(etcd.authority()).cert(own.cert).key(own.key)
     };
     let teller = backend(etcd.members(), of("teller"));
     let registration = register(&teller, 1).await;
@@ -203,8 +199,8 @@ async fn the_common_name_of_a_certificate_is_the_user() {
     let nobody = backend(etcd.members(), of("nobody"));
     assert!(matches!(refusal(&nobody).await, ErrorKind::PermissionDenied | ErrorKind::Unauthenticated));
     // A password goes before the certificate.
-    let as_root = config(etcd.members()).with_tls(of("teller")).with_credentials("root", "of root");
-    let root = EtcdBackend::connect(as_root).unwrap();
+    let as_root = config(etcd.members()).tls(of("teller")).credentials("root", "of root");
+    let root = EtcdBackend::new(as_root).unwrap();
     root.register(&"orders".parse().unwrap(), instance(1)).await.unwrap().deregister().await.unwrap();
 }
 

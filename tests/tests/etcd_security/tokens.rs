@@ -26,7 +26,7 @@ async fn guarded(setup: Setup) -> Etcd {
 
 /// Whose beats are 5 s apart, so that tokens that live for 2 s end in between.
 fn unhurried(members: impl IntoIterator<Item = String>) -> EtcdConfig {
-    config(members).with_ttl(Duration::from_secs(15)).with_credentials("teller", PASSWORD)
+    config(members).ttl(Duration::from_secs(15)).credentials("teller", PASSWORD)
 }
 
 /// Cuts all connections once.
@@ -41,8 +41,7 @@ async fn credentials_are_used_and_renewed() {
     // Tokens end after 2 s, or when the member restarts.
     let etcd = Etcd::setup().token_ttl(2).start().await;
     etcd.raw().await.enable_auth("canary").await;
-    let with =
-        |password: &str| EtcdBackend::connect(config(etcd.members()).with_credentials("root", password)).unwrap();
+    let with = |password: &str| EtcdBackend::new(config(etcd.members()).credentials("root", password)).unwrap();
 
     for stranger in [connect(&etcd), with("wrong")] {
         for error in [
@@ -79,7 +78,7 @@ async fn credentials_are_used_and_renewed() {
 async fn a20_an_expired_token_is_refreshed_for_a_watch() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(unhurried([proxy.address()])).unwrap();
+    let backend = EtcdBackend::new(unhurried([proxy.address()])).unwrap();
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     assert_eq!(reset(&mut updates).await, 0);
     for (number, name) in [(1, "cut"), (2, "cut again")] {
@@ -110,7 +109,7 @@ async fn a20_an_expired_token_is_refreshed_for_a_watch() {
 #[tokio::test]
 async fn a20_one_token_is_refreshed_for_all() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
-    let backend = EtcdBackend::connect(unhurried(etcd.members())).unwrap();
+    let backend = EtcdBackend::new(unhurried(etcd.members())).unwrap();
     let registrations = join_all((0..200).map(|number| register(&backend, number))).await;
     sleep(Duration::from_secs(4)).await;
     let before = authenticated(&etcd);
@@ -130,7 +129,7 @@ async fn a20_one_token_is_refreshed_for_all() {
 async fn a21_an_old_auth_revision_is_answered_by_a_new_token() {
     let etcd = guarded(Etcd::setup().json_web_tokens()).await;
     let proxy = Proxy::to(etcd.address()).await;
-    let backend = EtcdBackend::connect(unhurried([proxy.address()])).unwrap();
+    let backend = EtcdBackend::new(unhurried([proxy.address()])).unwrap();
     let registration = register(&backend, 1).await;
     let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
     until(&mut updates, &mut set, |set| set.len() == 1).await;
@@ -157,7 +156,7 @@ async fn a21_an_old_auth_revision_is_answered_by_a_new_token() {
 #[tokio::test]
 async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
     let etcd = guarded(Etcd::setup()).await;
-    let backend = EtcdBackend::connect(config(etcd.members()).with_credentials("teller", PASSWORD)).unwrap();
+    let backend = EtcdBackend::new(config(etcd.members()).credentials("teller", PASSWORD)).unwrap();
     let registration = register(&backend, 1).await;
     let services = ["payments", "orders", "refunds"];
     let mut streams = services.map(|service| backend.watch(&service.parse().unwrap()).unwrap());
@@ -213,7 +212,7 @@ async fn b13_renewals_outlive_tokens_and_roles() {
             let proxy = Proxy::to(etcd.address()).await;
             let ttl = Duration::from_secs(5);
             let open = |members: Vec<String>| {
-                EtcdBackend::connect(config(members).with_ttl(ttl).with_credentials("teller", PASSWORD)).unwrap()
+                EtcdBackend::new(config(members).ttl(ttl).credentials("teller", PASSWORD)).unwrap()
             };
             let (backend, observer) = (open(vec![proxy.address()]), open(etcd.members()));
             let first = register(&backend, 1).await;
@@ -230,7 +229,7 @@ async fn b13_renewals_outlive_tokens_and_roles() {
             sleep(ttl).await;
             assert!(first.status().is_registered(), "{name}: {:?}", first.status());
             while let Ok(Some(update)) = timeout(Duration::from_millis(100), updates.next()).await {
-                set = set.apply(&update);
+                set = set.after(&update);
                 assert_eq!(set.len(), 1, "{name}: {update:?}");
             }
 

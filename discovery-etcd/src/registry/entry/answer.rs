@@ -62,7 +62,7 @@ impl Entry {
                 self.give_up(failure.error);
             }
         } else {
-            if !owner.status.status().is_registered() {
+            if !owner.status.current().is_registered() {
                 owner.status.set(Status::lost(failure.error.clone()));
             }
             if is_final {
@@ -101,7 +101,7 @@ impl Entry {
         let owner = &mut owned.owner;
         match act {
             Act::Done(revision) => {
-                if !owner.status.status().is_registered() {
+                if !owner.status.current().is_registered() {
                     self.losses.restored(&self.place);
                     owner.status.set(Status::registered());
                 }

@@ -1,4 +1,4 @@
-use discovery_core::{Claim, Error, ErrorKind, Status, StatusWriter};
+use discovery_core::{Claim, Error, ErrorKind, Status, backend::StatusWriter};
 use tokio::sync::oneshot;
 
 use super::{
@@ -157,7 +157,7 @@ impl Entry {
         let Ownership::Owned(owned) = &self.ownership else { return };
         let owner = Some(&owned.owner).filter(|owner| owner.intent == Intent::Heal);
         let written = owner.into_iter().chain(&owned.former);
-        let lost: Vec<&Owner> = written.filter(|owner| owner.status.status().is_registered()).collect();
+        let lost: Vec<&Owner> = written.filter(|owner| owner.status.current().is_registered()).collect();
         if lost.is_empty() {
             return;
         }

@@ -108,8 +108,8 @@ impl Entry {
             Ownership::Vacant { .. } => return Ok(self.watch_for_late_write(lease)),
         };
         let id = match lease {
-            LeaseState::Held { id } if self.dead != Some(*id) => *id,
-            LeaseState::Held { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
+            LeaseState::RegistrationBackend { id } if self.dead != Some(*id) => *id,
+            LeaseState::RegistrationBackend { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
             LeaseState::Lost { error } => {
                 self.lost(error.clone());
                 // Given up where it cannot become one.
@@ -143,7 +143,7 @@ impl Entry {
     /// What to do about an entry that is gone: watch for a write that comes back from the dead.
     fn watch_for_late_write(&mut self, lease: &LeaseState) -> Next {
         match (self.late_write.lease(), lease) {
-            (Some(doubt), LeaseState::Held { id }) if *id == doubt => self.attend(doubt),
+            (Some(doubt), LeaseState::RegistrationBackend { id }) if *id == doubt => self.attend(doubt),
             _ => Next::Exit,
         }
     }
@@ -186,7 +186,7 @@ impl Entry {
     /// while that is renewed for others.
     pub(super) fn gives_up(&self, lease: &LeaseState) -> Option<Instant> {
         let Ownership::Leaving { lease: left, since, .. } = &self.ownership else { return None };
-        if matches!(lease, LeaseState::Held { id } if id == left) {
+        if matches!(lease, LeaseState::RegistrationBackend { id } if id == left) {
             return None;
         }
         // By then the lease has ended.

@@ -1,4 +1,4 @@
-use discovery_core::{Error, ErrorKind, Status, StatusWriter};
+use discovery_core::{Error, ErrorKind, Status, backend::StatusWriter};
 
 use super::{Reply, answer, superseded};
 use crate::{lease::LeaseUser, registry::decide::Intent};

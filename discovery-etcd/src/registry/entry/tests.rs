@@ -1,4 +1,4 @@
-use discovery_core::{Claim, StatusWriter};
+use discovery_core::{Claim, backend::StatusWriter};
 use proptest::prelude::*;
 use tokio::{sync::oneshot, time::advance};
 
@@ -15,12 +15,12 @@ fn entry() -> Entry {
 }
 
 fn held(lease: &Lease) -> LeaseState {
-    LeaseState::Held { id: lease.new_id() }
+    LeaseState::RegistrationBackend { id: lease.new_id() }
 }
 
 fn id_of(state: &LeaseState) -> i64 {
     match state {
-        LeaseState::Held { id } => *id,
+        LeaseState::RegistrationBackend { id } => *id,
         _ => panic!("not held"),
     }
 }
@@ -60,7 +60,7 @@ fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
     let (status, mut answer) = claim(entry, 1, "v", Claim::TakeOver);
     assert!(matches!(entry.next(lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(lease), Ok(Put::Written(5)));
-    assert!(answer.try_recv().unwrap().is_ok() && status.status().is_registered());
+    assert!(answer.try_recv().unwrap().is_ok() && status.current().is_registered());
     assert!(matches!(entry.next(lease), Next::Watch(5)));
     assert!(is_at_rest(&entry.next(lease)));
     status
@@ -73,7 +73,7 @@ async fn what_is_registered_is_removed_again() {
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
     let mut gone = release(&mut entry, 1);
-    assert!(matches!(status.status(), Status::Deregistered { .. }));
+    assert!(matches!(status.current(), Status::Deregistered { .. }));
     assert!(matches!(entry.next(&lease), Next::Remove { lease: id, revision: 5 } if id == id_of(&lease)));
     assert!(gone.try_recv().is_err(), "not before it is answered");
     entry.removed(Ok(Delete::Gone(6)));
@@ -87,7 +87,7 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     let first = held(&entry.lease);
     let status = registered(&mut entry, &first);
     assert!(matches!(entry.next(&lost()), Next::Wait(None)));
-    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(status.current(), Status::Lost { .. }));
     let second = held(&entry.lease);
     assert!(matches!(entry.next(&second), Next::Write { revision: 0, .. }));
     // etcd was only away, and has it under the former lease still.
@@ -95,7 +95,7 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     assert!(matches!(entry.next(&second), Next::Write { revision: 5, .. }));
     // Its data was wiped, too: revisions begin anew, and so must the watch.
     entry.written(id_of(&second), Ok(Put::Written(2)));
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     assert!(matches!(entry.next(&second), Next::Watch(2)));
 
     entry.next(&lost());
@@ -103,7 +103,7 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     assert!(matches!(entry.next(&third), Next::Write { revision: 0, .. }));
     entry.written(id_of(&third), Ok(Put::Refused(Some(row(77, "w", 9)))));
     assert!(matches!(entry.next(&third), Next::Exit), "nothing is left to do, nor to remove");
-    assert!(matches!(status.status(), Status::Superseded { .. }));
+    assert!(matches!(status.current(), Status::Superseded { .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,13 +116,13 @@ async fn what_others_do_to_it_is_repaired_or_final() {
     entry.changed(6, Some(row(id_of(&lease), "v", 6)));
     assert!(is_at_rest(&entry.next(&lease)), "as it should be");
     entry.changed(7, None);
-    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(status.current(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(8)));
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     entry.changed(9, Some(row(77, "v", 9)));
     assert!(matches!(entry.next(&lease), Next::Exit));
-    assert!(matches!(status.status(), Status::Superseded { .. }));
+    assert!(matches!(status.current(), Status::Superseded { .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,16 +140,16 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
     read(&mut entry, Some(row(id_of(&lease), "v", 5)), 30);
     assert!(matches!(entry.next(&lease), Next::Watch(30)));
     entry.changed(30, None);
-    assert!(status.status().is_registered(), "known when it was read");
+    assert!(status.current().is_registered(), "known when it was read");
     // etcd was set back to when there was no such entry, and counts anew from there.
     read(&mut entry, None, 3);
-    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(status.current(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(4)));
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     assert!(matches!(entry.next(&lease), Next::Watch(4)));
     entry.changed(5, None);
-    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(status.current(), Status::Lost { .. }));
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,7 +168,7 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
                     entry.next(&lease);
                     entry.written(id_of(&lease), Err(full()));
                 }
-                assert!(status.status().is_registered(), "with the former value: {what}");
+                assert!(status.current().is_registered(), "with the former value: {what}");
                 let stands = stands.map(|id| row(if id == 1 { id_of(&lease) } else { id }, "v", 6));
                 let case = format!("{what}, {stands:?}, by the watch: {by_watch}");
                 if by_watch {
@@ -176,7 +176,7 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
                 } else {
                     entry.written(id_of(&lease), Ok(Put::Refused(stands)));
                 }
-                assert_eq!(matches!(status.status(), Status::Lost { .. }), is_lost, "{case}");
+                assert_eq!(matches!(status.current(), Status::Lost { .. }), is_lost, "{case}");
             }
         }
     }
@@ -191,14 +191,14 @@ async fn what_no_watch_tells_is_found_by_audits() {
     let stands = KeyReading { row: Some(row(id_of(&lease), "v", 5)), revision: 30 };
     advance(Duration::from_secs(15)).await;
     entry.audited(Instant::now(), 5, stands);
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     assert_eq!(entry.known(), 30);
     advance(Duration::from_secs(15)).await;
     entry.audited(Instant::now(), 30, KeyReading { row: None, revision: 40 });
-    assert!(matches!(status.status(), Status::Lost { .. }));
+    assert!(matches!(status.current(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(41)));
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     assert!(matches!(entry.next(&lease), Next::Watch(41)), "the former one did not tell");
 }
 
@@ -213,17 +213,17 @@ async fn an_audit_that_was_overtaken_counts_for_nothing() {
     let asked = Instant::now();
     first.changed(9, None);
     first.audited(asked, 5, stands());
-    assert!(!status.status().is_registered());
+    assert!(!status.current().is_registered());
     assert!(matches!(first.next(&lease), Next::Write { revision: 0, .. }));
     // By a write.
     advance(Duration::from_secs(1)).await;
     first.written(id_of(&lease), Ok(Put::Written(10)));
     first.audited(asked, 5, KeyReading { row: None, revision: 9 });
-    assert!(status.status().is_registered());
+    assert!(status.current().is_registered());
     // By nothing: etcd was set back to an older copy of its data.
     advance(Duration::from_secs(1)).await;
     first.audited(Instant::now(), 10, KeyReading { row: None, revision: 3 });
-    assert!(!status.status().is_registered());
+    assert!(!status.current().is_registered());
 }
 
 #[tokio::test(start_paused = true)]
@@ -233,13 +233,13 @@ async fn the_later_claim_of_a_handle_owns() {
     let first = registered(&mut entry, &lease);
     let (_, mut refused) = claim(&mut entry, 2, "w", Claim::IfAbsent);
     assert_eq!(refused.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
-    assert!(first.status().is_registered());
+    assert!(first.current().is_registered());
     let (second, _answer) = claim(&mut entry, 3, "w", Claim::TakeOver);
-    assert!(first.status().is_registered(), "not superseded yet");
+    assert!(first.current().is_registered(), "not superseded yet");
     assert!(matches!(entry.next(&lease), Next::Write { value, revision: 0, .. } if value == b"w"));
     entry.written(id_of(&lease), Ok(Put::Written(6)));
-    assert!(second.status().is_registered());
-    assert!(matches!(first.status(), Status::Superseded { .. }));
+    assert!(second.current().is_registered());
+    assert!(matches!(first.current(), Status::Superseded { .. }));
     assert!(release(&mut entry, 1).try_recv().unwrap().is_ok(), "of the superseded at once");
 }
 
@@ -255,15 +255,15 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
     let denied = Error::new(ErrorKind::PermissionDenied, "no");
     entry.written(id_of(&lease), Err(Failure::new(Reason::Refused, denied)));
     assert_eq!(refused.try_recv().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
-    assert!(matches!(second.status(), Status::Deregistered { .. }));
-    assert!(first.status().is_registered());
+    assert!(matches!(second.current(), Status::Deregistered { .. }));
+    assert!(first.current().is_registered());
     // Whether the other was written is not known; what stands there under the handle's own lease is overwritten.
     assert!(matches!(entry.next(&lease), Next::Write { value, revision: 0, .. } if value == b"x"));
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "w", 6)))));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(7)));
     assert!(updated.try_recv().unwrap().is_ok());
-    assert!(first.status().is_registered());
+    assert!(first.current().is_registered());
 }
 
 #[tokio::test(start_paused = true)]
@@ -273,7 +273,7 @@ async fn who_leaves_while_another_claims_is_gone_with_its_first_write() {
     let first = registered(&mut entry, &lease);
     let (_second, _answer) = claim(&mut entry, 2, "w", Claim::TakeOver);
     let mut gone = release(&mut entry, 1);
-    assert!(matches!(first.status(), Status::Deregistered { .. }));
+    assert!(matches!(first.current(), Status::Deregistered { .. }));
     assert!(gone.try_recv().is_err(), "its entry stands there still");
     entry.next(&lease);
     entry.written(id_of(&lease), Ok(Put::Written(6)));
@@ -683,7 +683,7 @@ proptest! {
             }
             match entry.ownership.owner() {
                 Some(owner) => {
-                    assert!(owner.status.status().is_registered());
+                    assert!(owner.status.current().is_registered());
                     let row = world.row.expect("the owner's entry stands");
                     assert_eq!((row.lease, &row.value), (id_of(&lease), &owner.value));
                 }
@@ -694,7 +694,7 @@ proptest! {
                     assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "nothing of ours is left");
                 }
             }
-            let live = statuses.iter().filter(|status| status.status().is_registered()).count();
+            let live = statuses.iter().filter(|status| status.current().is_registered()).count();
             assert_eq!(live, usize::from(entry.ownership.owner().is_some()), "one owner at most");
         });
     }
@@ -732,7 +732,7 @@ async fn an_update_that_is_refused_for_good_is_not_written_later() {
         assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
         entry.written(id_of(&lease), Err(refused(kind)));
         assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), kind);
-        assert!(status.status().is_registered(), "with the value that it had");
+        assert!(status.current().is_registered(), "with the value that it had");
         assert_eq!(next_value(&mut entry, &lease).await, None, "what stands is right");
 
         // What is lost later is repaired with the value that it had.

@@ -7,7 +7,7 @@ mod subtrees;
 
 use std::time::Duration;
 
-use discovery_core::{Entry, Error, ErrorKind};
+use discovery_core::{Error, ErrorKind, backend::Entry};
 use tokio::time::{Instant, timeout};
 
 use super::{range::Range, source::EtcdSource};
@@ -98,7 +98,7 @@ impl EtcdSource {
         let Some(patience) = patience else { return page.await };
         timeout(patience, page).await.unwrap_or_else(|_| {
             let message = format!("no etcd member gave a page of a list within {patience:?}");
-            Err(Failure::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).during("list")))
+            Err(Failure::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).with_operation("list")))
         })
     }
 }

@@ -115,7 +115,7 @@ impl Outlier {
     }
 
     /// Until when it gets no requests.
-    pub(crate) fn out_until(&self) -> Option<Instant> {
+    pub(crate) fn ejected_until(&self) -> Option<Instant> {
         match self.state {
             State::Ejected { until, .. } => Some(until),
             State::In | State::Suspect(_) | State::Probing(_) => None,
@@ -129,7 +129,7 @@ impl Outlier {
 
     /// Whether sweeps must go on although nothing is in flight.
     pub(crate) fn needs_sweeps(&self) -> bool {
-        self.out_until().is_some()
+        self.ejected_until().is_some()
     }
 
     pub(crate) fn recent(&self) -> Recent {

@@ -87,7 +87,7 @@ impl Scene {
     }
 
     fn ejected(&self) -> usize {
-        self.endpoints.iter().filter(|endpoint| endpoint.outlier.out_until().is_some()).count()
+        self.endpoints.iter().filter(|endpoint| endpoint.outlier.ejected_until().is_some()).count()
     }
 }
 
@@ -543,7 +543,7 @@ fn a_successor_inherits_the_ejection() {
         scene.sweep(hang);
     }
     let ejected = scene.endpoints[0].outlier;
-    assert_eq!(ejected.for_successor().unwrap().out_until(), ejected.out_until());
+    assert_eq!(ejected.for_successor().unwrap().ejected_until(), ejected.ejected_until());
     let mut renewed = ejected.with_new_connections();
     renewed.observe(&scene.endpoints[0].seen, &mut scene.fleet);
     assert!(!renewed.answered, "the tally stays, so its answers are no news");

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, Claim, Error, Instance, Recovered, Recovery, Registration, Registry, Resolver, ServiceName, Snapshot,
-    Update, Updates,
+    Backoff, Claim, Error, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Update, UpdateStream,
+    backend::{Recovered, Recovery},
 };
 use futures::{StreamExt, stream};
 
@@ -54,9 +54,9 @@ pub(crate) struct Copy {
 impl Copy {
     pub(crate) fn new(mut members: Vec<String>, bug: Option<Bug>) -> Self {
         let member = members.remove(0);
-        let mut recovery = Recovery::default();
-        recovery.backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("in bounds");
-        let resolver = Recovered::with(CopySource { member: member.clone(), bug }, recovery);
+        let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("in bounds");
+        let recovery = Recovery::default().backoff(backoff);
+        let resolver = Recovered::with_recovery(CopySource { member: member.clone(), bug }, recovery);
         Self { resolver, registry: CopyRegistry { member, bug }, bug }
     }
 }
@@ -79,7 +79,7 @@ impl Resolver for Copy {
         self.resolver.list(service).await
     }
 
-    fn watch(&self, service: &ServiceName) -> Result<Updates, Error> {
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         let updates = self.resolver.watch(service)?;
         if self.bug != Some(Bug::DoubledChanges) {
             return Ok(updates);
@@ -88,6 +88,6 @@ impl Resolver for Copy {
             let times = if matches!(update, Update::Change(_)) { 2 } else { 1 };
             stream::iter(std::iter::repeat_n(update, times))
         };
-        Ok(Updates::new(updates.flat_map(twice)))
+        Ok(UpdateStream::new(updates.flat_map(twice)))
     }
 }

@@ -4,7 +4,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use discovery_core::{Claim, Error, ErrorKind, Held, Instance, Registration, ServiceName, Status, StatusWriter};
+use discovery_core::{
+    Claim, Error, ErrorKind, Instance, Registration, ServiceName, Status,
+    backend::{RegistrationBackend, StatusWriter},
+};
 use discovery_etcd::{EtcdNaming, Layout};
 use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tokio::{
@@ -94,7 +97,7 @@ impl Keeper {
                     None => break,
                 },
                 _ = ticks.tick() => {
-                    if self.status.status().is_final() {
+                    if self.status.current().is_final() {
                         continue;
                     }
                     match self.look_after().await {
@@ -147,7 +150,7 @@ impl Keeper {
     async fn update(&mut self) -> Result<(), Error> {
         let start = Instant::now();
         loop {
-            if self.status.status().is_final() {
+            if self.status.current().is_final() {
                 return Err(Error::new(ErrorKind::Conflict, "superseded"));
             }
             if self.bug == Some(Bug::UpdateByRemoval) {
@@ -193,7 +196,7 @@ impl Keeper {
 }
 
 #[async_trait]
-impl Held for Hold {
+impl RegistrationBackend for Hold {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let _ = self.0.send(Order::Update(EtcdNaming::default().encode(&instance), reply));

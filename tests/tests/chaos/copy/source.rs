@@ -1,7 +1,10 @@
 use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
-use discovery_core::{Address, BadEntry, Entry, Error, ErrorKind, Feed, InstanceId, Live, ServiceName, Source};
+use discovery_core::{
+    Address, Error, ErrorKind, InstanceId, ServiceName,
+    backend::{BadEntry, Entry, Feed, Live, Source},
+};
 use discovery_etcd::{EtcdNaming, Layout};
 use etcd_client::{Event, EventType, GetOptions, KeyValue, WatchOptions};
 use tokio::time::{sleep, timeout};
@@ -122,7 +125,7 @@ fn revision_of(event: &Event) -> i64 {
 }
 
 pub(super) fn failed(error: etcd_client::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, "etcd failed").because(error)
+    Error::new(ErrorKind::Unavailable, "etcd failed").with_source(error)
 }
 
 pub(super) fn silent() -> Error {

@@ -56,7 +56,7 @@ fn follow(case: &Case<'_>, recording: &Recording, states: &[State]) -> Option<Br
                 if let Some(what) = idle(&held, change) {
                     return broken("W3", what);
                 }
-                held = held.with(change);
+                held = held.after_change(change);
                 let next: Vec<_> = places.iter().map(|place| place + 1).collect();
                 let next: Vec<_> = next.into_iter().filter(|place| is_at(states, *place, &held)).collect();
                 if next.is_empty() {

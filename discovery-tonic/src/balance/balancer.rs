@@ -3,7 +3,7 @@ use std::{cmp::Ordering, fmt, ops::Deref, sync::Arc};
 use arc_swap::{ArcSwap, Cache};
 use discovery_core::Weight;
 
-use super::{Candidates, Draw, Load, Policy, alias::Alias, load::Share};
+use super::{Candidates, Load, Policy, Rng, alias::Alias, load::Share};
 
 /// Where a set of candidates is published, and pickers over it are made.
 ///
@@ -12,27 +12,27 @@ use super::{Candidates, Draw, Load, Policy, alias::Alias, load::Share};
 /// ```
 /// use std::sync::Arc;
 /// use discovery_core::Weight;
-/// use discovery_tonic::balance::{Candidate, Load, Pickers, PowerOfTwo};
+/// use discovery_tonic::balance::{PowerOfTwo, internal::{Balancer, Candidate, Load}};
 ///
-/// let pickers = Pickers::new(PowerOfTwo::default());
-/// let mut picker = pickers.picker();
+/// let balancer = Balancer::new(PowerOfTwo::default());
+/// let mut picker = balancer.handle();
 /// assert!(picker.pick(true).is_none());
 ///
 /// let candidates = ["a", "b"].map(|name| Candidate::new(name, Weight::default(), Arc::new(Load::default())));
-/// pickers.publish(candidates);
+/// balancer.publish(candidates);
 /// let first = picker.pick(true).unwrap();
 /// let second = picker.pick(true).unwrap();
 /// assert_ne!(*first, *second, "the one without a request in flight");
 /// ```
-pub struct Pickers<T> {
+pub struct Balancer<T> {
     policy: Arc<dyn Policy>,
     set: Arc<ArcSwap<Set<T>>>,
 }
 
 /// Picks candidates; one for each clone of a channel, because it caches the set.
-pub struct Picker<T> {
+pub struct BalancerHandle<T> {
     set: Cache<Arc<ArcSwap<Set<T>>>, Arc<Set<T>>>,
-    draw: Draw,
+    draw: Rng,
 }
 
 /// Something that can take requests.
@@ -67,7 +67,7 @@ struct Rank {
     weight: u64,
 }
 
-impl<T> Pickers<T> {
+impl<T> Balancer<T> {
     /// An empty set under a policy.
     pub fn new(policy: impl Policy) -> Self {
         Self::of(Arc::new(policy))
@@ -79,8 +79,8 @@ impl<T> Pickers<T> {
     }
 
     /// A picker over what is published here, now and later.
-    pub fn picker(&self) -> Picker<T> {
-        Picker { set: Cache::new(Arc::clone(&self.set)), draw: Draw::default() }
+    pub fn handle(&self) -> BalancerHandle<T> {
+        BalancerHandle { set: Cache::new(Arc::clone(&self.set)), draw: Rng::default() }
     }
 
     /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
@@ -103,7 +103,7 @@ impl<T> Pickers<T> {
     }
 }
 
-impl<T> Picker<T> {
+impl<T> BalancerHandle<T> {
     /// Picks a candidate and counts the request in; `None` where all are full, or there is none.
     ///
     /// `patient` callers leave out candidates that have to answer something first.
@@ -150,7 +150,7 @@ impl<T> Set<T> {
 
     /// A candidate with room: the policy's next choice, else the least loaded one; one to avoid only where there is no other.
     #[cold]
-    fn any_with_room(&self, patient: bool, draw: &mut Draw, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
+    fn any_with_room(&self, patient: bool, draw: &mut Rng, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
         let view = self.view();
         for _ in 0..DRAWS {
             let chosen = self.candidates.get(self.policy.pick(&view, draw)).filter(|one| !avoid(&one.item));
@@ -172,7 +172,7 @@ impl<T> Set<T> {
 
     /// The candidate with room that has the least in flight for its weight, of equals one in proportion to its weight; one to avoid only
     /// where there is no other.
-    fn least_loaded(&self, patient: bool, draw: &mut Draw, avoid: impl Fn(&T) -> bool) -> Option<&Arc<Candidate<T>>> {
+    fn least_loaded(&self, patient: bool, draw: &mut Rng, avoid: impl Fn(&T) -> bool) -> Option<&Arc<Candidate<T>>> {
         let mut least: Option<(&Arc<Candidate<T>>, Rank)> = None;
         // The weights of all that are equal so far.
         let mut equals = 0;
@@ -265,27 +265,27 @@ impl<T> Drop for Picked<T> {
     }
 }
 
-impl<T> Clone for Pickers<T> {
+impl<T> Clone for Balancer<T> {
     fn clone(&self) -> Self {
         Self { policy: Arc::clone(&self.policy), set: Arc::clone(&self.set) }
     }
 }
 
-impl<T> Clone for Picker<T> {
+impl<T> Clone for BalancerHandle<T> {
     fn clone(&self) -> Self {
-        Self { set: self.set.clone(), draw: Draw::default() }
+        Self { set: self.set.clone(), draw: Rng::default() }
     }
 }
 
-impl<T> fmt::Debug for Pickers<T> {
+impl<T> fmt::Debug for Balancer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pickers").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Balancer").field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 
-impl<T> fmt::Debug for Picker<T> {
+impl<T> fmt::Debug for BalancerHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Picker").finish_non_exhaustive()
+        f.debug_struct("BalancerHandle").finish_non_exhaustive()
     }
 }
 
@@ -300,7 +300,7 @@ mod tests {
         thread,
     };
 
-    use proptest::prelude::*;
+    use proptest::prelude::{any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
     use super::*;
     use crate::balance::{PowerOfTwo, RoundRobin};
@@ -309,11 +309,11 @@ mod tests {
         Candidate::new(n, Weight::new(weight).unwrap(), Arc::new(Load::new(limit, u32::MAX)))
     }
 
-    fn picker(policy: impl Policy, candidates: impl IntoIterator<Item = Candidate<usize>>) -> Picker<usize> {
-        let pickers = Pickers::new(policy);
-        pickers.publish(candidates);
-        let mut picker = pickers.picker();
-        picker.draw = Draw::seeded(7);
+    fn picker(policy: impl Policy, candidates: impl IntoIterator<Item = Candidate<usize>>) -> BalancerHandle<usize> {
+        let balancer = Balancer::new(policy);
+        balancer.publish(candidates);
+        let mut picker = balancer.handle();
+        picker.draw = Rng::seeded(7);
         picker
     }
 
@@ -381,7 +381,7 @@ mod tests {
     struct Those(&'static [usize], AtomicUsize);
 
     impl Policy for Those {
-        fn pick(&self, _: &Candidates<'_>, _: &mut Draw) -> usize {
+        fn pick(&self, _: &Candidates<'_>, _: &mut Rng) -> usize {
             self.0[self.1.fetch_add(1, Relaxed).min(self.0.len() - 1)]
         }
     }
@@ -427,11 +427,11 @@ mod tests {
     #[test]
     fn many_at_once_fill_the_last_place() {
         for _ in 0..200 {
-            let pickers = Pickers::new(PowerOfTwo);
-            pickers.publish((0..16).map(|n| candidate(n, 100, 4)));
+            let balancer = Balancer::new(PowerOfTwo);
+            balancer.publish((0..16).map(|n| candidate(n, 100, 4)));
             thread::scope(|scope| {
                 for _ in 0..4 {
-                    let mut picker = pickers.picker();
+                    let mut picker = balancer.handle();
                     scope.spawn(move || {
                         for _ in 0..16 {
                             std::mem::forget(picker.pick(true).expect("there is room for all"));
@@ -439,7 +439,7 @@ mod tests {
                     });
                 }
             });
-            assert!(pickers.picker().pick(true).is_none());
+            assert!(balancer.handle().pick(true).is_none());
         }
     }
 }

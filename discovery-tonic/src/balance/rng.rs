@@ -1,8 +1,8 @@
 /// A source of random numbers for one pick: the wyrand generator of the `fastrand` crate.
 #[derive(Debug)]
-pub struct Draw(fastrand::Rng);
+pub struct Rng(fastrand::Rng);
 
-impl Draw {
+impl Rng {
     /// Numbers that follow from a seed, for tests and simulations.
     pub fn seeded(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
@@ -34,7 +34,7 @@ fn scale(bits: u64, bound: usize) -> usize {
     ((bits * bound as u64) >> 32) as usize
 }
 
-impl Default for Draw {
+impl Default for Rng {
     /// Numbers from the thread's generator.
     fn default() -> Self {
         Self::seeded(fastrand::u64(..))

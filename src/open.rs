@@ -18,7 +18,7 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// # async fn main() -> Result<(), discovery::Error> {
 /// use discovery::Resolver;
 ///
-/// let backend = discovery::connect("fixed://10.0.0.1:80,10.0.0.2:80")?;
+/// let backend = discovery::open("fixed://10.0.0.1:80,10.0.0.2:80")?;
 /// assert_eq!(backend.list(&"payments".parse()?).await?.len(), 2);
 /// # Ok(())
 /// # }
@@ -29,11 +29,11 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that is not allowed, with what is;
 /// [`Unsupported`](ErrorKind::Unsupported) where its scheme, or the TLS that it asks for, is not compiled in, with the cargo feature that is missing;
 /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime. An error never repeats the URL, which may hold a password.
-pub fn connect(url: &str) -> Result<Arc<dyn Backend>, Error> {
-    open(url).map_err(|error| error.during("connect"))
+pub fn open(url: &str) -> Result<Arc<dyn Backend>, Error> {
+    by_scheme(url).map_err(|error| error.with_operation("open"))
 }
 
-fn open(url: &str) -> Result<Arc<dyn Backend>, Error> {
+fn by_scheme(url: &str) -> Result<Arc<dyn Backend>, Error> {
     let (scheme, rest) = url.split_once(':').ok_or_else(no_scheme)?;
     match scheme {
         "etcd" => etcd(url),
@@ -47,7 +47,7 @@ fn open(url: &str) -> Result<Arc<dyn Backend>, Error> {
 fn etcd(url: &str) -> Result<Arc<dyn Backend>, Error> {
     let config: discovery_etcd::EtcdConfig = url.parse()?;
     require_runtime()?;
-    Ok(Arc::new(discovery_etcd::EtcdBackend::connect(config)?))
+    Ok(Arc::new(discovery_etcd::EtcdBackend::new(config)?))
 }
 
 #[cfg(not(feature = "etcd"))]
@@ -147,10 +147,10 @@ mod tests {
             ("fixed://h:1,h:0", "invalid address \"h:0\": the port"),
             ("fixed://h:1,169.254.169.254:80", "link-local addresses are refused"),
         ] {
-            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url:?}: {error}");
             assert!(error.to_string().contains(expected), "{url:?}: {error}");
-            assert_eq!(error.operation(), Some("connect"), "{url:?}");
+            assert_eq!(error.operation(), Some("open"), "{url:?}");
         }
     }
 
@@ -175,7 +175,7 @@ mod tests {
             "etcd://root:hunter2#2@10.1.2.3:2379",
             "etcd:root:hunter2@h:1",
         ] {
-            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
             assert!(!format!("{error} {error:?} {}", error.report()).contains("hunter2"), "{url:?}: {error:?}");
         }
     }
@@ -188,14 +188,14 @@ mod tests {
             cfg!(feature = "etcd").then_some("etcd://127.0.0.1:2379"),
         ];
         for url in compiled_in.into_iter().flatten() {
-            let error = connect(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
             assert_eq!(error.kind(), ErrorKind::NoRuntime, "{url:?}: {error}");
         }
     }
 
     #[tokio::test]
     async fn fixed_resolves_its_list_and_takes_no_registration() {
-        let backend = connect("fixed://10.0.0.2:80,[2001:db8::1]:80").unwrap();
+        let backend = open("fixed://10.0.0.2:80,[2001:db8::1]:80").unwrap();
         let set = backend.list(&service()).await.unwrap();
         let addresses: Vec<String> = set.iter().map(|one| one.address().to_string()).collect();
         assert_eq!(addresses, ["10.0.0.2:80", "[2001:db8::1]:80"]);
@@ -207,7 +207,7 @@ mod tests {
     #[cfg(feature = "memory")]
     #[tokio::test]
     async fn memory_is_a_new_registry_with_each_call() {
-        let (one, other) = (connect("memory:").unwrap(), connect("memory:").unwrap());
+        let (one, other) = (open("memory:").unwrap(), open("memory:").unwrap());
         let _registration = one.register(&service(), Instance::new("10.0.0.1:80".parse().unwrap())).await.unwrap();
         assert_eq!(one.list(&service()).await.unwrap().len(), 1);
         assert_eq!(other.list(&service()).await.unwrap().len(), 0);
@@ -216,7 +216,7 @@ mod tests {
     #[cfg(feature = "memory")]
     #[test]
     fn memory_takes_nothing_after_its_scheme() {
-        let error = connect("memory:shared").err().unwrap();
+        let error = open("memory:shared").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("allowed is memory:"), "{error}");
     }
@@ -224,7 +224,7 @@ mod tests {
     #[cfg(not(feature = "memory"))]
     #[test]
     fn a_scheme_left_out_names_its_feature() {
-        let error = connect("memory:").err().unwrap();
+        let error = open("memory:").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("`memory`"), "{error}");
     }
@@ -232,7 +232,7 @@ mod tests {
     #[cfg(feature = "etcd-tls")]
     #[tokio::test]
     async fn files_of_tls_are_read_at_once() {
-        let error = connect("etcd://etcd.example?ca_file=/nonexistent/ca.pem").err().unwrap();
+        let error = open("etcd://etcd.example?ca_file=/nonexistent/ca.pem").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
     }
@@ -240,7 +240,7 @@ mod tests {
     #[cfg(not(feature = "etcd"))]
     #[test]
     fn etcd_left_out_names_its_feature() {
-        let error = connect("etcd://127.0.0.1:2379").err().unwrap();
+        let error = open("etcd://127.0.0.1:2379").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("`etcd`"), "{error}");
     }
