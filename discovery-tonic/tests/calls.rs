@@ -16,7 +16,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use tonic::{Code, Request};
 
 #[tokio::test]
-async fn c5_an_empty_set_fails_at_once_and_names_the_service() {
+async fn fault_c5_an_empty_set_fails_at_once_and_names_the_service() {
     let channel = channel(&MemoryBackend::new());
     for _ in 0..3 {
         let call = tokio::time::timeout(Duration::from_secs(1), greet(&channel, None));
@@ -83,7 +83,7 @@ async fn a_registry_that_is_lost_from_the_start_fails_calls_with_the_reason() {
 }
 
 #[tokio::test]
-async fn c5_a_call_that_asks_to_wait_waits_for_an_instance() {
+async fn fault_c5_a_call_that_asks_to_wait_waits_for_an_instance() {
     let backend = MemoryBackend::new();
     let channel = channel(&backend);
     let waiting = tokio::spawn({
@@ -275,7 +275,7 @@ async fn servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c8_rolling_graceful_restarts_lose_nothing() {
+async fn fault_c8_rolling_graceful_restarts_lose_nothing() {
     let backend = MemoryBackend::new();
     let channel = channel(&backend);
     let mut servers = std::collections::VecDeque::new();

@@ -35,7 +35,7 @@ async fn one_of_four_refuses_and_no_call_fails() {
 }
 
 #[tokio::test]
-async fn c3_one_of_four_is_silent_and_no_call_is_slow() {
+async fn fault_c3_one_of_four_is_silent_and_no_call_is_slow() {
     let servers = servers(3).await;
     let (silent, _tasks) = silent().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([silent])));
@@ -48,7 +48,7 @@ async fn c3_one_of_four_is_silent_and_no_call_is_slow() {
 }
 
 #[tokio::test]
-async fn c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
+async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));

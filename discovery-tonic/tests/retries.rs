@@ -340,7 +340,7 @@ async fn a_crash_under_load_fails_nothing_that_may_be_repeated() {
         for caller in callers {
             failed += caller.await.unwrap();
         }
-        println!("C1, repeated: {repeated}: {failed} of {} calls failed", 40 * CALLERS);
+        println!("fault_c1, repeated: {repeated}: {failed} of {} calls failed", 40 * CALLERS);
         assert!(failed <= most, "{failed}");
     }
 }
