@@ -43,7 +43,7 @@ impl Source for Late {
 }
 
 #[tokio::test]
-async fn before_the_first_set_a_call_waits_until_its_deadline() {
+async fn b03_before_the_first_set_a_call_waits_until_its_deadline() {
     let server = Server::start("late").await;
     let open = Arc::new(Notify::new());
     let resolver = Recovered::new(Late { open: Arc::clone(&open), instance: server.instance() });
@@ -106,7 +106,7 @@ async fn fault_c5_a_call_that_asks_to_wait_waits_for_an_instance() {
 }
 
 #[tokio::test]
-async fn no_call_outlives_its_deadline() {
+async fn b03_no_call_outlives_its_deadline() {
     let server = Server::start("slow").await;
     let channel = channel(&registry([server.address]));
     let start = Instant::now();
@@ -163,7 +163,7 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
 }
 
 #[tokio::test]
-async fn what_the_peer_refused_is_sent_elsewhere() {
+async fn b02_what_the_peer_refused_is_sent_elsewhere() {
     let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
     let (refusing, refused, _tasks) = raw_h2(refuse).await;
     let server = Server::start("one").await;
@@ -178,7 +178,7 @@ async fn what_the_peer_refused_is_sent_elsewhere() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
+async fn b09_what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
     let fail: OnRequest = |_, respond| respond.send_reset(h2::Reason::INTERNAL_ERROR);
     let (failing, requests, _tasks) = raw_h2(fail).await;
     let channel = channel(&registry([failing]));
@@ -242,7 +242,7 @@ async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
+async fn b01_servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
     let mut servers = Vec::new();
     for name in ["a", "b"] {
         let builder = tonic::transport::Server::builder().max_concurrent_streams(8);

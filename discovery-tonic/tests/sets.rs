@@ -59,7 +59,7 @@ fn shown(channel: &BalancedChannel) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
+async fn b04_four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
     let servers = servers(8).await;
     let backend = registry(servers[..4].iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -89,7 +89,7 @@ async fn four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_inst
 }
 
 #[tokio::test]
-async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
+async fn b04_no_call_goes_to_an_instance_that_is_no_longer_shown() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -197,7 +197,7 @@ async fn fault_c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limi
 }
 
 #[tokio::test]
-async fn no_update_closes_the_connection_of_an_unchanged_endpoint() {
+async fn b05_no_update_closes_the_connection_of_an_unchanged_endpoint() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -218,7 +218,7 @@ async fn no_update_closes_the_connection_of_an_unchanged_endpoint() {
 }
 
 #[tokio::test]
-async fn endpoints_are_connected_and_replaced_without_a_request() {
+async fn b07_endpoints_are_connected_and_replaced_without_a_request() {
     let mut servers = servers(2).await;
     let backend = registry([servers[0].address]);
     let channel = channel(&backend);
@@ -233,7 +233,7 @@ async fn endpoints_are_connected_and_replaced_without_a_request() {
 }
 
 #[tokio::test]
-async fn a_mass_removal_is_held_while_the_endpoints_answer() {
+async fn b06_a_mass_removal_is_held_while_the_endpoints_answer() {
     let servers = servers(4).await;
     for one_by_one in [false, true] {
         let backend = registry(servers.iter().map(|server| server.address));
@@ -273,7 +273,7 @@ async fn a_mass_removal_is_held_while_the_endpoints_answer() {
 
 /// While the registry is out of reach the set cannot refill; it may as long again once it is back.
 #[tokio::test]
-async fn held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
+async fn b06_held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let hold = Duration::from_secs(1);
