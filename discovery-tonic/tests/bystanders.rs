@@ -48,7 +48,7 @@ async fn calls(channel: &BalancedChannel, count: usize) -> Vec<Status> {
 
 /// Statuses of 100 kB on 5 % of the calls failed 642 of 1,900 others.
 #[tokio::test]
-async fn large_headers_reach_their_callers_and_hurt_no_others() {
+async fn b11_large_headers_reach_their_callers_and_hurt_no_others() {
     for size in [17_000, 100_000, 1 << 20] {
         let (peer, _tasks) = with_large_statuses(size).await;
         let channel = channel(&registry([peer]));
@@ -157,7 +157,7 @@ async fn abandon_a_hundred(channel: &BalancedChannel) {
 
 /// 1,024 late answers ended the connection, with every other call on it.
 #[tokio::test]
-async fn late_answers_to_abandoned_calls_end_no_connection() {
+async fn b11_late_answers_to_abandoned_calls_end_no_connection() {
     let (channel, innocent, mut connections) = with_late_answers().await;
     let tell = connections.recv().await.unwrap();
     for _ in 0..30 {

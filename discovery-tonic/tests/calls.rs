@@ -19,7 +19,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use tonic::{Code, Request};
 
 #[tokio::test]
-async fn c5_an_empty_set_fails_at_once_and_names_the_service() {
+async fn fault_c5_an_empty_set_fails_at_once_and_names_the_service() {
     let channel = channel(&MemoryBackend::new());
     for _ in 0..3 {
         let call = tokio::time::timeout(Duration::from_secs(1), greet(&channel, None));
@@ -46,7 +46,7 @@ impl Source for Late {
 }
 
 #[tokio::test]
-async fn before_the_first_set_a_call_waits_until_its_deadline() {
+async fn b03_before_the_first_set_a_call_waits_until_its_deadline() {
     let server = Server::start("late").await;
     let open = Arc::new(Notify::new());
     let resolver = Recovered::new(Late { open: Arc::clone(&open), instance: server.instance() });
@@ -87,7 +87,7 @@ async fn a_registry_that_is_lost_from_the_start_fails_calls_with_the_reason() {
 }
 
 #[tokio::test]
-async fn c5_a_call_that_asks_to_wait_waits_for_an_instance() {
+async fn fault_c5_a_call_that_asks_to_wait_waits_for_an_instance() {
     let backend = MemoryBackend::new();
     let channel = channel(&backend);
     let waiting = tokio::spawn({
@@ -110,7 +110,7 @@ async fn c5_a_call_that_asks_to_wait_waits_for_an_instance() {
 }
 
 #[tokio::test]
-async fn no_call_outlives_its_deadline() {
+async fn b03_no_call_outlives_its_deadline() {
     let server = Server::start("slow").await;
     let channel = channel(&registry([server.address]));
     let start = Instant::now();
@@ -167,7 +167,7 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
 }
 
 #[tokio::test]
-async fn what_the_peer_refused_is_sent_elsewhere() {
+async fn b02_what_the_peer_refused_is_sent_elsewhere() {
     let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
     let (refusing, refused, _tasks) = raw_h2(refuse).await;
     let server = Server::start("one").await;
@@ -182,7 +182,7 @@ async fn what_the_peer_refused_is_sent_elsewhere() {
 }
 
 #[tokio::test]
-async fn what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
+async fn b09_what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
     let fail: OnRequest = |_, respond| respond.send_reset(h2::Reason::INTERNAL_ERROR);
     let (failing, requests, _tasks) = raw_h2(fail).await;
     let channel = channel(&registry([failing]));
@@ -246,7 +246,7 @@ async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
+async fn b01_servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
     let mut servers = Vec::new();
     for name in ["a", "b"] {
         let builder = tonic::transport::Server::builder().max_concurrent_streams(8);
@@ -279,7 +279,7 @@ async fn servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c8_rolling_graceful_restarts_lose_nothing() {
+async fn fault_c8_rolling_graceful_restarts_lose_nothing() {
     let backend = MemoryBackend::new();
     let channel = channel(&backend);
     let mut servers = std::collections::VecDeque::new();

@@ -58,7 +58,7 @@ fn assert_fair(all: &[Seen], time: Duration) {
 
 /// Figure F14 in small: 64 callers got 1 to 946 calls each, and 20 failed.
 #[tokio::test]
-async fn all_callers_have_their_share_of_few_streams() {
+async fn b03_all_callers_have_their_share_of_few_streams() {
     let time = Duration::from_secs(4);
     for (callers, limit) in [(64, 8), (8, 4)] {
         let server = few_streams(limit).await;

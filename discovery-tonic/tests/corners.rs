@@ -141,7 +141,7 @@ async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
 
 /// Also where the endpoint waits for long before it would connect again.
 #[tokio::test]
-async fn the_drain_limit_binds_streams_of_former_connections() {
+async fn b04_the_drain_limit_binds_streams_of_former_connections() {
     let (mut old, new) = (Server::start("old").await, Server::start("new").await);
     let backend = registry([old.address]);
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();

@@ -21,7 +21,7 @@ use tokio::{task::JoinSet, time::sleep};
 const SLOW: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn one_of_four_refuses_and_no_call_fails() {
+async fn fault_l1_one_of_four_refuses_and_no_call_fails() {
     let servers = servers(3).await;
     let refusing = refusing().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([refusing])));
@@ -35,7 +35,7 @@ async fn one_of_four_refuses_and_no_call_fails() {
 }
 
 #[tokio::test]
-async fn c3_one_of_four_is_silent_and_no_call_is_slow() {
+async fn fault_c3_one_of_four_is_silent_and_no_call_is_slow() {
     let servers = servers(3).await;
     let (silent, _tasks) = silent().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([silent])));
@@ -48,7 +48,7 @@ async fn c3_one_of_four_is_silent_and_no_call_is_slow() {
 }
 
 #[tokio::test]
-async fn c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
+async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
@@ -81,7 +81,7 @@ async fn c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone(
 }
 
 #[tokio::test]
-async fn fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpoint() {
+async fn fault_l2_fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpoint() {
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
@@ -133,7 +133,7 @@ async fn callers_that_give_up_leave_a_hung_endpoint_as_soon() {
 }
 
 #[tokio::test]
-async fn a_hung_endpoint_that_answers_again_is_used_again() {
+async fn b08_a_hung_endpoint_that_answers_again_is_used_again() {
     let servers = servers(3).await;
     let (hung, _, tasks) = hung().await;
     let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
@@ -185,7 +185,7 @@ async fn the_only_endpoint_is_not_suspected() {
 }
 
 #[tokio::test]
-async fn all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
+async fn b03_all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
     let (a, b) = (refusing().await, refusing().await);
     let channel = channel(&registry([a, b]));
     let status = greet(&channel, None).await.unwrap_err();
@@ -230,7 +230,7 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
 
 /// Where less than half are left, all are used: two of four hang and are ejected, and then a good one dies.
 #[tokio::test]
-async fn where_less_than_half_are_left_all_are_used() {
+async fn b08_where_less_than_half_are_left_all_are_used() {
     let (first, second) = (hung().await, hung().await);
     let (good, mut dying) = (Server::start("good").await, Mortal::start("dying"));
     let backend = registry([first.0, second.0, good.address, dying.address]);
@@ -296,7 +296,7 @@ impl OneOut {
 
 /// B5: another weight, other metadata and a whole set anew change nothing of what is known of an endpoint.
 #[tokio::test]
-async fn no_update_resets_what_is_known_of_an_endpoint() {
+async fn b05_no_update_resets_what_is_known_of_an_endpoint() {
     let one = OneOut::start().await;
     let known = one.ejected_until();
     let weight = Weight::new(300).unwrap();
@@ -315,7 +315,7 @@ async fn no_update_resets_what_is_known_of_an_endpoint() {
 
 /// One that fails does not get calls again by being announced anew, however long it was away.
 #[tokio::test]
-async fn an_endpoint_that_is_out_stays_out_when_it_comes_back() {
+async fn b01_an_endpoint_that_is_out_stays_out_when_it_comes_back() {
     let one = OneOut::start().await;
     let id = one.address.to_string();
     for away in [Duration::from_millis(100), Duration::from_millis(2500)] {

@@ -31,7 +31,7 @@ fn many(timeout: Duration) -> Request<GreetManyRequest> {
 /// tonic's server answers `CANCELLED: Timeout expired` in the same moment: so did 98 of 7,500 calls
 /// end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_the_server_says_at_the_deadline_it_is_deadline_exceeded() {
+async fn b03_whatever_the_server_says_at_the_deadline_it_is_deadline_exceeded() {
     // Many calls given up at once are an attack for a tonic server, by default.
     let builder = tonic::transport::Server::builder().http2_max_pending_accept_reset_streams(Some(10_000));
     let server = Server::start_with("slow", builder).await;

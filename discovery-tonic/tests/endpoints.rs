@@ -39,11 +39,11 @@ fn attempts(
     (builder, count)
 }
 
-/// C10: an address that comes and goes ten times a second is not tried more often than one that stays: once per wait, whether it
+/// `fault_c10`: an address that comes and goes ten times a second is not tried more often than one that stays: once per wait, whether it
 /// refuses or is silent, and however many connections it should have. The waits are of full jitter up to a second, so that 40 flaps in 4 s see about eight, and one time in a
 /// million more than twenty.
 #[tokio::test]
-async fn c10_a_flapping_address_is_tried_once_per_wait() {
+async fn fault_c10_a_flapping_address_is_tried_once_per_wait() {
     let (silent, _silent) = silent().await;
     let flap = async |address, connections| {
         let backend = registry([]);
@@ -63,7 +63,7 @@ async fn c10_a_flapping_address_is_tried_once_per_wait() {
     let start = Instant::now();
     let counts = tokio::join!(flap(refusing().await, 1), flap(silent, 1), flap(refusing().await, 3));
     println!(
-        "C10: {} attempts where it refuses, {} where it is silent, {} where it refuses three connections, 40 flaps in {:?}",
+        "fault_c10: {} attempts where it refuses, {} where it is silent, {} where it refuses three connections, 40 flaps in {:?}",
         counts.0,
         counts.1,
         counts.2,
@@ -74,9 +74,9 @@ async fn c10_a_flapping_address_is_tried_once_per_wait() {
     }
 }
 
-/// C10, where the address can be reached: the connection outlives the flaps.
+/// `fault_c10`, where the address can be reached: the connection outlives the flaps.
 #[tokio::test]
-async fn c10_a_flapping_server_keeps_its_connection() {
+async fn fault_c10_a_flapping_server_keeps_its_connection() {
     let server = Server::start("one").await;
     let (backend, flapping) = (registry([]), server.instance());
     let channel = builder(&backend).build().unwrap();
@@ -174,10 +174,10 @@ async fn the_hook_sees_the_instance_as_it_is_registered_now() {
     assert_eq!(seen.lock().unwrap()[..2], [None, Some("b".to_owned())]);
 }
 
-/// C13: a new endpoint's share grows in a straight line, and is never more than 1.2 of the curve: for one caller, and for 4 and 32 at
+/// `fault_c13`: a new endpoint's share grows in a straight line, and is never more than 1.2 of the curve: for one caller, and for 4 and 32 at
 /// once, whose calls in flight decide too.
 #[tokio::test]
-async fn c13_a_new_endpoint_warms_up() {
+async fn fault_c13_a_new_endpoint_warms_up() {
     tokio::join!(warm_up(1, 1), warm_up(4, 5), warm_up(32, 20));
 }
 
@@ -220,7 +220,7 @@ async fn warm_up(callers: usize, delay_ms: u32) {
     parts.push(whole);
     let ratios: Vec<_> = parts.iter().map(|(_, to_new, curve)| to_new / curve).collect();
     println!(
-        "C13: {callers} callers, {} of {} calls to the new one: {ratios:.2?} of the curve in each fifth, and in all",
+        "fault_c13: {callers} callers, {} of {} calls to the new one: {ratios:.2?} of the curve in each fifth, and in all",
         whole.1, whole.0
     );
     for (ratio, (_, _, curve)) in ratios.into_iter().zip(parts) {

@@ -107,7 +107,7 @@ async fn failing_fast_attracts_no_calls() {
 
 /// A server that fails all calls is ejected, by whichever of the failing codes.
 #[tokio::test]
-async fn one_that_fails_all_calls_is_ejected() {
+async fn b08_one_that_fails_all_calls_is_ejected() {
     let scene = async |answers: Answers, in_trailers: bool| {
         let servers = servers(3).await;
         let (failing, count) = answering(answers, in_trailers).await;
@@ -165,7 +165,7 @@ async fn what_is_no_failing_code_ejects_nobody() {
 
 /// Requests that every server fails, of one caller or of all, say nothing of a server.
 #[tokio::test]
-async fn poisonous_requests_eject_nobody() {
+async fn b08_poisonous_requests_eject_nobody() {
     let poisonous: Answers = |request| request.headers().contains_key("poison").then_some(Code::Internal);
     let backend = registry([]);
     for _ in 0..4 {

@@ -1,4 +1,4 @@
-//! What happens to servers, and what their callers notice of it: rows C1 to C16 of the fault list that no other file has.
+//! What happens to servers, and what their callers notice of it: rows `fault_c1` to `fault_c16` of the fault list that no other file has.
 
 mod support;
 
@@ -71,10 +71,10 @@ impl Callers {
     }
 }
 
-/// C1: one of three processes is killed and stays registered, three times over. At most what was in flight there fails, and nothing
+/// `fault_c1`: one of three processes is killed and stays registered, three times over. At most what was in flight there fails, and nothing
 /// that began once the loss was known, which is within milliseconds.
 #[tokio::test]
-async fn c1_a_killed_server_costs_what_was_in_flight_there() {
+async fn fault_c1_a_killed_server_costs_what_was_in_flight_there() {
     let backend = registry([]);
     let channel = channel(&backend);
     let mut servers = Vec::new();
@@ -98,7 +98,7 @@ async fn c1_a_killed_server_costs_what_was_in_flight_there() {
         let before = failed.iter().filter(|(begun, _)| *begun <= killed).count();
         let after = failed.iter().filter(|(begun, _)| *begun > killed + known).count();
         println!(
-            "C1: round {round}: {} of {calls} calls failed; {in_flight} were in flight there at the kill, of which {before} failed, \
+            "fault_c1: round {round}: {} of {calls} calls failed; {in_flight} were in flight there at the kill, of which {before} failed, \
              the others began in the {known:?} until it was known",
             failed.len()
         );
@@ -164,10 +164,10 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// C2: one of four freezes for ten seconds, under four clients at a time. At most five calls of
+/// `fault_c2`: one of four freezes for ten seconds, under four clients at a time. At most five calls of
 /// each are slow, and it is used again within two seconds of waking (three on a busy machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c2_a_frozen_server_is_left_and_used_again() {
+async fn fault_c2_a_frozen_server_is_left_and_used_again() {
     let (one_by_one, steadily, dropping, _) = tokio::join!(
         frozen_for_ten_seconds("one by one", one_by_one),
         frozen_for_ten_seconds("200 a second", steadily),
@@ -194,7 +194,7 @@ async fn frozen_for_ten_seconds(what: &str, load: impl AsyncFn(&BalancedChannel,
         assert!(woken.elapsed() < SOON, "it is not used again");
         sleep(Duration::from_millis(1)).await;
     }
-    println!("C2: {what}: {slow} of {calls} calls were slow; used again {:?} after it woke", woken.elapsed());
+    println!("fault_c2: {what}: {slow} of {calls} calls were slow; used again {:?} after it woke", woken.elapsed());
     assert!(woken.elapsed() < Duration::from_secs(3), "{:?}", woken.elapsed());
     slow
 }
@@ -249,9 +249,9 @@ async fn giving_up_late(channel: &BalancedChannel, end: Instant) -> (usize, usiz
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())
 }
 
-/// C4: all are down. Calls fail at once and say why; the first succeeds soon after they are back.
+/// `fault_c4`: all are down. Calls fail at once and say why; the first succeeds soon after they are back.
 #[tokio::test]
-async fn c4_all_servers_are_down_and_come_back() {
+async fn fault_c4_all_servers_are_down_and_come_back() {
     let mut servers = ["1", "2", "3"].map(Mortal::start);
     let addresses = servers.each_ref().map(|server| server.address);
     let channel = channel(&registry(addresses));
@@ -261,7 +261,7 @@ async fn c4_all_servers_are_down_and_come_back() {
     sleep(Duration::from_millis(200)).await;
     let start = Instant::now();
     let status = greet(&channel, Some(SOON)).await.unwrap_err();
-    println!("C4: failed after {:?}: {}", start.elapsed(), status.message());
+    println!("fault_c4: failed after {:?}: {}", start.elapsed(), status.message());
     assert_eq!(status.code(), Code::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(1) && status.message().contains("none of its 3 endpoints"));
 
@@ -271,13 +271,13 @@ async fn c4_all_servers_are_down_and_come_back() {
         assert!(start.elapsed() < SOON, "nothing is used again");
         sleep(Duration::from_millis(5)).await;
     }
-    println!("C4: first answer {:?} after they were back", start.elapsed());
+    println!("fault_c4: first answer {:?} after they were back", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(4), "a wait of at most 2 s, and some");
 }
 
-/// C6: 100,000 updates while no call is made. Memory stays, and the next call uses the last state.
+/// `fault_c6`: 100,000 updates while no call is made. Memory stays, and the next call uses the last state.
 #[tokio::test]
-async fn c6_updates_without_traffic_are_followed_and_cost_no_memory() {
+async fn fault_c6_updates_without_traffic_are_followed_and_cost_no_memory() {
     let (first, last) = (Server::start("first").await, Server::start("last").await);
     let backend = registry([first.address]);
     let channel = channel(&backend);
@@ -296,7 +296,7 @@ async fn c6_updates_without_traffic_are_followed_and_cost_no_memory() {
     let took = eventually("the last state", || ready(&channel) == 1 && only_last()).await;
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), last.address);
     let grown = resident_bytes().saturating_sub(before);
-    println!("C6: the last state {took:?} after the last of 100,000 updates, {} KiB more memory", grown >> 10);
+    println!("fault_c6: the last state {took:?} after the last of 100,000 updates, {} KiB more memory", grown >> 10);
     assert!(grown < 32 << 20, "{grown}");
     assert_eq!(first.accepted(), 1, "no update closed its connection");
 }
@@ -315,15 +315,15 @@ async fn a_thousand_channels_share_a_watch() {
     eventually("none is left", || backend.watches(&service()) == 0).await;
 }
 
-/// C9: servers that end every connection after a second, in order, under 200 calls a second: no call fails.
+/// `fault_c9`: servers that end every connection after a second, in order, under 200 calls a second: no call fails.
 #[tokio::test]
-async fn c9_connections_that_age_lose_no_call() {
+async fn fault_c9_connections_that_age_lose_no_call() {
     goaways(Duration::from_secs(6)).await;
 }
 
 #[tokio::test]
 #[ignore = "soak: a minute"]
-async fn c9_connections_that_age_lose_no_call_for_a_minute() {
+async fn fault_c9_connections_that_age_lose_no_call_for_a_minute() {
     goaways(Duration::from_secs(60)).await;
 }
 
@@ -346,15 +346,15 @@ async fn goaways(time: Duration) {
     let ended = calls.join_all().await;
     let failed: Vec<_> = ended.iter().filter_map(|result| result.as_ref().err()).collect();
     let connections: usize = servers.iter().map(Server::accepted).sum();
-    println!("C9: {} of {} calls failed over {connections} connections", failed.len(), ended.len());
+    println!("fault_c9: {} of {} calls failed over {connections} connections", failed.len(), ended.len());
     assert!(ended.len() >= 200 * time.as_secs() as usize, "{}", ended.len());
     assert!(failed.is_empty(), "{:?}", failed.first());
     assert!(connections > 3 * (time.as_secs() as usize / 2), "connections did age");
 }
 
-/// C11: three of five fail all calls. At most half are taken out, so that the good ones get no more than twice their share.
+/// `fault_c11`: three of five fail all calls. At most half are taken out, so that the good ones get no more than twice their share.
 #[tokio::test]
-async fn c11_where_most_fail_the_good_ones_are_not_flooded() {
+async fn fault_c11_where_most_fail_the_good_ones_are_not_flooded() {
     let mut bad = Vec::new();
     for _ in 0..3 {
         bad.push(raw_h2(|_, respond| answer(respond, "14")).await);
@@ -367,13 +367,13 @@ async fn c11_where_most_fail_the_good_ones_are_not_flooded() {
         let _ = greet(&channel, None).await;
     }
     let calls = good.each_ref().map(|server| server.greeter.calls());
-    println!("C11: the good ones got {calls:?} of 2000 calls, 400 are a fair share");
+    println!("fault_c11: the good ones got {calls:?} of 2000 calls, 400 are a fair share");
     assert!(calls.iter().all(|calls| (300..=800).contains(calls)), "{calls:?}");
 }
 
-/// C15: a server is replaced at its address, and registers under another id: one connection, with the new metadata.
+/// `fault_c15`: a server is replaced at its address, and registers under another id: one connection, with the new metadata.
 #[tokio::test]
-async fn c15_another_instance_at_the_same_address() {
+async fn fault_c15_another_instance_at_the_same_address() {
     let mut old = Mortal::start("old");
     let backend = registry([]);
     let channel = channel(&backend);
@@ -394,22 +394,22 @@ async fn c15_another_instance_at_the_same_address() {
         let endpoints = channel.endpoints();
         ready(&channel) == 1 && endpoints.iter().all(|one| one.instance.metadata().get("version") == Some("second"))
     });
-    println!("C15: ready {:?} after it was registered", took.await);
+    println!("fault_c15: ready {:?} after it was registered", took.await);
     for _ in 0..20 {
         greet(&channel, Some(SOON)).await.unwrap();
     }
     assert_eq!(new.accepted(), 1, "no reconnect storm");
 }
 
-/// C16: ten servers get even shares; one that is slow gets at most half of its.
+/// `fault_c16`: ten servers get even shares; one that is slow gets at most half of its.
 #[tokio::test]
-async fn c16_calls_are_spread_and_a_slow_server_gets_fewer() {
+async fn fault_c16_calls_are_spread_and_a_slow_server_gets_fewer() {
     shares_of_ten(10_000).await;
 }
 
 #[tokio::test]
 #[ignore = "soak: 100,000 calls, twice"]
-async fn c16_100_000_calls_are_spread_and_a_slow_server_gets_fewer() {
+async fn fault_c16_100_000_calls_are_spread_and_a_slow_server_gets_fewer() {
     shares_of_ten(100_000).await;
 }
 
@@ -420,7 +420,7 @@ async fn shares_of_ten(calls: usize) {
     let served = spread(&even, calls, 20).await;
     let off = |calls_of: &usize| (*calls_of as f64 / (calls as f64 / 10.0) - 1.0).abs();
     let worst = served.values().map(off).fold(0.0, f64::max);
-    println!("C16: of {calls} calls, shares within {:.1} % of even", worst * 100.0);
+    println!("fault_c16: of {calls} calls, shares within {:.1} % of even", worst * 100.0);
     assert!(served.len() == 10 && worst <= 0.1, "{served:?}");
 
     let (slow, count) = slow_server(Duration::from_millis(100), SOON).await;
@@ -429,7 +429,7 @@ async fn shares_of_ten(calls: usize) {
     eventually("all ready", || ready(&uneven) == 10).await;
     spread(&uneven, calls / 2, 20).await;
     let share = count.load(Ordering::Relaxed) as f64 / (calls as f64 / 20.0);
-    println!("C16: the slow one of ten got {share:.2} of an even share");
+    println!("fault_c16: the slow one of ten got {share:.2} of an even share");
     assert!(share <= 0.5, "{share}");
 }
 

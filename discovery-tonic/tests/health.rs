@@ -57,9 +57,9 @@ fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState
     endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).map(|one| one.state)
 }
 
-/// C12: who says NOT_SERVING gets no call 100 ms later (250 on a busy machine), and calls again once it serves.
+/// `fault_c12`: who says NOT_SERVING gets no call 100 ms later (250 on a busy machine), and calls again once it serves.
 #[tokio::test]
-async fn c12_a_server_that_does_not_serve_gets_no_calls() {
+async fn fault_c12_a_server_that_does_not_serve_gets_no_calls() {
     let (sick, well) = (Checked::start().await, Checked::start().await);
     let backend = registry([sick.address, well.address]);
     let channel = builder(&backend).health_check("").build().unwrap();
@@ -67,7 +67,7 @@ async fn c12_a_server_that_does_not_serve_gets_no_calls() {
     for round in 0..3 {
         sick.say(ServingStatus::NotServing).await;
         let took = eventually("one is out", || ready(&channel) == 1).await;
-        println!("C12: round {round}: out after {took:?}");
+        println!("fault_c12: round {round}: out after {took:?}");
         assert!(took < Duration::from_millis(250), "{took:?}");
         assert_eq!(state(&channel, sick.address), Some(EndpointState::NotServing));
         for _ in 0..50 {
@@ -78,13 +78,13 @@ async fn c12_a_server_that_does_not_serve_gets_no_calls() {
         assert_eq!(ready(&channel), 1);
         sick.say(ServingStatus::Serving).await;
         let took = eventually("both serve again", || ready(&channel) == 2).await;
-        println!("C12: round {round}: back after {took:?}");
+        println!("fault_c12: round {round}: back after {took:?}");
     }
 }
 
-/// C12: servers without a health check are used.
+/// `fault_c12`: servers without a health check are used.
 #[tokio::test]
-async fn c12_a_server_without_a_health_check_counts_as_serving() {
+async fn fault_c12_a_server_without_a_health_check_counts_as_serving() {
     let server = Server::start("one").await;
     let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), server.address);

@@ -59,7 +59,7 @@ impl Resolver for Faulty {
 
 /// A stream that panicked ended the channel for good, supposedly because "the runtime has ended".
 #[tokio::test]
-async fn a_resolver_that_panics_or_ends_is_watched_anew() {
+async fn b11_a_resolver_that_panics_or_ends_is_watched_anew() {
     for fault in [Fault::Ends, Fault::Panics, Fault::PanicsTwice] {
         let (one, two) = (Server::start("one").await, Server::start("two").await);
         let backend = registry([one.address]);
@@ -126,7 +126,7 @@ async fn removal(
 const BLOCKED: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_hook_or_a_connector_that_blocks_delays_no_removal() {
+async fn b11_a_hook_or_a_connector_that_blocks_delays_no_removal() {
     let (server, blocking) = (Server::start("one").await, refusing().await);
     let block = |blocked: &AtomicBool| {
         blocked.store(true, Ordering::Relaxed);
@@ -222,7 +222,7 @@ impl Subscriber for PanicsAt {
 
 /// Wherever a panic comes from, it costs one endpoint's connection, or one update.
 #[tokio::test]
-async fn a_panic_in_the_control_task_is_contained() {
+async fn b11_a_panic_in_the_control_task_is_contained() {
     for message in
         ["endpoint connected", "endpoint not connected", "connection ended", "registry lost", "registry regained"]
     {

@@ -78,7 +78,7 @@ async fn chat(channel: &BalancedChannel, count: usize, size: usize) -> Result<us
 }
 
 #[tokio::test]
-async fn large_requests_that_are_refused_go_elsewhere() {
+async fn b02_large_requests_that_are_refused_go_elsewhere() {
     for (size, refused_after) in [(100_000, 0), (100_000, usize::MAX), (250_000, 60_000)] {
         let (channel, server, refused) = with_refusing(refused_after).await;
         for _ in 0..20 {
@@ -90,7 +90,7 @@ async fn large_requests_that_are_refused_go_elsewhere() {
 }
 
 #[tokio::test]
-async fn streams_that_are_refused_go_elsewhere_with_all_that_was_sent() {
+async fn b02_streams_that_are_refused_go_elsewhere_with_all_that_was_sent() {
     for (count, size, refused_after) in [(20, 100, 0), (20, 100, 1_000), (10, 10_000, 50_000), (5, 100, usize::MAX)] {
         let (channel, _server, refused) = with_refusing(refused_after).await;
         for _ in 0..20 {
@@ -125,7 +125,7 @@ async fn a_stream_that_is_sent_again_is_whole_whenever_its_answer_begins() {
 
 /// What is larger is not kept; its refusal is the caller's to see.
 #[tokio::test]
-async fn what_is_too_large_to_be_kept_fails_where_it_is_refused() {
+async fn b02_what_is_too_large_to_be_kept_fails_where_it_is_refused() {
     let (channel, server, refused) = with_refusing(400_000).await;
     let mut failed = 0;
     for _ in 0..20 {

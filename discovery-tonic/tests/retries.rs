@@ -29,7 +29,7 @@ async fn until_ready(channel: &discovery_tonic::BalancedChannel, count: usize) {
 }
 
 #[tokio::test]
-async fn without_a_policy_nothing_that_failed_is_repeated() {
+async fn b02_without_a_policy_nothing_that_failed_is_repeated() {
     let (address, requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
     let channel = builder(&registry([address])).build().unwrap();
     assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::Unavailable);
@@ -50,7 +50,7 @@ async fn a_call_that_failed_goes_to_another_instance() {
 
 /// Which instances were tried is told by the answer that came in the end, and by one that broke off.
 #[tokio::test]
-async fn an_answer_tells_who_was_tried_before() {
+async fn b09_an_answer_tells_who_was_tried_before() {
     let (bad, _, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
     let good = Server::start("good").await;
     let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
@@ -340,7 +340,7 @@ async fn a_crash_under_load_fails_nothing_that_may_be_repeated() {
         for caller in callers {
             failed += caller.await.unwrap();
         }
-        println!("C1, repeated: {repeated}: {failed} of {} calls failed", 40 * CALLERS);
+        println!("fault_c1, repeated: {repeated}: {failed} of {} calls failed", 40 * CALLERS);
         assert!(failed <= most, "{failed}");
     }
 }

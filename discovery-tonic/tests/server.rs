@@ -322,7 +322,7 @@ async fn health_is_told_before_the_registry_and_taken_back_first() {
 }
 
 #[tokio::test]
-async fn a_fleet_is_replaced_under_load_without_a_failed_call() {
+async fn b10_a_fleet_is_replaced_under_load_without_a_failed_call() {
     let backend = MemoryBackend::new();
     let channel = support::channel(&backend);
     let mut fleet = Vec::new();

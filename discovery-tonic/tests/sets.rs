@@ -62,7 +62,7 @@ fn shown(channel: &BalancedChannel) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
+async fn b04_four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
     let servers = servers(8).await;
     let backend = registry(servers[..4].iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -92,7 +92,7 @@ async fn four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_inst
 }
 
 #[tokio::test]
-async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
+async fn b04_no_call_goes_to_an_instance_that_is_no_longer_shown() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -116,10 +116,10 @@ async fn no_call_goes_to_an_instance_that_is_no_longer_shown() {
     assert!(long < 50 && servers[0].accepted() <= 1 + long, "an entry that flaps costs no connection");
 }
 
-/// C7: a server is removed while streams of it are open and calls go on. No stream breaks, and 100 ms later (250 on a busy machine) none
+/// `fault_c7`: a server is removed while streams of it are open and calls go on. No stream breaks, and 100 ms later (250 on a busy machine) none
 /// of the calls goes there any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
+async fn fault_c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -149,27 +149,27 @@ async fn c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
     tokio::time::sleep(Duration::from_millis(250)).await;
     let (later, all) = (removed.greeter.calls() - before, load.calls.load(Ordering::Relaxed) - all);
     let broken = ended.iter().filter(|messages| messages.as_ref().ok() != Some(&10)).count();
-    println!("C7: {broken} of {} streams broke; {later} of {all} later calls went there", ended.len());
+    println!("fault_c7: {broken} of {} streams broke; {later} of {all} later calls went there", ended.len());
     assert!(broken == 0 && later == 0 && all > 20, "{ended:?}");
     load.stop_without_failures().await;
 }
 
-/// C5: where the set is empty, a call that asks to wait ends at its deadline, not later.
+/// `fault_c5`: where the set is empty, a call that asks to wait ends at its deadline, not later.
 #[tokio::test]
-async fn c5_on_an_empty_set_a_call_that_waits_ends_at_its_deadline() {
+async fn fault_c5_on_an_empty_set_a_call_that_waits_ends_at_its_deadline() {
     let channel = channel(&registry([]));
     let mut request = tonic::Request::new(GreetRequest::default());
     request.set_timeout(Duration::from_millis(300));
     request.extensions_mut().insert(WaitForReady);
     let start = Instant::now();
     let status = GreeterClient::new(channel).greet(request).await.unwrap_err();
-    println!("C5: ended after {:?}", start.elapsed());
+    println!("fault_c5: ended after {:?}", start.elapsed());
     assert_eq!(status.code(), tonic::Code::DeadlineExceeded);
     assert!((295..750).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
+async fn fault_c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
     let servers = servers(2).await;
     let backend = registry([servers[0].address]);
     let channel = builder(&backend).drain_timeout(Duration::from_secs(2)).build().unwrap();
@@ -200,7 +200,7 @@ async fn c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
 }
 
 #[tokio::test]
-async fn no_update_closes_the_connection_of_an_unchanged_endpoint() {
+async fn b05_no_update_closes_the_connection_of_an_unchanged_endpoint() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -221,7 +221,7 @@ async fn no_update_closes_the_connection_of_an_unchanged_endpoint() {
 }
 
 #[tokio::test]
-async fn endpoints_are_connected_and_replaced_without_a_request() {
+async fn b07_endpoints_are_connected_and_replaced_without_a_request() {
     let mut servers = servers(2).await;
     let backend = registry([servers[0].address]);
     let channel = channel(&backend);
@@ -236,7 +236,7 @@ async fn endpoints_are_connected_and_replaced_without_a_request() {
 }
 
 #[tokio::test]
-async fn a_mass_removal_is_held_while_the_endpoints_answer() {
+async fn b06_a_mass_removal_is_held_while_the_endpoints_answer() {
     let servers = servers(4).await;
     for one_by_one in [false, true] {
         let backend = registry(servers.iter().map(|server| server.address));
@@ -276,7 +276,7 @@ async fn a_mass_removal_is_held_while_the_endpoints_answer() {
 
 /// While the registry is out of reach the set cannot refill; it may as long again once it is back.
 #[tokio::test]
-async fn held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
+async fn b06_held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let hold = Duration::from_secs(1);
@@ -311,7 +311,7 @@ async fn a_held_endpoint_that_closes_is_let_go() {
 }
 
 #[tokio::test]
-async fn c14_traffic_goes_on_while_the_registry_is_out_of_reach() {
+async fn fault_c14_traffic_goes_on_while_the_registry_is_out_of_reach() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);

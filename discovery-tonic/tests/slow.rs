@@ -87,7 +87,7 @@ fn taking(delay: Duration) -> GreetRequest {
 const QUICK: Duration = Duration::ZERO;
 
 #[tokio::test]
-async fn long_polls_are_no_silence() {
+async fn b08_long_polls_are_no_silence() {
     let fleet = Fleet::start(4).await;
     let (poll, time) = (Duration::from_secs(4), Duration::from_secs(7));
     futures::future::join_all((0..12).map(|_| fleet.call(poll, time))).await;
@@ -164,7 +164,7 @@ async fn a_stalled_client_blames_nobody() {
 }
 
 #[tokio::test]
-async fn callers_that_give_up_blame_nobody() {
+async fn b08_callers_that_give_up_blame_nobody() {
     let fleet = Fleet::start(4).await;
     let callers = (0..12).map(|number| {
         let channel = fleet.channel.clone();

@@ -112,7 +112,7 @@ async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
 
 /// The watch's connection carries nothing any more, which only pings would notice; what else is asked goes on another one.
 #[tokio::test]
-async fn a32_a_watch_stuck_on_its_connection_is_opened_anew() {
+async fn fault_a32_a_watch_stuck_on_its_connection_is_opened_anew() {
     let etcd = Etcd::start().await;
     let (address, stall) = stalling_proxy(etcd.address()).await;
     let config = EtcdConfig::new([address]).ttl(Duration::from_secs(9));

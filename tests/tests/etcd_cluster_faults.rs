@@ -40,7 +40,7 @@ async fn until_led(etcd: &Etcd, not_by: Option<usize>) -> usize {
 
 /// A member is gone, but its end never arrives: what is written on another one is seen within 6 s, and nothing goes.
 #[tokio::test(flavor = "multi_thread")]
-async fn a4_a_connection_is_half_open() {
+async fn fault_a4_a_connection_is_half_open() {
     let etcd = Etcd::start_members(3).await;
     let proxies = proxies(&etcd).await;
     let backend = usual(proxies.iter().map(Proxy::address));
@@ -55,14 +55,14 @@ async fn a4_a_connection_is_half_open() {
     put(&mut raw_on(&etcd, leader).await, &instance(2)).await;
     let written = start.elapsed();
     follower.until("the other is there", Duration::from_secs(6), has(2)).await;
-    println!("A4: seen {:?} after the end, of which {written:?} until it could be written", start.elapsed());
+    println!("fault_a4: seen {:?} after the end, of which {written:?} until it could be written", start.elapsed());
     assert!(follower.removed().is_empty());
 }
 
 /// Two of three members are killed, and the client knows the third alone: the loss is told within 5 s, the set stands, and all
 /// is well again within 3 s of the return of a majority.
 #[tokio::test(flavor = "multi_thread")]
-async fn a9_the_majority_is_lost() {
+async fn fault_a9_the_majority_is_lost() {
     let etcd = Etcd::start_members(3).await;
     let backend = usual([etcd.address()]);
     let registration = register(&backend, 1).await;
@@ -78,7 +78,7 @@ async fn a9_the_majority_is_lost() {
     put(&mut raw_on(&etcd, 0).await, &instance(2)).await;
     let written = start.elapsed();
     follower.until("it has caught up", Duration::from_secs(6), has(2)).await;
-    println!("A9: told after {told:?}, caught up {:?} after a majority was back", start.elapsed());
+    println!("fault_a9: told after {told:?}, caught up {:?} after a majority was back", start.elapsed());
     assert!(written < Duration::from_secs(5));
     until_registered(&registration, Duration::from_secs(3)).await;
     assert!(follower.removed().is_empty(), "leases outlive a change of leader");
@@ -87,14 +87,14 @@ async fn a9_the_majority_is_lost() {
 /// The leader is killed and comes back, three times: who lives is never removed. Nor is a lease lost at a TTL of 5 s, of which a
 /// third may be over when the leader goes, unless electing another one took the rest.
 #[tokio::test(flavor = "multi_thread")]
-async fn a10_the_leader_is_killed() {
+async fn fault_a10_the_leader_is_killed() {
     leaders_killed(3).await;
 }
 
 /// The same, twenty times.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: takes 2 minutes"]
-async fn a10_the_leader_is_killed_twenty_times() {
+async fn fault_a10_the_leader_is_killed_twenty_times() {
     leaders_killed(20).await;
 }
 
@@ -139,7 +139,7 @@ async fn leaders_killed(times: u32) {
     join_all(registrations.into_iter().map(|registration| registration.deregister())).await;
     let lost: u32 = join_all(losses).await.into_iter().map(Result::unwrap).sum();
     println!(
-        "A10: {times} leaders killed, a new one after at most {slowest:?}: 0 removals, {lost} of 6 leases lost; three watches \
+        "fault_a10: {times} leaders killed, a new one after at most {slowest:?}: 0 removals, {lost} of 6 leases lost; three watches \
          told {outages:?} losses"
     );
     assert!(lost == 0 || slowest > USUAL_TTL * 2 / 3, "{lost} lost");
@@ -148,7 +148,7 @@ async fn leaders_killed(times: u32) {
 /// A member is cut off from its peers, and still reached by clients. Who knows it alone is told within 5 s; who knows the others
 /// leaves it, and sees within 5 s what is written there. Whether it led makes no difference.
 #[tokio::test(flavor = "multi_thread")]
-async fn a11_a_member_is_isolated() {
+async fn fault_a11_a_member_is_isolated() {
     tokio::join!(isolated(true), isolated(false));
 }
 
@@ -175,10 +175,10 @@ async fn isolated(leads: bool) {
         put(&mut raw_on(&etcd, leader).await, &instance(2)).await;
         let written = start.elapsed();
         on_all.until("the other is there", SOON, has(2)).await;
-        println!("A11: leader {leads}: seen elsewhere {:?} after it, written after {written:?}", start.elapsed());
+        println!("fault_a11: leader {leads}: seen elsewhere {:?} after it, written after {written:?}", start.elapsed());
         start.elapsed()
     });
-    println!("A11: leader {leads}: who knew that member alone was told after {told:?}");
+    println!("fault_a11: leader {leads}: who knew that member alone was told after {told:?}");
     // A new leader takes up to two election timeouts by itself.
     assert!(seen < Duration::from_secs(7), "{seen:?}");
     assert!(!has(2)(&on_it.set()));
@@ -189,7 +189,7 @@ async fn isolated(leads: bool) {
 
 /// A member slept through 1,000 writes, and is the only one that can be reached when it wakes: the set never goes back.
 #[tokio::test(flavor = "multi_thread")]
-async fn a12_a_member_lags() {
+async fn fault_a12_a_member_lags() {
     let etcd = Etcd::start_members(3).await;
     let leader = until_led(&etcd, None).await;
     let (lagging, other) = ((leader + 1) % 3, (leader + 2) % 3);
@@ -223,7 +223,7 @@ async fn a12_a_member_lags() {
         follower.until("the next write is there", SOON, |set| version_of(set) == 1001).await;
         let told = follower.told();
         assert!(told.iter().map(|told| version_of(&told.set)).is_sorted(), "the set went back: {told:#?}");
-        println!("A12: caught up {:?} after waking, {} losses told", start.elapsed(), follower.losses());
+        println!("fault_a12: caught up {:?} after waking, {} losses told", start.elapsed(), follower.losses());
     }
     assert!(all[lagging].accepted() > 0, "from the member that lagged");
 }

@@ -125,10 +125,10 @@ async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
     put(&fake, "d");
     until(&mut updates, &mut set, "abcd", &["abc", "abcd"]).await;
     println!(
-        "A26: {lists} lists and {watches} watches in the first second, {later:?} in the next; recovered in {recovered:?}"
+        "fault_a26: {lists} lists and {watches} watches in the first second, {later:?} in the next; recovered in {recovered:?}"
     );
     for error in &errors {
-        println!("A26: told {}", error.report());
+        println!("fault_a26: told {}", error.report());
     }
     assert!(lists <= 10 && watches <= 10, "{lists} lists, {watches} watches");
     assert!(later.iter().all(|count| *count <= 6), "no backoff: {later:?}");
@@ -181,32 +181,32 @@ fn put_event(key: &str, revision: i64) -> PbEvent {
 }
 
 #[tokio::test]
-async fn a26_an_unknown_event_type() {
+async fn fault_a26_an_unknown_event_type() {
     given_up(with_events(|event| event.r#type = 7)).await;
 }
 
 #[tokio::test]
-async fn a26_an_event_without_an_entry() {
+async fn fault_a26_an_event_without_an_entry() {
     given_up(with_events(|event| event.kv = None)).await;
 }
 
 #[tokio::test]
-async fn a26_an_event_of_revision_0() {
+async fn fault_a26_an_event_of_revision_0() {
     given_up(with_events(|event| event.kv.as_mut().unwrap().mod_revision = 0)).await;
 }
 
 #[tokio::test]
-async fn a26_an_event_of_a_negative_revision() {
+async fn fault_a26_an_event_of_a_negative_revision() {
     given_up(with_events(|event| event.kv.as_mut().unwrap().mod_revision = -5)).await;
 }
 
 #[tokio::test]
-async fn a26_an_event_of_the_largest_revision() {
+async fn fault_a26_an_event_of_the_largest_revision() {
     given_up(with_events(|event| event.kv.as_mut().unwrap().mod_revision = i64::MAX)).await;
 }
 
 #[tokio::test]
-async fn a26_events_out_of_order() {
+async fn fault_a26_events_out_of_order() {
     let order = with_messages(|message| {
         if let Some(event) = message.events.first().cloned() {
             let mut later = event;
@@ -219,7 +219,7 @@ async fn a26_events_out_of_order() {
 
 /// As a reader of one key had them from releases of etcd before 3.5.33: they are none of the service's.
 #[tokio::test]
-async fn a26_events_of_keys_that_were_not_asked_for() {
+async fn fault_a26_events_of_keys_that_were_not_asked_for() {
     let strangers = |created: PbWatchResponse| {
         let revision = created.header.as_ref().unwrap().revision + 1;
         let keys = ["", "payments", "payments-/x", "payments0x", "zebra/x"];
@@ -232,13 +232,13 @@ async fn a26_events_of_keys_that_were_not_asked_for() {
 
 /// Without it there is no harm: events are as good, and silence is found out as ever.
 #[tokio::test]
-async fn a26_created_missing() {
+async fn fault_a26_created_missing() {
     watch_while(|fake| fake.edit_watches(|message| if message.created { vec![] } else { vec![Ok(message)] })).await;
 }
 
 /// As etcd's grpc-proxy, which numbers the watches of a stream itself.
 #[tokio::test]
-async fn a26_watch_ids_of_the_servers_own() {
+async fn fault_a26_watch_ids_of_the_servers_own() {
     let fake = Fake::start().await;
     fake.edit_watches(|mut message| {
         message.watch_id %= 7;
@@ -253,32 +253,32 @@ async fn a26_watch_ids_of_the_servers_own() {
 
 /// As etcd's grpc-proxy, which does not name the cluster.
 #[tokio::test]
-async fn a26_messages_without_a_header() {
+async fn fault_a26_messages_without_a_header() {
     let watched = watch_while(with_messages(|message| message.header = None)).await;
     assert!(watched.errors.is_empty());
     assert_eq!((watched.lists, watched.watches), (1, 1));
 }
 
 #[tokio::test]
-async fn a26_watches_canceled_without_end() {
+async fn fault_a26_watches_canceled_without_end() {
     let watched = watch_while(after_created(|created| vec![PbWatchResponse { canceled: true, ..created }])).await;
     assert!(!watched.errors.is_empty(), "that is told");
 }
 
 #[tokio::test]
-async fn a26_watches_canceled_without_end_as_compacted() {
+async fn fault_a26_watches_canceled_without_end_as_compacted() {
     let canceled = |created| PbWatchResponse { canceled: true, compact_revision: 2, ..created };
     let watched = watch_while(after_created(move |created| vec![canceled(created)])).await;
     assert!(!watched.errors.is_empty(), "that is told");
 }
 
 #[tokio::test]
-async fn a26_a_flood_of_cancellations() {
+async fn fault_a26_a_flood_of_cancellations() {
     given_up(after_created(|created| vec![PbWatchResponse { canceled: true, ..created }; 10_000])).await;
 }
 
 #[tokio::test]
-async fn a26_watches_refused_for_their_token() {
+async fn fault_a26_watches_refused_for_their_token() {
     let refused = with_messages(|message| {
         if message.created {
             (message.canceled, message.watch_id) = (true, -1);
@@ -291,7 +291,7 @@ async fn a26_watches_refused_for_their_token() {
 }
 
 #[tokio::test]
-async fn a26_a_message_above_the_decoding_limit() {
+async fn fault_a26_a_message_above_the_decoding_limit() {
     let huge = after_created(|created| {
         let mut event = put_event("payments/x", 9);
         event.kv.as_mut().unwrap().value = vec![b'x'; 33 << 20];
@@ -302,7 +302,7 @@ async fn a26_a_message_above_the_decoding_limit() {
 
 /// Parts that never make a whole are not kept without bound.
 #[tokio::test]
-async fn a26_fragments_without_end() {
+async fn fault_a26_fragments_without_end() {
     let endless = after_created(|created| {
         let mut event = put_event("payments/x", 9);
         event.kv.as_mut().unwrap().value = vec![b'x'; 1 << 20];
@@ -335,7 +335,7 @@ async fn never_listed(misbehaving: impl FnOnce(&Fake)) {
 }
 
 #[tokio::test]
-async fn a26_a_list_with_more_of_nothing() {
+async fn fault_a26_a_list_with_more_of_nothing() {
     never_listed(with_lists(|_, answer| {
         answer.more = true;
         answer.kvs.clear();
@@ -344,7 +344,7 @@ async fn a26_a_list_with_more_of_nothing() {
 }
 
 #[tokio::test]
-async fn a26_a_list_without_end() {
+async fn fault_a26_a_list_without_end() {
     // Whatever page is asked for, it is the first one.
     let first = Arc::new(Mutex::new(Vec::new()));
     never_listed(with_lists(move |_, answer| {
@@ -359,7 +359,7 @@ async fn a26_a_list_without_end() {
 }
 
 #[tokio::test]
-async fn a26_a_list_of_entries_that_were_not_asked_for() {
+async fn fault_a26_a_list_of_entries_that_were_not_asked_for() {
     never_listed(with_lists(|_, answer| {
         let mut other = answer.kvs[0].clone();
         other.key = b"secrets/x".to_vec();
@@ -369,24 +369,24 @@ async fn a26_a_list_of_entries_that_were_not_asked_for() {
 }
 
 #[tokio::test]
-async fn a26_a_list_with_an_entry_twice() {
+async fn fault_a26_a_list_with_an_entry_twice() {
     never_listed(with_lists(|_, answer| answer.kvs.push(answer.kvs.last().unwrap().clone()))).await;
 }
 
 #[tokio::test]
-async fn a26_a_list_without_a_header() {
+async fn fault_a26_a_list_without_a_header() {
     never_listed(with_lists(|_, answer| answer.header = None)).await;
 }
 
 #[tokio::test]
-async fn a26_a_list_at_an_impossible_revision() {
+async fn fault_a26_a_list_at_an_impossible_revision() {
     let revisions = [0, -1, i64::MIN, i64::MAX];
     let mut next = revisions.into_iter().cycle();
     never_listed(with_lists(move |_, answer| answer.header.as_mut().unwrap().revision = next.next().unwrap())).await;
 }
 
 #[tokio::test]
-async fn a26_another_cluster_at_each_answer() {
+async fn fault_a26_another_cluster_at_each_answer() {
     watch_while(|fake| {
         let mut cluster = 1000;
         fake.edit_ranges(move |_, mut answer| {
@@ -400,7 +400,7 @@ async fn a26_another_cluster_at_each_answer() {
 
 /// A list above the decoding limit is asked for in smaller pages, down to one entry, and then the attempt has failed.
 #[tokio::test]
-async fn a26_an_entry_above_the_decoding_limit() {
+async fn fault_a26_an_entry_above_the_decoding_limit() {
     let fake = Fake::start().await;
     put(&fake, "a");
     let pages = Arc::new(Mutex::new(Vec::new()));
@@ -413,7 +413,7 @@ async fn a26_an_entry_above_the_decoding_limit() {
     let backend = EtcdBackend::new(patient).unwrap();
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
-    println!("A26: pages of {:?} entries, then {}", pages.lock().unwrap(), error.report());
+    println!("fault_a26: pages of {:?} entries, then {}", pages.lock().unwrap(), error.report());
     let limits = pages.lock().unwrap().clone();
     assert!(limits.len() <= 4 && limits.is_sorted_by(|a, b| a > b) && limits.last() == Some(&1), "{limits:?}");
     fake.be_honest();
@@ -422,7 +422,7 @@ async fn a26_an_entry_above_the_decoding_limit() {
 
 /// A list whose later pages come too late for its revision starts anew, three times; then that is told, and the backoff rules.
 #[tokio::test]
-async fn a15_compaction_between_the_pages_of_a_list() {
+async fn fault_a15_compaction_between_the_pages_of_a_list() {
     let fake = Fake::start().await;
     // More than a page has, also where the sizes of entries are known from an earlier one.
     let large = |number: u16| {
@@ -450,12 +450,12 @@ async fn a15_compaction_between_the_pages_of_a_list() {
     });
     let backend = connect(&fake);
     assert_eq!(backend.list(&payments()).await.unwrap().len(), 1200);
-    println!("A15: listed after {} restarts", lists.load(Ordering::SeqCst) - 1);
+    println!("fault_a15: listed after {} restarts", lists.load(Ordering::SeqCst) - 1);
     assert_eq!(lists.swap(0, Ordering::SeqCst), 3, "two restarts");
 
     compactions.store(usize::MAX, Ordering::SeqCst);
     let error = backend.list(&payments()).await.unwrap_err();
-    println!("A15: {} restarts, then {}", lists.load(Ordering::SeqCst) - 1, error.report());
+    println!("fault_a15: {} restarts, then {}", lists.load(Ordering::SeqCst) - 1, error.report());
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
     let begun = lists.swap(0, Ordering::SeqCst);
     assert!((5..=4 * 12).contains(&begun), "a backoff between attempts: {begun}");
@@ -474,7 +474,10 @@ async fn a15_compaction_between_the_pages_of_a_list() {
     assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Unavailable));
     sleep(2 * SECOND).await;
     let attempts = fake.asked(Method::Range).into_iter().filter(|at| (start..start + SECOND).contains(at)).count();
-    println!("A15: watching, {attempts} pages in the first second, {} lists in two", lists.load(Ordering::SeqCst));
+    println!(
+        "fault_a15: watching, {attempts} pages in the first second, {} lists in two",
+        lists.load(Ordering::SeqCst)
+    );
     assert!(lists.load(Ordering::SeqCst) <= 4 * 12, "backoff between attempts of four lists each");
     compactions.store(0, Ordering::SeqCst);
     let mut set = Snapshot::default();
@@ -496,7 +499,7 @@ async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, UpdateStream
 
 /// The stream says nothing, the connection is fine, and what else is asked is answered.
 #[tokio::test]
-async fn a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
+async fn fault_a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
     let fake = Fake::start().await;
     fake.edit_watches(|message| if message.created { vec![Ok(message)] } else { vec![] });
     let (_backend, mut updates, mut set) = watching(config(fake.address()), &fake).await;
@@ -507,7 +510,7 @@ async fn a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
     let start = Instant::now();
     fake.write([("payments/b", None)]);
     let more = until(&mut updates, &mut set, "ac", &["ac"]).await;
-    println!("A32: found {came:?} after an entry came, {:?} after one went", start.elapsed());
+    println!("fault_a32: found {came:?} after an entry came, {:?} after one went", start.elapsed());
     assert!(matches!((&seen[..], &more[..]), ([Update::Reset(_)], [Update::Reset(_)])), "{seen:?} {more:?}");
     // One audit sees it, and the next one that the stream does not tell.
     assert!(came < 4 * SECOND && start.elapsed() < 4 * SECOND, "more than two audits and 2 s");
@@ -515,7 +518,7 @@ async fn a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
 
 /// As above, where neither more nor fewer entries tell of it.
 #[tokio::test]
-async fn a32_a_stuck_watch_is_found_by_a_change_in_place() {
+async fn fault_a32_a_stuck_watch_is_found_by_a_change_in_place() {
     let fake = Fake::start().await;
     fake.edit_watches(|message| if message.created { vec![Ok(message)] } else { vec![] });
     let (_backend, mut updates, mut set) = watching(config(fake.address()), &fake).await;
@@ -523,14 +526,14 @@ async fn a32_a_stuck_watch_is_found_by_a_change_in_place() {
     let heavy = instance("a").with_weight(Weight::new(300).unwrap());
     fake.write([("payments/a", Some(EtcdNaming::default().encode(&heavy)))]);
     let seen = until(&mut updates, &mut set, "ab", &["ab"]).await;
-    println!("A32: found {:?} after a change in place", start.elapsed());
+    println!("fault_a32: found {:?} after a change in place", start.elapsed());
     assert!(matches!(&seen[..], [Update::Reset(_)]) && set.get("a").unwrap().weight() == heavy.weight());
     assert!(start.elapsed() < 4 * SECOND, "more than two audits and 2 s");
 }
 
 /// The last that the stream says comes just before what it does not say, so that it was not silent.
 #[tokio::test]
-async fn a32_a_watch_that_sticks_right_after_an_event_is_found() {
+async fn fault_a32_a_watch_that_sticks_right_after_an_event_is_found() {
     let fake = Fake::start().await;
     let mut said = 0;
     fake.edit_watches(move |mut message| {
@@ -544,14 +547,14 @@ async fn a32_a_watch_that_sticks_right_after_an_event_is_found() {
     put(&fake, "c");
     fake.write([("payments/b", None)]);
     let seen = until(&mut updates, &mut set, "ac", &["abc", "ac"]).await;
-    println!("A32: a delete lost right after an event was found {:?} later", start.elapsed());
+    println!("fault_a32: a delete lost right after an event was found {:?} later", start.elapsed());
     assert!(matches!(&seen[..], [Update::Change(_), Update::Reset(_)]), "{seen:?}");
     assert!(start.elapsed() < 4 * SECOND, "{:?}", start.elapsed());
 }
 
 /// As some releases do around a compaction: one delete is left out, and events go on.
 #[tokio::test]
-async fn a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
+async fn fault_a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
     let fake = Fake::start().await;
     fake.edit_watches(|mut message| {
         message.events.retain(|event| event.r#type == 0);
@@ -570,12 +573,12 @@ async fn a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
             set = set.after(&update.unwrap());
         }
     }
-    println!("A32: a delete that was left out among {weight} events was found {:?} later", start.elapsed());
+    println!("fault_a32: a delete that was left out among {weight} events was found {:?} later", start.elapsed());
 }
 
 /// On newer releases requests for progress stay without answer where nothing is written; a watch must not be doubted for that.
 #[tokio::test]
-async fn a31_an_idle_store_is_no_dead_stream() {
+async fn fault_a31_an_idle_store_is_no_dead_stream() {
     let fake = Fake::start().await;
     let (_backend, mut updates, _) = watching(config(fake.address()).ttl(3 * SECOND), &fake).await;
     assert!(timeout(5 * SECOND, updates.next()).await.is_err(), "nothing happened");
@@ -585,13 +588,13 @@ async fn a31_an_idle_store_is_no_dead_stream() {
         assert!(timeout(SECOND / 10, updates.next()).await.is_err(), "nothing happened to the service");
     }
     let [lists, watches, counts] = [Method::Range, Method::Watch, Method::Count].map(|method| fake.asked(method).len());
-    println!("A31: {watches} stream and {lists} list in 10 s, {counts} counts");
+    println!("fault_a31: {watches} stream and {lists} list in 10 s, {counts} counts");
     assert_eq!((lists, watches), (1, 1), "0 reconnects");
     assert!(counts >= 10, "checked meanwhile");
 }
 
 #[tokio::test]
-async fn a31_an_idle_etcd_is_no_dead_stream() {
+async fn fault_a31_an_idle_etcd_is_no_dead_stream() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.address()).ttl(3 * SECOND)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
@@ -605,7 +608,7 @@ async fn a31_an_idle_etcd_is_no_dead_stream() {
     }
     let opened =
         r#"grpc_server_started_total{grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream"}"#;
-    println!("A31: {:?} stream in 7 s on etcd", etcd.metric(0, opened));
+    println!("fault_a31: {:?} stream in 7 s on etcd", etcd.metric(0, opened));
     assert_eq!(etcd.metric(0, opened), Some(1.0), "0 reconnects");
 }
 
@@ -624,7 +627,7 @@ fn changed(update: Option<Update>) -> usize {
 }
 
 #[tokio::test]
-async fn a18_one_transaction_is_one_update() {
+async fn fault_a18_one_transaction_is_one_update() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.address())).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
@@ -639,12 +642,12 @@ async fn a18_one_transaction_is_one_update() {
         assert_eq!(changed(timeout(SOON, updates.next()).await.unwrap()), 128);
     }
     assert!(timeout(SECOND / 2, updates.next()).await.is_err(), "nothing else");
-    println!("A18: 3 revisions of 128 entries were 3 updates");
+    println!("fault_a18: 3 revisions of 128 entries were 3 updates");
 }
 
 /// An answer above 2 MiB comes in parts, of which none may be seen alone.
 #[tokio::test]
-async fn a18_one_transaction_in_fragments_is_one_update() {
+async fn fault_a18_one_transaction_in_fragments_is_one_update() {
     let fake = Fake::start().await;
     let parts = Arc::new(AtomicUsize::new(0));
     let sent = Arc::clone(&parts);
@@ -658,14 +661,14 @@ async fn a18_one_transaction_in_fragments_is_one_update() {
         assert_eq!(changed(timeout(SOON, updates.next()).await.unwrap()), 128);
     }
     let parts = parts.load(Ordering::SeqCst);
-    println!("A18: 3 revisions of 128 entries were 3 updates, after {parts} parts that more followed");
+    println!("fault_a18: 3 revisions of 128 entries were 3 updates, after {parts} parts that more followed");
     assert!(parts >= 6, "{parts}");
     assert!(timeout(SECOND / 2, updates.next()).await.is_err(), "nothing else");
 }
 
 /// Whether the stream ends with an error, or the connection is cut: nothing of the parts is seen, and nothing is lost.
 #[tokio::test]
-async fn a19_a_cut_in_mid_fragment() {
+async fn fault_a19_a_cut_in_mid_fragment() {
     for cut_connection in [false, true] {
         let fake = Fake::start().await;
         let proxy = Proxy::to(fake.address()).await;
@@ -702,7 +705,7 @@ async fn a19_a_cut_in_mid_fragment() {
             assert!([2, 130].contains(&set.len()), "half of a revision: {} entries", set.len());
             seen.push(update);
         }
-        println!("A19: whole {:?} after the write, cut after {cut_at:?} of 128 events", start.elapsed());
+        println!("fault_a19: whole {:?} after the write, cut after {cut_at:?} of 128 events", start.elapsed());
         assert!(matches!(seen.last(), Some(Update::Reset(_))), "{seen:?}");
         assert!(seen[..seen.len() - 1].iter().all(|update| matches!(update, Update::Lost(_))), "{seen:?}");
         put(&fake, "c");

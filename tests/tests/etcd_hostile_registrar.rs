@@ -54,7 +54,7 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let start = Instant::now();
     let error = first.as_ref().map(drop).map_err(Clone::clone);
     if let Err(error) = &error {
-        println!("A26: told {}", error.report());
+        println!("fault_a26: told {}", error.report());
     }
     let registration = match first {
         Ok(registration) => registration,
@@ -63,7 +63,7 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let settled = async || registration.status().is_registered() && fake.keys().len() == 1 && fake.leases().len() == 1;
     eventually("registered under one lease", SOON, settled).await;
     println!(
-        "A26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; in order after {:?}",
+        "fault_a26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; in order after {:?}",
         start.elapsed()
     );
     // Longer than a lease that is not renewed.
@@ -100,17 +100,17 @@ fn with_watches_ended(mut at: impl FnMut(&PbWatchResponse) -> bool + Send + 'sta
 }
 
 #[tokio::test]
-async fn a26_streams_of_watches_that_end_at_once() {
+async fn fault_a26_streams_of_watches_that_end_at_once() {
     register_while(with_watches_ended(|answer| answer.created)).await.0.unwrap();
 }
 
 #[tokio::test]
-async fn a26_streams_of_watches_that_end_with_the_first_event() {
+async fn fault_a26_streams_of_watches_that_end_with_the_first_event() {
     register_while(with_watches_ended(|answer| !answer.created)).await.0.unwrap();
 }
 
 #[tokio::test]
-async fn a26_watches_that_are_canceled_at_once() {
+async fn fault_a26_watches_that_are_canceled_at_once() {
     register_while(|fake| {
         fake.edit_watches(|answer| vec![Ok(answer.clone()), Ok(PbWatchResponse { canceled: true, ..answer })]);
     })
@@ -120,7 +120,7 @@ async fn a26_watches_that_are_canceled_at_once() {
 }
 
 #[tokio::test]
-async fn a26_another_lease_granted_than_asked_for() {
+async fn fault_a26_another_lease_granted_than_asked_for() {
     assert_refused(
         &register_while(|fake| {
             fake.edit_grants(|mut answer| {
@@ -152,17 +152,17 @@ async fn granted_for(ttl: i64) {
 }
 
 #[tokio::test]
-async fn a26_a_lease_granted_for_no_time() {
+async fn fault_a26_a_lease_granted_for_no_time() {
     granted_for(0).await;
 }
 
 #[tokio::test]
-async fn a26_a_lease_granted_for_negative_time() {
+async fn fault_a26_a_lease_granted_for_negative_time() {
     granted_for(-1).await;
 }
 
 #[tokio::test]
-async fn a26_a_lease_granted_for_ever() {
+async fn fault_a26_a_lease_granted_for_ever() {
     granted_for(i64::MAX).await;
 }
 
@@ -177,18 +177,18 @@ fn with_renewals(mut change: impl FnMut(&mut PbLeaseKeepAliveResponse) + Send + 
 }
 
 #[tokio::test]
-async fn a26_another_lease_renewed_than_asked_for() {
+async fn fault_a26_another_lease_renewed_than_asked_for() {
     register_while(with_renewals(|answer| answer.id += 1)).await.0.unwrap();
 }
 
 #[tokio::test]
-async fn a26_renewals_that_say_the_lease_is_gone() {
+async fn fault_a26_renewals_that_say_the_lease_is_gone() {
     let (_, was_lost) = register_while(with_renewals(|answer| answer.ttl = 0)).await;
     assert!(was_lost, "that is told");
 }
 
 #[tokio::test]
-async fn a26_renewals_for_ever() {
+async fn fault_a26_renewals_for_ever() {
     // The first answer is taken when the stream opens.
     let mut first = true;
     register_while(with_renewals(move |answer| {
@@ -202,12 +202,12 @@ async fn a26_renewals_for_ever() {
 }
 
 #[tokio::test]
-async fn a26_a_flood_of_renewals() {
+async fn fault_a26_a_flood_of_renewals() {
     register_while(|fake| fake.edit_renewals(|answer| vec![Ok(answer); 10_000])).await.0.unwrap();
 }
 
 #[tokio::test]
-async fn a26_streams_of_renewals_that_end_at_once() {
+async fn fault_a26_streams_of_renewals_that_end_at_once() {
     register_while(|fake| fake.edit_renewals(|answer| vec![Ok(answer), Err(Code::unavailable("enough"))]))
         .await
         .0
@@ -216,7 +216,7 @@ async fn a26_streams_of_renewals_that_end_at_once() {
 
 /// What was written is found when it is written once more, and believed then.
 #[tokio::test]
-async fn a26_a_write_answered_without_its_header() {
+async fn fault_a26_a_write_answered_without_its_header() {
     register_while(|fake| {
         fake.edit_txns(|_, mut answer| {
             answer.header = None;
@@ -230,7 +230,7 @@ async fn a26_a_write_answered_without_its_header() {
 
 /// That nothing stood in the way, and still it was not done.
 #[tokio::test]
-async fn a26_a_write_refused_against_its_own_condition() {
+async fn fault_a26_a_write_refused_against_its_own_condition() {
     assert_refused(
         &register_while(|fake| {
             fake.edit_txns(|_, mut answer| {
@@ -245,7 +245,7 @@ async fn a26_a_write_refused_against_its_own_condition() {
 
 /// Deregistering must not say that the entry is gone when the answer does not.
 #[tokio::test]
-async fn a26_a_removal_answered_with_nothing() {
+async fn fault_a26_a_removal_answered_with_nothing() {
     let fake = Fake::start().await;
     let backend = connect(&fake);
     let registration = register(&backend).await.unwrap();
@@ -256,7 +256,7 @@ async fn a26_a_removal_answered_with_nothing() {
     });
     let start = Instant::now();
     let error = registration.deregister().await.unwrap_err();
-    println!("A26: told after {:?}: {}", start.elapsed(), error.report());
+    println!("fault_a26: told after {:?}: {}", start.elapsed(), error.report());
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(fake.asked(Method::Write).len() <= 12, "{:?}", fake.asked(Method::Write).len());
     fake.be_honest();

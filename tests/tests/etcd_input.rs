@@ -1,4 +1,4 @@
-//! What anybody may have written into etcd, and what a caller may ask for: rows D4 to D10 of the fault list.
+//! What anybody may have written into etcd, and what a caller may ask for: rows `fault_d4` to `fault_d10` of the fault list.
 //!
 //! Where memory is measured, the resolver runs in a process of its own: this very program, started again.
 
@@ -56,10 +56,10 @@ fn bad_values() -> Vec<(String, Vec<u8>)> {
     values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// **D4**: entries of any bytes. Each bad one is skipped, counted and logged once, when listed, watched or listed again; what can
+/// `fault_d4`: entries of any bytes. Each bad one is skipped, counted and logged once, when listed, watched or listed again; what can
 /// be read is served, also where it is odd (unknown fields, doubles, wrong types in the metadata).
 #[tokio::test]
-async fn d4_what_cannot_be_read_hides_nothing_else() {
+async fn fault_d4_what_cannot_be_read_hides_nothing_else() {
     let log = Log::down_to(Level::WARN);
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
@@ -90,7 +90,7 @@ async fn d4_what_cannot_be_read_hides_nothing_else() {
     assert_eq!(backend.skipped(), all, "the same value counts once");
     let lines = log.with("bad entry skipped");
     println!(
-        "D4: {all} bad entries, {} log lines, the longest of {:?} bytes",
+        "fault_d4: {all} bad entries, {} log lines, the longest of {:?} bytes",
         lines.len(),
         lines.iter().map(String::len).max()
     );
@@ -108,10 +108,10 @@ async fn d4_what_cannot_be_read_hides_nothing_else() {
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
 }
 
-/// **D4**: a key that is rewritten badly all the time is counted each time and logged once a minute, also where it is good
+/// `fault_d4`: a key that is rewritten badly all the time is counted each time and logged once a minute, also where it is good
 /// in between.
 #[tokio::test]
-async fn d4_a_key_rewritten_badly_does_not_fill_the_log() {
+async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let log = Log::down_to(Level::WARN);
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
@@ -131,16 +131,16 @@ async fn d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let _last = register(&backend, 2).await;
     until(&mut updates, &mut set, |set| set.get(instance(2).id().as_str()).is_some()).await;
     let lines = log.with("bad entry skipped").len();
-    println!("D4: 300 bad values at one key in {took:?}: {} counted, {lines} logged", backend.skipped());
+    println!("fault_d4: 300 bad values at one key in {took:?}: {} counted, {lines} logged", backend.skipped());
     assert_eq!(backend.skipped(), 300);
     assert!(took < Duration::from_secs(60), "the bound is one line a minute: {took:?}");
     assert_eq!(lines, 1);
 }
 
-/// **D5**: a hundred values of 1.4 MB, 140 MB in all, are listed and then all rewritten under an open watch. They are skipped, the
+/// `fault_d5`: a hundred values of 1.4 MB, 140 MB in all, are listed and then all rewritten under an open watch. They are skipped, the
 /// rest is served, and the process takes less than two thirds of that. (etcd lets nobody write more than 1.5 MiB at once.)
 #[tokio::test]
-async fn d5_huge_values_are_skipped_and_memory_is_bounded() {
+async fn fault_d5_huge_values_are_skipped_and_memory_is_bounded() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     let mut huge = EtcdNaming::default().encode(&instance(1));
@@ -158,11 +158,11 @@ async fn d5_huge_values_are_skipped_and_memory_is_bounded() {
     }
     raw.put("payments/two", one).await;
     let second = process.until("what came after", |seen| seen.set == 2 && seen.skipped == 200);
-    println!("D5: 140 MB of values took {} kB at most to list, {} kB with the watch", first.peak, second.peak);
+    println!("fault_d5: 140 MB of values took {} kB at most to list, {} kB with the watch", first.peak, second.peak);
     assert!(second.peak < 93_000, "{second:?}");
 }
 
-/// **D6**: 100,000 entries under one service. No client follows more than its limit (20,000): a
+/// `fault_d6`: 100,000 entries under one service. No client follows more than its limit (20,000): a
 /// list is refused, watchers are told once with `ResourceExhausted`, the set stands, and the
 /// service is listed and followed again once it is smaller: at once by who begins then, and by who
 /// watched within two minutes, which a paused clock shows in `discovery-core`.
@@ -170,7 +170,7 @@ async fn d5_huge_values_are_skipped_and_memory_is_bounded() {
 /// The set is refused and not truncated: a part is no state that the registry had, and a removal within it would take a new list
 /// each time.
 #[tokio::test]
-async fn d6_a_service_of_too_many_entries_is_not_followed() {
+async fn fault_d6_a_service_of_too_many_entries_is_not_followed() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     let value = EtcdNaming::default().encode(&instance(1));
@@ -180,27 +180,27 @@ async fn d6_a_service_of_too_many_entries_is_not_followed() {
     let keys: Vec<String> = (0..100_000).map(|number| format!("payments/flood-{number}")).collect();
     let start = Instant::now();
     raw.put_all(&keys, &value).await;
-    println!("D6: 100,000 entries written in {:?}", start.elapsed());
+    println!("fault_d6: 100,000 entries written in {:?}", start.elapsed());
     let lost = process.until("lost", |seen| seen.lost.is_some() && seen.listed.is_none());
     assert_eq!(lost.lost.as_deref(), Some("ResourceExhausted"), "{lost:?}");
     assert!((1..=20_000).contains(&lost.set), "the set stands: {lost:?}");
     sleep(Duration::from_secs(2)).await;
     let still = process.until("still lost", |seen| seen.lost.is_some());
-    println!("D6: {} instances stand, told {} times; {} kB at most", still.set, still.losses, still.peak);
+    println!("fault_d6: {} instances stand, told {} times; {} kB at most", still.set, still.losses, still.peak);
     assert_eq!(still.set, lost.set, "{still:?}");
     assert!(still.peak < 100_000, "{still:?}");
 
     raw.delete_below("payments/flood-").await;
     let back = process.until("listed again", |seen| seen.listed == Some(1));
-    println!("D6: listed again; {} kB at most", back.peak);
+    println!("fault_d6: listed again; {} kB at most", back.peak);
     drop(process);
     let mut process = Process::start(&etcd);
     process.until("followed again", |seen| seen.set == 1 && seen.lost.is_none() && seen.listed == Some(1));
 }
 
-/// **D7**: addresses that would lead a client astray are refused wherever they come from; private ones and loopback are not.
+/// `fault_d7`: addresses that would lead a client astray are refused wherever they come from; private ones and loopback are not.
 #[tokio::test]
-async fn d7_hostile_addresses_are_refused() {
+async fn fault_d7_hostile_addresses_are_refused() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let mut raw = etcd.raw().await;
@@ -245,14 +245,14 @@ async fn d7_hostile_addresses_are_refused() {
     }
     let set = backend.list(&payments()).await.unwrap();
     let served: Vec<String> = set.iter().map(|one| one.address().to_string()).collect();
-    println!("D7: {} of {} hostile addresses refused", backend.skipped(), hostile.len());
+    println!("fault_d7: {} of {} hostile addresses refused", backend.skipped(), hostile.len());
     assert_eq!(served, allowed);
     assert_eq!(backend.skipped(), hostile.len() as u64);
 }
 
-/// **D8**: names and ids that could leave their place in the keys are refused before anything is sent.
+/// `fault_d8`: names and ids that could leave their place in the keys are refused before anything is sent.
 #[tokio::test]
-async fn d8_bad_names_are_refused_before_any_request() {
+async fn fault_d8_bad_names_are_refused_before_any_request() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let backend = connect_to([proxy.address()]);
@@ -294,15 +294,15 @@ async fn d8_bad_names_are_refused_before_any_request() {
     for url in ["etcd://127.0.0.1/../x", "etcd://127.0.0.1/a%00b", "etcd://127.0.0.1/a//b", "etcd://127.0.0.1/%0a"] {
         assert_eq!(url.parse::<EtcdConfig>().unwrap_err().kind(), ErrorKind::InvalidInput, "{url}");
     }
-    println!("D8: {refused} of {} names refused, {} connections made", names.len(), proxy.accepted());
+    println!("fault_d8: {refused} of {} names refused, {} connections made", names.len(), proxy.accepted());
     assert_eq!((refused, proxy.accepted()), (names.len(), 0));
     assert_eq!(count(&backend).await, Some(0), "a good name goes through");
     assert!(proxy.accepted() > 0);
 }
 
-/// **D9**: `foo` sees nothing of `foobar`, of deeper paths or of `foo//`, listed or watched.
+/// `fault_d9`: `foo` sees nothing of `foobar`, of deeper paths or of `foo//`, listed or watched.
 #[tokio::test]
-async fn d9_only_whole_segments_are_a_service() {
+async fn fault_d9_only_whole_segments_are_a_service() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let mut raw = etcd.raw().await;
@@ -326,14 +326,14 @@ async fn d9_only_whole_segments_are_a_service() {
     }
     raw.put("foo/second", value).await;
     let seen = until(&mut updates, &mut set, |set| set.len() == 2).await;
-    println!("D9: {} writes beside the service gave {} updates", 2 * others.len(), seen.len() - 1);
+    println!("fault_d9: {} writes beside the service gave {} updates", 2 * others.len(), seen.len() - 1);
     assert!(matches!(&seen[..], [Update::Change(change)] if change.removes().is_empty()), "{seen:?}");
     assert_eq!(backend.skipped(), 0);
 }
 
-/// **D10**: what keys and values hold reaches logs and errors escaped: no line, colour or direction can be forged.
+/// `fault_d10`: what keys and values hold reaches logs and errors escaped: no line, colour or direction can be forged.
 #[tokio::test]
-async fn d10_text_from_the_registry_is_escaped() {
+async fn fault_d10_text_from_the_registry_is_escaped() {
     let log = Log::down_to(Level::TRACE);
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
@@ -354,7 +354,7 @@ async fn d10_text_from_the_registry_is_escaped() {
     let _good = register(&backend, 1).await;
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     let lines = log.with("bad entry skipped");
-    println!("D10: {} lines about bad entries", lines.len());
+    println!("fault_d10: {} lines about bad entries", lines.len());
     assert_eq!(lines.len(), 4 * hostile.len() + 2);
     let is_hostile = |c: char| c.is_control() || matches!(c, '\u{202e}' | '\u{2028}' | '\u{200f}');
     for line in &lines {

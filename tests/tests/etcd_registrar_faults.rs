@@ -40,9 +40,9 @@ async fn cut(proxy: &Proxy) {
 const KEY: &str = "payments/10.0.0.2:80";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// B2. A registrar deregisters: watchers see it within 100 ms (the median; three times that for the slowest, on a loaded machine).
+/// `fault_b2`. A registrar deregisters: watchers see it within 100 ms (the median; three times that for the slowest, on a loaded machine).
 #[tokio::test]
-async fn b2_a_deregistration_is_seen_at_once() {
+async fn fault_b2_a_deregistration_is_seen_at_once() {
     let etcd = Etcd::start().await;
     let (backend, observer) = (connect(&etcd), connect(&etcd));
     let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
@@ -58,17 +58,17 @@ async fn b2_a_deregistration_is_seen_at_once() {
     }
     times.sort();
     let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
-    println!("B2: a deregistration was seen in {median:?}, the slowest of 30 in {slowest:?}");
+    println!("fault_b2: a deregistration was seen in {median:?}, the slowest of 30 in {slowest:?}");
     assert!(median < SECOND / 10 && slowest < SECOND * 3 / 10, "{median:?}, {slowest:?}");
 }
 
-/// B4. The lease is revoked from outside: registered under another one within 1 s, since each registration watches its entry.
+/// `fault_b4`. The lease is revoked from outside: registered under another one within 1 s, since each registration watches its entry.
 #[tokio::test]
-async fn b4_a_lease_that_is_revoked_from_outside_is_replaced() {
+async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     let etcd = Etcd::start().await;
     let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
     let registration = register(&backend, 1).await;
-    worst("B4", async || {
+    worst("fault_b4", async || {
         let (_, lease) = raw.entry(KEY).await.unwrap();
         raw.revoke(lease).await;
         let is_back = async || raw.entry(KEY).await.is_some_and(|(_, other)| ![0, lease].contains(&other));
@@ -79,14 +79,14 @@ async fn b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     eventually("one lease is left", SECOND, async || raw.leases().await.len() == 1).await;
 }
 
-/// B5. The key is deleted while its lease lives: put again within 1 s, under the same lease.
+/// `fault_b5`. The key is deleted while its lease lives: put again within 1 s, under the same lease.
 #[tokio::test]
-async fn b5_a_key_that_is_deleted_is_put_again() {
+async fn fault_b5_a_key_that_is_deleted_is_put_again() {
     let etcd = Etcd::start().await;
     let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
     let registration = register(&backend, 1).await;
     let entry = raw.entry(KEY).await;
-    worst("B5", async || {
+    worst("fault_b5", async || {
         raw.delete(KEY).await;
         eventually("put again", SECOND, async || raw.entry(KEY).await == entry).await
     })
@@ -94,9 +94,9 @@ async fn b5_a_key_that_is_deleted_is_put_again() {
     until_registered(&registration, SECOND).await;
 }
 
-/// B5, where history is compacted and then the connection breaks, so that the watch cannot go on where it was.
+/// `fault_b5`, where history is compacted and then the connection breaks, so that the watch cannot go on where it was.
 #[tokio::test]
-async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
+async fn fault_b5_a_key_is_put_again_though_its_history_is_compacted() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let backend = EtcdBackend::new(config([proxy.address()]).ttl(Duration::from_secs(30))).unwrap();
@@ -117,13 +117,13 @@ async fn b5_a_key_is_put_again_though_its_history_is_compacted() {
     assert!(reads <= 2, "the watch stands, but the entry was read {reads} times");
     raw.delete(KEY).await;
     let took = eventually("put again", SECOND, async || raw.entry(KEY).await.is_some()).await;
-    println!("B5: put again in {took:?}, after history was compacted and the connection cut");
+    println!("fault_b5: put again in {took:?}, after history was compacted and the connection cut");
     until_registered(&registration, SECOND).await;
 }
 
-/// B5, where the handle lost the permission for another service and then its connection: what it may keep is watched on.
+/// `fault_b5`, where the handle lost the permission for another service and then its connection: what it may keep is watched on.
 #[tokio::test]
-async fn b5_a_key_is_put_again_though_another_service_is_denied() {
+async fn fault_b5_a_key_is_put_again_though_another_service_is_denied() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let mut raw = etcd.raw().await;
@@ -151,23 +151,23 @@ async fn b5_a_key_is_put_again_though_another_service_is_denied() {
     for _ in 0..3 {
         root.delete(KEY).await;
         let took = eventually("put again", SECOND, async || root.entry(KEY).await.is_some()).await;
-        println!("B5: put again in {took:?}, with another service denied");
+        println!("fault_b5: put again in {took:?}, with another service denied");
         until_registered(&kept, SECOND).await;
         sleep(SECOND).await;
     }
     assert_eq!(streams().await, before, "the stream stands");
 }
 
-/// B6. The key is overwritten by hand, without a lease or under the registration's own: repaired within 1 s, with the lease, so that no
+/// `fault_b6`. The key is overwritten by hand, without a lease or under the registration's own: repaired within 1 s, with the lease, so that no
 /// permanent key is left. Under another's lease it is another's, and left alone.
 #[tokio::test]
-async fn b6_a_key_that_is_overwritten_is_repaired() {
+async fn fault_b6_a_key_that_is_overwritten_is_repaired() {
     let etcd = Etcd::start().await;
     let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
     let registration = register(&backend, 1).await;
     let (value, lease) = raw.entry(KEY).await.unwrap();
     let is_repaired = async |raw: &mut Raw| raw.entry(KEY).await == Some((value.clone(), lease));
-    worst("B6", async || {
+    worst("fault_b6", async || {
         raw.put(KEY, "by hand").await;
         let took = eventually("repaired", SECOND, async || is_repaired(&mut raw).await).await;
         raw.put_leased(KEY, "by hand", lease).await;
@@ -178,15 +178,15 @@ async fn b6_a_key_that_is_overwritten_is_repaired() {
     let other = raw.grant(60).await;
     raw.put_leased(KEY, value.clone(), other).await;
     let superseded = until_superseded(&registration, SECOND).await;
-    println!("B6: superseded {superseded:?} after another's lease was put");
+    println!("fault_b6: superseded {superseded:?} after another's lease was put");
     registration.deregister().await.unwrap();
     assert_eq!(raw.entry(KEY).await, Some((value, other)));
 }
 
-/// B7. Two registrars take one id from each other 1,000 times: the later one owns each time, the other is told so, and neither its
+/// `fault_b7`. Two registrars take one id from each other 1,000 times: the later one owns each time, the other is told so, and neither its
 /// deregistering nor its drop removes what is not its own. Where asked, the later one is refused instead. 0 lost keys.
 #[tokio::test]
-async fn b7_the_later_of_two_registrars_owns_a_thousand_times() {
+async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
     let etcd = Etcd::start().await;
     let (a, b) = (connect(&etcd), connect(&etcd));
     let mut raw = etcd.raw().await;
@@ -222,15 +222,15 @@ async fn b7_the_later_of_two_registrars_owns_a_thousand_times() {
         }
         assert!(former.as_ref().unwrap().status().is_registered(), "round {round}");
     }
-    println!("B7: {lost} keys lost in 1,000 takeovers");
+    println!("fault_b7: {lost} keys lost in 1,000 takeovers");
     assert_eq!(lost, 0);
     former.unwrap().deregister().await.unwrap();
     assert!(raw.entry("payments/shared").await.is_none());
 }
 
-/// B7, at the same moment: of two that take only a free place, one gets it; of two that take over, one is left.
+/// `fault_b7`, at the same moment: of two that take only a free place, one gets it; of two that take over, one is left.
 #[tokio::test]
-async fn b7_of_two_registrars_at_once_one_owns() {
+async fn fault_b7_of_two_registrars_at_once_one_owns() {
     let etcd = Etcd::start().await;
     let (a, b) = (connect(&etcd), connect(&etcd));
     let mut raw = etcd.raw().await;
@@ -274,13 +274,13 @@ async fn without_answers<T: Send + 'static>(proxy: &Proxy, work: impl Future<Out
 async fn until_leases(raw: &mut Raw, wanted: usize) {
     let what = format!("{wanted} leases");
     let took = eventually(&what, TTL * 2, async || raw.leases().await.len() == wanted).await;
-    println!("B11: {wanted} leases after {took:?}");
+    println!("fault_b11: {wanted} leases after {took:?}");
 }
 
-/// B11. Requests arrive and their answers do not, at each step: grant, put, update, delete, revoke. One key is left, and after two TTLs at
+/// `fault_b11`. Requests arrive and their answers do not, at each step: grant, put, update, delete, revoke. One key is left, and after two TTLs at
 /// most one lease; of what was given up, none.
 #[tokio::test]
-async fn b11_what_is_not_answered_is_made_certain() {
+async fn fault_b11_what_is_not_answered_is_made_certain() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let mut raw = etcd.raw().await;
@@ -316,9 +316,9 @@ async fn b11_what_is_not_answered_is_made_certain() {
     }
 }
 
-/// B11, wherever the connection is cut: after so many bytes, which is in the middle of one step or another.
+/// `fault_b11`, wherever the connection is cut: after so many bytes, which is in the middle of one step or another.
 #[tokio::test]
-async fn b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
+async fn fault_b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
     let etcd = Etcd::start().await;
     let rounds = (0..32u16).map(|round| {
         let etcd = &etcd;
@@ -348,7 +348,7 @@ async fn b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
     let mut raw = etcd.raw().await;
     assert!(raw.keys().await.is_empty());
     let took = eventually("no lease is left", TTL * 2, async || raw.leases().await.is_empty()).await;
-    println!("B11: 32 places to cut, no key left, no lease {took:?} later");
+    println!("fault_b11: 32 places to cut, no key left, no lease {took:?} later");
 }
 
 /// The data of etcd is set back to an older copy, in which the lease lives: what was written since is written again within 5 s of its
@@ -398,10 +398,10 @@ async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
     }
 }
 
-/// B12. The store is full: what is registered stays, new registrations fail with a kind of their own, what is taken away stays lost and says
+/// `fault_b12`. The store is full: what is registered stays, new registrations fail with a kind of their own, what is taken away stays lost and says
 /// so, and all goes on within the longest wait of the backoff (here 500 ms) once there is room.
 #[tokio::test]
-async fn b12_a_full_store_loses_nobody_and_is_got_over() {
+async fn fault_b12_a_full_store_loses_nobody_and_is_got_over() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
     let (backend, other, stranger) = (connect(&etcd), connect(&etcd), connect(&etcd));
     let (kept, touched) = (register(&backend, 1).await, register(&backend, 2).await);
@@ -415,7 +415,7 @@ async fn b12_a_full_store_loses_nobody_and_is_got_over() {
     let (refused, refused_lease) =
         tokio::join!(backend.register(&service, instance(4)), stranger.register(&service, instance(5)));
     for error in [refused.unwrap_err(), refused_lease.unwrap_err()] {
-        println!("B12: {}", error.report());
+        println!("fault_b12: {}", error.report());
         assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
     }
     sleep(TTL * 2).await;
@@ -440,7 +440,7 @@ async fn b12_a_full_store_loses_nobody_and_is_got_over() {
     until_registered(&touched, SOON).await;
     until_registered(&changed, SOON).await;
     println!(
-        "B12: {registered:?} after there was room a new one was registered, and after {:?} a lost one",
+        "fault_b12: {registered:?} after there was room a new one was registered, and after {:?} a lost one",
         start.elapsed()
     );
     assert!(start.elapsed() < SECOND * 2);
@@ -450,10 +450,10 @@ async fn b12_a_full_store_loses_nobody_and_is_got_over() {
     }
 }
 
-/// B14. The handle is dropped, the task that holds it is aborted, or the one that is just registering: no panic, no hang, and the entry is gone
+/// `fault_b14`. The handle is dropped, the task that holds it is aborted, or the one that is just registering: no panic, no hang, and the entry is gone
 /// within 2 s.
 #[tokio::test(flavor = "multi_thread")]
-async fn b14_what_is_dropped_or_aborted_is_gone_soon() {
+async fn fault_b14_what_is_dropped_or_aborted_is_gone_soon() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     let backend = connect(&etcd);
@@ -480,12 +480,12 @@ async fn b14_what_is_dropped_or_aborted_is_gone_soon() {
     }
     let gone = async || raw.keys().await.is_empty() && raw.leases().await.is_empty();
     let half_way = eventually("neither keys nor leases", SECOND * 2, gone).await;
-    println!("B14: gone after a drop in {dropped:?}, after an abort in {aborted:?}, half-way in {half_way:?}");
+    println!("fault_b14: gone after a drop in {dropped:?}, after an abort in {aborted:?}, half-way in {half_way:?}");
 }
 
-/// B14. The runtime is shut down: no panic, no hang, the status says so, and the lease ends the entry within the TTL and 1 s.
+/// `fault_b14`. The runtime is shut down: no panic, no hang, the status says so, and the lease ends the entry within the TTL and 1 s.
 #[test]
-fn b14_a_runtime_that_is_shut_down_ends_its_registrations() {
+fn fault_b14_a_runtime_that_is_shut_down_ends_its_registrations() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (keeper, first, second) = (runtime(), runtime(), runtime());
     let etcd = keeper.block_on(Etcd::start());
@@ -506,15 +506,15 @@ fn b14_a_runtime_that_is_shut_down_ends_its_registrations() {
         assert_eq!(error.kind(), ErrorKind::Internal, "{}", error.report());
         eventually("the lease ends what the runtime kept", SOON, async || count(&backend).await == Some(0)).await;
     });
-    println!("B14: gone {:?} after the runtime was shut down", start.elapsed());
+    println!("fault_b14: gone {:?} after the runtime was shut down", start.elapsed());
     assert!(start.elapsed() < TTL + SECOND, "{:?}", start.elapsed());
     // Outside of any runtime.
     drop((registration, backend));
 }
 
-/// B16. A TTL below what etcd grants: the granted one counts, and renewals come in thirds of it.
+/// `fault_b16`. A TTL below what etcd grants: the granted one counts, and renewals come in thirds of it.
 #[tokio::test]
-async fn b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
+async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(SECOND)).unwrap();
     assert_eq!(backend.granted_ttl(), None);
@@ -525,16 +525,16 @@ async fn b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
     let (before, start) = (renewals(), Instant::now());
     sleep(SECOND * 8).await;
     let (renewed, took) = (renewals() - before, start.elapsed());
-    println!("B16: {renewed} renewals in {took:?} of a lease of 2 s");
+    println!("fault_b16: {renewed} renewals in {took:?} of a lease of 2 s");
     let due = took.as_secs_f64() / (2.0 / 3.0);
     assert!((renewed as f64) > due * 0.85 && (renewed as f64) < due * 1.15, "{renewed} renewals, {due} due");
     assert!(registration.status().is_registered());
     assert_eq!(count(&backend).await, Some(1));
 }
 
-/// B17. 1,000 updates: the same lease, and not one removal.
+/// `fault_b17`. 1,000 updates: the same lease, and not one removal.
 #[tokio::test]
-async fn b17_a_thousand_updates_remove_nothing() {
+async fn fault_b17_a_thousand_updates_remove_nothing() {
     let etcd = Etcd::start().await;
     let (backend, observer, mut raw) = (connect(&etcd), connect(&etcd), etcd.raw().await);
     let registration = register(&backend, 1).await;
@@ -550,7 +550,7 @@ async fn b17_a_thousand_updates_remove_nothing() {
         registration.update(|one| one.with_weight(Weight::new(number).unwrap())).await.unwrap();
     }
     let removals = watching.await.unwrap();
-    println!("B17: {removals} removals or outages in 1,000 updates");
+    println!("fault_b17: {removals} removals or outages in 1,000 updates");
     assert_eq!(removals, 0);
     assert_eq!(raw.entry(KEY).await.unwrap().1, lease);
     assert_eq!(raw.leases().await, [lease]);

@@ -66,9 +66,9 @@ async fn reconnects(proxy: &Proxy, registration: &Registration, view: &View) {
     }
 }
 
-/// B15. 1,000 rounds of registering and 100 reconnects: no key, lease, task, connection or file descriptor is left.
+/// `fault_b15`. 1,000 rounds of registering and 100 reconnects: no key, lease, task, connection or file descriptor is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
+async fn fault_b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     // Whose connection is made with this.
@@ -84,7 +84,10 @@ async fn b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
     eventually("one key", SOON, async || raw.keys().await.len() == 1).await;
     eventually("one lease", SOON, async || raw.leases().await.len() == 1).await;
     let busy = Holdings::now();
-    println!("B15: at start {before:?}; after 1,000 rounds and 100 reconnects, in {:?}, {busy:?}", start.elapsed());
+    println!(
+        "fault_b15: at start {before:?}; after 1,000 rounds and 100 reconnects, in {:?}, {busy:?}",
+        start.elapsed()
+    );
     // Two handles with their connections, one of them through a proxy, however many there were before.
     assert!(busy.tasks <= before.tasks + 30 && busy.sockets <= before.sockets + 12, "{busy:?}");
 
@@ -95,5 +98,5 @@ async fn b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
     eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;
     drop(proxy);
     let took = eventually("nothing is left", SOON, async || Holdings::now().is_within(&before)).await;
-    println!("B15: at the end {:?}, after {took:?}", Holdings::now());
+    println!("fault_b15: at the end {:?}, after {took:?}", Holdings::now());
 }

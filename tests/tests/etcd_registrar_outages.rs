@@ -1,4 +1,4 @@
-//! Registrations through the faults of clusters: a member that swallows renewals (B9), all members down (B10), leaders that die (B18).
+//! Registrations through the faults of clusters: a member that swallows renewals (`fault_b9`), all members down (`fault_b10`), leaders that die (`fault_b18`).
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ impl Removals {
     }
 }
 
-/// Runs of B9, all at once: the member on which a lease is renewed, or the way to it, swallows everything, at another moment in each run. Returns
+/// Runs of `fault_b9`, all at once: the member on which a lease is renewed, or the way to it, swallows everything, at another moment in each run. Returns
 /// how many leases ended.
 async fn swallowed_renewals(etcd: &Etcd, runs: u16, swallow: impl Fn(&Proxy)) -> usize {
     let ttl = Duration::from_secs(5);
@@ -81,41 +81,41 @@ async fn swallowed_renewals(etcd: &Etcd, runs: u16, swallow: impl Fn(&Proxy)) ->
     removals
 }
 
-/// B9. Renewals are swallowed by a black hole before one of three members: they move to another one before the lease ends. 0 expiries in 20 runs
+/// `fault_b9`. Renewals are swallowed by a black hole before one of three members: they move to another one before the lease ends. 0 expiries in 20 runs
 /// with a TTL of 5 s, of which these are the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b9_renewals_move_before_the_lease_ends() {
+async fn fault_b9_renewals_move_before_the_lease_ends() {
     let etcd = Etcd::start_members(3).await;
     let expired = swallowed_renewals(&etcd, 4, |member| member.set(Fault::BlackHole)).await;
-    println!("B9: {expired} expiries in 4 runs");
+    println!("fault_b9: {expired} expiries in 4 runs");
     assert_eq!(expired, 0);
 }
 
-/// B9, with one address, to which only new connections carry anything: renewals move to a new one before the lease ends. 0 expiries.
+/// `fault_b9`, with one address, to which only new connections carry anything: renewals move to a new one before the lease ends. 0 expiries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b9_renewals_leave_a_dead_connection_to_one_address() {
+async fn fault_b9_renewals_leave_a_dead_connection_to_one_address() {
     let etcd = Etcd::start().await;
     let expired = swallowed_renewals(&etcd, 4, Proxy::silence_open).await;
-    println!("B9: {expired} expiries in 4 runs on dead connections to one address");
+    println!("fault_b9: {expired} expiries in 4 runs on dead connections to one address");
     assert_eq!(expired, 0);
 }
 
-/// B9, all 20 runs.
+/// `fault_b9`, all 20 runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: 20 runs of two TTLs"]
-async fn b9_renewals_move_before_the_lease_ends_twenty_times() {
+async fn fault_b9_renewals_move_before_the_lease_ends_twenty_times() {
     let etcd = Etcd::start_members(3).await;
     let mut expired = 0;
     for _ in 0..5 {
         expired += swallowed_renewals(&etcd, 4, |member| member.set(Fault::BlackHole)).await;
     }
-    println!("B9: {expired} expiries in 20 runs");
+    println!("fault_b9: {expired} expiries in 20 runs");
     assert_eq!(expired, 0);
 }
 
-/// B10. All members are killed, for three TTLs: a registrar alone is back within about a second of etcd's return (2.5 on a loaded machine).
+/// `fault_b10`. All members are killed, for three TTLs: a registrar alone is back within about a second of etcd's return (2.5 on a loaded machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b10_a_registrar_is_back_soon_after_etcd_is() {
+async fn fault_b10_a_registrar_is_back_soon_after_etcd_is() {
     let etcd = Etcd::start().await;
     // Few enough not to be in one another's way. With the default backoff, whose longest wait is five times that second.
     let backends: Vec<_> =
@@ -129,15 +129,15 @@ async fn b10_a_registrar_is_back_soon_after_etcd_is() {
     for registration in &registrations {
         until_registered(registration, Duration::from_millis(2500).saturating_sub(start.elapsed())).await;
     }
-    println!("B10: the last of 16 registrars back {:?} after etcd's return", start.elapsed());
+    println!("fault_b10: the last of 16 registrars back {:?} after etcd's return", start.elapsed());
     assert_eq!(count(&backends[0]).await, Some(16));
 }
 
-/// B10, with 200 registrars: all back within 5 s (three times that on a loaded machine, since all are in this process), and the most in one
+/// `fault_b10`, with 200 registrars: all back within 5 s (three times that on a loaded machine, since all are in this process), and the most in one
 /// second are at most three times the mean. How the attempts themselves are spread is tested with the waits, in tenths of that second; here the
 /// machine would be what is measured.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b10_two_hundred_registrars_come_back_spread_out() {
+async fn fault_b10_two_hundred_registrars_come_back_spread_out() {
     let etcd = Etcd::start().await;
     let handles: Vec<EtcdBackend> =
         (0..200).map(|_| EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(TTL)).unwrap()).collect();
@@ -156,7 +156,7 @@ async fn b10_two_hundred_registrars_come_back_spread_out() {
     let most = times.iter().map(|from| times.iter().filter(|at| **at >= *from && **at < *from + window).count()).max();
     let (peak, mean) = (most.unwrap() as f64, 200.0 / back.max(window).as_secs_f64());
     println!(
-        "B10: 200 registrars back {back:?} after etcd answered, {mean:.0} a second on average and {peak:.0} at most"
+        "fault_b10: 200 registrars back {back:?} after etcd answered, {mean:.0} a second on average and {peak:.0} at most"
     );
     assert!(peak <= 3.0 * mean, "a peak of {peak} a second, {mean} on average");
     let set = handles[0].list(&payments()).await.unwrap();
@@ -167,7 +167,7 @@ fn since(status: &Status) -> Option<Instant> {
     if let Status::Registered { since } = status { Some(*since) } else { None }
 }
 
-/// B18. The leader is killed again and again, and restarted: with a TTL of 10 s nobody is removed. Returns the removals and the kills.
+/// `fault_b18`. The leader is killed again and again, and restarted: with a TTL of 10 s nobody is removed. Returns the removals and the kills.
 async fn leader_storm(time: Duration) -> (usize, usize) {
     let etcd = Etcd::start_members(3).await;
     let ttl = Duration::from_secs(10);
@@ -194,29 +194,29 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
     (timeout(SOON, removals.stop()).await.unwrap(), kills as usize)
 }
 
-/// B18. A storm of leader changes: 0 removals.
+/// `fault_b18`. A storm of leader changes: 0 removals.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b18_a_storm_of_leaders_removes_nobody() {
+async fn fault_b18_a_storm_of_leaders_removes_nobody() {
     let (removals, kills) = leader_storm(Duration::from_secs(12)).await;
-    println!("B18: {removals} removals while the leader was killed {kills} times in 12 s");
+    println!("fault_b18: {removals} removals while the leader was killed {kills} times in 12 s");
     assert!(kills >= 2);
     assert_eq!(removals, 0);
 }
 
-/// B18, for a minute.
+/// `fault_b18`, for a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn b18_a_minute_of_leaders_that_die_removes_nobody() {
+async fn fault_b18_a_minute_of_leaders_that_die_removes_nobody() {
     let (removals, kills) = leader_storm(Duration::from_secs(60)).await;
-    println!("B18: {removals} removals while the leader was killed {kills} times in 60 s");
+    println!("fault_b18: {removals} removals while the leader was killed {kills} times in 60 s");
     assert!(kills >= 10);
     assert_eq!(removals, 0);
 }
 
-/// B15. Nothing of a backend is left that was closed while etcd was silent: it goes on trying for at most two TTLs and 10 s, and then its tasks end.
+/// `fault_b15`. Nothing of a backend is left that was closed while etcd was silent: it goes on trying for at most two TTLs and 10 s, and then its tasks end.
 #[tokio::test]
 #[ignore = "soak: a quarter of a minute"]
-async fn b15_a_close_that_nobody_confirms_leaves_no_task() {
+async fn fault_b15_a_close_that_nobody_confirms_leaves_no_task() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let tasks = tokio::runtime::Handle::current().metrics();
@@ -231,5 +231,5 @@ async fn b15_a_close_that_nobody_confirms_leaves_no_task() {
     drop(proxy);
     let bound = TTL * 2 + Duration::from_secs(12);
     let took = eventually("no tasks", bound, async || tasks.num_alive_tasks() < before).await;
-    println!("B15: {error}; its tasks ended {took:?} later");
+    println!("fault_b15: {error}; its tasks ended {took:?} later");
 }

@@ -123,10 +123,10 @@ async fn follow(updates: &mut UpdateStream, story: &mut Story, quiet: Duration) 
     }
 }
 
-/// B1. A registrar crashes: its lease removes the entry between the TTL and 1 s more, counted from the last renewal. That was
+/// `fault_b1`. A registrar crashes: its lease removes the entry between the TTL and 1 s more, counted from the last renewal. That was
 /// at most a third of the TTL before the crash.
 #[tokio::test(flavor = "multi_thread")]
-async fn b1_a_killed_process_is_gone_with_its_lease() {
+async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     let etcd = Etcd::start().await;
     let observer = connect(&etcd);
     let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
@@ -144,17 +144,17 @@ async fn b1_a_killed_process_is_gone_with_its_lease() {
         let Update::Change(change) = &update else { panic!("an outage: {update:?}") };
         for id in change.removes() {
             let took = killed[id].elapsed();
-            println!("B1: gone {took:?} after the kill, with a ttl of {TTL:?}");
+            println!("fault_b1: gone {took:?} after the kill, with a ttl of {TTL:?}");
             assert!(took > TTL * 2 / 3 && took < TTL + Duration::from_secs(1), "{took:?}");
         }
         set = set.after(&update);
     }
 }
 
-/// B3. A registrar is frozen for longer than its TTL: on waking it says that it was lost and registers again within 1 s (twice that
+/// `fault_b3`. A registrar is frozen for longer than its TTL: on waking it says that it was lost and registers again within 1 s (twice that
 /// on a loaded machine). Others see exactly one removal and one addition.
 #[tokio::test(flavor = "multi_thread")]
-async fn b3_a_frozen_process_registers_again_on_waking() {
+async fn fault_b3_a_frozen_process_registers_again_on_waking() {
     let etcd = Etcd::start().await;
     let observer = connect(&etcd);
     let processes = Process::start_many(&etcd, 4);
@@ -165,7 +165,7 @@ async fn b3_a_frozen_process_registers_again_on_waking() {
     eventually("gone", TTL + Duration::from_secs(2), async || count().await == 0).await;
     processes.iter().for_each(|process| process.signal("CONT"));
     let took = eventually("back", Duration::from_secs(2), async || count().await == 4).await;
-    println!("B3: 4 processes back {took:?} after waking");
+    println!("fault_b3: 4 processes back {took:?} after waking");
     for process in &processes {
         process.says("lost");
         // Perhaps lost once more, for another reason.
@@ -178,7 +178,7 @@ async fn b3_a_frozen_process_registers_again_on_waking() {
     assert!(story.values().all(|seen| *seen == [0, weight]), "one removal and one addition each: {story:?}");
 }
 
-/// Rounds of B8, all at once: each one's process is frozen for longer than its TTL, another handle registers under its id, and it is
+/// Rounds of `fault_b8`, all at once: each one's process is frozen for longer than its TTL, another handle registers under its id, and it is
 /// woken, in odd rounds at the very moment of the takeover. The one that slept must be superseded and touch nothing.
 async fn pause_takeover_resume(etcd: &Etcd, rounds: u16) -> usize {
     let (observer, heavy) = (connect(etcd), Weight::new(300).unwrap());
@@ -219,25 +219,25 @@ async fn pause_takeover_resume(etcd: &Etcd, rounds: u16) -> usize {
     story.values().filter(|seen| seen.iter().skip_while(|weight| **weight != 300).count() != 1).count()
 }
 
-/// B8. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds, of which these are the first.
+/// `fault_b8`. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds, of which these are the first.
 #[tokio::test(flavor = "multi_thread")]
-async fn b8_a_process_that_slept_through_a_takeover_leaves_the_entry_alone() {
+async fn fault_b8_a_process_that_slept_through_a_takeover_leaves_the_entry_alone() {
     let etcd = Etcd::start().await;
     let overwritten = pause_takeover_resume(&etcd, 8).await;
-    println!("B8: {overwritten} of 8 taken over were touched");
+    println!("fault_b8: {overwritten} of 8 taken over were touched");
     assert_eq!(overwritten, 0);
 }
 
-/// B8, all 100 rounds.
+/// `fault_b8`, all 100 rounds.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: 100 rounds of more than a TTL"]
-async fn b8_a_hundred_rounds_of_sleeping_through_a_takeover() {
+async fn fault_b8_a_hundred_rounds_of_sleeping_through_a_takeover() {
     let etcd = Etcd::start().await;
     let mut overwritten = 0;
     for _ in 0..10 {
         overwritten += pause_takeover_resume(&etcd, 10).await;
     }
-    println!("B8: {overwritten} of 100 taken over were touched");
+    println!("fault_b8: {overwritten} of 100 taken over were touched");
     assert_eq!(overwritten, 0);
 }
 
@@ -264,7 +264,7 @@ async fn suspended_for(time: Duration) {
     let after = counts();
     let [grants, renewals, writes, reads, watches] = std::array::from_fn(|place| after[place] - before[place]);
     println!(
-        "D2: in the {TTL:?} after {time:?} of sleep: {grants} grants, {renewals} renewals, {writes} writes, {reads} reads, {watches} watches"
+        "fault_d2: in the {TTL:?} after {time:?} of sleep: {grants} grants, {renewals} renewals, {writes} writes, {reads} reads, {watches} watches"
     );
     assert_eq!(grants, 1);
     assert_eq!(writes, 1);
@@ -275,15 +275,15 @@ async fn suspended_for(time: Duration) {
     assert!(watches <= 6, "{watches} watches");
 }
 
-/// D2. A process is suspended: no burst of what its timers missed, and the loss is known before anything else is done.
+/// `fault_d2`. A process is suspended: no burst of what its timers missed, and the loss is known before anything else is done.
 #[tokio::test(flavor = "multi_thread")]
-async fn d2_a_suspended_process_makes_up_for_nothing() {
+async fn fault_d2_a_suspended_process_makes_up_for_nothing() {
     suspended_for(TTL * 5).await;
 }
 
-/// D2, for a minute.
+/// `fault_d2`, for a minute.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: a minute"]
-async fn d2_a_process_suspended_for_a_minute_makes_up_for_nothing() {
+async fn fault_d2_a_process_suspended_for_a_minute_makes_up_for_nothing() {
     suspended_for(Duration::from_secs(60)).await;
 }

@@ -43,7 +43,7 @@ fn heavy(number: u16, version: u32) -> Instance {
 /// Cut off while a thousand writes pass and are compacted: one outage is told, with what changed and nothing else, within about a
 /// second of the return.
 #[tokio::test]
-async fn a13_history_is_compacted_while_away() {
+async fn fault_a13_history_is_compacted_while_away() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let (backend, writer) = (connect_to([proxy.address()]), connect(&etcd));
@@ -64,7 +64,7 @@ async fn a13_history_is_compacted_while_away() {
     proxy.set(Fault::None);
     let start = Instant::now();
     let seen = until(&mut updates, &mut set, |set| *set == wanted).await;
-    println!("A13: caught up {:?} after the return", start.elapsed());
+    println!("fault_a13: caught up {:?} after the return", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(3));
     assert_one_outage(&seen);
     assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
@@ -74,7 +74,7 @@ async fn a13_history_is_compacted_while_away() {
 /// event: a watch begins at that revision, goes on where it can, lists anew where it cannot, and
 /// the set is the same, without a loss and without a removal of what stayed.
 #[tokio::test]
-async fn a14_history_is_compacted_where_a_watch_begins() {
+async fn fault_a14_history_is_compacted_where_a_watch_begins() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     for number in 0..5 {
@@ -96,7 +96,10 @@ async fn a14_history_is_compacted_where_a_watch_begins() {
         raw.delete(&key(&instance(number - 9))).await;
         let wanted = listed(&etcd).await;
         let took = follower.until("it has caught up", SOON, |set| *set == wanted).await;
-        println!("A14: compacted at {compacted} from the list: caught up in {took:?} with {} sets", follower.resets());
+        println!(
+            "fault_a14: compacted at {compacted} from the list: caught up in {took:?} with {} sets",
+            follower.resets()
+        );
         assert_eq!((follower.resets(), follower.losses()), (resets, 0), "{:#?}", follower.told());
         assert_eq!(follower.removed(), [instance(number - 9).id().clone()]);
     }
@@ -105,7 +108,7 @@ async fn a14_history_is_compacted_where_a_watch_begins() {
 /// One that watches does not read for 24,000 changes in 1,000 steps, which are compacted then: who reads is told no loss, and who
 /// did not gets what the queue holds at most, then the set, and goes on from there.
 #[tokio::test]
-async fn a16_a_subscriber_is_slow() {
+async fn fault_a16_a_subscriber_is_slow() {
     let etcd = Etcd::start().await;
     let backend = usual(etcd.members());
     let mut slow = backend.watch(&payments()).unwrap();
@@ -118,15 +121,15 @@ async fn a16_a_subscriber_is_slow() {
         let first = 24 * (round % 4) as u16;
         put_all(&mut raw, &(first..first + 24).map(|number| heavy(number, round)).collect::<Vec<_>>()).await;
     }
-    println!("A16: 24,000 changes written in {:?}", start.elapsed());
+    println!("fault_a16: 24,000 changes written in {:?}", start.elapsed());
     raw.compact().await;
     let wanted = listed(&etcd).await;
     let took = fast.until("who reads has all", SOON, |set| *set == wanted).await;
-    println!("A16: who reads had all {took:?} after that, by {} updates", fast.told().len());
+    println!("fault_a16: who reads had all {took:?} after that, by {} updates", fast.told().len());
     assert_eq!(fast.losses(), 0);
 
     let seen = until(&mut slow, &mut set, |set| *set == wanted).await;
-    println!("A16: who did not read had the same after {} updates", seen.len());
+    println!("fault_a16: who did not read had the same after {} updates", seen.len());
     assert!(seen.len() <= 130, "the queue, and the set: {}", seen.len());
     assert_eq!(seen.iter().filter(|update| matches!(update, Update::Reset(_))).count(), 1);
     put(&mut raw, &version(500, 1)).await;
@@ -136,7 +139,7 @@ async fn a16_a_subscriber_is_slow() {
 
 /// 10,000 instances of a kilobyte, more than etcd-client decodes at once: the first set is there within 3 s.
 #[tokio::test]
-async fn a17_a_set_is_large() {
+async fn fault_a17_a_set_is_large() {
     let etcd = Etcd::start().await;
     fill(&etcd, 10_000).await;
     let backend = usual(etcd.members());
@@ -144,19 +147,19 @@ async fn a17_a_set_is_large() {
     let mut updates = backend.watch(&payments()).unwrap();
     let first = updates.next().await.unwrap();
     let took = start.elapsed();
-    println!("A17: 10,000 instances of 1 kB watched in {took:?}");
+    println!("fault_a17: 10,000 instances of 1 kB watched in {took:?}");
     let Update::Reset(set) = first else { panic!("{first:?}") };
     assert_eq!(set.len(), 10_000);
     assert!(took < Duration::from_secs(3), "{took:?}");
     let start = Instant::now();
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
-    println!("A17: and listed in {:?}", start.elapsed());
+    println!("fault_a17: and listed in {:?}", start.elapsed());
 }
 
 /// The data are wiped, or set back to an older copy, or another cluster stands at the address: the set is as etcd has it within
 /// 2 s, though revisions begin anew, and what is written then is seen.
 #[tokio::test]
-async fn a24_etcd_has_other_data() {
+async fn fault_a24_etcd_has_other_data() {
     tokio::join!(wiped(), wiped_and_ahead(), set_back(), another_cluster());
 }
 
@@ -177,7 +180,7 @@ async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
     let (start, mut raw) = (Instant::now(), etcd.raw().await);
     let wanted = listed(etcd).await;
     follower.until(what, Duration::from_secs(5), |set| *set == wanted).await;
-    println!("A24: {what}: the set was there after {:?}", start.elapsed());
+    println!("fault_a24: {what}: the set was there after {:?}", start.elapsed());
     put(&mut raw, &version(77, 1)).await;
     let wanted = listed(etcd).await;
     follower.until("a change then", Duration::from_secs(5), |set| *set == wanted).await;
@@ -230,7 +233,7 @@ async fn another_cluster() {
 /// The database is full: the set is listed and watched on, what is deleted is seen, and who registers is told why not once the
 /// deadline is over, since that may pass.
 #[tokio::test]
-async fn a25_the_database_is_full() {
+async fn fault_a25_the_database_is_full() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
     let deadline = Duration::from_secs(2);
     let backend = EtcdBackend::new(usual_config(etcd.members()).operation_timeout(deadline)).unwrap();
@@ -242,7 +245,7 @@ async fn a25_the_database_is_full() {
     raw.fill().await;
     let start = Instant::now();
     let error = backend.register(&payments(), instance(3)).await.unwrap_err();
-    println!("A25: refused in {:?}: {}", start.elapsed(), error.report());
+    println!("fault_a25: refused in {:?}: {}", start.elapsed(), error.report());
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.report());
     assert!(start.elapsed() < deadline + Duration::from_secs(1));
     assert_eq!(count(&backend).await, Some(2));
@@ -256,7 +259,7 @@ async fn a25_the_database_is_full() {
 /// 500 watch one service of 10,000 instances in one process: one stream to etcd, and a change reaches all within 100 ms of the
 /// first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a28_many_watch_one_service() {
+async fn fault_a28_many_watch_one_service() {
     let etcd = Etcd::start().await;
     fill(&etcd, 10_000).await;
     let backend = usual(etcd.members());
@@ -284,7 +287,7 @@ async fn a28_many_watch_one_service() {
         })
         .collect();
     barrier.wait().await;
-    println!("A28: 500 had the first set of 10,000 after {:?}", start.elapsed());
+    println!("fault_a28: 500 had the first set of 10,000 after {:?}", start.elapsed());
     eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
     let mut raw = etcd.raw().await;
     for number in 10_000..10_005 {
@@ -299,7 +302,7 @@ async fn a28_many_watch_one_service() {
     });
     let mut spreads: Vec<_> = spreads.collect();
     spreads.sort_unstable();
-    println!("A28: the last of 500 had a change {spreads:?} after the first, by one stream");
+    println!("fault_a28: the last of 500 had a change {spreads:?} after the first, by one stream");
     // One slow round is the machine's.
     assert!(spreads[2] < Duration::from_millis(100), "{spreads:?}");
 }
@@ -307,7 +310,7 @@ async fn a28_many_watch_one_service() {
 /// The last one that watches goes: within a second there is no stream, and no task of the watch; nor a connection once the backend
 /// is gone too.
 #[tokio::test]
-async fn a29_the_last_subscriber_goes() {
+async fn fault_a29_the_last_subscriber_goes() {
     let etcd = Etcd::start().await;
     let tasks = tokio::runtime::Handle::current().metrics();
     let bare = tasks.num_alive_tasks();
@@ -330,7 +333,7 @@ async fn a29_the_last_subscriber_goes() {
         let bound = Duration::from_secs(1);
         let streams = eventually("no stream", bound, async || etcd.metric(0, STREAMS) == Some(0.0)).await;
         let gone = eventually("no task", bound, async || tasks.num_alive_tasks() <= connected).await;
-        println!("A29: round {round}: no stream after {streams:?}, no task after {gone:?} more");
+        println!("fault_a29: round {round}: no stream after {streams:?}, no task after {gone:?} more");
     }
     drop(backend);
     eventually("no task at all", Duration::from_secs(1), async || tasks.num_alive_tasks() <= bare).await;

@@ -30,7 +30,7 @@ fn versions(set: &Snapshot) -> BTreeMap<String, String> {
 /// Killed, and restarted on the same data after 3 s, with writes before and after: one outage is told, nothing that stayed goes,
 /// and what was written is there within 2 s of serving.
 #[tokio::test]
-async fn a1_etcd_crashes_and_restarts() {
+async fn fault_a1_etcd_crashes_and_restarts() {
     let etcd = Etcd::start().await;
     let (backend, mut raw) = (usual(etcd.members()), etcd.raw().await);
     for number in 0..5 {
@@ -52,7 +52,7 @@ async fn a1_etcd_crashes_and_restarts() {
     let wanted = connect(&etcd).list(&payments()).await.unwrap();
     follower.until("it has caught up", Duration::from_secs(5), |set| *set == wanted).await;
     let took = start.elapsed();
-    println!("A1: caught up {took:?} after etcd served again");
+    println!("fault_a1: caught up {took:?} after etcd served again");
     assert_eq!(follower.removed(), [instance(1).id().clone()], "only what was deleted went");
     let after = follower.told().split_off(before);
     assert!(after.iter().all(|told| !matches!(told.update, Update::Lost(_))), "one outage: {after:#?}");
@@ -61,14 +61,14 @@ async fn a1_etcd_crashes_and_restarts() {
 
 /// Frozen for longer than the TTL: that is told within 4 s, the set stands, and it has caught up within 2 s of waking.
 #[tokio::test]
-async fn a2_etcd_freezes() {
+async fn fault_a2_etcd_freezes() {
     freezes(Duration::from_secs(8)).await;
 }
 
 /// The same, for half a minute.
 #[tokio::test]
 #[ignore = "soak: takes 40 s"]
-async fn a2_etcd_freezes_for_long() {
+async fn fault_a2_etcd_freezes_for_long() {
     freezes(Duration::from_secs(30)).await;
 }
 
@@ -87,14 +87,14 @@ async fn freezes(length: Duration) {
     let mut raw = etcd.raw().await;
     put(&mut raw, &instance(2)).await;
     follower.until("it has caught up", Duration::from_secs(5), |set| set.len() == 2).await;
-    println!("A2: told {told:?} after the freeze, caught up {:?} after its end", start.elapsed());
+    println!("fault_a2: told {told:?} after the freeze, caught up {:?} after its end", start.elapsed());
     assert!(follower.removed().is_empty());
     assert_eq!(follower.resets(), 2);
 }
 
 /// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
 #[tokio::test]
-async fn a2_a_freeze_is_told_within_a_ttl() {
+async fn fault_a2_a_freeze_is_told_within_a_ttl() {
     let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
     let backend = EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(ttl)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
@@ -106,7 +106,7 @@ async fn a2_a_freeze_is_told_within_a_ttl() {
         let start = Instant::now();
         let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
         let told = start.elapsed();
-        println!("A2: told {told:?} after the freeze: {}", error.report());
+        println!("fault_a2: told {told:?} after the freeze: {}", error.report());
         assert!(told < ttl, "{told:?}");
         etcd.resume(0);
     }
@@ -115,7 +115,7 @@ async fn a2_a_freeze_is_told_within_a_ttl() {
 /// The connection carries nothing any more, one way or both, while the other member is fine: registrations stay, what is written
 /// is seen within 6 s, and no loss is told.
 #[tokio::test]
-async fn a3_a_connection_is_black_holed() {
+async fn fault_a3_a_connection_is_black_holed() {
     let etcd = Etcd::start().await;
     let cases = [Fault::BlackHole, Fault::BlackHoleAnswers, Fault::BlackHoleRequests];
     join_all(cases.iter().zip((0u16..).step_by(10)).map(|(fault, first)| black_holed(&etcd, *fault, first))).await;
@@ -135,7 +135,7 @@ async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
     let other = register(&backend, first + 1).await;
     let registered = start.elapsed();
     follower.until("the other is there", Duration::from_secs(6), has(first + 1)).await;
-    println!("A3: {fault:?}: registered past it in {registered:?}, seen in {:?}", start.elapsed());
+    println!("fault_a3: {fault:?}: registered past it in {registered:?}, seen in {:?}", start.elapsed());
     assert_eq!(follower.losses(), 0, "another member answered");
     sleep(USUAL_TTL + Duration::from_secs(1)).await;
     assert!(registration.status().is_registered() && other.status().is_registered());
@@ -146,7 +146,7 @@ async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
 
 /// A member's address swallows SYNs: no call takes longer than its deadline, and 2.5 s where another member is fine.
 #[tokio::test]
-async fn a5_a_member_swallows_syns() {
+async fn fault_a5_a_member_swallows_syns() {
     let (etcd, hole) = (Etcd::start().await, SynHole::open().await);
     // Which member is asked first is chance.
     let calls = join_all((0..8).map(|number| {
@@ -172,7 +172,7 @@ async fn a5_a_member_swallows_syns() {
         }
     }));
     let slowest = calls.await.into_iter().max().unwrap();
-    println!("A5: the slowest of 32 calls took {slowest:?}");
+    println!("fault_a5: the slowest of 32 calls took {slowest:?}");
     assert!(slowest <= Duration::from_millis(2500), "{slowest:?}");
 
     let deadline = Duration::from_secs(3);
@@ -182,7 +182,7 @@ async fn a5_a_member_swallows_syns() {
     let (listed, registered) =
         tokio::join!(backend.list(&service), async { backend.register(&service, instance(1)).await.err() });
     let errors = [listed.unwrap_err(), registered.unwrap()];
-    println!("A5: with no other member, calls failed within {:?}", start.elapsed());
+    println!("fault_a5: with no other member, calls failed within {:?}", start.elapsed());
     assert!(start.elapsed() < deadline + Duration::from_secs(1), "{:?}", start.elapsed());
     for error in errors {
         let kinds = [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded];
@@ -193,7 +193,7 @@ async fn a5_a_member_swallows_syns() {
 /// Two of three members refuse: 0 of 300 operations fail, where etcd-client by itself fails more than half of them. And who cannot
 /// be reached is not asked again for every call.
 #[tokio::test]
-async fn a6_two_of_three_members_refuse() {
+async fn fault_a6_two_of_three_members_refuse() {
     let etcd = Etcd::start().await;
     let refusing = [Proxy::to("127.0.0.1:1").await, Proxy::to("127.0.0.1:1").await];
     refusing.iter().for_each(|proxy| proxy.set(Fault::Refuse));
@@ -217,7 +217,7 @@ async fn a6_two_of_three_members_refuse() {
     for _ in 0..300 {
         baseline += u32::from(client.kv_client().get("any", None).await.is_err());
     }
-    println!("A6: 0 of 300 operations failed (etcd-client: {baseline}), the slowest three took {slowest:?}");
+    println!("fault_a6: 0 of 300 operations failed (etcd-client: {baseline}), the slowest three took {slowest:?}");
     assert!(baseline > 0, "the members were refusing");
 
     // A connection that is reset at once fails like one that is refused, and is counted.
@@ -230,21 +230,21 @@ async fn a6_two_of_three_members_refuse() {
             assert_eq!(count(&backend).await, Some(0));
         }
     }
-    println!("A6: 300 lists by 5 handles made {} connections to the member that failed", resetting.accepted());
+    println!("fault_a6: 300 lists by 5 handles made {} connections to the member that failed", resetting.accepted());
     assert!(resetting.accepted() <= 10, "{}", resetting.accepted());
 }
 
 /// 300 ms ± 200 ms each way, 64 kB/s, with defaults: no loss is told, no connection is made anew, registrations stay, and what
 /// is written arrives.
 #[tokio::test]
-async fn a7_the_network_is_slow() {
+async fn fault_a7_the_network_is_slow() {
     slow_network(Duration::from_secs(10)).await;
 }
 
 /// The same, for a minute.
 #[tokio::test]
 #[ignore = "soak: takes 70 s"]
-async fn a7_the_network_is_slow_for_long() {
+async fn fault_a7_the_network_is_slow_for_long() {
     slow_network(Duration::from_secs(60)).await;
 }
 
@@ -283,21 +283,21 @@ async fn slow_network(length: Duration) {
         assert_eq!((follower.losses(), follower.resets()), (0, 1));
         assert!(follower.removed().is_empty());
     }
-    println!("A7: {round} updates, seen at most {slowest:?} after they were confirmed");
+    println!("fault_a7: {round} updates, seen at most {slowest:?} after they were confirmed");
     assert_eq!(far.accepted(), connections, "no connection was made anew");
 }
 
 /// Connections are reset every 50 to 500 ms while 100 changes are written a second: each set that is told is one that etcd
 /// had, in etcd's order, and the last one is there within 3 s of the last reset.
 #[tokio::test]
-async fn a8_connections_are_reset() {
+async fn fault_a8_connections_are_reset() {
     resets(8, Duration::from_secs(8)).await;
 }
 
 /// The same, for a minute each.
 #[tokio::test]
 #[ignore = "soak: takes 4 minutes"]
-async fn a8_connections_are_reset_for_long() {
+async fn fault_a8_connections_are_reset_for_long() {
     for seed in 1..=4 {
         resets(seed, Duration::from_secs(60)).await;
     }
@@ -355,7 +355,7 @@ async fn resets(seed: u64, length: Duration) {
         }
     }
     println!(
-        "A8: seed {seed}: {} changes, {cuts} resets, {} connections, {} updates, {} losses told; whole {took:?} after the end",
+        "fault_a8: seed {seed}: {} changes, {cuts} resets, {} connections, {} updates, {} losses told; whole {took:?} after the end",
         states.len() - 1,
         proxy.accepted(),
         follower.told().len(),
@@ -366,7 +366,7 @@ async fn resets(seed: u64, length: Duration) {
 /// Frozen until all leases are over, then woken, which ends them in one go: who registered has registered again within 2 s, and who
 /// watches was told of the outage before. (Calls on a balanced channel meanwhile are tested in `outages.rs`.)
 #[tokio::test]
-async fn a27_all_leases_expire_at_once() {
+async fn fault_a27_all_leases_expire_at_once() {
     let etcd = Etcd::start().await;
     let backends: Vec<EtcdBackend> = (0..5).map(|_| connect(&etcd)).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
@@ -375,7 +375,7 @@ async fn a27_all_leases_expire_at_once() {
     etcd.pause(0);
     let (told, lost) =
         tokio::join!(follower.until_lost(TTL), until_lost(&registrations[0], TTL + Duration::from_secs(1)));
-    println!("A27: the watch was told {told:?} after the freeze, who registered {lost:?} after it");
+    println!("fault_a27: the watch was told {told:?} after the freeze, who registered {lost:?} after it");
     sleep(TTL * 2).await;
     assert_eq!(follower.set().len(), 5, "the set stands");
     etcd.resume(0);
@@ -386,13 +386,13 @@ async fn a27_all_leases_expire_at_once() {
     let registered = start.elapsed();
     eventually("all are listed", SOON, async || count(&backends[0]).await == Some(5)).await;
     follower.until("all are there again", SOON, |set| set.len() == 5).await;
-    println!("A27: registered again {registered:?} after waking, watched again {:?}", start.elapsed());
+    println!("fault_a27: registered again {registered:?} after waking, watched again {:?}", start.elapsed());
     assert!(registered < Duration::from_secs(4), "{registered:?}");
 }
 
 /// No etcd at all: calls fail within their deadline, a watch says so, and all starts working by itself, within 2 s.
 #[tokio::test]
-async fn a30_a_process_may_start_before_etcd() {
+async fn fault_a30_a_process_may_start_before_etcd() {
     let etcd = Etcd::absent();
     let backend = usual(etcd.members());
     let mut updates = backend.watch(&payments()).unwrap();
@@ -402,7 +402,7 @@ async fn a30_a_process_may_start_before_etcd() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
     // Its time is 10 s, and it goes on until that is over.
     assert!(start.elapsed() < Duration::from_secs(11), "{:?}", start.elapsed());
-    println!("A30: a list failed in {:?}: {}", start.elapsed(), error.report());
+    println!("fault_a30: a list failed in {:?}: {}", start.elapsed(), error.report());
 
     let registering = tokio::spawn({
         let backend = backend.clone();
@@ -414,6 +414,6 @@ async fn a30_a_process_may_start_before_etcd() {
     let registration = timeout(SOON, registering).await.unwrap().unwrap();
     assert!(registration.status().is_registered());
     until(&mut updates, &mut Snapshot::default(), |set| set.len() == 1).await;
-    println!("A30: registered and seen {:?} after etcd was up", start.elapsed());
+    println!("fault_a30: registered and seen {:?} after etcd was up", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(5));
 }

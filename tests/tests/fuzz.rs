@@ -1,4 +1,4 @@
-//! D11: what the fuzzers run, with the committed corpus and seeded mutations of it. The target `watch` runs in the etcd crate.
+//! `fault_d11`: what the fuzzers run, with the committed corpus and seeded mutations of it. The target `watch` runs in the etcd crate.
 
 #[path = "../../fuzz/src/corpus.rs"]
 mod corpus;
@@ -7,31 +7,31 @@ mod corpus;
 mod targets;
 
 #[test]
-fn d11_addresses() {
+fn fault_d11_addresses() {
     corpus::run("address", 20_000, targets::address);
 }
 
 #[test]
-fn d11_keys() {
+fn fault_d11_keys() {
     corpus::run("key", 20_000, targets::key);
 }
 
 #[test]
-fn d11_names() {
+fn fault_d11_names() {
     corpus::run("name", 20_000, targets::name);
 }
 
 #[test]
-fn d11_states() {
+fn fault_d11_states() {
     corpus::run("state", 1_500, targets::state);
 }
 
 #[test]
-fn d11_urls() {
+fn fault_d11_urls() {
     corpus::run("url", 10_000, targets::url);
 }
 
 #[test]
-fn d11_values() {
+fn fault_d11_values() {
     corpus::run("value", 20_000, targets::value);
 }

@@ -127,28 +127,28 @@ async fn a_greeter_as_a_process() {
     serve_as_told().await;
 }
 
-/// L4: one of four is killed and stays registered for a TTL. What was in flight there fails, with a retry policy nothing does.
+/// `fault_l4`: one of four is killed and stays registered for a TTL. What was in flight there fails, with a retry policy nothing does.
 #[tokio::test]
-async fn l4_a_killed_server_costs_what_was_in_flight_there_and_nothing_with_retries() {
+async fn fault_l4_a_killed_server_costs_what_was_in_flight_there_and_nothing_with_retries() {
     let mut scene = Scene::start().await;
     let killed = scene.kill().await;
     let is_removed = async || scene.channels.iter().all(|one| endpoint(one, &killed.instance).is_none());
     let removed = eventually("it is removed", SOON, is_removed).await;
-    println!("L4: removed {removed:?} after the kill");
+    println!("fault_l4: removed {removed:?} after the kill");
     sleep(Duration::from_secs(1)).await;
-    scene.stop().await.assert_only_what_was_in_flight("L4", &killed);
+    scene.stop().await.assert_only_what_was_in_flight("fault_l4", &killed);
 }
 
-/// C14, L5: etcd is killed once all know each other, and stays away. No call fails for that, no instance is removed, and a server that
+/// `fault_c14`, `fault_l5`: etcd is killed once all know each other, and stays away. No call fails for that, no instance is removed, and a server that
 /// really dies is out all the same.
 #[tokio::test]
-async fn c14_calls_go_on_without_etcd_and_a_dead_server_is_out_all_the_same() {
+async fn fault_c14_calls_go_on_without_etcd_and_a_dead_server_is_out_all_the_same() {
     without_etcd(TTL * 2).await;
 }
 
 #[tokio::test]
 #[ignore = "soak: a minute and a half"]
-async fn c14_calls_go_on_for_a_minute_and_a_half_without_etcd() {
+async fn fault_c14_calls_go_on_for_a_minute_and_a_half_without_etcd() {
     without_etcd(Duration::from_secs(40)).await;
 }
 
@@ -162,5 +162,5 @@ async fn without_etcd(half: Duration) {
     for channel in &scene.channels {
         assert_eq!((channel.endpoints().len(), ready(channel)), (4, 3), "none is removed, the dead one is out");
     }
-    scene.stop().await.assert_only_what_was_in_flight("C14, L5", &killed);
+    scene.stop().await.assert_only_what_was_in_flight("fault_c14, fault_l5", &killed);
 }

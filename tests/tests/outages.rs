@@ -144,17 +144,17 @@ async fn etcd_stopped_for_longer_than_the_ttl() {
     fleet.settle("stopped for two TTLs").await;
 }
 
-/// L5: all leases have expired when it wakes. Where the registrations heal within the same moment, nothing fails without the hold
+/// `fault_l5`: all leases have expired when it wakes. Where the registrations heal within the same moment, nothing fails without the hold
 /// either, so that this count is only printed; that a mass removal fails calls without it is shown with the channel's own tests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn l5_etcd_frozen_for_longer_than_the_ttl_and_woken() {
+async fn fault_l5_etcd_frozen_for_longer_than_the_ttl_and_woken() {
     let fleet = Fleet::start().await;
     fleet.etcd.pause(0);
     sleep(TTL * 2).await;
     fleet.etcd.resume(0);
     // The expired leases go within a tick of half a second, after which nobody may be left.
     sleep(Duration::from_secs(1)).await;
-    fleet.settle("L5, frozen for two TTLs and woken").await;
+    fleet.settle("fault_l5, frozen for two TTLs and woken").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

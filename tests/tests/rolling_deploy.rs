@@ -193,58 +193,58 @@ async fn assert_none_failed_that_no_server_executed(
 const SHORT: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c8_a_deployment_on_memory_fails_no_call() {
+async fn fault_c8_a_deployment_on_memory_fails_no_call() {
     let fleet = Fleet::memory(SHORT, Duration::ZERO);
-    assert_none_failed("C8, on memory", &fleet, 1, 100, 250).await;
+    assert_none_failed("fault_c8, on memory", &fleet, 1, 100, 250).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c8_a_deployment_on_etcd_fails_no_call() {
+async fn fault_c8_a_deployment_on_etcd_fails_no_call() {
     let fleet = Fleet::etcd(SHORT, Duration::ZERO).await;
-    assert_none_failed("C8, on etcd", &fleet, 1, 100, 250).await;
+    assert_none_failed("fault_c8, on etcd", &fleet, 1, 100, 250).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_drain_time_no_call_fails_that_no_server_executed() {
     let (memory, etcd) = (Fleet::memory(Duration::ZERO, SHORT), Fleet::etcd(Duration::ZERO, SHORT).await);
     tokio::join!(
-        assert_none_failed_that_no_server_executed("L3, on memory", &memory, 1, 100, 250),
-        assert_none_failed_that_no_server_executed("L3, on etcd", &etcd, 1, 100, 250),
+        assert_none_failed_that_no_server_executed("fault_l3, on memory", &memory, 1, 100, 250),
+        assert_none_failed_that_no_server_executed("fault_l3, on etcd", &etcd, 1, 100, 250),
     );
 }
 
 /// Long enough for 20,000 calls at 500 a second in three rounds of six.
 const LONG: Duration = Duration::from_millis(2300);
 
-/// C8 as its row has it: a rolling restart at 100 calls a second, until 10,000 are made.
+/// `fault_c8` as its row has it: a rolling restart at 100 calls a second, until 10,000 are made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: two minutes"]
-async fn c8_of_10_000_calls_of_a_rolling_restart_none_fails() {
-    assert_none_failed("C8, on memory", &Fleet::memory(SHORT, LONG), 6, 100, 10_000).await;
+async fn fault_c8_of_10_000_calls_of_a_rolling_restart_none_fails() {
+    assert_none_failed("fault_c8, on memory", &Fleet::memory(SHORT, LONG), 6, 100, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn l3_of_20_000_calls_of_a_deployment_on_memory_none_fails() {
-    assert_none_failed("L3, on memory", &Fleet::memory(LONG, Duration::ZERO), 3, 500, 20_000).await;
+async fn fault_l3_of_20_000_calls_of_a_deployment_on_memory_none_fails() {
+    assert_none_failed("fault_l3, on memory", &Fleet::memory(LONG, Duration::ZERO), 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn l3_of_20_000_calls_of_a_deployment_on_etcd_none_fails() {
-    assert_none_failed("L3, on etcd", &Fleet::etcd(LONG, Duration::ZERO).await, 3, 500, 20_000).await;
+async fn fault_l3_of_20_000_calls_of_a_deployment_on_etcd_none_fails() {
+    assert_none_failed("fault_l3, on etcd", &Fleet::etcd(LONG, Duration::ZERO).await, 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn l3_of_20_000_calls_on_memory_without_a_drain_time_none_fails_that_no_server_executed() {
+async fn fault_l3_of_20_000_calls_on_memory_without_a_drain_time_none_fails_that_no_server_executed() {
     let fleet = Fleet::memory(Duration::ZERO, LONG);
-    assert_none_failed_that_no_server_executed("L3, on memory", &fleet, 3, 500, 20_000).await;
+    assert_none_failed_that_no_server_executed("fault_l3, on memory", &fleet, 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn l3_of_20_000_calls_on_etcd_without_a_drain_time_none_fails_that_no_server_executed() {
+async fn fault_l3_of_20_000_calls_on_etcd_without_a_drain_time_none_fails_that_no_server_executed() {
     let fleet = Fleet::etcd(Duration::ZERO, LONG).await;
-    assert_none_failed_that_no_server_executed("L3, on etcd", &fleet, 3, 500, 20_000).await;
+    assert_none_failed_that_no_server_executed("fault_l3, on etcd", &fleet, 3, 500, 20_000).await;
 }

@@ -17,14 +17,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// D1. The wall clock is set an hour forth or back: nothing depends on it, since no library reads it. Without a clock of our own to inject,
+/// `fault_d1`. The wall clock is set an hour forth or back: nothing depends on it, since no library reads it. Without a clock of our own to inject,
 /// which nothing else needs, that is shown by the sources: all times are tokio's, which are monotonic.
 ///
-/// D3. etcd's own wall clock cannot be set from user space: Go asks the kernel past the C library, so that no preloaded library stands in
+/// etcd's own wall clock cannot be set from user space: Go asks the kernel past the C library, so that no preloaded library stands in
 /// between. It does not matter to leases either, which etcd counts by the monotonic clock; the documentation of `discovery-etcd` says what does
 /// go by the wall clock there, tokens and certificates.
 #[test]
-fn d1_no_library_reads_the_wall_clock() {
+fn fault_d1_no_library_reads_the_wall_clock() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut found = Vec::new();
     for library in ["", "discovery-core", "discovery-memory", "discovery-etcd", "discovery-tonic"] {
@@ -40,5 +40,5 @@ fn d1_no_library_reads_the_wall_clock() {
             assert!(!text.contains(clock), "{} reads the wall clock: {clock}", path.display());
         }
     }
-    println!("D1: {} files, of which {monotonic} read the monotonic clock and none the wall clock", found.len());
+    println!("fault_d1: {} files, of which {monotonic} read the monotonic clock and none the wall clock", found.len());
 }

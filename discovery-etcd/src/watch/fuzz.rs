@@ -174,7 +174,7 @@ const VALUES: [&[u8]; 5] = [
 #[cfg(test)]
 mod tests {
     #[test]
-    fn d11_an_old_watcher_and_a_fresh_list_agree() {
+    fn fault_d11_an_old_watcher_and_a_fresh_list_agree() {
         super::corpus::run("watch", 1_500, super::fuzz_watch);
     }
 }

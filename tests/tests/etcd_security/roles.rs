@@ -104,10 +104,10 @@ async fn a_registrar_keeps_its_service_and_touches_no_other() {
     assert!(root.keys().await.is_empty());
 }
 
-/// A23. A role is revoked while its user watches. etcd goes on telling that watch every change. The next beat of the watch, a
+/// `fault_a23`. A role is revoked while its user watches. etcd goes on telling that watch every change. The next beat of the watch, a
 /// quarter of the ttl later at most, is refused, and so is the list after it: the set stands, and `PermissionDenied` is told.
 #[tokio::test]
-async fn a23_a_revoked_role_is_told_within_a_beat() {
+async fn fault_a23_a_revoked_role_is_told_within_a_beat() {
     let (etcd, mut root) = recipes().await;
     let reader = backend(&etcd, "reader", "/prod");
     let registrar = backend(&etcd, "registrar", "/prod");
@@ -120,7 +120,7 @@ async fn a23_a_revoked_role_is_told_within_a_beat() {
     root.take_role("reader", "read-prod").await;
     let start = Instant::now();
     let error = lost(&mut updates).await;
-    println!("A23: told {:?} after the role was revoked", start.elapsed());
+    println!("fault_a23: told {:?} after the role was revoked", start.elapsed());
     assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{}", error.report());
     assert!(start.elapsed() < Duration::from_secs(3), "a beat is 500 ms: {:?}", start.elapsed());
     assert_eq!(set.len(), 1, "the set stands");
@@ -139,8 +139,8 @@ async fn a23_a_revoked_role_is_told_within_a_beat() {
     eventually("it says why", SOON, says_why).await;
     root.allow_write("register-payments", "/prod/payments/").await;
     let back = until_registered(&registration, SOON).await;
-    println!("A23: registered {back:?} after the role was given back");
+    println!("fault_a23: registered {back:?} after the role was given back");
     root.delete(KEY).await;
     let repaired = eventually("watched again", SOON, async || root.entry(KEY).await.is_some()).await;
-    println!("A23: and repaired in {repaired:?}");
+    println!("fault_a23: and repaired in {repaired:?}");
 }

@@ -72,10 +72,10 @@ async fn credentials_are_used_and_renewed() {
     assert!(!format!("{backend:?} {registration:?}").contains("canary"));
 }
 
-/// A20. The token has expired, and the stream is cut: the token is refreshed and the watch opened anew within 1 s, with at most
+/// `fault_a20`. The token has expired, and the stream is cut: the token is refreshed and the watch opened anew within 1 s, with at most
 /// two `Authenticate`. Where nothing is cut, the next beat renews it, and nobody is told of anything.
 #[tokio::test]
-async fn a20_an_expired_token_is_refreshed_for_a_watch() {
+async fn fault_a20_an_expired_token_is_refreshed_for_a_watch() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
     let proxy = Proxy::to(etcd.address()).await;
     let backend = EtcdBackend::new(unhurried([proxy.address()])).unwrap();
@@ -94,7 +94,7 @@ async fn a20_an_expired_token_is_refreshed_for_a_watch() {
         root.put(&format!("payments/{address}"), format!(r#"{{"Op":0,"Addr":"{address}","Metadata":null}}"#)).await;
         until(&mut updates, &mut set, |set| set.len() == number).await;
         let (took, asked) = (start.elapsed(), authenticated(&etcd) - before - by_root);
-        println!("A20: {name}: caught up in {took:?} with {asked} Authenticate");
+        println!("fault_a20: {name}: caught up in {took:?} with {asked} Authenticate");
         assert!(took < Duration::from_secs(2), "the target of 1 s, and as much for a busy machine: {took:?}");
         assert!(asked <= 2, "{asked}");
     }
@@ -104,10 +104,10 @@ async fn a20_an_expired_token_is_refreshed_for_a_watch() {
     assert!(authenticated(&etcd) - before <= 2);
 }
 
-/// A20, with many: 200 registrations and 20 watches of one handle lose the token at once, which costs one `Authenticate`, and
+/// `fault_a20`, with many: 200 registrations and 20 watches of one handle lose the token at once, which costs one `Authenticate`, and
 /// one more where somebody was on the way.
 #[tokio::test]
-async fn a20_one_token_is_refreshed_for_all() {
+async fn fault_a20_one_token_is_refreshed_for_all() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
     let backend = EtcdBackend::new(unhurried(etcd.members())).unwrap();
     let registrations = join_all((0..200).map(|number| register(&backend, number))).await;
@@ -118,15 +118,15 @@ async fn a20_one_token_is_refreshed_for_all() {
         updated.unwrap();
     }
     let asked = authenticated(&etcd) - before;
-    println!("A20: 200 updates with an expired token took {asked} Authenticate");
+    println!("fault_a20: 200 updates with an expired token took {asked} Authenticate");
     assert!(asked <= 2, "{asked}");
     backend.close().await.unwrap();
 }
 
-/// A21. With JSON Web Tokens each change of users and roles makes all tokens old, which etcd says in its own words
+/// `fault_a21`. With JSON Web Tokens each change of users and roles makes all tokens old, which etcd says in its own words
 /// (`InvalidArgument`): the next call has a new one within 1 s, and so has a watch that is cut.
 #[tokio::test]
-async fn a21_an_old_auth_revision_is_answered_by_a_new_token() {
+async fn fault_a21_an_old_auth_revision_is_answered_by_a_new_token() {
     let etcd = guarded(Etcd::setup().json_web_tokens()).await;
     let proxy = Proxy::to(etcd.address()).await;
     let backend = EtcdBackend::new(unhurried([proxy.address()])).unwrap();
@@ -140,21 +140,21 @@ async fn a21_an_old_auth_revision_is_answered_by_a_new_token() {
             cut(&proxy).await;
         }
         assert_eq!(count(&backend).await, Some(number - 1));
-        println!("A21: listed in {:?}", start.elapsed());
+        println!("fault_a21: listed in {:?}", start.elapsed());
         std::mem::forget(register(&backend, u16::try_from(number).unwrap()).await);
         until(&mut updates, &mut set, |set| set.len() == number).await;
         let (took, asked) = (start.elapsed(), authenticated(&etcd) - before);
-        println!("A21: registered and watched in {took:?}, with {asked} Authenticate");
+        println!("fault_a21: registered and watched in {took:?}, with {asked} Authenticate");
         assert!(took < Duration::from_secs(2), "the target of 1 s, and as much for a busy machine: {took:?}");
         assert!(asked <= 2, "{asked}");
     }
     assert!(registration.status().is_registered());
 }
 
-/// A22. The password is changed, then the user is deleted: watchers are told `Unauthenticated` and keep their sets, all of a
+/// `fault_a22`. The password is changed, then the user is deleted: watchers are told `Unauthenticated` and keep their sets, all of a
 /// handle together ask for no more than one `Authenticate` a second, and all is well within 10 s of the mend.
 #[tokio::test]
-async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
+async fn fault_a22_refused_credentials_are_told_and_tried_once_a_second() {
     let etcd = guarded(Etcd::setup()).await;
     let backend = EtcdBackend::new(config(etcd.members()).credentials("teller", PASSWORD)).unwrap();
     let registration = register(&backend, 1).await;
@@ -176,7 +176,7 @@ async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
             // A busy etcd may be too slow to refuse at first.
             while lost(updates).await.kind() != ErrorKind::Unauthenticated {}
         }
-        println!("A22: {fault}: told in {:?}", start.elapsed());
+        println!("fault_a22: {fault}: told in {:?}", start.elapsed());
         assert_eq!(refusal(&backend).await, ErrorKind::Unauthenticated);
         let (before, since) = (authenticated(&etcd), Instant::now());
         // Others ask meanwhile.
@@ -185,7 +185,7 @@ async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
             sleep(Duration::from_millis(100)).await;
         }
         let (asked, took) = (authenticated(&etcd) - before, since.elapsed());
-        println!("A22: {fault}: {asked} Authenticate in {took:?}");
+        println!("fault_a22: {fault}: {asked} Authenticate in {took:?}");
         assert!(asked as f64 <= took.as_secs_f64() + 1.0, "{asked} in {took:?}");
         assert!(asked >= 2, "it goes on trying");
 
@@ -196,16 +196,16 @@ async fn a22_refused_credentials_are_told_and_tried_once_a_second() {
         let start = Instant::now();
         let sets = join_all(streams.iter_mut().map(reset)).await;
         assert_eq!(sets, [1, 0, 0]);
-        println!("A22: {fault}: back in {:?}", start.elapsed());
+        println!("fault_a22: {fault}: back in {:?}", start.elapsed());
         assert!(start.elapsed() < Duration::from_secs(10));
         until_registered(&registration, SOON).await;
     }
 }
 
-/// B13. Tokens expire, connections are cut, and roles change while a lease is renewed: no entry ever goes. The own entries stay
+/// `fault_b13`. Tokens expire, connections are cut, and roles change while a lease is renewed: no entry ever goes. The own entries stay
 /// watched too. etcd checks who renews only from 3.4.42, 3.5.28 and 3.6.9 on.
 #[tokio::test]
-async fn b13_renewals_outlive_tokens_and_roles() {
+async fn fault_b13_renewals_outlive_tokens_and_roles() {
     join_all([("expiring", Etcd::setup().token_ttl(2)), ("JSON Web", Etcd::setup().json_web_tokens())].map(
         |(name, setup)| async move {
             let etcd = guarded(setup).await;
@@ -241,7 +241,7 @@ async fn b13_renewals_outlive_tokens_and_roles() {
                 sleep(Duration::from_secs(1)).await;
                 root.delete(key).await;
                 let repaired = eventually("repaired", SOON, async || root.entry(key).await.is_some()).await;
-                println!("B13: {name}: 0 expiries; {key} repaired in {repaired:?}");
+                println!("fault_b13: {name}: 0 expiries; {key} repaired in {repaired:?}");
                 assert!(repaired < Duration::from_secs(2), "{repaired:?}");
             }
         },
