@@ -53,7 +53,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         }
     });
 
-    let (mut second, mut total) = (Tally::default(), Tally::default());
+    let mut second = Tally::default();
+    let mut total = Tally::default();
     let mut tick = time::interval(Duration::from_secs(1));
     let mut stop = pin!(asked_to_stop());
     loop {

@@ -46,7 +46,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         builder = builder.advertise(address);
     }
     let server = builder.bind(listen).await?;
-    let (handle, address) = (server.handle(), server.instance().address().clone());
+    let handle = server.handle();
+    let address = server.instance().address().clone();
     println!("{name} listens at {address}, and registers");
 
     let life = name.clone();

@@ -143,7 +143,8 @@ impl Process {
         // Registered once it listens, not before.
         let instance = Instance::new(address.try_into()?).with_id(name.parse()?);
         println!("{name} serves at {}", instance.address());
-        let (service, place) = (service.clone(), Arc::clone(place));
+        let service = service.clone();
+        let place = Arc::clone(place);
         let registering = async move {
             let handle = place.open()?;
             let registration = handle.backend.register(&service, instance).await?;

@@ -50,7 +50,8 @@ struct Arguments {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let Arguments { servers: size, rounds, rate, drain, pause, .. } = arguments;
-    let (service, backend) = ("greeter".parse::<ServiceName>()?, discovery::open(&arguments.registry)?);
+    let service = "greeter".parse::<ServiceName>()?;
+    let backend = discovery::open(&arguments.registry)?;
     let fleet = Fleet { backend: Arc::clone(&backend), service: service.clone(), drain };
     let mut servers = Vec::new();
     for number in 1..=size {
@@ -147,9 +148,11 @@ async fn call(client: GreeterClient<BalancedChannel>, rate: u32, ended: mpsc::Un
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     loop {
         ticks.tick().await;
-        let (mut client, ended) = (client.clone(), ended.clone());
+        let mut client = client.clone();
+        let ended = ended.clone();
         tokio::spawn(async move {
-            let (start, request) = (Instant::now(), GreetRequest { delay_ms: 20, ..GreetRequest::default() });
+            let start = Instant::now();
+            let request = GreetRequest { delay_ms: 20, ..GreetRequest::default() };
             let failure = client.greet(request).await.err();
             // Nobody counts any more where the receiver is gone.
             let _ = ended.send((start.elapsed(), failure));
@@ -161,7 +164,8 @@ async fn call(client: GreeterClient<BalancedChannel>, rate: u32, ended: mpsc::Un
 async fn watch(channel: BalancedChannel, mut ended: mpsc::UnboundedReceiver<Ended>) -> Tally {
     let start = Instant::now();
     let mut ticks = interval_at(start + SECOND, SECOND);
-    let (mut all, mut second) = (Tally::default(), Tally::default());
+    let mut all = Tally::default();
+    let mut second = Tally::default();
     loop {
         tokio::select! {
             one = ended.recv() => {
@@ -177,7 +181,8 @@ async fn watch(channel: BalancedChannel, mut ended: mpsc::UnboundedReceiver<Ende
             }
             _ = ticks.tick() => {
                 let Tally { calls, failed, slowest } = second;
-                let (seconds, slowest) = (start.elapsed().as_secs(), slowest.as_millis());
+                let seconds = start.elapsed().as_secs();
+                let slowest = slowest.as_millis();
                 println!("{seconds:5} s  {calls:6}  {failed:6}  {slowest:4} ms  {}", ready(&channel));
                 all.add(&std::mem::take(&mut second));
             }

@@ -207,7 +207,8 @@ mod tests {
     #[cfg(feature = "memory")]
     #[tokio::test]
     async fn memory_is_a_new_registry_with_each_call() {
-        let (one, other) = (open("memory:").unwrap(), open("memory:").unwrap());
+        let one = open("memory:").unwrap();
+        let other = open("memory:").unwrap();
         let _registration = one.register(&service(), Instance::new("10.0.0.1:80".parse().unwrap())).await.unwrap();
         assert_eq!(one.list(&service()).await.unwrap().len(), 1);
         assert_eq!(other.list(&service()).await.unwrap().len(), 0);

@@ -26,7 +26,8 @@ pub struct Cost {
 ///
 /// Where valgrind is missing or the driver fails.
 pub fn cost_per_operation(name: &str, arguments: &[String]) -> Result<Cost, Failure> {
-    let (few, many) = (run(name, arguments, FEW)?, run(name, arguments, MANY)?);
+    let few = run(name, arguments, FEW)?;
+    let many = run(name, arguments, MANY)?;
     let per_operation = |few: u64, many: u64| (many as f64 - few as f64) / (MANY - FEW) as f64;
     let cost = Cost { instructions: per_operation(few.0, many.0), allocations: per_operation(few.1, many.1) };
     eprintln!(
@@ -76,8 +77,10 @@ fn run(name: &str, arguments: &[String], operations: u64) -> Result<(u64, u64), 
 
 /// Reads callgrind's format: `calls=` follows the `cfn=` it counts, and a name is spelled out once, at its first use.
 fn parse(profile: &str) -> Result<(u64, u64), Failure> {
-    let (mut instructions, mut allocations) = (0, 0);
-    let (mut allocators, mut allocates) = (HashSet::new(), false);
+    let mut instructions = 0;
+    let mut allocations = 0;
+    let mut allocators = HashSet::new();
+    let mut allocates = false;
     for line in profile.lines() {
         let (key, value) = line.split_once(['=', ':']).unwrap_or((line, ""));
         if key == "fn" || key == "cfn" {

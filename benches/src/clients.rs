@@ -96,7 +96,8 @@ pub async fn tonic_following(backend: &MemoryBackend) -> Result<Channel, Failure
     let mut updates = backend.another_process().watch(&service())?;
     let (first, filled) = oneshot::channel::<()>();
     tokio::spawn(async move {
-        let (mut set, mut first) = (Snapshot::default(), Some(first));
+        let mut set = Snapshot::default();
+        let mut first = Some(first);
         while let Some(update) = updates.next().await {
             let next = set.after(&update);
             let change = set.diff(&next);

@@ -30,7 +30,8 @@ pub fn comparison(set: &[Arc<Instance>]) -> f64 {
     let by_id = |set: &[Arc<Instance>]| -> HashMap<String, Arc<Instance>> {
         set.iter().map(|one| (one.id().to_string(), Arc::clone(one))).collect()
     };
-    let (mut former, mut changed) = (by_id(set), 0);
+    let mut former = by_id(set);
+    let mut changed = 0;
     let start = cpu::process();
     for n in 0..COMPARISONS {
         let mut listed = set.to_vec();

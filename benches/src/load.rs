@@ -35,15 +35,18 @@ pub async fn steady<T: Transport, R>(
     mut work: impl FnMut() -> Duration,
     course: impl Future<Output = R>,
 ) -> (Vec<Ended>, R) {
-    let (mut course, start) = (pin!(course), Instant::now());
-    let (mut running, mut ended) = (FuturesUnordered::new(), Vec::new());
+    let mut course = pin!(course);
+    let start = Instant::now();
+    let mut running = FuturesUnordered::new();
+    let mut ended = Vec::new();
     let mut due = Duration::ZERO;
     let result = loop {
         tokio::select! {
             biased;
             result = &mut course => break result,
             () = sleep_until(start + due) => {
-                let (mut caller, work) = (caller.clone(), work());
+                let mut caller = caller.clone();
+                let work = work();
                 running.push(async move {
                     let result = caller.call_for(work).await;
                     let took = (start + due).elapsed();

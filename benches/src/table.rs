@@ -144,7 +144,9 @@ impl fmt::Display for Row {
             _ if self.missed() => "MISSED",
             _ => "reached",
         };
-        let (figure, what, ours) = (self.figure, &self.what, number(self.ours));
+        let figure = self.figure;
+        let what = &self.what;
+        let ours = number(self.ours);
         write!(f, "| {figure} | {what} | {ours} | {peer} | {value} | {ratio} | {target} | {verdict} |")
     }
 }

@@ -66,7 +66,8 @@ impl Shape {
     /// What the first failed call ends with.
     pub async fn run<T: Transport>(self, transport: T) -> Result<Piece, Failure> {
         let Self { calls, call, .. } = self;
-        let (started, mut callers) = (Arc::new(AtomicU32::new(0)), JoinSet::new());
+        let started = Arc::new(AtomicU32::new(0));
+        let mut callers = JoinSet::new();
         let start = Instant::now();
         for _ in 0..self.callers {
             let mut client = GreeterClient::new(transport.clone()).max_decoding_message_size(DECODED);
@@ -124,7 +125,8 @@ impl Call {
             Self::Large => client.greet(with(4 << 20)).await.map(drop),
             Self::Messages(count) => {
                 let request = GreetManyRequest { count, ..GreetManyRequest::default() };
-                let (mut messages, mut seen) = (client.greet_many(request).await?.into_inner(), 0);
+                let mut messages = client.greet_many(request).await?.into_inner();
+                let mut seen = 0;
                 while messages.message().await?.is_some() {
                     seen += 1;
                 }

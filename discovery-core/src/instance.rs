@@ -147,7 +147,8 @@ impl Metadata {
     ///
     /// [`ErrorKind::InvalidInput`], with the bound that does not hold; nothing is changed then.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
-        let (key, value) = (key.into(), value.into());
+        let key = key.into();
+        let value = value.into();
         check_entry(&key, &value)?;
         let replaced = self.0.get(&key).map_or(0, |old| key.len() + old.len());
         if replaced == 0 && self.0.len() == MAX_ENTRIES {

@@ -173,7 +173,8 @@ impl<S: Source> Resolver for Recovered<S> {
             // A watch whose runtime is gone is taken up again on the one that polls this stream. Where that one is shutting
             // down too nothing follows, so that the stream gives way and can be dropped.
             if subscription.shared().is_orphaned() && subscription.is_drained() {
-                let (service, fold) = (subscription.shared().service().clone(), subscription.shared().fold());
+                let service = subscription.shared().service().clone();
+                let fold = subscription.shared().fold();
                 if let Ok(shared) = hub.join(&service, fold) {
                     subscription = Subscription::resumed(shared);
                 }
@@ -195,7 +196,8 @@ impl<S: Source> Hub<S> {
             _ => {
                 let shared = Shared::new(service.clone(), fold, self.recovery.queue_capacity, &self.watches);
                 let orphanage = Orphanage(Arc::downgrade(&shared));
-                let (source, rejects) = (Arc::clone(&self.source), Arc::clone(&self.rejects));
+                let source = Arc::clone(&self.source);
+                let rejects = Arc::clone(&self.rejects);
                 let task = runtime.spawn(run(source, rejects, self.recovery, service.clone(), orphanage));
                 shared.own(task.abort_handle());
                 watches.insert(service.clone(), Arc::downgrade(&shared));
@@ -221,7 +223,9 @@ async fn run<S: Source>(
         let Some(number) = orphanage.0.upgrade().map(|shared| shared.begin()) else { return };
         let (error, is_full) = {
             let (progress, mut seen) = watch::channel(Progress::Opening);
-            let (shared, rejects, limit) = (orphanage.0.clone(), Arc::clone(&rejects), recovery.max_entries);
+            let shared = orphanage.0.clone();
+            let rejects = Arc::clone(&rejects);
+            let limit = recovery.max_entries;
             let attempt = Attempt { shared, number, rejects, limit, progress };
             let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
             let ended = tokio::select! {
@@ -488,7 +492,8 @@ mod tests {
         let resolver = Recovered::new(Panics);
         let service: ServiceName = "payments".parse().unwrap();
         assert_eq!(resolver.list(&service).await.unwrap_err().kind(), ErrorKind::Internal);
-        let (asked, watched) = (resolver.clone(), service.clone());
+        let asked = resolver.clone();
+        let watched = service.clone();
         let start = move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let updates = runtime.block_on(async {
@@ -522,7 +527,8 @@ mod tests {
     async fn a_watch_goes_on_when_the_runtime_that_ran_it_is_gone() {
         let resolver = Recovered::new(Steady);
         let service: ServiceName = "payments".parse().unwrap();
-        let (asked, watched) = (resolver.clone(), service.clone());
+        let asked = resolver.clone();
+        let watched = service.clone();
         let start = move || {
             let runtime = tokio::runtime::Runtime::new().unwrap();
             let updates = runtime.block_on(async { asked.watch(&watched).unwrap() });

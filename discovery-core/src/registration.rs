@@ -88,7 +88,7 @@ impl Registration {
 
     /// The statuses from now on, for other tasks to follow.
     pub fn statuses(&self) -> StatusReceiver {
-        self.status.unread()
+        self.status.resubscribe()
     }
 
     /// Changes weight and metadata in place, without a moment of absence; of several at once each sees what the former wrote.

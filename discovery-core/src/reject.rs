@@ -149,7 +149,8 @@ fn cut(mut text: String) -> String {
 }
 
 fn split(entries: Vec<Entry>) -> (Vec<Instance>, Vec<BadEntry>) {
-    let (mut instances, mut bad) = (Vec::with_capacity(entries.len()), Vec::new());
+    let mut instances = Vec::with_capacity(entries.len());
+    let mut bad = Vec::new();
     for entry in entries {
         match entry {
             Entry::Bad(entry) => bad.push(entry),
@@ -202,7 +203,8 @@ mod tests {
     #[test]
     fn an_entry_is_logged_once_a_minute_and_all_of_them_not_too_often() {
         let entry = |key: u64| ("payments".parse::<ServiceName>().unwrap(), key.to_string());
-        let (mut log, start) = (Log::default(), Instant::now());
+        let mut log = Log::default();
+        let start = Instant::now();
         assert!(log.admits(entry(0), start));
         assert!(!log.admits(entry(0), start + QUIET / 2));
         assert!(log.admits(entry(0), start + QUIET));

@@ -143,7 +143,8 @@ pub(crate) struct Subscription {
 impl Subscription {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         let state = shared.lock();
-        let (missed, receiver) = (state.fold.catch_up().collect(), state.sender.subscribe());
+        let missed = state.fold.catch_up().collect();
+        let receiver = state.sender.subscribe();
         drop(state);
         Self { shared, missed, receiver }
     }

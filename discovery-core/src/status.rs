@@ -76,7 +76,7 @@ impl StatusReceiver {
     }
 
     /// A receiver of the statuses from now on.
-    pub(crate) fn unread(&self) -> Self {
+    pub(crate) fn resubscribe(&self) -> Self {
         let mut receiver = self.0.clone();
         receiver.mark_unchanged();
         Self(receiver)

@@ -63,14 +63,16 @@ impl Harness for Root {
     }
 
     fn timings(&self) -> Timings {
-        let (quiet, settle) = (Duration::from_millis(300), Duration::from_secs(5));
+        let quiet = Duration::from_millis(300);
+        let settle = Duration::from_secs(5);
         Timings { queue: 128, quiet, settle, ttl: Duration::from_secs(1) }
     }
 
     async fn process(&self) -> Process {
         let directory = Arc::new(Directory::open(&self.path.join("registry"), self.timings().ttl).unwrap());
         self.polls.lock().unwrap().push(directory.polls());
-        let (killed, counted) = (Arc::clone(&directory), Arc::downgrade(&directory));
+        let killed = Arc::clone(&directory);
+        let counted = Arc::downgrade(&directory);
         let skipped = move || counted.upgrade().map_or(0, |directory| directory.skipped());
         Process::new(directory).killed_by(move || killed.abandon()).counting_skipped(skipped)
     }

@@ -24,7 +24,8 @@ const PHASES: [&str; 4] = ["first set", "100 changes", "audit", "reset"];
 /// hundred changes, after a list that only confirmed them, and after a `Reset`.
 #[test]
 fn a_thousand_watchers_cost_little_more_than_one() {
-    let (one, thousand) = (measured(1), measured(1_000));
+    let one = measured(1);
+    let thousand = measured(1_000);
     for (phase, (one, thousand)) in PHASES.iter().zip(one.iter().zip(&thousand)) {
         println!("{phase}: 1 watcher {one} kB, 1,000 watchers {thousand} kB, {:.2} times", thousand / one);
     }

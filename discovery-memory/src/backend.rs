@@ -114,7 +114,8 @@ impl Registry for MemoryBackend {
             let error = Error::new(ErrorKind::Conflict, "another owner's entry lives");
             return Err(error.with_operation("register").with_service(service).with_key(&key));
         }
-        let (number, instance) = (state.number(), Arc::new(instance));
+        let number = state.number();
+        let instance = Arc::new(instance);
         let status = StatusWriter::new(Status::registered());
         let held = Owned { store: Arc::clone(&self.store), process: self.process, number };
         let registration = Registration::new(service.clone(), Arc::clone(&instance), &status, held);

@@ -40,7 +40,8 @@ async fn run(store: Weak<Store>, number: u64, mut due: Instant) {
             state.timer = None;
             return;
         };
-        (timer.due, due) = (next, next);
+        timer.due = next;
+        due = next;
     }
 }
 
@@ -96,7 +97,8 @@ impl State {
     pub(crate) fn heal(&mut self, number: u64) {
         let Some(owner) = self.owners.get_mut(&number) else { return };
         owner.heals = None;
-        let (service, instance) = (owner.service.clone(), Arc::clone(&owner.instance));
+        let service = owner.service.clone();
+        let instance = Arc::clone(&owner.instance);
         match self.entries.get_mut(&key(&service, instance.id().as_str())) {
             Some(stored) if stored.owner.is_some_and(|owner| owner != number) => return self.supersede(number),
             Some(stored) if stored.owner == Some(number) && stored.instance.as_ref() == Some(&instance) => {

@@ -160,7 +160,8 @@ async fn a_registration_that_is_kept_comes_with_the_registry() {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_that_is_overwritten_by_hand_is_repaired_and_another_owners_is_left_alone() {
-    let (backend, other) = (MemoryBackend::new(), MemoryBackend::new());
+    let backend = MemoryBackend::new();
+    let other = MemoryBackend::new();
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
     let mut statuses = registration.statuses();
     for by_hand in ["another", "unreadable", "the same"] {

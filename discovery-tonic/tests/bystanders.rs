@@ -99,7 +99,9 @@ async fn an_https_origin_is_refused_over_plain_tcp() {
 /// A connection that answers each call after 100 ms, even if it was given up by then, and its first
 /// call on request.
 async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
-    let (mut waiting, mut first_stream, mut told) = (VecDeque::new(), None, false);
+    let mut waiting = VecDeque::new();
+    let mut first_stream = None;
+    let mut told = false;
     loop {
         let due = waiting.front().map_or_else(|| Instant::now() + Duration::from_secs(60), |(at, _)| *at);
         tokio::select! {

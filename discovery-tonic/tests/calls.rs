@@ -294,7 +294,8 @@ async fn fault_c8_rolling_graceful_restarts_lose_nothing() {
     for _ in 0..32 {
         let channel = channel.clone();
         callers.spawn(async move {
-            let (mut calls, mut failures) = (0u32, Vec::new());
+            let mut calls = 0u32;
+            let mut failures = Vec::new();
             while Instant::now() < end {
                 calls += 1;
                 failures.extend(greet(&channel, None).await.err());

@@ -26,7 +26,8 @@ const TASK: Duration = Duration::from_millis(10);
 
 /// Calls again and again, for this time.
 async fn keep_calling(channel: BalancedChannel, time: Duration) -> Seen {
-    let (mut seen, start) = (Seen::default(), Instant::now());
+    let mut seen = Seen::default();
+    let start = Instant::now();
     while start.elapsed() < time {
         let begun = Instant::now();
         let request = GreetRequest { delay_ms: TASK.as_millis() as u32, ..GreetRequest::default() };
@@ -72,7 +73,8 @@ async fn b03_all_callers_have_their_share_of_few_streams() {
 /// The same while others give up all the time, at every moment of their wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_give_up_take_nothing_from_those_that_wait() {
-    let (time, server) = (Duration::from_secs(4), few_streams(4).await);
+    let time = Duration::from_secs(4);
+    let server = few_streams(4).await;
     let channel = channel(&registry([server.address]));
     greet(&channel, None).await.unwrap();
     let mut impatient = JoinSet::new();

@@ -28,16 +28,20 @@ type OnConnection = Arc<dyn Fn(usize, usize) -> Option<(&'static str, Duration)>
 /// A peer that treats each connection, by its number, and each request on it by its own.
 async fn peer(treat: OnConnection) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, accepted) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
-    let (count, mut tasks) = (Arc::clone(&accepted), JoinSet::new());
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&accepted);
+    let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let (number, treat) = (count.fetch_add(1, Ordering::Relaxed), Arc::clone(&treat));
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let treat = Arc::clone(&treat);
             connections.spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(socket).await else { return };
-                let (mut answers, mut requests) = (JoinSet::new(), 0);
+                let mut answers = JoinSet::new();
+                let mut requests = 0;
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let answer_with = treat(number, requests);
                     requests += 1;
@@ -77,7 +81,8 @@ fn poll(channel: &BalancedChannel, delay: Duration) -> impl Future<Output = bool
 /// keeps its calls.
 #[tokio::test]
 async fn a_check_that_fails_is_made_again_a_second_later() {
-    let (server, tries) = (Server::start("one").await, Arc::<AtomicUsize>::default());
+    let server = Server::start("one").await;
+    let tries = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&tries);
     let connect = tower::service_fn(move |uri: http::Uri| {
         let is_first = count.fetch_add(1, Ordering::Relaxed) == 0;
@@ -186,7 +191,9 @@ async fn a_connection_may_get_stuck_soon_after_a_check() {
     servers.iter().for_each(|server| backend.put(&service(), server.instance()));
     eventually("all ready", || ready(&channel) == 3).await;
     is_stuck.store(true, Ordering::Relaxed);
-    let (start, mut late, mut latest) = (Instant::now(), 0, Duration::ZERO);
+    let start = Instant::now();
+    let mut late = 0;
+    let mut latest = Duration::ZERO;
     while start.elapsed() < Duration::from_secs(15) {
         if is_late(&channel).await {
             late += 1;
@@ -209,7 +216,8 @@ async fn failing_fast_attracts_no_calls_where_most_are_ill() {
     let channel = channel(&registry([hung, failing, good.address]));
     eventually("all ready", || ready(&channel) == 3).await;
     let mut calls = JoinSet::new();
-    let (start, mut count) = (Instant::now(), 0);
+    let start = Instant::now();
+    let mut count = 0;
     while start.elapsed() < Duration::from_secs(8) {
         let request = GreetRequest { delay_ms: 60, ..GreetRequest::default() };
         let channel = channel.clone();

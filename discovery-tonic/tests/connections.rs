@@ -120,7 +120,8 @@ fn aging(age: Duration) -> impl Fn(&discovery_core::Instance) -> EndpointSetting
 
 #[tokio::test]
 async fn calls_are_spread_over_the_connections_of_an_endpoint() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let backend = registry([server.address]);
     let channel =
         wires.builder(builder(&backend).connections_per_endpoint(3).policy(RoundRobin::new())).build().unwrap();
@@ -193,7 +194,8 @@ async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
 
 #[tokio::test]
 async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
     let plan = builder(&registry([server.address])).connections_per_endpoint(3).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();
@@ -215,7 +217,8 @@ async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
 
 #[tokio::test]
 async fn an_old_connection_is_replaced_before_it_is_missed() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let plan = builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1)));
     let channel = wires.builder(plan).build().unwrap();
     let start = Instant::now();
@@ -227,7 +230,8 @@ async fn an_old_connection_is_replaced_before_it_is_missed() {
         assert!(ready(&channel) == 1, "there is always one");
         sleep(Duration::from_millis(2)).await;
     }
-    let (made, most) = (wires.made(), wires.most.load(Ordering::Relaxed));
+    let made = wires.made();
+    let most = wires.most.load(Ordering::Relaxed);
     println!("{made} connections in {:?}, {most} at once; the slowest call took {slowest:?}", start.elapsed());
     assert!((4..=6).contains(&made), "{made}");
     assert_eq!(most, 2, "the next one before the end of the last");
@@ -236,7 +240,8 @@ async fn an_old_connection_is_replaced_before_it_is_missed() {
 
 #[tokio::test]
 async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let drain = Duration::from_secs(1);
     let plan =
         builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1))).drain_timeout(drain);
@@ -265,7 +270,8 @@ async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
 /// Also where its successor is lost meanwhile, and cannot be made anew.
 #[tokio::test]
 async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
     let plan = builder(&registry([server.address]))
         .endpoint_settings(aging(Duration::from_secs(1)))
@@ -286,7 +292,8 @@ async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() 
 
 #[tokio::test]
 async fn an_old_connection_serves_on_where_there_is_no_other() {
-    let (server, wires) = (Server::start("one").await, Wires::default());
+    let server = Server::start("one").await;
+    let wires = Wires::default();
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
     let plan = builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1))).backoff(wait);
     let channel = wires.builder(plan).build().unwrap();
@@ -307,8 +314,12 @@ async fn an_old_connection_serves_on_where_there_is_no_other() {
 /// A removed endpoint that was about to replace its connection does not keep others from connecting while it drains.
 #[tokio::test]
 async fn an_endpoint_that_drains_gives_its_turn_back() {
-    let (old, new, tries) = (Server::start("old").await, Server::start("new").await, Arc::new(AtomicUsize::new(0)));
-    let (backend, first, count) = (registry([old.address]), old.address, Arc::clone(&tries));
+    let old = Server::start("old").await;
+    let new = Server::start("new").await;
+    let tries = Arc::new(AtomicUsize::new(0));
+    let backend = registry([old.address]);
+    let first = old.address;
+    let count = Arc::clone(&tries);
     let connect = move |uri: Uri| {
         let count = Arc::clone(&count);
         async move {

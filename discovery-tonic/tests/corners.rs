@@ -83,7 +83,8 @@ async fn a_live_stream_does_not_keep_its_endpoint_out() {
         let _ = greet(&channel, None).await;
     }
     fails.store(false, Ordering::Relaxed);
-    let (start, before) = (Instant::now(), requests.load(Ordering::Relaxed));
+    let start = Instant::now();
+    let before = requests.load(Ordering::Relaxed);
     while requests.load(Ordering::Relaxed) < before + 50 {
         let _ = greet(&channel, None).await;
         assert!(start.elapsed() < Duration::from_secs(5), "it is not probed");
@@ -142,7 +143,8 @@ async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
 /// Also where the endpoint waits for long before it would connect again.
 #[tokio::test]
 async fn b04_the_drain_limit_binds_streams_of_former_connections() {
-    let (mut old, new) = (Server::start("old").await, Server::start("new").await);
+    let mut old = Server::start("old").await;
+    let new = Server::start("new").await;
     let backend = registry([old.address]);
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
     let channel = builder(&backend).drain_timeout(Duration::from_secs(1)).backoff(wait).build().unwrap();
@@ -166,7 +168,8 @@ async fn b04_the_drain_limit_binds_streams_of_former_connections() {
 #[tokio::test]
 async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
     let server = Server::start("one").await;
-    let (hook, connector) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+    let hook = Arc::new(AtomicBool::new(true));
+    let connector = Arc::new(AtomicBool::new(true));
     let connect = tower::service_fn(move |uri: http::Uri| {
         let panics = connector.swap(false, Ordering::Relaxed);
         async move {
@@ -291,7 +294,9 @@ async fn no_call_hangs_where_connections_age() {
     for _ in 0..4 {
         let channel = channel.clone();
         callers.spawn(async move {
-            let (mut calls, mut hung, start) = (0, 0, Instant::now());
+            let mut calls = 0;
+            let mut hung = 0;
+            let start = Instant::now();
             while start.elapsed() < Duration::from_secs(4) {
                 calls += 1;
                 let result = greet(&channel, Some(Duration::from_secs(3))).await;

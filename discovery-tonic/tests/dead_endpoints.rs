@@ -55,7 +55,9 @@ async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_
     // A slow call is one that ended at its deadline.
     let slow = async || usize::from(greet(&channel, Some(Duration::from_millis(500))).await.is_err());
     let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some());
-    let (mut before, mut after, mut was_out) = (0, 0, false);
+    let mut before = 0;
+    let mut after = 0;
+    let mut was_out = false;
     for _ in 0..2_000 {
         // Once and for all: while it is probed it is not out.
         was_out |= is_out();
@@ -186,7 +188,8 @@ async fn the_only_endpoint_is_not_suspected() {
 
 #[tokio::test]
 async fn b03_all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
-    let (a, b) = (refusing().await, refusing().await);
+    let a = refusing().await;
+    let b = refusing().await;
     let channel = channel(&registry([a, b]));
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), tonic::Code::Unavailable);
@@ -231,8 +234,10 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
 /// Where less than half are left, all are used: two of four hang and are ejected, and then a good one dies.
 #[tokio::test]
 async fn b08_where_less_than_half_are_left_all_are_used() {
-    let (first, second) = (hung().await, hung().await);
-    let (good, mut dying) = (Server::start("good").await, Mortal::start("dying"));
+    let first = hung().await;
+    let second = hung().await;
+    let good = Server::start("good").await;
+    let mut dying = Mortal::start("dying");
     let backend = registry([first.0, second.0, good.address, dying.address]);
     let detection = OutlierDetection::default().base_ejection_time(Duration::from_secs(60));
     // In turn, since the default policy hardly uses them once calls were late there.

@@ -78,7 +78,8 @@ async fn fault_c10_a_flapping_address_is_tried_once_per_wait() {
 #[tokio::test]
 async fn fault_c10_a_flapping_server_keeps_its_connection() {
     let server = Server::start("one").await;
-    let (backend, flapping) = (registry([]), server.instance());
+    let backend = registry([]);
+    let flapping = server.instance();
     let channel = builder(&backend).build().unwrap();
     for _ in 0..20 {
         backend.put(&service(), flapping.clone());
@@ -141,7 +142,8 @@ async fn so_many_endpoints_connect_at_a_time() {
     let (builder, count) =
         attempts(builder(&backend).backoff(wait).max_concurrent_connects(4).connector(gate.clone()), patient);
     let _channel = builder.build().unwrap();
-    let (waiting, tried) = (|| gate.waiting.load(Ordering::Relaxed), || count.load(Ordering::Relaxed));
+    let waiting = || gate.waiting.load(Ordering::Relaxed);
+    let tried = || count.load(Ordering::Relaxed);
     for let_go in 0..=8 {
         eventually("four wait", || waiting() == 4 && tried() == 4 + let_go).await;
         sleep(Duration::from_millis(20)).await;
@@ -156,7 +158,8 @@ async fn so_many_endpoints_connect_at_a_time() {
 async fn the_hook_sees_the_instance_as_it_is_registered_now() {
     let mut server = Mortal::start("one");
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let (backend, seeing) = (registry([]), Arc::clone(&seen));
+    let backend = registry([]);
+    let seeing = Arc::clone(&seen);
     let hook = move |instance: &Instance| {
         seeing.lock().unwrap().push(instance.metadata().get("zone").map(ToOwned::to_owned));
         EndpointSettings::default()
@@ -197,7 +200,8 @@ async fn warm_up(callers: usize, delay_ms: u32) {
     let start = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..callers {
-        let (channel, new) = (channel.clone(), new.address);
+        let channel = channel.clone();
+        let new = new.address;
         tasks.spawn(async move {
             let mut parts = [Part::default(); PARTS];
             while start.elapsed() < window {

@@ -31,13 +31,15 @@ type Answers = fn(&http::Request<tonic::body::Body>) -> Option<Code>;
 /// A greeter that answers some requests at once with a code; and how many it got.
 async fn answering(answers: Answers, in_trailers: bool) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let address = listener.local_addr().unwrap();
+    let count = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&count);
     let failing = tower::layer::layer_fn(move |inner: tonic::service::Routes| {
         let counted = Arc::clone(&counted);
         service_fn(move |request: http::Request<tonic::body::Body>| {
             counted.fetch_add(1, Ordering::Relaxed);
-            let (code, mut inner) = (answers(&request), inner.clone());
+            let code = answers(&request);
+            let mut inner = inner.clone();
             async move {
                 match code.map(|code| Status::new(code, "on demand")) {
                     None => inner.call(request).await,
@@ -63,7 +65,9 @@ async fn answering(answers: Answers, in_trailers: bool) -> (SocketAddr, Arc<Atom
 
 /// Calls at a rate that take this long where they succeed; of how many how many failed.
 async fn steadily(channel: &BalancedChannel, rate: u32, work: Duration, time: Duration) -> (usize, usize) {
-    let (mut ticks, mut calls, start) = (interval(Duration::from_secs(1) / rate), JoinSet::new(), Instant::now());
+    let mut ticks = interval(Duration::from_secs(1) / rate);
+    let mut calls = JoinSet::new();
+    let start = Instant::now();
     while start.elapsed() < time {
         ticks.tick().await;
         let channel = channel.clone();

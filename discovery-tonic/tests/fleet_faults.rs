@@ -43,11 +43,14 @@ type Failure = (Instant, Status);
 
 impl Callers {
     fn start(channel: &BalancedChannel, count: usize) -> Self {
-        let (stop, mut tasks) = (Arc::<AtomicBool>::default(), JoinSet::new());
+        let stop = Arc::<AtomicBool>::default();
+        let mut tasks = JoinSet::new();
         for _ in 0..count {
-            let (channel, stop) = (channel.clone(), Arc::clone(&stop));
+            let channel = channel.clone();
+            let stop = Arc::clone(&stop);
             tasks.spawn(async move {
-                let (mut calls, mut failed) = (0, Vec::new());
+                let mut calls = 0;
+                let mut failed = Vec::new();
                 while !stop.load(Ordering::Relaxed) {
                     let begun = Instant::now();
                     calls += 1;
@@ -200,7 +203,8 @@ async fn frozen_for_ten_seconds(what: &str, load: impl AsyncFn(&BalancedChannel,
 }
 
 async fn one_by_one(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
-    let (mut calls, mut slow) = (0, 0);
+    let mut calls = 0;
+    let mut slow = 0;
     while Instant::now() < end {
         calls += 1;
         slow += usize::from(greet(channel, Some(SLOW)).await.is_err());
@@ -211,10 +215,12 @@ async fn one_by_one(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
 
 /// 200 calls a second, whatever becomes of those before.
 async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
-    let (mut ticks, mut calls) = (interval(Duration::from_millis(5)), JoinSet::new());
+    let mut ticks = interval(Duration::from_millis(5));
+    let mut calls = JoinSet::new();
     while Instant::now() < end {
         ticks.tick().await;
-        let (channel, request) = (channel.clone(), GreetRequest { delay_ms: 10, ..GreetRequest::default() });
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: 10, ..GreetRequest::default() };
         calls.spawn(async move { greet_with(&channel, Some(SLOW), request).await.is_err() });
     }
     let ended = calls.join_all().await;
@@ -224,10 +230,12 @@ async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
 /// The same by callers that drop their calls after a while, without a deadline that the server
 /// could know.
 async fn dropping(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
-    let (mut ticks, mut calls) = (interval(Duration::from_millis(5)), JoinSet::new());
+    let mut ticks = interval(Duration::from_millis(5));
+    let mut calls = JoinSet::new();
     while Instant::now() < end {
         ticks.tick().await;
-        let (channel, request) = (channel.clone(), GreetRequest { delay_ms: 10, ..GreetRequest::default() });
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: 10, ..GreetRequest::default() };
         let patience = Duration::from_millis(100);
         calls.spawn(async move { tokio::time::timeout(patience, greet_with(&channel, None, request)).await.is_err() });
     }
@@ -241,7 +249,8 @@ async fn giving_up_late(channel: &BalancedChannel, end: Instant) -> (usize, usiz
     let mut late = JoinSet::new();
     let time = end.saturating_duration_since(Instant::now());
     for hundredths in [25, 50, 95].repeat(10) {
-        let (channel, request) = (channel.clone(), GreetRequest { delay_ms: 20, ..GreetRequest::default() });
+        let channel = channel.clone();
+        let request = GreetRequest { delay_ms: 20, ..GreetRequest::default() };
         late.spawn(async move { greet_with(&channel, Some(time * hundredths / 100), request).await.is_err() });
     }
     let ended = late.join_all().await;
@@ -278,7 +287,8 @@ async fn fault_c4_all_servers_are_down_and_come_back() {
 /// `fault_c6`: 100,000 updates while no call is made. Memory stays, and the next call uses the last state.
 #[tokio::test]
 async fn fault_c6_updates_without_traffic_are_followed_and_cost_no_memory() {
-    let (first, last) = (Server::start("first").await, Server::start("last").await);
+    let first = Server::start("first").await;
+    let last = Server::start("last").await;
     let backend = registry([first.address]);
     let channel = channel(&backend);
     eventually("ready", || ready(&channel) == 1).await;
@@ -335,7 +345,8 @@ async fn goaways(time: Duration) {
     }
     let channel = channel(&registry(servers.iter().map(|server| server.address)));
     eventually("all ready", || ready(&channel) == 3).await;
-    let (start, mut ticks) = (Instant::now(), interval(Duration::from_millis(5)));
+    let start = Instant::now();
+    let mut ticks = interval(Duration::from_millis(5));
     let mut calls = JoinSet::new();
     while start.elapsed() < time {
         ticks.tick().await;
@@ -382,7 +393,8 @@ async fn fault_c15_another_instance_at_the_same_address() {
         metadata.insert("version", id).unwrap();
         instance(old.address).with_id(id.parse().unwrap()).with_metadata(metadata)
     };
-    let (first, second) = (named("first"), named("second"));
+    let first = named("first");
+    let second = named("second");
     backend.put(&service(), first);
     eventually("ready", || ready(&channel) == 1).await;
     // All before the client, on this thread too, runs again: it finds the new one with the old one's end.
@@ -456,7 +468,8 @@ async fn spread(channel: &BalancedChannel, calls: usize, callers: usize) -> BTre
 /// A server that takes this long for each call, and ends it after `limit`; and how many it got.
 async fn slow_server(delay: Duration, limit: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, count) = (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default());
+    let address = listener.local_addr().unwrap();
+    let count = Arc::<AtomicUsize>::default();
     let counted = Arc::clone(&count);
     let slow = tower::layer::layer_fn(move |inner: tonic::service::Routes| {
         let counted = Arc::clone(&counted);
@@ -495,7 +508,9 @@ async fn a_server_that_ends_calls_at_their_deadlines_is_left() {
     let (slow, _) = slow_server(SOON, Duration::from_millis(270)).await;
     let channel = channel(&registry(good.iter().map(|one| one.address).chain([slow])));
     eventually("all ready", || ready(&channel) == 3).await;
-    let (start, mut calls, mut late) = (Instant::now(), 0, 0);
+    let start = Instant::now();
+    let mut calls = 0;
+    let mut late = 0;
     while start.elapsed() < Duration::from_secs(6) {
         late += u32::from(greet(&channel, Some(Duration::from_millis(300))).await.is_err());
         calls += 1;

@@ -104,7 +104,8 @@ async fn with_ping_enforcement() -> std::net::SocketAddr {
     tokio::spawn(async move {
         loop {
             let mut peer = Frames::accept(&listener).await;
-            let (mut last, mut strikes) = (Instant::now(), 0);
+            let mut last = Instant::now();
+            let mut strikes = 0;
             while let Some(frame) = peer.next().await {
                 match (frame.kind, frame.flags) {
                     (frames::HEADERS, _) => {

@@ -60,7 +60,8 @@ fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState
 /// `fault_c12`: who says NOT_SERVING gets no call 100 ms later (250 on a busy machine), and calls again once it serves.
 #[tokio::test]
 async fn fault_c12_a_server_that_does_not_serve_gets_no_calls() {
-    let (sick, well) = (Checked::start().await, Checked::start().await);
+    let sick = Checked::start().await;
+    let well = Checked::start().await;
     let backend = registry([sick.address, well.address]);
     let channel = builder(&backend).health_check("").build().unwrap();
     eventually("both serve", || ready(&channel) == 2).await;
@@ -177,11 +178,13 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     let callers = (0..4).map(|_| {
         let channel = channel.clone();
         tokio::spawn(async move {
-            let (mut calls, mut slowest) = (0, Duration::ZERO);
+            let mut calls = 0;
+            let mut slowest = Duration::ZERO;
             while Instant::now() < end {
                 let start = Instant::now();
                 greet(&channel, Some(SOON)).await.expect("no call fails");
-                (calls, slowest) = (calls + 1, slowest.max(start.elapsed()));
+                calls += 1;
+                slowest = slowest.max(start.elapsed());
             }
             (calls, slowest)
         })
@@ -207,7 +210,8 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     // Calls without end do not keep what the check says away.
     let stop = Arc::new(AtomicBool::new(false));
     let caller = tokio::spawn({
-        let (channel, stop) = (channel.clone(), Arc::clone(&stop));
+        let channel = channel.clone();
+        let stop = Arc::clone(&stop);
         async move {
             while !stop.load(Ordering::Relaxed) {
                 let _ = greet(&channel, Some(SOON)).await;

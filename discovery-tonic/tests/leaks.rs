@@ -50,7 +50,8 @@ fn tasks() -> usize {
 /// This process' sockets that are connected to a peer.
 fn connections(peer: &SocketAddr) -> usize {
     let SocketAddr::V4(peer) = peer else { panic!("{peer} is not of IPv4") };
-    let (ip, port) = (u32::from_ne_bytes(peer.ip().octets()), peer.port());
+    let ip = u32::from_ne_bytes(peer.ip().octets());
+    let port = peer.port();
     let remote = format!("{ip:08X}:{port:04X}");
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
     let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
@@ -70,9 +71,11 @@ fn in_flight(channel: &BalancedChannel) -> u32 {
 async fn calls(channel: &BalancedChannel, servers: &[Server], count: usize) -> JoinSet<Status> {
     let reached = || servers.iter().map(|server| server.greeter.calls()).sum::<u64>();
     let before = reached();
-    let (mut calls, half_read) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    let mut calls = JoinSet::new();
+    let half_read = Arc::new(AtomicUsize::new(0));
     for n in 0..count {
-        let (mut client, half_read) = (GreeterClient::new(channel.clone()), Arc::clone(&half_read));
+        let mut client = GreeterClient::new(channel.clone());
+        let half_read = Arc::clone(&half_read);
         calls.spawn(async move {
             if n % 2 == 0 {
                 let request = GreetRequest { delay_ms: 600_000, ..GreetRequest::default() };
@@ -168,7 +171,8 @@ async fn a_thousand_channels_are_dropped_and_nothing_is_left() {
     let servers = servers(2).await;
     let (hung, _, _tasks) = hung().await;
     let addresses: Vec<_> = servers.iter().map(|server| server.address).chain([hung]).collect();
-    let (backend, before) = (registry(addresses.clone()), Before::of(addresses));
+    let backend = registry(addresses.clone());
+    let before = Before::of(addresses);
     let rounds = async || {
         for _ in 0..4 {
             let mut channels = Vec::new();

@@ -131,7 +131,8 @@ async fn calls_connections_and_the_set_are_counted() {
         greet(&channel, Some(SOON)).await.unwrap();
         calls += 1;
     }
-    let (picks, repeats) = (seen.count("picks_total") - before, seen.count("repeats_total"));
+    let picks = seen.count("picks_total") - before;
+    let repeats = seen.count("repeats_total");
     assert!(repeats > 0);
     assert_eq!(picks, calls + repeats, "each attempt is a pick");
     eventually("one is out", || seen.level("endpoints_ready") == 1.0).await;
@@ -145,12 +146,14 @@ async fn calls_connections_and_the_set_are_counted() {
 #[tokio::test]
 async fn the_gauges_of_channels_add_up_and_go_with_them() {
     let servers = [Server::start("one").await, Server::start("two").await];
-    let (small, large) = (registry([servers[0].address]), registry(servers.iter().map(|server| server.address)));
+    let small = registry([servers[0].address]);
+    let large = registry(servers.iter().map(|server| server.address));
     let seen = Seen::default();
     let open = |backend: &_| metrics::with_local_recorder(&seen, || builder(backend).build()).unwrap();
     let levels = || ["endpoints", "endpoints_ready", "stale"].map(|name| seen.level(name));
 
-    let (one, other) = (open(&small), open(&large));
+    let one = open(&small);
+    let other = open(&large);
     eventually("the sum", || levels() == [3.0, 3.0, 0.0]).await;
     large.interrupt();
     eventually("one of them is stale", || levels() == [3.0, 3.0, 1.0]).await;
@@ -172,7 +175,8 @@ async fn the_gauges_of_channels_add_up_and_go_with_them() {
 async fn each_metric_is_described() {
     let seen = Seen::default();
     let _channel = metrics::with_local_recorder(&seen, || builder(&registry([])).build()).unwrap();
-    let (counters, gauges) = (seen.counters.lock().unwrap(), seen.gauges.lock().unwrap());
+    let counters = seen.counters.lock().unwrap();
+    let gauges = seen.gauges.lock().unwrap();
     let described = seen.described.lock().unwrap();
     assert!(described.keys().eq(counters.keys().chain(gauges.keys()).collect::<std::collections::BTreeSet<_>>()));
     assert_eq!(described.len(), 11);
@@ -182,7 +186,8 @@ async fn each_metric_is_described() {
 #[tokio::test]
 async fn a_channel_without_its_runtime_counts_no_endpoint_as_ready() {
     let server = Server::start("one").await;
-    let (backend, seen) = (registry([server.address]), Seen::default());
+    let backend = registry([server.address]);
+    let seen = Seen::default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let channel = {
         let _entered = runtime.enter();

@@ -61,7 +61,8 @@ impl Resolver for Faulty {
 #[tokio::test]
 async fn b11_a_resolver_that_panics_or_ends_is_watched_anew() {
     for fault in [Fault::Ends, Fault::Panics, Fault::PanicsTwice] {
-        let (one, two) = (Server::start("one").await, Server::start("two").await);
+        let one = Server::start("one").await;
+        let two = Server::start("two").await;
         let backend = registry([one.address]);
         let watches = Arc::new(AtomicUsize::new(0));
         let faulty = Faulty { backend: backend.clone(), fault, watches: Arc::clone(&watches) };
@@ -127,13 +128,15 @@ const BLOCKED: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn b11_a_hook_or_a_connector_that_blocks_delays_no_removal() {
-    let (server, blocking) = (Server::start("one").await, refusing().await);
+    let server = Server::start("one").await;
+    let blocking = refusing().await;
     let block = |blocked: &AtomicBool| {
         blocked.store(true, Ordering::Relaxed);
         std::thread::sleep(BLOCKED);
     };
     let blocked = Arc::new(AtomicBool::new(false));
-    let (backend, blocks) = (registry([server.address]), Arc::clone(&blocked));
+    let backend = registry([server.address]);
+    let blocks = Arc::clone(&blocked);
     let hook = move |instance: &Instance| {
         if instance.address().socket_addr() == Some(blocking) {
             block(&blocks);
@@ -147,7 +150,8 @@ async fn b11_a_hook_or_a_connector_that_blocks_delays_no_removal() {
     assert!(took < BLOCKED / 4, "{took:?}");
 
     let blocked = Arc::new(AtomicBool::new(false));
-    let (backend, blocks) = (registry([server.address]), Arc::clone(&blocked));
+    let backend = registry([server.address]);
+    let blocks = Arc::clone(&blocked);
     let connector = tower::service_fn(move |uri: http::Uri| {
         let authority = uri.authority().unwrap().to_string();
         if authority == blocking.to_string() {
@@ -165,7 +169,8 @@ async fn b11_a_hook_or_a_connector_that_blocks_delays_no_removal() {
 /// Nothing of the user's may block the runtime where there is a single thread, but the hook may.
 #[tokio::test]
 async fn a_hook_that_blocks_keeps_no_single_thread() {
-    let (server, other) = (Server::start("one").await, refusing().await);
+    let server = Server::start("one").await;
+    let other = refusing().await;
     let hook = move |instance: &Instance| {
         if instance.address().socket_addr() == Some(other) {
             std::thread::sleep(BLOCKED);

@@ -21,7 +21,8 @@ use tonic::{Code, Status};
 /// A peer that refuses each request once it has read so many bytes of it, or its end.
 async fn refuses_after(bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, refused) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let address = listener.local_addr().unwrap();
+    let refused = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&refused);
     tokio::spawn(async move {
         loop {
@@ -34,7 +35,8 @@ async fn refuses_after(bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
                     let count = Arc::clone(&count);
                     tokio::spawn(async move {
-                        let (mut body, mut read) = (request.into_body(), 0);
+                        let mut body = request.into_body();
+                        let mut read = 0;
                         while read < bytes
                             && let Some(Ok(data)) = body.data().await
                         {
@@ -159,9 +161,11 @@ async fn restarts_without_a_drain_lose_neither_large_calls_nor_streams() {
     channel.ready(Duration::from_secs(5)).await.unwrap();
     let mut callers = JoinSet::new();
     for n in 0..16 {
-        let (channel, stop) = (channel.clone(), Arc::clone(&stop));
+        let channel = channel.clone();
+        let stop = Arc::clone(&stop);
         callers.spawn(async move {
-            let (mut done, mut failed) = (0, Vec::new());
+            let mut done = 0;
+            let mut failed = Vec::new();
             while !stop.load(Ordering::Relaxed) {
                 let result = match n % 4 {
                     0 => chat(&channel, 3, 1_000).await.map(drop),

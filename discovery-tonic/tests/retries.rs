@@ -55,7 +55,8 @@ async fn b09_an_answer_tells_who_was_tried_before() {
     let good = Server::start("good").await;
     let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
     until_ready(&channel, 2).await;
-    let (mut at_once, mut later) = (0, 0);
+    let mut at_once = 0;
+    let mut later = 0;
     for _ in 0..30 {
         let response = GreeterClient::new(channel.clone()).greet(GreetRequest::default()).await.unwrap();
         let served_by = response.extensions().get::<ServedBy>().unwrap();

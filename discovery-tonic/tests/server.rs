@@ -257,7 +257,8 @@ impl Registry for Asking {
         let health = health(&mut HealthClient::new(connect(address).await), "").await.unwrap();
         self.told.lock().unwrap().push(("register", health));
         let registration = self.backend.register_with(service, one, claim).await?;
-        let (instance, told) = (registration.instance(), Arc::clone(&self.told));
+        let instance = registration.instance();
+        let told = Arc::clone(&self.told);
         let asked = Asked { registration: Mutex::new(Some(registration)), address, told };
         Ok(Registration::new(service.clone(), instance, &StatusWriter::new(Status::registered()), asked))
     }
@@ -286,7 +287,8 @@ async fn health(client: &mut HealthClient<Channel>, service: &str) -> Result<Ser
 
 #[tokio::test]
 async fn health_is_told_before_the_registry_and_taken_back_first() {
-    let (backend, told) = (MemoryBackend::new(), Arc::default());
+    let backend = MemoryBackend::new();
+    let told = Arc::default();
     let asking = Asking { backend: backend.clone(), told: Arc::clone(&told) };
     let (reporter, service_of_health) = tonic_health::server::health_reporter();
     let (ready, wait) = oneshot::channel::<()>();
@@ -295,7 +297,8 @@ async fn health_is_told_before_the_registry_and_taken_back_first() {
         .health_reporter(reporter, ["greeter.v1.Greeter"])
         .ready(async { wait.await.unwrap_or_default() });
     let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let (address, handle) = (server.local_addr().unwrap(), server.handle());
+    let address = server.local_addr().unwrap();
+    let handle = server.handle();
     let router = tonic::transport::Server::builder().add_service(service_of_health);
     let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
 

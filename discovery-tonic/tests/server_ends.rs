@@ -114,7 +114,8 @@ async fn a_server_that_ends_by_itself_leaves_and_says_so() {
 async fn handles_hear_of_the_end_of_a_server_that_never_served() {
     let backend = MemoryBackend::new();
     let bind = async || builder(&backend).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let (dropped, panics) = (bind().await, bind().await);
+    let dropped = bind().await;
+    let panics = bind().await;
     let handles = [dropped.handle(), panics.handle()];
     let addresses = [dropped.local_addr().unwrap(), panics.local_addr().unwrap()];
     drop(dropped);
@@ -195,7 +196,8 @@ async fn a_connection_is_cut_while_it_waits_to_read_or_to_write() {
     for waits in ["read", "write", "write_vectored"] {
         let backend = MemoryBackend::new();
         let server = builder(&backend).drain_time(Duration::ZERO).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (handle, silent) = (server.handle(), TcpStream::connect(server.local_addr().unwrap()).await.unwrap());
+        let handle = server.handle();
+        let silent = TcpStream::connect(server.local_addr().unwrap()).await.unwrap();
         let (tell, told) = oneshot::channel();
         let serve = server.serve(move |mut incoming, _| async move {
             let mut connection = incoming.next().await.unwrap()?;
@@ -270,7 +272,8 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
         let limit = if foreign { SHORT } else { LONG };
         let server = builder(&backend).shutdown_timeout(limit).health_reporter(reporter, [""; 0]);
         let server = server.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        let address = server.local_addr().unwrap();
+        let handle = server.handle();
         let greeter = Greeter::new("one").into_service();
         let router = tonic::transport::Server::builder().add_service(health).add_service(greeter);
         let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
@@ -394,7 +397,8 @@ impl Drop for Dropped {
 /// Who waits for the last stage finds nothing left of the server.
 #[tokio::test]
 async fn a_server_that_is_aborted_is_done_last_of_all() {
-    let (registry, dropped) = (Arc::new(Hanging::default()), Arc::new(OnceLock::new()));
+    let registry = Arc::new(Hanging::default());
+    let dropped = Arc::new(OnceLock::new());
     let builder = RegisteredServer::builder(Hung(Arc::clone(&registry)), service());
     let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let handle = server.handle();

@@ -82,7 +82,8 @@ async fn a_server_as_a_process() {
     let builder = builder(&MemoryBackend::new()).shutdown_timeout(LONG).stop_on_signals();
     let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     println!("\nlistens at {}", server.local_addr().unwrap());
-    let (handle, greeter) = (server.handle(), Greeter::new("process"));
+    let handle = server.handle();
+    let greeter = Greeter::new("process");
     let router = tonic::transport::Server::builder().add_service(greeter.clone().into_service());
     tokio::spawn(async move {
         handle.reached(Stage::Serving).await;

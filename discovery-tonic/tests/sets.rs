@@ -33,8 +33,10 @@ impl Load {
         let mut load =
             Self { callers: JoinSet::new(), stop: Arc::default(), calls: Arc::default(), failures: Arc::default() };
         for _ in 0..callers {
-            let (channel, stop) = (channel.clone(), Arc::clone(&load.stop));
-            let (calls, failures) = (Arc::clone(&load.calls), Arc::clone(&load.failures));
+            let channel = channel.clone();
+            let stop = Arc::clone(&load.stop);
+            let calls = Arc::clone(&load.calls);
+            let failures = Arc::clone(&load.failures);
             load.callers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     let request = GreetRequest { delay_ms: 1, ..GreetRequest::default() };
@@ -143,11 +145,13 @@ async fn fault_c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
     eventually("it gets calls", || removed.greeter.calls() > 30).await;
     backend.remove(&service(), &removed.address.to_string());
     tokio::time::sleep(Duration::from_millis(250)).await;
-    let (before, all) = (removed.greeter.calls(), load.calls.load(Ordering::Relaxed));
+    let before = removed.greeter.calls();
+    let all = load.calls.load(Ordering::Relaxed);
     let ended = streams.join_all().await;
     // The streams may have ended by then.
     tokio::time::sleep(Duration::from_millis(250)).await;
-    let (later, all) = (removed.greeter.calls() - before, load.calls.load(Ordering::Relaxed) - all);
+    let later = removed.greeter.calls() - before;
+    let all = load.calls.load(Ordering::Relaxed) - all;
     let broken = ended.iter().filter(|messages| messages.as_ref().ok() != Some(&10)).count();
     println!("fault_c7: {broken} of {} streams broke; {later} of {all} later calls went there", ended.len());
     assert!(broken == 0 && later == 0 && all > 20, "{ended:?}");
@@ -396,7 +400,8 @@ impl Source for Scripted {
 /// to 15 s.
 #[tokio::test]
 async fn instances_that_are_replaced_are_not_held() {
-    let (old, new) = (servers(4).await, servers(4).await);
+    let old = servers(4).await;
+    let new = servers(4).await;
     for in_one_step in [true, false] {
         let registry = Scripted::new(&old);
         let channel = BalancedChannel::builder(Recovered::new(registry.clone()), service()).build().unwrap();

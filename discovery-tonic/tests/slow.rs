@@ -43,8 +43,10 @@ impl Fleet {
         let backend = registry(servers.iter().map(|server| server.address));
         let channel = configure(builder(&backend)).build().unwrap();
         eventually("all ready", || ready(&channel) == servers.len()).await;
-        let (ejected, mut tasks) = (Arc::<AtomicUsize>::default(), JoinSet::new());
-        let (watched, count) = (channel.clone(), Arc::clone(&ejected));
+        let ejected = Arc::<AtomicUsize>::default();
+        let mut tasks = JoinSet::new();
+        let watched = channel.clone();
+        let count = Arc::clone(&ejected);
         tasks.spawn(async move {
             loop {
                 let out = watched.endpoints().iter().filter(|endpoint| endpoint.ejected_until.is_some()).count();
@@ -57,7 +59,8 @@ impl Fleet {
 
     /// One caller that calls again and again; returns how long each call took.
     async fn call(&self, delay: Duration, time: Duration) -> Vec<Duration> {
-        let (start, mut took) = (Instant::now(), Vec::new());
+        let start = Instant::now();
+        let mut took = Vec::new();
         while start.elapsed() < time {
             let begun = Instant::now();
             greet_with(&self.channel, None, taking(delay)).await.expect("a healthy server answers");
@@ -73,7 +76,8 @@ impl Fleet {
 
     /// Nothing was ejected, and nothing connected beyond a check of each endpoint.
     fn assert_unharmed(&self, what: &str) {
-        let (ejected, connections) = (self.ejected.load(Ordering::Relaxed), self.connections());
+        let ejected = self.ejected.load(Ordering::Relaxed);
+        let connections = self.connections();
         println!("{what}: {ejected} samples of ejected endpoints, {connections} connections");
         assert_eq!(ejected, 0, "{what}");
         assert!(connections <= 2 * self.servers.len(), "{what}: {connections}");
@@ -89,7 +93,8 @@ const QUICK: Duration = Duration::ZERO;
 #[tokio::test]
 async fn b08_long_polls_are_no_silence() {
     let fleet = Fleet::start(4).await;
-    let (poll, time) = (Duration::from_secs(4), Duration::from_secs(7));
+    let poll = Duration::from_secs(4);
+    let time = Duration::from_secs(7);
     futures::future::join_all((0..12).map(|_| fleet.call(poll, time))).await;
     fleet.assert_unharmed("long polls of 4 s");
 }
@@ -98,7 +103,8 @@ async fn b08_long_polls_are_no_silence() {
 #[tokio::test]
 async fn long_polls_beside_quick_calls_are_no_silence() {
     let fleet = Fleet::start(4).await;
-    let (poll, time) = (Duration::from_secs(3), Duration::from_secs(9));
+    let poll = Duration::from_secs(3);
+    let time = Duration::from_secs(9);
     let polls = futures::future::join_all((0..6).map(|number| {
         let fleet = &fleet;
         async move {
@@ -191,7 +197,8 @@ async fn a_successor_makes_no_call_wait() {
     let fleet = Fleet::of(servers(1).await, aging).await;
     let work = Duration::from_millis(150);
     fleet.call(QUICK, Duration::from_millis(100)).await;
-    let (mut ticks, mut calls) = (interval(Duration::from_millis(2)), JoinSet::new());
+    let mut ticks = interval(Duration::from_millis(2));
+    let mut calls = JoinSet::new();
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(6) {
         ticks.tick().await;
@@ -244,8 +251,9 @@ async fn calls_that_are_expected_to_be_slow_may_be_given_up() {
 /// A peer whose first connection takes requests and answers none, while those made later answer.
 async fn stuck() -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, accepted, mut tasks) =
-        (listener.local_addr().unwrap(), Arc::<AtomicUsize>::default(), JoinSet::new());
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::<AtomicUsize>::default();
+    let mut tasks = JoinSet::new();
     let count = Arc::clone(&accepted);
     tasks.spawn(async move {
         let mut connections = JoinSet::new();

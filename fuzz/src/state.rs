@@ -109,7 +109,8 @@ impl Model {
     fn step(&mut self, changes: &BTreeMap<u8, Option<u8>>) -> Event {
         self.note();
         self.revision += 1;
-        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        let mut upserts = Vec::new();
+        let mut removes = Vec::new();
         for (id, value) in changes {
             match value {
                 Some(value) => {

@@ -43,7 +43,8 @@ pub enum Flaw {
 impl Authority {
     /// Makes an authority with files in an existing folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
-        let (folder, key) = (folder.into(), KeyPair::generate().expect("a key"));
+        let folder = folder.into();
+        let key = KeyPair::generate().expect("a key");
         // Authorities are told apart by their names.
         let mut params = params(&format!("authority of {}", folder.display()), &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -90,7 +91,8 @@ impl Authority {
 
 impl Certificate {
     fn write(folder: &Path, name: &str, cert: String, key: String) -> Self {
-        let (cert_file, key_file) = (folder.join(format!("{name}.pem")), folder.join(format!("{name}.key")));
+        let cert_file = folder.join(format!("{name}.pem"));
+        let key_file = folder.join(format!("{name}.key"));
         fs::write(&cert_file, &cert).expect("the folder is there");
         fs::write(&key_file, &key).expect("the folder is there");
         Self { cert, key, cert_file, key_file }

@@ -61,7 +61,8 @@ impl Load {
         let stop = Arc::<AtomicBool>::default();
         let stopped = Arc::clone(&stop);
         let task = tokio::spawn(async move {
-            let (mut outcome, mut calls) = (Outcome::default(), JoinSet::new());
+            let mut outcome = Outcome::default();
+            let mut calls = JoinSet::new();
             let mut ticks = interval(Duration::from_secs(1) / per_second);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
             while !stopped.load(Ordering::Relaxed) {
@@ -106,7 +107,8 @@ where
     C: GrpcService<Body, Future: Send, Error: Into<StdError>> + Clone + Send + Sync + 'static,
     C::ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send,
 {
-    let (unary, client) = (unary(channel.clone(), Duration::from_millis(10)), GreeterClient::new(channel));
+    let unary = unary(channel.clone(), Duration::from_millis(10));
+    let client = GreeterClient::new(channel);
     Box::new(move |number| {
         if number % 2 == 0 {
             return unary(number);

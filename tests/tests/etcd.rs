@@ -73,7 +73,8 @@ async fn a_restart_within_the_ttl_moves_nothing() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let registration = register(&backend, 1).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     let first = Arc::clone(set.iter().next().unwrap());
     etcd.kill(0);
@@ -119,7 +120,8 @@ async fn fault_a32_a_watch_stuck_on_its_connection_is_opened_anew() {
     let backend = EtcdBackend::new(config.request_timeout(Duration::from_millis(300))).unwrap();
     let writer = connect(&etcd);
     let gone = register(&writer, 1).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     // The set is there a moment before the watch is open.
     sleep(Duration::from_millis(500)).await;
@@ -141,7 +143,8 @@ async fn stalling_proxy(target: String) -> (String, watch::Sender<bool>) {
     let mut first = Some(stall.subscribe());
     tokio::spawn(async move {
         while let Ok((client, _)) = listener.accept().await {
-            let (mut stalled, target) = (first.take(), target.clone());
+            let mut stalled = first.take();
+            let target = target.clone();
             tokio::spawn(async move {
                 let server = TcpStream::connect(target).await.unwrap();
                 let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
@@ -172,7 +175,8 @@ async fn wiped_data_comes_back_by_itself() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let registrations = join_all((0..10).map(|number| register(&backend, number))).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 10).await;
     etcd.wipe().await;
     let took = eventually("all are listed", SOON, async || count(&backend).await == Some(10)).await;
@@ -214,7 +218,8 @@ async fn three_members_lose_one_after_the_other_and_nothing_goes() {
     let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let observer = connect(&etcd);
     let registration = register(&backend, 1).await;
-    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = observer.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     for place in 0..3 {
         etcd.kill(place);

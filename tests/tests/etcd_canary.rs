@@ -185,7 +185,8 @@ async fn secrets_are_printed_nowhere() {
     {
         let backend = EtcdBackend::new(config).unwrap();
         let registration = register(&backend, 1).await;
-        let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+        let mut updates = backend.watch(&payments()).unwrap();
+        let mut set = Snapshot::default();
         until(&mut updates, &mut set, |set| set.len() == 1).await;
         sleep(Duration::from_secs(3)).await;
         etcd.kill(0);

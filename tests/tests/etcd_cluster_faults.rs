@@ -161,8 +161,10 @@ async fn isolated(leads: bool) {
     // So that all are on that member.
     all.iter().enumerate().filter(|(other, _)| *other != place).for_each(|(_, proxy)| proxy.set(Fault::Refuse));
     sleep(Duration::from_millis(50)).await;
-    let (on_it, on_all) = (usual([all[place].address()]), usual(all.iter().map(Proxy::address)));
-    let (on_it, on_all) = (follow(&on_it), follow(&on_all));
+    let on_it = usual([all[place].address()]);
+    let on_all = usual(all.iter().map(Proxy::address));
+    let on_it = follow(&on_it);
+    let on_all = follow(&on_all);
     on_it.until("it is there", SOON, has(1)).await;
     on_all.until("it is there", SOON, has(1)).await;
     all.iter().for_each(|proxy| proxy.set(Fault::None));
@@ -192,7 +194,8 @@ async fn isolated(leads: bool) {
 async fn fault_a12_a_member_lags() {
     let etcd = Etcd::start_members(3).await;
     let leader = until_led(&etcd, None).await;
-    let (lagging, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let lagging = (leader + 1) % 3;
+    let other = (leader + 2) % 3;
     let all = proxies(&etcd).await;
     let mut raw = Raw::connect(&[etcd.members()[leader].clone()]).await;
     put(&mut raw, &version(1, 0)).await;

@@ -69,7 +69,8 @@ impl Harness for EtcdHarness {
     }
 
     fn timings(&self) -> Timings {
-        let (quiet, settle) = (Duration::from_millis(500), Duration::from_secs(10));
+        let quiet = Duration::from_millis(500);
+        let settle = Duration::from_secs(10);
         Timings { queue: 128, quiet, settle, ttl: Duration::from_secs(2) }
     }
 

@@ -98,9 +98,12 @@ async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
     let fake = Fake::start().await;
     fake.write([entry("a"), entry("b")]);
     misbehaving(&fake);
-    let (backend, start) = (connect(&fake), Instant::now());
+    let backend = connect(&fake);
+    let start = Instant::now();
     let mut updates = backend.watch(&payments()).unwrap();
-    let (mut set, mut errors, mut is_changed) = (Snapshot::default(), Vec::new(), false);
+    let mut set = Snapshot::default();
+    let mut errors = Vec::new();
+    let mut is_changed = false;
     while start.elapsed() < 2 * SECOND {
         if !is_changed && start.elapsed() > SECOND / 4 {
             is_changed = true;
@@ -115,7 +118,8 @@ async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
             }
         }
     }
-    let (lists, watches) = (in_a_second(&fake, Method::Range, start), in_a_second(&fake, Method::Watch, start));
+    let lists = in_a_second(&fake, Method::Range, start);
+    let watches = in_a_second(&fake, Method::Watch, start);
     let later = [Method::Range, Method::Watch].map(|method| in_a_second(&fake, method, start + SECOND));
     fake.be_honest();
     if ids(&set) != "abc" {
@@ -281,7 +285,8 @@ async fn fault_a26_a_flood_of_cancellations() {
 async fn fault_a26_watches_refused_for_their_token() {
     let refused = with_messages(|message| {
         if message.created {
-            (message.canceled, message.watch_id) = (true, -1);
+            message.canceled = true;
+            message.watch_id = -1;
             message.cancel_reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token".into();
         }
     });
@@ -436,7 +441,8 @@ async fn fault_a15_compaction_between_the_pages_of_a_list() {
     fake.write((0..1200).map(large));
     // Each first page is followed by a write and a compaction, at first twice, then for ever.
     let compactions = Arc::new(AtomicUsize::new(2));
-    let (compacted, lists) = (Arc::clone(&compactions), Arc::new(AtomicUsize::new(0)));
+    let compacted = Arc::clone(&compactions);
+    let lists = Arc::new(AtomicUsize::new(0));
     let begun = Arc::clone(&lists);
     fake.edit_ranges(move |asked, answer| {
         if asked.revision == 0 && is_list(asked) {
@@ -491,7 +497,8 @@ async fn fault_a15_compaction_between_the_pages_of_a_list() {
 async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, UpdateStream, Snapshot) {
     fake.write([entry("a"), entry("b")]);
     let backend = EtcdBackend::new(config).unwrap();
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, "ab", &["ab"]).await;
     eventually("the watch is open", SOON, async || fake.open_watches() == 1).await;
     (backend, updates, set)
@@ -672,8 +679,10 @@ async fn fault_a19_a_cut_in_mid_fragment() {
     for cut_connection in [false, true] {
         let fake = Fake::start().await;
         let proxy = Proxy::to(fake.address()).await;
-        let (is_cut, cut_at) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (cut, place) = (Arc::clone(&is_cut), Arc::clone(&cut_at));
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let cut_at = Arc::new(AtomicUsize::new(0));
+        let cut = Arc::clone(&is_cut);
+        let place = Arc::clone(&cut_at);
         fake.edit_watches(move |message| {
             let silent = cut_connection && cut.load(Ordering::SeqCst) && !message.created;
             let starts = message.fragment && !cut.swap(true, Ordering::SeqCst);

@@ -41,7 +41,8 @@ fn in_a_second(fake: &Fake, since: Instant) -> [usize; METHODS.len()] {
 async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, bool) {
     let fake = Fake::start().await;
     misbehaving(&fake);
-    let (backend, start) = (connect(&fake), Instant::now());
+    let backend = connect(&fake);
+    let start = Instant::now();
     let first = timeout(3 * SECOND, register(&backend)).await.expect("no later than its deadline");
     let mut was_lost = false;
     while start.elapsed() < 2 * SECOND {
@@ -49,7 +50,8 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
         was_lost |= status.is_ok_and(|status| !status.is_registered());
         sleep(SECOND / 100).await;
     }
-    let (early, late) = (in_a_second(&fake, start), in_a_second(&fake, start + SECOND));
+    let early = in_a_second(&fake, start);
+    let late = in_a_second(&fake, start + SECOND);
     fake.be_honest();
     let start = Instant::now();
     let error = first.as_ref().map(drop).map_err(Clone::clone);
@@ -296,7 +298,8 @@ async fn unary_calls_that_are_never_answered_hang_nothing() {
 async fn streams_that_never_open_hang_nothing() {
     let fake = Fake::start().await;
     fake.before(|method| if method.is_stream() { Before::Never } else { Before::Serve });
-    let (backend, start) = (connect(&fake), Instant::now());
+    let backend = connect(&fake);
+    let start = Instant::now();
     let mut updates = backend.watch(&payments()).unwrap();
     let mut set = discovery_core::Snapshot::default();
     let registration = register(&backend).await.unwrap();
@@ -324,7 +327,8 @@ async fn streams_that_never_open_hang_nothing() {
 async fn answers_at_the_deadline_hang_nothing() {
     let fake = Fake::start().await;
     fake.before(|_| Before::Wait(SECOND));
-    let (backend, start) = (connect(&fake), Instant::now());
+    let backend = connect(&fake);
+    let start = Instant::now();
     let service = payments();
     let (list, registered) = tokio::join!(backend.list(&service), register(&backend));
     println!("ended after {:?}: {:?}, {:?}", start.elapsed(), list.as_ref().map(drop), registered.as_ref().map(drop));

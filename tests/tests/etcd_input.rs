@@ -76,7 +76,8 @@ async fn fault_d4_what_cannot_be_read_hides_nothing_else() {
     for key in [&b"payments/bad-key-\xff"[..], b"payments/bad-key-\xfe", b"payments/", b"payments/bad key"] {
         raw.put_at(key, EtcdNaming::default().encode(&instance(7))).await;
     }
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 3).await;
     assert_eq!(backend.skipped(), listed.len() as u64 + 4);
     for (name, value) in watched {
@@ -115,7 +116,8 @@ async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let log = Log::down_to(Level::WARN);
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     let mut raw = etcd.raw().await;
     let good = EtcdNaming::default().encode(&instance(1));
     // Or the first values may be gone before they are read.
@@ -318,7 +320,8 @@ async fn fault_d9_only_whole_segments_are_a_service() {
     let foo: ServiceName = "foo".parse().unwrap();
     let ids = |set: &Snapshot| set.iter().map(|one| one.id().to_string()).collect::<Vec<_>>();
     assert_eq!(ids(&backend.list(&foo).await.unwrap()), ["real"]);
-    let (mut updates, mut set) = (backend.watch(&foo).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&foo).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     for key in others {
         raw.put(key, "?").await;
@@ -348,7 +351,8 @@ async fn fault_d10_text_from_the_registry_is_escaped() {
     }
     raw.put_at(b"payments/bytes-\xff\n\x1b".to_vec(), "?").await;
     assert_eq!(count(&backend).await, Some(0));
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, Snapshot::is_empty).await;
     raw.put_at("payments/later\n\u{1b}\u{202e}", "?").await;
     let _good = register(&backend, 1).await;
@@ -398,20 +402,24 @@ async fn child() {
     let start = peak();
     let backend = discovery_etcd::EtcdBackend::new(EtcdConfig::new([member])).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
-    let (mut set, mut seen) = (Snapshot::default(), Seen::default());
+    let mut set = Snapshot::default();
+    let mut seen = Seen::default();
     loop {
         let mut next = timeout(Duration::from_millis(200), updates.next()).await.ok().flatten();
         while let Some(update) = next {
             set = set.after(&update);
             match &update {
                 Update::Lost(error) => {
-                    (seen.lost, seen.losses) = (Some(format!("{:?}", error.kind())), seen.losses + 1);
+                    seen.lost = Some(format!("{:?}", error.kind()));
+                    seen.losses += 1;
                 }
                 Update::Change(_) | Update::Reset(_) => seen.lost = None,
             }
             next = updates.next().now_or_never().flatten();
         }
-        (seen.set, seen.listed, seen.skipped) = (set.len(), count(&backend).await, backend.skipped());
+        seen.set = set.len();
+        seen.listed = count(&backend).await;
+        seen.skipped = backend.skipped();
         let listed = seen.listed.map_or_else(|| "-".to_owned(), |count| count.to_string());
         let lost = seen.lost.as_deref().unwrap_or("-");
         println!("\nseen {listed} {} {} {lost} {} {}", seen.set, seen.skipped, seen.losses, peak() - start);
@@ -443,7 +451,8 @@ impl Process {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let (output, input) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+        let output = child.stdout.take().unwrap();
+        let input = child.stdin.take().unwrap();
         let (sender, seen) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {

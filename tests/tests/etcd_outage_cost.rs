@@ -40,7 +40,9 @@ async fn registrations_cost_little_during_an_outage() {
         registrations.truncate(kept);
         // What was on its way fails.
         sleep(Duration::from_millis(500)).await;
-        let (before, accepted, start) = (used(), proxy.accepted(), Instant::now());
+        let before = used();
+        let accepted = proxy.accepted();
+        let start = Instant::now();
         sleep(window).await;
         let took = start.elapsed().as_secs_f64();
         let connections = (proxy.accepted() - accepted) as f64 / took;

@@ -44,8 +44,10 @@ const SECOND: Duration = Duration::from_secs(1);
 #[tokio::test]
 async fn fault_b2_a_deregistration_is_seen_at_once() {
     let etcd = Etcd::start().await;
-    let (backend, observer) = (connect(&etcd), connect(&etcd));
-    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let backend = connect(&etcd);
+    let observer = connect(&etcd);
+    let mut updates = observer.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     let mut times = Vec::new();
     for _ in 0..30 {
         let registration = register(&backend, 1).await;
@@ -57,7 +59,8 @@ async fn fault_b2_a_deregistration_is_seen_at_once() {
         leaving.await.unwrap().unwrap();
     }
     times.sort();
-    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    let median = times[times.len() / 2];
+    let slowest = times[times.len() - 1];
     println!("fault_b2: a deregistration was seen in {median:?}, the slowest of 30 in {slowest:?}");
     assert!(median < SECOND / 10 && slowest < SECOND * 3 / 10, "{median:?}, {slowest:?}");
 }
@@ -66,7 +69,8 @@ async fn fault_b2_a_deregistration_is_seen_at_once() {
 #[tokio::test]
 async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     let etcd = Etcd::start().await;
-    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let backend = connect_for_long(&etcd);
+    let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
     worst("fault_b4", async || {
         let (_, lease) = raw.entry(KEY).await.unwrap();
@@ -83,7 +87,8 @@ async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
 #[tokio::test]
 async fn fault_b5_a_key_that_is_deleted_is_put_again() {
     let etcd = Etcd::start().await;
-    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let backend = connect_for_long(&etcd);
+    let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
     let entry = raw.entry(KEY).await;
     worst("fault_b5", async || {
@@ -163,7 +168,8 @@ async fn fault_b5_a_key_is_put_again_though_another_service_is_denied() {
 #[tokio::test]
 async fn fault_b6_a_key_that_is_overwritten_is_repaired() {
     let etcd = Etcd::start().await;
-    let (backend, mut raw) = (connect_for_long(&etcd), etcd.raw().await);
+    let backend = connect_for_long(&etcd);
+    let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
     let (value, lease) = raw.entry(KEY).await.unwrap();
     let is_repaired = async |raw: &mut Raw| raw.entry(KEY).await == Some((value.clone(), lease));
@@ -188,10 +194,12 @@ async fn fault_b6_a_key_that_is_overwritten_is_repaired() {
 #[tokio::test]
 async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
     let etcd = Etcd::start().await;
-    let (a, b) = (connect(&etcd), connect(&etcd));
+    let a = connect(&etcd);
+    let b = connect(&etcd);
     let mut raw = etcd.raw().await;
     // The last of each handle, so that leases stay.
-    let (_anchor_a, _anchor_b) = (register(&a, 1).await, register(&b, 2).await);
+    let _anchor_a = register(&a, 1).await;
+    let _anchor_b = register(&b, 2).await;
     let id = "shared".parse::<InstanceId>().unwrap();
     let with_weight = |round: u16| instance(9).with_id(id.clone()).with_weight(Weight::new(round).unwrap());
     let mut former: Option<Registration> = None;
@@ -232,9 +240,11 @@ async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
 #[tokio::test]
 async fn fault_b7_of_two_registrars_at_once_one_owns() {
     let etcd = Etcd::start().await;
-    let (a, b) = (connect(&etcd), connect(&etcd));
+    let a = connect(&etcd);
+    let b = connect(&etcd);
     let mut raw = etcd.raw().await;
-    let (_anchor_a, _anchor_b) = (register(&a, 2).await, register(&b, 3).await);
+    let _anchor_a = register(&a, 2).await;
+    let _anchor_b = register(&b, 3).await;
     for round in 0..200 {
         let claim = if round % 2 == 0 { Claim::IfAbsent } else { Claim::TakeOver };
         let service = payments();
@@ -357,7 +367,8 @@ async fn fault_b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
 async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
     let etcd = Etcd::start().await;
     let backend = connect_for_long(&etcd);
-    let (first, updated) = (register(&backend, 1).await, register(&backend, 2).await);
+    let first = register(&backend, 1).await;
+    let updated = register(&backend, 2).await;
     etcd.stop(0);
     let saved = etcd.save(0);
     etcd.restart(0).await;
@@ -403,10 +414,15 @@ async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
 #[tokio::test]
 async fn fault_b12_a_full_store_loses_nobody_and_is_got_over() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
-    let (backend, other, stranger) = (connect(&etcd), connect(&etcd), connect(&etcd));
-    let (kept, touched) = (register(&backend, 1).await, register(&backend, 2).await);
-    let (changed, alone) = (register(&backend, 6).await, register(&other, 3).await);
-    let (mut updates, mut set) = (connect(&etcd).watch(&payments()).unwrap(), Snapshot::default());
+    let backend = connect(&etcd);
+    let other = connect(&etcd);
+    let stranger = connect(&etcd);
+    let kept = register(&backend, 1).await;
+    let touched = register(&backend, 2).await;
+    let changed = register(&backend, 6).await;
+    let alone = register(&other, 3).await;
+    let mut updates = connect(&etcd).watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 4).await;
     let mut raw = etcd.raw().await;
     raw.fill().await;
@@ -487,7 +503,9 @@ async fn fault_b14_what_is_dropped_or_aborted_is_gone_soon() {
 #[test]
 fn fault_b14_a_runtime_that_is_shut_down_ends_its_registrations() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let (keeper, first, second) = (runtime(), runtime(), runtime());
+    let keeper = runtime();
+    let first = runtime();
+    let second = runtime();
     let etcd = keeper.block_on(Etcd::start());
     let (backend, registration) = first.block_on(async {
         let backend = connect(&etcd);
@@ -522,9 +540,11 @@ async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
     assert_eq!(backend.granted_ttl(), Some(SECOND * 2));
     let renewals = || etcd.requests(0, "LeaseKeepAlive");
     eventually("the first renewal", SOON, async || renewals() > 0).await;
-    let (before, start) = (renewals(), Instant::now());
+    let before = renewals();
+    let start = Instant::now();
     sleep(SECOND * 8).await;
-    let (renewed, took) = (renewals() - before, start.elapsed());
+    let renewed = renewals() - before;
+    let took = start.elapsed();
     println!("fault_b16: {renewed} renewals in {took:?} of a lease of 2 s");
     let due = took.as_secs_f64() / (2.0 / 3.0);
     assert!((renewed as f64) > due * 0.85 && (renewed as f64) < due * 1.15, "{renewed} renewals, {due} due");
@@ -536,10 +556,13 @@ async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
 #[tokio::test]
 async fn fault_b17_a_thousand_updates_remove_nothing() {
     let etcd = Etcd::start().await;
-    let (backend, observer, mut raw) = (connect(&etcd), connect(&etcd), etcd.raw().await);
+    let backend = connect(&etcd);
+    let observer = connect(&etcd);
+    let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
     let (_, lease) = raw.entry(KEY).await.unwrap();
-    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = observer.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     let last = Weight::new(1000).unwrap();
     let watching = tokio::spawn(async move {

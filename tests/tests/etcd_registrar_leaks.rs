@@ -77,7 +77,8 @@ async fn fault_b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
 
     let start = Instant::now();
     let proxy = Proxy::to(etcd.address()).await;
-    let (backend, through) = (connect(&etcd), connect_to([proxy.address()]));
+    let backend = connect(&etcd);
+    let through = connect_to([proxy.address()]);
     let registration = through.register(&"refunds".parse().unwrap(), instance(1)).await.unwrap();
     let view = through.view(&payments()).unwrap();
     tokio::join!(rounds(&backend), reconnects(&proxy, &registration, &view));

@@ -24,7 +24,8 @@ struct Removals {
 impl Removals {
     /// Watches a service of so many instances.
     async fn count(observer: &EtcdBackend, instances: usize) -> Self {
-        let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+        let mut updates = observer.watch(&payments()).unwrap();
+        let mut set = Snapshot::default();
         until(&mut updates, &mut set, |set| set.len() == instances).await;
         let (stop, mut stopped) = oneshot::channel();
         let counting = tokio::spawn(async move {
@@ -152,9 +153,11 @@ async fn fault_b10_two_hundred_registrars_come_back_spread_out() {
     eventually("all are back within 5 s, or three times that on a loaded machine", Duration::from_secs(15), all).await;
     let mut times: Vec<_> = registrations.iter().filter_map(|one| since(&one.status())).collect();
     times.sort();
-    let (back, window) = (times[199].duration_since(start), Duration::from_secs(1));
+    let back = times[199].duration_since(start);
+    let window = Duration::from_secs(1);
     let most = times.iter().map(|from| times.iter().filter(|at| **at >= *from && **at < *from + window).count()).max();
-    let (peak, mean) = (most.unwrap() as f64, 200.0 / back.max(window).as_secs_f64());
+    let peak = most.unwrap() as f64;
+    let mean = 200.0 / back.max(window).as_secs_f64();
     println!(
         "fault_b10: 200 registrars back {back:?} after etcd answered, {mean:.0} a second on average and {peak:.0} at most"
     );
@@ -174,7 +177,8 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
     let backends: Vec<_> = (0..4).map(|_| EtcdBackend::new(config(etcd.members()).ttl(ttl)).unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     let removals = Removals::count(&connect(&etcd), 4).await;
-    let (start, mut kills) = (Instant::now(), 0);
+    let start = Instant::now();
+    let mut kills = 0;
     while start.elapsed() < time {
         let next = start + Duration::from_secs(2) * (kills + 1);
         if let Some(leader) = etcd.leader() {

@@ -129,7 +129,8 @@ async fn follow(updates: &mut UpdateStream, story: &mut Story, quiet: Duration) 
 async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     let etcd = Etcd::start().await;
     let observer = connect(&etcd);
-    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = observer.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     let processes = Process::start_many(&etcd, 4);
     until(&mut updates, &mut set, |set| set.len() == 4).await;
     let mut killed = BTreeMap::new();
@@ -181,7 +182,8 @@ async fn fault_b3_a_frozen_process_registers_again_on_waking() {
 /// Rounds of `fault_b8`, all at once: each one's process is frozen for longer than its TTL, another handle registers under its id, and it is
 /// woken, in odd rounds at the very moment of the takeover. The one that slept must be superseded and touch nothing.
 async fn pause_takeover_resume(etcd: &Etcd, rounds: u16) -> usize {
-    let (observer, heavy) = (connect(etcd), Weight::new(300).unwrap());
+    let observer = connect(etcd);
+    let heavy = Weight::new(300).unwrap();
     let processes = Process::start_many(etcd, rounds);
     let mut updates = observer.watch(&payments()).unwrap();
     assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.len() == usize::from(rounds)));

@@ -46,10 +46,12 @@ fn heavy(number: u16, version: u32) -> Instance {
 async fn fault_a13_history_is_compacted_while_away() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
-    let (backend, writer) = (connect_to([proxy.address()]), connect(&etcd));
+    let backend = connect_to([proxy.address()]);
+    let writer = connect(&etcd);
     let _kept = register(&writer, 1).await;
     let gone = register(&writer, 2).await;
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 2).await;
     let kept = Arc::clone(set.iter().next().unwrap());
     proxy.set(Fault::Refuse);
@@ -116,7 +118,8 @@ async fn fault_a16_a_subscriber_is_slow() {
     let mut set = Snapshot::default();
     assert!(matches!(slow.next().await, Some(Update::Reset(set)) if set.is_empty()));
     eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
-    let (mut raw, start) = (etcd.raw().await, Instant::now());
+    let mut raw = etcd.raw().await;
+    let start = Instant::now();
     for round in 0..1000 {
         let first = 24 * (round % 4) as u16;
         put_all(&mut raw, &(first..first + 24).map(|number| heavy(number, round)).collect::<Vec<_>>()).await;
@@ -177,7 +180,8 @@ async fn filled(count: u16) -> (Etcd, Proxy, Follower) {
 
 /// Waits until a follower has what etcd has, also after a further change.
 async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
-    let (start, mut raw) = (Instant::now(), etcd.raw().await);
+    let start = Instant::now();
+    let mut raw = etcd.raw().await;
     let wanted = listed(etcd).await;
     follower.until(what, Duration::from_secs(5), |set| *set == wanted).await;
     println!("fault_a24: {what}: the set was there after {:?}", start.elapsed());
@@ -267,7 +271,8 @@ async fn fault_a28_many_watch_one_service() {
     let start = Instant::now();
     let watchers: Vec<_> = (0..500)
         .map(|_| {
-            let (mut updates, barrier) = (backend.watch(&payments()).unwrap(), Arc::clone(&barrier));
+            let mut updates = backend.watch(&payments()).unwrap();
+            let barrier = Arc::clone(&barrier);
             tokio::spawn(async move {
                 let mut set = Snapshot::default();
                 while set.is_empty() {

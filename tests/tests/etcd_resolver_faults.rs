@@ -32,7 +32,8 @@ fn versions(set: &Snapshot) -> BTreeMap<String, String> {
 #[tokio::test]
 async fn fault_a1_etcd_crashes_and_restarts() {
     let etcd = Etcd::start().await;
-    let (backend, mut raw) = (usual(etcd.members()), etcd.raw().await);
+    let backend = usual(etcd.members());
+    let mut raw = etcd.raw().await;
     for number in 0..5 {
         put(&mut raw, &instance(number)).await;
     }
@@ -74,7 +75,8 @@ async fn fault_a2_etcd_freezes_for_long() {
 
 async fn freezes(length: Duration) {
     let etcd = Etcd::start().await;
-    let (backend, mut raw) = (usual(etcd.members()), etcd.raw().await);
+    let backend = usual(etcd.members());
+    let mut raw = etcd.raw().await;
     put(&mut raw, &instance(1)).await;
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
@@ -95,7 +97,8 @@ async fn freezes(length: Duration) {
 /// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
 #[tokio::test]
 async fn fault_a2_a_freeze_is_told_within_a_ttl() {
-    let (etcd, ttl) = (Etcd::start().await, Duration::from_secs(3));
+    let etcd = Etcd::start().await;
+    let ttl = Duration::from_secs(3);
     let backend = EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(ttl)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
     // At other moments between two looks of the watch each time.
@@ -147,12 +150,14 @@ async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
 /// A member's address swallows SYNs: no call takes longer than its deadline, and 2.5 s where another member is fine.
 #[tokio::test]
 async fn fault_a5_a_member_swallows_syns() {
-    let (etcd, hole) = (Etcd::start().await, SynHole::open().await);
+    let etcd = Etcd::start().await;
+    let hole = SynHole::open().await;
     // Which member is asked first is chance.
     let calls = join_all((0..8).map(|number| {
         let members = [hole.address(), etcd.address()];
         async move {
-            let (backend, mut slowest) = (usual(members), Duration::ZERO);
+            let backend = usual(members);
+            let mut slowest = Duration::ZERO;
             let mut start = Instant::now();
             let mut lap = || {
                 slowest = slowest.max(start.elapsed());
@@ -268,7 +273,8 @@ async fn slow_network(length: Duration) {
     let runs = join_all(runs).await;
     let connections = far.accepted();
     let end = Instant::now() + length;
-    let (mut slowest, mut round) = (Duration::ZERO, 0);
+    let mut slowest = Duration::ZERO;
+    let mut round = 0;
     while Instant::now() < end {
         round += 1;
         let laps = runs.iter().map(|(_, registration, follower)| async move {
@@ -310,12 +316,14 @@ async fn resets(seed: u64, length: Duration) {
     follower.until("the first set", SOON, Snapshot::is_empty).await;
     let stop = Arc::new(AtomicBool::new(false));
     let writing = tokio::spawn({
-        let (mut raw, stop) = (etcd.raw().await, Arc::clone(&stop));
+        let mut raw = etcd.raw().await;
+        let stop = Arc::clone(&stop);
         let mut random = fastrand::Rng::with_seed(seed);
         async move {
             let mut states = vec![BTreeMap::new()];
             for round in 0.. {
-                let (number, mut state) = (random.u16(..20), states.last().cloned().unwrap_or_default());
+                let number = random.u16(..20);
+                let mut state = states.last().cloned().unwrap_or_default();
                 if random.u8(..3) == 0 {
                     raw.delete(&key(&instance(number))).await;
                     state.remove(instance(number).id().as_str());
@@ -332,7 +340,9 @@ async fn resets(seed: u64, length: Duration) {
             states
         }
     });
-    let (mut random, end, mut cuts) = (fastrand::Rng::with_seed(seed), Instant::now() + length, 0);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let end = Instant::now() + length;
+    let mut cuts = 0;
     while Instant::now() < end {
         sleep(Duration::from_millis(random.u64(50..500))).await;
         proxy.set(Fault::Reset);

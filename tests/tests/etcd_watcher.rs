@@ -282,7 +282,8 @@ async fn a_service_that_catches_up_delays_no_other_one() {
     let followers = Arc::new(follow_all(&backend, 20).await);
     // Each put of a small service, until its follower has it.
     let probing = tokio::spawn({
-        let (followers, mut raw) = (Arc::clone(&followers), etcd.raw().await);
+        let followers = Arc::clone(&followers);
+        let mut raw = etcd.raw().await;
         async move {
             let mut delays = Vec::new();
             let mut ticks = interval(Duration::from_millis(10));

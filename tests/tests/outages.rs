@@ -43,7 +43,8 @@ impl Fleet {
     async fn start() -> Self {
         let etcd = Etcd::start().await;
         let service: ServiceName = "greeter".parse().unwrap();
-        let (mut servers, mut registrations) = (JoinSet::new(), Vec::new());
+        let mut servers = JoinSet::new();
+        let mut registrations = Vec::new();
         for n in 0..4 {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let instance = Instance::new(listener.local_addr().unwrap().try_into().unwrap());
@@ -57,7 +58,8 @@ impl Fleet {
         let held = BalancedChannel::new(backend(&etcd), service.clone()).unwrap();
         let not_held =
             BalancedChannel::builder(backend(&etcd), service.clone()).hold_on_mass_removal(None).build().unwrap();
-        let (held, not_held) = (Calls::start(held).await, Calls::start(not_held).await);
+        let held = Calls::start(held).await;
+        let not_held = Calls::start(not_held).await;
         let fleet = Self { etcd, service, registrations, _servers: servers, held, not_held };
         sleep(Duration::from_millis(500)).await;
         fleet
@@ -96,11 +98,15 @@ impl Calls {
     async fn start(channel: BalancedChannel) -> Self {
         eventually("four endpoints", Duration::from_secs(10), async || channel.endpoints().len() == 4).await;
         channel.ready(Duration::from_secs(10)).await.unwrap();
-        let (stop, calls, failures) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default(), Arc::default());
+        let stop = Arc::<AtomicBool>::default();
+        let calls = Arc::<AtomicUsize>::default();
+        let failures = Arc::default();
         let mut callers = JoinSet::new();
         for _ in 0..4 {
             let mut client = GreeterClient::new(channel.clone());
-            let (stop, calls, failures) = (Arc::clone(&stop), Arc::clone(&calls), Arc::<AtomicUsize>::clone(&failures));
+            let stop = Arc::clone(&stop);
+            let calls = Arc::clone(&calls);
+            let failures = Arc::<AtomicUsize>::clone(&failures);
             callers.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     calls.fetch_add(1, Ordering::Relaxed);

@@ -61,7 +61,8 @@ impl Fleet {
     }
 
     async fn etcd(drain: Duration, pause: Duration) -> Self {
-        let (folder, etcd) = (TempDir::new().unwrap(), Box::new(Etcd::start().await));
+        let folder = TempDir::new().unwrap();
+        let etcd = Box::new(Etcd::start().await);
         let executed = Executed::within(folder.path());
         let ttl = Duration::from_secs(5);
         let greeters = Greeters { members: etcd.members(), ttl, drain, executed: Some(executed.path()) };
@@ -206,7 +207,8 @@ async fn fault_c8_a_deployment_on_etcd_fails_no_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_drain_time_no_call_fails_that_no_server_executed() {
-    let (memory, etcd) = (Fleet::memory(Duration::ZERO, SHORT), Fleet::etcd(Duration::ZERO, SHORT).await);
+    let memory = Fleet::memory(Duration::ZERO, SHORT);
+    let etcd = Fleet::etcd(Duration::ZERO, SHORT).await;
     tokio::join!(
         assert_none_failed_that_no_server_executed("fault_l3, on memory", &memory, 1, 100, 250),
         assert_none_failed_that_no_server_executed("fault_l3, on etcd", &etcd, 1, 100, 250),

@@ -22,7 +22,8 @@ struct Running {
 impl Running {
     async fn start(builder: ServerBuilder) -> Self {
         let server = builder.drain_time(DRAIN).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        let address = server.local_addr().unwrap();
+        let handle = server.handle();
         let router = Server::builder().add_service(Greeter::new("one").into_service());
         let serve = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway));
         Self { address, handle, task: tokio::spawn(serve) }
@@ -101,7 +102,8 @@ async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
 #[tokio::test]
 async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
     let etcd = Etcd::start().await;
-    let (backend, other) = (backend(&etcd), backend(&etcd));
+    let other = backend(&etcd);
+    let backend = backend(&etcd);
     // The client is there, so that the claim is on its way when etcd hangs.
     assert!(weights(&backend).await.is_empty());
     etcd.pause(0);

@@ -25,7 +25,8 @@ async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
         .bind("127.0.0.1:0".parse().unwrap())
         .await
         .unwrap();
-    let (address, handle) = (server.local_addr().unwrap(), server.handle());
+    let address = server.local_addr().unwrap();
+    let handle = server.handle();
     let before = tasks();
     let router = Server::builder()
         .tls_config(ServerTlsConfig::new().identity(Identity::from_pem(own.cert, own.key)))

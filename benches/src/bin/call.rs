@@ -16,7 +16,8 @@ async fn main() -> Result<(), Failure> {
     let [client, width, addresses @ .., operations] = &arguments[..] else {
         return Err("call <client> <width> <address>... <operations>".into());
     };
-    let (width, operations) = (width.parse()?, operations.parse()?);
+    let width = width.parse()?;
+    let operations = operations.parse()?;
     let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
     let first = *addresses.first().ok_or("no address")?;
     match client.as_str() {

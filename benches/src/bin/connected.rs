@@ -41,7 +41,8 @@ async fn main() -> Result<(), Failure> {
         let caller = Caller::new(channel, None);
         // The first sweeps judge what has just connected.
         steady(&caller, RATE, Duration::default, sleep(WHILE / 5)).await;
-        let (start, before) = (Instant::now(), cpu::process());
+        let start = Instant::now();
+        let before = cpu::process();
         let (calls, ()) = steady(&caller, RATE, Duration::default, sleep(WHILE)).await;
         let share = (cpu::process() - before).as_secs_f64() / start.elapsed().as_secs_f64();
         if calls.iter().any(|call| call.failed()) {

@@ -23,11 +23,14 @@ async fn main() -> Result<(), Failure> {
     let [code, endpoints, pairs] = &arguments[..] else { return Err("failing <code> <endpoints> <pairs>".into()) };
     let (code, endpoints, pairs): (i32, usize, u32) = (code.parse()?, endpoints.parse()?, pairs.parse()?);
     machine::allow_files()?;
-    let (well, mut ill) = (Side::start(endpoints).await?, Side::start(endpoints).await?);
+    let well = Side::start(endpoints).await?;
+    let mut ill = Side::start(endpoints).await?;
     for number in 0..LISTENERS {
         ill.servers.turn(number, Kind::Failing(code.into()))?;
     }
-    let (mut succeeding, mut failing, mut ejected) = (Vec::new(), Vec::new(), 0);
+    let mut succeeding = Vec::new();
+    let mut failing = Vec::new();
+    let mut ejected = 0;
     for _ in 0..pairs {
         succeeding.push(well.cost(false).await?);
         failing.push(ill.cost(true).await?);

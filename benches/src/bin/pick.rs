@@ -29,7 +29,8 @@ async fn main() -> Result<(), Failure> {
     let [balancer, candidates, operations] = &arguments[..] else {
         return Err("pick <balancer> <candidates> <operations>".into());
     };
-    let (count, operations) = (candidates.parse()?, operations.parse()?);
+    let count = candidates.parse()?;
+    let operations = operations.parse()?;
     match balancer.as_str() {
         "ours" => drive(&mut ours(count), operations).await,
         "ours-cloned" => drive_clones(&ours(count), operations).await,
@@ -74,7 +75,8 @@ fn in_flight(count: usize) -> Balance<ServiceList<Vec<PendingRequests<NoOp>>>, (
 }
 
 fn ewma(count: usize) -> Balance<ServiceList<Vec<PeakEwma<NoOp>>>, ()> {
-    let (rtt, decay) = (Duration::from_millis(30), Duration::from_secs(10).as_nanos() as f64);
+    let rtt = Duration::from_millis(30);
+    let decay = Duration::from_secs(10).as_nanos() as f64;
     let services = (0..count).map(|_| PeakEwma::new(NoOp, rtt, decay, CompleteOnResponse::default()));
     Balance::new(ServiceList::new::<()>(services.collect::<Vec<_>>()))
 }

@@ -32,7 +32,8 @@ async fn main() -> Result<(), Failure> {
 
 async fn rate(count: u32, pairs: u32) -> Result<(), Failure> {
     let etcd = Etcd::start().await;
-    let (mut ours, mut raw) = (Vec::new(), Vec::new());
+    let mut ours = Vec::new();
+    let mut raw = Vec::new();
     for _ in 0..pairs {
         let backend = backend(etcd.members())?;
         let start = Instant::now();
@@ -96,7 +97,8 @@ async fn keep_alive(etcd: &Etcd, whose: &str) {
     };
     // Past what opening them takes.
     sleep(TTL / 3).await;
-    let (before, start) = (etcd.requests(0, "LeaseKeepAlive"), Instant::now());
+    let before = etcd.requests(0, "LeaseKeepAlive");
+    let start = Instant::now();
     sleep(TTL).await;
     let sent = (etcd.requests(0, "LeaseKeepAlive") - before) as f64;
     println!("streams{whose} {}", streams(etcd));
@@ -139,7 +141,9 @@ async fn dropped(count: u32) -> Result<(), Failure> {
     proxy.set(Fault::Reset);
     drop(registrations);
     sleep(Duration::from_millis(500)).await;
-    let (accepted, used, start) = (proxy.accepted(), cpu::process(), Instant::now());
+    let accepted = proxy.accepted();
+    let used = cpu::process();
+    let start = Instant::now();
     sleep(Duration::from_secs(10)).await;
     let took = start.elapsed().as_secs_f64();
     println!("connections a second {:.2}", (proxy.accepted() - accepted) as f64 / took);

@@ -60,7 +60,9 @@ async fn main() -> Result<(), Failure> {
 
     let picks = Arc::<Mutex<Vec<Pick>>>::default();
     let caller = Caller::new(Timed { channel: channel.clone(), picks: Arc::clone(&picks) }, None);
-    let (mut idle, mut roll, mut registry) = (Load::default(), Load::default(), Duration::ZERO);
+    let mut idle = Load::default();
+    let mut roll = Load::default();
+    let mut registry = Duration::ZERO;
     idle.run(&caller, &picks, sleep(IDLE)).await;
     for _ in 0..ROUNDS {
         let seen = channel.clone();
@@ -69,7 +71,8 @@ async fn main() -> Result<(), Failure> {
             fleet.is_seen(&seen).await.map(|()| fleet)
         });
         let (own, rolled) = roll.run(&caller, &picks, rolled).await?;
-        (registry, fleet) = (registry + own, rolled);
+        registry += own;
+        fleet = rolled;
         idle.run(&caller, &picks, sleep(IDLE)).await;
     }
 
@@ -230,7 +233,8 @@ impl Load {
     /// Adds the calls of another while, which ends with `course`.
     async fn run<R>(&mut self, caller: &Caller<Timed>, picks: &Mutex<Vec<Pick>>, course: impl Future<Output = R>) -> R {
         picks.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        let (start, cpu) = (Instant::now(), cpu::process());
+        let start = Instant::now();
+        let cpu = cpu::process();
         let (ended, result) = steady(caller, RATE, Duration::default, course).await;
         self.took += start.elapsed();
         self.cpu += cpu::process() - cpu;
@@ -265,7 +269,8 @@ impl Service<Request<Body>> for Timed {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let (cpu, wall) = (cpu::thread(), Instant::now());
+        let cpu = cpu::thread();
+        let wall = Instant::now();
         let answer = self.channel.call(request);
         let pick = Pick { wall: wall.elapsed(), cpu: cpu::thread() - cpu };
         self.picks.lock().unwrap_or_else(PoisonError::into_inner).push(pick);

@@ -21,8 +21,10 @@ async fn main() -> Result<(), Failure> {
     let rounds: u32 = rounds.parse()?;
     let addresses: Vec<SocketAddr> = addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?;
     let first = *addresses.first().ok_or("no address")?;
-    let (ours, bare) = (clients::ours_ready(&addresses).await?, Turns::connect(&addresses).await?.transport());
-    let (balanced, single) = (clients::tonic_balanced(&addresses)?, clients::tonic_single(first).await?);
+    let ours = clients::ours_ready(&addresses).await?;
+    let bare = Turns::connect(&addresses).await?.transport();
+    let balanced = clients::tonic_balanced(&addresses)?;
+    let single = clients::tonic_single(first).await?;
     let clients = [client(ours), client(bare), client(balanced), client(single)];
     for shape in SHAPES {
         let mut pieces: [Vec<Piece>; 4] = Default::default();

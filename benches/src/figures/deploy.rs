@@ -40,7 +40,8 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
         drop(over);
         Ok::<_, Failure>(())
     };
-    let (ours, tonic) = (Caller::new(ours, DEADLINE), Caller::new(tonic, DEADLINE));
+    let ours = Caller::new(ours, DEADLINE);
+    let tonic = Caller::new(tonic, DEADLINE);
     let ours = steady(&ours, RATE, || WORK, roll);
     // It is told by the drop.
     let tonic = steady(&tonic, RATE, || WORK, async { drop(rolled.await) });

@@ -57,7 +57,8 @@ pub(super) fn cost() -> Result<Vec<Row>, Failure> {
 /// What fails of ours and of tonic's calls, at the same time, each with servers of its own.
 async fn beside(code: Code, detection: OutlierDetection) -> Result<[f64; 2], Failure> {
     let kinds = [Kind::Failing(code), Kind::Greeter, Kind::Greeter, Kind::Greeter];
-    let (ours, tonic) = (Servers::start(&kinds)?, Servers::start(&kinds)?);
+    let ours = Servers::start(&kinds)?;
+    let tonic = Servers::start(&kinds)?;
     let channel = clients::ours_with(ours.addresses(), |builder| builder.outlier_detection(detection)).await?;
     let failed = tokio::join!(failed(channel), failed(clients::tonic_balanced(tonic.addresses())?));
     Ok(failed.into())

@@ -35,7 +35,9 @@ struct Outcome {
 
 /// L4: one of four servers is killed, and removed from the registry two seconds later.
 pub(super) async fn removed_later() -> Result<Vec<Row>, Failure> {
-    let (plain, repeating, tonic) = (Fleet::start().await?, Fleet::start().await?, Fleet::start().await?);
+    let plain = Fleet::start().await?;
+    let repeating = Fleet::start().await?;
+    let tonic = Fleet::start().await?;
     let ours = clients::ours_following(&plain.backend, 4, |builder| builder).await?;
     let policy = RetryPolicy::new(3)?;
     let ours_repeating = clients::ours_following(&repeating.backend, 4, |builder| builder.retry(policy)).await?;
@@ -46,7 +48,9 @@ pub(super) async fn removed_later() -> Result<Vec<Row>, Failure> {
         tonic.lose_one(channel, None),
     )
     .await;
-    let (ours, ours_repeating, tonic) = (ours?, ours_repeating?, tonic?);
+    let ours = ours?;
+    let ours_repeating = ours_repeating?;
+    let tonic = tonic?;
     let what = format!("failed of {} calls, 1 of 4 servers killed and removed 2 s later", ours.calls.len());
     let row = Row::new("L4", &what, ours.failed());
     Ok(vec![
@@ -58,13 +62,16 @@ pub(super) async fn removed_later() -> Result<Vec<Row>, Failure> {
 
 /// L5: the registry is lost for the whole run, and then a server is.
 pub(super) async fn registry_lost() -> Result<Vec<Row>, Failure> {
-    let (fleet, tonic) = (Fleet::start().await?, Fleet::start().await?);
+    let fleet = Fleet::start().await?;
+    let tonic = Fleet::start().await?;
     let channel = clients::ours_following(&fleet.backend, 4, |builder| builder).await?;
     let tonic_channel = clients::tonic_following(&tonic.backend).await?;
     let (ours, tonic) =
         tokio::join!(fleet.lose_registry(channel.clone(), Some(channel)), tonic.lose_registry(tonic_channel, None));
-    let (ours, tonic) = (ours?, tonic?);
-    let ([before, after], [tonic_before, tonic_after]) = (ours.parts(), tonic.parts());
+    let ours = ours?;
+    let tonic = tonic?;
+    let [before, after] = ours.parts();
+    let [tonic_before, tonic_after] = tonic.parts();
     let failed = |calls: &[Ended]| calls.iter().filter(|call| call.failed()).count() as f64;
     let what = format!("failed of {} calls without the registry, whose leases end after 5 s", before.len());
     let then = format!("failed of {} calls then, 1 of 4 servers killed", after.len());

@@ -30,7 +30,8 @@ pub(super) async fn refusing() -> Result<Vec<Row>, Failure> {
 
 /// L2: one of four endpoints accepts and stays silent, or shakes hands and never answers.
 pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
-    let (silent, hung) = (servers_and(Kind::Silent)?, servers_and(Kind::Hung)?);
+    let silent = servers_and(Kind::Silent)?;
+    let hung = servers_and(Kind::Hung)?;
     let ours_silent = tally(patient(clients::ours(silent.addresses())?), 1, CALLS).await;
     let ours_wide = tally(patient(clients::ours(hung.addresses())?), 50, CALLS).await;
     let ours_dropped = tally(hasty(clients::ours(hung.addresses())?), 1, CALLS).await;
@@ -84,7 +85,8 @@ async fn tally<T: Transport>(caller: Caller<T>, width: usize, calls: u32) -> Tal
 
 /// Calls for a while, with pauses.
 async fn later<T: Transport>(caller: Caller<T>) -> (Tally, u32) {
-    let (mut tally, mut calls) = (Tally::default(), 0);
+    let mut tally = Tally::default();
+    let mut calls = 0;
     let start = Instant::now();
     while start.elapsed() < LATER {
         tally = tally.and(call(caller.clone()).await);

@@ -14,7 +14,8 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     let connected = Report::of("connected", &[INSTANCES.to_string()])?;
 
     let what = format!("µs of processor time per change, {} changes in a set of {INSTANCES}", roll.number("changes")?);
-    let (whole, channel) = (roll.number("us per change")?, roll.number("us per change of the channel")?);
+    let whole = roll.number("us per change")?;
+    let channel = roll.number("us per change of the channel")?;
     let copy = roll.number("us per copy")?;
     let pick = |clock: &str, time: &str| -> Result<Row, Failure> {
         let what = format!("p99.9 of a pick during the roll, ns of {time}");

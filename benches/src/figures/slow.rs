@@ -168,7 +168,9 @@ impl Scene {
 
     /// Looks at the endpoints while calls are made.
     async fn watch(&self, calls: impl Future<Output = Calls>) -> Seen {
-        let (start, mut ejected, mut was_out) = (Instant::now(), 0, false);
+        let start = Instant::now();
+        let mut ejected = 0;
+        let mut was_out = false;
         let looks = async {
             loop {
                 let endpoints = self.channel.endpoints();

@@ -58,7 +58,8 @@ impl Callers {
         // The server's limit comes before its answer. Until then a client may call more often, and
         // be refused.
         caller.call().await?;
-        let (start, mut tasks) = (Instant::now(), JoinSet::new());
+        let start = Instant::now();
+        let mut tasks = JoinSet::new();
         for _ in 0..callers {
             let mut caller = caller.clone();
             tasks.spawn(async move {
@@ -108,8 +109,12 @@ impl Callers {
     }
 
     fn describe(&self) -> String {
-        let (fewest, mean, most, failed) = (self.fewest(), self.mean(), self.most(), self.all().failed);
-        let (longest, wait) = (self.longest(), self.mean_wait());
+        let fewest = self.fewest();
+        let mean = self.mean();
+        let most = self.most();
+        let failed = self.all().failed;
+        let longest = self.longest();
+        let wait = self.mean_wait();
         format!(
             "{fewest} to {most} calls, {mean:.1} in the mean; {longest:.0} ms, {wait:.0} in the mean; {failed} failed"
         )

@@ -20,7 +20,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: directory <root> <service> <host:port>".into());
     };
     Directory::create(Path::new(&root))?;
-    let (directory, service) = (Directory::open(Path::new(&root), Duration::from_secs(5))?, service.parse()?);
+    let directory = Directory::open(Path::new(&root), Duration::from_secs(5))?;
+    let service = service.parse()?;
     let registration = directory.register(&service, Instance::new(address.parse()?)).await?;
     println!("{} is registered; its status is {:?}", registration.id(), registration.status());
     let mut updates = directory.watch(&service)?;

@@ -16,8 +16,11 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     if !can(LAW, harness.capabilities().bad_entries, "bad_entries", "all of it") {
         return;
     }
-    let (process, service) = (harness.process().await, service("payments"));
-    let (one, two, three) = (instance(1), instance(2), instance(3));
+    let process = harness.process().await;
+    let service = service("payments");
+    let one = instance(1);
+    let two = instance(2);
+    let three = instance(3);
     let backend = process.backend();
     let settle = harness.timings().settle;
     let _one = register(LAW, harness, backend, &service, &one).await;
@@ -63,7 +66,8 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     assert!(agreed.is_ok(), "{LAW}: after a bad value over a good one an old watcher and a fresh list must agree");
 
     if can(LAW, harness.capabilities().leases, "leases", "a bad value over one that nobody heals") {
-        let (doomed, four) = (harness.process().await, instance(4));
+        let doomed = harness.process().await;
+        let four = instance(4);
         let left = register(LAW, harness, doomed.backend(), &service, &four).await;
         let is_there = |set: &Snapshot| set.get(four.id().as_str()).is_some();
         follower.until("the instance of another process", is_there).await;
@@ -81,7 +85,8 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
 /// **W9**: `order` never sees `order-history`, and keys of deeper paths are no entries, no bad ones either.
 pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
     const LAW: &str = "W9";
-    let (process, order) = (harness.process().await, service("order"));
+    let process = harness.process().await;
+    let order = service("order");
     let backend = process.backend();
     let mut follower = Follower::new(LAW, harness, backend, &order);
     follower.next_set("the first set").await;
@@ -122,7 +127,8 @@ pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
 /// **W10**: an unknown service is an empty set, not an error.
 pub async fn w10_takes_an_unknown_service_for_empty(harness: &dyn Harness) {
     const LAW: &str = "W10";
-    let (process, unknown) = (harness.process().await, service("never-registered"));
+    let process = harness.process().await;
+    let unknown = service("never-registered");
     let set = ok(LAW, harness, "listing an unknown service", process.backend().list(&unknown)).await;
     assert!(set.is_empty(), "{LAW}: an unknown service must be an empty set, but is {set:?}");
     let mut follower = Follower::new(LAW, harness, process.backend(), &unknown);

@@ -20,7 +20,9 @@ use crate::{Backend, Claim, ErrorKind, Registration, ServiceName, Status, Update
 /// **R1**: `Ok` means written: whoever lists after it sees the instance, as it was registered; open watches see it soon.
 pub async fn r01_ok_means_written(harness: &dyn Harness) {
     const LAW: &str = "R1";
-    let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
+    let process = harness.process().await;
+    let other = harness.process().await;
+    let service = service("payments");
     let mut follower = Follower::new(LAW, harness, other.backend(), &service);
     follower.next_set("the first set").await;
     let mut registrations = Vec::new();
@@ -45,8 +47,11 @@ pub async fn r01_ok_means_written(harness: &dyn Harness) {
 pub async fn r02_heals(harness: &dyn Harness) {
     const LAW: &str = "R2";
     let capabilities = harness.capabilities();
-    let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
-    let (settle, ttl) = (harness.timings().settle, harness.timings().ttl);
+    let process = harness.process().await;
+    let other = harness.process().await;
+    let service = service("payments");
+    let settle = harness.timings().settle;
+    let ttl = harness.timings().ttl;
     let registration = register(LAW, harness, process.backend(), &service, &instance(1)).await;
     ok(LAW, harness, "update", registration.update(|one| reweighed(&one, 7))).await;
     // What was updated is what heals.
@@ -99,11 +104,15 @@ pub async fn r02_heals(harness: &dyn Harness) {
 /// **R3**: one owner per id: registering takes over or is refused, healing never takes over, the superseded cannot act.
 pub async fn r03_has_one_owner(harness: &dyn Harness) {
     const LAW: &str = "R3";
-    let (old, new, service) = (harness.process().await, harness.process().await, service("payments"));
-    let (settle, quiet) = (harness.timings().settle, harness.timings().quiet);
+    let old = harness.process().await;
+    let new = harness.process().await;
+    let service = service("payments");
+    let settle = harness.timings().settle;
+    let quiet = harness.timings().quiet;
 
     for (number, ending) in [(1, "deregistered"), (2, "dropped")] {
-        let (before, after) = (instance(number), reweighed(&instance(number), 7));
+        let before = instance(number);
+        let after = reweighed(&instance(number), 7);
         let first = register(LAW, harness, old.backend(), &service, &before).await;
         let second = register(LAW, harness, new.backend(), &service, &after).await;
         eventually(LAW, "registering must take over", settle, async || lists(old.backend(), &service, &after).await)
@@ -156,7 +165,8 @@ pub async fn r03_has_one_owner(harness: &dyn Harness) {
     let _claimed = ok(LAW, harness, "a claim where no owner lives", claimed).await;
 
     if can(LAW, harness.capabilities().expiry, "expiry", "healing does not take over") {
-        let (before, after) = (instance(4), reweighed(&instance(4), 7));
+        let before = instance(4);
+        let after = reweighed(&instance(4), 7);
         let first = register(LAW, harness, old.backend(), &service, &before).await;
         harness.expire(&service, before.id()).await;
         let second = register(LAW, harness, new.backend(), &service, &after).await;
@@ -178,8 +188,11 @@ pub async fn r03_has_one_owner(harness: &dyn Harness) {
 /// **R4**: `deregister` returns once the entry is gone; a drop does the same; a killed process goes with its lease.
 pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
     const LAW: &str = "R4";
-    let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
-    let (settle, ttl) = (harness.timings().settle, harness.timings().ttl);
+    let process = harness.process().await;
+    let other = harness.process().await;
+    let service = service("payments");
+    let settle = harness.timings().settle;
+    let ttl = harness.timings().ttl;
     let mut follower = Follower::new(LAW, harness, other.backend(), &service);
 
     let one = instance(1);
@@ -208,7 +221,8 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
         follower.until(&what, |set| set.is_empty()).await;
     }
 
-    let (outages, leases) = (harness.capabilities().outages, harness.capabilities().leases);
+    let outages = harness.capabilities().outages;
+    let leases = harness.capabilities().leases;
     if can(LAW, outages && leases, "outages and leases", "an end during an outage") {
         let registration = register(LAW, harness, process.backend(), &service, &one).await;
         follower.until("the registered instance", |set| has(set, &[&one])).await;
@@ -243,7 +257,9 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
 /// refused for good changes nothing, now or later.
 pub async fn r05_updates_in_place(harness: &dyn Harness) {
     const LAW: &str = "R5";
-    let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
+    let process = harness.process().await;
+    let other = harness.process().await;
+    let service = service("payments");
     let one = instance(1);
     let registration = register(LAW, harness, process.backend(), &service, &one).await;
     let mut follower = Follower::new(LAW, harness, other.backend(), &service);
@@ -298,7 +314,8 @@ async fn refused_update_is_not_written_later(
     backend: &Arc<dyn Backend>,
     service: &ServiceName,
 ) {
-    let (settle, quiet) = (harness.timings().settle, harness.timings().quiet);
+    let settle = harness.timings().settle;
+    let quiet = harness.timings().quiet;
     let before = registration.instance();
     harness.deny().await;
     let refused = registration.update(|one| reweighed(&one, 77));
@@ -331,8 +348,11 @@ async fn refused_update_is_not_written_later(
 /// **R6**: a `register` that is dropped half-way leaves nothing behind.
 pub async fn r06_leaves_nothing_half_done(harness: &dyn Harness) {
     const LAW: &str = "R6";
-    let (process, other, service) = (harness.process().await, harness.process().await, service("payments"));
-    let (settle, quiet) = (harness.timings().settle, harness.timings().quiet);
+    let process = harness.process().await;
+    let other = harness.process().await;
+    let service = service("payments");
+    let settle = harness.timings().settle;
+    let quiet = harness.timings().quiet;
     // Stopped after so many polls, or after so long: whichever way, wherever it waits it is once dropped.
     for number in 1..=24 {
         let (polls, limit) =

@@ -9,7 +9,9 @@ use crate::Update;
 /// **W6**: who falls behind the queue gets one `Reset` and ends up right, and delays nobody.
 pub async fn w06_resets_who_is_slow(harness: &dyn Harness) {
     const LAW: &str = "W6";
-    let (process, service, one) = (harness.process().await, service("payments"), instance(1));
+    let process = harness.process().await;
+    let service = service("payments");
+    let one = instance(1);
     let backend = process.backend();
     let registration = register(LAW, harness, backend, &service, &one).await;
     let mut fast = Follower::new(LAW, harness, backend, &service);
@@ -48,8 +50,10 @@ pub async fn w08_shares_one_upstream_watch(harness: &dyn Harness) {
     if !can(LAW, harness.capabilities().upstream_watches, "upstream_watches", "all of it") {
         return;
     }
-    let (process, service) = (harness.process().await, service("payments"));
-    let (settle, quiet) = (harness.timings().settle, harness.timings().quiet);
+    let process = harness.process().await;
+    let service = service("payments");
+    let settle = harness.timings().settle;
+    let quiet = harness.timings().quiet;
     let count = async |wanted| harness.upstream_watches(&service).await == wanted;
     let mut followers = Vec::new();
     for _ in 0..3 {

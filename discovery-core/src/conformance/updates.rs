@@ -11,7 +11,9 @@ use crate::{ErrorKind, Instance, InstanceId, Snapshot, Update};
 /// **W1**: the first item is a `Reset`, or `Lost` where the registry cannot be reached; who joins late starts with the set.
 pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
     const LAW: &str = "W1";
-    let (process, service, one) = (harness.process().await, service("payments"), instance(1));
+    let process = harness.process().await;
+    let service = service("payments");
+    let one = instance(1);
     let backend = process.backend();
 
     let mut early = Follower::new(LAW, harness, backend, &service);
@@ -34,7 +36,8 @@ pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
         harness.interrupt().await;
         early.until_lost("the outage").await;
         let mut late = Follower::new(LAW, harness, backend, &service);
-        let (first, second) = (late.next("the set as last known").await, late.next("the loss").await);
+        let first = late.next("the set as last known").await;
+        let second = late.next("the loss").await;
         let both = matches!(&first, Update::Reset(set) if *set == early.set) && matches!(&second, Update::Lost(_));
         assert!(
             both,
@@ -51,7 +54,8 @@ pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
 /// **W2**: each fold is a state that the registry had, in its order; a registry that went back is a `Reset`.
 pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
     const LAW: &str = "W2";
-    let (process, service) = (harness.process().await, service("payments"));
+    let process = harness.process().await;
+    let service = service("payments");
     let backend = process.backend();
     let mut follower = Follower::new(LAW, harness, backend, &service);
     follower.next_set("the first set").await;
@@ -109,8 +113,11 @@ pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
 /// **W3**: where changes could have been missed a `Reset` follows, and nothing moves that did not change.
 pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
     const LAW: &str = "W3";
-    let (process, service) = (harness.process().await, service("payments"));
-    let (still, moving, later) = (instance(1), instance(2), instance(3));
+    let process = harness.process().await;
+    let service = service("payments");
+    let still = instance(1);
+    let moving = instance(2);
+    let later = instance(3);
     let backend = process.backend();
     let _still = register(LAW, harness, backend, &service, &still).await;
     let mut follower = Follower::new(LAW, harness, backend, &service);
@@ -161,7 +168,9 @@ pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
 pub async fn w04_never_ends(harness: &dyn Harness) {
     const LAW: &str = "W4";
     let capabilities = harness.capabilities();
-    let (service, one, two) = (service("payments"), instance(1), instance(2));
+    let service = service("payments");
+    let one = instance(1);
+    let two = instance(2);
     let process = harness.process().await;
     let registration = register(LAW, harness, process.backend(), &service, &one).await;
     let mut follower = Follower::new(LAW, harness, process.backend(), &service);
@@ -209,7 +218,9 @@ pub async fn w05_tells_an_outage_once(harness: &dyn Harness) {
     if !can(LAW, capabilities.outages, "outages", "all of it") {
         return;
     }
-    let (process, service, one) = (harness.process().await, service("payments"), instance(1));
+    let process = harness.process().await;
+    let service = service("payments");
+    let one = instance(1);
     let _registration = register(LAW, harness, process.backend(), &service, &one).await;
     let mut follower = Follower::new(LAW, harness, process.backend(), &service);
     follower.until("the registered instance", |set| has(set, &[&one])).await;

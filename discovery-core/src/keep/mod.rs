@@ -63,7 +63,8 @@ pub trait RegistryExt: Registry {
     {
         let runtime = require_runtime("register")?;
         let instance = Arc::new(instance);
-        let (registry, service) = (self.clone(), service.clone());
+        let registry = self.clone();
+        let service = service.clone();
         let (wanted, wants) = watch::channel(Wanted::Registered(Arc::clone(&instance)));
         let waiting = Error::new(ErrorKind::Unavailable, "not registered yet").with_operation("register");
         let status = StatusWriter::new(Status::lost(waiting.with_service(&service)));
@@ -129,8 +130,10 @@ enum HandedOver {
 
 impl<R: Registry + Clone> Keeper<R> {
     fn attempt(&self, instance: &Arc<Instance>) -> Attempt {
-        let (registry, service) = (self.registry.clone(), self.service.clone());
-        let (instance, claim) = ((**instance).clone(), self.claim);
+        let registry = self.registry.clone();
+        let service = self.service.clone();
+        let instance = (**instance).clone();
+        let claim = self.claim;
         Box::pin(async move { registry.register_with(&service, instance, claim).await })
     }
 

@@ -226,7 +226,8 @@ mod tests {
     /// How many attempts come in a minute in which everybody asks a member, each ends so, and calls
     /// are then accepted or not.
     async fn attempts(failure: Option<Failure>, is_accepted: bool) -> usize {
-        let (authenticator, start) = (authenticator(), Instant::now());
+        let authenticator = authenticator();
+        let start = Instant::now();
         let mut attempts = 0;
         while start.elapsed() < Duration::from_secs(60) {
             if authenticator.turn(&member(0)).await.is_err() {

@@ -54,7 +54,8 @@ impl Member {
         slot: OwnedMutexGuard<Slot>,
         files: u64,
     ) -> Option<Result<Connection, Failure>> {
-        let (address, dial) = (self.address.clone(), Arc::clone(&self.dial));
+        let address = self.address.clone();
+        let dial = Arc::clone(&self.dial);
         let limit = 2 * self.request_timeout;
         let connecting = runtime.spawn(slot_filled(slot, address, dial, files, limit));
         *self.connecting.lock().unwrap_or_else(PoisonError::into_inner) = Some(connecting.abort_handle());

@@ -171,7 +171,8 @@ mod tests {
     async fn one_slow_call_ends_no_connection() {
         let connection = connection().await;
         let answer = || connection.begin().answered(&Ok(()));
-        let (slow, other) = (connection.begin(), connection.begin());
+        let slow = connection.begin();
+        let other = connection.begin();
         other.answered(&Ok(()));
         slow.silent(Silence::Connection);
         assert!(connection.is_usable(0), "others were answered meanwhile");
@@ -194,7 +195,8 @@ mod tests {
     #[tokio::test]
     async fn many_calls_that_lose_one_token_need_one_other() {
         let connection = connection().await;
-        let (first, second) = (connection.begin(), connection.begin());
+        let first = connection.begin();
+        let second = connection.begin();
         first.note(&failure(Reason::Token));
         assert!(connection.needs_token() && connection.is_usable(0));
         connection.renewed(true);

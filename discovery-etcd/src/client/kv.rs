@@ -93,7 +93,8 @@ pub(crate) enum Delete {
 impl Member {
     /// Reads up to `limit` entries of `[from, to)`, linearizably, at `revision` or, where that is 0, as they are now.
     pub(crate) async fn page(&self, from: Vec<u8>, to: Vec<u8>, limit: i64, revision: i64) -> Result<Page, Failure> {
-        let (first, end) = (from.clone(), to.clone());
+        let first = from.clone();
+        let end = to.clone();
         let page = self.call("list", async |client| {
             let options = GetOptions::new()
                 .with_range(to)
@@ -323,7 +324,8 @@ fn is_of(key: &[u8], revision: i64) -> Compare {
 
 impl From<etcd_client::KeyValue> for KeyValue {
     fn from(entry: etcd_client::KeyValue) -> Self {
-        let (lease, revision) = (entry.lease(), entry.mod_revision());
+        let lease = entry.lease();
+        let revision = entry.mod_revision();
         let (key, value) = entry.into_key_value();
         Self { key, value, lease, revision }
     }
@@ -348,8 +350,11 @@ mod tests {
         }
         assert_eq!(done(5).of_put(b"k", 0), Ok(Put::Written(5)));
         assert_eq!(done(5).of_delete(b"k", 7, 3), Ok(Delete::Gone(5)));
-        let (nothing, absent, mine, by_hand, other) =
-            (None, Some(None), Some(Some(row("k", 7))), Some(Some(row("k", 0))), Some(Some(row("other", 9))));
+        let nothing = None;
+        let absent = Some(None);
+        let mine = Some(Some(row("k", 7)));
+        let by_hand = Some(Some(row("k", 0)));
+        let other = Some(Some(row("other", 9)));
         for (revision, read, is_good) in [
             (0, &nothing, false),
             (0, &absent, false),

@@ -174,7 +174,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn another_cluster_is_the_own_one_once_that_is_not_seen_for_long() {
         let patience = Duration::from_secs(600);
-        let (mut identity, start) = (Identity::new(patience), Instant::now());
+        let mut identity = Identity::new(patience);
+        let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(identity.is(0, at(0)), "a proxy does not tell");
         assert!(identity.is(7, at(1)), "the first one");

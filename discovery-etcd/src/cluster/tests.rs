@@ -99,11 +99,14 @@ async fn a_final_error_needs_all_members() {
 #[tokio::test(start_paused = true)]
 async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
     let cluster = Arc::new(cluster(1));
-    let (calls, is_back) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let is_back = Arc::new(AtomicUsize::new(0));
     cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
-            let (cluster, calls, is_back) = (Arc::clone(&cluster), Arc::clone(&calls), Arc::clone(&is_back));
+            let cluster = Arc::clone(&cluster);
+            let calls = Arc::clone(&calls);
+            let is_back = Arc::clone(&is_back);
             tokio::spawn(async move {
                 let mut attempts = 0;
                 loop {
@@ -147,7 +150,8 @@ async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
     let calls = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..1000)
         .map(|_| {
-            let (cluster, calls) = (Arc::clone(&cluster), Arc::clone(&calls));
+            let cluster = Arc::clone(&cluster);
+            let calls = Arc::clone(&calls);
             tokio::spawn(async move {
                 let result = cluster.run_when_reachable(|_| {
                     calls.fetch_add(1, Ordering::Relaxed);
@@ -184,7 +188,8 @@ async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
 async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     let cluster = cluster(3);
     let audit = Duration::from_secs(600);
-    let (first, mut moves) = (Arc::clone(cluster.choose().member()), 0);
+    let first = Arc::clone(cluster.choose().member());
+    let mut moves = 0;
     assert!(cluster.another(&first).is_none());
     let mut current = Arc::clone(&first);
     for _ in 0..100 {

@@ -32,7 +32,8 @@ impl<'de> Visitor<'de> for Fields {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<EtcdConfig, A::Error> {
         let mut config = EtcdConfig::new::<String>([]);
-        let (mut user, mut password) = (String::new(), String::new());
+        let mut user = String::new();
+        let mut password = String::new();
         let mut seen: Vec<String> = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if seen.contains(&name) {
@@ -182,7 +183,8 @@ mod tests {
             "operation_timeout": "3s", "max_entries": "500", "http2_keep_alive_interval": "6s", "keep_alive_timeout": "2s", "request_timeout": "1s 500ms", "ttl": "20s",
         });
         let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?allow_plaintext_credentials=true&audit_interval=2m&discover_members=true&backoff_max=4s&backoff_min=50ms&connect_timeout=300ms&operation_timeout=3s&max_entries=500&http2_keep_alive_interval=6s&keep_alive_timeout=2s&request_timeout=1s500ms&ttl=20s";
-        let (config, same) = (read(fields).unwrap(), url.parse::<EtcdConfig>().unwrap());
+        let config = read(fields).unwrap();
+        let same = url.parse::<EtcdConfig>().unwrap();
         assert_eq!(format!("{config:?}"), format!("{same:?}"));
         let password = |config: EtcdConfig| config.credentials.unwrap().read_password().unwrap().reveal().to_owned();
         assert_eq!(password(config), password(same));

@@ -123,7 +123,8 @@ impl<'de> Deserialize<'de> for Read {
 }
 
 fn of_metadata(value: Value) -> Result<(Weight, Metadata), Error> {
-    let (mut weight, mut metadata) = (Weight::default(), Metadata::default());
+    let mut weight = Weight::default();
+    let mut metadata = Metadata::default();
     match value {
         Value::Null => {}
         Value::Object(entries) => {

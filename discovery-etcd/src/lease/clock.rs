@@ -58,7 +58,8 @@ impl LeaseClock {
     }
 
     pub(super) fn due(&self, link: Link, now: Instant) -> Due {
-        let (renew, switch) = (self.confirmed + self.granted / 3, self.confirmed + self.granted * 2 / 3);
+        let renew = self.confirmed + self.granted / 3;
+        let switch = self.confirmed + self.granted * 2 / 3;
         if now >= self.ends() {
             // First, so that a process that was paused knows it before it says anything else.
             return Due::Lost;

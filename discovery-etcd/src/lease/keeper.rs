@@ -83,7 +83,8 @@ impl LeaseKeeper {
     ///
     /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
     async fn grant(&self, delays: &mut RetryDelays) -> Option<(i64, LeaseClock)> {
-        let (id, first) = (self.lease.new_id(), Instant::now());
+        let id = self.lease.new_id();
+        let first = Instant::now();
         // After an outage everybody comes at once, unless they wait first.
         if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
             self.pause(delays.first()).await;

@@ -159,7 +159,8 @@ mod tests {
     #[tokio::test]
     async fn a_late_report_about_a_former_lease_hides_none_about_the_present_one() {
         let lease = Lease::new();
-        let (former, present) = (lease.new_id(), lease.new_id());
+        let former = lease.new_id();
+        let present = lease.new_id();
         lease.report_gone(former);
         assert_eq!(lease.inner().gone, None);
         lease.report_gone(present);

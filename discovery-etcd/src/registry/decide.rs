@@ -82,8 +82,11 @@ mod tests {
     #[test]
     fn what_is_done_about_what_stands_there() {
         use Intent::{Heal, IfAbsent, TakeOver};
-        let (same, other_value, former, by_hand, another) =
-            (row(MINE, "v"), row(MINE, "w"), row(FORMER, "v"), row(0, "v"), row(OTHER, "v"));
+        let same = row(MINE, "v");
+        let other_value = row(MINE, "w");
+        let former = row(FORMER, "v");
+        let by_hand = row(0, "v");
+        let another = row(OTHER, "v");
         for (intent, seen, act) in [
             (TakeOver, Seen::Nothing, Act::Write(0)),
             (TakeOver, Seen::Absent, Act::Write(0)),

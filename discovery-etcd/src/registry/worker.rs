@@ -82,7 +82,8 @@ impl Worker {
 
     /// Asks etcd for something once it is this worker's turn, unless there is news before that.
     async fn ask(&mut self, next: Next, gives_up: Option<Instant>) {
-        let (workers, cluster) = (Arc::clone(&self.workers), Arc::clone(&self.cluster));
+        let workers = Arc::clone(&self.workers);
+        let cluster = Arc::clone(&self.cluster);
         let urgency = self.entry.urgency();
         let turn = async {
             // First the room and then the member: what waits for a member that is back goes on at
@@ -125,7 +126,9 @@ impl Worker {
                 // Also of an attempt before the one whose answer it is.
                 let may_be_done = AtomicBool::new(false);
                 let put = self.cluster.run_on(member, |member| {
-                    let (key, value, may_be_done) = (key.clone(), value.clone(), &may_be_done);
+                    let key = key.clone();
+                    let value = value.clone();
+                    let may_be_done = &may_be_done;
                     async move {
                         let put = member.put(key, value, lease, revision).await;
                         if put.as_ref().is_err_and(Failure::may_be_done) {

@@ -242,7 +242,9 @@ mod tests {
                 .zip(1..)
                 .map(|(size, revision)| (revision, (0..*size).map(|n| put(&n.to_string(), revision)).collect()))
                 .collect();
-            let (mut cursor, mut got, mut cuts) = (Cursor::new(0, 7), Vec::new(), cuts.into_iter().cycle());
+            let mut cursor = Cursor::new(0, 7);
+            let mut got = Vec::new();
+            let mut cuts = cuts.into_iter().cycle();
             for (revision, events) in &history {
                 let mut rest = events.clone();
                 while rest.len() > 1 && cuts.next().unwrap() {

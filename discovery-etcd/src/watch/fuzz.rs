@@ -23,8 +23,10 @@ pub fn fuzz_watch(data: &[u8]) {
     let service = "s".parse().expect("a valid name");
     let layout = EtcdNaming::default();
     let range = Range::new(&layout, "", &service, usize::MAX);
-    let (mut etcd, mut bytes) = (Etcd::default(), data.iter().copied().take(600));
-    let (mut cursor, mut set) = (Cursor::new(0, CLUSTER), BTreeMap::new());
+    let mut etcd = Etcd::default();
+    let mut bytes = data.iter().copied().take(600);
+    let mut cursor = Cursor::new(0, CLUSTER);
+    let mut set = BTreeMap::new();
     while let (Some(operation), Some(argument)) = (bytes.next(), bytes.next()) {
         match operation % 8 {
             0..=2 => etcd.write(argument, &mut bytes),
@@ -62,7 +64,8 @@ pub fn fuzz_watch(data: &[u8]) {
 }
 
 fn follow(cursor: &mut Cursor, set: &mut Set, range: &Range<'_>, message: Message) {
-    let (before, last) = (cursor.reached(), message.revision);
+    let before = cursor.reached();
+    let last = message.revision;
     let steps = cursor.advance(message).expect("it is what etcd sends");
     assert!(before <= cursor.reached() && cursor.reached() <= last);
     steps.into_iter().for_each(|step| apply(set, range, step));
@@ -107,7 +110,8 @@ impl Etcd {
             .map(|byte| (usize::from(byte & 7), usize::from(byte >> 3 & 7)))
             .collect();
         for (key, value) in changes {
-            let (key, revision) = (KEYS[key].to_vec(), self.revision);
+            let key = KEYS[key].to_vec();
+            let revision = self.revision;
             let event = match VALUES.get(value) {
                 Some(value) => {
                     let row = KeyValue { key, value: value.to_vec(), lease: 1, revision };

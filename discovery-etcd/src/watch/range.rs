@@ -88,7 +88,8 @@ impl<'a> Range<'a> {
     }
 
     pub(super) fn changes(&self, step: Step) -> (Vec<Entry>, Vec<InstanceId>) {
-        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        let mut upserts = Vec::new();
+        let mut removes = Vec::new();
         for event in step {
             match event {
                 Event::Put { row, .. } => upserts.extend(self.entry(row)),
@@ -164,7 +165,8 @@ mod tests {
     #[test]
     fn names_of_keys_are_short_and_tell_keys_apart() {
         assert_eq!(name_of_key("payments/ä".as_bytes()), "payments/ä");
-        let (one, other) = (vec![b'a'; 1_400_000], vec![b'a'; 1_400_001]);
+        let one = vec![b'a'; 1_400_000];
+        let other = vec![b'a'; 1_400_001];
         let names =
             [&one[..], &other, b"payments/\xfe", b"payments/\xff", "payments/\u{fffd}".as_bytes()].map(name_of_key);
         for (place, name) in names.iter().enumerate() {

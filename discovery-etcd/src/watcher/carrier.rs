@@ -145,7 +145,8 @@ impl Carrier {
             Placed::Unwanted(id) => self.unwanted.push(id),
             Placed::Created(turn) => {
                 let Some(carried) = self.watches.get(&turn) else { return };
-                let (stream, number) = (self.stream, carried.number);
+                let stream = self.stream;
+                let number = carried.number;
                 carried.tell(Notice::Created { stream, turn, cluster: message.cluster });
                 let _ = self.reports.send(Report::Created { stream, number, turn });
             }

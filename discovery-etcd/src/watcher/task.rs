@@ -206,7 +206,8 @@ impl Task {
     fn begin_opening(&mut self) {
         let Some(opening) = self.plan.next_opening() else { return };
         let request = self.watches[&opening.first].request(opening.turn);
-        let (cluster, limit) = (Arc::clone(&self.cluster), self.pace.patience());
+        let cluster = Arc::clone(&self.cluster);
+        let limit = self.pace.patience();
         self.opening = Some(Box::pin(async move {
             let asking = cluster.choose();
             let result = asking.member().watch(request, limit).await;
@@ -221,8 +222,9 @@ impl Task {
         let Some(stream) = self.streams.get(&main).filter(|_| self.moving.is_none()) else { return };
         let Some(opening) = self.plan.next_move() else { return };
         let request = self.watches[&opening.first].request(opening.turn);
-        let (cluster, limit, than) =
-            (Arc::clone(&self.cluster), self.pace.patience(), Arc::clone(stream.connection.member()));
+        let cluster = Arc::clone(&self.cluster);
+        let limit = self.pace.patience();
+        let than = Arc::clone(stream.connection.member());
         self.moving = Some(Box::pin(async move {
             let asking = cluster.another(&than)?;
             let result = asking.member().watch(request, limit).await;
@@ -240,7 +242,8 @@ impl Task {
         let Some(carried) = self.watches.get(&number) else { return };
         let key = carried.keys().from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
-        let (connection, limit) = (stream.connection.clone(), self.pace.deadline);
+        let connection = stream.connection.clone();
+        let limit = self.pace.deadline;
         self.life = Some(Box::pin(async move {
             let result = connection.revision(key, limit).await;
             SignOfLife { number, known, member: Arc::clone(connection.member()), result }

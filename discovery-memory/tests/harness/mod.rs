@@ -35,7 +35,8 @@ impl Harness for MemoryHarness {
 
     async fn process(&self) -> Process {
         let backend = self.memory.another_process();
-        let (killed, counted) = (backend.clone(), backend.clone());
+        let killed = backend.clone();
+        let counted = backend.clone();
         Process::new(backend).killed_by(move || killed.crash()).counting_skipped(move || counted.skipped())
     }
 

@@ -121,7 +121,8 @@ impl Registry for Mutant {
                 Ok(ManuallyDrop::into_inner(written))
             }
             Mutation::WritesLater => {
-                let (memory, service) = (self.memory.clone(), service.clone());
+                let memory = self.memory.clone();
+                let service = service.clone();
                 let write = async move {
                     sleep(Duration::from_millis(5)).await;
                     memory.register_with(&service, instance, claim).await.map(ManuallyDrop::new)
@@ -210,8 +211,10 @@ impl Harness for MutantHarness {
 
     async fn process(&self) -> Process {
         let memory = self.memory.memory.another_process();
-        let (killed, counted) = (memory.clone(), memory.clone());
-        let (mutation, marks) = (self.mutation, Arc::clone(&self.marks));
+        let killed = memory.clone();
+        let counted = memory.clone();
+        let mutation = self.mutation;
+        let marks = Arc::clone(&self.marks);
         let mutant = Mutant { memory, mutation, marks: Arc::clone(&marks), alive: Arc::new(()) };
         let kill = move || {
             if mutation != Mutation::NoLease {

@@ -370,7 +370,8 @@ mod tests {
             let shares = shares(20_000, || *picker.pick_other(true, |n| *n == avoided).unwrap());
             let total: u32 = weights.iter().enumerate().filter(|(n, _)| *n != avoided).map(|(_, one)| u32::from(*one)).sum();
             for (n, weight) in weights.iter().enumerate().filter(|(n, _)| *n != avoided) {
-                let (share, wanted) = (shares.get(&n).copied().unwrap_or_default(), f64::from(*weight) / f64::from(total));
+                let share = shares.get(&n).copied().unwrap_or_default();
+                let wanted = f64::from(*weight) / f64::from(total);
                 prop_assert!((share - wanted).abs() < 0.02, "{n}: {share} instead of {wanted}: {shares:?}");
             }
         }
@@ -411,7 +412,8 @@ mod tests {
     fn a_place_that_is_taken_after_the_look_is_not_the_last_word() {
         let candidates = [1, 1, 9].into_iter().enumerate().map(|(n, limit)| candidate(n, 100, limit));
         let candidates: Vec<_> = candidates.collect();
-        let (last, busy) = (Arc::clone(&candidates[1].load), Arc::clone(&candidates[2].load));
+        let last = Arc::clone(&candidates[1].load);
+        let busy = Arc::clone(&candidates[2].load);
         busy.enter(true).unwrap();
         let mut picker = picker(those(&[0]), candidates);
         // Somebody else takes the least loaded one while the others are looked at.

@@ -350,7 +350,8 @@ mod tests {
     #[test]
     fn requests_are_counted_until_they_leave() {
         let load = Load::default();
-        let (mut one, other) = (load.enter(true).unwrap(), load.enter(true).unwrap());
+        let mut one = load.enter(true).unwrap();
+        let other = load.enter(true).unwrap();
         assert!(load.is_sending());
         load.sent(&mut one);
         load.answer(&mut one);
@@ -387,7 +388,8 @@ mod tests {
         let load = Arc::new(Load::with_waiters(3, u32::MAX, Arc::clone(&waiters)));
         let mut callers = tokio::task::JoinSet::new();
         for _ in 0..32 {
-            let (waiters, load) = (Arc::clone(&waiters), Arc::clone(&load));
+            let waiters = Arc::clone(&waiters);
+            let load = Arc::clone(&load);
             callers.spawn(async move {
                 for _ in 0..200 {
                     let mut waiter = waiters.join();

@@ -30,12 +30,14 @@ impl Policy for PowerOfTwo {
 /// Apart, so that the even case, which most sets are, stays small.
 #[inline(never)]
 fn by_weight(candidates: &Candidates<'_>, draw: &mut Rng) -> usize {
-    let (first, mut second) = (candidates.sample(draw), candidates.sample(draw));
+    let first = candidates.sample(draw);
+    let mut second = candidates.sample(draw);
     if second == first {
         second = candidates.sample(draw);
     }
     // As it would be with this request, so that a light candidate does not win whenever nothing is in flight.
     let cost = |in_flight: u32, other: usize| u64::from(in_flight) * u64::from(candidates.weight(other).value());
-    let (one, other) = (candidates.in_flight(first), candidates.in_flight(second));
+    let one = candidates.in_flight(first);
+    let other = candidates.in_flight(second);
     if cost(other.saturating_add(1), first) <= cost(one, second) { second } else { first }
 }

@@ -393,7 +393,8 @@ mod tests {
     #[test]
     fn a_called_waiter_that_goes_away_passes_the_call_on() {
         let queue = WaitQueue::default();
-        let (first, mut second) = (queue.join(), queue.join());
+        let first = queue.join();
+        let mut second = queue.join();
         drop(first);
         assert!(second.take_call());
     }
@@ -401,7 +402,8 @@ mod tests {
     #[test]
     fn a_waiter_that_does_not_look_holds_nobody_up_for_long() {
         let queue = WaitQueue::default();
-        let (mut first, mut second) = (queue.join(), queue.join());
+        let mut first = queue.join();
+        let mut second = queue.join();
         for _ in 0..PATIENCE {
             queue.sweep();
             assert!(!second.take_call());

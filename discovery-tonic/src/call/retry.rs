@@ -314,7 +314,8 @@ mod tests {
     fn a_call_is_repeated_after_its_codes_and_so_many_times() {
         let retries = retries(3);
         let mut repeats = begin(&retries);
-        let (unavailable, aborted) = (Status::unavailable(""), Status::aborted(""));
+        let unavailable = Status::unavailable("");
+        let aborted = Status::aborted("");
         assert_eq!(retries.next(&mut repeats, Failure::Status(&aborted), None), None);
         for done in 1..3 {
             let wait = retries.next(&mut repeats, Failure::Status(&unavailable), None).unwrap();

@@ -45,7 +45,8 @@ impl Connector {
         settings: &EndpointSettings,
         first: usize,
     ) -> Result<Box<dyn Io>, BoxError> {
-        let (target, limit) = (settings.target(address), settings.connect_timeout);
+        let target = settings.target(address);
+        let limit = settings.connect_timeout;
         match self {
             Self::PlainTcp(_) if target.scheme() == Some(&Scheme::HTTPS) => {
                 let message = "an https origin over plain TCP: give the channel's builder a connector that brings TLS";

@@ -133,9 +133,13 @@ impl Connection {
             }
             let limit = streams(future.current_max_send_streams(), allowance.reserved);
             let load = Load::with_waiters(limit, allowance.tickets, Arc::clone(waiters));
-            let (load, recheck, end) = (Arc::new(load), Arc::new(Recheck::default()), Arc::new(End::default()));
-            let (watched, rechecking) = (Arc::clone(&load), Arc::clone(&recheck));
-            let (witness, sender) = (Witness::new(&end), Sender::new(sender, Arc::clone(&end)));
+            let load = Arc::new(load);
+            let recheck = Arc::new(Recheck::default());
+            let end = Arc::new(End::default());
+            let watched = Arc::clone(&load);
+            let rechecking = Arc::clone(&recheck);
+            let witness = Witness::new(&end);
+            let sender = Sender::new(sender, Arc::clone(&end));
             let span = Span::current();
             let task = tokio::spawn(async move {
                 let mut future = pin!(future);

@@ -274,7 +274,9 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_with_what_is_allowed() {
-        let (zero, ever, second) = (Duration::ZERO, Duration::MAX, Duration::from_secs(1));
+        let zero = Duration::ZERO;
+        let ever = Duration::MAX;
+        let second = Duration::from_secs(1);
         type Set<T> = fn(EndpointSettings, T) -> Result<EndpointSettings, Error>;
         let durations: [(&str, Set<Duration>); 4] = [
             ("connect timeout", EndpointSettings::connect_timeout),
@@ -308,7 +310,8 @@ mod tests {
 
     #[test]
     fn a_trailing_dot_is_for_resolving_alone() {
-        let (settings, address) = (EndpointSettings::default(), "payments.default.svc.:80".parse().unwrap());
+        let settings = EndpointSettings::default();
+        let address = "payments.default.svc.:80".parse().unwrap();
         assert_eq!(settings.target(&address).authority().unwrap().as_str(), "payments.default.svc.:80");
         assert_eq!(settings.origin_of(&address).authority.as_str(), "payments.default.svc:80");
     }

@@ -125,7 +125,8 @@ mod tests {
 
     /// Which of these addresses is connected after how many milliseconds, and how many were tried.
     async fn raced(fates: &[Fate]) -> (Option<usize>, u128, usize) {
-        let (start, tried) = (Instant::now(), Mutex::new(0));
+        let start = Instant::now();
+        let tried = Mutex::new(0);
         let addresses = (0..fates.len()).map(|n| SocketAddr::from(([127, 0, 0, 1], n as u16)));
         let connected = race(addresses, |address| {
             *tried.lock().unwrap() += 1;

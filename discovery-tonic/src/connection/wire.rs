@@ -184,7 +184,8 @@ mod tests {
     async fn a_read_side_that_is_silent_reads_the_error_of_the_write() {
         let mut wire = gone(b"GOAWAY", true);
         wire.write_all(b"request").await.unwrap();
-        let (mut read, start) = (Vec::new(), tokio::time::Instant::now());
+        let mut read = Vec::new();
+        let start = tokio::time::Instant::now();
         let error = wire.read_to_end(&mut read).await.unwrap_err();
         assert_eq!(
             (&read[..], error.kind(), start.elapsed().as_millis()),

@@ -34,7 +34,8 @@ impl PendingHook {
             None => EndpointSettings::default(),
             Some(hook) => {
                 let asking = self.0.get_or_insert_with(|| {
-                    let (instance, span) = (endpoint.instance(), Span::current());
+                    let instance = endpoint.instance();
+                    let span = Span::current();
                     OwnedTask(spawn_blocking(move || span.in_scope(|| hook(&instance))))
                 });
                 let Ok(asked) = timeout(HOOK, &mut asking.0).await else {
@@ -96,7 +97,8 @@ async fn attempt(
     };
     let complaints = endpoint.complaints();
     let ended = move |end: &End| disconnected.disconnected(end, complaints);
-    let (waiters, first_address) = (&endpoint.wakeups.waiters, endpoint.failed_attempts());
+    let waiters = &endpoint.wakeups.waiters;
+    let first_address = endpoint.failed_attempts();
     Connection::open(&config.connector, &endpoint.address, &settings, waiters, allowance, first_address, ended).await
 }
 

@@ -74,7 +74,8 @@ struct Renewal {
 /// be reached costs one attempt at a time.
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
-        let (endpoint, config) = (Arc::clone(&endpoint), Arc::clone(&config));
+        let endpoint = Arc::clone(&endpoint);
+        let config = Arc::clone(&config);
         let (connections, hook, check) = Default::default();
         Driver { endpoint, number, config, connections, hook, check }.run()
     };
@@ -187,7 +188,9 @@ impl Driver {
     /// Offers a connection until it closes, until the endpoint has drained, or
     /// until there is a younger one.
     async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
-        let (since, config, endpoint) = (Instant::now(), Arc::clone(&self.config), Arc::clone(&self.endpoint));
+        let since = Instant::now();
+        let config = Arc::clone(&self.config);
+        let endpoint = Arc::clone(&self.endpoint);
         let lane = endpoint.lane(self.number);
         // What is known of the peer holds until it says otherwise.
         let link = Link { health: *health, ..connection.link() };
@@ -295,7 +298,8 @@ impl Driver {
             }
             (connecting @ CheckConnection::Connecting(_), Check::Pending) => self.check = connecting,
             (CheckConnection::None, Check::Pending) => {
-                let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
+                let endpoint = Arc::clone(&self.endpoint);
+                let config = Arc::clone(&self.config);
                 let connecting = async move {
                     // Those that were well a moment ago go first.
                     let _permit = config.connects.acquire(false).await;
@@ -334,10 +338,13 @@ impl Driver {
 
     /// The connection that takes the place of one of this age; there is one at some time.
     fn successor(&self, age: Duration) -> BoxFuture<'static, Connection> {
-        let (endpoint, config) = (Arc::clone(&self.endpoint), Arc::clone(&self.config));
+        let endpoint = Arc::clone(&self.endpoint);
+        let config = Arc::clone(&self.config);
         Box::pin(async move {
             sleep(age).await;
-            let (mut delays, mut first, mut hook) = (config.backoff.delays(), true, PendingHook::default());
+            let mut delays = config.backoff.delays();
+            let mut first = true;
+            let mut hook = PendingHook::default();
             loop {
                 let permit = config.connects.acquire(first).await;
                 if let Ok(connection) = connect(&endpoint, &config, &mut hook, None).await {

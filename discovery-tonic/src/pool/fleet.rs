@@ -143,7 +143,8 @@ impl Counts {
 impl Recent {
     /// Adds what is new; with a sweep the rest counts less.
     pub(crate) fn add(&mut self, news: &Totals, is_sweep: bool) {
-        let (decay, given_up) = (if is_sweep { DECAY } else { 1.0 }, news.given_up as f32);
+        let decay = if is_sweep { DECAY } else { 1.0 };
+        let given_up = news.given_up as f32;
         self.ended = self.ended * decay + news.answers as f32 + news.lost as f32 + given_up;
         self.failed = self.failed * decay + news.failed as f32 + given_up;
     }

@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn a_step_that_brings_as_many_as_it_removes_is_no_mass() {
-        let (now, all) = (Instant::now(), ids(&["a", "b", "c", "d"]));
+        let now = Instant::now();
+        let all = ids(&["a", "b", "c", "d"]);
         for (added, is_mass) in [(0, true), (3, true), (4, false), (9, false)] {
             assert_eq!(MassRemoval::default().step(now, LIMIT, 4, added, &all).is_some(), is_mass, "{added}");
         }
@@ -179,7 +180,8 @@ mod tests {
 
     #[test]
     fn what_is_back_did_not_vanish() {
-        let (mut hold, now) = (MassRemoval::default(), Instant::now());
+        let mut hold = MassRemoval::default();
+        let now = Instant::now();
         hold.lose(now, LIMIT, 4);
         held(&mut hold, now, 4, &ids(&["a", "b"]));
         hold.forget(&"a".parse().unwrap());

@@ -126,7 +126,8 @@ impl Pool {
             }
             // Not in a tight loop if it panics again.
             let later = Instant::now() + AFTER_PANIC;
-            (self.next_publish, self.next_sweep) = (later, later);
+            self.next_publish = later;
+            self.next_sweep = later;
             self.published.wakeups.keep_sweeping();
             let log = || span.in_scope(|| error!(panic = panic_text(&*panic), "control task panicked, starting over"));
             // A subscriber may panic at this, too.
@@ -148,7 +149,8 @@ impl Pool {
                     self.apply(update);
                     self.let_go_where_refilled();
                     self.is_applying = false;
-                    (stale, consecutive) = (true, consecutive + 1);
+                    stale = true;
+                    consecutive += 1;
                 }
                 Some(driven) = self.drivers.next(), if !self.drivers.is_empty() => match driven {
                     Driven::Ended(endpoint) => self.forget(&endpoint),
@@ -160,13 +162,15 @@ impl Pool {
                     }
                 },
                 () = self.published.wakeups.wake.notified(), if consecutive < MOST_IN_A_ROW => {
-                    (stale, consecutive) = (self.look() || stale, consecutive + 1);
+                    stale = self.look() || stale;
+                    consecutive += 1;
                 }
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
                 // After them, so that all that has happened is published at once.
                 () = until(self.next_publish), if stale => {
                     self.publish();
-                    (stale, consecutive) = (false, 0);
+                    stale = false;
+                    consecutive = 0;
                 }
                 () = std::future::ready(()), if consecutive >= MOST_IN_A_ROW => consecutive = 0,
             }
@@ -262,7 +266,8 @@ impl Pool {
 
     /// A new endpoint for an instance, which connects after this time.
     fn drive(&self, instance: &Arc<Instance>, tally: Arc<Tally>, after: Duration) -> Arc<Endpoint> {
-        let (driver, wakeups) = (Arc::clone(&self.config.driver), Arc::clone(&self.published.wakeups));
+        let driver = Arc::clone(&self.config.driver);
+        let wakeups = Arc::clone(&self.published.wakeups);
         let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, tally, wakeups);
         let driven = Arc::clone(&endpoint);
         let run = async move {
@@ -287,7 +292,8 @@ impl Pool {
             return;
         }
         let instance = Arc::clone(former.instance());
-        let (panics, backoff) = (former.panics.saturating_add(1), self.config.driver.backoff);
+        let panics = former.panics.saturating_add(1);
+        let backoff = self.config.driver.backoff;
         let wait = backoff.min().saturating_mul(1 << panics.min(16)).min(backoff.max());
         let tally = Arc::clone(&former.endpoint.tally);
         let mut member = Member::new(&instance, self.drive(&instance, tally, wait));

@@ -32,7 +32,8 @@ impl Pool {
         }
         let shares: Vec<_> = takers.iter().map(|member| member.share()).collect();
         let weights = slow_start::weights(&shares, now, window);
-        let (ready, mut candidates) = (takers.len(), Vec::with_capacity(takers.len()));
+        let ready = takers.len();
+        let mut candidates = Vec::with_capacity(takers.len());
         for (member, weight) in takers.into_iter().zip(weights) {
             candidates.extend_from_slice(member.candidates(weight));
         }

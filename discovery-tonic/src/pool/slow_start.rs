@@ -94,7 +94,8 @@ mod tests {
     #[test]
     fn a_share_grows_from_a_tenth_to_the_whole() {
         let start = Instant::now();
-        let (old, new) = (SlowStart::default(), slow_start(start));
+        let old = SlowStart::default();
+        let new = slow_start(start);
         for (seconds, share) in [(0, 1000), (1, 1000), (5, 5000), (9, 9000)] {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(at(&[100, 100], &[old, new], now), [10_000, share], "after {seconds} s");

@@ -57,7 +57,9 @@ impl Pool {
         let begins = self.published.wakeups.is_penalizing();
         self.published.wakeups.set_penalizing(mean.is_none());
         let mut census = Census::default();
-        let (mut over, mut active, mut changed) = (Vec::new(), Vec::new(), false);
+        let mut over = Vec::new();
+        let mut active = Vec::new();
+        let mut changed = false;
         for (id, member) in &mut self.members {
             let is_over = |until| now >= until && self.lost.is_none();
             if member.held_until().is_some_and(|until| is_over(until) || !member.is_connected()) {
@@ -139,7 +141,9 @@ impl Pool {
             match orders.news {
                 None => continue,
                 Some(News::Ejected { until, cause, again }) => {
-                    let (failures, waiting, ejected_for) = (seen.failures, seen.waiting, until - now);
+                    let failures = seen.failures;
+                    let waiting = seen.waiting;
+                    let ejected_for = until - now;
                     if again {
                         debug!(instance = %id, ?cause, ?ejected_for, "endpoint ejected again");
                     } else {

@@ -92,12 +92,15 @@ impl fmt::Display for Endpoints {
         let texts = |one: &EndpointStatus| [one.instance.id().to_string(), one.instance.address().to_string()];
         let rows: Vec<[String; 2]> = self.iter().map(texts).collect();
         let width = |column: usize, title: &str| rows.iter().map(|row| row[column].len()).fold(title.len(), usize::max);
-        let (id, address) = (width(0, ID), width(1, ADDRESS));
+        let id = width(0, ID);
+        let address = width(1, ADDRESS);
         write!(f, "{ID:id$}  {ADDRESS:address$}  WEIGHT  STATE        IN FLIGHT  FAILURES")?;
         let now = Instant::now();
         for (row, one) in rows.iter().zip(&**self) {
-            let (weight, state) = (one.instance.weight(), one.state.to_string());
-            let (in_flight, failures) = (one.in_flight, one.failures);
+            let weight = one.instance.weight();
+            let state = one.state.to_string();
+            let in_flight = one.in_flight;
+            let failures = one.failures;
             write!(f, "\n{:id$}  {:address$}  {weight:>6}  {state:11}  {in_flight:>9}  {failures:>8}", row[0], row[1])?;
             if let Some(error) = &one.error {
                 write!(f, "  {}", report(&**error).escape_debug())?;

@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn the_unspecified_address_is_that_of_a_route_of_a_family_that_is_taken() {
-        let (v4, v6) = (Some("10.0.0.7"), Some("2001:db8::7"));
+        let v4 = Some("10.0.0.7");
+        let v6 = Some("2001:db8::7");
         let cases = [
             ("0.0.0.0:80", false, v4, v6, Ok("10.0.0.7:80")),
             ("0.0.0.0:80", false, None, v6, Err(ErrorKind::Unavailable)),

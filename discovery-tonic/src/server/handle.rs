@@ -88,7 +88,8 @@ pub(super) enum Entry {
 impl ServerHandle {
     pub(super) fn new(service: ServiceName, entry: Weak<Mutex<Entry>>) -> Self {
         let status = Status::lost(Error::new(ErrorKind::Unavailable, "the server has not registered yet"));
-        let (stage, status) = (watch::Sender::new(Stage::Starting), StatusWriter::new(status));
+        let stage = watch::Sender::new(Stage::Starting);
+        let status = StatusWriter::new(status);
         Self { service, entry, shutdown: Shutdown::new(), stage, status }
     }
 

@@ -50,7 +50,8 @@ impl Lifecycle {
         self.enter(Stage::Draining);
         self.say(ServingStatus::NotServing).await;
         let drain = async {
-            let (since, drain) = (Instant::now(), self.config.drain_time);
+            let since = Instant::now();
+            let drain = self.config.drain_time;
             let rest = match self.leave().await {
                 // Nobody has heard of it.
                 None => Duration::ZERO,

@@ -113,8 +113,9 @@ impl RegisteredServer {
         F: Future<Output = Result<(), E>>,
         E: Into<BoxError>,
     {
-        let (shutdown, service, on_signals) =
-            (self.life.handle.shutdown.clone(), self.life.config.service.clone(), self.life.config.stop_on_signals);
+        let shutdown = self.life.handle.shutdown.clone();
+        let service = self.life.config.service.clone();
+        let on_signals = self.life.config.stop_on_signals;
         let signals = async { if on_signals { shutdown.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
             // Listening before anybody can have heard of the server.

@@ -55,7 +55,8 @@ impl Server {
     pub async fn start_with(name: &str, mut builder: tonic::transport::Server) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (greeter, accepted) = (Greeter::new(name), Arc::new(AtomicUsize::new(0)));
+        let greeter = Greeter::new(name);
+        let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
         let incoming = TcpListenerStream::new(listener).inspect(move |_| {
             count.fetch_add(1, Ordering::Relaxed);
@@ -115,8 +116,10 @@ impl Mortal {
             }
         };
         listener.set_nonblocking(true).unwrap();
-        let (address, greeter) = (listener.local_addr().unwrap(), Greeter::new(name));
-        let (service, accepted) = (greeter.clone().into_service(), Arc::new(AtomicUsize::new(0)));
+        let address = listener.local_addr().unwrap();
+        let greeter = Greeter::new(name);
+        let service = greeter.clone().into_service();
+        let accepted = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&accepted);
         runtime.spawn(async move {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap()).inspect(move |_| {
@@ -196,7 +199,8 @@ pub async fn raw_h2_with(
         let mut connections = JoinSet::new();
         loop {
             let (socket, _) = listener.accept().await.unwrap();
-            let (count, on_request) = (Arc::clone(&count), on_request.clone());
+            let count = Arc::clone(&count);
+            let on_request = on_request.clone();
             connections.spawn(async move {
                 // A client that goes in the middle of its handshake is no fault of the peer's.
                 let Ok(mut connection) = h2::server::handshake(socket).await else { return };

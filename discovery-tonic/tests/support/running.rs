@@ -29,7 +29,8 @@ pub struct Running {
 impl Running {
     pub async fn start(builder: ServerBuilder) -> Self {
         let server = builder.bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let (address, handle) = (server.local_addr().unwrap(), server.handle());
+        let address = server.local_addr().unwrap();
+        let handle = server.handle();
         assert_eq!(server.instance().address().socket_addr(), Some(address));
         let greeter = Greeter::new("one");
         let router = tonic::transport::Server::builder().add_service(greeter.clone().into_service());

@@ -100,7 +100,8 @@ impl PbLeaseService for Services {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         self.0.begin(Method::KeepAlive).await?;
         let (answers, receiver) = mpsc::channel(16);
-        let (shared, mut requests) = (Arc::clone(&self.0), request.into_inner());
+        let shared = Arc::clone(&self.0);
+        let mut requests = request.into_inner();
         tokio::spawn(async move {
             while let Ok(Some(PbLeaseKeepAliveRequest { id })) = requests.message().await {
                 let honest = {
@@ -145,7 +146,8 @@ impl PbWatchService for Services {
     async fn watch(&self, request: Request<Streaming<PbWatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         self.0.begin(Method::Watch).await?;
         let (answers, receiver) = mpsc::channel(16);
-        let (shared, requests) = (Arc::clone(&self.0), request.into_inner());
+        let shared = Arc::clone(&self.0);
+        let requests = request.into_inner();
         tokio::spawn(async move {
             shared.watches.fetch_add(1, Ordering::Relaxed);
             // Ends when the client is gone, or a script ends the stream.
@@ -186,7 +188,8 @@ async fn serve_watches(
                         let compact_revision = store.compacted();
                         said.push(PbWatchResponse { canceled: true, compact_revision, ..answer });
                     } else {
-                        let (key, range_end) = (asked.key, asked.range_end);
+                        let key = asked.key;
+                        let range_end = asked.range_end;
                         watches.insert(watch_id, Watch { key, range_end, next, takes_fragments: asked.fragment });
                         changed.mark_changed();
                     }
@@ -224,7 +227,8 @@ async fn serve_watches(
 /// Cuts a large answer in parts, as etcd does.
 fn fragments(mut whole: PbWatchResponse) -> Vec<PbWatchResponse> {
     let size = |event: &PbEvent| event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
-    let (mut parts, mut bytes) = (vec![Vec::new()], 0);
+    let mut parts = vec![Vec::new()];
+    let mut bytes = 0;
     for event in std::mem::take(&mut whole.events) {
         bytes += size(&event);
         if bytes > FRAGMENT {

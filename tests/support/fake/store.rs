@@ -128,7 +128,8 @@ impl Store {
             succeeded &= self.holds(compare)?;
         }
         let operations = if succeeded { asked.success } else { asked.failure };
-        let (mut changes, mut lease) = (Vec::new(), 0);
+        let mut changes = Vec::new();
+        let mut lease = 0;
         let mut responses = Vec::new();
         for operation in operations {
             let response = match operation.request {

@@ -126,9 +126,11 @@ async fn a_black_hole_holds_back_the_end_of_the_server() {
 #[tokio::test]
 async fn what_is_delayed_keeps_its_order() {
     let mut line = Line::open().await;
-    let (delay, jitter) = (Duration::from_millis(150), Duration::from_millis(100));
+    let delay = Duration::from_millis(150);
+    let jitter = Duration::from_millis(100);
     line.set(Fault::Delay { delay, jitter }).await;
-    let (start, mut sent) = (Instant::now(), String::new());
+    let start = Instant::now();
+    let mut sent = String::new();
     for number in 100..140 {
         sent += &number.to_string();
         line.client.write_all(number.to_string().as_bytes()).await.unwrap();

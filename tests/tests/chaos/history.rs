@@ -105,7 +105,9 @@ fn follow(
     let (sender, reached) = watch::channel(1);
     let mut tasks = JoinSet::new();
     for member in members {
-        let (journal, steps, sender) = (journal.clone(), Arc::clone(&steps), sender.clone());
+        let journal = journal.clone();
+        let steps = Arc::clone(&steps);
+        let sender = sender.clone();
         tasks.spawn(async move {
             loop {
                 let _ = record(&member, &journal, &steps, epoch, &sender).await;
@@ -139,7 +141,8 @@ async fn record(
         }
         for step in steps_of(&message, epoch, journal.now()) {
             let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
-            let (number, former) = (step.revision.number, *reached.borrow());
+            let number = step.revision.number;
+            let former = *reached.borrow();
             // Another member told it before, or this one repeats itself, as some releases do.
             if number <= former {
                 continue;

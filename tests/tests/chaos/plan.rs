@@ -77,7 +77,8 @@ impl Plan {
         let rest = if weather == Weather::Foul { 500..2500 } else { 100..800 };
         let mut author = Author { rng: Rng::with_seed(seed), members, has_grpc_proxy, ..Author::default() };
         let mut acts: Vec<(Duration, Act)> = author.opening().into_iter().map(|act| (Duration::ZERO, act)).collect();
-        let (mut now, mut fault) = (Duration::ZERO, Duration::from_millis(1500));
+        let mut now = Duration::ZERO;
+        let mut fault = Duration::from_millis(1500);
         while now < length {
             now += Duration::from_millis(author.rng.u64(20..200));
             if now >= fault {
@@ -143,10 +144,12 @@ impl Author {
 
     /// Something that goes wrong, and for how long.
     fn fault(&mut self, weather: Weather) -> (Act, Duration) {
-        let (short, long) = (self.millis(100..1500), self.millis(1500..4500));
+        let short = self.millis(100..1500);
+        let long = self.millis(1500..4500);
         let pause = if self.rng.u32(..3) == 0 { long } else { short };
         let process = self.rng.usize(..PROCESSES);
-        let (service, id) = (self.service(), self.rng.u16(..IDS));
+        let service = self.service();
+        let id = self.rng.u16(..IDS);
         let choice = match weather {
             // What concerns the proxy comes last, so that the plans without it are what they were.
             Weather::Foul if self.has_grpc_proxy => self.rng.u32(..37),
@@ -195,7 +198,8 @@ impl Author {
     }
 
     fn bad_network(&mut self) -> Fault {
-        let (delay, jitter) = (Duration::from_millis(150), Duration::from_millis(100));
+        let delay = Duration::from_millis(150);
+        let jitter = Duration::from_millis(100);
         let carried = self.rng.u64(500..20_000);
         let faults = [
             Fault::BlackHole,

@@ -92,7 +92,8 @@ impl Process {
     /// Freezes it for a while.
     pub(crate) fn freeze(&self, pause: Duration) {
         let Some(running) = &self.running else { return };
-        let (journal, place) = (self.journal.clone(), self.place);
+        let journal = self.journal.clone();
+        let place = self.place;
         running.runtime.spawn(async move {
             let start = journal.now();
             std::thread::sleep(pause);
@@ -109,10 +110,12 @@ impl Process {
         let address = format!("10.0.0.{}:80", id / 2 + 1).parse().expect("an address");
         let id = format!("i{id}").parse().expect("an id");
         let instance = versioned(Instance::new(address).with_id(id), number, 0);
-        let (journal, process) = (self.journal.clone(), (self.place, self.run));
+        let journal = self.journal.clone();
+        let process = (self.place, self.run);
         journal.life(number, |life, now| {
             life.process = process;
-            (life.key, life.began) = (format!("{PREFIX}{service}/{}", instance.id()), now);
+            life.key = format!("{PREFIX}{service}/{}", instance.id());
+            life.began = now;
         });
         let registrar = Registrar { journal, backend, number, orders: ordered };
         running.registrars.spawn_on(registrar.run(service, instance, claim), running.runtime.handle());
@@ -134,11 +137,14 @@ impl Process {
     pub(crate) fn open(&mut self, stream: usize, service: ServiceName, slow: bool) {
         let Some(running) = &mut self.running else { return };
         let Some(backend) = running.backend.clone() else { return };
-        let (journal, mut hurry) = (self.journal.clone(), self.hurry.clone());
+        let journal = self.journal.clone();
+        let mut hurry = self.hurry.clone();
         let recording = {
-            let (opened, pace) = (journal.now(), if slow { " (slow)" } else { "" });
+            let opened = journal.now();
+            let pace = if slow { " (slow)" } else { "" };
             let name = format!("{stream}{pace} of process {}", self.place);
-            let (items, service) = (Vec::new(), service.clone());
+            let items = Vec::new();
+            let service = service.clone();
             let mut log = journal.open();
             log.recordings.push(Recording {
                 name,

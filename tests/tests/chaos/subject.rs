@@ -29,7 +29,8 @@ impl Subject {
 
 /// Short, but with nothing turned off.
 fn config(members: Vec<String>) -> EtcdConfig {
-    let (least, most) = (Duration::from_millis(50), Duration::from_millis(500));
+    let least = Duration::from_millis(50);
+    let most = Duration::from_millis(500);
     EtcdConfig::new(members)
         .prefix("chaos")
         // Of no use until authentication is switched on.

@@ -178,7 +178,8 @@ impl World {
         let journal = &self.ground.journal;
         let healed = journal.now();
         journal.note("the last fault is over");
-        let (mut converged, mut registered) = (None, None);
+        let mut converged = None;
+        let mut registered = None;
         // A lease that ends by the last fault ends in the first seconds; and what is being updated is not judged.
         while journal.now() < healed + SETTLE
             && (converged.is_none()
@@ -209,8 +210,11 @@ impl World {
             log.failures.push("etcd does not answer after the last fault".into());
         }
         let end = &mut log.end;
-        (end.healed, end.converged, end.registered) = (healed, converged, registered);
-        (end.closing, end.entries) = (journal.now(), entries.unwrap_or_default());
+        end.healed = healed;
+        end.converged = converged;
+        end.registered = registered;
+        end.closing = journal.now();
+        end.entries = entries.unwrap_or_default();
     }
 
     /// Gives up everything, and waits until nothing is left.
@@ -225,7 +229,8 @@ impl World {
         let patience = TTL + ELECTION + Duration::from_secs(1) + SLACK * 2;
         let mut left = Left::default();
         while self.ground.journal.now() < start + DEADLINE + patience {
-            let (entries, leases) = (self.ground.hand.entries().await, self.ground.hand.leases().await);
+            let entries = self.ground.hand.entries().await;
+            let leases = self.ground.hand.leases().await;
             let keys = entries.map(|(entries, _)| entries.into_keys().collect()).unwrap_or_default();
             left = Left { keys, leases: leases.unwrap_or_default(), watches: self.ground.watches() };
             if left.keys.is_empty() && left.leases == 0 && left.watches == 0 {

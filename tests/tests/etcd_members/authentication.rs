@@ -140,7 +140,8 @@ async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
         refused
     };
     let refused: usize = join_all((0..20).map(|_| ask())).await.into_iter().sum();
-    let (asked, took) = (authenticated(&etcd) - before, start.elapsed());
+    let asked = authenticated(&etcd) - before;
+    let took = start.elapsed();
     println!("{refused} lists were refused in {took:?}, with {asked} Authenticate over three members");
     assert!(asked >= 3, "each member was asked");
     assert!(asked as f64 <= took.as_secs_f64() + 1.0, "{asked} in {took:?}");
@@ -263,7 +264,8 @@ async fn authentication_that_is_off_is_reported_once() {
 #[test]
 fn a_runtime_that_stands_still_keeps_no_connection_back() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (main, idle) = (runtime(), tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
+    let main = runtime();
+    let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (_etcd, proxy, backend) = main.block_on(async {
         let etcd = Etcd::start().await;
         let proxy = Proxy::to(etcd.address()).await;

@@ -115,7 +115,8 @@ async fn a_list_that_hangs_holds_no_others_up() {
     let backend = usual([fake.address()]);
     let big = "big".parse().unwrap();
     let _hang: Vec<_> = (0..3).map(|_| Follower::of(backend.watch(&big).unwrap())).collect();
-    let (start, mut longest) = (Instant::now(), Duration::ZERO);
+    let start = Instant::now();
+    let mut longest = Duration::ZERO;
     while start.elapsed() < Duration::from_secs(20) {
         let start = Instant::now();
         assert!(backend.list(&payments()).await.unwrap().is_empty());

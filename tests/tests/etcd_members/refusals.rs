@@ -40,7 +40,8 @@ async fn a_member_that_refuses_takes_nothing_down() {
     let refusals = refusals();
     let mut cases = Vec::new();
     for (number, (name, status)) in (0..).zip(&refusals) {
-        let (fake, status) = (Fake::start().await, status.clone());
+        let fake = Fake::start().await;
+        let status = status.clone();
         fake.before(move |_| Before::Fail(status.clone()));
         let backend = connect_to([fake.address(), etcd.address()]);
         let registration = register(&backend, number).await;

@@ -25,7 +25,8 @@ async fn an_entry_that_is_taken_away_again_and_again_keeps_nobody_busy() {
         let key = key(&instance(1));
         let ends = Arc::new(AtomicBool::new(false));
         let opponent = tokio::spawn({
-            let (mut raw, ends) = (etcd.raw().await, Arc::clone(&ends));
+            let mut raw = etcd.raw().await;
+            let ends = Arc::clone(&ends);
             async move {
                 let mut taken = 0;
                 while !ends.load(Ordering::Relaxed) {
@@ -39,7 +40,8 @@ async fn an_entry_that_is_taken_away_again_and_again_keeps_nobody_busy() {
                 taken
             }
         });
-        let (before, start) = (etcd.requests(0, "Txn"), Instant::now());
+        let before = etcd.requests(0, "Txn");
+        let start = Instant::now();
         sleep(Duration::from_secs(5)).await;
         let writes = etcd.requests(0, "Txn") - before;
         ends.store(true, Ordering::Relaxed);

@@ -157,7 +157,8 @@ async fn members_are_replaced_at_new_addresses() {
         let config = config(configured.clone()).ttl(TTL / 3).discover_members(discover);
         EtcdBackend::new(config.audit_interval(Duration::from_secs(20))).unwrap()
     };
-    let (backend, other) = (open(true), open(false));
+    let backend = open(true);
+    let other = open(false);
     let registration = register(&backend, 1).await;
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
@@ -205,9 +206,11 @@ async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_cluster_at_a_member_s_address_keeps_no_handle() {
     let nowhere = "127.0.0.1:1";
-    let (one, two) = (Proxy::to(nowhere).await, Proxy::to(nowhere).await);
+    let one = Proxy::to(nowhere).await;
+    let two = Proxy::to(nowhere).await;
     let advertised = format!("--advertise-client-urls=http://{},http://{}", one.address(), two.address());
-    let (etcd, other) = (Etcd::setup().flag(advertised).start().await, Etcd::start().await);
+    let etcd = Etcd::setup().flag(advertised).start().await;
+    let other = Etcd::start().await;
     for proxy in [&one, &two] {
         proxy.lead_to(etcd.address());
     }

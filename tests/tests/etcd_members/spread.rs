@@ -73,7 +73,9 @@ async fn audits_and_moves_go_unnoticed() {
     follower.until("both are there", SOON, |set| set.len() == 2).await;
     let accepted = || proxies.iter().map(Proxy::accepted).sum::<usize>();
     for versions in [0, 3, 100] {
-        let (before, told, start) = (accepted(), follower.told().len(), Instant::now());
+        let before = accepted();
+        let told = follower.told().len();
+        let start = Instant::now();
         let mut written = 0;
         while start.elapsed() < Duration::from_secs(12) {
             for turn in 0..100 {

@@ -37,7 +37,8 @@ fn orders() -> ServiceName {
 async fn a_reader_lists_and_watches_and_does_nothing_else() {
     let (etcd, mut root) = recipes().await;
     let reader = backend(&etcd, "reader", "/prod");
-    let (mut updates, mut set) = (reader.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = reader.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     root.put(KEY, r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":null}"#).await;
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     assert_eq!(reader.list(&payments()).await.unwrap(), set);
@@ -64,7 +65,8 @@ async fn a_reader_lists_and_watches_and_does_nothing_else() {
 #[tokio::test]
 async fn a_registrar_keeps_its_service_and_touches_no_other() {
     let (etcd, mut root) = recipes().await;
-    let (a, b) = (backend(&etcd, "registrar", "/prod"), backend(&etcd, "registrar", "/prod"));
+    let a = backend(&etcd, "registrar", "/prod");
+    let b = backend(&etcd, "registrar", "/prod");
     // Everything that a registrar does needs no more than this role.
     let id: InstanceId = "10.0.0.2:80".parse().unwrap();
     let first = register(&a, 1).await;
@@ -112,7 +114,8 @@ async fn fault_a23_a_revoked_role_is_told_within_a_beat() {
     let reader = backend(&etcd, "reader", "/prod");
     let registrar = backend(&etcd, "registrar", "/prod");
     let registration = register(&registrar, 1).await;
-    let (mut updates, mut set) = (reader.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = reader.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     // The set is there a moment before the watch is open.
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -27,7 +27,8 @@ async fn a_service_is_registered_watched_and_listed_over_tls() {
     let etcd = Etcd::setup().tls().start().await;
     let url = format!("etcd://{}/prod?ca_file={}", etcd.address(), etcd.authority().file().display());
     let backend = EtcdBackend::new(url.parse().unwrap()).unwrap();
-    let (mut updates, mut set) = (backend.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = backend.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
@@ -46,9 +47,11 @@ async fn one_of_three_members_after_the_other_goes_and_nothing_is_lost_over_tls(
     let etcd = Etcd::setup().members(3).tls().start().await;
     let tls = trusting(etcd.authority());
     let long = config(etcd.members()).tls(tls.clone()).ttl(Duration::from_secs(5));
-    let (writer, observer) = (EtcdBackend::new(long).unwrap(), backend(etcd.members(), tls));
+    let writer = EtcdBackend::new(long).unwrap();
+    let observer = backend(etcd.members(), tls);
     let registration = register(&writer, 1).await;
-    let (mut updates, mut set) = (observer.watch(&payments()).unwrap(), Snapshot::default());
+    let mut updates = observer.watch(&payments()).unwrap();
+    let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     for place in 0..3 {
         etcd.kill(place);
@@ -101,7 +104,8 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
         let backend = EtcdBackend::new(config).unwrap();
         let start = Instant::now();
         let error = backend.list(&payments()).await.unwrap_err();
-        let (took, told) = (start.elapsed(), error.report().to_string());
+        let took = start.elapsed();
+        let told = error.report().to_string();
         println!("{name}: {told} after {took:?}");
         assert!(error.is_retryable(), "{name}: {told}");
         assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{name}: {told}");
@@ -128,7 +132,8 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
 async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::in_folder(folder.path());
-    let (own, other) = (authority.client("own", Flaw::None), authority.client("other", Flaw::None));
+    let own = authority.client("own", Flaw::None);
+    let other = authority.client("other", Flaw::None);
     let garbage = folder.path().join("garbage.pem");
     fs::write(&garbage, "-----BEGIN CERTIFICATE-----\nbm90IG9uZQ==\n-----END CERTIFICATE-----\n").unwrap();
     let torn = own.key.replace("-----END", "canary-----END");

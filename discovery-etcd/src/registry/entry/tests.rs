@@ -616,9 +616,12 @@ proptest! {
     fn all_ends_well(events in proptest::collection::vec(any_event(), 0..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
-            let (mut entry, mut world) = (entry(), World::default());
+            let mut entry = entry();
+            let mut world = World::default();
             let mut lease = held(&entry.lease);
-            let (mut number, mut statuses, mut answers) = (0, Vec::new(), Vec::new());
+            let mut number = 0;
+            let mut statuses = Vec::new();
+            let mut answers = Vec::new();
             for event in events {
                 match event {
                     Event::Claim(over) => {
@@ -786,14 +789,17 @@ async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often
     let lease = held(&entry.lease);
     registered(&mut entry, &lease);
     advance(STEADY).await;
-    let (start, mut writes, mut revision) = (Instant::now(), 0, 5);
+    let start = Instant::now();
+    let mut writes = 0;
+    let mut revision = 5;
     while start.elapsed() < Duration::from_secs(60) {
         entry.changed(revision + 1, None);
         let before = Instant::now();
         assert!(next_value(&mut entry, &lease).await.is_some());
         assert!(writes > 0 || before.elapsed() == Duration::ZERO, "the first time at once");
         entry.written(id_of(&lease), Ok(Put::Written(revision + 2)));
-        (writes, revision) = (writes + 1, revision + 2);
+        writes += 1;
+        revision += 2;
     }
     assert!((8..60).contains(&writes), "{writes} in a minute");
     // One that stood for a while is back at once again.

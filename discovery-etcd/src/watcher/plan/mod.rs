@@ -334,7 +334,8 @@ impl Plan {
             if !is_elsewhere(placement.asked) {
                 placement.asked = None;
             }
-            let (is_range, is_asked) = (placement.is_range, placement.asked.is_some());
+            let is_range = placement.is_range;
+            let is_asked = placement.asked.is_some();
             match why {
                 Break::TooLarge if is_asked => {}
                 Break::TooLarge => lost.push(number),

@@ -424,7 +424,8 @@ impl Outlier {
 
     fn probe(&mut self, orders: &mut Orders) {
         self.silence = 0;
-        let (given_up, failed) = (self.totals.given_up, self.own.failed);
+        let given_up = self.totals.given_up;
+        let failed = self.own.failed;
         self.state = State::Probing(Trial { unanswered: 0, from: Some(0), given_up, failed });
         orders.access = Some(Access::Tickets(1));
         orders.news = Some(News::Probed);

@@ -632,7 +632,8 @@ proptest! {
         }
         for _ in 0..1300 {
             scene.sweep(|_, endpoint| {
-                (endpoint.is_alive, endpoint.seen.waiting) = (true, 0);
+                endpoint.is_alive = true;
+                endpoint.seen.waiting = 0;
                 endpoint.act(Act::Answer);
             });
         }

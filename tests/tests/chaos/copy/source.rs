@@ -95,14 +95,16 @@ impl Reader {
                 Entry::Valid(instance)
             }
             Err(error) => {
-                let (key, revision) = (String::from_utf8_lossy(entry.key()).into_owned(), entry.mod_revision());
+                let key = String::from_utf8_lossy(entry.key()).into_owned();
+                let revision = entry.mod_revision();
                 Entry::Bad(BadEntry { key, id: Some(id), revision: revision.unsigned_abs(), error })
             }
         })
     }
 
     fn apply(&mut self, events: &[Event], live: &mut Live) {
-        let (mut upserts, mut removes) = (Vec::new(), Vec::new());
+        let mut upserts = Vec::new();
+        let mut removes = Vec::new();
         for event in events {
             let Some(entry) = event.kv() else { continue };
             if event.event_type() == EventType::Put {

@@ -16,7 +16,8 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
         // What is stale misses much.
         let broken = stale(listing, states).or_else(missed);
         found.extend(broken.map(|(rule, what)| {
-            let (at, about) = (listing.ended, About::Service(listing.service.clone()));
+            let at = listing.ended;
+            let about = About::Service(listing.service.clone());
             let what = format!("the list of {} begun at {:.3?}: {what}", listing.service, listing.began);
             Violation { rule, what, at, about }
         }));

@@ -112,7 +112,8 @@ struct Report<'a> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (violation, log) = (self.violation, self.log);
+        let violation = self.violation;
+        let log = self.log;
         let (key, service, stream) = match &violation.about {
             About::All => (None, None, None),
             About::Key(key) => (Some(key.clone()), None, None),

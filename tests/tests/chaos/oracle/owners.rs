@@ -61,7 +61,8 @@ fn put(
     let failed = other.process == life.process && other.registered.is_none();
     let failed = failed && other.released.is_some_and(|at| at <= step.at);
     (other.number != life.number && came_later && !failed).then(|| {
-        let (number, other) = (life.number, other.number);
+        let number = life.number;
+        let other = other.number;
         ("R3", format!("registration {number} overwrote {other}, which took over from it"))
     })
 }
@@ -120,7 +121,8 @@ fn spans(case: &Case<'_>, life: &Life) -> Vec<Span> {
                 (true, false) => spans.push(Span { from: step.revision, at: step.at, until: None, next: None }),
                 (false, true) => {
                     if let Some(span) = spans.last_mut() {
-                        (span.until, span.next) = (Some(step.at), owner);
+                        span.until = Some(step.at);
+                        span.next = owner;
                     }
                 }
                 _ => {}

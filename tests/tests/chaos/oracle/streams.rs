@@ -83,7 +83,8 @@ fn follow(case: &Case<'_>, recording: &Recording, states: &[State]) -> Option<Br
                 if let Some(moved) = moved(&held, set, &states[from..=to]) {
                     return broken("W3", format!("the reset moves {}, which did not change", moved.id()));
                 }
-                (held, places) = (set.clone(), next);
+                held = set.clone();
+                places = next;
             }
         }
     }

@@ -61,7 +61,9 @@ struct Story {
 
 impl Story {
     fn new() -> Self {
-        let (a, a_updated, b) = (instance(1, 0, 0), instance(1, 0, 1), instance(2, 1, 0));
+        let a = instance(1, 0, 0);
+        let a_updated = instance(1, 0, 1);
+        let b = instance(2, 1, 0);
         let mut story = Self { log: Log::default(), a, a_updated, b };
         story.log.end = End {
             healed: second(18),
@@ -81,7 +83,9 @@ impl Story {
             ended: false,
             closed: None,
         });
-        let (a, a_updated, b) = (Arc::clone(&story.a), Arc::clone(&story.a_updated), Arc::clone(&story.b));
+        let a = Arc::clone(&story.a);
+        let a_updated = Arc::clone(&story.a_updated);
+        let b = Arc::clone(&story.b);
         story.begin(0, 0, 1, second(1));
         story.put(2, 7, &a);
         story.begin(1, 1, 2, second(2));
@@ -141,14 +145,18 @@ impl Story {
 
     /// All three changes, seen one by one.
     fn see_all(&mut self) {
-        let (a, a_updated, b) = (self.a.clone(), self.a_updated.clone(), self.b.clone());
+        let a = self.a.clone();
+        let a_updated = self.a_updated.clone();
+        let b = self.b.clone();
         self.see(2, upsert(&a));
         self.see(3, upsert(&b));
         self.see(4, upsert(&a_updated));
     }
 
     fn disturb(&mut self, process: usize, start: i64, end: i64) {
-        let (whom, start, end) = (Whom::Process(process), second(start), second(end));
+        let whom = Whom::Process(process);
+        let start = second(start);
+        let end = second(end);
         self.log.disturbances.push(Disturbance { whom, start, end });
     }
 
@@ -182,14 +190,17 @@ stories! {
     }
 
     a_stream_may_lag_and_jump_by_a_reset breaks [], where |story| {
-        let (a, a_updated, b) = (story.a.clone(), story.a_updated.clone(), story.b.clone());
+        let a = story.a.clone();
+        let a_updated = story.a_updated.clone();
+        let b = story.b.clone();
         story.see(2, upsert(&a));
         story.see(9, reset(&[&a_updated, &b]));
     }
 
     an_outage_is_told_once_for_each_kind breaks [], where |story| {
         story.see_all();
-        let (a_updated, b) = (story.a_updated.clone(), story.b.clone());
+        let a_updated = story.a_updated.clone();
+        let b = story.b.clone();
         story.see(5, lost(ErrorKind::Unavailable));
         story.see(6, lost(ErrorKind::DeadlineExceeded));
         story.see(7, lost(ErrorKind::Unavailable));
@@ -217,7 +228,8 @@ stories! {
 
     a_reset_to_a_former_state breaks ["W2"], where |story| {
         story.see_all();
-        let (a, b) = (story.a.clone(), story.b.clone());
+        let a = story.a.clone();
+        let b = story.b.clone();
         story.see(5, reset(&[&a, &b]));
     }
 
@@ -233,7 +245,8 @@ stories! {
     }
 
     a_gap breaks ["W3"], where |story| {
-        let (a, b) = (story.a.clone(), story.b.clone());
+        let a = story.a.clone();
+        let b = story.b.clone();
         story.see(3, Update::Change(Change::new(vec![a, b], Vec::new())));
     }
 
@@ -309,13 +322,15 @@ stories! {
     }
 
     a_stale_list breaks ["R1"], where |story| {
-        let (a, b) = (story.a.clone(), story.b.clone());
+        let a = story.a.clone();
+        let b = story.b.clone();
         story.log.lives[0].updates.clear();
         story.list(9, &[&a, &b]);
     }
 
     a_list_of_what_never_was breaks ["W2"], where |story| {
-        let (a, b) = (story.a_updated.clone(), instance(2, 1, 9));
+        let a = story.a_updated.clone();
+        let b = instance(2, 1, 9);
         story.list(9, &[&a, &b]);
     }
 
@@ -359,7 +374,8 @@ stories! {
 
     a_takeover_that_is_given_up_is_undone_by_the_same_process breaks [], where |story| {
         story.begin(2, 0, 1, second(5));
-        (story.log.lives[2].registered, story.log.lives[2].released) = (None, Some(second(6)));
+        story.log.lives[2].registered = None;
+        story.log.lives[2].released = Some(second(6));
         story.put(6, 7, &instance(1, 2, 0));
         story.put(7, 7, &instance(1, 0, 1));
     }
@@ -387,15 +403,19 @@ stories! {
     }
 
     what_was_deregistered_is_listed breaks ["R4"], where |story| {
-        let (a, b) = (story.a_updated.clone(), story.b.clone());
-        (story.log.lives[1].released, story.log.lives[1].gone) = (Some(second(5)), Some(second(6)));
+        let a = story.a_updated.clone();
+        let b = story.b.clone();
+        story.log.lives[1].released = Some(second(5));
+        story.log.lives[1].gone = Some(second(6));
         story.delete(8, 2);
         story.list(7, &[&a, &b]);
     }
 
     one_that_was_superseded_has_nothing_to_wait_for breaks [], where |story| {
-        let (a, b) = (story.a_updated.clone(), story.b.clone());
-        (story.log.lives[1].released, story.log.lives[1].gone) = (Some(second(6)), Some(second(6)));
+        let a = story.a_updated.clone();
+        let b = story.b.clone();
+        story.log.lives[1].released = Some(second(6));
+        story.log.lives[1].gone = Some(second(6));
         story.begin(2, 1, 2, second(5));
         story.list(7, &[&a, &b]);
         story.put(8, 8, &instance(2, 2, 0));
@@ -419,7 +439,8 @@ stories! {
 
     an_update_that_is_not_listed breaks ["R5"], where |story| {
         story.log.steps.iter_mut().for_each(|step| step.at = second(10));
-        let (a, b) = (story.a.clone(), story.b.clone());
+        let a = story.a.clone();
+        let b = story.b.clone();
         story.list(5, &[&a, &b]);
     }
 
@@ -465,7 +486,8 @@ fn a_wipe_is_a_reset_and_no_way_back() {
         items.iter().for_each(|item| story.see(9, item.clone()));
         story.rules()
     };
-    let (a, b) = (instance(1, 0, 1), instance(2, 1, 0));
+    let a = instance(1, 0, 1);
+    let b = instance(2, 1, 0);
     let gone = lost(ErrorKind::Unavailable);
     assert!(told(&[gone.clone(), reset(&[]), upsert(&a)]).is_empty());
     assert_eq!(told(&[remove(1), remove(2)]), ["W2"], "a wipe is no removal of one after the other");
