@@ -80,6 +80,7 @@ impl Connection {
     /// Records that calls now send a new token, or none.
     pub(super) fn renewed(&self, sends_token: bool) {
         self.state.sends_token.store(sends_token, Ordering::Release);
+        // Clears the bit and counts up, so that calls with the former token no longer match.
         let token = self.state.token.load(Ordering::Acquire);
         self.state.token.store((token | NEEDED) + NEEDED, Ordering::Release);
     }

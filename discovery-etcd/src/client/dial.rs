@@ -19,7 +19,7 @@ pub(crate) struct Dial {
     /// The handle's own runtime. That of a caller may stall or end while others wait for the
     /// connection.
     pub(super) runtime: Handle,
-    /// Without TLS, the password is sent in plain text, which is allowed only on this machine.
+    /// The password would be sent in plain text, which is allowed only on this machine.
     pub(super) is_loopback_only: bool,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,

@@ -58,7 +58,7 @@ pub(crate) struct Message {
     pub(crate) watch: i64,
     pub(crate) cluster: u64,
     pub(crate) revision: i64,
-    /// This answers a request for a watch. etcd answers requests in sequence.
+    /// This answers a request for a watch. etcd answers in the sequence of the requests.
     pub(crate) created: bool,
     pub(crate) canceled: Option<Canceled>,
     /// More fragments of this message follow.

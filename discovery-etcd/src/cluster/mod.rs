@@ -122,6 +122,7 @@ impl Cluster {
         };
         tokio::select! {
             biased;
+            // A reachable member comes before the news of a failure.
             asking = self.reachable() => self.run_on(asking, call).await,
             Some(failure) = failed => Err(failure),
         }
@@ -152,6 +153,7 @@ impl Cluster {
     /// Waits until a member is well, or until it is this caller's turn to check. Cancel safe.
     pub(crate) async fn reachable(&self) -> Asking<'_> {
         loop {
+            // Subscribed before looking, so that no return in between is missed.
             let mut news = self.news.subscribe();
             let returns = news.borrow_and_update().returns;
             if let Some(asking) = self.available(&[]) {

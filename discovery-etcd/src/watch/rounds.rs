@@ -1,3 +1,5 @@
+//! How fast an attempt may list and watch again.
+
 use std::time::Duration;
 
 /// How fast rounds of list and watch may follow each other within one attempt, without the I/O.

@@ -1,3 +1,5 @@
+//! Whether a watch reports everything, judged by audits.
+
 use std::collections::VecDeque;
 
 use crate::client::RangeSummary;

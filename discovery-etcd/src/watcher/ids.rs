@@ -1,3 +1,5 @@
+//! Which watch a message on a stream belongs to.
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::client::Message;

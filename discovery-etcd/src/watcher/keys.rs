@@ -1,3 +1,5 @@
+//! The keys of a watch.
+
 /// The keys that one watch covers.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Keys {

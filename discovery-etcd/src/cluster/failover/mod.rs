@@ -128,7 +128,7 @@ impl Failover {
 
     /// Records that a call or stream on a member failed. `begun` is when the call began, and `None`
     /// for a stream. Returns whether this is news: a call that began before a known failure is part
-    /// of that failure.
+    /// of that failure, and so is a stream that breaks while the member is not well.
     pub(super) fn failed(&mut self, place: usize, failure: &Failure, begun: Option<Instant>, now: Instant) -> bool {
         let health = &mut self.health[place];
         let is_known = match (begun, &health.failed) {

@@ -1,3 +1,5 @@
+//! Logs keys below a service that are not entries of it.
+
 use std::{
     collections::HashSet,
     sync::{Mutex, PoisonError},

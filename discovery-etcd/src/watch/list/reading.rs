@@ -1,3 +1,5 @@
+//! Collects the pages of a list.
+
 use std::time::Duration;
 
 use discovery_core::{Error, ErrorKind};
