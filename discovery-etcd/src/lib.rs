@@ -20,7 +20,8 @@
 //!   removal: some etcd releases skip one if a watch begins right after a compacted revision.
 //! - All watches of a handle, those of services and those of its own entries, share one stream. A
 //!   second stream exists only for a while: when a service has much to catch up with, when the
-//!   token of the first is too old for the next watch, or when the handle moves to another member.
+//!   token of the first is too old for the next watch, when the handle moves to another member, or
+//!   when an answer is too large to decode and its watch must be found.
 //! - Watch ids may be chosen by the server, so watching works behind etcd's own grpc-proxy.
 //!
 //! ## Noticing an outage
@@ -32,9 +33,9 @@
 //!   unanswered one; both at most 3.75 s. Watchers therefore get a `Lost` within two thirds of the
 //!   ttl, and after 11.25 s at most.
 //! - A stream can get stuck or leave out a change without breaking, so watches are audited. Every
-//!   tenth of the [audit interval](EtcdConfig::audit_interval) (default 1 min), the handle asks
-//!   etcd for the number of a service's keys and the newest of them. Once per ttl, it reads each of
-//!   its own entries. One transaction holds at most 128 of these reads.
+//!   tenth of the [audit interval](EtcdConfig::audit_interval), which is 1 min by default, the
+//!   handle asks etcd for the number of a service's keys and the newest of them. Once per ttl, it
+//!   reads each of its own entries. One transaction holds at most 128 of these reads.
 //!
 //! ## Members
 //!
