@@ -194,8 +194,7 @@ async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
     };
     let backend = open(false);
     assert_eq!(count(&backend).await, Some(0));
-    eventually("the list is read", SOON, async || !log.with("names no member that may be connected to").is_empty())
-        .await;
+    eventually("the list is read", SOON, async || !log.with("lists no member that can be used").is_empty()).await;
     assert_eq!(log.with("members changed").len(), 0);
     let _allowed = open(true);
     eventually("the member is taken", SOON, async || log.with("members changed").len() == 1).await;
