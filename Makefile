@@ -8,7 +8,7 @@ override ETCD := $(if $(findstring /,$(ETCD)),$(abspath $(ETCD)),$(ETCD))
 export ETCD
 endif
 
-.PHONY: help test soak lint bench generate
+.PHONY: help setup test soak lint docs bench generate
 
 # How much chaos a soak is: so many seeds, each for so many seconds; SEED=7 repeats one.
 SEEDS ?= 20
@@ -16,11 +16,17 @@ SECONDS ?= 60
 SEED ?=
 
 help:
+	@echo "make setup     install what the other commands need and is missing (on Debian; elsewhere it lists what to install)"
 	@echo "make test      run all tests (installs protoc and etcd on Debian; ETCD=path takes another etcd)"
 	@echo "make soak      run what takes long, and the chaos with fresh seeds (SEEDS=20 SECONDS=60; SEED=7 repeats one)"
-	@echo "make lint      formatting, clippy, rustdoc, single crates and features, dependency rules"
+	@echo "make lint      formatting, clippy, rustdoc, single crates and features, dependency rules, packages"
+	@echo "make docs      build the documentation of the whole API, with feature badges if there is a nightly toolchain"
 	@echo "make bench     run the benchmarks and print their table"
 	@echo "make generate  rewrite the greeter's generated code from its .proto file"
+
+# Everything at once; the other commands install what they need themselves.
+setup:
+	scripts/install cc cargo cargo-clippy cargo-fmt protoc etcd etcdctl valgrind
 
 # --all-features, since a test whose features are off would be left out without a word; then those of what is left out.
 test:
@@ -36,8 +42,12 @@ soak:
 	$(if $(SEED),,cargo test -p discovery-tonic --all-features --no-fail-fast -- --ignored --nocapture --test-threads=1)
 
 lint:
-	scripts/install cc cargo protoc
+	scripts/install cc cargo cargo-clippy cargo-fmt protoc
 	scripts/lint
+
+docs:
+	scripts/install cc cargo protoc
+	scripts/docs
 
 # Drivers and servers are binaries of their own, which `cargo run` alone does not build.
 bench:
