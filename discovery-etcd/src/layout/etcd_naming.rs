@@ -16,7 +16,7 @@ use super::Layout;
 /// Its gRPC resolver finds instances that are registered here, and its instances are found here.
 ///
 /// ```text
-/// <prefix>/<service>/<id>  {"Op":0,"Addr":"10.0.7.4:50051","Metadata":{"weight":300,"zone":"eu-1a"}}
+/// <prefix>/<service>/<id> {"Op":0,"Addr":"10.0.7.4:50051","Metadata":{"weight":300,"zone":"eu-1"}}
 /// ```
 ///
 /// A Go client resolves them with the target `etcd:///<prefix>/<service>`.
