@@ -127,8 +127,8 @@ mod tests {
     }
 
     proptest! {
-        /// A server answers after any delay or not at all. The lease must be known as lost before
-        /// etcd can end it, and every wait must be finite and in the future.
+        /// A server answers after any delay or not at all. The lease is known as lost no later than
+        /// etcd can end it, and every wait is finite and ends in the future.
         #[test]
         fn a_lease_is_known_as_lost_before_the_server_ends_it(
             ttl in 2u64..60,
