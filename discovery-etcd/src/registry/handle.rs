@@ -46,7 +46,7 @@ pub(super) struct RegistrationHandle {
 }
 
 impl RegistrationHandle {
-    /// Returns what it means for a removal that the worker has ended.
+    /// Returns the result of a removal whose worker has ended.
     fn worker_gone(&self) -> Result<(), Error> {
         match self.status.current() {
             Status::Deregistered { .. } | Status::Superseded { .. } => Ok(()),

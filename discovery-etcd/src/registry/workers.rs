@@ -33,9 +33,9 @@ impl Workers {
     /// Removes a worker that wants to end; `false` if a command has arrived meanwhile.
     pub(super) fn retire(&self, key: &str, commands: &mut mpsc::UnboundedReceiver<Command>) -> bool {
         let mut workers = self.lock();
-        // A claim is sent under this lock, so it is either seen here or starts another worker. Other
-        // commands may be lost: a worker ends only without an owner, so they belong to registrations
-        // that have already ended.
+        // A claim is sent under this lock, so it is either seen here or starts another worker.
+        // Other commands may be lost: a worker ends only without an owner, so they belong to
+        // registrations that have already ended.
         if !commands.is_empty() {
             return false;
         }
