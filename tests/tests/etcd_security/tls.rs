@@ -140,13 +140,13 @@ async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
     let trusted = || EtcdTls::new().ca(authority.pem());
     let body = own.key.lines().nth(1).unwrap();
     for (tls, said) in [
-        (EtcdTls::new(), "`ca_file` names nobody to trust"),
+        (EtcdTls::new(), "`ca_file` is missing"),
         (EtcdTls::new().ca("canary"), "invalid ca: it holds no certificate"),
         (EtcdTls::new().ca(own.key.clone()), "invalid ca: it holds no certificate"),
         (EtcdTls::new().ca_file(folder.path().join("absent.pem")), "it cannot be read"),
         (EtcdTls::new().ca_file(&garbage), "a certificate in it cannot be used"),
-        (trusted().cert(own.cert.clone()), "belong together"),
-        (trusted().key(own.key.clone()), "belong together"),
+        (trusted().cert(own.cert.clone()), "both are required"),
+        (trusted().key(own.key.clone()), "both are required"),
         (trusted().cert(own.key.clone()).key(own.key.clone()), "invalid cert: it holds no certificate"),
         (trusted().cert(own.cert.clone()).key(own.cert.clone()), "invalid key: it holds no private key"),
         (trusted().cert(own.cert.clone()).key(torn), "invalid key: it holds no private key"),
