@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_urls_say_what_is_allowed() {
+    fn an_invalid_url_is_an_error_that_names_what_is_allowed() {
         for (url, expected) in [
             ("", "the URL has no scheme; allowed are etcd://, fixed:// and memory:"),
             ("payments", "the URL has no scheme"),

@@ -1,4 +1,4 @@
-//! What only the author of a backend needs.
+//! What only authors of backends need.
 //!
 //! A backend implements [`Registry`](crate::Registry) if it can be written to, and [`Source`]: one
 //! attempt at following a service. [`Recovered`] turns a source into a [`Resolver`](crate::Resolver)

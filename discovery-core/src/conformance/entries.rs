@@ -125,7 +125,7 @@ pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
 }
 
 /// **W10**: an unknown service is an empty set, not an error.
-pub async fn w10_takes_an_unknown_service_for_empty(harness: &dyn Harness) {
+pub async fn w10_treats_an_unknown_service_as_empty(harness: &dyn Harness) {
     const LAW: &str = "W10";
     let process = harness.process().await;
     let unknown = service("never-registered");

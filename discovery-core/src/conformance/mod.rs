@@ -48,16 +48,16 @@ mod updates;
 
 use std::{fmt, pin::Pin};
 
-pub use entries::{w07_skips_bad_entries, w09_keeps_services_apart, w10_takes_an_unknown_service_for_empty};
+pub use entries::{w07_skips_bad_entries, w09_keeps_services_apart, w10_treats_an_unknown_service_as_empty};
 pub use harness::{Capabilities, Harness, Process, Timings};
 pub use registration::{
     r01_ok_means_written, r02_heals, r03_has_one_owner, r04_ends_with_its_handle, r05_updates_in_place,
     r06_leaves_nothing_half_done,
 };
-pub use sharing::{w06_resets_who_is_slow, w08_shares_one_upstream_watch};
+pub use sharing::{w06_resets_a_slow_consumer, w08_shares_one_upstream_watch};
 pub use updates::{
-    w01_starts_with_the_set, w02_tells_states_that_were, w03_has_no_gap_and_moves_nothing, w04_never_ends,
-    w05_tells_an_outage_once,
+    w01_starts_with_the_set, w02_shows_only_states_of_the_registry, w03_has_no_gap_and_moves_nothing, w04_never_ends,
+    w05_reports_an_outage_once,
 };
 
 /// A law and its test, for those who run them in their own way.
@@ -116,15 +116,15 @@ macro_rules! conformance_laws {
         $($then)+! {
             $($before)*
             w01_starts_with_the_set
-            w02_tells_states_that_were
+            w02_shows_only_states_of_the_registry
             w03_has_no_gap_and_moves_nothing
             w04_never_ends
-            w05_tells_an_outage_once
-            w06_resets_who_is_slow
+            w05_reports_an_outage_once
+            w06_resets_a_slow_consumer
             w07_skips_bad_entries
             w08_shares_one_upstream_watch
             w09_keeps_services_apart
-            w10_takes_an_unknown_service_for_empty
+            w10_treats_an_unknown_service_as_empty
             r01_ok_means_written
             r02_heals
             r03_has_one_owner

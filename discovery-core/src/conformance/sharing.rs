@@ -7,7 +7,7 @@ use super::{
 use crate::Update;
 
 /// **W6**: who falls behind the queue gets one `Reset` and ends up right, and delays nobody.
-pub async fn w06_resets_who_is_slow(harness: &dyn Harness) {
+pub async fn w06_resets_a_slow_consumer(harness: &dyn Harness) {
     const LAW: &str = "W6";
     let process = harness.process().await;
     let service = service("payments");

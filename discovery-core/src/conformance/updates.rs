@@ -52,7 +52,7 @@ pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
 }
 
 /// **W2**: each fold is a state that the registry had, in its order; a registry that went back is a `Reset`.
-pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
+pub async fn w02_shows_only_states_of_the_registry(harness: &dyn Harness) {
     const LAW: &str = "W2";
     let process = harness.process().await;
     let service = service("payments");
@@ -212,7 +212,7 @@ pub async fn w04_never_ends(harness: &dyn Harness) {
 }
 
 /// **W5**: an outage is one `Lost`, and one more when its kind changes; then comes a `Reset`, even an equal one.
-pub async fn w05_tells_an_outage_once(harness: &dyn Harness) {
+pub async fn w05_reports_an_outage_once(harness: &dyn Harness) {
     const LAW: &str = "W5";
     let capabilities = harness.capabilities();
     if !can(LAW, capabilities.outages, "outages", "all of it") {
