@@ -4,7 +4,7 @@ use crate::{Error, ErrorKind};
 
 /// The delays between attempts: exponential up to a maximum, with full jitter.
 ///
-/// The delay before attempt *n* is uniform between 0 and `min(max, min × 2ⁿ)`, which is the "full
+/// The delay before attempt *n* is uniform between 0 and `min(max, min × 2ⁿ)`. This is the "full
 /// jitter" of Brooker, *Exponential Backoff and Jitter*, AWS Architecture Blog 2015. The default is
 /// 100 ms to 10 s.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
