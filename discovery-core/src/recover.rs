@@ -234,6 +234,7 @@ async fn run<S: Source>(
             let limit = recovery.max_entries;
             let attempt = Attempt { shared, number, rejects, limit, progress };
             let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
+            // Biased, so that a set that arrives at the last moment counts before the timeout does.
             let ended = tokio::select! {
                 biased;
                 error = &mut attempt => Some(error),

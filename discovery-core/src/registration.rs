@@ -151,9 +151,9 @@ impl Registration {
     /// # Errors
     ///
     /// The registry's error, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if the registry
-    /// does not confirm in time. The message then states by when the lease will end the entry. If
-    /// the handle's other registrations keep the lease alive, the backend keeps trying to remove
-    /// the entry.
+    /// does not confirm in time. The message then states by when the lease will end the entry or,
+    /// if the handle's other registrations keep the lease alive, that the backend keeps trying to
+    /// remove it.
     ///
     /// # Cancel safety
     ///

@@ -39,12 +39,11 @@
 //! [`Registry`](crate::Registry) (R1 to R6). Every failure begins with the law that is broken, and
 //! every wait is bounded.
 //!
-//! `harness` is the part that a backend writes. `entries`, `registration`, `sharing` and `updates`
-//! are the laws by subject; `probe` and `log` are what they observe with.
-//!
 //! **This module may change in any release**: a new law, or a stricter test of an existing one, is
 //! not a change of the library.
 
+// A backend writes a `harness`. `entries`, `registration`, `sharing` and `updates` are the laws by
+// subject; `probe` and `log` are the tools with which they observe a backend.
 mod entries;
 mod harness;
 mod log;
