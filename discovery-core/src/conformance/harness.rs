@@ -49,7 +49,7 @@ pub trait Harness: Send + Sync {
         undeclared("denials")
     }
 
-    /// Ends the lease of an instance without its owner. Needs [`Capabilities::expiry`].
+    /// Ends the lease of an instance behind its owner's back. Needs [`Capabilities::expiry`].
     async fn expire(&self, _service: &ServiceName, _id: &InstanceId) {
         undeclared("expiry")
     }

@@ -92,8 +92,8 @@ pub fn laws() -> Vec<Law> {
     crate::conformance_laws!([listed])
 }
 
-/// Makes one test of each law, with the given attributes: `conformance_tests! { harness,
-/// #[tokio::test] }`.
+/// Makes one test of each law, with the given attributes:
+/// `conformance_tests! { harness, #[tokio::test] }`.
 ///
 /// The harness is an expression, evaluated once in each test; it may `.await`. The caller chooses
 /// the attribute because a paused clock suits only a backend without I/O: tokio advances a paused
