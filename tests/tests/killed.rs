@@ -11,7 +11,7 @@ use discovery_core::Instance;
 use discovery_tonic::{BalancedChannel, EndpointState, EndpointStatus, RetryPolicy};
 use support::{
     Etcd, eventually,
-    greeters::{GreeterProcess, Greeters, serve_as_told, service},
+    greeters::{GreeterProcess, Greeters, serve_child_process, service},
     load::{Load, Outcome, tonic_channel, unary},
 };
 use tokio::time::sleep;
@@ -124,7 +124,7 @@ fn endpoint(channel: &BalancedChannel, instance: &Instance) -> Option<EndpointSt
 /// The server that the others start; no test unless they do.
 #[tokio::test]
 async fn a_greeter_as_a_process() {
-    serve_as_told().await;
+    serve_child_process().await;
 }
 
 /// `fault_l4`: one of four is killed and stays registered for a TTL. What was in flight there fails, with a retry policy nothing does.

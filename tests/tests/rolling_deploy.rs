@@ -16,7 +16,7 @@ use discovery_tonic::{
 use greeter::{Greeter, GreeterServer};
 use support::{
     Etcd, eventually,
-    greeters::{Executed, GreeterProcess, Greeters, serve_as_told, service},
+    greeters::{Executed, GreeterProcess, Greeters, serve_child_process, service},
     load::{Load, Outcome, tonic_channel, unary_and_streaming},
 };
 use tempfile::TempDir;
@@ -122,7 +122,7 @@ impl Deployed {
 /// The server that the others start; no test unless they do.
 #[tokio::test]
 async fn a_greeter_as_a_process() {
-    serve_as_told().await;
+    serve_child_process().await;
 }
 
 /// Rolls the fleet under the load of two clients, ours and tonic's, and returns what became of their calls.

@@ -14,7 +14,7 @@ use super::{Fault, Proxy, SynHole};
 const MOMENT: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_secs(5);
 
-/// A server that takes connections by hand, and a client that is connected to it through a proxy.
+/// A server whose connections the test accepts, and a client connected to it through a proxy.
 struct Line {
     proxy: Proxy,
     listener: TcpListener,
@@ -42,7 +42,7 @@ impl Line {
     }
 }
 
-/// What comes within a moment; `None` where nothing does, nothing where the stream ended.
+/// Returns what arrives within a moment: `None` if nothing does, empty if the stream ended.
 async fn heard(stream: &mut TcpStream) -> Option<std::io::Result<Vec<u8>>> {
     let mut buffer = vec![0; 1 << 10];
     let count = timeout(MOMENT, stream.read(&mut buffer)).await.ok()?;
@@ -168,10 +168,10 @@ async fn half_open_the_client_does_not_learn_that_the_server_is_gone() {
     assert!(heard(&mut line.client).await.is_none());
     for _ in 0..3 {
         line.client.write_all(b"ping").await.unwrap();
-        assert!(heard(&mut line.client).await.is_none(), "not by writing either");
+        assert!(heard(&mut line.client).await.is_none(), "writing does not reveal it either");
     }
     let mut new = TcpStream::connect(line.proxy.address()).await.unwrap();
-    assert!(heard(&mut new).await.is_none(), "nor by connecting");
+    assert!(heard(&mut new).await.is_none(), "nor does connecting");
     line.proxy.set(Fault::None);
     assert!(heard(&mut line.client).await.is_some());
     assert!(heard(&mut new).await.is_some());
@@ -183,7 +183,7 @@ async fn a_reset_is_one_on_both_sides() {
     line.set(Fault::Reset).await;
     assert!(is_reset(&mut line.client).await);
     assert!(is_reset(&mut line.server).await);
-    // Accepted by the system, or reset already.
+    // Accepted by the system, or already reset.
     if let Ok(mut new) = line.connect().await {
         assert!(is_reset(&mut new).await);
     }
@@ -202,7 +202,7 @@ async fn a_connection_is_reset_after_so_many_bytes() {
     let mut got = Vec::new();
     let ended = timeout(SOON, line.client.read_to_end(&mut got)).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(got.len() <= 6, "10 bytes both ways together: {got:?}");
+    assert!(got.len() <= 6, "10 bytes in both directions together: {got:?}");
     assert!(is_reset(&mut line.server).await);
 }
 
@@ -225,7 +225,7 @@ async fn a_connection_never_goes_on_behind_what_was_lost() {
     line.server.write_all(b"lost").await.unwrap();
     assert!(heard(&mut line.client).await.is_none());
     line.set(Fault::None).await;
-    // It may have been cut before this is written.
+    // The connection may have been cut before this write.
     let _ = line.server.write_all(b"kept").await;
     let end = heard(&mut line.client).await.expect("it is cut");
     assert!(end.is_err() || end.as_ref().is_ok_and(Vec::is_empty), "{end:?}");
@@ -236,7 +236,7 @@ async fn who_is_refused_may_come_back() {
     let mut line = Line::open().await;
     for _ in 0..20 {
         line.set(Fault::Refuse).await;
-        assert!(heard(&mut line.client).await.is_some(), "present connections are cut");
+        assert!(heard(&mut line.client).await.is_some(), "open connections are cut");
         assert_eq!(line.connect().await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         line.set(Fault::None).await;
         line.client = line.connect().await.unwrap();
@@ -249,7 +249,7 @@ async fn it_leads_elsewhere_on_demand() {
     let mut line = Line::open().await;
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     line.proxy.lead_to(other.local_addr().unwrap().to_string());
-    assert!(timeout(SOON, line.client.read(&mut [0])).await.is_ok(), "present connections are cut");
+    assert!(timeout(SOON, line.client.read(&mut [0])).await.is_ok(), "open connections are cut");
     line.connect().await.unwrap().write_all(b"ping").await.unwrap();
     hears(&mut other.accept().await.unwrap().0, "ping").await;
 }
