@@ -116,7 +116,9 @@ impl Record {
             (Update::Lost(error), Some(Update::Lost(former))) if error.kind() == former.kind() => {
                 Some("one loss reported twice")
             }
-            (Update::Reset(set), _) if set.iter().any(|one| self.moves(one)) => Some("an equal instance in another `Arc`"),
+            (Update::Reset(set), _) if set.iter().any(|one| self.moves(one)) => {
+                Some("an equal instance in another `Arc`")
+            }
             _ => None,
         };
         self.broken.extend(broken.map(|what| format!("{what}: {update:?}")));

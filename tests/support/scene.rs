@@ -112,7 +112,8 @@ pub async fn until(updates: &mut UpdateStream, set: &mut Snapshot, wanted: impl 
     let mut seen = Vec::new();
     while !wanted(set) {
         let next = timeout(SOON, updates.next()).await;
-        let update = next.unwrap_or_else(|_| panic!("no update arrived; the set is {set:?}")).expect("streams do not end");
+        let update =
+            next.unwrap_or_else(|_| panic!("no update arrived; the set is {set:?}")).expect("streams do not end");
         *set = set.after(&update);
         seen.push(update);
     }

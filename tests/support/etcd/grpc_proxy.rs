@@ -112,7 +112,7 @@ mod tests {
     use crate::Raw;
 
     #[tokio::test]
-    async fn a_proxy_is_one_more_way_to_the_cluster_until_it_is_killed() {
+    async fn a_proxy_serves_the_cluster_until_it_is_killed() {
         let etcd = Etcd::start().await;
         let proxy = GrpcProxy::before(&etcd).await;
         let mut behind = etcd.raw().await;

@@ -44,7 +44,7 @@ mod tests {
     use crate::{Etcd, Raw, eventually};
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn an_isolated_member_is_without_its_cluster_until_healed() {
+    async fn an_isolated_member_has_no_leader_until_healed() {
         let etcd = Etcd::setup().members(3).peers_through_proxies().start().await;
         let has_leader = |place| etcd.metric(place, "etcd_server_has_leader") == Some(1.0);
         for place in [(etcd.leader().unwrap() + 1) % 3, etcd.leader().unwrap()] {

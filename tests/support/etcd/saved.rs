@@ -38,7 +38,7 @@ mod tests {
     use crate::Etcd;
 
     #[tokio::test]
-    async fn what_is_restored_is_older() {
+    async fn restored_data_lacks_later_writes() {
         let etcd = Etcd::start().await;
         let mut raw = etcd.raw().await;
         raw.put("kept", "1").await;

@@ -12,7 +12,7 @@ pub enum Fault {
     /// Requests are held back as in [`BlackHole`](Self::BlackHole); what the server sends
     /// unprompted arrives.
     BlackHoleRequests,
-    /// Everything arrives, in order, delayed each way by `delay` ± `jitter`.
+    /// Everything arrives in its order, delayed each way by `delay` ± `jitter`.
     Delay {
         /// Half of what is added to a round trip, on average.
         delay: Duration,

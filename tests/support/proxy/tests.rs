@@ -61,7 +61,7 @@ async fn is_reset(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn without_a_fault_all_goes_through() {
+async fn without_a_fault_everything_gets_through() {
     let mut line = Line::open().await;
     line.client.write_all(b"ping").await.unwrap();
     hears(&mut line.server, "ping").await;
@@ -73,7 +73,7 @@ async fn without_a_fault_all_goes_through() {
 }
 
 #[tokio::test]
-async fn a_black_hole_holds_back_what_its_ways_carry() {
+async fn a_black_hole_holds_back_its_directions() {
     for (fault, requests, answers) in [
         (Fault::BlackHole, false, false),
         (Fault::BlackHoleAnswers, true, false),
@@ -101,7 +101,7 @@ async fn a_black_hole_holds_back_what_its_ways_carry() {
 }
 
 #[tokio::test]
-async fn connections_that_are_open_are_silenced_and_new_ones_are_not() {
+async fn open_connections_are_silenced_and_new_ones_are_not() {
     let mut line = Line::open().await;
     line.proxy.silence_open();
     sleep(MOMENT / 4).await;
@@ -124,7 +124,7 @@ async fn a_black_hole_holds_back_the_end_of_the_server() {
 }
 
 #[tokio::test]
-async fn what_is_delayed_keeps_its_order() {
+async fn delayed_bytes_keep_their_order() {
     let mut line = Line::open().await;
     let delay = Duration::from_millis(150);
     let jitter = Duration::from_millis(100);
@@ -148,7 +148,7 @@ async fn what_is_delayed_keeps_its_order() {
 }
 
 #[tokio::test]
-async fn a_throttled_connection_carries_so_much_a_second() {
+async fn a_throttled_connection_is_held_to_its_rate() {
     let mut line = Line::open().await;
     line.set(Fault::Throttle(20_000)).await;
     let start = Instant::now();
@@ -159,7 +159,7 @@ async fn a_throttled_connection_carries_so_much_a_second() {
 }
 
 #[tokio::test]
-async fn half_open_the_client_does_not_learn_that_the_server_is_gone() {
+async fn a_half_open_connection_hides_that_the_server_is_gone() {
     let mut line = Line::open().await;
     line.set(Fault::HalfOpen).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -178,7 +178,7 @@ async fn half_open_the_client_does_not_learn_that_the_server_is_gone() {
 }
 
 #[tokio::test]
-async fn a_reset_is_one_on_both_sides() {
+async fn a_reset_reaches_both_sides() {
     let mut line = Line::open().await;
     line.set(Fault::Reset).await;
     assert!(is_reset(&mut line.client).await);
@@ -193,7 +193,7 @@ async fn a_reset_is_one_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_connection_is_reset_after_so_many_bytes() {
+async fn a_connection_is_reset_after_its_limit_of_bytes() {
     let mut line = Line::open().await;
     line.set(Fault::ResetAfter(10)).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -207,7 +207,7 @@ async fn a_connection_is_reset_after_so_many_bytes() {
 }
 
 #[tokio::test]
-async fn where_answers_are_lost_requests_arrive() {
+async fn requests_arrive_while_answers_are_lost() {
     let mut line = Line::open().await;
     line.set(Fault::LoseAnswers).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -219,7 +219,7 @@ async fn where_answers_are_lost_requests_arrive() {
 }
 
 #[tokio::test]
-async fn a_connection_never_goes_on_behind_what_was_lost() {
+async fn a_connection_never_continues_after_lost_bytes() {
     let mut line = Line::open().await;
     line.set(Fault::LoseAnswers).await;
     line.server.write_all(b"lost").await.unwrap();
@@ -232,7 +232,7 @@ async fn a_connection_never_goes_on_behind_what_was_lost() {
 }
 
 #[tokio::test]
-async fn who_is_refused_may_come_back() {
+async fn a_refused_client_can_connect_again_later() {
     let mut line = Line::open().await;
     for _ in 0..20 {
         line.set(Fault::Refuse).await;
@@ -245,7 +245,7 @@ async fn who_is_refused_may_come_back() {
 }
 
 #[tokio::test]
-async fn it_leads_elsewhere_on_demand() {
+async fn a_proxy_leads_to_another_address_on_demand() {
     let mut line = Line::open().await;
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     line.proxy.lead_to(other.local_addr().unwrap().to_string());
@@ -255,7 +255,7 @@ async fn it_leads_elsewhere_on_demand() {
 }
 
 #[tokio::test]
-async fn clients_are_told_apart_by_a_header() {
+async fn clients_are_distinguished_by_a_header() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::telling_apart(listener.local_addr().unwrap().to_string(), "X-From").await;
     proxy.set_for("b", Fault::BlackHole);
