@@ -136,7 +136,7 @@ async fn fault_a32_a_watch_stuck_on_its_connection_is_reopened() {
     assert!(start.elapsed() < Duration::from_secs(9), "long before a ping");
 }
 
-/// A proxy whose first connection delivers no more answers once it is told to stall.
+/// A proxy whose first connection delivers no more answers once it is stalled.
 async fn stalling_proxy(target: String) -> (String, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

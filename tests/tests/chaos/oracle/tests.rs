@@ -139,7 +139,8 @@ impl Story {
     }
 
     fn list(&mut self, began: i64, instances: &[&Arc<Instance>]) {
-        let (began, ended) = (second(began), second(began) + Duration::from_millis(5));
+        let began = second(began);
+        let ended = began + Duration::from_millis(5);
         self.log.listings.push(Listing { service: payments(), began, ended, set: set(instances) });
     }
 
