@@ -123,7 +123,7 @@ async fn fault_b5_a_key_is_put_again_after_its_history_is_compacted() {
     sleep(SECOND * 4).await;
     let before = etcd.requests(0, "Range");
     sleep(SECOND * 4).await;
-    // Only the audits read.
+    // Only the watch's own checks read from etcd.
     let reads = etcd.requests(0, "Range") - before;
     assert!(reads <= 2, "the watch is open, but the entry was read {reads} times");
     raw.delete(KEY).await;

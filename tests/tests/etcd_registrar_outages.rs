@@ -196,7 +196,7 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
         }
         sleep(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(50))).await;
     }
-    // Every new leader gives every lease its whole time once more.
+    // Every new leader extends every lease by its whole TTL.
     sleep(ttl + Duration::from_secs(4)).await;
     for registration in &registrations {
         assert!(registration.status().is_registered());
@@ -207,7 +207,7 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
 
 /// `fault_b18`. A storm of leader changes: 0 removals.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_b18_a_storm_of_leaders_removes_nobody() {
+async fn fault_b18_a_storm_of_leader_changes_removes_no_instance() {
     let (removals, kills) = leader_storm(Duration::from_secs(12)).await;
     println!("fault_b18: {removals} removals while the leader was killed {kills} times in 12 s");
     assert!(kills >= 2);
@@ -217,17 +217,18 @@ async fn fault_b18_a_storm_of_leaders_removes_nobody() {
 /// `fault_b18`, for a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_b18_a_minute_of_leaders_that_die_removes_nobody() {
+async fn fault_b18_a_minute_of_leader_changes_removes_no_instance() {
     let (removals, kills) = leader_storm(Duration::from_secs(60)).await;
     println!("fault_b18: {removals} removals while the leader was killed {kills} times in 60 s");
     assert!(kills >= 10);
     assert_eq!(removals, 0);
 }
 
-/// `fault_b15`. Nothing of a backend is left that was closed while etcd was silent: it goes on trying for at most two TTLs and 10 s, and then its tasks end.
+/// `fault_b15`. A backend that is closed while etcd is silent keeps trying for at most two TTLs and
+/// 10 s. Then its tasks end, and nothing of it is left.
 #[tokio::test]
 #[ignore = "soak: a quarter of a minute"]
-async fn fault_b15_a_close_that_nobody_confirms_leaves_no_task() {
+async fn fault_b15_an_unconfirmed_close_leaves_no_task() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let tasks = tokio::runtime::Handle::current().metrics();
@@ -238,7 +239,7 @@ async fn fault_b15_a_close_that_nobody_confirms_leaves_no_task() {
     let error = backend.close().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     drop((backend, registrations));
-    // Whose relays have tasks, too.
+    // The relays of the proxy are tasks, too.
     drop(proxy);
     let bound = TTL * 2 + Duration::from_secs(12);
     let took = eventually("no tasks", bound, async || tasks.num_alive_tasks() < before).await;
