@@ -108,7 +108,7 @@ impl Drop for Process {
     }
 }
 
-/// The weights of each instance as they arrived; 0 stands for a removal.
+/// The weights with which each instance was seen, from first to last; 0 is a removal.
 type Story = BTreeMap<InstanceId, Vec<u16>>;
 
 /// Adds changes to the story until the stream has been quiet for this long.
