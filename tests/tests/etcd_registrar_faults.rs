@@ -248,7 +248,7 @@ async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
 /// `fault_b7`, at the same moment: of two that claim an absent key, one gets it; of two that take
 /// over, one remains.
 #[tokio::test]
-async fn fault_b7_of_two_registrars_at_once_one_owns() {
+async fn fault_b7_one_of_two_simultaneous_registrars_owns() {
     let etcd = Etcd::start().await;
     let a = connect(&etcd);
     let b = connect(&etcd);
@@ -549,7 +549,7 @@ fn fault_b14_a_runtime_that_is_shut_down_ends_its_registrations() {
 /// `fault_b16`. The TTL is below what etcd grants: the granted TTL counts, and renewals come after
 /// each third of it.
 #[tokio::test]
-async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
+async fn fault_b16_a_lease_is_renewed_every_third_of_its_granted_ttl() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(SECOND)).unwrap();
     assert_eq!(backend.granted_ttl(), None);

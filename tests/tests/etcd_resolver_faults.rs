@@ -394,7 +394,7 @@ async fn fault_a27_all_leases_expire_at_once() {
         tokio::join!(follower.until_lost(TTL), until_lost(&registrations[0], TTL + Duration::from_secs(1)));
     println!("fault_a27: the watch reported the loss {noticed:?} after the freeze, a registration {lost:?} after it");
     sleep(TTL * 2).await;
-    assert_eq!(follower.set().len(), 5, "the set stands");
+    assert_eq!(follower.set().len(), 5, "the set stays as last known");
     etcd.resume(0);
     let start = Instant::now();
     for registration in &registrations {

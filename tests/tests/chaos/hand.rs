@@ -1,3 +1,6 @@
+//! What the harness does to etcd by itself, past all proxies: writes by hand, compaction,
+//! authentication.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use etcd_client::{Client, CompactionOptions, Compare, CompareOp, GetOptions, Txn, TxnOp};

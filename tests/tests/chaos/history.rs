@@ -175,8 +175,8 @@ fn steps_of(message: &WatchResponse, epoch: u32, at: Duration) -> Vec<Step> {
     steps
 }
 
-/// A client of one member, which notices when that freezes; one that may do everything, whether
-/// authentication is on or off.
+/// Connects to one member, with keep-alive so that a freeze is noticed. The client may do
+/// everything, whether or not authentication is enabled.
 pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> {
     let options = ConnectOptions::default()
         .with_connect_timeout(Duration::from_millis(500))
@@ -189,7 +189,7 @@ pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> 
     }
 }
 
-/// The different states of a service, the first one being empty.
+/// Returns the successive states of a service. The first is empty.
 pub(crate) fn states(steps: &[Step], service: &ServiceName) -> Vec<State> {
     let mut states = vec![State { since: Revision::default(), at: Duration::ZERO, set: Snapshot::default() }];
     let mut epoch = 0;
@@ -210,7 +210,7 @@ pub(crate) fn states(steps: &[Step], service: &ServiceName) -> Vec<State> {
     states
 }
 
-/// Whose key it is, where it is one of the service's.
+/// Returns the instance id of a key, if it is a key of the service.
 pub(crate) fn id_of(service: &ServiceName, key: &str) -> Option<InstanceId> {
     let naming = EtcdNaming::default();
     let tail = key.strip_prefix(PREFIX)?.strip_prefix(&naming.range(service))?;
@@ -221,13 +221,13 @@ pub(crate) fn instance_of(id: &InstanceId, stored: &Stored) -> Option<Instance> 
     EtcdNaming::default().decode(id.clone(), &stored.value).ok()
 }
 
-/// The registration whose value this is, and which version.
+/// Returns the registration that wrote this instance, and the version.
 pub(crate) fn owner_of(instance: &Instance) -> Option<(usize, u64)> {
     let number = |key| -> Option<u64> { instance.metadata().get(key)?.parse().ok() };
     Some((usize::try_from(number(OWNER)?).ok()?, number(VERSION)?))
 }
 
-/// The registration whose value stands there.
+/// Returns the registration that wrote this value, and the version.
 pub(crate) fn owner_in(stored: &Stored) -> Option<(usize, u64)> {
     let any = "any".parse().expect("a plain word is an id");
     owner_of(&instance_of(&any, stored)?)

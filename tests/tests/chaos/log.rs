@@ -1,3 +1,5 @@
+//! The record of a run, and the journal through which all parts of the harness write it.
+
 use std::{
     collections::BTreeMap,
     fmt,

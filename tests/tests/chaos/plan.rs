@@ -1,3 +1,5 @@
+//! The plan of a run: what happens and when, as decided by the seed.
+
 use std::{fmt, time::Duration};
 
 use discovery_core::{Claim, ServiceName};

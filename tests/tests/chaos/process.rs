@@ -1,3 +1,5 @@
+//! A simulated process with registrations and streams, which can crash and freeze.
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use discovery_core::{Backend, Claim, Instance, Registration, ServiceName, Status};

@@ -1,3 +1,5 @@
+//! The registry under test, as the processes connect to it.
+
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Backend, Backoff};

@@ -1,3 +1,5 @@
+//! Carries out a plan: starts etcd, the proxies and the processes, and applies each act to them.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{

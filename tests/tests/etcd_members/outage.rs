@@ -1,3 +1,5 @@
+//! Calls and registrations that begin or go on while no member answers.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{Claim, ErrorKind, RegistryExt, Resolver, Status};

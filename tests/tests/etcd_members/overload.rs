@@ -1,3 +1,5 @@
+//! Mass repairs and hanging lists, and what they cost other callers.
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -1,3 +1,5 @@
+//! Members that answer, but refuse.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{ErrorKind, Registry, Resolver};

@@ -1,3 +1,5 @@
+//! An entry that keeps being removed or overwritten.
+
 use std::{
     sync::{
         Arc,

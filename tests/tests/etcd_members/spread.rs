@@ -1,3 +1,5 @@
+//! How handles choose their members, and move between them unnoticed.
+
 use std::time::{Duration, Instant};
 
 use discovery_etcd::EtcdBackend;

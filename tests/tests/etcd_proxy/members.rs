@@ -1,3 +1,5 @@
+//! Handles that know both etcd and the proxy lose one of them.
+
 use std::time::Duration;
 
 use discovery_core::{Registry, Resolver};

@@ -1,3 +1,5 @@
+//! The proxy crashes or freezes.
+
 use std::time::Duration;
 
 use discovery_core::{Registry, Resolver, Snapshot};

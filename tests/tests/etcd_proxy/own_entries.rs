@@ -1,3 +1,5 @@
+//! Registrations through the proxy: changes by hand, takeovers and deregistration.
+
 use std::time::Duration;
 
 use discovery_core::Registration;
@@ -63,12 +65,12 @@ async fn an_entry_that_is_overwritten_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_entries_the_one_that_is_deleted_is_put_again() {
+async fn a_deleted_entry_of_three_is_put_again() {
     touched(3, ByHand::Delete).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_entries_the_one_that_is_overwritten_is_repaired() {
+async fn an_overwritten_entry_of_three_is_repaired() {
     touched(3, ByHand::Overwrite).await;
 }
 

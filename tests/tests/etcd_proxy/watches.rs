@@ -1,3 +1,5 @@
+//! Several watches of one range, which the proxy merges.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{Resolver, ServiceName, Snapshot};

@@ -1,3 +1,5 @@
+//! The registering half of the harness's own registry.
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -1,3 +1,5 @@
+//! The resolving half of the harness's own registry.
+
 use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;

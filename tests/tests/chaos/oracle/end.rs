@@ -1,3 +1,5 @@
+//! Judges the state after the last fault.
+
 use std::time::Duration;
 
 use super::{About, Case, Violation};

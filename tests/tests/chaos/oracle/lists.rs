@@ -1,3 +1,5 @@
+//! Judges lists.
+
 use std::time::Duration;
 
 use super::{About, Case, Violation};

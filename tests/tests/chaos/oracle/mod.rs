@@ -2,8 +2,8 @@
 //! on etcd's own checks of its watches (ordered, unique, atomic, reliable, resumable).
 //!
 //! The history is the truth. The recorder learns of a revision a little after it happened, so
-//! whatever is judged by time is judged in favour of the accused. What is judged by revisions is
-//! exact.
+//! whatever is judged by time is judged in favour of the code under test. What is judged by
+//! revisions is exact.
 //!
 //! `streams`, `lists` and `owners` judge the run, and `end` the state that it leaves.
 

@@ -1,3 +1,5 @@
+//! Judges writes, removals and statuses by the history of each key.
+
 use std::collections::BTreeMap;
 
 use super::{About, Case, SLACK, TTL, Violation, is_by_hand};

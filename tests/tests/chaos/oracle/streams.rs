@@ -1,3 +1,5 @@
+//! Judges update streams.
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use discovery_core::{Change, Instance, Snapshot, Update};
