@@ -1,6 +1,8 @@
-// An HTTP gateway: axum handlers share one balanced channel.
-//
-//     cargo run --example axum-gateway --features memory,server
+//! An HTTP gateway: axum handlers share one balanced channel.
+//!
+//! ```sh
+//! cargo run --example axum-gateway --features memory,server
+//! ```
 
 use axum::{
     Router,

@@ -1,7 +1,9 @@
-// A backend of your own: one attempt at following a service. The core adds retries, sharing and
-// diffing, so that it can be used like any other resolver.
-//
-//     cargo run --example backend
+//! A backend of your own: one attempt at following a service. The core adds retries, sharing and
+//! diffing, so that it can be used like any other resolver.
+//!
+//! ```sh
+//! cargo run --example backend
+//! ```
 
 use std::time::Duration;
 

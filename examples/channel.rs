@@ -1,6 +1,8 @@
-// A registered tonic server, and a client whose channel balances over all servers of the service.
-//
-//     cargo run --example channel --features memory,server
+//! A registered tonic server, and a client whose channel balances over all servers of the service.
+//!
+//! ```sh
+//! cargo run --example channel --features memory,server
+//! ```
 
 use discovery::{BalancedChannel, MemoryBackend, RegisteredServer, channel::ServedBy};
 use greeter::{GreetRequest, Greeter, GreeterClient};

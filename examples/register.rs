@@ -1,6 +1,8 @@
-// Registers a process that is not a tonic server, and follows the status of the registration.
-//
-//     cargo run --example register --features memory
+//! Registers a process that is not a tonic server, and follows the status of the registration.
+//!
+//! ```sh
+//! cargo run --example register --features memory
+//! ```
 
 use discovery::{Instance, MemoryBackend, Registry, Status, Weight};
 

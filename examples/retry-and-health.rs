@@ -1,6 +1,8 @@
-// Retries, deadlines and health checks, for a whole channel and for one call.
-//
-//     cargo run --example retry-and-health --features memory,server
+//! Retries, deadlines and health checks, for a whole channel and for one call.
+//!
+//! ```sh
+//! cargo run --example retry-and-health --features memory,server
+//! ```
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
-// A test of code that calls a service: the same channel, on the memory backend.
-//
-//     cargo run --example unit-test --features memory,server
+//! A test of code that calls a service: the same channel, on the memory backend.
+//!
+//! ```sh
+//! cargo run --example unit-test --features memory,server
+//! ```
 
 use discovery::{BalancedChannel, MemoryBackend, RegisteredServer};
 use greeter::{GreetRequest, Greeter, GreeterClient};

@@ -1,6 +1,8 @@
-// Follows the instances of a service, as a stream of updates and as a view.
-//
-//     cargo run --example watch --features memory
+//! Follows the instances of a service, as a stream of updates and as a view.
+//!
+//! ```sh
+//! cargo run --example watch --features memory
+//! ```
 
 use discovery::{Instance, MemoryBackend, Registry, Resolver, ResolverExt, Snapshot, Update};
 use futures::StreamExt;

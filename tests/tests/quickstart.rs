@@ -112,6 +112,22 @@ async fn quickstart_on_etcd() {
 }
 
 #[tokio::test]
+async fn each_example_runs_to_its_end() {
+    for (example, line) in [
+        ("axum-gateway", "hello Ann, this is one"),
+        ("backend", "address: payments.internal:50051"),
+        ("channel", "  ready  "),
+        ("register", "registered again"),
+        ("retry-and-health", "this is one"),
+        ("unit-test", "passed"),
+        ("watch", "1 instance, stale since None"),
+    ] {
+        let printed = Program::start(example, &[]).end().await;
+        assert!(printed.iter().any(|printed| printed.contains(line)), "{example}: {printed:#?}");
+    }
+}
+
+#[tokio::test]
 async fn a_fleet_is_replaced_under_load() {
     let printed =
         Program::start("rolling-deploy", &["--servers", "3", "--rounds", "1", "--drain", "300ms"]).end().await;

@@ -48,7 +48,7 @@ impl LeaseKeeper {
             if clock.granted() != self.ttl {
                 debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted a different TTL than requested");
             }
-            self.lease.state.send_replace(LeaseState::RegistrationBackend { id });
+            self.lease.state.send_replace(LeaseState::Held { id });
             let over = self.keep(id, clock).await;
             // Leases that etcd loses at once must not be granted over and over without a backoff,
             // so only one that lasted resets it.

@@ -36,7 +36,7 @@ pub(crate) struct Lease {
 #[derive(Clone, Debug)]
 pub(crate) enum LeaseState {
     /// It is granted, as far as is known.
-    RegistrationBackend { id: i64 },
+    Held { id: i64 },
     /// It is not needed.
     Idle,
     /// It was lost or could not be granted, for this reason; another one is being granted.

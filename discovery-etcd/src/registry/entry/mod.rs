@@ -119,8 +119,8 @@ impl Entry {
             Ownership::Vacant { .. } => return Ok(self.watch_for_late_write(lease)),
         };
         let id = match lease {
-            LeaseState::RegistrationBackend { id } if self.dead != Some(*id) => *id,
-            LeaseState::RegistrationBackend { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
+            LeaseState::Held { id } if self.dead != Some(*id) => *id,
+            LeaseState::Held { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
             LeaseState::Lost { error } => {
                 self.lost(error.clone());
                 // `lost` may have given up the owner, if it was never written. Then step again.
@@ -155,7 +155,7 @@ impl Entry {
     /// still be applied, which is as long as its lease lives.
     fn watch_for_late_write(&mut self, lease: &LeaseState) -> Next {
         match (self.late_write.lease(), lease) {
-            (Some(doubt), LeaseState::RegistrationBackend { id }) if *id == doubt => self.attend(doubt),
+            (Some(doubt), LeaseState::Held { id }) if *id == doubt => self.attend(doubt),
             _ => Next::Exit,
         }
     }
@@ -198,7 +198,7 @@ impl Entry {
     /// entry anyway; `None` while the lease is renewed for other registrations.
     pub(super) fn gives_up(&self, lease: &LeaseState) -> Option<Instant> {
         let Ownership::Leaving { lease: left, since, .. } = &self.ownership else { return None };
-        if matches!(lease, LeaseState::RegistrationBackend { id } if id == left) {
+        if matches!(lease, LeaseState::Held { id } if id == left) {
             return None;
         }
         // The lease has expired by then, with a margin.

@@ -15,12 +15,12 @@ fn entry() -> Entry {
 }
 
 fn held(lease: &Lease) -> LeaseState {
-    LeaseState::RegistrationBackend { id: lease.new_id() }
+    LeaseState::Held { id: lease.new_id() }
 }
 
 fn id_of(state: &LeaseState) -> i64 {
     match state {
-        LeaseState::RegistrationBackend { id } => *id,
+        LeaseState::Held { id } => *id,
         _ => panic!("not held"),
     }
 }
