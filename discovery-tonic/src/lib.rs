@@ -31,9 +31,9 @@
 //! # }
 //! ```
 //!
-//! The documentation of [`BalancedChannel`] lists what it promises. Three things it does not do: it
-//! repeats a call that may have been processed only if a [`RetryPolicy`] allows it, it resolves
-//! host names only through its connector, and it has no TLS of its own (use a connector that has).
+//! The documentation of [`BalancedChannel`] lists what it promises. It repeats a call that may have
+//! been processed only if a [`RetryPolicy`] allows it. It resolves host names only through its
+//! connector. It has no TLS of its own; use a connector that has.
 //!
 //! The channel drives hyper's HTTP/2 connections itself instead of wrapping tonic's channel,
 //! because tonic's channel hides what a balancer must know: that a connection ended, that a request
@@ -63,19 +63,19 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
-//! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
-//! | `held endpoint let go` | info | `instance` |
+//! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
+//! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
-//! | `control task panicked, starting over` | error | `panic` |
+//! | `control task panicked, restarting` | error | `panic` |
 //! | `registry lost`, `registry regained` | debug | `error` |
 //! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
-//! | `endpoint not connected` | debug | `instance`, `error` |
+//! | `connection attempt failed` | debug | `instance`, `error` |
 //! | `connection replaced` | debug | `instance`, `reason`: its age, silence, or many abandoned calls |
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
-//! | `endpoint told its health` | debug | `instance`, `health` |
+//! | `endpoint reported its health` | debug | `instance`, `health` |
 //!
 //! With the Cargo feature `metrics`, the channel reports to the global recorder of the `metrics`
 //! crate. Install the recorder before building the channel, which looks its handles up once. All

@@ -53,8 +53,8 @@ impl ServedBy {
         &self.instance
     }
 
-    /// Returns the instances that the request was sent to before this one, in order; empty if
-    /// nothing was repeated.
+    /// Returns the instances that the request was sent to before this one, in order of the
+    /// attempts; empty if nothing was repeated.
     pub fn tried(&self) -> &[InstanceId] {
         self.before.as_deref().unwrap_or_default()
     }

@@ -82,8 +82,9 @@ use builder::ChannelBuilder;
 ///   panics, it restarts.
 ///
 /// ```no_run
+/// # use std::{error::Error, sync::Arc};
 /// # use discovery_core::Backend;
-/// # async fn example(backend: std::sync::Arc<dyn Backend>) -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn example(backend: Arc<dyn Backend>) -> Result<(), Box<dyn Error>> {
 /// use discovery_tonic::BalancedChannel;
 /// use greeter::{GreeterClient, GreetRequest};
 ///
