@@ -24,7 +24,7 @@ use crate::{
 /// The answer to a request: a response that began, or an error that may hand the request back.
 pub(crate) type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
-/// A request at an endpoint, which counts it as in flight until this is dropped.
+/// A request at an endpoint, counted there as in flight until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     picked: Picked<Target>,

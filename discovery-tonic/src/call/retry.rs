@@ -38,9 +38,9 @@ use tonic::{Code, Status};
 ///
 /// A repeated attempt
 ///
-/// - starts after a wait with full jitter that grows with each attempt
-///   ([`backoff`](Self::backoff)), or after the wait that the server requests in
-///   `grpc-retry-pushback-ms`, up to a minute; a negative value there prevents it,
+/// - starts after a wait with full jitter, longer each time ([`backoff`](Self::backoff)), or after
+///   the wait that the server requests in `grpc-retry-pushback-ms`, up to a minute; a negative
+///   value there prevents it,
 /// - goes to an instance that the call was not sent to yet, if one has room,
 /// - is made only within the number of attempts, the channel's [`budget`](Self::budget) and the
 ///   call's deadline; if the wait would outlast the deadline, the call fails at once with the last

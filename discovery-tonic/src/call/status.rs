@@ -51,7 +51,8 @@ pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool
     if error.is_go_away() {
         return match error.is_remote() {
             true => (Code::Unavailable, "the peer ended the connection", true),
-            // These are h2's guards, with limits of ours; anything else is a violation by the peer.
+            // These are h2's guards, whose limits this side sets; anything else is a violation by
+            // the peer.
             false if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) => CUT,
             false => (Code::Unavailable, "the peer violated HTTP/2, which ended the connection", true),
         };
