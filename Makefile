@@ -1,34 +1,43 @@
-# Everything a change has to pass, each with one command. `.ci/run` calls `test` and `lint`.
+# Everything that a change must pass, each with one command. `.ci/run` calls `test` and `lint`.
 
-# Another etcd to test against: make test ETCD=/opt/etcd-3.6/etcd
+# Tests against another etcd: make test ETCD=/opt/etcd-3.6/etcd
 ETCD ?=
 ifneq ($(ETCD),)
-# Tests run in the folders of their packages, so a path must be absolute; a bare name is looked up in PATH.
+# Tests run in the folders of their packages, so a path must be absolute. A bare name is looked up
+# in PATH.
 override ETCD := $(if $(findstring /,$(ETCD)),$(abspath $(ETCD)),$(ETCD))
 export ETCD
 endif
 
-.PHONY: help test soak lint bench generate
+.PHONY: help setup test soak lint docs bench generate
 
-# How much chaos a soak is: so many seeds, each for so many seconds; SEED=7 repeats one.
+# The chaos runs of a soak: their number, and the length of each in seconds. SEED=7 repeats one.
 SEEDS ?= 20
 SECONDS ?= 60
 SEED ?=
 
 help:
-	@echo "make test      run all tests (installs protoc and etcd on Debian; ETCD=path takes another etcd)"
-	@echo "make soak      run what takes long, and the chaos with fresh seeds (SEEDS=20 SECONDS=60; SEED=7 repeats one)"
-	@echo "make lint      formatting, clippy, rustdoc, single crates and features, dependency rules"
+	@echo "make setup     install what the other commands need and is missing (on Debian; elsewhere it lists what to install)"
+	@echo "make test      run all tests (installs protoc and etcd on Debian; ETCD=path uses another etcd)"
+	@echo "make soak      run the slow tests, and chaos with fresh seeds (SEEDS=20 SECONDS=60; SEED=7 repeats one)"
+	@echo "make lint      formatting, clippy, rustdoc, each crate and feature alone, dependencies, prose, packages"
+	@echo "make docs      build the documentation of the whole API, with feature badges if there is a nightly toolchain"
 	@echo "make bench     run the benchmarks and print their table"
 	@echo "make generate  rewrite the greeter's generated code from its .proto file"
 
-# --all-features, since a test whose features are off would be left out without a word; then those of what is left out.
+# Everything at once; the other commands install what they need themselves.
+setup:
+	scripts/install cc cargo cargo-clippy cargo-fmt protoc etcd etcdctl valgrind
+
+# --all-features, because a test whose features are off would be skipped silently. The second run
+# has the tests for builds without features.
 test:
 	scripts/install cc cargo protoc etcd etcdctl
 	cargo test --workspace --all-features --no-fail-fast
 	cargo test -p discovery-kit -p discovery-etcd --lib --no-default-features
 
-# One after the other, so that each has the machine; with its output, which has the seeds.
+# One test at a time, so that each has the machine to itself; with output, because it shows the
+# seeds.
 soak:
 	scripts/install cc cargo protoc etcd etcdctl
 	CHAOS_SEEDS=$(SEEDS) CHAOS_SECONDS=$(SECONDS) $(if $(SEED),CHAOS_SEED=$(SEED)) \
@@ -36,10 +45,14 @@ soak:
 	$(if $(SEED),,cargo test -p discovery-tonic --all-features --no-fail-fast -- --ignored --nocapture --test-threads=1)
 
 lint:
-	scripts/install cc cargo protoc
+	scripts/install cc cargo cargo-clippy cargo-fmt protoc
 	scripts/lint
 
-# Drivers and servers are binaries of their own, which `cargo run` alone does not build.
+docs:
+	scripts/install cc cargo protoc
+	scripts/docs
+
+# The drivers and servers are separate binaries, which `cargo run` alone does not build.
 bench:
 	scripts/install cc cargo protoc etcd valgrind
 	cargo build --release -p benches

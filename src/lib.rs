@@ -1,18 +1,19 @@
 //! Service discovery for Rust: register, resolve, and balance tonic clients over the live set.
 //!
-//! This crate re-exports the others and parses URLs ([`open`]). Each cargo feature adds one of them and changes nothing else:
+//! This crate re-exports the others and parses URLs ([`open`]). Each Cargo feature adds one part
+//! and changes nothing else:
 //!
 //! | Feature | Adds | Needs |
 //! |---|---|---|
 //! | `memory` | `MemoryBackend`, and `memory:` in URLs | |
-//! | `etcd` | `EtcdBackend`, and `etcd://` in URLs | `protoc` while it is built |
-//! | `etcd-tls` | `etcd`, and TLS to it | `protoc` and a C compiler while it is built |
+//! | `etcd` | `EtcdBackend`, and `etcd://` in URLs | `protoc` at build time |
+//! | `etcd-tls` | `etcd`, with TLS | `protoc` and a C compiler at build time |
 //! | `tonic` | `BalancedChannel` | |
 //! | `server` | `RegisteredServer`, and `tonic` | |
-//! | `metrics` | what the channel counts, through the crate `metrics` | |
-//! | `full` | all of them | `protoc` and a C compiler while it is built |
+//! | `metrics` | channel metrics, through the `metrics` facade | |
+//! | `full` | all of them | `protoc` and a C compiler at build time |
 //!
-//! Who writes a backend depends on the crate `discovery-core`, which has the parts for it.
+//! Authors of backends depend on the crate `discovery-core`, which has what they need.
 #![cfg_attr(all(feature = "memory", feature = "server"), doc = "")]
 #![cfg_attr(all(feature = "memory", feature = "server"), doc = include_str!("../README.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -46,7 +47,8 @@ pub use discovery_tonic::BalancedChannel;
 #[doc(inline)]
 pub use discovery_tonic::server::{self, RegisteredServer};
 
-/// The balanced channel for tonic clients: its settings, policies, and what calls carry.
+/// The balanced channel for tonic clients: its settings, its policies, and its request and response
+/// extensions.
 #[cfg(feature = "tonic")]
 pub mod channel {
     #[doc(inline)]

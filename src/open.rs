@@ -6,12 +6,13 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 ///
 /// | URL | Backend | Feature |
 /// |---|---|---|
-/// | `etcd://user:password@host:2379,host:2379/prefix?ttl=15s` | etcd; members need no port if it is 2379; user, prefix and parameters may be left out | `etcd` |
-/// | `etcd://host/prefix?ca_file=/etc/etcd/ca.pem` | etcd over TLS; `cert_file` and `key_file` are the client's own | `etcd-tls` |
-/// | `memory:` | a registry in this process, a new one with each call | `memory` |
-/// | `fixed://host:80,host:81` | exactly these instances, for every service; it takes no registrations | |
+/// | `etcd://user:password@host:2379,host:2379/prefix?ttl=15s` | etcd; the port defaults to 2379; user, prefix and parameters are optional | `etcd` |
+/// | `etcd://host/prefix?ca_file=/etc/etcd/ca.pem` | etcd over TLS; `cert_file` and `key_file` are for client certificates | `etcd-tls` |
+/// | `memory:` | a registry in this process, a new one for each call | `memory` |
+/// | `fixed://host:80,host:81` | exactly these instances, for every service; it accepts no registrations | |
 ///
-/// Returns at once: a registry that cannot be reached shows in the calls on the backend, which goes on trying.
+/// Returns immediately. If the registry cannot be reached, calls on the backend report that, and
+/// the backend keeps trying.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -26,9 +27,10 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 ///
 /// # Errors
 ///
-/// [`InvalidInput`](ErrorKind::InvalidInput) for a URL that is not allowed, with what is;
-/// [`Unsupported`](ErrorKind::Unsupported) where its scheme, or the TLS that it asks for, is not compiled in, with the cargo feature that is missing;
-/// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime. An error never repeats the URL, which may hold a password.
+/// [`InvalidInput`](ErrorKind::InvalidInput) for an invalid URL, with what is allowed;
+/// [`Unsupported`](ErrorKind::Unsupported) if its scheme, or the TLS that it asks for, is not
+/// compiled in, with the missing Cargo feature; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio
+/// runtime. An error never repeats the URL, which may hold a password.
 pub fn open(url: &str) -> Result<Arc<dyn Backend>, Error> {
     by_scheme(url).map_err(|error| error.with_operation("open"))
 }
@@ -58,7 +60,7 @@ fn etcd(_: &str) -> Result<Arc<dyn Backend>, Error> {
 #[cfg(feature = "memory")]
 fn memory(rest: &str) -> Result<Arc<dyn Backend>, Error> {
     if !matches!(rest, "" | "//") {
-        return Err(invalid("a memory: URL names nothing after its scheme; allowed is memory:"));
+        return Err(invalid("a memory: URL has nothing after its scheme; allowed is memory:"));
     }
     require_runtime()?;
     Ok(Arc::new(discovery_memory::MemoryBackend::new()))
@@ -73,7 +75,8 @@ fn fixed(rest: &str) -> Result<Arc<dyn Backend>, Error> {
     const ALLOWED: &str =
         "a fixed: URL is a list of addresses and nothing else; allowed is fixed://host:port,host:port";
     let list = rest.strip_prefix("//").filter(|list| !list.is_empty()).ok_or_else(|| invalid(ALLOWED))?;
-    // An address is quoted in the error about it, so what could hold a secret must not get there.
+    // An address is quoted in the error about it, so text that could hold a secret is rejected
+    // first.
     if list.contains(['@', '/', '?', '#']) {
         return Err(invalid(ALLOWED));
     }
@@ -83,7 +86,7 @@ fn fixed(rest: &str) -> Result<Arc<dyn Backend>, Error> {
     Ok(Arc::new(FixedResolver::new(instances)))
 }
 
-/// Asked of every scheme, so that code which runs on one of them runs on all.
+/// Required for every scheme, so that code that works with one of them works with all.
 fn require_runtime() -> Result<(), Error> {
     let handle = tokio::runtime::Handle::try_current();
     handle.map(drop).map_err(|_| Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here"))
@@ -93,7 +96,7 @@ fn no_scheme() -> Error {
     Error::new(ErrorKind::InvalidInput, format!("the URL has no scheme; allowed are {SCHEMES}"))
 }
 
-/// Names the scheme only where it is one: `name:password@host` starts like a URL too.
+/// Names the scheme only if it looks like one: `name:password@host` begins like a URL too.
 fn unknown(scheme: &str, rest: &str) -> Error {
     let grammar = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     if !rest.starts_with("//") || scheme.is_empty() || scheme.len() > 32 || !scheme.chars().all(grammar) {
@@ -105,7 +108,7 @@ fn unknown(scheme: &str, rest: &str) -> Error {
 #[cfg(not(all(feature = "etcd", feature = "memory")))]
 fn missing(feature: &'static str) -> Error {
     let message =
-        format!("this program was built without {feature}; enable the cargo feature `{feature}` of `discovery`");
+        format!("this program was built without {feature}; enable the Cargo feature `{feature}` of `discovery`");
     Error::new(ErrorKind::Unsupported, message)
 }
 
@@ -126,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_urls_say_what_is_allowed() {
+    fn an_invalid_url_is_an_error_that_names_what_is_allowed() {
         for (url, expected) in [
             ("", "the URL has no scheme; allowed are etcd://, fixed:// and memory:"),
             ("payments", "the URL has no scheme"),
@@ -147,7 +150,7 @@ mod tests {
             ("fixed://h:1,h:0", "invalid address \"h:0\": the port"),
             ("fixed://h:1,169.254.169.254:80", "link-local addresses are refused"),
         ] {
-            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was accepted"));
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{url:?}: {error}");
             assert!(error.to_string().contains(expected), "{url:?}: {error}");
             assert_eq!(error.operation(), Some("open"), "{url:?}");
@@ -175,7 +178,7 @@ mod tests {
             "etcd://root:hunter2#2@10.1.2.3:2379",
             "etcd:root:hunter2@h:1",
         ] {
-            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was accepted"));
             assert!(!format!("{error} {error:?} {}", error.report()).contains("hunter2"), "{url:?}: {error:?}");
         }
     }
@@ -188,13 +191,13 @@ mod tests {
             cfg!(feature = "etcd").then_some("etcd://127.0.0.1:2379"),
         ];
         for url in compiled_in.into_iter().flatten() {
-            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was taken"));
+            let error = open(url).err().unwrap_or_else(|| panic!("{url:?} was accepted"));
             assert_eq!(error.kind(), ErrorKind::NoRuntime, "{url:?}: {error}");
         }
     }
 
     #[tokio::test]
-    async fn fixed_resolves_its_list_and_takes_no_registration() {
+    async fn fixed_resolves_its_list_and_accepts_no_registration() {
         let backend = open("fixed://10.0.0.2:80,[2001:db8::1]:80").unwrap();
         let set = backend.list(&service()).await.unwrap();
         let addresses: Vec<String> = set.iter().map(|one| one.address().to_string()).collect();
@@ -216,7 +219,7 @@ mod tests {
 
     #[cfg(feature = "memory")]
     #[test]
-    fn memory_takes_nothing_after_its_scheme() {
+    fn a_memory_url_has_nothing_after_its_scheme() {
         let error = open("memory:shared").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("allowed is memory:"), "{error}");
@@ -224,7 +227,7 @@ mod tests {
 
     #[cfg(not(feature = "memory"))]
     #[test]
-    fn a_scheme_left_out_names_its_feature() {
+    fn a_scheme_that_is_not_compiled_in_names_its_feature() {
         let error = open("memory:").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("`memory`"), "{error}");
@@ -232,7 +235,7 @@ mod tests {
 
     #[cfg(feature = "etcd-tls")]
     #[tokio::test]
-    async fn files_of_tls_are_read_at_once() {
+    async fn tls_files_are_read_at_once() {
         let error = open("etcd://etcd.example?ca_file=/nonexistent/ca.pem").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("/nonexistent/ca.pem"), "{error}");
@@ -240,7 +243,7 @@ mod tests {
 
     #[cfg(not(feature = "etcd"))]
     #[test]
-    fn etcd_left_out_names_its_feature() {
+    fn etcd_that_is_not_compiled_in_names_its_feature() {
         let error = open("etcd://127.0.0.1:2379").err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("`etcd`"), "{error}");

@@ -1,4 +1,5 @@
-//! The limit of what a client can cost: the same generated client over nothing but hyper's HTTP/2 connections.
+//! A lower bound for the cost of a client: the same generated client over bare HTTP/2 connections
+//! of hyper.
 
 use std::{
     net::SocketAddr,
@@ -21,24 +22,24 @@ use tower::service_fn;
 
 use crate::{Failure, caller::Transport};
 
-/// One connection, and where its requests say that they go.
+/// One connection and the authority of its requests.
 #[derive(Clone, Debug)]
 pub struct Bare {
-    /// Where requests enter.
+    /// The entrance for requests.
     pub sender: SendRequest<Body>,
     authority: Authority,
 }
 
-/// Connections that take turns, without any look at them.
+/// Connections that take turns, whatever their state.
 #[derive(Clone, Debug)]
 pub struct Turns(Arc<(Vec<Bare>, AtomicUsize)>);
 
 impl Bare {
-    /// Connects and shakes hands.
+    /// Connects to a server and completes the HTTP/2 handshake.
     ///
     /// # Errors
     ///
-    /// Where the server is not there.
+    /// If the server cannot be reached.
     pub async fn connect(address: SocketAddr) -> Result<Self, Failure> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -47,7 +48,8 @@ impl Bare {
         Ok(Self { sender, authority: address.to_string().parse()? })
     }
 
-    /// What every client has to do to a request of generated code before hyper takes it: name origin and user agent.
+    /// Adds what every client has to add to a request of generated code before hyper takes it: the
+    /// origin and the user agent.
     #[must_use]
     pub fn prepare(&self, mut request: Request<Body>) -> Request<Body> {
         let mut parts = std::mem::take(request.uri_mut()).into_parts();
@@ -60,11 +62,11 @@ impl Bare {
 }
 
 impl Turns {
-    /// Connects to all, which take turns from the first on.
+    /// Connects to all addresses. Their turns start with the first.
     ///
     /// # Errors
     ///
-    /// Where a server is not there.
+    /// If a server cannot be reached.
     pub async fn connect(addresses: &[SocketAddr]) -> Result<Self, Failure> {
         let mut connections = Vec::new();
         for address in addresses {
@@ -73,8 +75,8 @@ impl Turns {
         Ok(Self(Arc::new((connections, AtomicUsize::new(0)))))
     }
 
-    /// What a generated client calls over. A function instead of a type: hyper's future has no
-    /// name, and boxing it would cost what is not hyper's.
+    /// Returns the transport of a generated client. This is a function rather than a type because
+    /// hyper's future has no name, and boxing it would add a cost that is not hyper's.
     pub fn transport(self) -> impl Transport {
         service_fn(move |request| {
             let bare = self.next();
@@ -82,7 +84,7 @@ impl Turns {
         })
     }
 
-    /// The connection whose turn it is.
+    /// Returns the connection whose turn it is.
     fn next(&self) -> &Bare {
         let (connections, turn) = &*self.0;
         &connections[turn.fetch_add(1, Ordering::Relaxed) % connections.len()]

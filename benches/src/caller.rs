@@ -1,4 +1,4 @@
-//! Sends the same unary calls over any client, in the same way.
+//! Sends the same unary calls over any client.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use greeter::{GreetReply, GreetRequest, GreeterClient};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, body::Body, client::GrpcService, codegen::StdError};
 
-/// What a generated client takes, in a task of its own too.
+/// A transport that a generated client accepts, in a spawned task too.
 pub trait Transport:
     GrpcService<
         Body,
@@ -41,33 +41,33 @@ pub struct Caller<T> {
 }
 
 impl<T: Transport> Caller<T> {
-    /// A caller over a transport; its calls carry the deadline, if there is one.
+    /// Creates a caller over a transport. Its calls carry the deadline, if there is one.
     pub fn new(transport: T, deadline: Option<Duration>) -> Self {
         Self { client: GreeterClient::new(transport), deadline, patience: None }
     }
 
-    /// Drops each call that is not answered after this time, without telling the server in advance.
-    /// Such a call ends with `CANCELLED`.
+    /// Drops each call that is not answered within this time, without announcing a deadline to the
+    /// server. Such a call ends with `CANCELLED`.
     #[must_use]
     pub fn dropping_after(mut self, patience: Duration) -> Self {
         self.patience = Some(patience);
         self
     }
 
-    /// One call with a payload of 64 bytes, which comes back.
+    /// Makes one call with a payload of 64 bytes, which the server returns.
     ///
     /// # Errors
     ///
-    /// What the call ends with.
+    /// The status with which the call fails.
     pub async fn call(&mut self) -> Result<Response<GreetReply>, Status> {
         self.call_for(Duration::ZERO).await
     }
 
-    /// The same; the server takes so long, in whole milliseconds.
+    /// Makes the same call; the server takes this long, in whole milliseconds.
     ///
     /// # Errors
     ///
-    /// What the call ends with.
+    /// The status with which the call fails.
     pub async fn call_for(&mut self, work: Duration) -> Result<Response<GreetReply>, Status> {
         let delay_ms = work.as_millis().try_into().unwrap_or(u32::MAX);
         let mut request = Request::new(GreetRequest { delay_ms, payload: vec![7; 64], ..GreetRequest::default() });
@@ -76,18 +76,18 @@ impl<T: Transport> Caller<T> {
         }
         match self.patience {
             None => self.client.greet(request).await,
-            // Boxed, so that calls without it are no larger.
+            // Boxed, so that calls without it do not grow.
             Some(patience) => Box::pin(timeout(patience, self.client.greet(request)))
                 .await
                 .unwrap_or_else(|_| Err(Status::cancelled("dropped"))),
         }
     }
 
-    /// One call after the other over one client.
+    /// Makes calls in sequence over one client.
     ///
     /// # Errors
     ///
-    /// What the first failed call ends with.
+    /// The status of the first failed call.
     pub async fn in_sequence(&mut self, operations: usize) -> Result<(), Status> {
         for _ in 0..operations {
             self.call().await?;
@@ -95,11 +95,11 @@ impl<T: Transport> Caller<T> {
         Ok(())
     }
 
-    /// So many calls under way all the time, each over a clone, as handlers of another server write it.
+    /// Keeps this many calls in flight, each over a clone, as the handlers of a server do.
     ///
     /// # Errors
     ///
-    /// What the first failed call ends with.
+    /// The status of the first failed call.
     pub async fn at_once(&self, width: usize, operations: usize) -> Result<(), Status> {
         let start = || {
             let mut caller = self.clone();

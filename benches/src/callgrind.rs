@@ -1,4 +1,4 @@
-//! Counts what a driver does per operation: instructions and allocations, both from one run of callgrind.
+//! Counts instructions and allocations of a driver per operation, both from one run of callgrind.
 
 use std::{
     collections::HashSet,
@@ -9,22 +9,22 @@ use std::{
 
 use crate::Failure;
 
-/// What one operation costs.
+/// The cost of one operation.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "two numbers")]
 pub struct Cost {
-    /// Instructions of the driver's process, outside of the kernel.
+    /// Instructions of the driver's process, without the kernel.
     pub instructions: f64,
     /// Calls to the system's allocator, reallocations included.
     pub allocations: f64,
 }
 
-/// Runs `<driver> <arguments> <operations>` twice and divides the difference, in which start, connecting and warming up cancel
-/// out.
+/// Runs `<driver> <arguments> <operations>` twice and divides the difference, so that start,
+/// connecting and warm-up cancel out.
 ///
 /// # Errors
 ///
-/// Where valgrind is missing or the driver fails.
+/// If valgrind is missing or the driver fails.
 pub fn cost_per_operation(name: &str, arguments: &[String]) -> Result<Cost, Failure> {
     let few = run(name, arguments, FEW)?;
     let many = run(name, arguments, MANY)?;
@@ -39,21 +39,21 @@ pub fn cost_per_operation(name: &str, arguments: &[String]) -> Result<Cost, Fail
     Ok(cost)
 }
 
-/// A binary of this package, next to the running one.
+/// Returns the path of a binary of this package, next to the running one.
 ///
 /// # Errors
 ///
-/// Where it was not built.
+/// If it was not built.
 pub fn driver(name: &str) -> Result<PathBuf, Failure> {
     let path = env::current_exe()?.with_file_name(name);
     if path.exists() { Ok(path) } else { Err(format!("{} is missing: build the whole package", path.display()).into()) }
 }
 
-/// Where tables and profiles are written: `bench` in the target directory.
+/// Returns the folder for tables and profiles: `bench` in the target directory.
 ///
 /// # Errors
 ///
-/// Where it cannot be made.
+/// If it cannot be created.
 pub fn folder() -> Result<PathBuf, Failure> {
     let profile = env::current_exe()?;
     let target = profile.ancestors().nth(2).ok_or("the running binary is in no target directory")?;
@@ -62,20 +62,21 @@ pub fn folder() -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-/// Instructions and allocations of a whole run.
+/// Returns the instructions and allocations of a whole run.
 fn run(name: &str, arguments: &[String], operations: u64) -> Result<(u64, u64), Failure> {
     let output = folder()?.join(format!("{name}-{}-{operations}.callgrind", label(arguments)));
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", "--quiet"]).arg(format!("--callgrind-out-file={}", output.display()));
     command.arg(driver(name)?).args(arguments).arg(operations.to_string());
-    let status = command.stdin(Stdio::null()).status().map_err(|error| format!("valgrind does not start: {error}"))?;
+    let status = command.stdin(Stdio::null()).status().map_err(|error| format!("valgrind did not start: {error}"))?;
     if !status.success() {
         return Err(format!("{command:?} failed: {status}").into());
     }
     parse(&fs::read_to_string(output)?)
 }
 
-/// Reads callgrind's format: `calls=` follows the `cfn=` it counts, and a name is spelled out once, at its first use.
+/// Parses callgrind's format: `calls=` follows the `cfn=` that it counts, and a name is spelled out
+/// only at its first use.
 fn parse(profile: &str) -> Result<(u64, u64), Failure> {
     let mut instructions = 0;
     let mut allocations = 0;
@@ -98,7 +99,7 @@ fn parse(profile: &str) -> Result<(u64, u64), Failure> {
     Ok((instructions, allocations))
 }
 
-/// What tells runs apart: everything but the addresses.
+/// Distinguishes runs by everything but the addresses.
 fn label(arguments: &[String]) -> String {
     arguments.iter().filter(|one| !one.contains(':')).map(String::as_str).collect::<Vec<_>>().join("-")
 }

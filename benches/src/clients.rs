@@ -25,29 +25,29 @@ use tower::{
 
 use crate::Failure;
 
-/// Ours, just built.
+/// Returns our channel, just built.
 ///
 /// # Errors
 ///
-/// Outside of a runtime.
+/// Outside a runtime.
 pub fn ours(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
     Ok(builder(addresses)?.build()?)
 }
 
-/// Ours, with all endpoints connected.
+/// Returns our channel with all endpoints connected.
 ///
 /// # Errors
 ///
-/// Where an endpoint is not ready within ten seconds.
+/// If an endpoint is not ready within ten seconds.
 pub async fn ours_ready(addresses: &[SocketAddr]) -> Result<BalancedChannel, Failure> {
     ours_with(addresses, |builder| builder).await
 }
 
-/// The same, built as `configure` says.
+/// Like [`ours_ready`], built as `configure` specifies.
 ///
 /// # Errors
 ///
-/// Where an endpoint is not ready within ten seconds.
+/// If an endpoint is not ready within ten seconds.
 pub async fn ours_with(
     addresses: &[SocketAddr],
     configure: impl FnOnce(ChannelBuilder) -> ChannelBuilder,
@@ -72,11 +72,12 @@ async fn ready(channel: BalancedChannel, count: usize) -> Result<BalancedChannel
     Ok(channel)
 }
 
-/// Ours over the registry, with so many endpoints connected, built as `configure` says.
+/// Returns our channel over the registry with this many endpoints connected, built as `configure`
+/// specifies.
 ///
 /// # Errors
 ///
-/// Where they are not ready within ten seconds.
+/// If they are not ready within ten seconds.
 pub async fn ours_following(
     backend: &MemoryBackend,
     count: usize,
@@ -86,11 +87,11 @@ pub async fn ours_following(
     ready(configure(builder).build()?, count).await
 }
 
-/// tonic's balanced channel, which is told of the instances in the registry as they come and go.
+/// Returns tonic's balanced channel, which follows the instances in the registry.
 ///
 /// # Errors
 ///
-/// Where the registry cannot be watched.
+/// If the registry cannot be watched.
 pub async fn tonic_following(backend: &MemoryBackend) -> Result<Channel, Failure> {
     let (channel, changes) = Channel::balance_channel::<InstanceId>(1024);
     let mut updates = backend.another_process().watch(&service())?;
@@ -117,32 +118,33 @@ pub async fn tonic_following(backend: &MemoryBackend) -> Result<Channel, Failure
             drop(first.take());
         }
     });
-    // It is told by the drop.
+    // Dropping `first` signals that the set is there.
     let _ = filled.await;
     Ok(channel)
 }
 
-/// The service of all servers.
+/// Returns the service name of all servers.
 #[must_use]
 pub fn service() -> ServiceName {
     "greeter".parse().expect("a service name")
 }
 
-/// tonic's balanced channel.
+/// Returns tonic's balanced channel.
 ///
 /// # Errors
 ///
-/// Where an address makes no URI.
+/// If an address does not make a URI.
 pub fn tonic_balanced(addresses: &[SocketAddr]) -> Result<Channel, Failure> {
     let endpoints: Result<Vec<_>, _> = addresses.iter().map(|address| endpoint(*address)).collect();
     Ok(Channel::balance_list(endpoints?.into_iter()))
 }
 
-/// What a user of tower would write: a balancer over tonic's channels by the peak of their latency, behind a buffer to be cloned.
+/// Returns what a user of tower would write: a balancer over tonic's channels by peak EWMA of their
+/// latency, behind a buffer so that it can be cloned.
 ///
 /// # Errors
 ///
-/// Where a server is not there.
+/// If a server cannot be reached.
 pub async fn tower_ewma(addresses: &[SocketAddr]) -> Result<Buffered, Failure> {
     let mut channels = Vec::new();
     for address in addresses {
@@ -152,11 +154,11 @@ pub async fn tower_ewma(addresses: &[SocketAddr]) -> Result<Buffered, Failure> {
     Ok(Buffer::new(Balance::new(ServiceList::new::<Request<Body>>(channels)), BUFFER))
 }
 
-/// tonic's channel to one server.
+/// Returns tonic's channel to one server.
 ///
 /// # Errors
 ///
-/// Where the server is not there.
+/// If the server cannot be reached.
 pub async fn tonic_single(address: SocketAddr) -> Result<Channel, Failure> {
     Ok(endpoint(address)?.connect().await?)
 }
@@ -171,7 +173,8 @@ fn endpoint(address: SocketAddr) -> Result<Endpoint, Failure> {
     Ok(Endpoint::from_shared(format!("http://{address}"))?)
 }
 
-/// What tower's own example assumes of an endpoint that has not answered yet, and how fast it forgets.
+/// The latency that tower's own example assumes for an endpoint that has not answered yet, and the
+/// time over which it decays.
 const RTT: Duration = Duration::from_millis(30);
 const DECAY: Duration = Duration::from_secs(10);
 const BUFFER: usize = 1024;

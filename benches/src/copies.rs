@@ -1,4 +1,5 @@
-//! What others do with each change of a set: they copy it, or compare it with the former one.
+//! What other libraries do with each change of a set: copy the set, or compare it with the former
+//! one.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -6,7 +7,8 @@ use discovery_core::Instance;
 
 use crate::cpu;
 
-/// The microseconds of processor time for a change where the set, in the order of its ids, is copied for each: the cheapest of copies.
+/// Returns the microseconds of processor time per change if the set, sorted by id, is copied each
+/// time, which is the cheapest way to copy.
 #[must_use]
 pub fn copy(set: &[Arc<Instance>]) -> f64 {
     let mut sorted = set.to_vec();
@@ -15,7 +17,7 @@ pub fn copy(set: &[Arc<Instance>]) -> f64 {
     let start = cpu::process();
     for n in 0..COPIES {
         let mut next = (*published).clone();
-        // One instance takes another's place.
+        // One instance is replaced.
         let one = next.remove(n * STRIDE % next.len());
         let place = next.binary_search_by(|other| other.id().cmp(one.id())).unwrap_or_else(|place| place);
         next.insert(place, Arc::new((*one).clone()));
@@ -24,7 +26,8 @@ pub fn copy(set: &[Arc<Instance>]) -> f64 {
     (cpu::process() - start).as_secs_f64() * 1e6 / COPIES as f64
 }
 
-/// The microseconds of processor time for a change where the whole set is listed for each and compared with the former one.
+/// Returns the microseconds of processor time per change if the whole set is listed each time and
+/// compared with the former one.
 #[must_use]
 pub fn comparison(set: &[Arc<Instance>]) -> f64 {
     let by_id = |set: &[Arc<Instance>]| -> HashMap<String, Arc<Instance>> {
@@ -48,5 +51,5 @@ pub fn comparison(set: &[Arc<Instance>]) -> f64 {
 
 const COPIES: usize = 1_000;
 const COMPARISONS: usize = 100;
-/// Walks over the whole set.
+/// Reaches all parts of the set.
 const STRIDE: usize = 7_919;

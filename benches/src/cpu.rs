@@ -1,4 +1,4 @@
-//! What was computed, whatever else the machine did meanwhile.
+//! Processor time, which does not depend on what else the machine does.
 
 use std::{fs, time::Duration};
 
@@ -9,24 +9,25 @@ use rustix::{
 
 use crate::Failure;
 
-/// The processor time that this process has had, over all its threads, in the kernel too.
+/// Returns the processor time that this process has used, over all its threads, including the
+/// kernel's share.
 #[must_use]
 pub fn process() -> Duration {
     read(ClockId::ProcessCPUTime)
 }
 
-/// The processor time that this thread has had.
+/// Returns the processor time that this thread has used.
 #[must_use]
 pub fn thread() -> Duration {
     read(ClockId::ThreadCPUTime)
 }
 
-/// The processor time that another process has had, over all its threads, in the kernel too; to a
-/// hundredth of a second.
+/// Returns the processor time that another process has used, over all its threads, including the
+/// kernel's share, to a hundredth of a second.
 ///
 /// # Errors
 ///
-/// Where there is no such process.
+/// If there is no such process.
 pub fn of(pid: u32) -> Result<Duration, Failure> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     Ok(Duration::from_secs_f64(
@@ -34,8 +35,8 @@ pub fn of(pid: u32) -> Result<Duration, Failure> {
     ))
 }
 
-/// The ticks in user mode and in the kernel, of a line whose second field, the program's name in
-/// brackets, may hold anything.
+/// Returns the ticks in user mode and in the kernel. The second field of the line, the program's
+/// name in brackets, may contain anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut times = fields.split_ascii_whitespace().skip(11);

@@ -1,44 +1,44 @@
-//! Many services of a few instances each, put into etcd by a raw client and without a lease.
+//! Many services of a few instances each, put into etcd by a raw client without a lease.
 
 use etcd_client::{Client, Txn, TxnOp};
 
 use crate::Failure;
 
-/// The name of a service.
+/// Returns the name of a service.
 #[must_use]
 pub fn service(number: usize) -> String {
     format!("orders-{number}")
 }
 
-/// The keys of a service begin with this.
+/// Returns the prefix of a service's keys.
 #[must_use]
 pub fn range(number: usize) -> String {
     format!("{}/", service(number))
 }
 
-/// Where an instance of a service is reached, which is its id as well.
+/// Returns the address of an instance, which is its id as well.
 #[must_use]
 pub fn address(number: usize, instance: usize) -> String {
     format!("10.{instance}.{}.{}:50051", number >> 8, number & 255)
 }
 
-/// The key of an instance.
+/// Returns the key of an instance.
 #[must_use]
 pub fn key(number: usize, instance: usize) -> String {
     format!("{}{}", range(number), address(number, instance))
 }
 
-/// Its value, as etcd's own Go client writes it.
+/// Returns the value of an instance, as etcd's own Go client writes it.
 #[must_use]
 pub fn value(number: usize, instance: usize) -> String {
     format!(r#"{{"Op":0,"Addr":"{}","Metadata":null}}"#, address(number, instance))
 }
 
-/// Puts [`INSTANCES`] of each of the first so many services.
+/// Puts [`INSTANCES`] instances of each of the first `services` services.
 ///
 /// # Errors
 ///
-/// Where etcd does not answer, or refuses.
+/// If etcd does not answer or refuses.
 pub async fn put(members: &[String], services: usize) -> Result<(), Failure> {
     let client = Client::connect(members, None).await?;
     let all = (0..services).flat_map(|number| (0..INSTANCES).map(move |instance| (number, instance)));
@@ -50,7 +50,7 @@ pub async fn put(members: &[String], services: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What each service has.
+/// The number of instances per service.
 pub const INSTANCES: usize = 3;
-/// The most that etcd takes in one step.
+/// The most writes that etcd takes in one transaction.
 const AT_ONCE: usize = 128;

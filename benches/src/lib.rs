@@ -1,8 +1,9 @@
 //! The benchmarks of discovery, with their peers in the same run.
 //!
-//! `make bench` runs the `benches` binary, which starts [servers](servers::Servers) in a process of their own, counts the
-//! instructions of small drivers (`src/bin`) with [callgrind], and prints one [table]. Only what holds on any machine is
-//! judged: ratios of counts, of processor times and of times in turns, and lost or slow calls.
+//! `make bench` runs the `benches` binary, which starts [servers](servers::Servers) in a separate
+//! process, counts the instructions of small drivers (`src/bin`) with [callgrind], and prints one
+//! [table]. Only what holds on any machine is judged: ratios of counts, of processor times and of
+//! alternating times, and lost or slow calls.
 
 pub mod arrivals;
 pub mod bare;
@@ -23,5 +24,5 @@ pub mod servers;
 pub mod table;
 pub mod traffic;
 
-/// What ends a benchmark early.
+/// The error that ends a benchmark early.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,4 +1,4 @@
-//! Calls at a steady rate, whatever becomes of those before.
+//! Calls at a steady rate, independent of how earlier calls fare.
 
 use std::{future::Future, pin::pin, time::Duration};
 
@@ -8,27 +8,27 @@ use tonic::Code;
 
 use crate::caller::{Caller, Transport};
 
-/// One call that ended.
+/// One call that has ended.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "three measurements")]
 pub struct Ended {
     /// When it was due, since the load began.
     pub due: Duration,
-    /// How long it took since then, so that what delays its start counts too.
+    /// How long it took from then on, so that a delayed start counts too.
     pub took: Duration,
-    /// The name of the server that answered, or how it failed.
+    /// The name of the server that answered, or the code with which it failed.
     pub result: Result<String, Code>,
 }
 
 impl Ended {
-    /// Whether it failed.
+    /// Returns whether it failed.
     pub fn failed(&self) -> bool {
         self.result.is_err()
     }
 }
 
-/// Calls `rate` times a second until `course` ends, each over a clone and with its own `work` at the server. Returns all calls, once
-/// the last one has ended, and what the course ended with.
+/// Calls `rate` times a second until `course` ends, each call over a clone and with its own `work`
+/// at the server. Returns all calls, once the last one has ended, and the result of the course.
 pub async fn steady<T: Transport, R>(
     caller: &Caller<T>,
     rate: u32,

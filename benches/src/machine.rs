@@ -1,4 +1,4 @@
-//! What the numbers were measured on, and what the drivers need of it.
+//! The machine of a measurement, and what the drivers need from it.
 
 use std::{fs, process::Command, thread::available_parallelism};
 
@@ -6,7 +6,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Failure;
 
-/// Processor, kernel and tools, in one line.
+/// Returns the processor, kernel and tools in one line.
 #[must_use]
 pub fn describe() -> String {
     let processor = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
@@ -19,11 +19,11 @@ pub fn describe() -> String {
     format!("{processor}, {cores} cores; {}", tools.join("; "))
 }
 
-/// Lets this process have as many files open as it may, for thousands of connections.
+/// Raises this process's limit of open files to the maximum, for thousands of connections.
 ///
 /// # Errors
 ///
-/// Where the system refuses.
+/// If the system refuses.
 pub fn allow_files() -> Result<(), Failure> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     Ok(setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)

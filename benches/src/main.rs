@@ -1,5 +1,6 @@
-//! `benches [<figure>]...`: measures these figures, such as F1 or L3, or all of them, prints the table and writes it to
-//! `bench/table.md` in the target directory. Fails where a target is missed.
+//! `benches [<figure>]...`: measures these figures, such as F1 or L3, or all of them, prints the
+//! table and writes it to `bench/table.md` in the target directory. Exits with an error if a target
+//! is missed.
 
 use std::{fs, process::ExitCode};
 

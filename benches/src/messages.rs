@@ -1,5 +1,5 @@
-//! Many messages on one stream, as fast as they go. The greeter's own wait for a timer in between,
-//! which takes a millisecond for each.
+//! Many messages on one stream as fast as possible. The greeter's own messages wait for a timer,
+//! which takes a millisecond each.
 
 use std::{
     convert::Infallible,
@@ -18,7 +18,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// The `GreetMany` of a server of this name.
+/// The `GreetMany` method of a server with this name.
 #[derive(Clone, Debug)]
 pub struct Messages(String);
 
@@ -26,7 +26,7 @@ impl Messages {
     /// The path of the calls that it answers.
     pub const PATH: &str = "/greeter.v1.Greeter/GreetMany";
 
-    /// The messages of a server.
+    /// Creates the method of a server.
     #[must_use]
     pub fn new(server: &str) -> Self {
         Self(server.to_owned())
@@ -36,7 +36,7 @@ impl Messages {
     ///
     /// # Errors
     ///
-    /// Never: what is wrong with a call is in its answer.
+    /// Never: an invalid call is reported in its answer.
     pub async fn answer(self, request: http::Request<Body>) -> Result<http::Response<Body>, Infallible> {
         Ok(Grpc::new(ProstCodec::default()).server_streaming(self, request).await)
     }

@@ -1,4 +1,4 @@
-//! What an etcd counts itself, read at its client URL.
+//! The metrics of an etcd, read at its client URL.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -7,7 +7,7 @@ use tokio::{
 
 use crate::Failure;
 
-/// All metrics of a member, at one moment.
+/// All metrics of a member at one moment.
 #[derive(Clone, Debug)]
 pub struct Metrics(String);
 
@@ -15,22 +15,22 @@ pub struct Metrics(String);
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Method {
-    /// The stream on which leases are kept alive.
+    /// A stream on which leases are kept alive.
     LeaseKeepAlive,
     /// A read of one key or many.
     Range,
-    /// Reads and writes in one step.
+    /// A transaction.
     Txn,
     /// A stream of watches.
     Watch,
 }
 
 impl Metrics {
-    /// Asks the member at this address.
+    /// Reads the metrics of the member at this address.
     ///
     /// # Errors
     ///
-    /// Where it does not answer.
+    /// If it does not answer.
     pub async fn read(address: &str) -> Result<Self, Failure> {
         let mut stream = TcpStream::connect(address).await?;
         stream.write_all(format!("GET /metrics HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
@@ -38,31 +38,31 @@ impl Metrics {
         stream.read_to_string(&mut answer).await?;
         let status = answer.lines().next().unwrap_or_default();
         if !status.contains(" 200 ") {
-            return Err(format!("etcd does not tell its metrics: {status}").into());
+            return Err(format!("etcd did not return its metrics: {status}").into());
         }
         Ok(Self(answer))
     }
 
-    /// How often a method was called since the member started, and how many of its streams were
-    /// opened.
+    /// Returns how many calls of a method, or streams if it opens those, have begun since the
+    /// member started.
     #[must_use]
     pub fn started(&self, method: Method) -> f64 {
         self.sum("grpc_server_started_total", method.labels())
     }
 
-    /// The streams of a method that are open.
+    /// Returns how many streams of a method are open.
     #[must_use]
     pub fn open(&self, method: Method) -> f64 {
         self.started(method) - self.sum("grpc_server_handled_total", method.labels())
     }
 
-    /// The reads of the store, whatever asked for them.
+    /// Returns the reads of the store, whatever caused them.
     #[must_use]
     pub fn reads(&self) -> f64 {
         self.sum("etcd_mvcc_range_total", "")
     }
 
-    /// Over all series of a name that have these labels.
+    /// Sums all series of a name that have these labels.
     fn sum(&self, name: &str, labels: &str) -> f64 {
         let value = |line: &str| {
             let series = line.strip_prefix(name)?;
@@ -74,7 +74,7 @@ impl Metrics {
 }
 
 impl Method {
-    /// In the order in which metrics have them.
+    /// Returns the labels as the metrics list them.
     fn labels(self) -> &'static str {
         match self {
             Self::LeaseKeepAlive => r#"grpc_method="LeaseKeepAlive",grpc_service="etcdserverpb.Lease""#,

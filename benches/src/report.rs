@@ -1,4 +1,4 @@
-//! What a driver measured, from its output to the table: a name and a number on each line.
+//! The output of a driver on its way to the table: a name and a number per line.
 
 use std::{
     collections::HashMap,
@@ -7,16 +7,16 @@ use std::{
 
 use crate::{Failure, callgrind::driver};
 
-/// Numbers by their names.
+/// Numbers by name.
 #[derive(Clone, Debug)]
 pub struct Report(HashMap<String, f64>);
 
 impl Report {
-    /// Runs a driver to its end and takes what it prints.
+    /// Runs a driver to its end and reads what it prints.
     ///
     /// # Errors
     ///
-    /// Where it is missing, fails, or prints anything else.
+    /// If it is missing, fails, or prints anything else.
     pub fn of(name: &str, arguments: &[String]) -> Result<Self, Failure> {
         let mut command = Command::new(driver(name)?);
         let output = command.args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
@@ -33,12 +33,12 @@ impl Report {
         Ok(Self(numbers))
     }
 
-    /// The number of this name.
+    /// Returns the number with this name.
     ///
     /// # Errors
     ///
-    /// Where there is none.
+    /// If there is none.
     pub fn number(&self, name: &str) -> Result<f64, Failure> {
-        self.0.get(name).copied().ok_or_else(|| format!("the driver did not say: {name}").into())
+        self.0.get(name).copied().ok_or_else(|| format!("the driver did not report {name}").into())
     }
 }

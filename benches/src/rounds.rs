@@ -1,25 +1,25 @@
-//! What many short rounds say together, on a machine that does other things meanwhile.
+//! Statistics of many short rounds, on a machine that also does other things.
 
 use crate::Failure;
 
-/// The middle of many numbers, and how far they spread around it.
+/// The median of many numbers and their spread around it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[expect(clippy::exhaustive_structs, reason = "three numbers")]
 pub struct Quartiles {
-    /// A quarter is less.
+    /// A quarter of the numbers is less.
     pub first: f64,
-    /// Half is less.
+    /// Half of the numbers is less.
     pub median: f64,
-    /// A quarter is more.
+    /// A quarter of the numbers is more.
     pub third: f64,
 }
 
 impl Quartiles {
-    /// Those of some numbers.
+    /// Returns the quartiles of some numbers.
     ///
     /// # Errors
     ///
-    /// Where there are none.
+    /// If there are none.
     pub fn of(numbers: impl IntoIterator<Item = f64>) -> Result<Self, Failure> {
         let mut numbers: Vec<f64> = numbers.into_iter().collect();
         numbers.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! Servers in a process of their own, so that nothing of them is counted with a client.
+//! Servers in a separate process, so that none of their work is counted with a client.
 
 use std::{
     fmt,
@@ -20,21 +20,21 @@ pub enum Kind {
     Failing(Code),
     /// Answers.
     Greeter,
-    /// Shakes hands, takes calls and never answers one.
+    /// Completes handshakes, accepts calls and never answers one.
     Hung,
-    /// Answers after five seconds more, and says nothing before.
+    /// Answers five seconds later and sends nothing before.
     Late,
-    /// Answers, and allows so many streams at once on a connection.
+    /// Answers, and allows this many concurrent streams per connection.
     Limited(u32),
     /// Refuses connections.
     Refusing,
-    /// Accepts connections and never says a word.
+    /// Accepts connections and never sends anything.
     Silent,
-    /// Answers after two seconds more.
+    /// Answers two seconds later.
     Slow,
 }
 
-/// A process of the `servers` binary; it ends with this value.
+/// A process of the `servers` binary; it ends when this value is dropped.
 #[derive(Debug)]
 pub struct Servers {
     child: Child,
@@ -42,11 +42,11 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts one server of each kind and waits until all have their addresses.
+    /// Starts one server of each kind and waits until all have addresses.
     ///
     /// # Errors
     ///
-    /// Where the binary is missing or ends before it has named all addresses.
+    /// If the binary is missing or ends before it has printed all addresses.
     pub fn start(kinds: &[Kind]) -> Result<Self, Failure> {
         let mut command = Command::new(driver("servers")?);
         command.args(kinds.iter().map(Kind::to_string));
@@ -57,31 +57,31 @@ impl Servers {
             servers.addresses.push(line?.parse()?);
         }
         if servers.addresses.len() < kinds.len() {
-            return Err("the servers ended before they had all addresses".into());
+            return Err("the servers ended before they printed all addresses".into());
         }
         Ok(servers)
     }
 
-    /// Where they listen, in the order of their kinds.
+    /// Returns where they listen, one address per kind.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Makes a server another kind, for the calls that come from now on. Those that refuse or are silent stay so, and no other
-    /// becomes one of them; limits stay too.
+    /// Changes the kind of a server for later calls. Servers that refuse or are silent stay so, and
+    /// no other server can become one of them; stream limits stay too.
     ///
     /// # Errors
     ///
-    /// Where the process has ended.
+    /// If the process has ended.
     pub fn turn(&mut self, number: usize, kind: Kind) -> Result<(), Failure> {
-        let orders = self.child.stdin.as_mut().ok_or("the servers take no orders")?;
+        let orders = self.child.stdin.as_mut().ok_or("the servers have no input")?;
         Ok(writeln!(orders, "{number} {kind}")?)
     }
 }
 
 impl Drop for Servers {
     fn drop(&mut self) {
-        // Whoever has ended by itself needs no end.
+        // Killing a process that has already ended fails, which does not matter.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! The one table: figure, ours, peer, ratio, target, verdict.
+//! The table of results: figure, ours, peer, ratio, target, verdict.
 
 use std::fmt;
 
@@ -19,18 +19,18 @@ pub struct Row {
     target: Target,
 }
 
-/// What a figure has to reach.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 enum Target {
-    /// Ours is at least this part of the peer.
+    /// Ours is at least this fraction of the peer's.
     Least(f64),
-    /// Ours is at most so much more than the peer.
+    /// Ours is at most this much more than the peer's.
     More(f64),
     /// Ours is at most this.
     Most(f64),
-    /// Nothing: it is printed alone.
+    /// None: the figure is only printed.
     Printed,
-    /// Ours is at most this part of the peer.
+    /// Ours is at most this fraction of the peer's.
     Ratio(f64),
 }
 
@@ -40,7 +40,7 @@ impl Table {
         self.0.extend(rows);
     }
 
-    /// Whether any row missed its target.
+    /// Returns whether any row missed its target.
     #[must_use]
     pub fn missed(&self) -> bool {
         self.0.iter().any(Row::missed)
@@ -48,48 +48,48 @@ impl Table {
 }
 
 impl Row {
-    /// A figure that is printed without being judged, until a target is set.
+    /// Creates a figure that is only printed, until a target is set.
     pub fn new(figure: &'static str, what: impl Into<String>, ours: f64) -> Self {
         Self { figure, what: what.into(), ours, peer: None, rounds: None, target: Target::Printed }
     }
 
-    /// What the peer of this name needs.
+    /// Sets the number of the peer with this name.
     #[must_use]
     pub fn against(mut self, peer: &'static str, value: f64) -> Self {
         self.peer = Some((peer, value));
         self
     }
 
-    /// The ratios to the peer of many rounds, whose median is judged in place of the ratio of the
-    /// two numbers.
+    /// Sets the quartiles of the ratios to the peer over many rounds. Their median is judged
+    /// instead of the ratio of the two numbers.
     #[must_use]
     pub fn rounds(mut self, ratios: Quartiles) -> Self {
         self.rounds = Some(ratios);
         self
     }
 
-    /// Ours has to be at least this part of the peer.
+    /// Sets the target: ours is at least this fraction of the peer's.
     #[must_use]
     pub fn least(mut self, limit: f64) -> Self {
         self.target = Target::Least(limit);
         self
     }
 
-    /// Ours has to be at most this part of the peer.
+    /// Sets the target: ours is at most this fraction of the peer's.
     #[must_use]
     pub fn ratio(mut self, limit: f64) -> Self {
         self.target = Target::Ratio(limit);
         self
     }
 
-    /// Ours has to be at most this.
+    /// Sets the target: ours is at most this.
     #[must_use]
     pub fn most(mut self, limit: f64) -> Self {
         self.target = Target::Most(limit);
         self
     }
 
-    /// Ours has to be at most so much more than the peer.
+    /// Sets the target: ours is at most this much more than the peer's.
     #[must_use]
     pub fn more(mut self, limit: f64) -> Self {
         self.target = Target::More(limit);
@@ -101,7 +101,7 @@ impl Row {
         self.rounds.map(|ratios| ratios.median).or(ratio)
     }
 
-    /// A ratio or difference without a peer is not reached.
+    /// A ratio or difference without a peer counts as missed.
     fn missed(&self) -> bool {
         match self.target {
             Target::Least(limit) => self.ratio_of().is_none_or(|ratio| ratio < limit),
@@ -151,7 +151,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// Whole numbers in groups of three; small ones with one decimal where they have any.
+/// Formats whole numbers in groups of three; small ones with one decimal if they have any.
 fn number(value: f64) -> String {
     if value < 1_000.0 {
         return format!("{value:.1}").trim_end_matches(".0").to_owned();
@@ -161,7 +161,7 @@ fn number(value: f64) -> String {
     groups.join(",")
 }
 
-/// A difference of two numbers with one decimal.
+/// Allows for rounding in a difference of two numbers with one decimal.
 const ROUNDING: f64 = 1e-6;
 
 #[cfg(test)]

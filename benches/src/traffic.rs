@@ -1,4 +1,4 @@
-//! Calls beyond a small one after the other, over any client, in the same way.
+//! Shapes of traffic other than small calls in sequence, over any client.
 
 use std::{
     sync::{
@@ -15,17 +15,17 @@ use tonic::Status;
 
 use crate::{Failure, caller::Transport};
 
-/// So many callers, each of which calls again at once, until so many calls were made.
+/// A number of callers, each of which calls again at once, until a total number of calls was made.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "a row of the table of shapes")]
 pub struct Shape {
-    /// What tells it apart, after what is counted.
+    /// Its name in the table, after the unit.
     pub name: &'static str,
-    /// Each is a task with a clone of the same transport.
+    /// The number of callers; each is a task with a clone of the same transport.
     pub callers: u32,
-    /// The calls of all together.
+    /// The number of calls of all callers together.
     pub calls: u32,
-    /// What each is.
+    /// The kind of call.
     pub call: Call,
 }
 
@@ -33,29 +33,29 @@ pub struct Shape {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Call {
-    /// 4 MiB, which come back.
+    /// A call with 4 MiB, which the server returns.
     Large,
-    /// So many small messages of the server.
+    /// A call for this many small messages from the server.
     Messages(u32),
-    /// 64 bytes, which come back.
+    /// A call with 64 bytes, which the server returns.
     Small,
-    /// 4 MiB in 64 messages to the server.
+    /// A call that sends 4 MiB to the server in 64 messages.
     Upload,
 }
 
-/// What calls of a shape took.
+/// The measurements of one run of a shape.
 #[derive(Clone, Copy, Debug)]
 #[expect(clippy::exhaustive_structs, reason = "three measurements")]
 pub struct Piece {
-    /// What was done in a second, as [`Call::unit`] counts it.
+    /// Units per second, as counted by [`Call::unit`].
     pub rate: f64,
-    /// The microseconds within which half of the calls ended.
+    /// The median duration of a call in microseconds.
     pub p50: f64,
-    /// Those within which 99 of 100 did.
+    /// The 99th percentile of the duration of a call in microseconds.
     pub p99: f64,
 }
 
-/// A number of a piece, and its name.
+/// A measurement of a piece and its name.
 pub type Measure = (&'static str, fn(&Piece) -> f64);
 
 impl Shape {
@@ -63,7 +63,7 @@ impl Shape {
     ///
     /// # Errors
     ///
-    /// What the first failed call ends with.
+    /// The status of the first failed call.
     pub async fn run<T: Transport>(self, transport: T) -> Result<Piece, Failure> {
         let Self { calls, call, .. } = self;
         let started = Arc::new(AtomicU32::new(0));
@@ -94,7 +94,7 @@ impl Shape {
 }
 
 impl Call {
-    /// What is counted.
+    /// Returns the unit in which calls are counted.
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
@@ -104,13 +104,13 @@ impl Call {
         }
     }
 
-    /// What a piece says: the rate alone, where its calls are few.
+    /// Returns what to report of a piece: only the rate if its calls are few.
     #[must_use]
     pub fn measures(self) -> &'static [Measure] {
         if self == Self::Small { &MEASURES } else { &MEASURES[..1] }
     }
 
-    /// How much of its unit a call is.
+    /// Returns how many units a call is.
     fn units(self) -> f64 {
         match self {
             Self::Large | Self::Upload => 4.0,
@@ -145,7 +145,7 @@ fn micros(time: &Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-/// All of them. A piece takes a quarter of a second or so.
+/// All shapes. One run of a shape takes about a quarter of a second.
 pub const SHAPES: [Shape; 6] = [
     Shape { name: "64 callers", callers: 64, calls: 15_000, call: Call::Small },
     Shape { name: "256 callers", callers: 256, calls: 15_000, call: Call::Small },
@@ -154,6 +154,6 @@ pub const SHAPES: [Shape; 6] = [
     Shape { name: "100000 over 50 streams", callers: 50, calls: 500, call: Call::Messages(2_000) },
     Shape { name: "uploads of 64 times 64 KiB, 8 callers", callers: 8, calls: 64, call: Call::Upload },
 ];
-/// What clients and servers decode: 4 MiB and what surrounds them.
+/// The decoding limit of clients and servers: 4 MiB plus framing.
 pub const DECODED: usize = 5 << 20;
 const MEASURES: [Measure; 3] = [("rate", |piece| piece.rate), ("p50", |piece| piece.p50), ("p99", |piece| piece.p99)];

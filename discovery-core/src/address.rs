@@ -10,17 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, name::excerpt};
 
-/// Where an instance listens: a host and a port.
+/// The address at which an instance listens: a host and a port.
 ///
-/// Written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`. The registry is
-/// not trusted, so what could lead a client astray is refused: the port 0, unspecified, multicast,
-/// broadcast and link-local addresses (among them 169.254.169.254, where clouds keep their
-/// machines' credentials, in the usual spellings of IPv6 too), zone ids, schemes, paths, user info
-/// and socket files. Loopback and private addresses are allowed. A DNS name is resolved by whoever
-/// connects; this type does not check what it resolves to. It may end in a dot, which keeps
-/// resolvers from appending their search domains, as in
-/// `etcd-0.etcd.default.svc.cluster.local.:2379`. The dot is part of the address, and of no
-/// [name](Self::without_trailing_dot).
+/// An address is written `10.0.7.4:50051`, `[2001:db8::7]:50051` or `payments-7.internal:50051`.
+///
+/// The registry is not trusted, so whatever could lead a client astray is refused: port 0;
+/// unspecified, multicast, broadcast and link-local addresses, including 169.254.169.254, where
+/// clouds serve the credentials of their machines, also in the usual IPv6 spellings; zone ids,
+/// schemes, paths, user info and socket files. Loopback and private addresses are allowed.
+///
+/// A DNS name is resolved when a client connects; this type does not check what it resolves to. The
+/// name may end in a dot, which keeps resolvers from appending their search domains, as in
+/// `etcd-0.etcd.default.svc.cluster.local.:2379`. The dot is part of the address;
+/// [`without_trailing_dot`](Self::without_trailing_dot) removes it.
 ///
 /// ```
 /// use discovery_core::{Address, Host};
@@ -44,24 +46,24 @@ pub struct Address {
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[expect(clippy::exhaustive_enums, reason = "an address has a number or a name; a connector must handle both")]
 pub enum Host {
-    /// A DNS name of at most 253 bytes, in lower case; a dot at its end is not counted.
+    /// A DNS name in lower case, of at most 253 bytes not counting a trailing dot.
     Dns(Arc<str>),
     /// An IPv4 or IPv6 address.
     Ip(IpAddr),
 }
 
 impl Address {
-    /// The host.
+    /// Returns the host.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The port, never 0.
+    /// Returns the port, which is never 0.
     pub fn port(&self) -> u16 {
         self.port.get()
     }
 
-    /// The address as a socket address, unless the host is a DNS name.
+    /// Returns the address as a socket address, or `None` if the host is a DNS name.
     pub fn socket_addr(&self) -> Option<SocketAddr> {
         match self.host {
             Host::Dns(_) => None,
@@ -69,14 +71,17 @@ impl Address {
         }
     }
 
-    /// The address without the dot that may end a DNS name: what certificates, ids and HTTP's
-    /// `:authority` name.
+    /// Returns the address without the dot at the end of a DNS name, as certificates, ids and
+    /// HTTP's `:authority` spell it.
     ///
     /// ```
     /// use discovery_core::Address;
     ///
     /// let address: Address = "payments.default.svc.cluster.local.:50051".parse()?;
-    /// assert_eq!(address.without_trailing_dot().to_string(), "payments.default.svc.cluster.local:50051");
+    /// assert_eq!(
+    ///     address.without_trailing_dot().to_string(),
+    ///     "payments.default.svc.cluster.local:50051",
+    /// );
     /// # Ok::<(), discovery_core::Error>(())
     /// ```
     #[must_use]
@@ -106,8 +111,8 @@ impl TryFrom<SocketAddr> for Address {
 
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`] for the port 0 and for the ranges named above, for example when a server bound to
-    /// `0.0.0.0` offers the address that it listens on instead of one that others can reach.
+    /// [`ErrorKind::InvalidInput`] for port 0 and for the ranges that [`Address`] refuses. A server
+    /// bound to `0.0.0.0`, for example, must not offer that address but one that others can reach.
     fn try_from(address: SocketAddr) -> Result<Self, Error> {
         let port = NonZeroU16::new(address.port()).ok_or(Problem::Port);
         let host = check_range(address.ip()).map(Host::Ip);
@@ -154,11 +159,11 @@ enum Problem {
     Port,
     #[error("the host is empty")]
     NoHost,
-    #[error("it begins with a scheme; the scheme is the client's to choose")]
+    #[error("it begins with a scheme, which is chosen by the client")]
     Scheme,
     #[error("the host is neither an IP address nor a DNS name")]
     Host,
-    #[error("an IPv6 address stands in brackets, without a zone")]
+    #[error("an IPv6 address must be in brackets and without a zone")]
     Brackets,
     #[error("{0} addresses are refused")]
     Range(&'static str),
@@ -193,7 +198,7 @@ fn parse(text: &str) -> Result<Address, Problem> {
             (parse_host(host)?, port)
         }
     };
-    // `parse` alone would take "+80".
+    // `parse` alone would accept "+80".
     let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
     let port = if digits { port.parse().ok() } else { None };
     Ok(Address { host, port: port.ok_or(Problem::Port)? })
@@ -213,8 +218,8 @@ fn parse_host(host: &str) -> Result<Host, Problem> {
         let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
         (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
     };
-    // A last label that is a number would be read as an IPv4 address in one of its old spellings ("127.1", "0x7f.1", "2130706433")
-    // by the system's resolver, past the check of its range.
+    // The system's resolver would read a numeric last label as an IPv4 address in one of its old
+    // spellings ("127.1", "0x7f.1", "2130706433"), which bypasses the check of the range.
     let is_number = |label: &str| {
         let hex = label.strip_prefix("0x").or_else(|| label.strip_prefix("0X"));
         label.bytes().all(|byte| byte.is_ascii_digit())
@@ -228,7 +233,8 @@ fn parse_host(host: &str) -> Result<Host, Problem> {
     Ok(Host::Dns(host.to_ascii_lowercase().into()))
 }
 
-/// Refuses what no instance can be reached at, and what a registry's writer could point clients to.
+/// Refuses ranges in which no instance can be reached, and to which whoever writes to the registry
+/// could misdirect clients.
 fn check_range(ip: IpAddr) -> Result<IpAddr, Problem> {
     let refused = match embedded(ip).unwrap_or(ip) {
         ip if ip.is_unspecified() => Some("unspecified"),
@@ -241,12 +247,13 @@ fn check_range(ip: IpAddr) -> Result<IpAddr, Problem> {
     refused.map_or(Ok(ip), |range| Err(Problem::Range(range)))
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped or compatible (RFC 4291), translated (RFC 2765), through NAT64 with one
-/// of its usual prefixes (RFC 6052, RFC 8215) or 6to4 (RFC 3056). Other prefixes are a network's own secret.
+/// Returns the IPv4 address to which an IPv6 address leads: IPv4-mapped or compatible (RFC 4291),
+/// translated (RFC 2765), through NAT64 with one of its standard prefixes (RFC 6052, RFC 8215), or
+/// 6to4 (RFC 3056). Other NAT64 prefixes are known only to their network.
 fn embedded(ip: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(ip) = ip else { return None };
     let (high, low) = match ip.segments() {
-        // The unspecified address and the loopback address are no IPv4 addresses.
+        // The unspecified and the loopback address embed no IPv4 address.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => return None,
         [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
@@ -258,7 +265,7 @@ fn embedded(ip: IpAddr) -> Option<IpAddr> {
 }
 
 const MAX_HOST_BYTES: usize = 253;
-/// A host, a dot, a colon and a port.
+/// The longest host, a trailing dot, a colon and five digits.
 const MAX_BYTES: usize = MAX_HOST_BYTES + 7;
 
 #[cfg(test)]
@@ -290,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_addresses_say_what_is_wrong_and_what_is_allowed() {
+    fn an_invalid_address_is_an_error_that_names_what_is_allowed() {
         for (text, problem) in [
             ("", "no port"),
             ("host", "no port"),
@@ -346,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trailing_dot_is_part_of_the_address_and_of_no_name() {
+    fn a_trailing_dot_is_part_of_the_address_and_can_be_removed() {
         let (rooted, plain): (Address, Address) = ("h.example.:80".parse().unwrap(), "h.example:80".parse().unwrap());
         assert!(rooted != plain && matches!(rooted.host(), Host::Dns(name) if &**name == "h.example."));
         assert_eq!(rooted.without_trailing_dot(), plain);

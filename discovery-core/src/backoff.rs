@@ -2,17 +2,18 @@ use std::time::Duration;
 
 use crate::{Error, ErrorKind};
 
-/// How long to wait between attempts: doubling up to a maximum, with full jitter.
+/// The delays between attempts: exponential up to a maximum, with full jitter.
 ///
-/// The wait before attempt *n* is uniform between 0 and `min(max, min × 2ⁿ)`, the "full jitter" of Brooker, *Exponential
-/// Backoff and Jitter*, AWS Architecture Blog 2015. The default is 100 ms to 10 s.
+/// The delay before attempt *n* is uniform between 0 and `min(max, min × 2ⁿ)`. This is the "full
+/// jitter" of Brooker, *Exponential Backoff and Jitter*, AWS Architecture Blog 2015. The default is
+/// 100 ms to 10 s.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Backoff {
     min: Duration,
     max: Duration,
 }
 
-/// The waits of one run of failures.
+/// The delays of one series of failures.
 #[derive(Clone, Debug)]
 pub struct Delays {
     backoff: Backoff,
@@ -20,7 +21,7 @@ pub struct Delays {
 }
 
 impl Backoff {
-    /// A backoff whose first wait is at most `min`, and any wait at most `max`.
+    /// Creates a backoff whose first delay is at most `min`, and every delay at most `max`.
     ///
     /// # Errors
     ///
@@ -35,28 +36,28 @@ impl Backoff {
         Ok(Self { min, max })
     }
 
-    /// The same backoff with no wait above `max`, unless the first one is longer than that.
+    /// Lowers the maximum to `max`, but not below [`min`](Self::min).
     #[must_use]
     pub fn at_most(self, max: Duration) -> Self {
         Self { min: self.min, max: self.max.min(max).max(self.min) }
     }
 
-    /// The longest first wait.
+    /// Returns the upper bound of the first delay.
     pub fn min(self) -> Duration {
         self.min
     }
 
-    /// The longest wait of all.
+    /// Returns the upper bound of all delays.
     pub fn max(self) -> Duration {
         self.max
     }
 
-    /// The waits of a new run of failures.
+    /// Returns the delays of a new series of failures.
     pub fn delays(self) -> Delays {
         Delays { backoff: self, attempt: 0 }
     }
 
-    /// The bound of the wait after `attempt` failures before this one.
+    /// The upper bound of the delay that follows `attempt` earlier failures.
     fn bound(self, attempt: u32) -> Duration {
         let factor = 1u32.checked_shl(attempt).unwrap_or(u32::MAX);
         self.min.saturating_mul(factor).min(self.max)
@@ -70,14 +71,14 @@ impl Default for Backoff {
 }
 
 impl Delays {
-    /// The wait before the next attempt.
+    /// Returns the delay before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
         let bound = self.backoff.bound(self.attempt);
         self.attempt = self.attempt.saturating_add(1);
         bound.mul_f64(fastrand::f64())
     }
 
-    /// Starts again from the shortest wait, after a success that lasted.
+    /// Starts over at the shortest delay, for use after a success that lasted.
     pub fn reset(&mut self) {
         self.attempt = 0;
     }
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lower_maximum_leaves_the_first_wait() {
+    fn a_lower_maximum_keeps_the_first_delay() {
         let second = Duration::from_secs(1);
         let bounds = |backoff: Backoff| [0, 9].map(|attempt| backoff.bound(attempt).as_millis());
         assert_eq!(bounds(Backoff::default().at_most(second)), [100, 1000]);
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_bounds_are_refused() {
+    fn invalid_bounds_are_refused() {
         for (min, max) in [(0, 1), (2, 1), (1, 3_600_001)] {
             let error = Backoff::new(Duration::from_millis(min), Duration::from_millis(max)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -116,7 +117,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_wait_passes_its_bound(failures in 0u32..80) {
+        fn no_delay_exceeds_its_bound(failures in 0u32..80) {
             let mut delays = Backoff::default().delays();
             for attempt in 0..failures {
                 prop_assert!(delays.next_delay() <= Backoff::default().bound(attempt));

@@ -2,10 +2,11 @@ use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use crate::ServiceName;
 
-/// What went wrong, in the one type that every crate of `discovery` returns.
+/// The error type that every crate of `discovery` returns.
 ///
-/// An error says what failed ([`kind`](Self::kind)) and where: the operation, the service and the registry's key, as far
-/// as they are known. It is cheap to clone, because a [`Lost`](crate::Update::Lost) reaches every watcher.
+/// An error has a [`kind`](Self::kind) and names, as far as they are known, the operation, the
+/// service and the registry's key. Cloning is cheap, because a [`Lost`](crate::Update::Lost)
+/// reaches every watcher.
 ///
 /// `Display` prints one line without the cause; [`report`](Self::report) prints the whole chain.
 ///
@@ -19,31 +20,32 @@ use crate::ServiceName;
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 
-/// The kinds of [`Error`], as coarse as a caller's reactions to them.
+/// The kind of an [`Error`], as coarse as the reactions of a caller.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The backend was closed by its owner. Final.
+    /// The owner closed the backend. Final.
     Closed,
     /// Another owner holds the entry. Final for this attempt.
     Conflict,
-    /// An answer did not come in time; what was asked may have happened. Retryable.
+    /// No answer came in time; the operation may have taken effect. Retryable.
     DeadlineExceeded,
     /// A fault of this library or of a backend, such as a panic. Final for this attempt.
     Internal,
-    /// The caller's input is not allowed; the message says what is. Final.
+    /// The caller's input is not allowed; the message names what is. Final.
     InvalidInput,
     /// The call needs a tokio runtime and there is none. Final.
     NoRuntime,
-    /// The registry knows who asks and refuses. Final until someone grants it.
+    /// The registry knows the caller and refuses the operation. Final until someone permits it.
     PermissionDenied,
-    /// The registry is full, asked for less, or holds more of a service than is read. Retryable.
+    /// The registry is full or throttles its clients, or the service has more entries than are
+    /// read. Retryable.
     ResourceExhausted,
-    /// The registry does not accept the credentials. Final until someone mends them.
+    /// The registry does not accept the credentials. Final until someone corrects them.
     Unauthenticated,
     /// The registry cannot be reached, or cannot answer now. Retryable.
     Unavailable,
-    /// The backend does not do this at all. Final.
+    /// The backend does not support the operation. Final.
     Unsupported,
 }
 
@@ -57,15 +59,15 @@ struct Inner {
 }
 
 impl Error {
-    /// Makes an error of a kind, with a message in lower case and without a full stop.
+    /// Creates an error with a message, which is in lower case and has no full stop.
     ///
-    /// Whatever came from outside (a key, a value, a peer's text) belongs into the message only after
-    /// [`escaped`](str::escape_debug).
+    /// Text that comes from outside (a key, a value, a peer's message) must be
+    /// [escaped](str::escape_debug) before it is put into the message.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Arc::new(Inner { kind, message: message.into(), operation: None, service: None, key: None, source: None }))
     }
 
-    /// Names the operation that failed, such as `"register"`; the first name given stays.
+    /// Sets the operation that failed, such as `"register"`, unless one is already set.
     #[must_use]
     pub fn with_operation(self, operation: &'static str) -> Self {
         self.edit(|inner| {
@@ -73,7 +75,7 @@ impl Error {
         })
     }
 
-    /// Names the service concerned; the first name given stays.
+    /// Sets the service concerned, unless one is already set.
     #[must_use]
     pub fn with_service(self, service: &ServiceName) -> Self {
         self.edit(|inner| {
@@ -81,7 +83,7 @@ impl Error {
         })
     }
 
-    /// Names the registry's key concerned, which is escaped; the first key given stays.
+    /// Sets the registry's key concerned, which is escaped, unless one is already set.
     #[must_use]
     pub fn with_key(self, key: &str) -> Self {
         self.edit(|inner| {
@@ -89,18 +91,18 @@ impl Error {
         })
     }
 
-    /// Attaches the cause, which [`source`](StdError::source) returns and `Display` does not repeat.
+    /// Sets the cause, which [`source`](StdError::source) returns and `Display` does not repeat.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.edit(|inner| inner.source = Some(Arc::from(source.into())))
     }
 
-    /// What went wrong.
+    /// Returns the kind.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// Whether the same call may succeed later without anybody changing anything.
+    /// Returns whether the same call may succeed later without anyone's intervention.
     pub fn is_retryable(&self) -> bool {
         match self.0.kind {
             ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted | ErrorKind::Unavailable => true,
@@ -115,22 +117,22 @@ impl Error {
         }
     }
 
-    /// What was being done.
+    /// Returns the operation that failed.
     pub fn operation(&self) -> Option<&'static str> {
         self.0.operation
     }
 
-    /// The service concerned.
+    /// Returns the service concerned.
     pub fn service(&self) -> Option<&ServiceName> {
         self.0.service.as_ref()
     }
 
-    /// The registry's key concerned, escaped.
+    /// Returns the registry's key concerned, escaped.
     pub fn key(&self) -> Option<&str> {
         self.0.key.as_deref()
     }
 
-    /// Prints the error and all its causes in one line, for logs.
+    /// Returns the error and all its causes in one line, for logs.
     ///
     /// ```
     /// use discovery_core::{Error, ErrorKind};
@@ -144,7 +146,7 @@ impl Error {
         Report(self)
     }
 
-    /// Edits in place while the error is new, on a copy once it is shared.
+    /// Edits in place while the error is not shared, and a copy once it is.
     fn edit(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         if Arc::get_mut(&mut self.0).is_none() {
             let inner = &*self.0;
@@ -209,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn context_is_printed_once_and_the_innermost_stays() {
+    fn context_is_printed_once_and_the_first_stays() {
         let service: ServiceName = "payments".parse().unwrap();
         let error = Error::new(ErrorKind::Unavailable, "no member answers")
             .with_operation("grant")

@@ -6,10 +6,11 @@ use crate::{
     resolver::require_runtime,
 };
 
-/// A resolver of one given set, the same for every service.
+/// A resolver of a fixed set of instances, the same for every service.
 ///
-/// For addresses from a configuration file and for tests. As a [`Registry`] it answers
-/// [`Unsupported`](ErrorKind::Unsupported), so that it can stand where a whole backend is asked for.
+/// It is meant for addresses from a configuration file and for tests. As a [`Registry`] it refuses
+/// all registrations with [`Unsupported`](ErrorKind::Unsupported), so that it can be used where a
+/// [`Backend`](crate::Backend) is required.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -25,7 +26,7 @@ use crate::{
 pub struct FixedResolver(Snapshot);
 
 impl FixedResolver {
-    /// A resolver of these instances; of several with one id, the last one stays.
+    /// Creates a resolver of these instances. If several have the same id, the last one wins.
     pub fn new(instances: impl IntoIterator<Item = Instance>) -> Self {
         Self(instances.into_iter().collect())
     }
@@ -47,7 +48,7 @@ impl Resolver for FixedResolver {
 #[async_trait]
 impl Registry for FixedResolver {
     async fn register_with(&self, service: &ServiceName, _: Instance, _: Claim) -> Result<Registration, Error> {
-        let error = Error::new(ErrorKind::Unsupported, "a fixed set takes no registrations");
+        let error = Error::new(ErrorKind::Unsupported, "a fixed set accepts no registrations");
         Err(error.with_operation("register").with_service(service))
     }
 }

@@ -1,8 +1,10 @@
+//! The state of a watch and what each event makes of it: laws W3 and W5, without any I/O.
+
 use std::{mem, sync::Arc};
 
 use crate::{Change, Error, Instance, InstanceId, Snapshot, Update, update::Place};
 
-/// What one watch knows of its service, and what each event makes of it: the laws W3 and W5 without any I/O.
+/// What one watch knows of its service. Each event changes it and returns the update for watchers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Fold {
     /// `None` until the first set.
@@ -11,20 +13,21 @@ pub(crate) struct Fold {
     lost: Option<Error>,
 }
 
-/// A set that changes in place as long as nobody asks for it as it is.
+/// A set that is changed in place until somebody asks for a snapshot of it.
 #[derive(Clone, Debug, Default)]
 struct Set {
     snapshot: Snapshot,
-    /// Where those find it who follow.
+    /// Where consumers find the snapshot of the current set, once one of them has asked for it.
     place: Place,
 }
 
-/// There are more instances than may be.
+/// The set would have more instances than allowed.
 #[derive(Debug)]
 pub(crate) struct TooMany;
 
 impl Fold {
-    /// Takes the whole set anew. Always an update: where changes could have been missed, watchers are told so.
+    /// Replaces the whole set. Always returns an update, even if the set is equal: changes could
+    /// have been missed, and watchers must know.
     pub(crate) fn reset(&mut self, instances: Vec<Instance>) -> Update {
         let next = Snapshot::from_iter(instances).sharing(&self.set.take().unwrap_or_default().shared());
         self.lost = None;
@@ -32,21 +35,22 @@ impl Fold {
         Update::Reset(next)
     }
 
-    /// Takes the next whole state, which is an update only as far as it differs.
+    /// Replaces the set with the registry's next state. Returns an update if they differ.
     pub(crate) fn replace(&mut self, instances: Vec<Instance>) -> Option<Update> {
         let set = self.set.get_or_insert_default();
         set.step(set.snapshot.diff(&Snapshot::from_iter(instances)))
     }
 
-    /// Takes a whole state that the set should be equal to already. Where it is not, changes were
-    /// missed.
+    /// Compares the set with a state that it should be equal to. If they differ, changes were
+    /// missed and the update is a `Reset`.
     pub(crate) fn compare(&mut self, instances: Vec<Instance>) -> Option<Update> {
         let known = &self.set.get_or_insert_default().snapshot;
         let is_equal = known.diff(&Snapshot::from_iter(instances.iter().cloned())).is_empty();
         (!is_equal).then(|| self.reset(instances))
     }
 
-    /// Takes one step, without what it would not change; not if the set would be larger than `limit` then.
+    /// Applies one step, without the parts that change nothing. Fails if the set would then exceed
+    /// `limit`.
     pub(crate) fn change(
         &mut self,
         upserts: Vec<Instance>,
@@ -72,14 +76,15 @@ impl Fold {
         Ok(set.step(change))
     }
 
-    /// Takes a loss of contact, which is news once, and again when its kind changes.
+    /// Records a loss of contact. Returns an update for the first loss and whenever the kind
+    /// changes.
     pub(crate) fn lose(&mut self, error: Error) -> Option<Update> {
         let is_news = self.lost.as_ref().is_none_or(|former| former.kind() != error.kind());
         self.lost = Some(error.clone());
         is_news.then_some(Update::Lost(error))
     }
 
-    /// What one who joins now has missed (W1).
+    /// Returns the updates with which a new watcher starts (W1).
     pub(crate) fn catch_up(&self) -> impl Iterator<Item = Update> + use<> {
         let set = self.set.as_ref().map(|set| Update::Reset(set.shared()));
         set.into_iter().chain(self.lost.clone().map(Update::Lost))
@@ -91,7 +96,7 @@ impl Set {
         Self { place: Arc::new(snapshot.clone().into()), snapshot }
     }
 
-    /// The set as all hold it who ask for it now.
+    /// Returns the snapshot of the current set that all consumers share.
     fn shared(&self) -> Snapshot {
         self.place.get_or_init(|| self.snapshot.clone()).clone()
     }
@@ -146,7 +151,7 @@ mod tests {
             for event in events {
                 let update = match event {
                     Event::Reset(set) => Some(fold.reset(owned(&set))),
-                    // A source makes changes only after a reset.
+                    // A source changes the set only after a reset.
                     _ if fold.set.is_none() => continue,
                     Event::Lose(kind) => fold.lose(Error::new(kind, "lost")),
                     _ if fold.lost.is_some() => continue,
@@ -163,13 +168,13 @@ mod tests {
                 match &update {
                     Update::Change(change) => {
                         let copied = Change::new(change.upserts().to_vec(), change.removes().to_vec());
-                        prop_assert_eq!(&held.after_change(&copied), &next, "folded by hand it is the same set");
+                        prop_assert_eq!(&held.after_change(&copied), &next, "folding by hand gives the same set");
                         prop_assert!(!change.is_empty());
                         prop_assert_eq!(&held.diff(&next), change, "a change is exactly what changed");
                         last_lost = None;
                     }
                     Update::Lost(error) => {
-                        prop_assert_ne!(last_lost, Some(error.kind()), "one loss is told once");
+                        prop_assert_ne!(last_lost, Some(error.kind()), "a loss is reported once");
                         last_lost = Some(error.kind());
                     }
                     Update::Reset(set) => {
@@ -182,8 +187,8 @@ mod tests {
                 }
                 held = next;
                 let joined = fold.catch_up().fold(Snapshot::default(), |set, update| set.after(&update));
-                prop_assert_eq!(&held, &joined, "one who joins late folds to the same set");
-                prop_assert!(held.is_same(&joined), "and all hold it once");
+                prop_assert_eq!(&held, &joined, "a late joiner folds to the same set");
+                prop_assert!(held.is_same(&joined), "all share one allocation");
             }
         }
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Address, Error, ErrorKind, InstanceId, name::excerpt};
 
-/// One process that serves a service: who it is, where it listens, and what a caller may want to know about it.
+/// One process that serves a service: its id, address, weight and metadata.
 ///
 /// ```
 /// use discovery_core::{Instance, Weight};
@@ -26,74 +26,75 @@ pub struct Instance {
     metadata: Metadata,
 }
 
-/// An instance's share of the requests, relative to the other instances: 0 to 10,000, by default 100.
+/// An instance's share of the requests, relative to the other instances: 0 to 10,000, default 100.
 ///
-/// An instance of weight 0 gets no requests; where all have weight 0, they count as equal.
+/// An instance of weight 0 gets no requests. If all instances have weight 0, they share equally.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(into = "u16", try_from = "u16")]
 pub struct Weight(u16);
 
-/// What an instance says about itself, as text keys and values in the order of the keys.
+/// What an instance publishes about itself: text keys and values, ordered by key.
 ///
-/// At most 64 entries; keys of 1 to 128 bytes of printable ASCII without space, values of at most 4 KiB of any text; 16 KiB in
-/// all. The key `weight` is refused, because the weight is a field of the [`Instance`] and registries shared with Go programs
-/// keep it among the metadata.
+/// There are at most 64 entries and 16 KiB in all. A key has 1 to 128 bytes of printable ASCII
+/// without space; a value has at most 4 KiB of any text. The key `weight` is refused, because the
+/// weight is a field of the [`Instance`] and registries shared with Go programs keep it in the
+/// metadata.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
 #[serde(into = "BTreeMap<String, String>", try_from = "BTreeMap<String, String>")]
 pub struct Metadata(BTreeMap<String, String>);
 
 impl Instance {
-    /// An instance whose id is its address, of weight 100 and without metadata.
+    /// Creates an instance of weight 100 without metadata, whose id is its address.
     pub fn new(address: Address) -> Self {
         let name = address.without_trailing_dot().to_string();
         let id = name.parse().expect("an address is at most 259 bytes of printable ASCII without a slash");
         Self { id, address, weight: Weight::default(), metadata: Metadata::default() }
     }
 
-    /// The same instance under an id of its own.
+    /// Sets the id; default the address.
     #[must_use]
     pub fn with_id(mut self, id: InstanceId) -> Self {
         self.id = id;
         self
     }
 
-    /// The same instance with another weight.
+    /// Sets the weight; default 100.
     #[must_use]
     pub fn with_weight(mut self, weight: Weight) -> Self {
         self.weight = weight;
         self
     }
 
-    /// The same instance with other metadata.
+    /// Sets the metadata; default none.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
     }
 
-    /// Who it is, among the instances of its service.
+    /// Returns the id, which identifies the instance within its service.
     pub fn id(&self) -> &InstanceId {
         &self.id
     }
 
-    /// Where it listens.
+    /// Returns the address at which it listens.
     pub fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Its share of the requests.
+    /// Returns its share of the requests.
     pub fn weight(&self) -> Weight {
         self.weight
     }
 
-    /// What it says about itself.
+    /// Returns what it publishes about itself.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
 }
 
 impl Weight {
-    /// A weight of 0 to 10,000.
+    /// Creates a weight of 0 to 10,000.
     ///
     /// # Errors
     ///
@@ -105,12 +106,12 @@ impl Weight {
         Ok(Self(weight))
     }
 
-    /// The weight as a number.
+    /// Returns the weight as a number.
     pub fn value(self) -> u16 {
         self.0
     }
 
-    /// The greatest weight, 10,000.
+    /// The largest weight, 10,000.
     pub const MAX: Self = Self(10_000);
 }
 
@@ -141,11 +142,12 @@ impl fmt::Display for Weight {
 }
 
 impl Metadata {
-    /// Sets the value of a key, within the bounds above.
+    /// Sets the value of a key.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`], with the bound that does not hold; nothing is changed then.
+    /// [`ErrorKind::InvalidInput`] if the key is not allowed or a bound of [`Metadata`] would be
+    /// exceeded; nothing changes then.
     pub fn insert(&mut self, key: impl Into<String>, value: impl Into<String>) -> Result<(), Error> {
         let key = key.into();
         let value = value.into();
@@ -162,22 +164,22 @@ impl Metadata {
         Ok(())
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
 
-    /// All entries, in the order of their keys.
+    /// Returns all entries, ordered by key.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// The number of entries.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are no entries.
+    /// Returns whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

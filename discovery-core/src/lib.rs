@@ -1,14 +1,15 @@
-//! The traits and types of `discovery`: who serves a service, told as a stream of updates.
+//! The traits and types of `discovery`: which instances serve a service, as a stream of updates.
 //!
-//! - [`Registry`] registers an [`Instance`] and hands out a [`Registration`], which lives as long
-//!   as its handle; [`RegistryExt`] adds one that does not wait for the registry.
-//! - [`Resolver`] lists the instances of a service, or watches them as a stream of [`Update`]s; [`ResolverExt`] adds a
-//!   [`View`] that always has the last set at hand.
-//! - [`Backend`] is both. Backends are crates of their own; [`FixedResolver`] is the one that needs none.
+//! - [`Registry`] registers an [`Instance`] and returns a [`Registration`], which lasts as long as
+//!   its handle; [`RegistryExt`] adds a registration that does not wait for the registry.
+//! - [`Resolver`] lists the instances of a service, or watches them as a stream of [`Update`]s;
+//!   [`ResolverExt`] adds a [`View`] of the current set.
+//! - [`Backend`] is both. Backends live in their own crates; [`FixedResolver`] needs none.
 //!
-//! Who writes a backend implements [`Registry`] and [`Source`], one attempt at following a service;
-//! [`Recovered`] turns it into a resolver that recovers, shares and keeps the laws. The feature `conformance` holds a test for
-//! each law.
+//! Authors of backends implement [`Registry`] and [`Source`](backend::Source), one attempt at
+//! following a service. [`Recovered`](backend::Recovered) turns a source into a resolver that
+//! recovers, shares its watches and keeps the laws. The feature `conformance` adds a test of each
+//! law.
 //!
 //! This crate knows no registry and no transport.
 

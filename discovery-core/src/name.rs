@@ -6,8 +6,9 @@ use crate::{Error, ErrorKind};
 
 /// The name of a service: one path segment.
 ///
-/// 1 to 253 bytes of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, and neither `.` nor `..`. So a name can stand in a key, a path or
-/// a log line as it is. Namespaces are a matter of the backend's prefix. Cloning is cheap.
+/// A name has 1 to 253 bytes of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`, and is neither `.` nor `..`,
+/// so it can be part of a key, a path or a log line as it is. Namespaces belong in the backend's
+/// prefix. Cloning is cheap.
 ///
 /// ```
 /// use discovery_core::ServiceName;
@@ -23,23 +24,24 @@ use crate::{Error, ErrorKind};
 #[serde(into = "String", try_from = "String")]
 pub struct ServiceName(Arc<str>);
 
-/// The identity of an instance within its service; by default its address.
+/// The id of an instance within its service; default its address.
 ///
-/// 1 to 259 bytes of printable ASCII without space and `/`, and neither `.` nor `..`, since it is one segment of the registry's
-/// key. Two registrations with the same id are the same instance: the later one takes over. Cloning is cheap.
+/// An id has 1 to 259 bytes of printable ASCII without space and `/`, and is neither `.` nor `..`,
+/// because it is one segment of the registry's key. Two registrations with the same id are the same
+/// instance: the later one takes over. Cloning is cheap.
 #[derive(Clone, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct InstanceId(Arc<str>);
 
 impl ServiceName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl InstanceId {
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -144,13 +146,13 @@ enum Problem {
     Empty,
     #[error("it has {0} bytes")]
     TooLong(usize),
-    #[error("it means a directory")]
+    #[error("it refers to a directory")]
     Dots,
     #[error("{0:?} is not allowed")]
     Character(char),
 }
 
-/// The one grammar of both: a path segment over an alphabet.
+/// The grammar of both types: a path segment over an alphabet.
 fn parse_segment(text: &str, max: usize, allowed: impl Fn(char) -> bool) -> Result<Arc<str>, Problem> {
     if text.is_empty() {
         return Err(Problem::Empty);
@@ -167,7 +169,7 @@ fn parse_segment(text: &str, max: usize, allowed: impl Fn(char) -> bool) -> Resu
     Ok(text.into())
 }
 
-/// The input as it may be shown: quoted, escaped and cut.
+/// Returns the input as it may be shown: quoted, escaped and truncated.
 pub(crate) fn excerpt(text: &str) -> String {
     const SHOWN: usize = 64;
     match text.char_indices().nth(SHOWN) {
@@ -188,12 +190,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bad_names_say_what_is_wrong_and_what_is_allowed() {
+    fn an_invalid_name_is_an_error_that_names_what_is_allowed() {
         for (name, problem) in [
             ("", "it is empty"),
             ("a/b", "'/' is not allowed"),
-            ("..", "it means a directory"),
-            (".", "it means a directory"),
+            ("..", "it refers to a directory"),
+            (".", "it refers to a directory"),
             ("a\nb", r"'\n' is not allowed"),
             ("ä", "'ä' is not allowed"),
             (&"a".repeat(300), "it has 300 bytes"),

@@ -1,3 +1,5 @@
+//! Recovery, the same for every backend: attempts, backoff, time limits and panics.
+
 use std::{
     panic::AssertUnwindSafe,
     pin::pin,
@@ -22,17 +24,19 @@ use crate::{
     source::Sink,
 };
 
-/// Makes a [`Resolver`] of a [`Source`]: recovery, sharing and the laws of the stream, the same for every backend.
+/// Makes a [`Resolver`] of a [`Source`] by adding recovery, sharing and the laws of the stream, the
+/// same for every backend.
 ///
-/// Per service one attempt runs at a time, however many watch. When it fails, watchers get one [`Lost`](crate::Update::Lost)
-/// and the next attempt follows after a [`Backoff`] with full jitter, for as long as anybody watches. The last stream to be
-/// dropped ends the attempt at once. Panics of the source are errors.
+/// One attempt per service runs at a time, however many streams watch it. When it fails, watchers
+/// get one [`Lost`](crate::Update::Lost), and the next attempt follows after a [`Backoff`] with
+/// full jitter, for as long as anyone watches. Dropping the last stream ends the attempt at once. A
+/// panic of the source counts as an error.
 ///
-/// `list` runs an attempt of its own up to its first set.
+/// `list` runs an attempt of its own until the first set.
 #[derive(Debug)]
 pub struct Recovered<S>(Arc<Hub<S>>);
 
-/// How [`Recovered`] recovers, and the bounds that it keeps.
+/// The settings of [`Recovered`]: delays, time limits and bounds.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,23 +66,23 @@ struct Hub<S> {
 }
 
 impl<S: Source> Recovered<S> {
-    /// A resolver over a source, with the defaults of [`Recovery`].
+    /// Creates a resolver over a source, with the defaults of [`Recovery`].
     pub fn new(source: impl Into<Arc<S>>) -> Self {
         Self::with_recovery(source, Recovery::default())
     }
 
-    /// A resolver over a source.
+    /// Creates a resolver over a source with these settings.
     pub fn with_recovery(source: impl Into<Arc<S>>, recovery: Recovery) -> Self {
         let (watches, rejects) = Default::default();
         Self(Arc::new(Hub { source: source.into(), recovery, watches, rejects }))
     }
 
-    /// The source.
+    /// Returns the source.
     pub fn source(&self) -> &Arc<S> {
         &self.0.source
     }
 
-    /// How many bad entries were skipped so far, each counted once per revision.
+    /// Returns how many bad entries were skipped so far, each counted once per revision.
     pub fn skipped(&self) -> u64 {
         self.0.rejects.skipped()
     }
@@ -91,38 +95,39 @@ impl<S> Clone for Recovered<S> {
 }
 
 impl Recovery {
-    /// Sets the delays between attempts; by default 100 ms to 10 s.
+    /// Sets the delays between attempts; default 100 ms to 10 s.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// Sets how long an attempt, or a `list`, may take up to its first set; by default 10 s.
+    /// Sets how long an attempt or a `list` may take until its first set; default 10 s.
     pub fn first_set_timeout(mut self, timeout: Duration) -> Self {
         self.first_set_timeout = timeout;
         self
     }
 
-    /// Sets how long an attempt must have gone well for the backoff to start over; by default 60 s.
+    /// Sets how long an attempt must have lasted after its first set for the backoff to start over;
+    /// default 60 s.
     pub fn backoff_reset_after(mut self, duration: Duration) -> Self {
         self.backoff_reset_after = duration;
         self
     }
 
-    /// Sets how many updates a consumer may fall behind before it gets a `Reset` instead; by
-    /// default 128, at least 1.
+    /// Sets how many updates a consumer may fall behind before it gets a `Reset` instead; default
+    /// 128, minimum 1.
     pub fn queue_capacity(mut self, updates: usize) -> Self {
         self.queue_capacity = updates.max(1);
         self
     }
 
-    /// Sets how many entries a service may have, bad ones included; by default 20,000.
+    /// Sets how many entries a service may have, bad ones included; default 20,000.
     ///
     /// A service that has more is not followed: its `list` fails and its watchers get a `Lost`,
     /// both of kind [`ResourceExhausted`](ErrorKind::ResourceExhausted), and the set stays as last
     /// known. A part of the entries would be a state that the registry never had.
     ///
-    /// Each attempt reads that many entries. So the next one comes one to two minutes later,
+    /// Since each attempt reads that many entries, the next one follows after one to two minutes,
     /// whatever the backoff is. A `list` always tries at once.
     pub fn max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;
@@ -157,7 +162,7 @@ impl<S: Source> Resolver for Recovered<S> {
             tokio::select! {
                 biased;
                 Ok(set) = &mut told => set,
-                // The set counts, also when the attempt ends in the same moment.
+                // A set that has arrived counts even if the attempt ends at the same moment.
                 error = attempt => told.try_recv().unwrap_or(Err(error)),
             }
         };
@@ -170,8 +175,9 @@ impl<S: Source> Resolver for Recovered<S> {
         let subscription = Subscription::new(self.0.join(service, Fold::default())?);
         let first = (Arc::clone(&self.0), subscription);
         Ok(UpdateStream::new(stream::unfold(first, |(hub, mut subscription)| async move {
-            // A watch whose runtime is gone is taken up again on the one that polls this stream. Where that one is shutting
-            // down too nothing follows, so that the stream gives way and can be dropped.
+            // If the watch's runtime is gone, the runtime that polls this stream takes over the
+            // watch. If that one is shutting down too, no update follows and the stream is pending,
+            // so its task can be dropped.
             if subscription.shared().is_orphaned() && subscription.is_drained() {
                 let service = subscription.shared().service().clone();
                 let fold = subscription.shared().fold();
@@ -186,7 +192,7 @@ impl<S: Source> Resolver for Recovered<S> {
 }
 
 impl<S: Source> Hub<S> {
-    /// Joins the service's watch, or starts one from what an earlier one knew.
+    /// Joins the service's watch, or starts one that continues from `fold`.
     fn join(&self, service: &ServiceName, fold: Fold) -> Result<Arc<Shared>, Error> {
         let runtime = require_runtime("watch")?;
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -204,13 +210,13 @@ impl<S: Source> Hub<S> {
                 shared
             }
         };
-        // Before `running` may drop a watch, whose drop takes this lock.
+        // Unlocked before `running` may drop a watch, because that drop takes this lock.
         drop(watches);
         Ok(shared)
     }
 }
 
-/// A watch's task: attempt after attempt, until the last stream aborts it.
+/// The task of a watch: runs attempt after attempt until the last stream aborts it.
 async fn run<S: Source>(
     source: Arc<S>,
     rejects: Arc<Rejects>,
@@ -228,6 +234,7 @@ async fn run<S: Source>(
             let limit = recovery.max_entries;
             let attempt = Attempt { shared, number, rejects, limit, progress };
             let mut attempt = pin!(guard(&*source, &service, Feed(Arc::new(attempt))));
+            // Biased, so that a set that arrives at the last moment counts before the timeout does.
             let ended = tokio::select! {
                 biased;
                 error = &mut attempt => Some(error),
@@ -249,7 +256,7 @@ async fn run<S: Source>(
                     error
                 }
             };
-            // Whatever the source made of it.
+            // Too many entries are reported as such, whatever error the source made of them.
             let is_full = *seen.borrow() == Progress::Full;
             (if is_full { too_many(recovery.max_entries) } else { error }, is_full)
         };
@@ -260,14 +267,15 @@ async fn run<S: Source>(
     }
 }
 
-/// The wait after an attempt that found too many entries.
+/// Returns the delay after an attempt that found too many entries.
 fn full_delay() -> Duration {
     FULL_DELAY.mul_f64(1.0 + fastrand::f64())
 }
 
-/// Follows once; whatever ends it, a panic too, is an error.
+/// Runs one attempt. Whatever ends it, a panic included, is an error.
 async fn guard<S: Source>(source: &S, service: &ServiceName, feed: Feed) -> Error {
-    // Called inside too: who writes the future by hand may panic before there is one.
+    // The call is inside the block because a hand-written `follow` may panic before it returns a
+    // future.
     match AssertUnwindSafe(async { source.follow(service, feed).await }).catch_unwind().await {
         Ok(Ok(())) => Error::new(ErrorKind::Unavailable, "the registry ended the watch"),
         Ok(Err(error)) => error,
@@ -280,7 +288,7 @@ async fn guard<S: Source>(source: &S, service: &ServiceName, feed: Feed) -> Erro
 }
 
 fn no_set(deadline: Duration) -> Error {
-    Error::new(ErrorKind::DeadlineExceeded, format!("the registry gave no set within {deadline:?}"))
+    Error::new(ErrorKind::DeadlineExceeded, format!("the registry returned no set within {deadline:?}"))
 }
 
 fn too_many(limit: usize) -> Error {
@@ -290,7 +298,7 @@ fn too_many(limit: usize) -> Error {
     )
 }
 
-/// The feed of a `list`, which wants the first set only.
+/// The sink of a `list`, which needs only the first set.
 #[derive(Debug)]
 struct Once {
     service: ServiceName,
@@ -326,7 +334,7 @@ impl Sink for Once {
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
 }
 
-/// The shortest wait after an attempt that found too many entries; the longest is twice that.
+/// The shortest delay after an attempt that found too many entries; the longest is twice that.
 const FULL_DELAY: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -352,7 +360,7 @@ mod tests {
         }
     }
 
-    /// Has as many instances as its watchers are told to ask for; sets one more with each step.
+    /// Has as many instances as the test asks for, and sends the difference as one step.
     #[derive(Debug)]
     struct Growing(watch::Receiver<u8>);
 
@@ -376,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_of_too_many_entries_is_lost_and_its_set_stands() {
+    async fn a_service_with_too_many_entries_is_lost_and_its_set_stays() {
         let (wanted, seen) = watch::channel(2);
         let resolver = Recovered::with_recovery(Growing(seen), Recovery::default().max_entries(3));
         let service: ServiceName = "payments".parse().unwrap();
@@ -392,7 +400,7 @@ mod tests {
                 let crate::Update::Lost(error) = update else { panic!("{update:?}") };
                 assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
                 assert_eq!(listed.unwrap_err().kind(), ErrorKind::ResourceExhausted);
-                // Told once, however often it is tried.
+                // Reported once, however often it is tried.
                 let more = timeout(Duration::from_secs(60), updates.next()).await;
                 assert!(more.is_err(), "{more:?}");
             } else {
@@ -401,7 +409,7 @@ mod tests {
         }
     }
 
-    /// Ends with its first set.
+    /// Ends right after its first set.
     #[derive(Debug)]
     struct Brief;
 
@@ -414,7 +422,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_set_is_listed_though_its_attempt_ends_at_once() {
+    async fn a_list_returns_the_set_of_an_attempt_that_ends_at_once() {
         let service: ServiceName = "payments".parse().unwrap();
         let listed = Recovered::new(Brief).list(&service).await;
         assert_eq!(listed.unwrap(), Snapshot::default());
@@ -435,7 +443,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_service_of_too_many_entries_is_tried_once_in_one_to_two_minutes() {
+    async fn a_service_with_too_many_entries_is_retried_every_one_to_two_minutes() {
         let resolver = Recovered::with_recovery(Crowded::default(), Recovery::default().max_entries(3));
         let service: ServiceName = "payments".parse().unwrap();
         let mut updates = resolver.watch(&service).unwrap();
@@ -468,7 +476,7 @@ mod tests {
         assert!(lasting.elapsed() < hour + Duration::from_secs(1));
     }
 
-    /// Panics, before there is a future and after; what follows is told all the same.
+    /// Panics before there is a future.
     #[derive(Debug)]
     struct Panics;
 
@@ -488,7 +496,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_runtime_that_goes_after_a_panic_leaves_no_stream_asleep() {
+    async fn a_stream_wakes_when_its_runtime_shuts_down_after_a_panic() {
         let resolver = Recovered::new(Panics);
         let service: ServiceName = "payments".parse().unwrap();
         assert_eq!(resolver.list(&service).await.unwrap_err().kind(), ErrorKind::Internal);
@@ -505,14 +513,15 @@ mod tests {
             updates
         };
         let mut updates = std::thread::spawn(start).join().unwrap();
-        let next = timeout(Duration::from_secs(5), updates.next()).await.expect("not asleep").unwrap();
+        let next = timeout(Duration::from_secs(5), updates.next()).await.expect("the stream wakes").unwrap();
         assert!(matches!(next, crate::Update::Lost(_)), "{next:?}");
     }
 
-    /// On a runtime that has shut down every task dies at once, the watch's too: the stream must not rejoin round in circles within
-    /// one poll after the other, or the task that polls it could never be dropped.
+    /// On a runtime that has shut down, every task dies at once, the watch's included. If the
+    /// stream rejoined again and again within one poll, the task that polls it could never be
+    /// dropped.
     #[test]
-    fn a_stream_gives_way_on_a_runtime_that_is_gone() {
+    fn a_stream_is_pending_on_a_runtime_that_has_shut_down() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let handle = runtime.handle().clone();
         let resolver = Recovered::new(Steady);
@@ -520,11 +529,11 @@ mod tests {
         runtime.shutdown_timeout(Duration::from_secs(5));
         let _entered = handle.enter();
         let mut context = Context::from_waker(Waker::noop());
-        assert!((0..1_000).any(|_| updates.poll_next_unpin(&mut context).is_pending()), "it never gives way");
+        assert!((0..1_000).any(|_| updates.poll_next_unpin(&mut context).is_pending()), "the stream is never pending");
     }
 
     #[tokio::test]
-    async fn a_watch_goes_on_when_the_runtime_that_ran_it_is_gone() {
+    async fn a_watch_continues_after_its_runtime_has_shut_down() {
         let resolver = Recovered::new(Steady);
         let service: ServiceName = "payments".parse().unwrap();
         let asked = resolver.clone();

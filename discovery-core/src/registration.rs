@@ -7,37 +7,40 @@ use async_trait::async_trait;
 
 use crate::{Error, ErrorKind, Instance, InstanceId, ServiceName, Status, StatusReceiver, backend::StatusWriter};
 
-/// One instance's place in the registry, held for as long as this lives.
+/// An instance's registration, held for as long as this handle lives.
 ///
-/// The backend keeps it alive and heals it by itself; [`status`](Self::status) tells how it stands. Ending it in order is
-/// [`deregister`](Self::deregister). Dropping it asks the backend for the same without waiting: it neither blocks nor needs a
-/// runtime, and where the request is lost (the process ends at once) the lease ends the entry.
+/// The backend renews it and restores it after a loss; [`status`](Self::status) reports its current
+/// state. [`deregister`](Self::deregister) ends it gracefully. Dropping it requests the same
+/// without waiting: the drop neither blocks nor needs a runtime. If the request is lost, because
+/// the process ends at once, the lease ends the entry.
 #[must_use = "dropping a registration deregisters the instance"]
 pub struct Registration {
     service: ServiceName,
     instance: Mutex<Arc<Instance>>,
     status: StatusReceiver,
-    /// Held by an update from what it reads to what it writes, so that none undoes another.
+    /// Held by an update from reading the former values to writing the new ones, so that no update
+    /// undoes another.
     updating: tokio::sync::Mutex<()>,
-    /// `None` once deregistered, so that the drop does not ask again.
+    /// `None` once deregistered, so that the drop does not request it again.
     held: Option<Box<dyn RegistrationBackend>>,
 }
 
-/// What a backend keeps behind a [`Registration`]; for authors of backends.
+/// The backend's side of a [`Registration`]; for authors of backends.
 #[async_trait]
 pub trait RegistrationBackend: fmt::Debug + Send + Sync {
-    /// Writes the instance's new weight and metadata in place; id and address are the same as before.
+    /// Writes the instance's new weight and metadata in place; id and address are unchanged.
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error>;
 
-    /// Removes the entry, if it is still this registration's, and returns once it is gone.
+    /// Removes the entry if it still belongs to this registration, and returns once it is gone.
     async fn deregister(&self) -> Result<(), Error>;
 
-    /// Asks for the same without waiting, when the registration is dropped; must neither block nor spawn.
+    /// Requests the removal without waiting, when the registration is dropped. Must neither block
+    /// nor spawn.
     fn release(&self);
 }
 
 impl Registration {
-    /// Makes a registration of what a backend holds.
+    /// Creates a registration from the backend's side of it.
     pub fn new(
         service: ServiceName,
         instance: Arc<Instance>,
@@ -53,23 +56,23 @@ impl Registration {
         }
     }
 
-    /// The service.
+    /// Returns the service.
     pub fn service(&self) -> &ServiceName {
         &self.service
     }
 
-    /// The instance's id.
+    /// Returns the instance's id.
     pub fn id(&self) -> InstanceId {
         self.instance().id().clone()
     }
 
-    /// The instance as it is registered, or is going to be: during an update, and after one whose
-    /// error was retryable.
+    /// Returns the instance as it is registered. During an update, and after one that failed with a
+    /// retryable error, it is the instance as it will be registered.
     pub fn instance(&self) -> Arc<Instance> {
         Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// How the registration stands now.
+    /// Returns the current status.
     pub fn status(&self) -> Status {
         self.status.current()
     }
@@ -86,15 +89,18 @@ impl Registration {
         self.status.changed().await
     }
 
-    /// The statuses from now on, for other tasks to follow.
+    /// Returns a receiver of the statuses from now on, for other tasks.
     pub fn statuses(&self) -> StatusReceiver {
         self.status.resubscribe()
     }
 
-    /// Changes weight and metadata in place, without a moment of absence; of several at once each sees what the former wrote.
+    /// Changes weight and metadata in place, without a moment of absence. Of several concurrent
+    /// updates, each starts from what the one before it wrote.
     ///
     /// ```no_run
-    /// # async fn example(registration: discovery_core::Registration) -> Result<(), discovery_core::Error> {
+    /// # async fn example(
+    /// #     registration: discovery_core::Registration,
+    /// # ) -> Result<(), discovery_core::Error> {
     /// use discovery_core::Weight;
     ///
     /// let less = Weight::new(10)?;
@@ -105,29 +111,29 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address;
-    /// [`Conflict`](ErrorKind::Conflict) once superseded; else what the registry answers. After a
-    /// retryable error the backend goes on trying to write the new values. After any other error
-    /// the former values stand, and the new ones are not written later.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the id or the address is changed;
+    /// [`Conflict`](ErrorKind::Conflict) once superseded; otherwise the registry's error. After a
+    /// retryable error the backend keeps trying to write the new values. After any other error the
+    /// former values stay, and the new ones are not written later.
     ///
     /// # Cancel safety
     ///
-    /// Dropped before completion, the update goes on: [`instance`](Self::instance) shows the new
-    /// values, which the backend writes if it can, and a later update starts from them.
+    /// Dropped before completion, the update continues: [`instance`](Self::instance) returns the
+    /// new values, which the backend writes if it can, and a later update starts from them.
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
         let _updating = self.updating.lock().await;
         let before = self.instance();
         let after = change((*before).clone());
         if (after.id(), after.address()) != (before.id(), before.address()) {
-            let message = "an update may change weight and metadata; another id or address is another registration";
+            let message = "an update may change weight and metadata, but not the id or the address";
             return Err(Error::new(ErrorKind::InvalidInput, message)
                 .with_operation("update")
                 .with_service(&self.service));
         }
         let after = Arc::new(after);
         let held = self.held.as_ref().expect("only `deregister`, which consumes the registration, takes it");
-        // Before it is written: an update that is dropped or late is what the backend goes on to
-        // write, and where the next one starts from.
+        // Set before the write, because the backend keeps trying to write an update that was
+        // dropped or is late, and the next update starts from it.
         self.show(Arc::clone(&after));
         let result = held.update(after).await;
         if result.as_ref().is_err_and(|error| !error.is_retryable()) {
@@ -140,17 +146,18 @@ impl Registration {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = instance;
     }
 
-    /// Ends the registration and returns once the entry is gone; of a superseded one, at once.
+    /// Ends the registration and returns once the entry is gone; at once if it was superseded.
     ///
     /// # Errors
     ///
-    /// What the registry answers, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where it does not confirm in time: with the time
-    /// by which the lease will end the entry, or, where the lease is kept for other registrations of the handle, while the backend
-    /// goes on to remove it.
+    /// The registry's error, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if the registry
+    /// does not confirm in time. The message then states by when the lease will end the entry or,
+    /// if the handle's other registrations keep the lease alive, that the backend keeps trying to
+    /// remove it.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, the backend is asked to go on with it alone.
+    /// Dropped before completion, the backend continues the removal on its own.
     pub async fn deregister(mut self) -> Result<(), Error> {
         let held = self.held.as_ref().expect("only this method, which consumes the registration, takes it");
         held.deregister().await?;
@@ -198,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn statuses_are_followed_without_the_registration_until_the_last() {
+    async fn statuses_outlive_the_registration_until_the_final_one() {
         let writer = StatusWriter::new(Status::registered());
         let instance = Arc::new(Instance::new("10.0.0.1:80".parse().unwrap()));
         let registration = Registration::new("payments".parse().unwrap(), instance, &writer, Nothing);
@@ -213,7 +220,7 @@ mod tests {
         writer.set(Status::deregistered());
         for statuses in [&mut statuses, &mut other] {
             assert!(matches!(statuses.changed().await, Some(Status::Deregistered { .. })));
-            assert!(statuses.changed().await.is_none(), "although the writer lives");
+            assert!(statuses.changed().await.is_none(), "even while the writer lives");
         }
         assert!(matches!(statuses.current(), Status::Deregistered { .. }));
 
@@ -221,7 +228,7 @@ mod tests {
         let mut statuses = writer.statuses();
         writer.set(Status::superseded());
         drop(writer);
-        assert!(statuses.changed().await.unwrap().is_final(), "also where nobody can write any more");
+        assert!(statuses.changed().await.unwrap().is_final(), "even when no writer is left");
         assert!(statuses.changed().await.is_none());
     }
 }

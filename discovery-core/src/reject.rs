@@ -1,3 +1,5 @@
+//! Bad entries: skipped, counted, and logged within bounds.
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -15,7 +17,8 @@ use crate::{
     backend::{BadEntry, Entry},
 };
 
-/// Keeps bad entries out of the sets: counts them, and logs each once per revision, within [bounds](QUIET) (W7).
+/// Keeps bad entries out of the sets, counts them, and logs each once per revision, within
+/// [bounds](QUIET) (W7).
 #[derive(Debug, Default)]
 pub(crate) struct Rejects {
     state: Mutex<State>,
@@ -24,7 +27,7 @@ pub(crate) struct Rejects {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The bad entries that stand in the registry now, as far as seen.
+    /// The bad entries that are in the registry now, as far as known.
     standing: HashMap<ServiceName, HashMap<String, Standing>>,
     log: Log,
 }
@@ -32,22 +35,22 @@ struct State {
 #[derive(Debug)]
 struct Standing {
     revision: u64,
-    /// The one before: a list that was read while the watch went on may be a step behind it, and the next list has the newer one
-    /// again.
+    /// The revision before that. A list that was read while the watch moved on may be one step
+    /// behind it; the next list then returns the newer revision again.
     former: Option<u64>,
     id: Option<InstanceId>,
 }
 
-/// When which entry was logged last, whether it still stands or not.
+/// When each entry was last logged, even if it no longer exists.
 #[derive(Debug, Default)]
 struct Log {
     logged: HashMap<(ServiceName, String), Instant>,
-    /// Nothing becomes forgotten before.
+    /// No line is old enough to be forgotten before this time.
     room: Option<Instant>,
 }
 
 impl Rejects {
-    /// The instances of a whole state.
+    /// Returns the instances of a whole state.
     pub(crate) fn of_state(&self, service: &ServiceName, entries: Vec<Entry>) -> Vec<Instance> {
         let (instances, bad) = split(entries);
         let keys: HashSet<&str> = bad.iter().map(|entry| entry.key.as_str()).collect();
@@ -56,7 +59,8 @@ impl Rejects {
         instances
     }
 
-    /// The instances of one step, and what it removes: also the instances whose value became bad.
+    /// Returns the instances of one step and what it removes, including instances whose value
+    /// became bad.
     pub(crate) fn of_step(
         &self,
         service: &ServiceName,
@@ -64,7 +68,7 @@ impl Rejects {
         mut removes: Vec<InstanceId>,
     ) -> (Vec<Instance>, Vec<InstanceId>) {
         let (instances, bad) = split(entries);
-        // Nearly always nothing stands that could be mended.
+        // Usually no entry is bad, and there is nothing to look for.
         if self.standing(service) > 0 {
             let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
             self.lock().retain(service, |_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
@@ -74,12 +78,12 @@ impl Rejects {
         (instances, removes)
     }
 
-    /// How many bad entries a service has now, as far as seen.
+    /// Returns how many bad entries a service has now, as far as known.
     pub(crate) fn standing(&self, service: &ServiceName) -> usize {
         self.lock().standing.get(service).map_or(0, HashMap::len)
     }
 
-    /// How many bad entries were met so far.
+    /// Returns how many bad entries were skipped so far.
     pub(crate) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
     }
@@ -121,7 +125,7 @@ impl State {
 }
 
 impl Log {
-    /// Whether an entry is to be logged now.
+    /// Returns whether an entry is to be logged now, and records it if so.
     fn admits(&mut self, entry: (ServiceName, String), now: Instant) -> bool {
         let is_recent = |at: &Instant| now.saturating_duration_since(*at) < QUIET;
         if self.logged.get(&entry).is_some_and(is_recent) {
@@ -139,7 +143,7 @@ impl Log {
     }
 }
 
-/// Text for the log, of bounded length.
+/// Truncates text for the log.
 fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN) {
         text.truncate(end);
@@ -160,10 +164,10 @@ fn split(entries: Vec<Entry>) -> (Vec<Instance>, Vec<BadEntry>) {
     (instances, bad)
 }
 
-/// For so long an entry is not logged again, though it be written anew: who may write to the registry must not be able to fill
-/// the log. The count tells of all.
+/// How long an entry is not logged again, even if it is rewritten. A client that may write to the
+/// registry must not be able to fill the log. The counter includes every bad revision.
 const QUIET: Duration = Duration::from_secs(60);
-/// How many lines are logged in that time, whatever number of entries they are about.
+/// How many lines are logged within [`QUIET`], however many entries are bad.
 const MAX_LINES: usize = 1000;
 /// How many characters of a key or an error are logged.
 const MAX_SHOWN: usize = 512;
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_entry_counts_once_per_revision_until_it_is_mended() {
+    fn a_bad_entry_counts_once_per_revision_until_it_is_repaired() {
         let rejects = Rejects::default();
         let service: ServiceName = "payments".parse().unwrap();
         let good = Instance::new("10.0.0.1:80".parse().unwrap()).with_id("a".parse().unwrap());
@@ -192,16 +196,16 @@ mod tests {
         assert_eq!((rejects.skipped(), removes), (2, vec!["a".parse().unwrap()]), "a bad value removes");
         rejects.of_state(&service, vec![bad("a", 1)]);
         rejects.of_state(&service, vec![bad("a", 2)]);
-        assert_eq!(rejects.skipped(), 2, "a list that was read before the step, and one after it");
+        assert_eq!(rejects.skipped(), 2, "a list read before the step, and one read after it");
         rejects.of_step(&service, vec![Entry::Valid(good)], Vec::new());
         rejects.of_step(&service, vec![bad("a", 2)], Vec::new());
         assert_eq!(rejects.skipped(), 3, "bad again after it was good");
         rejects.of_state(&service, Vec::new());
-        assert!(rejects.lock().standing.is_empty(), "nothing is remembered of what is gone");
+        assert!(rejects.lock().standing.is_empty(), "nothing is kept of removed entries");
     }
 
     #[test]
-    fn an_entry_is_logged_once_a_minute_and_all_of_them_not_too_often() {
+    fn each_entry_is_logged_once_a_minute_and_all_of_them_within_a_bound() {
         let entry = |key: u64| ("payments".parse::<ServiceName>().unwrap(), key.to_string());
         let mut log = Log::default();
         let start = Instant::now();
@@ -215,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_logged_has_bounds() {
+    fn logged_text_is_bounded() {
         assert_eq!(cut("ä".repeat(512)), "ä".repeat(512));
         assert_eq!(cut("ä".repeat(1_000_000)), format!("{}…", "ä".repeat(512)));
     }

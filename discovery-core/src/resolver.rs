@@ -4,37 +4,39 @@ use async_trait::async_trait;
 
 use crate::{Error, ErrorKind, ServiceName, Snapshot, UpdateStream, View};
 
-/// Tells which instances serve a service.
+/// Finds the instances that serve a service.
 ///
-/// Authors of backends write a [`Source`](crate::backend::Source) and get this by [`Recovered`](crate::backend::Recovered). The laws of the
-/// stream stand at [`Update`](crate::Update).
+/// Authors of backends implement [`Source`](crate::backend::Source) and get a resolver from
+/// [`Recovered`](crate::backend::Recovered). The laws of the stream are listed at
+/// [`Update`](crate::Update).
 #[async_trait]
 pub trait Resolver: Send + Sync + 'static {
-    /// Asks the registry for the set as it is now; linearizable where the registry can be.
+    /// Asks the registry for the current set; linearizable if the registry can be.
     ///
     /// # Errors
     ///
-    /// What the registry answers, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where it does not within the backend's
-    /// deadline. An unknown service is an empty set and no error.
+    /// The registry's error, or [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if it does not
+    /// answer within the backend's deadline. An unknown service is an empty set, not an error.
     ///
     /// # Cancel safety
     ///
-    /// It only reads.
+    /// Dropped before completion, it has no effect: it only reads.
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error>;
 
-    /// Watches the set: an owned, endless stream that is stopped by its drop.
+    /// Watches the set as an owned, endless stream; dropping the stream ends the watch.
     ///
-    /// Never waits: where the registry cannot be reached the stream says so, and goes on trying.
+    /// Never waits. If the registry cannot be reached, the stream reports that and keeps trying.
     ///
     /// # Errors
     ///
-    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Closed`](ErrorKind::Closed) after the backend was closed.
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Closed`](ErrorKind::Closed)
+    /// after the backend was closed.
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error>;
 }
 
-/// What every [`Resolver`] can do besides; implemented for all of them and for nothing else.
+/// Convenience methods of every [`Resolver`].
 pub trait ResolverExt: Resolver {
-    /// Asks the registry for the set as it is now, and waits for the answer at most until `deadline` has passed.
+    /// Asks the registry for the current set and waits for the answer at most `timeout`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -51,11 +53,12 @@ pub trait ResolverExt: Resolver {
     ///
     /// # Errors
     ///
-    /// As of [`list`](Resolver::list), and [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the deadline.
+    /// Same errors as [`list`](Resolver::list), and
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) after `timeout`.
     ///
     /// # Cancel safety
     ///
-    /// It only reads.
+    /// Dropped before completion, it has no effect: it only reads.
     fn resolve(
         &self,
         service: &ServiceName,
@@ -69,11 +72,11 @@ pub trait ResolverExt: Resolver {
         }
     }
 
-    /// Watches the set and keeps the last one at hand, for code that asks now and then.
+    /// Watches the set and keeps the current one available, for code that reads it now and then.
     ///
     /// # Errors
     ///
-    /// As of [`watch`](Resolver::watch).
+    /// Same errors as [`watch`](Resolver::watch).
     fn view(&self, service: &ServiceName) -> Result<View, Error> {
         Ok(View::of(service.clone(), self.watch(service)?))
     }
@@ -92,7 +95,7 @@ impl<T: Resolver + ?Sized> Resolver for Arc<T> {
     }
 }
 
-/// Fails with a typed error where tokio would panic.
+/// Returns a typed error where tokio would panic.
 pub(crate) fn require_runtime(operation: &'static str) -> Result<tokio::runtime::Handle, Error> {
     tokio::runtime::Handle::try_current()
         .map_err(|_| Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here").with_operation(operation))

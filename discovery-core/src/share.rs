@@ -1,3 +1,5 @@
+//! One upstream watch per service, shared by all streams of the service (W6, W8).
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
@@ -16,17 +18,18 @@ use crate::{
     source::Sink,
 };
 
-/// The watches that are running, one per service (W8).
+/// The running watches, one per service (W8).
 pub(crate) type Watches = Mutex<HashMap<ServiceName, Weak<Shared>>>;
 
-/// One running watch of one service. Streams hold it; the last one to drop it ends the task.
+/// A running watch of one service. Its streams hold it; dropping the last one ends the task.
 #[derive(Debug)]
 pub(crate) struct Shared {
     service: ServiceName,
-    /// Publishing, joining and catching up happen under this lock, so that nobody misses or repeats an update.
+    /// Publishing, joining and catching up happen under this lock, so that no stream misses or
+    /// repeats an update.
     state: Mutex<State>,
     task: OnceLock<AbortHandle>,
-    /// The runtime that ran the task is gone.
+    /// Set once the runtime that ran the task has shut down.
     orphaned: AtomicBool,
     watches: Weak<Watches>,
 }
@@ -35,12 +38,13 @@ pub(crate) struct Shared {
 struct State {
     fold: Fold,
     sender: broadcast::Sender<Update>,
-    /// Counts attempts, so that the hand of an earlier one does nothing.
+    /// The number of the current attempt, by which calls of earlier attempts are ignored.
     attempt: u64,
 }
 
 impl Shared {
-    /// A watch that starts from what an earlier one knew, with a queue of `queue` updates.
+    /// Creates a watch that continues from what an earlier one knew, with a queue of `queue`
+    /// updates.
     pub(crate) fn new(service: ServiceName, fold: Fold, queue: usize, watches: &Arc<Watches>) -> Arc<Self> {
         let state = State { fold, sender: broadcast::Sender::new(queue), attempt: 0 };
         Arc::new(Self {
@@ -52,7 +56,7 @@ impl Shared {
         })
     }
 
-    /// Hands over the task that feeds this watch.
+    /// Sets the task that feeds this watch.
     pub(crate) fn own(&self, task: AbortHandle) {
         self.task.set(task).expect("a watch is started once");
     }
@@ -69,14 +73,14 @@ impl Shared {
         self.lock().fold.clone()
     }
 
-    /// Begins an attempt; what earlier ones still send is ignored from here on.
+    /// Begins an attempt; from here on, whatever earlier ones send is ignored.
     pub(crate) fn begin(&self) -> u64 {
         let mut state = self.lock();
         state.attempt += 1;
         state.attempt
     }
 
-    /// Ends the attempt with the reason.
+    /// Ends the attempt with this error.
     pub(crate) fn lose(&self, error: Error) {
         let mut state = self.lock();
         state.attempt += 1;
@@ -96,7 +100,7 @@ impl Drop for Shared {
         }
         if let Some(watches) = self.watches.upgrade() {
             let mut watches = watches.lock().unwrap_or_else(PoisonError::into_inner);
-            // A newer watch of the service may stand there already.
+            // A newer watch of the service may have taken the place already.
             if watches.get(&self.service).is_some_and(|other| other.strong_count() == 0) {
                 watches.remove(&self.service);
             }
@@ -107,13 +111,13 @@ impl Drop for Shared {
 impl State {
     fn publish(&self, update: Option<Update>) {
         if let Some(update) = update {
-            // Nobody listens when the last stream is just being dropped.
+            // There is no receiver while the last stream is being dropped.
             let _ = self.sender.send(update);
         }
     }
 }
 
-/// Lives in a watch's task: tells the streams when the task goes before they do.
+/// Held by a watch's task; marks the watch as orphaned if the task ends before its streams do.
 #[derive(Debug)]
 pub(crate) struct Orphanage(pub(crate) Weak<Shared>);
 
@@ -125,14 +129,14 @@ impl Drop for Orphanage {
                 Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").with_operation("watch");
             let mut state = shared.lock();
             state.attempt += 1;
-            // Told even if it is no news, since it is what wakes the streams.
+            // Published even if it is no news, because it wakes the streams.
             let update = state.fold.lose(error.clone()).unwrap_or(Update::Lost(error));
             state.publish(Some(update));
         }
     }
 }
 
-/// One stream's place in a watch.
+/// The position of one stream in a watch.
 #[derive(Debug)]
 pub(crate) struct Subscription {
     shared: Arc<Shared>,
@@ -149,12 +153,13 @@ impl Subscription {
         Self { shared, missed, receiver }
     }
 
-    /// Whether everything was taken that the watch told so far.
+    /// Returns whether every update that was published so far has been taken.
     pub(crate) fn is_drained(&self) -> bool {
         self.missed.is_empty() && self.receiver.is_empty()
     }
 
-    /// The same for one who knows what the watch before this one knew.
+    /// Joins for a stream that has followed the former watch. While contact is still lost, the
+    /// stream already has the set and the loss.
     pub(crate) fn resumed(shared: Arc<Shared>) -> Self {
         let mut joined = Self::new(shared);
         if matches!(joined.missed.back(), Some(Update::Lost(_))) {
@@ -167,7 +172,8 @@ impl Subscription {
         &self.shared
     }
 
-    /// The next update; one who fell behind the queue gets the set instead of what it missed (W6).
+    /// Returns the next update. A stream that fell behind the queue gets the current set instead of
+    /// what it missed (W6).
     pub(crate) async fn next(&mut self) -> Update {
         loop {
             if let Some(update) = self.missed.pop_front() {
@@ -182,30 +188,30 @@ impl Subscription {
     }
 }
 
-/// The feed of one attempt of a shared watch.
+/// Where one attempt of a shared watch delivers what it reads.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) shared: Weak<Shared>,
     pub(crate) number: u64,
     pub(crate) rejects: Arc<Rejects>,
-    /// How many entries are taken at most.
+    /// How many entries are accepted at most.
     pub(crate) limit: usize,
     pub(crate) progress: tokio::sync::watch::Sender<Progress>,
 }
 
-/// How far an attempt has come.
+/// How far an attempt has got.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Progress {
     /// Before the first set.
     Opening,
     /// The set follows the registry.
     Live,
-    /// There are too many entries; what the attempt still tells is ignored.
+    /// There are too many entries; whatever else the attempt sends is ignored.
     Full,
 }
 
 impl Attempt {
-    /// Takes a whole state.
+    /// Applies a whole state.
     fn state(&self, entries: Vec<Entry>, take: impl FnOnce(&mut Fold, Vec<Instance>) -> Option<Update>) {
         self.step(|state, service| {
             if entries.len() > self.limit {
@@ -223,7 +229,8 @@ impl Attempt {
         if state.attempt == self.number {
             let progress = step(&mut state, &shared.service);
             if progress == Progress::Full {
-                // What follows would be folded over a gap.
+                // The next step would be applied over a gap, so no more of this attempt is
+                // accepted.
                 state.attempt += 1;
             }
             self.progress.send_if_modified(|former| std::mem::replace(former, progress) != progress);

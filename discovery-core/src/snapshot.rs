@@ -6,16 +6,20 @@ use rpds::{RedBlackTreeMapSync, map::red_black_tree_map::IterValues};
 
 use crate::{Change, Instance, InstanceId, Update};
 
-/// The set of a service's instances at one moment, in the order of their ids.
+/// The set of a service's instances at one moment, ordered by id.
 ///
-/// Cloning is cheap and a snapshot never changes. It is a persistent tree: the set after a change shares all but the path to what
-/// changed, so that a change costs the same in large sets as in small ones. Two snapshots that follow one another share the
-/// instances that did not change (the same [`Arc`]), so that [`Arc::ptr_eq`] tells what moved.
+/// Cloning is cheap, and a snapshot never changes. It is a persistent tree: the set after a change
+/// shares all but the path to what changed, so a change costs little even in a large set.
+/// Consecutive snapshots share the instances that did not change (the same [`Arc`]), so
+/// [`Arc::ptr_eq`] shows which ones did.
 ///
 /// ```
 /// use discovery_core::{Instance, Snapshot};
 ///
-/// let set = Snapshot::from_iter([Instance::new("10.0.0.1:80".parse()?), Instance::new("10.0.0.2:80".parse()?)]);
+/// let set = Snapshot::from_iter([
+///     Instance::new("10.0.0.1:80".parse()?),
+///     Instance::new("10.0.0.2:80".parse()?),
+/// ]);
 /// assert_eq!(set.len(), 2);
 /// assert!(set.get("10.0.0.1:80").is_some());
 /// # Ok::<(), discovery_core::Error>(())
@@ -23,33 +27,33 @@ use crate::{Change, Instance, InstanceId, Update};
 #[derive(Clone)]
 pub struct Snapshot(Tree);
 
-/// Walks through the instances of a [`Snapshot`], in the order of their ids.
+/// An iterator over the instances of a [`Snapshot`], ordered by id.
 pub struct Iter<'a>(IterValues<'a, InstanceId, Arc<Instance>, archery::ArcTK>);
 
 type Tree = RedBlackTreeMapSync<InstanceId, Arc<Instance>>;
 
 impl Snapshot {
-    /// The instances, in the order of their ids.
+    /// Returns the instances, ordered by id.
     pub fn iter(&self) -> Iter<'_> {
         Iter(self.0.values())
     }
 
-    /// The instance with this id.
+    /// Returns the instance with this id.
     pub fn get(&self, id: &str) -> Option<&Arc<Instance>> {
         self.0.get(id)
     }
 
-    /// The number of instances.
+    /// Returns the number of instances.
     pub fn len(&self) -> usize {
         self.0.size()
     }
 
-    /// Whether there are no instances.
+    /// Returns whether there are no instances.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The set after an update: what a consumer of updates holds.
+    /// Returns the set after an update, which is how a consumer folds its stream.
     #[must_use]
     pub fn after(&self, update: &Update) -> Self {
         match update {
@@ -59,7 +63,7 @@ impl Snapshot {
         }
     }
 
-    /// The set after a change.
+    /// Returns the set after a change.
     #[must_use]
     pub fn after_change(&self, change: &Change) -> Self {
         let after = || {
@@ -70,7 +74,7 @@ impl Snapshot {
         change.next_of(self).map_or_else(after, |next| next.get_or_init(after).clone())
     }
 
-    /// Changes the set in place, as far as no other holds a part of it.
+    /// Changes the set in place, copying only what other snapshots share.
     pub(crate) fn change(&mut self, change: &Change) {
         for id in change.removes() {
             self.0.remove_mut(id);
@@ -80,7 +84,7 @@ impl Snapshot {
         }
     }
 
-    /// What leads from this set to `next`; an empty change where they are equal.
+    /// Returns the change that leads from this set to `next`; it is empty if they are equal.
     pub fn diff(&self, next: &Self) -> Change {
         let mut upserts = Vec::new();
         let mut removes = Vec::new();
@@ -97,12 +101,13 @@ impl Snapshot {
         Change::new(upserts, removes)
     }
 
-    /// Whether both are one allocation.
+    /// Returns whether both are the same allocation.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.0.ptr_eq(&other.0)
     }
 
-    /// The same set, in which every instance equal to one of `former` is that very one; an equal set is `former` itself.
+    /// Returns the same set with the instances of `former` wherever they are equal; if the sets are
+    /// equal, returns `former` itself.
     pub(crate) fn sharing(self, former: &Self) -> Self {
         former.after_change(&former.diff(&self))
     }
@@ -123,7 +128,7 @@ impl PartialEq for Snapshot {
 impl Eq for Snapshot {}
 
 impl<T: Into<Arc<Instance>>> FromIterator<T> for Snapshot {
-    /// Collects a set; of several instances with one id, the last one stays.
+    /// Collects a set. If several instances have the same id, the last one wins.
     fn from_iter<I: IntoIterator<Item = T>>(instances: I) -> Self {
         let instances = instances.into_iter().map(Into::into);
         Self(instances.fold(Tree::new_sync(), |mut tree, one: Arc<Instance>| {
@@ -181,7 +186,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::Weight;
 
-    /// Small sets over few ids, so that changes, removals and equal instances all occur.
+    /// Small sets over a few ids, so that changes, removals and equal instances all occur.
     pub(crate) fn any_snapshot() -> impl Strategy<Value = Snapshot> {
         proptest::collection::vec((1u8..8, 0u16..3), 0..8).prop_map(|entries| {
             let instance = |(host, weight)| {
@@ -200,7 +205,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn what_did_not_change_stays_the_same_allocation(a in any_snapshot(), b in any_snapshot()) {
+        fn unchanged_instances_keep_their_allocation(a in any_snapshot(), b in any_snapshot()) {
             let b = b.sharing(&a);
             for instance in &b {
                 match a.get(instance.id().as_str()) {

@@ -4,11 +4,12 @@ use async_trait::async_trait;
 
 use crate::{Error, Instance, InstanceId, ServiceName};
 
-/// One attempt at following a service in a registry, written by authors of backends.
+/// One attempt at following a service in a registry; for authors of backends.
 ///
-/// It may fail at any point, by returning an error or by panicking: [`Recovered`](crate::backend::Recovered) makes a
-/// [`Resolver`](crate::Resolver) of it, with everything that comes between an attempt and an endless stream. A backend that
-/// reads a list and polls it is no longer than this:
+/// An attempt may fail at any point, by returning an error or by panicking.
+/// [`Recovered`](crate::backend::Recovered) makes a [`Resolver`](crate::Resolver) of it and does
+/// all that lies between one attempt and an endless stream. A backend that polls a list needs no
+/// more than this:
 ///
 /// ```
 /// use std::time::Duration;
@@ -34,25 +35,26 @@ use crate::{Error, Instance, InstanceId, ServiceName};
 /// ```
 #[async_trait]
 pub trait Source: fmt::Debug + Send + Sync + 'static {
-    /// Follows a service from a full read of its entries, for as long as that goes well.
+    /// Follows a service, from a full read of its entries until the attempt fails.
     ///
-    /// First reads the whole set and passes it to [`Feed::reset`], then passes every change to the [`Live`] that it got, in the
-    /// registry's order and one call per atomic step. Returns when changes could be missed; `Ok` counts as an error without a
-    /// reason. It is dropped when nobody listens any more, and, for a `list`, after the reset.
+    /// Reads the whole set and passes it to [`Feed::reset`], then passes every change to the
+    /// [`Live`] that `reset` returns, in the registry's order and in one call per atomic step.
+    /// Returns once changes could be missed; `Ok` counts as an error without a reason. The future
+    /// is dropped when nobody watches any more and, for a `list`, after the reset.
     ///
     /// # Errors
     ///
-    /// Whatever ended the attempt, as its watchers shall read it.
+    /// Whatever ended the attempt, worded for its watchers.
     async fn follow(&self, service: &ServiceName, feed: Feed) -> Result<(), Error>;
 }
 
-/// One entry of the registry as its backend reads it.
+/// One entry of the registry, as the backend reads it.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_enums, reason = "an entry can be read or not")]
 pub enum Entry {
-    /// An entry that cannot be read; it is skipped, counted and logged, and the rest is served.
+    /// An entry that cannot be read. It is skipped, counted and logged, and the rest is served.
     Bad(BadEntry),
-    /// An instance.
+    /// An entry that can be read.
     Valid(Instance),
 }
 
@@ -61,25 +63,26 @@ pub enum Entry {
 pub struct BadEntry {
     /// The registry's key, for the log.
     pub key: String,
-    /// Whose entry it is, as far as its key tells.
+    /// The id of the instance, if the key reveals it.
     pub id: Option<InstanceId>,
-    /// The registry's revision of this value, or a hash of it: the same value is logged once.
+    /// The registry's revision of this value, or a hash of it; the same revision is logged once.
     pub revision: u64,
     /// What is wrong with it.
     pub error: Error,
 }
 
-/// Where an attempt puts the first set; see [`Source::follow`].
+/// Where an attempt delivers the first set; see [`Source::follow`].
 #[derive(Debug)]
 pub struct Feed(pub(crate) Arc<dyn Sink>);
 
-/// The only hand that can change the set, from the first [`Feed::reset`] to the end of the attempt.
+/// Where an attempt delivers changes, from the first [`Feed::reset`] until the attempt ends.
 ///
-/// No call waits, so that no watcher can delay the backend. After the end of its attempt it does nothing.
+/// No call waits, so a watcher cannot delay the backend. Calls after the end of the attempt have no
+/// effect.
 #[derive(Debug)]
 pub struct Live(Arc<dyn Sink>);
 
-/// What a feed leads to: a shared watch, or a single list.
+/// What receives a feed: a shared watch or a single list.
 pub(crate) trait Sink: fmt::Debug + Send + Sync {
     fn limit(&self) -> usize;
     fn reset(&self, entries: Vec<Entry>);
@@ -89,10 +92,10 @@ pub(crate) trait Sink: fmt::Debug + Send + Sync {
 }
 
 impl Feed {
-    /// How many entries are taken at most, bad ones included.
+    /// Returns how many entries are accepted at most, bad ones included.
     ///
-    /// Where there are more, watchers are told so. A source that reads in parts should read no further then, and pass on what it
-    /// has.
+    /// If there are more, watchers get an error. A source that reads in parts should stop reading
+    /// then, and pass on what it has.
     pub fn limit(&self) -> usize {
         self.0.limit()
     }
@@ -105,29 +108,30 @@ impl Feed {
 }
 
 impl Live {
-    /// Sets the whole set anew, where changes could have been missed but the attempt goes on; watchers see a `Reset`.
+    /// Sets the whole set again if changes could have been missed but the attempt continues.
+    /// Watchers see a `Reset`.
     pub fn reset(&mut self, entries: impl IntoIterator<Item = Entry>) {
         self.0.reset(entries.into_iter().collect());
     }
 
-    /// Replaces the set by the next state that the registry had; watchers see what differs as one change.
+    /// Replaces the set with the registry's next state. Watchers see the difference as one change.
     ///
-    /// For backends that compare whole states, such as polling ones.
+    /// For backends that compare whole states, such as those that poll.
     pub fn replace(&mut self, entries: impl IntoIterator<Item = Entry>) {
         self.0.replace(entries.into_iter().collect());
     }
 
-    /// Compares the set with a state of the registry that it should be equal to; where it is not,
-    /// changes were missed, and watchers see a `Reset`. Returns whether it is equal.
+    /// Compares the set with a state of the registry to which it should be equal, and returns
+    /// whether it is. If it is not, changes were missed, and watchers see a `Reset`.
     ///
     /// For backends that audit their own watch.
     pub fn compare(&mut self, entries: impl IntoIterator<Item = Entry>) -> bool {
         self.0.compare(entries.into_iter().collect())
     }
 
-    /// Applies one atomic step of the registry. No id may stand in both parts.
+    /// Applies one atomic step of the registry. No id may be in both `upserts` and `removes`.
     ///
-    /// Removing an instance that is not in the set, or setting one that is equal, does nothing.
+    /// Removing an instance that is not in the set, or setting an equal one, has no effect.
     pub fn change(&mut self, upserts: impl IntoIterator<Item = Entry>, removes: impl IntoIterator<Item = InstanceId>) {
         self.0.change(upserts.into_iter().collect(), removes.into_iter().collect());
     }

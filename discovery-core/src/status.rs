@@ -4,38 +4,40 @@ use tokio::sync::watch;
 
 use crate::Error;
 
-/// How a registration stands.
+/// The status of a registration.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Status {
-    /// It was ended by its owner, or with its backend.
+    /// It was ended by its owner, or together with its backend. Final.
     Deregistered {
-        /// When that was.
+        /// When it ended.
         since: Instant,
     },
-    /// It is not known to be in the registry now; the backend keeps trying.
+    /// It is not known to be in the registry; the backend keeps trying.
     Lost {
         /// When it was lost.
         since: Instant,
-        /// Why, as of the last attempt.
+        /// The error of the last attempt.
         error: Error,
     },
     /// It is in the registry.
     Registered {
-        /// When it was written, the last time that it had to be.
+        /// When it was registered, or last registered again.
         since: Instant,
     },
-    /// Another owner took the id over. Final.
+    /// Another owner took over the id. Final.
     Superseded {
-        /// When that was noticed.
+        /// When the takeover was noticed.
         since: Instant,
     },
 }
 
-/// The statuses of a [`Registration`](crate::Registration), for tasks that do not hold it: a health endpoint, a metric, a log.
+/// The statuses of a [`Registration`](crate::Registration), for tasks that do not hold it, such as
+/// a health endpoint, a metric or a log.
 ///
-/// Made by [`Registration::statuses`](crate::Registration::statuses) or by the [writer](StatusWriter::statuses), cloned cheaply, and of no influence: the registration ends
-/// with its own handle.
+/// A receiver is returned by [`Registration::statuses`](crate::Registration::statuses) or by the
+/// [writer](StatusWriter::statuses). Cloning is cheap. A receiver does not keep the registration
+/// alive.
 ///
 /// ```
 /// # async fn example(registration: discovery_core::Registration) {
@@ -50,23 +52,25 @@ pub enum Status {
 #[derive(Clone, Debug)]
 pub struct StatusReceiver(pub(crate) watch::Receiver<Status>);
 
-/// The backend's hand on the status of a [`Registration`](crate::Registration); for authors of backends.
+/// Reports the status of a [`Registration`](crate::Registration); for authors of backends.
 #[derive(Clone, Debug)]
 pub struct StatusWriter(pub(crate) watch::Sender<Status>);
 
 impl StatusReceiver {
-    /// How the registration stands now, or how it ended.
+    /// Returns the current status, or the final one.
     pub fn current(&self) -> Status {
         self.0.borrow().clone()
     }
 
-    /// Waits until the status differs from the one that this returned last, or from the one when this was made, and returns it;
-    /// `None` once it cannot change any more. Of several changes in the meantime it returns the last. A loss is one change, and one
-    /// more where its error becomes one of another kind.
+    /// Waits for a status after the one that this returned last, or after the one at which this
+    /// receiver was created, and returns it; `None` once no further status can follow.
+    ///
+    /// Of several changes in the meantime it returns the last. A loss is one change, and another
+    /// one when its error's kind changes.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, it has not consumed a status.
+    /// Dropped before completion, it has consumed no status.
     pub async fn changed(&mut self) -> Option<Status> {
         if self.0.has_changed().is_ok_and(|changed| !changed) && self.0.borrow().is_final() {
             return None;
@@ -75,7 +79,7 @@ impl StatusReceiver {
         Some(self.0.borrow_and_update().clone())
     }
 
-    /// A receiver of the statuses from now on.
+    /// Returns a receiver of the statuses from now on.
     pub(crate) fn resubscribe(&self) -> Self {
         let mut receiver = self.0.clone();
         receiver.mark_unchanged();
@@ -84,52 +88,52 @@ impl StatusReceiver {
 }
 
 impl Status {
-    /// Registered as of now.
+    /// Creates the status of a registration that is registered from now on.
     pub fn registered() -> Self {
         Self::Registered { since: now() }
     }
 
-    /// Lost as of now.
+    /// Creates the status of a registration that is lost from now on.
     pub fn lost(error: Error) -> Self {
         Self::Lost { since: now(), error }
     }
 
-    /// Superseded as of now.
+    /// Creates the status of a registration that is superseded from now on.
     pub fn superseded() -> Self {
         Self::Superseded { since: now() }
     }
 
-    /// Deregistered as of now.
+    /// Creates the status of a registration that is deregistered from now on.
     pub fn deregistered() -> Self {
         Self::Deregistered { since: now() }
     }
 
-    /// Whether the instance is in the registry, as far as the backend knows.
+    /// Returns whether the instance is in the registry, as far as the backend knows.
     pub fn is_registered(&self) -> bool {
         matches!(self, Self::Registered { .. })
     }
 
-    /// Whether this status never changes any more.
+    /// Returns whether this status can never change again.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Deregistered { .. } | Self::Superseded { .. })
     }
 }
 
 impl StatusWriter {
-    /// A new registration's status.
+    /// Creates a writer with the first status of a registration.
     pub fn new(status: Status) -> Self {
         Self(watch::Sender::new(status))
     }
 
-    /// The statuses from now on, for those who follow them.
+    /// Returns a receiver of the statuses from now on.
     pub fn statuses(&self) -> StatusReceiver {
         StatusReceiver(self.0.subscribe())
     }
 
     /// Reports a status, unless the one before it was final.
     ///
-    /// A further `Lost` keeps the time of the first, and counts as a change only if its error is of another kind: who waits for a
-    /// change hears of a loss once, not of each attempt.
+    /// A further `Lost` keeps the time of the first. It counts as a change only if its error is of
+    /// another kind, so a task that waits for changes learns of a loss once, not of every attempt.
     pub fn set(&self, next: Status) {
         self.0.send_if_modified(|status| {
             let (next, is_change) = match (&*status, next) {
@@ -145,13 +149,13 @@ impl StatusWriter {
         });
     }
 
-    /// The status last reported.
+    /// Returns the status that was reported last.
     pub fn current(&self) -> Status {
         self.0.borrow().clone()
     }
 }
 
-/// The moment on tokio's clock, so that a paused clock rules statuses too.
+/// The current time of tokio's clock, so that statuses follow a paused clock too.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -10,10 +10,11 @@ use tokio::{sync::watch, task::AbortHandle};
 
 use crate::{Error, ErrorKind, ServiceName, Snapshot, Update, UpdateStream};
 
-/// The set of a service as it was last known, always at hand.
+/// A view of the current set of a service, as last known.
 ///
-/// A task folds the updates for as long as a clone of the view lives. Cloning is cheap; [`current`](Self::current) takes no
-/// lock. Made by [`ResolverExt::view`](crate::ResolverExt::view).
+/// A task folds the updates for as long as a clone of the view lives. Cloning is cheap, and
+/// [`current`](Self::current) takes no lock. [`ResolverExt::view`](crate::ResolverExt::view)
+/// creates a view.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -44,7 +45,7 @@ struct State {
     lost: Option<(Instant, Error)>,
 }
 
-/// Ends the folding task with the last view.
+/// Ends the folding task when the last view is dropped.
 struct Task(AbortHandle);
 
 impl View {
@@ -61,35 +62,37 @@ impl View {
         Self { service, state, version, _task: Arc::new(Task(task.abort_handle())) }
     }
 
-    /// The service.
+    /// Returns the service.
     pub fn service(&self) -> &ServiceName {
         &self.service
     }
 
-    /// The set as last known; empty before the first one.
+    /// Returns the set as last known; empty before the first one.
     pub fn current(&self) -> Snapshot {
         self.state.load().snapshot.clone().unwrap_or_default()
     }
 
-    /// Since when contact with the registry is lost, so that the set may be out of date; `None` while it is live.
+    /// Returns when contact with the registry was lost, since when the set may be out of date;
+    /// `None` while there is contact.
     pub fn stale_since(&self) -> Option<Instant> {
         self.state.load().lost.as_ref().map(|(since, _)| *since)
     }
 
-    /// Why contact with the registry is lost; `None` while it is live.
+    /// Returns why contact with the registry was lost; `None` while there is contact.
     pub fn lost(&self) -> Option<Error> {
         self.state.load().lost.as_ref().map(|(_, error)| error.clone())
     }
 
-    /// Waits for the first set, at most for `limit`.
+    /// Waits for the first set, at most `limit`.
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the limit, caused by what keeps the registry away.
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) after `limit`. Its source is the reason
+    /// why contact with the registry is lost, if it is.
     ///
     /// # Cancel safety
     ///
-    /// It only waits.
+    /// Dropped before completion, it has no effect.
     pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
         let mut version = self.version.clone();
         let first = version.wait_for(|_| self.state.load().snapshot.is_some());
@@ -104,8 +107,9 @@ impl View {
         })
     }
 
-    /// Waits for an update after the one that this returned for last, and returns the set; `None`
-    /// once the runtime that follows the service has shut down.
+    /// Waits for an update after the one for which this returned last, and returns the set; `None`
+    /// once the runtime that follows the service has shut down. Several updates in the meantime
+    /// count as one.
     ///
     /// # Cancel safety
     ///

@@ -1,4 +1,5 @@
-//! A backend that somebody else could have written keeps the laws that it declares: real files, the real clock.
+//! A backend as a third party could write it keeps the laws that it declares, on real files and the
+//! real clock.
 
 #[path = "../examples/directory/backend.rs"]
 mod backend;
@@ -22,7 +23,7 @@ use discovery_core::{
 
 discovery_core::conformance_tests! { Root::new(), #[tokio::test] }
 
-/// A directory of its own, removed at the end.
+/// A directory of its own, removed at the end of the test.
 struct Root {
     path: PathBuf,
     polls: Mutex<Vec<Arc<AtomicUsize>>>,
@@ -95,7 +96,7 @@ impl Harness for Root {
 
     async fn put_bad(&self, service: &ServiceName, id: &InstanceId) {
         fs::write(self.file(service, id.as_str()), "nobody\nnothing").unwrap();
-        // Nobody touches it, so that it must not age within the law.
+        // No owner touches it, so it gets a time that does not expire during the test.
         let later = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 33);
         File::open(self.file(service, id.as_str())).unwrap().set_modified(later).unwrap();
     }

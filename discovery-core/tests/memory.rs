@@ -1,7 +1,8 @@
-//! What many watchers of one large service cost: next to nothing, since they share the sets.
+//! The memory that many watchers of one large service need: next to none, because they share the
+//! sets.
 //!
-//! The memory of a process is what the system says of it, so each number of watchers is a process of its own: this very program,
-//! started again.
+//! Memory is measured per process, so each number of watchers is measured in a process of its own:
+//! this program, started again.
 
 #![cfg(target_os = "linux")]
 
@@ -20,8 +21,8 @@ const INSTANCES: u16 = 10_000;
 const CHANGES: u16 = 100;
 const PHASES: [&str; 4] = ["first set", "100 changes", "audit", "reset"];
 
-/// A thousand watchers of ten thousand instances take at most half as much again as one does: after the first set, after a
-/// hundred changes, after a list that only confirmed them, and after a `Reset`.
+/// A thousand watchers of ten thousand instances use at most 1.5 times the memory of one: after the
+/// first set, after a hundred changes, after an audit, and after a `Reset`.
 #[test]
 fn a_thousand_watchers_cost_little_more_than_one() {
     let one = measured(1);
@@ -34,7 +35,7 @@ fn a_thousand_watchers_cost_little_more_than_one() {
     }
 }
 
-/// The memory that watching took, in kB, per phase.
+/// Returns the memory that watching took after each phase, in kB.
 fn measured(watchers: usize) -> Vec<f64> {
     let child = Command::new(env::current_exe().unwrap())
         .args(["child", "--exact", "--ignored", "--nocapture"])
@@ -47,7 +48,7 @@ fn measured(watchers: usize) -> Vec<f64> {
     taken
 }
 
-/// Not a test of its own: what the other one starts. It prints what each phase left in memory.
+/// Not a test of its own: the test above starts it. It prints what each phase left in memory.
 #[tokio::test]
 #[ignore = "is started by the other test here"]
 async fn child() {
@@ -58,7 +59,7 @@ async fn child() {
     let service: ServiceName = "payments".parse().unwrap();
     let mut all: Vec<(UpdateStream, Snapshot)> =
         (0..watchers.parse().unwrap()).map(|_| (resolver.watch(&service).unwrap(), Snapshot::default())).collect();
-    // The runner has printed a part of its line.
+    // The test runner has printed a part of its line.
     println!();
     take(&mut all, |update| matches!(update, Update::Reset(_))).await;
     println!("taken={}", resident() - before);
@@ -76,7 +77,7 @@ async fn child() {
     assert!(all.iter().all(|(_, set)| set.len() == usize::from(INSTANCES)));
 }
 
-/// Has every watcher take one update.
+/// Takes one update from every watcher.
 async fn take(all: &mut [(UpdateStream, Snapshot)], is_expected: impl Fn(&Update) -> bool) {
     for (updates, set) in all {
         let update = updates.next().await.unwrap();
@@ -85,7 +86,7 @@ async fn take(all: &mut [(UpdateStream, Snapshot)], is_expected: impl Fn(&Update
     }
 }
 
-/// The resident memory of this process in kB.
+/// Returns the resident memory of this process in kB.
 fn resident() -> f64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -94,13 +95,13 @@ fn resident() -> f64 {
 
 #[derive(Debug)]
 enum Order {
-    /// A whole state of which one instance differs.
+    /// Replaces the whole state, in which one instance differs.
     Audit,
     Change(u16),
     Reset,
 }
 
-/// Does as it is told.
+/// Carries out the orders of the test.
 #[derive(Debug)]
 struct Ordered(Mutex<mpsc::Receiver<Order>>);
 

@@ -1,10 +1,10 @@
-//! How often a handle checks from the ground up what it believes.
+//! How often a handle checks from scratch what it believes.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The time between two audits of one thing, give or take a fifth, so that many do not fall
-/// together.
+/// The time between two audits of the same thing, plus or minus a fifth, so that many audits do not
+/// coincide.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AuditInterval(Duration);
 
@@ -13,12 +13,12 @@ impl AuditInterval {
         Self(interval)
     }
 
-    /// When the next audit of something is due that was audited now.
+    /// When the next audit is due of something that was audited now.
     pub(crate) fn next(self) -> Instant {
         Instant::now() + self.0.mul_f64(0.8 + 0.4 * fastrand::f64())
     }
 
-    /// The interval divided by `parts`, for what is to be checked more often.
+    /// The interval divided by `parts`, for what is checked more often.
     pub(crate) fn part(self, parts: u32) -> Duration {
         self.0 / parts
     }

@@ -1,3 +1,5 @@
+//! The handle that users hold: a registry and a resolver on one cluster.
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -22,19 +24,21 @@ use crate::{
 
 /// A handle on a registry kept in etcd.
 ///
-/// All registrations of a handle and its clones are kept by one lease. Cloning is cheap. With the last clone, registration and
-/// stream its tasks and connections end by themselves.
+/// Cloning is cheap. One lease holds all registrations of a handle and its clones. Its tasks and
+/// connections end once the last clone, registration and stream is dropped.
 ///
-/// Who registers an id again through the same handle takes over once that is written. Where it fails, the former registration is the
-/// owner still.
+/// Registering an id again through the same handle takes over from the former registration once the
+/// new one is written. If that fails, the former registration remains the owner.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), discovery_core::Error> {
 /// use discovery_core::{Instance, Registry};
 /// use discovery_etcd::{EtcdBackend, EtcdConfig};
 ///
-/// let backend = EtcdBackend::new("etcd://10.0.0.1,10.0.0.2,10.0.0.3/prod".parse::<EtcdConfig>()?)?;
-/// let registration = backend.register(&"payments".parse()?, Instance::new("10.0.7.4:50051".parse()?)).await?;
+/// let config = "etcd://10.0.0.1,10.0.0.2,10.0.0.3/prod".parse::<EtcdConfig>()?;
+/// let backend = EtcdBackend::new(config)?;
+/// let instance = Instance::new("10.0.7.4:50051".parse()?);
+/// let registration = backend.register(&"payments".parse()?, instance).await?;
 /// registration.deregister().await?;
 /// # Ok(())
 /// # }
@@ -45,19 +49,23 @@ pub struct EtcdBackend {
     resolver: Recovered<EtcdSource>,
     closed: watch::Sender<bool>,
     operation_timeout: Duration,
-    /// The waits of a list between attempts.
+    /// The waits between the attempts of a `list`.
     backoff: Backoff,
 }
 
 impl EtcdBackend {
-    /// Checks the configuration and makes a handle. Never waits: connections are made when they are needed, so that a process may
-    /// start before etcd does.
+    /// Checks the configuration and creates a handle.
+    ///
+    /// Never waits: connections are made when they are first needed, so a process may start before
+    /// etcd does.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput), with what is wrong in the configuration, or in the files that it names, and
-    /// what is allowed; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Unsupported`](ErrorKind::Unsupported) where
-    /// it asks for TLS in a program that was built without.
+    /// - [`InvalidInput`](ErrorKind::InvalidInput) if the configuration, or a file that it names,
+    ///   is invalid. The message names what is wrong and what is allowed.
+    /// - [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
+    /// - [`Unsupported`](ErrorKind::Unsupported) if the configuration asks for TLS and the program
+    ///   was built without it.
     pub fn new(config: EtcdConfig) -> Result<Self, Error> {
         let settings = Settings::check(&config)?;
         let runtime = Handle::try_current().map_err(|_| {
@@ -97,30 +105,32 @@ impl EtcdBackend {
         })
     }
 
-    /// Deregisters everything that was registered by this handle and its clones, and returns once that is gone from etcd.
+    /// Deregisters everything that this handle and its clones registered, and returns once it is
+    /// gone from etcd.
     ///
-    /// Afterwards calls fail with [`Closed`](ErrorKind::Closed), and open streams say so.
+    /// Afterwards calls fail with [`Closed`](ErrorKind::Closed), and open streams report it.
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) where etcd did not confirm in time, with the time by which the lease will
-    /// have ended what is left. Tasks go on trying for at most twice the ttl and 10 s, and then end.
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) if etcd did not confirm in time. The error
+    /// states when the lease will have ended what is left. Tasks keep trying for at most twice the
+    /// ttl plus 10 s, and then end.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, the backend goes on with it alone.
+    /// Dropped before completion, closing continues in the background.
     pub async fn close(&self) -> Result<(), Error> {
         self.closed.send_replace(true);
         self.registrar.close().await.map_err(|error| error.with_operation("close"))
     }
 
-    /// The time that etcd granted the present lease for, which may be more than was asked for; `None` before the first
-    /// registration.
+    /// Returns the time that etcd granted the current lease for, which may be longer than
+    /// requested; `None` before the first registration.
     pub fn granted_ttl(&self) -> Option<Duration> {
         self.registrar.granted_ttl()
     }
 
-    /// How many bad entries were skipped so far, each counted once per revision.
+    /// Returns the number of bad entries skipped so far, each counted once per revision.
     pub fn skipped(&self) -> u64 {
         self.resolver.skipped()
     }
@@ -145,8 +155,8 @@ impl Registry for EtcdBackend {
 
 #[async_trait]
 impl Resolver for EtcdBackend {
-    /// Goes on for the whole [operation timeout](EtcdConfig::operation_timeout) while etcd cannot be
-    /// reached or cannot answer.
+    /// Retries for the whole [operation timeout](EtcdConfig::operation_timeout) while etcd cannot
+    /// be reached or cannot answer.
     async fn list(&self, service: &ServiceName) -> Result<Snapshot, Error> {
         self.open().map_err(|error| error.with_operation("list").with_service(service))?;
         let end = Instant::now() + self.operation_timeout;

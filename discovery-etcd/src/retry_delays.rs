@@ -9,10 +9,10 @@ use crate::client::Failure;
 /// The waits between attempts: for a member that failed, and for a registration or a lease that
 /// could not be written.
 ///
-/// A cluster that refuses, has too much to do, or does not answer in time is asked again after the
-/// whole backoff. One that cannot be reached is tried at least once a second, so that registrations
-/// are back soon after it is; refused connections cost little, and the jitter spreads those that
-/// come back over that second.
+/// A cluster that refuses, is overloaded, or does not answer in time is asked again after the full
+/// backoff. One that cannot be reached is tried at least once a second, so that registrations are
+/// restored soon after it returns. Refused connections cost little, and the jitter spreads the
+/// returning clients over that second.
 #[derive(Clone, Debug)]
 pub(crate) struct RetryDelays {
     unreached: Delays,
@@ -24,7 +24,7 @@ impl RetryDelays {
         Self { unreached: backoff.at_most(REACH).delays(), full: backoff.delays() }
     }
 
-    /// The wait before anything is tried, which spreads what everybody does at once.
+    /// The wait before the first attempt, which spreads what all clients do at the same moment.
     pub(crate) fn first(&mut self) -> Duration {
         self.unreached.next_delay()
     }
@@ -45,7 +45,7 @@ impl RetryDelays {
     }
 }
 
-/// How long the return of a cluster may stay unnoticed.
+/// How long the return of a cluster may go unnoticed.
 const REACH: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -72,10 +72,10 @@ mod tests {
         }
     }
 
-    /// 200 registrars whose etcd is away for 15 s, all lost at one moment: when each one's first
-    /// attempt after its return is.
+    /// 200 registrars lose an etcd that is away for 15 s at the same moment. Measures when the
+    /// first attempt of each comes after the return.
     #[test]
-    fn a_crowd_comes_back_spread_over_a_second() {
+    fn returning_clients_are_spread_over_a_second() {
         let unreached = Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "not now"));
         let away = Duration::from_secs(15);
         let mut bins = [0; 10];

@@ -16,12 +16,15 @@ use crate::{
 
 /// A registry in memory, with faults on demand.
 ///
-/// [`new`](Self::new) makes a fresh registry; nothing is process-wide. A clone is the same handle again, as two tasks of one
-/// process would share it; [`another_process`](Self::another_process) is a handle of its own on the same registry, as another process would
-/// hold it. It keeps the promises of [`Registry`] and [`Resolver`] like any backend, on tokio's paused clock too.
+/// [`new`](Self::new) creates a new registry; nothing is shared process-wide. A clone is the same
+/// handle, as two tasks of one process would share it. [`another_process`](Self::another_process)
+/// returns a separate handle on the same registry, as another process would hold it. The backend
+/// keeps the promises of [`Registry`] and [`Resolver`] like any other, also on tokio's paused
+/// clock.
 ///
-/// Registering needs no runtime; watching does. What happens later by itself (a lease ends, a registration heals) needs the
-/// runtime in which its cause was called, or else happens at the next call.
+/// Registering needs no runtime; watching does. What happens later (a lease ends, an instance
+/// registers again) happens in the runtime of the call that caused it. Without one, it happens at
+/// the next call.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -46,38 +49,39 @@ pub struct MemoryBackend {
 }
 
 impl MemoryBackend {
-    /// A fresh registry, whose leases last 15 s.
+    /// Creates a new registry whose leases last 15 s.
     pub fn new() -> Self {
         Self::with_ttl(Duration::from_secs(15))
     }
 
-    /// A fresh registry whose leases last `ttl`: for so long an entry stays after its process is gone.
+    /// Creates a new registry whose leases last `ttl`, which is how long an entry outlives its
+    /// process.
     pub fn with_ttl(ttl: Duration) -> Self {
         Self::on(Arc::new(Store::new(ttl)))
     }
 
-    /// A handle of its own on the same registry, as another process would hold it.
+    /// Returns a separate handle on the same registry, as another process would hold it.
     #[must_use]
     pub fn another_process(&self) -> Self {
         Self::on(Arc::clone(&self.store))
     }
 
-    /// How long an entry stays after its process is gone.
+    /// Returns how long an entry outlives its process.
     pub fn ttl(&self) -> Duration {
         self.store.lock().ttl
     }
 
-    /// How many steps the registry has made; [`wipe`](Self::wipe) sets it back.
+    /// Returns how many steps the registry has made; [`wipe`](Self::wipe) resets it.
     pub fn revision(&self) -> u64 {
         self.store.lock().revision
     }
 
-    /// How many bad entries this handle has skipped, each counted once per revision.
+    /// Returns how many bad entries this handle has skipped, each counted once per revision.
     pub fn skipped(&self) -> u64 {
         self.resolver.skipped()
     }
 
-    /// How many upstream watches of a service are open, over all handles.
+    /// Returns how many upstream watches of a service are open, over all handles.
     pub fn watches(&self, service: &ServiceName) -> usize {
         self.store.lock().watches(service)
     }
@@ -85,7 +89,7 @@ impl MemoryBackend {
     fn on(store: Arc<Store>) -> Self {
         let process = store.lock().number();
         let source = MemorySource { store: Arc::clone(&store), process };
-        // Shorter than for a registry on a network, so that tests on the real clock do not wait for it.
+        // Shorter than for a registry on a network, so that tests on the real clock need not wait.
         let backoff = Backoff::new(Duration::from_millis(10), Duration::from_secs(1)).expect("10 ms to 1 s is allowed");
         let recovery = Recovery::default().backoff(backoff);
         Self { store, process, resolver: Recovered::with_recovery(source, recovery) }
@@ -111,7 +115,7 @@ impl Registry for MemoryBackend {
         state.reach(self.process).map_err(|error| error.with_operation("register").with_service(service))?;
         let key = key(service, instance.id().as_str());
         if claim == Claim::IfAbsent && state.entries.contains_key(&key) {
-            let error = Error::new(ErrorKind::Conflict, "another owner's entry lives");
+            let error = Error::new(ErrorKind::Conflict, "another owner's entry exists");
             return Err(error.with_operation("register").with_service(service).with_key(&key));
         }
         let number = state.number();

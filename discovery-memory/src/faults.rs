@@ -8,17 +8,19 @@ use crate::{
     state::{Event, Owner, key},
 };
 
-/// Faults on demand. Except for [`crash`](Self::crash), they concern the registry, and so all handles on it.
+/// Faults on demand. Except for [`crash`](Self::crash), they affect the registry, and so all
+/// handles on it.
 impl MemoryBackend {
-    /// Makes the registry unreachable: watches end, calls fail with [`Unavailable`](ErrorKind::Unavailable).
+    /// Makes the registry unreachable: watches end, and calls fail with
+    /// [`Unavailable`](ErrorKind::Unavailable).
     ///
-    /// Nobody can renew a lease, so that after the TTL the entries are gone and registrations report
+    /// No lease can be renewed, so after the TTL the entries are gone and the registrations report
     /// [`Lost`](Status::Lost).
     pub fn interrupt(&self) {
         self.interrupt_with(Error::new(ErrorKind::Unavailable, "the registry is interrupted"));
     }
 
-    /// Makes the registry answer everything with an error, such as a refusal.
+    /// Makes the registry answer everything with this error, such as a refusal.
     pub fn interrupt_with(&self, error: Error) {
         let mut state = self.store.lock();
         state.end_watches(&error, |_| true);
@@ -28,7 +30,7 @@ impl MemoryBackend {
         keep(&self.store);
     }
 
-    /// Makes the registry reachable again: watches resume, registrations heal.
+    /// Makes the registry reachable again: watches resume, and lost instances register again.
     pub fn restore(&self) {
         keep(&self.store);
         let mut state = self.store.lock();
@@ -42,21 +44,23 @@ impl MemoryBackend {
         keep(&self.store);
     }
 
-    /// Ends the lease of an instance, as if its process had been frozen for too long. Its registration heals.
+    /// Ends the lease of an instance, as if its process had been frozen for too long. Its owner
+    /// registers it again.
     ///
     /// Returns whether there was such an entry.
     pub fn expire(&self, service: &ServiceName, id: &str) -> bool {
         self.lose(service, id, "the lease ended")
     }
 
-    /// Removes an entry by hand, as an operator might. Its registration heals.
+    /// Removes an entry by hand, as an operator might. Its owner registers it again.
     ///
     /// Returns whether there was such an entry.
     pub fn remove(&self, service: &ServiceName, id: &str) -> bool {
         self.lose(service, id, "somebody removed the entry")
     }
 
-    /// Sets the registry back to empty and to revision 0: watches see a reset, registrations heal.
+    /// Resets the registry to an empty one at revision 0. Watches see a reset, and instances
+    /// register again.
     pub fn wipe(&self) {
         let mut state = self.store.lock();
         state.entries.clear();
@@ -69,27 +73,27 @@ impl MemoryBackend {
         keep(&self.store);
     }
 
-    /// Puts an instance by hand, which nobody renews and no lease ends. A registration whose entry
-    /// this overwrites heals, as with etcd.
+    /// Puts an instance by hand; nobody renews it, and no lease ends it. An owner whose entry this
+    /// overwrites repairs it, as with etcd.
     pub fn put(&self, service: &ServiceName, instance: Instance) {
         self.store.lock().put(service, Arc::new(instance), None);
         keep(&self.store);
     }
 
     /// Puts an entry that cannot be read. The entry of an instance has the key `<service>/<id>`;
-    /// keys of deeper paths are no service's entries. A registration whose entry this overwrites
-    /// heals, as with etcd.
+    /// keys of deeper paths are not entries of any service. An owner whose entry this overwrites
+    /// repairs it, as with etcd.
     pub fn put_unreadable(&self, key: &str) {
         self.store.lock().write(key.to_owned(), None, None);
         keep(&self.store);
     }
 
-    /// Holds back what watches would be told, while lists are answered from the newest state.
+    /// Holds back the events of all watches, while lists show the current state.
     pub fn pause_watches(&self) {
         self.store.lock().hold(true);
     }
 
-    /// Lets watches be told what was held back, in its order.
+    /// Releases the events that were held back, in their order.
     pub fn resume_watches(&self) {
         self.store.lock().hold(false);
     }
@@ -101,8 +105,9 @@ impl MemoryBackend {
 
     /// Ends this handle and its clones as if their process had been killed.
     ///
-    /// Nothing is deregistered: the entries go with their leases, a TTL from now. Registrations report
-    /// [`Lost`](Status::Lost), and every further call fails with [`Closed`](ErrorKind::Closed).
+    /// Nothing is deregistered: the entries end with their leases, one TTL from now. Registrations
+    /// report [`Lost`](Status::Lost), and every further call fails with
+    /// [`Closed`](ErrorKind::Closed).
     pub fn crash(&self) {
         let mut state = self.store.lock();
         state.crashed.insert(self.process);

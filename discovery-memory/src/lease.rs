@@ -1,3 +1,5 @@
+//! Leases and re-registrations: what is due when, and the timer that does it.
+
 use std::sync::{Arc, Weak};
 
 use discovery_core::{Backoff, Error, ErrorKind, Status};
@@ -8,14 +10,14 @@ use tokio::{
 
 use crate::state::{State, Store, Timer, key};
 
-/// Does what is due by now, and sees to it that what is due later happens then.
+/// Does what is due now, and ensures that what is due later happens then.
 ///
-/// The timer is a task that ends with its last deadline. Without a runtime there is none, and the next call does what has
-/// become due.
+/// The timer is a task that ends with its last deadline. Without a runtime there is no timer, and
+/// the next call does what has become due.
 pub(crate) fn keep(store: &Arc<Store>) {
     let mut state = store.lock();
     let Some(due) = state.tick(Instant::now()) else { return };
-    // One whose runtime is gone is finished too.
+    // A timer whose runtime is gone counts as finished too.
     let runs = |timer: &Timer| timer.due <= due && !timer.task.is_finished();
     let Ok(runtime) = Handle::try_current() else { return };
     if state.timer.as_ref().is_some_and(runs) {
@@ -34,7 +36,7 @@ async fn run(store: Weak<Store>, number: u64, mut due: Instant) {
         let Some(store) = store.upgrade() else { return };
         let mut state = store.lock();
         let next = state.tick(Instant::now());
-        // Under the lock, so that nobody counts on a timer that is about to end.
+        // Under the lock, so that no caller relies on a timer that is about to end.
         let Some(timer) = state.timer.as_mut().filter(|timer| timer.number == number) else { return };
         let Some(next) = next else {
             state.timer = None;
@@ -46,9 +48,10 @@ async fn run(store: Weak<Store>, number: u64, mut due: Instant) {
 }
 
 impl State {
-    /// Ends the leases and heals the registrations that are due, and returns when something is due next.
+    /// Ends the leases and heals the registrations that are due. Returns when something is due
+    /// next.
     fn tick(&mut self, now: Instant) -> Option<Instant> {
-        // Most calls come here for nothing, and a large registry takes long to look through.
+        // Most calls have nothing to do, and searching a large registry takes long.
         if self.due.is_none_or(|due| due > now) {
             return self.due;
         }
@@ -66,12 +69,12 @@ impl State {
         self.due
     }
 
-    /// Something will be due.
+    /// Records that something is due at this time.
     fn owe(&mut self, at: Instant) {
         self.due = self.due.into_iter().chain([at]).min();
     }
 
-    /// Takes entries away from their owners, who notice and come back.
+    /// Removes entries as if by a fault. Their owners are lost and scheduled to heal.
     pub(crate) fn lose(&mut self, keys: impl IntoIterator<Item = String>, error: &Error) -> bool {
         let lost = self.remove(keys);
         for number in lost.iter().filter_map(|stored| stored.owner) {
@@ -80,7 +83,7 @@ impl State {
         !lost.is_empty()
     }
 
-    /// Reports a loss, and schedules the healing with full jitter unless there is nothing to be reached.
+    /// Reports a loss, and schedules the healing with full jitter unless there is an outage.
     pub(crate) fn schedule(&mut self, number: u64, error: &Error) {
         let reachable = self.outage.is_none();
         if let Some(owner) = self.owners.get_mut(&number) {
@@ -92,8 +95,8 @@ impl State {
         }
     }
 
-    /// Writes a registration's entry where there is none, its own or one that was put by hand;
-    /// another's entry stands and supersedes it.
+    /// Writes a registration's entry if there is none, or if it is its own or was put by hand. An
+    /// entry of another owner stays and supersedes the registration.
     pub(crate) fn heal(&mut self, number: u64) {
         let Some(owner) = self.owners.get_mut(&number) else { return };
         owner.heals = None;

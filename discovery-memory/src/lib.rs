@@ -1,12 +1,13 @@
-//! The in-memory backend of `discovery`: the one to unit-test with.
+//! The in-memory backend of `discovery`, for unit tests.
 //!
-//! [`MemoryBackend`] keeps the same promises as a registry on a network, proven by the same conformance suite, and breaks on
-//! demand: outages, lost leases, crashed processes, entries that cannot be read.
+//! [`MemoryBackend`] keeps the same promises as a registry on a network, verified by the same
+//! conformance suite, and simulates faults on demand: outages, lost leases, crashed processes,
+//! unreadable entries.
 //!
 //! # A unit test of a service and its client
 //!
-//! Everything that a client goes through in production, in one thread, without a socket and without waiting. Under
-//! `#[tokio::test(start_paused = true)]` this is the body of a test:
+//! Everything that a client goes through in production, in one thread, without a socket and without
+//! waiting. With `#[tokio::test(start_paused = true)]`, this is the body of a test:
 //!
 //! ```
 //! use std::{collections::HashMap, io, sync::Arc, time::Duration};
@@ -20,7 +21,7 @@
 //! use tokio::io::{DuplexStream, duplex};
 //! use tonic::transport::Server;
 //!
-//! /// Where a server takes connections: the half of a pipe for each.
+//! /// Where a server's connections are sent: one half of a pipe for each.
 //! type Listener = UnboundedSender<io::Result<DuplexStream>>;
 //!
 //! fn serve(name: &str) -> Listener {
@@ -31,7 +32,10 @@
 //! }
 //!
 //! /// A channel whose connections are pipes in memory.
-//! fn connect(backend: MemoryBackend, listeners: HashMap<&'static str, Listener>) -> BalancedChannel {
+//! fn connect(
+//!     backend: MemoryBackend,
+//!     listeners: HashMap<&'static str, Listener>,
+//! ) -> BalancedChannel {
 //!     let listeners = Arc::new(listeners);
 //!     let connector = tower::service_fn(move |uri: http::Uri| {
 //!         let (near, far) = duplex(64 * 1024);
@@ -41,7 +45,10 @@
 //!         std::future::ready(taken.then(|| TokioIo::new(near)).ok_or_else(refused))
 //!     });
 //!     let service = "greeter".parse().expect("it is a name");
-//!     BalancedChannel::builder(backend, service).connector(connector).build().expect("a runtime is running")
+//!     BalancedChannel::builder(backend, service)
+//!         .connector(connector)
+//!         .build()
+//!         .expect("a runtime is running")
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -66,7 +73,7 @@
 //!     assert_eq!(greeter.greet(GreetRequest::default()).await?.get_ref().server, "two");
 //! }
 //!
-//! // The registry is away for a day, and calls go on.
+//! // The registry is unreachable for a day, and calls continue.
 //! backend.interrupt();
 //! tokio::time::sleep(Duration::from_secs(86_400)).await;
 //! assert_eq!(greeter.greet(GreetRequest::default()).await?.get_ref().server, "two");
@@ -74,8 +81,9 @@
 //! # }
 //! ```
 //!
-//! The pipes are not for speed: tokio advances a paused clock whenever the runtime is idle, and a runtime that waits for a real
-//! socket is idle, so that with real sockets every timeout fires at once.
+//! The pipes are not an optimization: tokio advances a paused clock whenever the runtime is idle,
+//! and a runtime that waits for a real socket is idle, so with real sockets every timeout would
+//! fire at once.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

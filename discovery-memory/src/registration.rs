@@ -8,7 +8,7 @@ use crate::{
     state::{Store, key},
 };
 
-/// What stands behind a registration: its number among the owners of the registry.
+/// The backend's side of a registration: its number among the owners of the registry.
 #[derive(Debug)]
 pub(crate) struct Owned {
     pub(crate) store: Arc<Store>,
@@ -22,8 +22,8 @@ impl RegistrationBackend for Owned {
         keep(&self.store);
         let mut state = self.store.lock();
         let reached = state.reach(self.process);
-        // Healing writes what stands here, also where the registry cannot be reached now; but not
-        // what was refused for good.
+        // Healing writes this instance, so it is set even while the registry is unreachable, but
+        // not if the update was refused for good.
         let is_refused = reached.as_ref().is_err_and(|error| !error.is_retryable());
         if let Some(owner) = state.owners.get_mut(&self.number).filter(|_| !is_refused) {
             owner.instance = instance;
@@ -41,13 +41,13 @@ impl RegistrationBackend for Owned {
     }
 
     fn release(&self) {
-        // The entry of a registry out of reach goes with its lease.
+        // If the registry cannot be reached, the lease ends the entry.
         let _ = self.end();
     }
 }
 
 impl Owned {
-    /// Ends the registration; twice is as good as once.
+    /// Ends the registration; ending it again has no effect.
     fn end(&self) -> Result<(), Error> {
         let mut state = self.store.lock();
         let Some(owner) = state.owners.remove(&self.number) else {

@@ -11,14 +11,14 @@ use crate::{
     state::{Event, Store},
 };
 
-/// One handle's way of following services.
+/// The source of one handle.
 #[derive(Debug)]
 pub(crate) struct MemorySource {
     pub(crate) store: Arc<Store>,
     pub(crate) process: u64,
 }
 
-/// Closes an upstream watch with the attempt that opened it.
+/// Closes an upstream watch when its attempt ends.
 struct Open<'a>(&'a Store, u64);
 
 #[async_trait]
@@ -37,7 +37,7 @@ impl Source for MemorySource {
             match event {
                 Event::Change(upserts, removes) => live.change(upserts, removes),
                 Event::End(error) => return Err(error),
-                // Past the panic hook, which would print it.
+                // Bypasses the panic hook, which would print it.
                 Event::Panic => std::panic::resume_unwind(Box::new("a panic on demand")),
                 Event::Reset(entries) => live.reset(entries),
             }

@@ -1,3 +1,5 @@
+//! The state of the registry, and its events for watches.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,7 +16,8 @@ use tokio::{
     time::Instant,
 };
 
-/// The registry behind all handles: plain state under one lock, which is never held over an await.
+/// The registry behind all handles: plain state under one lock, which is never held across an
+/// await.
 #[derive(Debug)]
 pub(crate) struct Store(Mutex<State>);
 
@@ -24,14 +27,14 @@ pub(crate) struct State {
     pub(crate) revision: u64,
     /// Why the registry cannot be reached; `None` while it can.
     pub(crate) outage: Option<Error>,
-    /// The entries by their key, `<service>/<id>`; other keys are nobody's entries.
+    /// The entries by key, `<service>/<id>`. Other keys belong to no service.
     pub(crate) entries: BTreeMap<String, Stored>,
-    /// The registrations that are alive, by their number.
+    /// The live registrations, by number.
     pub(crate) owners: BTreeMap<u64, Owner>,
     /// The handles that were crashed.
     pub(crate) crashed: BTreeSet<u64>,
     pub(crate) timer: Option<Timer>,
-    /// Before this no lease ends and nobody heals.
+    /// Before this time no lease ends and no registration heals.
     pub(crate) due: Option<Instant>,
     holding: bool,
     watchers: Vec<Watcher>,
@@ -49,27 +52,27 @@ pub(crate) struct Timer {
 /// One entry of the registry.
 #[derive(Debug)]
 pub(crate) struct Stored {
-    /// `None` where it cannot be read.
+    /// `None` if it cannot be read.
     pub(crate) instance: Option<Arc<Instance>>,
-    /// The registration that wrote it; `None` where it was put by hand.
+    /// The registration that wrote it; `None` if it was put by hand.
     pub(crate) owner: Option<u64>,
-    /// When its lease ends; `None` while somebody renews it, or where it has no lease.
+    /// When its lease ends; `None` while the lease is renewed, and if there is no lease.
     pub(crate) ends: Option<Instant>,
     revision: u64,
 }
 
-/// One registration that is alive.
+/// A live registration.
 #[derive(Debug)]
 pub(crate) struct Owner {
     pub(crate) process: u64,
     pub(crate) service: ServiceName,
     pub(crate) instance: Arc<Instance>,
     pub(crate) status: StatusWriter,
-    /// When it tries to write its lost entry again.
+    /// When it will try to write its lost entry again.
     pub(crate) heals: Option<Instant>,
 }
 
-/// What an upstream watch is told.
+/// An event for upstream watches.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Change(Vec<Entry>, Vec<InstanceId>),
@@ -110,13 +113,13 @@ impl Store {
 }
 
 impl State {
-    /// A number that was not given out before: for a handle, a registration or a watch.
+    /// Returns an unused number, for a handle, a registration or a watch.
     pub(crate) fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
     }
 
-    /// Fails where a handle can do nothing now.
+    /// Returns the error of any call on a handle that cannot act now.
     pub(crate) fn reach(&self, process: u64) -> Result<(), Error> {
         if self.crashed.contains(&process) {
             return Err(Error::new(ErrorKind::Closed, "this handle was crashed"));
@@ -124,7 +127,7 @@ impl State {
         self.outage.clone().map_or(Ok(()), Err)
     }
 
-    /// The entries of a service.
+    /// Returns the entries of a service.
     pub(crate) fn read(&self, service: &ServiceName) -> Vec<Entry> {
         let prefix = key(service, "");
         let below = self.entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
@@ -137,8 +140,8 @@ impl State {
         self.write(key, Some(instance), owner);
     }
 
-    /// Writes an entry, readable or not. Whoever owned it before is superseded by another owner.
-    /// What was put by hand, without an owner, is repaired instead, since nobody would ever end it.
+    /// Writes an entry, readable or not. A new owner supersedes the former one. A value put by hand
+    /// has no owner, so the former owner repairs it; otherwise nobody would ever remove it.
     pub(crate) fn write(&mut self, key: String, instance: Option<Arc<Instance>>, owner: Option<u64>) {
         self.revision += 1;
         let stored = Stored { instance, owner, ends: None, revision: self.revision };
@@ -156,14 +159,14 @@ impl State {
         }
     }
 
-    /// Ends a registration whose id has another owner now.
+    /// Ends a registration whose id now has another owner.
     pub(crate) fn supersede(&mut self, owner: u64) {
         if let Some(owner) = self.owners.remove(&owner) {
             owner.status.set(Status::superseded());
         }
     }
 
-    /// Removes entries in one step, and returns those that there were.
+    /// Removes entries in one step, and returns those that existed.
     pub(crate) fn remove(&mut self, keys: impl IntoIterator<Item = String>) -> Vec<Stored> {
         let mut removed = Vec::new();
         let mut steps: BTreeMap<ServiceName, Vec<InstanceId>> = BTreeMap::new();
@@ -181,7 +184,7 @@ impl State {
         removed
     }
 
-    /// Tells the watches of one service.
+    /// Sends an event to the watches of one service.
     pub(crate) fn publish(&mut self, service: &ServiceName, event: &Event) {
         let holding = self.holding;
         for watcher in self.watchers.iter_mut().filter(|watcher| watcher.service == *service) {
@@ -189,20 +192,20 @@ impl State {
         }
     }
 
-    /// Tells every watch.
+    /// Sends an event to every watch.
     pub(crate) fn publish_all(&mut self, event: &Event) {
         let holding = self.holding;
         self.watchers.iter_mut().for_each(|watcher| watcher.tell(event.clone(), holding));
     }
 
-    /// Ends the watches of some handles with an error, ahead of what is held back.
+    /// Ends the watches of some handles with an error, before any event that is held back.
     pub(crate) fn end_watches(&mut self, error: &Error, concerns: impl Fn(u64) -> bool) {
         for watcher in self.watchers.iter_mut().filter(|watcher| concerns(watcher.process)) {
             watcher.tell(Event::End(error.clone()), false);
         }
     }
 
-    /// Keeps what watches are told, or passes on what was kept.
+    /// Holds back the events of all watches, or releases them.
     pub(crate) fn hold(&mut self, holding: bool) {
         self.holding = holding;
         if !holding {
@@ -226,7 +229,7 @@ impl State {
         self.watchers.retain(|watcher| watcher.number != number);
     }
 
-    /// How many watches of a service are open.
+    /// Returns how many watches of a service are open.
     pub(crate) fn watches(&self, service: &ServiceName) -> usize {
         self.watchers.iter().filter(|watcher| watcher.service == *service).count()
     }
@@ -251,18 +254,18 @@ impl Watcher {
         if holding {
             self.held.push(event);
         } else {
-            // The watch may be ending in this moment.
+            // The watch may be ending at this moment.
             let _ = self.sender.send(event);
         }
     }
 }
 
-/// The key of an instance.
+/// Returns the key of an instance.
 pub(crate) fn key(service: &ServiceName, id: &str) -> String {
     format!("{service}/{id}")
 }
 
-/// Whose entry a key is; `None` for keys of deeper paths and for what is no name.
+/// Returns the service and the id of a key; `None` for deeper paths and for invalid names.
 pub(crate) fn parse(key: &str) -> Option<(ServiceName, InstanceId)> {
     let (service, id) = key.split_once('/')?;
     Some((service.parse().ok()?, id.parse().ok()?))

@@ -1,4 +1,4 @@
-//! What the faults do, beyond the laws.
+//! The effects of the faults, beyond the laws.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn registering_and_dropping_need_no_runtime() {
 }
 
 #[test]
-fn what_is_due_happens_at_the_next_call_where_no_runtime_was() {
+fn without_a_runtime_due_work_happens_at_the_next_call() {
     let backend = MemoryBackend::with_ttl(Duration::from_millis(10));
     let process = backend.another_process();
     let _killed = process.register(&payments(), instance(1)).now_or_never().unwrap().unwrap();
@@ -39,7 +39,7 @@ fn what_is_due_happens_at_the_next_call_where_no_runtime_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn held_updates_come_in_their_order_and_lists_do_not_wait() {
+async fn held_updates_keep_their_order_and_lists_do_not_wait() {
     let backend = MemoryBackend::new();
     let mut updates = backend.watch(&payments()).unwrap();
     assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.is_empty()));
@@ -63,7 +63,7 @@ async fn held_updates_come_in_their_order_and_lists_do_not_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_deregistration_out_of_reach_says_by_when_the_lease_ends_it() {
+async fn an_unreachable_deregistration_states_when_the_lease_ends_the_entry() {
     let backend = MemoryBackend::new();
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
     backend.interrupt();
@@ -78,7 +78,7 @@ async fn a_deregistration_out_of_reach_says_by_when_the_lease_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_longer_than_the_ttl_empties_the_registry_and_all_come_back() {
+async fn an_outage_longer_than_the_ttl_empties_the_registry_until_all_register_again() {
     let backend = MemoryBackend::new();
     let registrations = [
         backend.register(&payments(), instance(1)).await.unwrap(),
@@ -122,7 +122,7 @@ async fn a_crashed_handle_is_closed() {
     assert!(matches!(updates.next().await, Some(Update::Lost(error)) if error.kind() == ErrorKind::Closed));
     assert_eq!(process.list(&payments()).await.unwrap_err().kind(), ErrorKind::Closed);
     assert_eq!(registration.deregister().await.unwrap_err().kind(), ErrorKind::Closed);
-    assert_eq!(backend.list(&payments()).await.unwrap().len(), 1, "its entry lasts as long as its lease");
+    assert_eq!(backend.list(&payments()).await.unwrap().len(), 1, "its entry stays until its lease ends");
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +143,7 @@ async fn timers_and_watches_end_by_themselves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_is_kept_comes_with_the_registry() {
+async fn a_kept_registration_is_written_when_the_registry_is_back() {
     let backend = MemoryBackend::new();
     backend.interrupt();
     let mut registration = backend.keep_registered(&payments(), instance(1), Claim::TakeOver).unwrap();
@@ -159,7 +159,7 @@ async fn a_registration_that_is_kept_comes_with_the_registry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_is_overwritten_by_hand_is_repaired_and_another_owners_is_left_alone() {
+async fn an_entry_overwritten_by_hand_is_repaired_and_one_without_an_owner_is_a_conflict() {
     let backend = MemoryBackend::new();
     let other = MemoryBackend::new();
     let registration = backend.register(&payments(), instance(1)).await.unwrap();
@@ -176,7 +176,7 @@ async fn an_entry_that_is_overwritten_by_hand_is_repaired_and_another_owners_is_
         assert!(set.iter().any(|found| **found == instance(1)), "{by_hand}");
     }
     drop(registration);
-    // Nobody owns what was put by hand, so a claim that must not take over is a conflict, as with
+    // A value put by hand has no owner, so a claim that must not take over is a conflict, as with
     // etcd.
     other.put(&payments(), instance(1));
     let claim = other.register_with(&payments(), instance(1), Claim::IfAbsent).await;

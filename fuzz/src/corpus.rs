@@ -1,8 +1,9 @@
 use std::{fs, path::Path};
 
-/// Runs a target with its committed corpus, and then with `mutations` inputs made of it, the same ones each time.
+/// Runs a target on its committed corpus, and then on `mutations` inputs derived from it, which are
+/// the same each time.
 pub(super) fn run(target: &str, mutations: usize, body: impl Fn(&[u8])) {
-    // The packages that run targets stand beside `fuzz`.
+    // The packages that run targets are next to `fuzz`.
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
     let mut paths: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
@@ -43,7 +44,7 @@ fn mutated(inputs: &[Vec<u8>], random: &mut fastrand::Rng) -> Vec<u8> {
     input
 }
 
-/// What parsers trip over.
+/// Tokens that often break parsers.
 const TOKENS: &[&[u8]] = &[
     b"\0",
     b"\n",

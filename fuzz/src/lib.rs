@@ -1,8 +1,8 @@
-//! The bodies of the fuzz targets: what must hold of any input.
+//! The bodies of the fuzz targets: what must hold for any input.
 //!
-//! Each panics where it does not. The fuzzers in `fuzz_targets/` run them with what libFuzzer comes up with, the tests of the
-//! project with the committed corpus and mutations of it. The body of the target `watch` stands in the etcd crate, since what
-//! it is about is not public.
+//! Each panics if it does not hold. The fuzzers in `fuzz_targets/` run them on inputs from
+//! libFuzzer; the tests of the project run them on the committed corpus and mutations of it. The
+//! body of the target `watch` is in the etcd crate, because what it tests is not public.
 
 mod state;
 mod text;

@@ -13,7 +13,8 @@ use discovery_core::{
 use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 
-/// Whatever a registry does and however slowly it is followed, who folds the updates holds what it had: W1 to W7.
+/// Whatever a registry does and however slowly it is followed, a consumer that folds the updates
+/// holds a set that the registry had: W1 to W7.
 pub fn state(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(run(data));
@@ -45,7 +46,7 @@ async fn run(data: &[u8]) {
             }
             5 => lock(&registry).tell(&Event::End(argument)),
             6 => {
-                // What is not told as a change is followed by the whole state.
+                // A step that is not sent as a change is followed by the whole state.
                 let mut model = lock(&registry);
                 model.step(&steps(argument, &mut bytes));
                 let entries = model.all();
@@ -67,7 +68,7 @@ async fn run(data: &[u8]) {
         model.tell(&step);
         model.valid()
     };
-    // A service of too many entries is tried again within two minutes.
+    // A service with too many entries is tried again within two minutes.
     tokio::time::sleep(Duration::from_secs(130)).await;
     let history = lock(&registry).history.clone();
     for follower in &mut followers {
@@ -78,13 +79,13 @@ async fn run(data: &[u8]) {
     assert_eq!(values(&resolver.list(&service).await.expect("it is small")), settled);
 }
 
-/// The changes of one step: one or two of few ids, each set to a good value, a bad one, or gone.
+/// The changes of one step: each sets one of a few ids to a good value or a bad one, or removes it.
 fn steps(argument: u8, bytes: &mut impl Iterator<Item = u8>) -> BTreeMap<u8, Option<u8>> {
     let more = bytes.by_ref().take(usize::from(argument >> 6));
     [argument].into_iter().chain(more).map(|byte| (byte >> 3 & 7, Some(byte & 7).filter(|value| *value > 1))).collect()
 }
 
-/// A registry, and all that it ever had.
+/// A registry and its whole history.
 #[derive(Debug, Default)]
 struct Model {
     revision: u64,
@@ -94,7 +95,7 @@ struct Model {
     attempts: Vec<mpsc::UnboundedSender<Event>>,
 }
 
-/// The weights of the valid instances by their ids.
+/// The weights of the valid instances, by id.
 type Values = BTreeMap<String, u16>;
 
 #[derive(Clone, Debug)]
@@ -182,7 +183,7 @@ impl Source for Scripted {
         while let Some(event) = events.recv().await {
             match event {
                 Event::Change(upserts, removes) => live.change(upserts, removes),
-                // Past the panic hook, with which libFuzzer would end.
+                // Bypasses the panic hook, at which libFuzzer would stop.
                 Event::End(0..64) => std::panic::resume_unwind(Box::new("a panic on demand")),
                 Event::End(64..128) => return Err(Error::new(ErrorKind::PermissionDenied, "lost")),
                 Event::End(_) => return Err(Error::new(ErrorKind::Unavailable, "lost")),
@@ -194,13 +195,13 @@ impl Source for Scripted {
     }
 }
 
-/// One who folds, and what the updates so far allow.
+/// A consumer that folds its updates, and what they allow so far.
 struct Follower {
     updates: UpdateStream,
     set: Snapshot,
     lost: Option<ErrorKind>,
     has_set: bool,
-    /// The registry had the set at this place of its history, or later.
+    /// The position in the history at which, or after which, the registry had this set.
     place: usize,
 }
 
@@ -209,7 +210,7 @@ impl Follower {
         Self { updates, set: Snapshot::default(), lost: None, has_set: false, place: 0 }
     }
 
-    /// Takes up to so many updates that are there.
+    /// Takes up to `count` updates that are ready.
     fn take(&mut self, count: usize, history: &[Values]) {
         for _ in 0..count {
             let Some(update) = self.updates.next().now_or_never() else { return };
@@ -217,7 +218,7 @@ impl Follower {
             let next = self.set.after(&update);
             match &update {
                 Update::Change(change) => {
-                    assert!(self.has_set && self.lost.is_none(), "after a loss, and first of all, a Reset comes");
+                    assert!(self.has_set && self.lost.is_none(), "a Reset comes first, and after every loss");
                     assert!(!change.is_empty());
                     let changed = self.set.diff(&next);
                     let parts = |change: &Change| {
@@ -231,7 +232,7 @@ impl Follower {
                     );
                 }
                 Update::Lost(error) => {
-                    assert_ne!(self.lost, Some(error.kind()), "one loss is told once");
+                    assert_ne!(self.lost, Some(error.kind()), "a loss is reported once");
                     self.lost = Some(error.kind());
                     continue;
                 }
@@ -239,10 +240,10 @@ impl Follower {
             }
             for one in &next {
                 let Some(former) = self.set.get(one.id().as_str()).filter(|former| *former == one) else { continue };
-                // One who fell behind may have missed that it was another in between.
+                // A consumer that fell behind may have missed a different value in between.
                 let value = Some(one.weight().value());
                 let stayed = history[self.place..].iter().all(|had| had.get(one.id().as_str()).copied() == value);
-                assert!(Arc::ptr_eq(former, one) || !stayed, "it moved: {one:?}");
+                assert!(Arc::ptr_eq(former, one) || !stayed, "an unchanged instance was replaced: {one:?}");
             }
             let held = values(&next);
             let ahead = history[self.place..].iter().position(|had| *had == held);

@@ -3,19 +3,19 @@ use std::{net::IpAddr, str};
 use discovery_core::{Address, Error, ErrorKind, Host, InstanceId, ServiceName};
 use discovery_etcd::{EtcdConfig, EtcdNaming, Layout};
 
-/// An address is refused, or printed as something that is read as the same and leads nowhere forbidden.
+/// An address is refused, or it survives printing and parsing and leads to no forbidden range.
 pub fn address(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     match text.parse::<Address>() {
         Ok(address) => {
             let printed = address.to_string();
-            assert_eq!(printed.parse::<Address>().expect("what is printed is read"), address);
+            assert_eq!(printed.parse::<Address>().expect("a printed address can be parsed"), address);
             assert!(address.port() != 0 && printed.len() <= 260);
             assert!(printed.bytes().all(|byte| byte.is_ascii_graphic() && !b"/@?#%\\".contains(&byte)), "{printed}");
             if let Host::Ip(ip) = address.host() {
                 assert!(!is_forbidden(*ip), "{printed}");
             }
-            // The system's resolver would read a number as an address in one of its old spellings.
+            // The system's resolver would read a number as an IPv4 address in an old spelling.
             if let Host::Dns(name) = address.host() {
                 let name = name.strip_suffix('.').unwrap_or(name);
                 assert!(
@@ -28,7 +28,7 @@ pub fn address(data: &[u8]) {
     }
 }
 
-/// The ranges that no instance can be reached at, by their bits.
+/// The ranges in which no instance can be reached, by their bits.
 fn is_forbidden(ip: IpAddr) -> bool {
     let v4 = |[a, b, c, d]: [u8; 4]| {
         [a, b, c, d] == [0; 4] || [a, b, c, d] == [255; 4] || (224..240).contains(&a) || (a, b) == (169, 254)
@@ -46,12 +46,12 @@ fn is_forbidden(ip: IpAddr) -> bool {
     }
 }
 
-/// A name is refused, or one segment that stands in a key as it is.
+/// A name is refused, or it is one segment that can be part of a key as it is.
 pub fn name(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let service = text.parse::<ServiceName>().map(String::from);
     let id = text.parse::<InstanceId>().map(String::from);
-    assert!(service.is_err() || id.is_ok(), "every name of a service is an id: {text:?}");
+    assert!(service.is_err() || id.is_ok(), "every service name is an id: {text:?}");
     for (parsed, longest) in [(service, 253), (id, 259)] {
         match parsed {
             Ok(name) => {
@@ -64,7 +64,7 @@ pub fn name(data: &[u8]) {
     }
 }
 
-/// A key is an entry, a broken one, or nobody's; an entry's key is the one that its id is written at.
+/// A key is an entry, a bad entry, or none; the id of an entry is written at the same key.
 pub fn key(data: &[u8]) {
     let Ok(tail) = str::from_utf8(data) else { return };
     let layout = EtcdNaming::default();
@@ -82,7 +82,7 @@ pub fn key(data: &[u8]) {
     }
 }
 
-/// A value is refused, or an instance that is written as what is read as the same.
+/// A value is refused, or its instance survives encoding and decoding.
 pub fn value(data: &[u8]) {
     let layout = EtcdNaming::default();
     let id: InstanceId = "a1".parse().expect("a valid id");
@@ -92,7 +92,8 @@ pub fn value(data: &[u8]) {
             assert!(data.len() <= 64 << 10 && instance.metadata().len() <= 64 && instance.weight().value() <= 10_000);
             let written = layout.encode(&instance);
             let again = layout.decode(id, &written);
-            // Escapes make the written form up to six times as long as the text, so that some is too long to be read.
+            // Escapes make the encoded form up to six times as long, so some are too long to be
+            // decoded.
             assert!(written.len() > 64 << 10 || again.is_ok_and(|again| again == instance));
             address(instance.address().to_string().as_bytes());
         }
@@ -100,7 +101,7 @@ pub fn value(data: &[u8]) {
     }
 }
 
-/// A URL, or a configuration through serde, is refused or taken, and never shows the password.
+/// A URL, or a configuration through serde, is refused or accepted, and never reveals the password.
 pub fn url(data: &[u8]) {
     const CANARY: &str = "hunter2-canary";
     let Ok(text) = str::from_utf8(data) else { return };
@@ -123,9 +124,9 @@ pub fn url(data: &[u8]) {
             }
         };
         assert!(!text.contains("hunter2"), "{text}");
-        // Without a runtime nothing is opened, so that this is the parsing alone.
+        // Without a runtime nothing is opened, so this tests only the parser.
         let Err(error) = discovery::open(&url) else { panic!("there is no runtime") };
-        // Unsupported is TLS where it is not compiled in.
+        // `Unsupported` if TLS is not compiled in.
         let kinds = [ErrorKind::InvalidInput, ErrorKind::NoRuntime, ErrorKind::Unsupported];
         assert!(kinds.contains(&error.kind()), "{error:?}");
         assert!(!shown(&error).contains("hunter2"), "{error:?}");
@@ -140,7 +141,7 @@ fn shown(error: &Error) -> String {
     format!("{error} {error:?} {}", error.report())
 }
 
-/// What an error says fits one line of a log, whatever it is about.
+/// Asserts that every form of an error fits in one line of a log, whatever it is about.
 fn assert_printable(error: &Error) {
     let text = shown(error);
     let is_hostile = |c: char| {

@@ -8,7 +8,7 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
-/// A certificate authority of a test's own, and the folder that its files are in.
+/// A certificate authority for one test, and the folder with its files.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -28,24 +28,24 @@ pub struct Certificate {
     pub key_file: PathBuf,
 }
 
-/// What is wrong with a certificate.
+/// A flaw of a certificate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "tests name them")]
 pub enum Flaw {
-    /// It was valid until 2001.
+    /// The certificate was valid until 2001.
     Expired,
-    /// Nothing.
+    /// The certificate is good.
     None,
-    /// It is for another host.
+    /// The certificate is for another host.
     OtherHost,
 }
 
 impl Authority {
-    /// Makes an authority with files in an existing folder.
+    /// Creates an authority with its files in an existing folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
         let folder = folder.into();
         let key = KeyPair::generate().expect("a key");
-        // Authorities are told apart by their names.
+        // Clients distinguish authorities by their names.
         let mut params = params(&format!("authority of {}", folder.display()), &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -54,12 +54,12 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem, folder }
     }
 
-    /// Its own certificate, in PEM.
+    /// Returns the authority's own certificate, in PEM.
     pub fn pem(&self) -> &str {
         &self.pem
     }
 
-    /// The file with its own certificate.
+    /// Returns the file with the authority's own certificate.
     pub fn file(&self) -> PathBuf {
         self.folder.join("ca.pem")
     }
@@ -70,7 +70,7 @@ impl Authority {
         self.sign("server", hosts, flaw)
     }
 
-    /// Signs a certificate for a client whose common name is this.
+    /// Signs a certificate for a client with this common name.
     pub fn client(&self, name: &str, flaw: Flaw) -> Certificate {
         self.sign(name, &[], flaw)
     }
@@ -79,7 +79,7 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let mut params = params(name, hosts);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        // etcd is a client of itself.
+        // etcd is also a client of itself.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         if flaw == Flaw::Expired {
             params.not_after = date_time_ymd(2001, 1, 1);

@@ -24,10 +24,11 @@ use crate::{Authority, Flaw, Raw};
 
 pub use self::{grpc_proxy::GrpcProxy, saved::Saved};
 
-/// Real etcd processes of one cluster, on free ports and in a folder of their own; killed and cleaned up when this drops.
+/// A cluster of real etcd processes, on free ports and in a temporary folder. Killed and cleaned up
+/// on drop.
 ///
-/// The program is `$ETCD`, or `etcd` of the `PATH`. Where there is none the test fails and says what to do: a test that skips
-/// itself is a test that nobody runs.
+/// The program is `$ETCD`, or `etcd` from the `PATH`. If there is none, the test fails with
+/// instructions: a test that skips itself is a test that nobody runs.
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
@@ -37,7 +38,7 @@ pub struct Etcd {
     folder: TempDir,
 }
 
-/// How a cluster is set up, before it starts.
+/// How a cluster is set up before it starts.
 #[derive(Clone, Debug)]
 pub struct Setup {
     members: usize,
@@ -51,12 +52,12 @@ pub struct Setup {
 #[derive(Debug)]
 struct Member {
     ports: Mutex<Ports>,
-    /// Whether it was added to a cluster that ran.
+    /// Whether the member was added to a running cluster.
     is_late: AtomicBool,
     process: Mutex<Option<Process>>,
 }
 
-/// Where a member listens.
+/// The ports of a member.
 #[derive(Clone, Copy, Debug)]
 struct Ports {
     client: u16,
@@ -64,7 +65,7 @@ struct Ports {
     metrics: u16,
 }
 
-/// One running process; killed when this drops.
+/// One running process; killed on drop.
 struct Process(Child);
 
 impl Etcd {
@@ -78,42 +79,45 @@ impl Etcd {
         Setup::default().members(count).start().await
     }
 
-    /// Sets up a cluster of one member that is otherwise than by default.
+    /// Returns the setup of a cluster of one member, to be changed before it starts.
     pub fn setup() -> Setup {
         Setup::default()
     }
 
-    /// Prepares a cluster of one member without starting it, so that its address is known before it listens.
+    /// Prepares a cluster of one member without starting it, so that its address is known before it
+    /// listens.
     pub fn absent() -> Self {
         Setup::default().prepare()
     }
 
-    /// The members' addresses, `host:port`.
+    /// Returns the members' addresses, `host:port`.
     pub fn members(&self) -> Vec<String> {
         (0..self.members.len()).map(|place| format!("127.0.0.1:{}", self.ports(place).client)).collect()
     }
 
-    /// The address of the only member, or of the first one.
+    /// Returns the address of the first member.
     pub fn address(&self) -> String {
         self.members().remove(0)
     }
 
-    /// Who signed the members' certificates, in a cluster [with TLS](Setup::tls).
+    /// Returns the authority that signed the members' certificates, in a cluster [with
+    /// TLS](Setup::tls).
     pub fn authority(&self) -> &Authority {
         self.authority.as_ref().expect("the cluster was set up with tls")
     }
 
-    /// A client of its own for what tests do by hand; where there are client certificates it is the user `root`.
+    /// Connects a separate client for what tests do by hand. With client certificates it is the
+    /// user `root`.
     pub async fn raw(&self) -> Raw {
         Raw::connect_over(self.authority.as_ref(), &self.members(), None).await
     }
 
-    /// The same, as a user.
+    /// Like [`raw`](Self::raw), authenticated as a user.
     pub async fn raw_as(&self, user: &str, password: &str) -> Raw {
         Raw::connect_over(self.authority.as_ref(), &self.members(), Some((user, password))).await
     }
 
-    /// Starts a member that was stopped or killed, on its former ports and data, and waits until it answers.
+    /// Starts a stopped or killed member on its former ports and data, and waits until it answers.
     pub async fn restart(&self, place: usize) {
         self.run(place);
         self.ready(place).await;
@@ -129,7 +133,7 @@ impl Etcd {
         self.process(place).take();
     }
 
-    /// Ends a member in order: SIGTERM.
+    /// Stops a member gracefully: SIGTERM.
     pub fn stop(&self, place: usize) {
         if let Some(mut process) = self.process(place).take() {
             process.signal("TERM");
@@ -137,7 +141,7 @@ impl Etcd {
         }
     }
 
-    /// Freezes a member, which keeps its connections: SIGSTOP.
+    /// Freezes a member; its connections stay open: SIGSTOP.
     pub fn pause(&self, place: usize) {
         self.process(place).as_ref().expect("the member runs").signal("STOP");
     }
@@ -147,12 +151,13 @@ impl Etcd {
         self.process(place).as_ref().expect("the member runs").signal("CONT");
     }
 
-    /// Kills all members, removes all data, starts them again on the same ports, and waits until they answer.
+    /// Kills all members, removes all data, starts the members again on the same ports and waits
+    /// until they answer.
     pub async fn wipe(&self) {
         for place in 0..self.members.len() {
             self.kill(place);
             let _ = fs::remove_dir_all(self.data(place));
-            // The cluster that they were added to is no more.
+            // The cluster that they joined no longer exists.
             self.members[place].is_late.store(false, Ordering::Relaxed);
         }
         for place in 0..self.members.len() {
@@ -163,8 +168,8 @@ impl Etcd {
         }
     }
 
-    /// Takes a member out of the cluster and puts another one in its place, without data and at
-    /// other ports if so wanted. The others must have a majority meanwhile.
+    /// Removes a member from the cluster and puts another in its place, without data and, if
+    /// `elsewhere`, on other ports. The others must have a majority meanwhile.
     pub async fn replace(&self, place: usize, elsewhere: bool) {
         let mut others = self.members();
         others.remove(place);
@@ -172,7 +177,7 @@ impl Etcd {
         self.replace_through(&mut raw, place, elsewhere).await;
     }
 
-    /// The same through a client that may change members.
+    /// Like [`replace`](Self::replace), through a client that may change members.
     pub async fn replace_through(&self, raw: &mut Raw, place: usize, elsewhere: bool) {
         raw.remove_member(&self.name(place)).await;
         self.kill(place);
@@ -185,52 +190,53 @@ impl Etcd {
         self.restart(place).await;
     }
 
-    /// Cuts a member off from its peers, both ways, in a cluster of [such members](Setup::peers_through_proxies). Clients still
-    /// reach it.
+    /// Cuts a member off from its peers in both directions, in a cluster [with proxies between its
+    /// members](Setup::peers_through_proxies). Clients still reach it.
     pub fn isolate(&self, place: usize) {
         self.peers().isolate(place, &self.id(place));
     }
 
-    /// Ends all that [`isolate`](Self::isolate) did.
+    /// Undoes every [`isolate`](Self::isolate).
     pub fn heal(&self) {
         self.peers().heal();
     }
 
-    /// The id of a member's process.
+    /// Returns the process id of a member.
     pub fn pid(&self, place: usize) -> u32 {
         self.process(place).as_ref().expect("the member runs").0.id()
     }
 
-    /// Whether a member answers and says that it leads.
+    /// Returns whether a member answers and reports that it leads.
     pub fn leads(&self, place: usize) -> bool {
         self.metric(place, "etcd_server_is_leader") == Some(1.0)
     }
 
-    /// The first member that says that it leads.
+    /// Returns the first member that reports that it leads.
     pub fn leader(&self) -> Option<usize> {
         (0..self.members.len()).find(|place| self.leads(*place))
     }
 
-    /// Copies the data of a member that has ended.
+    /// Copies the data of a stopped member.
     pub fn save(&self, place: usize) -> Saved {
-        assert!(self.process(place).is_none(), "a member that runs writes its data");
+        assert!(self.process(place).is_none(), "the member must be stopped, or its data would change");
         Saved::of(&self.data(place))
     }
 
-    /// Sets the data of a member that has ended back to what they were.
+    /// Restores the data of a stopped member.
     pub fn restore(&self, place: usize, saved: &Saved) {
-        assert!(self.process(place).is_none(), "a member that runs writes its data");
+        assert!(self.process(place).is_none(), "the member must be stopped, or its data would change");
         saved.restore(&self.data(place));
     }
 
-    /// The value of one of a member's metrics, which is named with its labels.
+    /// Returns the value of one of a member's metrics; the name includes its labels.
     pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
         let text = http_get(self.ports(place).metrics, "/metrics")?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
     }
 
-    /// How many messages a member has got for a method of gRPC, such as `LeaseKeepAlive`, since it started.
+    /// Returns how many messages a member has received for a gRPC method, such as `LeaseKeepAlive`,
+    /// since it started.
     pub fn requests(&self, place: usize, method: &str) -> u64 {
         let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
         let method = format!("grpc_method=\"{method}\"");
@@ -239,7 +245,7 @@ impl Etcd {
         text.lines().filter(is_meant).filter_map(count).sum::<f64>() as u64
     }
 
-    /// The sum of those lines of a metric that hold this text; 0 where there are none.
+    /// Returns the sum of the lines of a metric that contain this text; 0 if there are none.
     pub fn sum(&self, place: usize, name: &str, text: &str) -> u64 {
         let page = http_get(self.ports(place).metrics, "/metrics").unwrap_or_default();
         let is_meant = |line: &&str| line.starts_with(name) && line.contains(text);
@@ -255,11 +261,11 @@ impl Etcd {
         self.peers.as_ref().expect("the cluster was set up with peers_through_proxies")
     }
 
-    /// A member's id, as it tells its peers.
+    /// Returns a member's id, as its peers see it.
     fn id(&self, place: usize) -> String {
         let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
         let id = text.lines().find_map(|line| line.strip_prefix(r#"etcd_server_id{server_id=""#)?.split('"').next());
-        id.expect("etcd names its id among its metrics").to_owned()
+        id.expect("etcd reports its id as a metric").to_owned()
     }
 
     fn ports(&self, place: usize) -> Ports {
@@ -270,7 +276,7 @@ impl Etcd {
         format!("m{place}")
     }
 
-    /// Where a member is reached by its peers.
+    /// Returns the address at which a member's peers reach it.
     fn peer(&self, place: usize) -> String {
         let own = || format!("127.0.0.1:{}", self.ports(place).peer);
         self.peers.as_ref().map_or_else(own, |peers| peers.address(place))
@@ -293,7 +299,7 @@ impl Etcd {
             .arg("--data-dir")
             .arg(self.data(place))
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            // Health and metrics without TLS, whatever clients get.
+            // Health and metrics without TLS, even if clients use TLS.
             .args(["--listen-metrics-urls", &format!("http://127.0.0.1:{}", ports.metrics)])
             .args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", ports.peer)])
             .args(["--initial-advertise-peer-urls", &format!("http://{}", self.peer(place))])
@@ -301,7 +307,7 @@ impl Etcd {
             .args(["--initial-cluster-state", if is_late { "existing" } else { "new" }])
             // The shortest lease is 1.5 election timeouts, rounded up: 2 s.
             .args(["--heartbeat-interval", "50", "--election-timeout", "1000"])
-            // So that tests can ping more often than the default of 5 s allows.
+            // Lets tests ping more often than the default of 5 s allows.
             .args(["--grpc-keepalive-min-time", "1s", "--logger", "zap"])
             .args(&self.flags)
             .env_clear()
@@ -339,62 +345,64 @@ impl Etcd {
         let port = self.ports(place).metrics;
         while !is_healthy(port) {
             let runs = self.process(place).as_mut().is_some_and(Process::is_running);
-            assert!(runs, "etcd ended while it started; see its messages with ETCD_LOG=1");
-            assert!(start.elapsed() < START, "etcd does not answer {START:?} after its start");
+            assert!(runs, "etcd exited during startup; set ETCD_LOG=1 to see its messages");
+            assert!(start.elapsed() < START, "etcd did not answer within {START:?} of its start");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
 impl Setup {
-    /// How many members the cluster has; by default one.
+    /// Sets how many members the cluster has; default 1.
     #[must_use]
     pub fn members(mut self, count: usize) -> Self {
         self.members = count;
         self
     }
 
-    /// Makes members reach each other through proxies, so that [`Etcd::isolate`] works.
+    /// Makes members reach each other through proxies, as [`Etcd::isolate`] requires.
     #[must_use]
     pub fn peers_through_proxies(mut self) -> Self {
         self.peers_through_proxies = true;
         self
     }
 
-    /// Serves clients over TLS, with certificates of an [authority](Etcd::authority) of the cluster's own.
+    /// Serves clients over TLS, with certificates signed by the cluster's own
+    /// [authority](Etcd::authority).
     #[must_use]
     pub fn tls(self) -> Self {
         self.tls_with(Flaw::None)
     }
 
-    /// Serves clients over TLS, with certificates that may be bad.
+    /// Serves clients over TLS, with a certificate that may be flawed.
     #[must_use]
     pub fn tls_with(mut self, flaw: Flaw) -> Self {
         self.tls = Some(flaw);
         self
     }
 
-    /// Serves clients over TLS, and only those with a certificate of the same authority; its common name is the user.
+    /// Serves clients over TLS and requires a client certificate signed by the same authority. Its
+    /// common name is the user.
     #[must_use]
     pub fn client_certificates(mut self) -> Self {
         self.client_certificates = true;
         self.tls()
     }
 
-    /// Tokens of users end after so many seconds without use.
+    /// Sets how many seconds an unused token of a user is valid.
     #[must_use]
     pub fn token_ttl(self, seconds: u64) -> Self {
         self.flag("--auth-token=simple").flag(format!("--auth-token-ttl={seconds}"))
     }
 
-    /// Tokens of users are JSON Web Tokens, which end with every change of users and roles.
+    /// Makes users' tokens JSON Web Tokens, which every change of users or roles invalidates.
     #[must_use]
     pub fn json_web_tokens(mut self) -> Self {
         self.json_web_tokens = true;
         self
     }
 
-    /// One more flag for every member.
+    /// Adds a flag to every member.
     #[must_use]
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
@@ -403,7 +411,7 @@ impl Setup {
 
     /// Starts the cluster and waits until all members answer.
     pub async fn start(self) -> Etcd {
-        // Between finding free ports and using them another process may take one.
+        // Another process may take a port between finding it free and using it.
         for _ in 0..5 {
             let mut etcd = self.clone().prepare();
             if self.peers_through_proxies {
@@ -416,11 +424,11 @@ impl Setup {
                 return etcd;
             }
         }
-        panic!("etcd did not start in five attempts; see its messages with ETCD_LOG=1");
+        panic!("etcd did not start in five attempts; set ETCD_LOG=1 to see its messages");
     }
 
     fn prepare(self) -> Etcd {
-        // In memory where that is possible: what is tested is not the disk.
+        // In memory if possible: the disk is not under test.
         let shm = Path::new("/dev/shm");
         let folder = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
         let folder = folder.expect("a temporary folder");
@@ -436,7 +444,7 @@ impl Setup {
             flags.extend(["--client-cert-auth".to_owned(), format!("--trusted-ca-file={}", path("ca.pem"))]);
         }
         if self.json_web_tokens {
-            // Signed with a secret that all members know, which takes no RSA key.
+            // Signed with a secret shared by all members, so that no RSA key is needed.
             fs::write(path("jwt.key"), "a secret of at least two hundred and fifty-six bits")
                 .expect("the folder is there");
             flags.push(format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=5m", path("jwt.key")));
@@ -462,7 +470,7 @@ impl Default for Setup {
 }
 
 impl Ports {
-    /// Those of so many members, all different and free a moment ago.
+    /// Returns the ports of this many members, all different and free a moment ago.
     fn free(count: usize) -> Vec<Self> {
         let ports = free_ports(3 * count);
         ports.chunks(3).map(|ports| Self { client: ports[0], peer: ports[1], metrics: ports[2] }).collect()
@@ -482,7 +490,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // SIGKILL, which ends a frozen process too.
+        // SIGKILL ends a frozen process as well.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -515,7 +523,7 @@ fn missing(error: &std::io::Error) -> ! {
     )
 }
 
-/// Ports that were free a moment ago, all different.
+/// Returns ports that were free a moment ago, all different.
 fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
     listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
@@ -534,5 +542,5 @@ fn http_get(port: u16, path: &str) -> Option<String> {
     Some(answer)
 }
 
-/// Generous, since many tests start at once.
+/// Generous, because many tests start at once.
 const START: Duration = Duration::from_secs(30);

@@ -9,21 +9,22 @@ use tokio::task::JoinHandle;
 
 use crate::eventually;
 
-/// Folds a stream as a client would, and notes how that went. When it drops, the test fails if a law of streams was broken.
+/// Folds a stream as a client would and records the course of it. When dropped, it fails the test
+/// if the stream broke a law of streams.
 #[derive(Debug)]
 pub struct Follower {
     record: Arc<Mutex<Record>>,
     task: JoinHandle<()>,
 }
 
-/// One update, and what came of it.
+/// One update and its result.
 #[derive(Clone, Debug)]
 pub struct Told {
-    /// When it came.
+    /// When it arrived.
     pub at: Instant,
     /// The update.
     pub update: Update,
-    /// The set with it.
+    /// The set after it.
     pub set: Snapshot,
 }
 
@@ -36,7 +37,7 @@ struct Record {
 }
 
 impl Follower {
-    /// Follows a stream from now on.
+    /// Starts to follow a stream.
     pub fn of(mut updates: UpdateStream) -> Self {
         let record = Arc::new(Mutex::new(Record::default()));
         let task = tokio::spawn({
@@ -51,44 +52,44 @@ impl Follower {
         Self { record, task }
     }
 
-    /// The set as it is now.
+    /// Returns the current set.
     pub fn set(&self) -> Snapshot {
         lock(&self.record).set.clone()
     }
 
-    /// All updates so far.
+    /// Returns all updates so far.
     pub fn told(&self) -> Vec<Told> {
         lock(&self.record).told.clone()
     }
 
-    /// What went so far, be it by a change or by a reset, once for each time.
+    /// Returns the instances removed so far, by a change or a reset; once for each removal.
     pub fn removed(&self) -> Vec<InstanceId> {
         lock(&self.record).removed.clone()
     }
 
-    /// How many losses of contact were told so far.
+    /// Returns how many losses of contact were reported so far.
     pub fn losses(&self) -> usize {
         lock(&self.record).told.iter().filter(|told| matches!(told.update, Update::Lost(_))).count()
     }
 
-    /// How many whole sets came so far.
+    /// Returns how many whole sets arrived so far.
     pub fn resets(&self) -> usize {
         lock(&self.record).told.iter().filter(|told| matches!(told.update, Update::Reset(_))).count()
     }
 
-    /// Whether contact is lost now.
+    /// Returns whether contact is lost now.
     pub fn is_lost(&self) -> bool {
         matches!(lock(&self.record).told.last(), Some(Told { update: Update::Lost(_), .. }))
     }
 
-    /// Waits until the set, in contact with the registry, is as wanted.
+    /// Waits until the set is as wanted while in contact with the registry.
     pub async fn until(&self, what: &str, bound: Duration, wanted: impl Fn(&Snapshot) -> bool) -> Duration {
         eventually(what, bound, async || !self.is_lost() && wanted(&self.set())).await
     }
 
     /// Waits until contact is lost.
     pub async fn until_lost(&self, bound: Duration) -> Duration {
-        eventually("the loss is told", bound, async || self.is_lost()).await
+        eventually("the loss is reported", bound, async || self.is_lost()).await
     }
 }
 
@@ -107,15 +108,17 @@ impl Record {
         let next = self.set.after(&update);
         let former = self.told.last().map(|told| &told.update);
         let broken = match (&update, former) {
-            (Update::Change(_), None | Some(Update::Lost(_))) => Some("a change without a set before it"),
-            (Update::Change(change), _) if change.is_empty() => Some("a change of nothing"),
+            (Update::Change(_), None | Some(Update::Lost(_))) => Some("a change that follows no set"),
+            (Update::Change(change), _) if change.is_empty() => Some("an empty change"),
             (Update::Change(change), _) if size(change) != size(&self.set.diff(&next)) => {
-                Some("a change of what did not change")
+                Some("a change that contains unchanged instances")
             }
             (Update::Lost(error), Some(Update::Lost(former))) if error.kind() == former.kind() => {
-                Some("one loss told twice")
+                Some("one loss reported twice")
             }
-            (Update::Reset(set), _) if set.iter().any(|one| self.moves(one)) => Some("equal instances that moved"),
+            (Update::Reset(set), _) if set.iter().any(|one| self.moves(one)) => {
+                Some("an equal instance in another `Arc`")
+            }
             _ => None,
         };
         self.broken.extend(broken.map(|what| format!("{what}: {update:?}")));

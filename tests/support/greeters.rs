@@ -1,4 +1,4 @@
-//! Greeters as processes, registered in etcd.
+//! Greeter servers, each in its own process and registered in etcd.
 
 use std::{
     collections::HashSet,
@@ -19,11 +19,11 @@ use tonic::{Request, service::Interceptor, transport::Server};
 
 use crate::eventually;
 
-/// A greeter in a process of its own; killed when this drops.
+/// A greeter in its own process; killed on drop.
 #[derive(Debug)]
 pub struct GreeterProcess {
     child: Child,
-    /// As it is registered.
+    /// The instance as registered.
     pub instance: Instance,
 }
 
@@ -34,30 +34,31 @@ pub struct Greeters {
     pub members: Vec<String>,
     /// How long a registration outlives its process.
     pub ttl: Duration,
-    /// How long they serve on after they have left the registry.
+    /// How long they keep serving after they have deregistered.
     pub drain: Duration,
-    /// Where they note what they execute.
+    /// The file in which they record the calls that they execute.
     pub executed: Option<PathBuf>,
 }
 
-/// The numbers of the calls that servers began to execute, in a file that all of them write.
+/// The numbers of the calls that the servers began to execute, in one file that all of them append
+/// to.
 #[derive(Clone, Debug)]
 pub struct Executed(PathBuf);
 
-/// The service of the greeters.
+/// Returns the name of the greeters' service.
 pub fn service() -> ServiceName {
     "greeter".parse().expect("a valid name")
 }
 
 impl Greeters {
-    /// A backend on the same etcd.
+    /// Returns a backend on the same etcd.
     pub fn backend(&self) -> EtcdBackend {
         let config = EtcdConfig::new(self.members.iter().cloned()).ttl(self.ttl);
         EtcdBackend::new(config).expect("the configuration is valid")
     }
 
-    /// Starts one, and waits until it is registered. The test binary must have a test `a_greeter_as_a_process`, which calls
-    /// [`serve_as_told`] and nothing else.
+    /// Starts a greeter and waits until it is registered. The test binary must have a test
+    /// `a_greeter_as_a_process` that calls only [`serve_child_process`].
     pub async fn start(&self) -> GreeterProcess {
         let backend = self.backend();
         let list = async || backend.list(&service()).await.expect("etcd answers");
@@ -85,12 +86,12 @@ impl Greeters {
 }
 
 impl GreeterProcess {
-    /// SIGKILL; does not wait.
+    /// Sends SIGKILL and does not wait.
     pub fn kill(&mut self) {
         self.child.start_kill().expect("it was started here");
     }
 
-    /// SIGTERM; returns once it has ended in order.
+    /// Sends SIGTERM and waits until the process has ended gracefully.
     pub async fn stop(mut self) {
         let id = self.child.id().expect("it was not waited for").to_string();
         assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill is there").success());
@@ -99,8 +100,8 @@ impl GreeterProcess {
     }
 }
 
-/// What a process of [`Greeters`] does until it is told to stop; returns at once where this is no such process.
-pub async fn serve_as_told() {
+/// Runs a process of [`Greeters`] until it is stopped. Returns at once in any other process.
+pub async fn serve_child_process() {
     let (Ok(members), Ok(ttl), Ok(drain)) = (env::var(MEMBERS), env::var(TTL), env::var(DRAIN)) else { return };
     let time = |text: String| Duration::from_millis(text.parse().expect("milliseconds"));
     let members = members.split(',').map(str::to_owned).collect();
@@ -121,17 +122,18 @@ pub async fn serve_as_told() {
 }
 
 impl Executed {
-    /// A new file in a folder.
+    /// Names a new file in a folder.
     pub fn within(folder: &Path) -> Self {
         Self(folder.join("executed"))
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub fn path(&self) -> PathBuf {
         self.0.clone()
     }
 
-    /// Notes a call's number before the call is executed: eight bytes in one write, so that no two mix.
+    /// Records a call's number before the call is executed. Eight bytes in one write never
+    /// interleave.
     pub fn interceptor(&self) -> impl Interceptor + Clone + Send + Sync + use<> {
         let path = self.path();
         move |request: Request<()>| {
@@ -143,7 +145,7 @@ impl Executed {
         }
     }
 
-    /// All numbers so far.
+    /// Returns all numbers so far.
     pub fn numbers(&self) -> HashSet<u64> {
         let bytes = fs::read(&self.0).unwrap_or_default();
         bytes.as_chunks().0.iter().map(|number| u64::from_be_bytes(*number)).collect()

@@ -1,8 +1,8 @@
-//! What the tests that cross crates stand on: real etcd processes, an etcd that misbehaves on demand, a network that fails on
-//! demand, and the [`scene`].
+//! Support for the tests that cross crates: real etcd processes, an etcd that misbehaves on demand,
+//! a network that fails on demand, and the [`scene`].
 //!
-//! But for the scene nothing here is particular to `discovery`: who tests against etcd may copy the files of [`Etcd`], [`Fake`]
-//! and [`Proxy`].
+//! Only the scene is specific to `discovery`. Anyone who tests against etcd may copy the files of
+//! [`Etcd`], [`Fake`] and [`Proxy`].
 
 mod certificates;
 mod etcd;
@@ -25,7 +25,7 @@ pub use raw::Raw;
 
 use std::time::{Duration, Instant};
 
-/// Waits until something holds, and returns how long that took; fails the test after `bound`.
+/// Waits until a condition holds and returns how long that took. Fails the test after `bound`.
 pub async fn eventually(what: &str, bound: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     let start = Instant::now();
     loop {

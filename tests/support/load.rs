@@ -1,4 +1,4 @@
-//! Calls at a steady rate, over any channel, and what became of them.
+//! Calls at a steady rate over any channel, and their outcome.
 
 use std::{
     sync::{
@@ -24,23 +24,23 @@ use tonic::{
     transport::{Channel, Endpoint, channel::Change},
 };
 
-/// One call of a client, from its number to its end. The number travels with it, as metadata of that name.
+/// Makes one call of a client, given the call's number, which travels as the metadata `number`.
 pub type Call = Box<dyn Fn(u64) -> BoxFuture<'static, Result<(), Status>> + Send>;
 
-/// A steady rate of calls, whatever becomes of those before; but a machine that is too slow for it gets no more than 200 at once, so
-/// that it falls behind instead of failing them all.
+/// A steady rate of calls, independent of how earlier calls fare. At most 200 run at once, so that
+/// a machine that is too slow falls behind instead of failing them all.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
     task: JoinHandle<Outcome>,
 }
 
-/// What became of the calls of a [`Load`].
+/// The outcome of the calls of a [`Load`].
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// How many were made.
+    /// How many calls were made.
     pub calls: u64,
-    /// Those that failed.
+    /// The calls that failed.
     pub failed: Vec<Failed>,
 }
 
@@ -51,12 +51,12 @@ pub struct Failed {
     pub number: u64,
     /// When it began.
     pub begun: Instant,
-    /// How it ended.
+    /// The status it ended with.
     pub status: Status,
 }
 
 impl Load {
-    /// Begins to call so many times a second, with numbers from `first` on.
+    /// Starts to call this many times a second, with numbers from `first` on.
     pub fn start(first: u64, per_second: u32, call: Call) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let stopped = Arc::clone(&stop);
@@ -70,7 +70,7 @@ impl Load {
                 let number = first + outcome.calls;
                 let one = call(number);
                 outcome.calls += 1;
-                // It begins once its task runs: until then nothing of it is in flight.
+                // The call begins when its task runs; until then it is not in flight.
                 calls.spawn(async move { (number, Instant::now(), one.await) });
                 while let Some(ended) = calls.try_join_next() {
                     outcome.count(ended.expect("calls do not panic"));
@@ -88,7 +88,7 @@ impl Load {
         Self { stop, task }
     }
 
-    /// Stops calling, and waits for the calls in flight.
+    /// Stops calling and waits for the calls in flight.
     pub async fn stop(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.expect("the load does not panic")
@@ -101,7 +101,7 @@ impl Outcome {
     }
 }
 
-/// Calls that take 10 ms, and in turn with them streams of five answers in 80 ms.
+/// Alternates calls that take 10 ms with streams of five answers in 80 ms.
 pub fn unary_and_streaming<C>(channel: C) -> Call
 where
     C: GrpcService<Body, Future: Send, Error: Into<StdError>> + Clone + Send + Sync + 'static,
@@ -123,7 +123,7 @@ where
     })
 }
 
-/// Calls that take so long.
+/// Makes calls that take this long.
 pub fn unary<C>(channel: C, time: Duration) -> Call
 where
     C: GrpcService<Body, Future: Send, Error: Into<StdError>> + Clone + Send + Sync + 'static,
@@ -145,7 +145,7 @@ fn numbered<T>(message: T, number: u64) -> Request<T> {
     request
 }
 
-/// tonic's own balancer, fed by a resolver as it comes; returns once it knows the first set.
+/// Returns tonic's own balancer, fed by a resolver, once it knows the first set.
 pub async fn tonic_channel(resolver: &dyn Resolver, service: &ServiceName) -> Channel {
     let (channel, changes) = Channel::balance_channel::<InstanceId>(1024);
     let mut updates = resolver.watch(service).expect("there is a runtime");

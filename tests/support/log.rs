@@ -13,7 +13,8 @@ use tracing_subscriber::{
     registry,
 };
 
-/// What this thread logs for as long as it lives, with each field as it was given: nothing is escaped on the way.
+/// The log of this thread while this lives. Each field is kept as it was given, with nothing
+/// escaped.
 pub struct Log {
     lines: Lines,
     _guard: DefaultGuard,
@@ -29,14 +30,14 @@ struct Keep {
 struct Line(String);
 
 impl Log {
-    /// Keeps all of this level and above.
+    /// Keeps everything at this level and above.
     pub fn down_to(level: Level) -> Self {
         let lines = Lines::default();
         let keep = Keep { lines: Arc::clone(&lines), most: level };
         Self { lines, _guard: tracing::subscriber::set_default(registry().with(keep)) }
     }
 
-    /// The lines so far that hold this text.
+    /// Returns the lines so far that contain this text.
     pub fn with(&self, text: &str) -> Vec<String> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().filter(|line| line.contains(text)).cloned().collect()

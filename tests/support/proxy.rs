@@ -21,9 +21,9 @@ use tokio::{
 pub use self::{fault::Fault, syn_hole::SynHole};
 use self::{fault::Network, relay::Relay};
 
-/// A TCP proxy that fails on demand: what is between a client and a server when the network is bad.
+/// A TCP proxy that fails on demand: a bad network between a client and a server.
 ///
-/// Two of them in a row do two things at once, such as delaying and throttling.
+/// Two proxies in a row combine two faults, such as delaying and throttling.
 ///
 /// ```no_run
 /// # async fn example() {
@@ -48,8 +48,8 @@ impl Proxy {
         Self::start(target.into(), None).await
     }
 
-    /// Starts a proxy to an address that tells clients apart by an HTTP/1 header of their requests, so that they can be
-    /// [treated differently](Self::set_for).
+    /// Starts a proxy that distinguishes clients by an HTTP/1 header of their requests, so that
+    /// they can be [treated differently](Self::set_for).
     pub async fn telling_apart(target: impl Into<String>, header: &str) -> Self {
         Self::start(target.into(), Some(header)).await
     }
@@ -64,30 +64,33 @@ impl Proxy {
         Self { address, network, accepted, task }
     }
 
-    /// Where it listens, `host:port`.
+    /// Returns the address it listens on, `host:port`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Changes what the network does, within milliseconds; what is set for less than that may never happen.
+    /// Changes what the network does. Takes effect within milliseconds; a fault set for less than
+    /// that may never happen.
     pub fn set(&self, fault: Fault) {
         self.network.send_modify(|network| network.of_all = fault);
     }
 
-    /// Changes what the network does to one client of those that it [tells apart](Self::telling_apart), whatever it does to all.
+    /// Changes what the network does to one of the clients that
+    /// [`telling_apart`](Self::telling_apart) distinguishes. Takes precedence over the fault set
+    /// for all.
     pub fn set_for(&self, client: &str, fault: Fault) {
         self.network.send_modify(|network| {
             network.of_one.insert(client.to_owned(), fault);
         });
     }
 
-    /// Does to the connections that are open what [`Fault::BlackHole`] does, and nothing to those that come: what is left of them where a
-    /// firewall or an address translator lost its table.
+    /// Applies [`Fault::BlackHole`] to the open connections only, as when a firewall or an address
+    /// translator loses its table.
     pub fn silence_open(&self) {
         self.network.send_modify(|network| network.silent = self.accepted());
     }
 
-    /// Lets all go through again, whomever it was set for.
+    /// Lets everything through again for all clients.
     pub fn heal(&self) {
         self.network.send_modify(|network| {
             network.of_all = Fault::None;
@@ -96,13 +99,13 @@ impl Proxy {
         });
     }
 
-    /// Leads to another address from now on; present connections are cut.
+    /// Leads to another address from now on. Cuts the open connections.
     pub fn lead_to(&self, target: impl Into<String>) {
         let target = target.into();
         self.network.send_modify(|network| network.target = target);
     }
 
-    /// How many connections it has taken so far.
+    /// Returns how many connections it has accepted so far.
     pub fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Relaxed)
     }
@@ -114,7 +117,7 @@ impl Drop for Proxy {
     }
 }
 
-/// The port of a proxy, which stays its own while nobody listens there.
+/// The port of a proxy. It stays bound while nobody listens on it, so that nobody else takes it.
 #[derive(Debug)]
 enum Door {
     Open(TcpListener),
@@ -123,7 +126,7 @@ enum Door {
 
 impl Door {
     fn shut(&mut self, address: SocketAddr) {
-        // The listener has to go first.
+        // The listener must be closed before the port can be bound again.
         *self = Self::Shut(None);
         let bound = TcpSocket::new_v4().and_then(|socket| {
             socket.set_reuseaddr(true)?;

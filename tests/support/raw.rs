@@ -7,15 +7,16 @@ use etcd_client::{
 
 use crate::{Authority, Flaw};
 
-/// What tests do to etcd by hand, behind the back of the code under test. Panics where etcd refuses.
+/// A client for what tests do to etcd by hand, behind the back of the code under test. Panics if
+/// etcd refuses.
 pub struct Raw(Client);
 
 /// A change of the cluster's members.
 #[derive(Debug)]
 enum Change {
-    /// Another one, by where its peers reach it.
+    /// Adds the member whose peers reach it at this URL.
     Add(String),
-    /// One less, by its id.
+    /// Removes the member with this id.
     Remove(u64),
 }
 
@@ -25,7 +26,7 @@ impl Raw {
         Self::connect_over(None, members, None).await
     }
 
-    /// Connects over TLS if there is an authority, as a user if there is one.
+    /// Connects over TLS if there is an authority, and as a user if there are credentials.
     pub async fn connect_over(
         authority: Option<&Authority>,
         members: &[String],
@@ -54,7 +55,7 @@ impl Raw {
         self.0.put(key, value, None).await.expect("etcd answers");
     }
 
-    /// Puts the same value at many keys, 128 in one step, the most that etcd takes.
+    /// Puts the same value at many keys, in transactions of 128, the most that etcd takes.
     pub async fn put_all(&mut self, keys: &[String], value: &[u8]) {
         for keys in keys.chunks(128) {
             let puts: Vec<_> = keys.iter().map(|key| TxnOp::put(key.as_str(), value, None)).collect();
@@ -62,12 +63,12 @@ impl Raw {
         }
     }
 
-    /// Deletes all keys with this beginning, in one step.
+    /// Deletes all keys with this prefix in one step.
     pub async fn delete_below(&mut self, prefix: &str) {
         self.0.delete(prefix, Some(DeleteOptions::new().with_prefix())).await.expect("etcd answers");
     }
 
-    /// Puts up to 128 values in one step, without a lease.
+    /// Puts up to 128 values in one transaction, without a lease.
     pub async fn put_together(&mut self, entries: impl IntoIterator<Item = (String, impl Into<Vec<u8>>)>) {
         let puts: Vec<_> = entries.into_iter().map(|(key, value)| TxnOp::put(key, value, None)).collect();
         self.0.txn(Txn::new().and_then(puts)).await.expect("etcd answers");
@@ -83,58 +84,58 @@ impl Raw {
         self.0.delete(key, None).await.expect("etcd answers");
     }
 
-    /// The value and the lease of a key; the lease is 0 where it has none.
+    /// Returns the value and the lease of a key; the lease is 0 if it has none.
     pub async fn entry(&mut self, key: &str) -> Option<(Vec<u8>, i64)> {
         let answer = self.0.get(key, None).await.expect("etcd answers");
         answer.kvs().first().map(|entry| (entry.value().to_vec(), entry.lease()))
     }
 
-    /// All keys.
+    /// Returns all keys.
     pub async fn keys(&mut self) -> Vec<String> {
         let options = GetOptions::new().with_all_keys().with_keys_only();
         let answer = self.0.get("", Some(options)).await.expect("etcd answers");
         answer.kvs().iter().map(|entry| String::from_utf8_lossy(entry.key()).into_owned()).collect()
     }
 
-    /// All leases.
+    /// Returns all leases.
     pub async fn leases(&mut self) -> Vec<i64> {
         let answer = self.0.leases().await.expect("etcd answers");
         answer.leases().iter().map(|lease| lease.id()).collect()
     }
 
-    /// Grants a lease.
+    /// Grants a lease and returns its id.
     pub async fn grant(&mut self, ttl: i64) -> i64 {
         self.0.lease_grant(ttl, None).await.expect("etcd answers").id()
     }
 
-    /// Ends a lease.
+    /// Revokes a lease.
     pub async fn revoke(&mut self, lease: i64) {
         self.0.lease_revoke(lease).await.expect("etcd answers");
     }
 
-    /// Forgets all history up to now.
+    /// Compacts all history up to now.
     pub async fn compact(&mut self) {
         let revision = self.revision().await;
         self.compact_at(revision).await;
     }
 
-    /// Forgets the history below a revision.
+    /// Compacts the history below a revision.
     pub async fn compact_at(&mut self, revision: i64) {
         let options = CompactionOptions::new().with_physical();
         self.0.compact(revision, Some(options)).await.expect("etcd answers");
     }
 
-    /// Puts until the store of a cluster with a quota is full.
+    /// Puts values until the store of a cluster with a quota is full.
     pub async fn fill(&mut self) {
         for number in 0..10_000 {
             if self.0.put(format!("{FILLER}{number}"), vec![7; 100_000], None).await.is_err() {
                 return;
             }
         }
-        panic!("a quota of less than a gigabyte is set");
+        panic!("the store is not full: set a quota of less than a gigabyte");
     }
 
-    /// Takes away what filled the store of the one member, and has it write again.
+    /// Deletes what filled the store of the only member and lets it accept writes again.
     pub async fn make_room(&mut self) {
         self.0.delete(FILLER, Some(DeleteOptions::new().with_prefix())).await.expect("etcd answers");
         self.compact().await;
@@ -147,8 +148,8 @@ impl Raw {
         }
     }
 
-    /// Makes a user that may do everything, unless there is one, and lets in nobody but users. This
-    /// client is shut out then.
+    /// Creates the user `root`, unless it exists, and enables authentication. This client is shut
+    /// out from then on.
     pub async fn enable_auth(&mut self, password: &str) {
         if self.0.user_get("root").await.is_err() {
             self.0.user_add("root", password, None).await.expect("etcd answers");
@@ -157,12 +158,13 @@ impl Raw {
         self.0.auth_enable().await.expect("etcd answers");
     }
 
-    /// Lets everybody in again.
+    /// Disables authentication.
     pub async fn disable_auth(&mut self) {
         self.0.auth_disable().await.expect("etcd answers");
     }
 
-    /// Adds a user with the roles; without a password it can only come by certificate.
+    /// Adds a user with these roles. A user without a password can only authenticate by
+    /// certificate.
     pub async fn add_user(&mut self, name: &str, password: Option<&str>, roles: &[&str]) {
         let options = UserAddOptions::new();
         let options = if password.is_some() { options } else { options.with_no_pwd() };
@@ -177,17 +179,17 @@ impl Raw {
         self.0.user_delete(name).await.expect("etcd answers");
     }
 
-    /// Gives a user another password.
+    /// Changes a user's password.
     pub async fn change_password(&mut self, name: &str, password: &str) {
         self.0.user_change_password(name, password).await.expect("etcd answers");
     }
 
-    /// Gives a role to a user.
+    /// Grants a role to a user.
     pub async fn give_role(&mut self, user: &str, role: &str) {
         self.0.user_grant_role(user, role).await.expect("etcd answers");
     }
 
-    /// Takes a role from a user.
+    /// Revokes a role from a user.
     pub async fn take_role(&mut self, user: &str, role: &str) {
         self.0.user_revoke_role(user, role).await.expect("etcd answers");
     }
@@ -204,7 +206,7 @@ impl Raw {
         self.allow_write(role, prefix).await;
     }
 
-    /// Withdraws the permission that a role has on a prefix.
+    /// Revokes the permission that a role has on a prefix.
     pub async fn withdraw(&mut self, role: &str, prefix: &str) {
         let options = RoleRevokePermissionOptions::new().with_prefix();
         self.0.role_revoke_permission(role, prefix, Some(options)).await.expect("etcd answers");
@@ -215,17 +217,17 @@ impl Raw {
         self.permit(role, Permission::read_write(prefix).with_prefix()).await;
     }
 
-    /// Adds a role that may do nothing.
+    /// Adds a role without permissions.
     pub async fn add_role(&mut self, role: &str) {
         self.0.role_add(role).await.expect("etcd answers");
     }
 
-    /// Tries to put a value; the error is etcd's.
+    /// Tries to put a value and returns etcd's error.
     pub async fn try_put(&mut self, key: &str, value: &str) -> Result<(), String> {
         self.0.put(key, value, None).await.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Tries to delete a key; the error is etcd's.
+    /// Tries to delete a key and returns etcd's error.
     pub async fn try_delete(&mut self, key: &str) -> Result<(), String> {
         self.0.delete(key, None).await.map(drop).map_err(|error| error.to_string())
     }
@@ -234,8 +236,7 @@ impl Raw {
         self.0.role_grant_permission(role, permission).await.expect("etcd answers");
     }
 
-    /// Takes a member out of the cluster, known by its name; waits until the others agree to do
-    /// without it.
+    /// Removes the member with this name from the cluster and waits until the others agree.
     pub async fn remove_member(&mut self, name: &str) {
         let id = {
             let listed = self.0.member_list().await.expect("etcd answers");
@@ -244,15 +245,15 @@ impl Raw {
         self.change_members(Change::Remove(id)).await;
     }
 
-    /// Puts a member into the cluster, which is to be reached by its peers at a URL.
+    /// Adds a member to the cluster; its peers reach it at this URL.
     pub async fn add_member(&mut self, peer: &str) {
         self.change_members(Change::Add(peer.to_owned())).await;
     }
 
-    /// Tries until etcd, which refuses to change members while some of them are not well, does it.
+    /// Retries until etcd accepts the change, which it refuses while some members are unhealthy.
     async fn change_members(&mut self, change: Change) {
         let mut last = None;
-        // A cluster counts as healthy once all its members were connected for 5 s.
+        // etcd considers a cluster healthy once all members have been connected for 5 s.
         for _ in 0..60 {
             let tried = async {
                 match &change {
@@ -260,11 +261,10 @@ impl Raw {
                     Change::Remove(id) => self.0.member_remove(*id).await.map(drop),
                 }
             };
-            // Where that was the leader, what is asked while another one is elected may never be
-            // answered.
+            // If the leader was removed, requests may stay unanswered until another is elected.
             match tokio::time::timeout(Duration::from_secs(3), tried).await {
                 Ok(Ok(())) => return,
-                // An earlier attempt was done.
+                // An earlier attempt succeeded.
                 Ok(Err(error)) if error.to_string().contains("member not found") => return,
                 Ok(Err(error)) if error.to_string().contains("Peer URLs already exists") => return,
                 Ok(Err(error)) => last = Some(error),
@@ -272,10 +272,10 @@ impl Raw {
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        panic!("etcd does not {change:?}: {last:?}");
+        panic!("etcd did not accept {change:?}: {last:?}");
     }
 
-    /// The revision of the store.
+    /// Returns the revision of the store.
     pub async fn revision(&mut self) -> i64 {
         let answer = self.0.get("any", None).await.expect("etcd answers");
         answer.header().expect("answers have headers").revision()
@@ -288,5 +288,5 @@ impl fmt::Debug for Raw {
     }
 }
 
-/// What the keys begin with that fill a store.
+/// The prefix of the keys that fill a store.
 const FILLER: &str = "filler/";

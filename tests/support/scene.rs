@@ -1,5 +1,6 @@
-//! The scene that most tests of the etcd backend play in: the service `payments`, instances known by a number, and a backend
-//! whose times are short. Whatever is awaited here fails the test where it does not come [soon](SOON).
+//! The scene of most tests of the etcd backend: the service `payments`, numbered instances and a
+//! backend with short timeouts. Whatever is awaited here fails the test unless it happens
+//! [soon](SOON).
 
 use std::time::Duration;
 
@@ -12,13 +13,13 @@ use tokio::time::timeout;
 
 use crate::{Etcd, Follower, Raw, eventually};
 
-/// The TTL of [`config`]: the shortest that etcd grants here.
+/// The TTL of [`config`]: the shortest that etcd grants in these tests.
 pub const TTL: Duration = Duration::from_secs(2);
 
-/// Longer than anything takes that is not broken.
+/// Longer than anything that works takes.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// A configuration for tests: short times, but with nothing turned off.
+/// Returns a configuration for tests: short times, with nothing turned off.
 pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     EtcdConfig::new(members)
         .ttl(TTL)
@@ -33,7 +34,8 @@ pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
 /// The TTL of [`usual_config`].
 pub const USUAL_TTL: Duration = Duration::from_secs(5);
 
-/// A configuration as one might use it, but for a shorter TTL and shorter limits: what the figures of faults are about.
+/// Returns a typical configuration with a shorter TTL and shorter timeouts, to which the figures of
+/// the faults refer.
 pub fn usual_config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     EtcdConfig::new(members)
         .ttl(USUAL_TTL)
@@ -42,59 +44,60 @@ pub fn usual_config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
         .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).expect("a valid backoff"))
 }
 
-/// A backend on these members, with [`usual_config`].
+/// Returns a backend on these members, with [`usual_config`].
 pub fn usual(members: impl IntoIterator<Item = String>) -> EtcdBackend {
     EtcdBackend::new(usual_config(members)).expect("the configuration is valid")
 }
 
-/// A backend on all members, with [`config`].
+/// Returns a backend on all members of a cluster, with [`config`].
 pub fn connect(etcd: &Etcd) -> EtcdBackend {
     connect_to(etcd.members())
 }
 
-/// A backend on these members, with [`config`].
+/// Returns a backend on these members, with [`config`].
 pub fn connect_to(members: impl IntoIterator<Item = String>) -> EtcdBackend {
     EtcdBackend::new(config(members)).expect("the configuration is valid")
 }
 
-/// The service.
+/// Returns the name of the service.
 pub fn payments() -> ServiceName {
     "payments".parse().expect("a valid name")
 }
 
-/// The instance of this number; its id is its address, 10.0.0.1:80 for 0 and 10.0.0.2:80 for 1.
+/// Returns the instance with this number. Its id is its address: 10.0.0.1:80 for 0, 10.0.0.2:80 for
+/// 1.
 pub fn instance(number: u16) -> Instance {
     let address = format!("10.0.{}.{}:80", number / 250, number % 250 + 1);
     Instance::new(address.parse().expect("a valid address"))
 }
 
-/// The instance of this number, with metadata that tell apart its versions.
+/// Returns the instance with this number, with the version in its metadata.
 pub fn version(number: u16, version: u32) -> Instance {
     let metadata = [("version", version.to_string())].try_into().expect("valid metadata");
     instance(number).with_metadata(metadata)
 }
 
-/// The key of an instance in etcd.
+/// Returns the key of an instance in etcd.
 pub fn key(one: &Instance) -> String {
     format!("payments/{}", one.id())
 }
 
-/// Puts an instance by hand, without a lease, as one that stays for as long as etcd's data.
+/// Puts an instance by hand, without a lease: it stays until it is deleted.
 pub async fn put(raw: &mut Raw, one: &Instance) {
     raw.put(&key(one), EtcdNaming::default().encode(one)).await;
 }
 
-/// Puts up to 128 instances by hand, in one step.
+/// Puts up to 128 instances by hand, in one transaction.
 pub async fn put_all(raw: &mut Raw, all: &[Instance]) {
     raw.put_together(all.iter().map(|one| (key(one), EtcdNaming::default().encode(one)))).await;
 }
 
-/// Registers the instance of this number.
+/// Registers the instance with this number.
 pub async fn register(backend: &EtcdBackend, number: u16) -> Registration {
     backend.register(&payments(), instance(number)).await.expect("it is registered")
 }
 
-/// How many instances are listed; `None` where the list fails.
+/// Returns how many instances are listed; `None` if the list fails.
 pub async fn count(backend: &EtcdBackend) -> Option<usize> {
     backend.list(&payments()).await.ok().map(|set| set.len())
 }
@@ -104,19 +107,21 @@ pub fn follow(backend: &EtcdBackend) -> Follower {
     Follower::of(backend.watch(&payments()).expect("there is a runtime"))
 }
 
-/// Folds a stream until the set is as wanted, and returns the updates on the way.
+/// Folds a stream until the set is as wanted; returns the updates so far.
 pub async fn until(updates: &mut UpdateStream, set: &mut Snapshot, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
     let mut seen = Vec::new();
     while !wanted(set) {
         let next = timeout(SOON, updates.next()).await;
-        let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?}")).expect("streams do not end");
+        let update =
+            next.unwrap_or_else(|_| panic!("no update arrived; the set is {set:?}")).expect("streams do not end");
         *set = set.after(&update);
         seen.push(update);
     }
     seen
 }
 
-/// Asserts that these updates are one outage: one loss, told again only where its kind changed, and then the set.
+/// Asserts that these updates are one outage: one `Lost`, repeated only if its kind changed, and
+/// then a `Reset`.
 pub fn assert_one_outage(seen: &[Update]) {
     let [losses @ .., Update::Reset(_)] = seen else { panic!("no Reset at the end: {seen:?}") };
     assert!(!losses.is_empty() && losses.iter().all(|update| matches!(update, Update::Lost(_))), "{seen:?}");
@@ -127,12 +132,12 @@ pub async fn until_registered(registration: &Registration, bound: Duration) -> D
     eventually("registered", bound, async || registration.status().is_registered()).await
 }
 
-/// Waits until a registration says that it is lost.
+/// Waits until a registration reports that it is lost.
 pub async fn until_lost(registration: &Registration, bound: Duration) -> Duration {
     eventually("lost", bound, async || matches!(registration.status(), Status::Lost { .. })).await
 }
 
-/// Waits until a registration says that another owns its entry.
+/// Waits until a registration reports that another owner has its entry.
 pub async fn until_superseded(registration: &Registration, bound: Duration) -> Duration {
     eventually("superseded", bound, async || matches!(registration.status(), Status::Superseded { .. })).await
 }

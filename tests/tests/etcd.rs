@@ -48,7 +48,7 @@ async fn a_service_is_registered_watched_updated_and_deregistered() {
     assert_eq!(lease, same_lease, "an update needs no other lease");
 
     registration.deregister().await.unwrap();
-    assert!(raw.keys().await.is_empty(), "deregister returns once it is gone");
+    assert!(raw.keys().await.is_empty(), "deregister returns once the entry is gone");
     until(&mut updates, &mut set, Snapshot::is_empty).await;
     eventually("the lease is revoked with the last registration", SOON, async || raw.leases().await.is_empty()).await;
 }
@@ -64,12 +64,12 @@ async fn without_etcd_calls_fail_within_their_deadline_and_leave_nothing() {
     etcd.appear().await;
     sleep(Duration::from_millis(700)).await;
     let mut raw = etcd.raw().await;
-    assert!(raw.keys().await.is_empty(), "what was given up is not written later");
-    eventually("nor does a lease stay", SOON, async || raw.leases().await.is_empty()).await;
+    assert!(raw.keys().await.is_empty(), "an abandoned registration is not written later");
+    eventually("no lease stays", SOON, async || raw.leases().await.is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_restart_within_the_ttl_moves_nothing() {
+async fn a_restart_within_the_ttl_changes_no_instance() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let registration = register(&backend, 1).await;
@@ -78,7 +78,7 @@ async fn a_restart_within_the_ttl_moves_nothing() {
     until(&mut updates, &mut set, |set| set.len() == 1).await;
     let first = Arc::clone(set.iter().next().unwrap());
     etcd.kill(0);
-    // An etcd that is back before the next list would be no outage.
+    // Without waiting for the loss, an etcd that restarts before the next list would be no outage.
     let mut seen = vec![timeout(SOON, updates.next()).await.unwrap().unwrap()];
     etcd.restart(0).await;
     while !matches!(seen.last(), Some(Update::Reset(_))) {
@@ -90,12 +90,12 @@ async fn a_restart_within_the_ttl_moves_nothing() {
     assert!(Arc::ptr_eq(set.iter().next().unwrap(), &first));
     assert!(registration.status().is_registered());
     sleep(Duration::from_secs(6)).await;
-    assert!(registration.status().is_registered(), "it is renewed on");
+    assert!(registration.status().is_registered(), "its lease is still renewed");
     assert_eq!(count(&backend).await, Some(1));
 }
 
 #[tokio::test]
-async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
+async fn a_stop_longer_than_the_ttl_is_reported_and_healed() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let registration = register(&backend, 1).await;
@@ -111,9 +111,10 @@ async fn a_stop_longer_than_the_ttl_is_said_and_healed() {
     println!("lost {lost:?} after the stop, back {back:?} after the restart");
 }
 
-/// The watch's connection carries nothing any more, which only pings would notice; what else is asked goes on another one.
+/// The watch's connection carries nothing any more, which only pings would reveal. Other requests
+/// use another connection.
 #[tokio::test]
-async fn fault_a32_a_watch_stuck_on_its_connection_is_opened_anew() {
+async fn fault_a32_a_watch_stuck_on_its_connection_is_reopened() {
     let etcd = Etcd::start().await;
     let (address, stall) = stalling_proxy(etcd.address()).await;
     let config = EtcdConfig::new([address]).ttl(Duration::from_secs(9));
@@ -123,19 +124,19 @@ async fn fault_a32_a_watch_stuck_on_its_connection_is_opened_anew() {
     let mut updates = backend.watch(&payments()).unwrap();
     let mut set = Snapshot::default();
     until(&mut updates, &mut set, |set| set.len() == 1).await;
-    // The set is there a moment before the watch is open.
+    // The set arrives a moment before the watch is open.
     sleep(Duration::from_millis(500)).await;
     stall.send_replace(true);
     assert_eq!(count(&backend).await, Some(1), "on a second connection");
     gone.deregister().await.unwrap();
     let start = Instant::now();
     let seen = until(&mut updates, &mut set, Snapshot::is_empty).await;
-    println!("the stuck watch was opened anew {:?} after what it did not tell", start.elapsed());
+    println!("the stuck watch was reopened {:?} after the change that it missed", start.elapsed());
     assert!(matches!(&seen[..], [Update::Reset(_)]), "nothing else: {seen:?}");
     assert!(start.elapsed() < Duration::from_secs(9), "long before a ping");
 }
 
-/// A proxy whose first connection gives no more answers once it is told so.
+/// A proxy whose first connection delivers no more answers once it is stalled.
 async fn stalling_proxy(target: String) -> (String, watch::Sender<bool>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -171,7 +172,7 @@ async fn stalling_proxy(target: String) -> (String, watch::Sender<bool>) {
 }
 
 #[tokio::test]
-async fn wiped_data_comes_back_by_itself() {
+async fn registrations_return_after_a_wipe() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let registrations = join_all((0..10).map(|number| register(&backend, number))).await;
@@ -184,7 +185,7 @@ async fn wiped_data_comes_back_by_itself() {
     for registration in &registrations {
         until_registered(registration, SOON).await;
     }
-    // Revisions begin anew, and still each registration knows what is done to it.
+    // Revisions start again, and each registration still learns what happens to its entry.
     let mut raw = etcd.raw().await;
     raw.delete("payments/10.0.0.2:80").await;
     let back = async || raw.entry("payments/10.0.0.2:80").await.is_some();
@@ -200,12 +201,12 @@ async fn one_handle_keeps_the_order_of_its_own_registrations() {
     let backend = connect(&etcd);
     let first = register(&backend, 1).await;
     let second = register(&backend, 1).await;
-    assert!(matches!(first.status(), Status::Superseded { .. }), "the status says so at once");
+    assert!(matches!(first.status(), Status::Superseded { .. }), "the status shows it at once");
     let error = backend.register_with(&payments(), instance(1), Claim::IfAbsent).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert_eq!(first.update(|one| one).await.unwrap_err().kind(), ErrorKind::Conflict);
     first.deregister().await.unwrap();
-    assert_eq!(count(&backend).await, Some(1), "the former one removes nothing");
+    assert_eq!(count(&backend).await, Some(1), "the superseded registration removes nothing");
     second.deregister().await.unwrap();
     assert_eq!(count(&backend).await, Some(0));
     let third = backend.register_with(&payments(), instance(1), Claim::IfAbsent).await.unwrap();
@@ -213,7 +214,7 @@ async fn one_handle_keeps_the_order_of_its_own_registrations() {
 }
 
 #[tokio::test]
-async fn three_members_lose_one_after_the_other_and_nothing_goes() {
+async fn killing_three_members_in_turn_removes_nothing() {
     let etcd = Etcd::start_members(3).await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(5))).unwrap();
     let observer = connect(&etcd);
@@ -276,10 +277,10 @@ async fn a_thousand_registrations_share_a_lease() {
     assert_eq!(raw.leases().await.len(), 1);
     let lease = raw.leases().await[0];
     let watchers = "etcd_debugging_mvcc_watcher_total";
-    eventually("each watches its entry", SOON, async || etcd.metric(0, watchers) == Some(1000.0)).await;
+    eventually("each registration watches its entry", SOON, async || etcd.metric(0, watchers) == Some(1000.0)).await;
     assert_eq!(etcd.metric(0, "etcd_debugging_mvcc_watch_stream_total"), Some(1.0), "on one stream");
     let renewals = r#"grpc_server_started_total{grpc_method="LeaseKeepAlive",grpc_service="etcdserverpb.Lease",grpc_type="bidi_stream"}"#;
-    assert_eq!(etcd.metric(0, renewals), Some(1.0), "and renewed on one");
+    assert_eq!(etcd.metric(0, renewals), Some(1.0), "renewals share one stream");
     raw.revoke(lease).await;
     let start = Instant::now();
     eventually("all are back", SOON, async || count(&backend).await == Some(1000)).await;
@@ -294,7 +295,7 @@ async fn a_thousand_registrations_share_a_lease() {
 }
 
 #[tokio::test]
-async fn deregistering_without_etcd_says_when_the_lease_ends() {
+async fn deregistering_without_etcd_reports_when_the_lease_ends() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let settings = config([proxy.address()]).operation_timeout(Duration::from_millis(700));
@@ -308,6 +309,7 @@ async fn deregistering_without_etcd_says_when_the_lease_ends() {
     assert!(error.to_string().contains("ends in at most"), "{error}");
     let mut raw = etcd.raw().await;
     let took =
-        eventually("the lease ends it", TTL + Duration::from_secs(1), async || raw.keys().await.is_empty()).await;
+        eventually("the lease ends the entry", TTL + Duration::from_secs(1), async || raw.keys().await.is_empty())
+            .await;
     println!("{error}; it was gone after {took:?}");
 }

@@ -1,5 +1,6 @@
-//! No password, key or token in anything that is printed: `Debug`, errors with all their causes, and the logs of every crate at
-//! trace level. Alone in its program, since there is one log of all.
+//! No password, key or token appears in anything that is printed: `Debug`, errors with all their
+//! causes, and the logs of every crate at trace level. These tests have a program of their own,
+//! because the global logger is shared by all tests of a program.
 
 use std::{
     error::Error as StdError,
@@ -21,12 +22,12 @@ use tracing_subscriber::fmt::{MakeWriter, format::FmtSpan};
 const PASSWORD: &str = "canary-right";
 const WRONG: &str = "canary-wrong";
 
-/// Everything that was printed so far.
+/// Everything printed so far.
 #[derive(Clone, Default)]
 struct Printed(Arc<Mutex<Vec<u8>>>);
 
 impl Printed {
-    /// Takes the logs of all crates from now on, be they written with `tracing` or with `log`.
+    /// Captures the logs of all crates from now on, whether written with `tracing` or with `log`.
     fn logs() -> Self {
         let printed = Self::default();
         tracing_subscriber::fmt()
@@ -95,7 +96,7 @@ impl log::Log for Printed {
     fn flush(&self) {}
 }
 
-/// The ways in which a secret may be printed: as it is, as a list of bytes, and in hexadecimal digits.
+/// The forms in which a secret may be printed: as text, as a list of bytes, and in hexadecimal.
 fn guises(secret: &[u8]) -> Vec<String> {
     let list = secret.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let lines = secret.iter().map(ToString::to_string).collect::<Vec<_>>().join(",\n");
@@ -103,17 +104,17 @@ fn guises(secret: &[u8]) -> Vec<String> {
     vec![String::from_utf8_lossy(secret).into_owned(), list, lines, digits]
 }
 
-/// Parts of a key that are in it alone: of its PEM, and of what that encodes.
+/// Parts that are unique to a key: of its PEM, and of what the PEM encodes.
 fn parts(key: &str) -> Vec<String> {
     let body: String = key.lines().filter(|line| !line.starts_with('-')).collect();
-    // The beginning is the same in all keys of a kind.
+    // The beginning is the same for all keys of a kind.
     let middle = &body[64..96];
     let mut found = guises(middle.as_bytes());
     found.extend(guises(&decode(middle)));
     found
 }
 
-/// Base64, of whole groups.
+/// Decodes Base64 of whole groups.
 fn decode(text: &str) -> Vec<u8> {
     let digit = |byte: u8| match byte {
         b'A'..=b'Z' => byte - b'A',
@@ -126,21 +127,21 @@ fn decode(text: &str) -> Vec<u8> {
     text.as_bytes().chunks(4).flat_map(|four| group(four).to_be_bytes()[1..].to_vec()).collect()
 }
 
-/// Whether a text has a token of etcd's simple kind: 16 letters, a point, and a number.
+/// Finds a token of etcd's simple kind: 16 letters, a dot and a number.
 fn token(text: &str) -> Option<&str> {
     text.match_indices('.').map(|(place, _)| place).find_map(|place| {
         let letters = text.get(place.checked_sub(16)?..place)?;
         let whole = letters.bytes().all(|byte| byte.is_ascii_alphabetic());
         let bounded = place == 16 || !text.as_bytes()[place - 17].is_ascii_alphanumeric();
         let numbered = text.as_bytes().get(place + 1).is_some_and(u8::is_ascii_digit);
-        // Of letters taken at random some are large and some small.
+        // Random letters are of mixed case.
         let mixed = letters.bytes().skip(1).filter(u8::is_ascii_uppercase).count() > 2;
         (whole && bounded && numbered && mixed).then(|| &text[place - 16..(place + 4).min(text.len())])
     })
 }
 
 #[test]
-fn tokens_and_guises_are_known_when_seen() {
+fn tokens_and_disguised_secrets_are_recognized() {
     assert!(token("token: RrkHuTYtwpFAzGQu.42").is_some());
     assert!(token(r#"{"token": "RrkHuTYtwpFAzGQu.42"}"#).is_some());
     assert!(token("discovery_etcd::client 127.0.0.1 etcdserverpbWatc.1").is_none());
@@ -150,14 +151,14 @@ fn tokens_and_guises_are_known_when_seen() {
 }
 
 #[tokio::test]
-async fn secrets_are_printed_nowhere() {
+async fn secrets_are_never_printed() {
     let printed = Printed::logs();
     let (etcd, clear) =
         tokio::join!(Etcd::setup().client_certificates().token_ttl(2).start(), Etcd::setup().token_ttl(2).start(),);
     for etcd in [&etcd, &clear] {
         etcd.raw().await.enable_auth(PASSWORD).await;
     }
-    // What tests do by hand is not on trial, and etcd's own client is less careful.
+    // What tests do by hand is not checked: etcd-client is less careful.
     let own = etcd.authority().client("own", Flaw::None);
     let late = etcd.authority().client("late", Flaw::Expired);
     let trusting =
@@ -179,7 +180,7 @@ async fn secrets_are_printed_nowhere() {
         printed.debug(&backend);
     }
 
-    // What works, loses its token, its member, and comes back.
+    // A handle that works, loses its token and its member, and recovers.
     for (etcd, config) in
         [(&etcd, secured(&own, PASSWORD)), (&clear, config(clear.members()).credentials("root", PASSWORD))]
     {
@@ -200,7 +201,7 @@ async fn secrets_are_printed_nowhere() {
         registration.deregister().await.unwrap();
     }
 
-    // What is not even tried.
+    // What is rejected before any attempt.
     let json = format!(r#"{{ "members": ["etcd.example"], "user": "root", "password": "{PASSWORD}" }}"#);
     for error in [
         serde_json::from_str::<EtcdConfig>(&json).unwrap_err().to_string(),
@@ -220,7 +221,7 @@ async fn secrets_are_printed_nowhere() {
     let flat: String = text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
     println!("{} bytes were printed, {} lines", text.len(), text.lines().count());
     for known in ["h2::", "hyper", "tonic", "rustls", "discovery_etcd"] {
-        assert!(text.contains(known), "{known} printed nothing, so this proves nothing of it");
+        assert!(text.contains(known), "{known} printed nothing, so the test proves nothing about it");
     }
     for secret in [PASSWORD, WRONG].iter().flat_map(|password| guises(password.as_bytes())) {
         assert!(!flat.contains(&secret), "a password: {secret}, {:?}", around(&flat, &secret));
@@ -231,7 +232,7 @@ async fn secrets_are_printed_nowhere() {
     assert_eq!(token(&flat), None, "a token");
 }
 
-/// The line in which a secret stands.
+/// Returns the line that contains a secret.
 fn around<'a>(text: &'a str, secret: &str) -> Option<&'a str> {
     text.lines().find(|line| secret.lines().next().is_some_and(|first| line.contains(first)))
 }

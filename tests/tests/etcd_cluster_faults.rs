@@ -1,4 +1,5 @@
-//! Who watches a service of a cluster of three while members of it fail. Each test is named after its row in the list of faults.
+//! Watchers of a service in a cluster of three while members fail. Each test is named after its row
+//! in the list of faults.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +16,12 @@ fn has(number: u16) -> impl Fn(&Snapshot) -> bool {
     move |set| set.get(instance(number).id().as_str()).is_some()
 }
 
-/// A proxy before each member's client port.
+/// Puts a proxy in front of each member's client port.
 async fn proxies(etcd: &Etcd) -> Vec<Proxy> {
     join_all(etcd.members().into_iter().map(Proxy::to)).await
 }
 
-/// The only member that was connected to so far.
+/// Returns the only member that has been connected to so far.
 fn in_use(proxies: &[Proxy]) -> usize {
     let used: Vec<_> = (0..proxies.len()).filter(|place| proxies[*place].accepted() > 0).collect();
     assert_eq!(used.len(), 1, "{used:?}");
@@ -31,14 +32,15 @@ async fn raw_on(etcd: &Etcd, place: usize) -> Raw {
     Raw::connect(&[etcd.members()[place].clone()]).await
 }
 
-/// The leader among the members but one, once there is one.
+/// Waits until one of the members, other than `not_by`, leads, and returns it.
 async fn until_led(etcd: &Etcd, not_by: Option<usize>) -> usize {
     let leader = || (0..3).find(|place| Some(*place) != not_by && etcd.leads(*place));
     eventually("there is a leader", SOON, async || leader().is_some()).await;
     leader().unwrap()
 }
 
-/// A member is gone, but its end never arrives: what is written on another one is seen within 6 s, and nothing goes.
+/// A member is gone, but the client does not learn of it. A write on another member is seen within
+/// 6 s, and nothing is removed.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_a4_a_connection_is_half_open() {
     let etcd = Etcd::start_members(3).await;
@@ -55,12 +57,13 @@ async fn fault_a4_a_connection_is_half_open() {
     put(&mut raw_on(&etcd, leader).await, &instance(2)).await;
     let written = start.elapsed();
     follower.until("the other is there", Duration::from_secs(6), has(2)).await;
-    println!("fault_a4: seen {:?} after the end, of which {written:?} until it could be written", start.elapsed());
+    println!("fault_a4: seen {:?} after the kill, {written:?} of which passed before the write", start.elapsed());
     assert!(follower.removed().is_empty());
 }
 
-/// Two of three members are killed, and the client knows the third alone: the loss is told within 5 s, the set stands, and all
-/// is well again within 3 s of the return of a majority.
+/// Two of three members are killed, and the client knows only the third. The loss is reported
+/// within 5 s, the set stays as last known, and everything recovers within 3 s of the return of a
+/// majority.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_a9_the_majority_is_lost() {
     let etcd = Etcd::start_members(3).await;
@@ -70,22 +73,23 @@ async fn fault_a9_the_majority_is_lost() {
     follower.until("it is there", SOON, has(1)).await;
     etcd.kill(1);
     etcd.kill(2);
-    let told = follower.until_lost(Duration::from_secs(5)).await;
+    let lost_after = follower.until_lost(Duration::from_secs(5)).await;
     sleep(Duration::from_secs(7)).await;
-    assert!(has(1)(&follower.set()), "the set stands");
+    assert!(has(1)(&follower.set()), "the set stays as last known");
     etcd.restart(1).await;
     let start = Instant::now();
     put(&mut raw_on(&etcd, 0).await, &instance(2)).await;
     let written = start.elapsed();
     follower.until("it has caught up", Duration::from_secs(6), has(2)).await;
-    println!("fault_a9: told after {told:?}, caught up {:?} after a majority was back", start.elapsed());
+    println!("fault_a9: reported after {lost_after:?}, caught up {:?} after a majority was back", start.elapsed());
     assert!(written < Duration::from_secs(5));
     until_registered(&registration, Duration::from_secs(3)).await;
     assert!(follower.removed().is_empty(), "leases outlive a change of leader");
 }
 
-/// The leader is killed and comes back, three times: who lives is never removed. Nor is a lease lost at a TTL of 5 s, of which a
-/// third may be over when the leader goes, unless electing another one took the rest.
+/// The leader is killed and restarted three times. No live instance is ever removed. With a TTL of
+/// 5 s, a third of which may have passed when the leader dies, no lease is lost either, unless the
+/// election took the rest.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_a10_the_leader_is_killed() {
     leaders_killed(3).await;
@@ -127,7 +131,7 @@ async fn leaders_killed(times: u32) {
         etcd.restart(leader).await;
         sleep(Duration::from_secs(1)).await;
     }
-    // Whether the last one was survived shows a TTL later.
+    // It takes a TTL to show whether the last kill was survived.
     sleep(Duration::from_secs(6)).await;
     for (follower, backend) in followers.iter().zip(&backends) {
         follower.until("all are there", SOON, |set| set.len() == 6).await;
@@ -139,14 +143,15 @@ async fn leaders_killed(times: u32) {
     join_all(registrations.into_iter().map(|registration| registration.deregister())).await;
     let lost: u32 = join_all(losses).await.into_iter().map(Result::unwrap).sum();
     println!(
-        "fault_a10: {times} leaders killed, a new one after at most {slowest:?}: 0 removals, {lost} of 6 leases lost; three watches \
-         told {outages:?} losses"
+        "fault_a10: {times} leaders killed, elections took at most {slowest:?}: 0 removals, {lost} of 6 leases lost; three watches \
+         reported {outages:?} losses"
     );
     assert!(lost == 0 || slowest > USUAL_TTL * 2 / 3, "{lost} lost");
 }
 
-/// A member is cut off from its peers, and still reached by clients. Who knows it alone is told within 5 s; who knows the others
-/// leaves it, and sees within 5 s what is written there. Whether it led makes no difference.
+/// A member is cut off from its peers while clients still reach it. A client that knows only that
+/// member reports the loss within 5 s. A client that knows the others leaves it and sees within 5 s
+/// what is written there. Whether the member led makes no difference.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_a11_a_member_is_isolated() {
     tokio::join!(isolated(true), isolated(false));
@@ -158,7 +163,7 @@ async fn isolated(leads: bool) {
     let place = if leads { leader } else { (leader + 1) % 3 };
     put(&mut etcd.raw().await, &instance(1)).await;
     let all = proxies(&etcd).await;
-    // So that all are on that member.
+    // Forces all clients onto that member.
     all.iter().enumerate().filter(|(other, _)| *other != place).for_each(|(_, proxy)| proxy.set(Fault::Refuse));
     sleep(Duration::from_millis(50)).await;
     let on_it = usual([all[place].address()]);
@@ -172,16 +177,19 @@ async fn isolated(leads: bool) {
 
     etcd.isolate(place);
     let start = Instant::now();
-    let (told, seen) = tokio::join!(on_it.until_lost(Duration::from_secs(5)), async {
+    let (lost_after, seen) = tokio::join!(on_it.until_lost(Duration::from_secs(5)), async {
         let leader = until_led(&etcd, Some(place)).await;
         put(&mut raw_on(&etcd, leader).await, &instance(2)).await;
         let written = start.elapsed();
         on_all.until("the other is there", SOON, has(2)).await;
-        println!("fault_a11: leader {leads}: seen elsewhere {:?} after it, written after {written:?}", start.elapsed());
+        println!(
+            "fault_a11: leader {leads}: seen elsewhere {:?} after the isolation, written after {written:?}",
+            start.elapsed()
+        );
         start.elapsed()
     });
-    println!("fault_a11: leader {leads}: who knew that member alone was told after {told:?}");
-    // A new leader takes up to two election timeouts by itself.
+    println!("fault_a11: leader {leads}: a client of that member alone reported it after {lost_after:?}");
+    // Electing a new leader takes up to two election timeouts.
     assert!(seen < Duration::from_secs(7), "{seen:?}");
     assert!(!has(2)(&on_it.set()));
     etcd.heal();
@@ -189,7 +197,8 @@ async fn isolated(leads: bool) {
     assert!(on_it.removed().is_empty() && on_all.removed().is_empty());
 }
 
-/// A member slept through 1,000 writes, and is the only one that can be reached when it wakes: the set never goes back.
+/// A member slept through 1,000 writes and is the only one reachable when it wakes. The set never
+/// goes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_a12_a_member_lags() {
     let etcd = Etcd::start_members(3).await;
@@ -201,7 +210,7 @@ async fn fault_a12_a_member_lags() {
     put(&mut raw, &version(1, 0)).await;
     all[lagging].set(Fault::Refuse);
     let followers = [&all[leader], &all[other]].map(|first| {
-        // Neither is on the member that will lag.
+        // Neither client uses the member that will lag.
         let backend = connect_to([first.address(), all[lagging].address()]);
         (follow(&backend), backend)
     });
@@ -224,11 +233,11 @@ async fn fault_a12_a_member_lags() {
     put(&mut raw, &version(1, 1001)).await;
     for (follower, _) in &followers {
         follower.until("the next write is there", SOON, |set| version_of(set) == 1001).await;
-        let told = follower.told();
-        assert!(told.iter().map(|told| version_of(&told.set)).is_sorted(), "the set went back: {told:#?}");
-        println!("fault_a12: caught up {:?} after waking, {} losses told", start.elapsed(), follower.losses());
+        let updates = follower.told();
+        assert!(updates.iter().map(|one| version_of(&one.set)).is_sorted(), "the set went back: {updates:#?}");
+        println!("fault_a12: caught up {:?} after waking, {} losses reported", start.elapsed(), follower.losses());
     }
-    assert!(all[lagging].accepted() > 0, "from the member that lagged");
+    assert!(all[lagging].accepted() > 0, "the set came from the member that lagged");
 }
 
 fn version_of(set: &Snapshot) -> u32 {

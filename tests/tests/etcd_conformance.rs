@@ -16,23 +16,25 @@ use tokio::runtime::{Builder, Runtime};
 
 discovery_core::conformance_tests! { EtcdHarness::start().await, #[tokio::test] }
 
-/// The same, where processes know nothing but etcd's own gRPC proxy.
+/// The same laws for processes that know only etcd's own gRPC proxy.
 mod through_grpc_proxy {
     use super::EtcdHarness;
 
     discovery_core::conformance_tests! { EtcdHarness::start_with_grpc_proxy().await, #[tokio::test] }
 }
 
-/// One etcd behind a proxy, and processes that are handles, each on a runtime of its own so that it can be killed.
+/// One etcd behind a proxy. Its processes are handles, each on its own runtime so that it can be
+/// killed.
 struct EtcdHarness {
     etcd: Etcd,
-    /// Between that and etcd.
+    /// Between the proxy and etcd.
     grpc_proxy: Option<GrpcProxy>,
     proxy: Proxy,
     runtimes: Mutex<Vec<Slot>>,
 }
 
-/// A runtime, until it is ended by a kill or with its test; not simply dropped, since that would wait.
+/// A runtime until a kill or the end of the test takes it. It is shut down in the background,
+/// because a plain drop would block.
 type Slot = Arc<Mutex<Option<Runtime>>>;
 
 fn end(slot: &Slot) {
@@ -99,7 +101,7 @@ impl Harness for EtcdHarness {
     }
 
     async fn refuse(&self) {
-        // Silence is an outage of another kind than refused connections.
+        // Silence is another kind of outage than refused connections.
         self.proxy.set(Fault::BlackHole);
     }
 
@@ -150,14 +152,14 @@ impl Harness for EtcdHarness {
         // A watch is opened just after the first set.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let all = self.etcd.metric(0, "etcd_debugging_mvcc_watcher_total").expect("etcd counts its watchers") as usize;
-        // The gRPC proxy has two of its own, which tell it whether there is a leader.
+        // The gRPC proxy has two watches of its own, by which it learns whether there is a leader.
         let own = if self.grpc_proxy.is_some() { 2 } else { 0 };
         // Each registration watches its own entry.
         all.saturating_sub(self.etcd.raw().await.keys().await.len() + own)
     }
 }
 
-/// etcd's format, with a value that makes whoever reads it panic.
+/// etcd's format, with one value that makes its reader panic.
 #[derive(Debug)]
 struct Explosive(EtcdNaming);
 
@@ -181,7 +183,7 @@ impl Layout for Explosive {
     }
 
     fn decode(&self, id: InstanceId, value: &[u8]) -> Result<Instance, Error> {
-        assert!(value != EXPLOSIVE.as_bytes(), "told to panic");
+        assert!(value != EXPLOSIVE.as_bytes(), "this value makes the layout panic");
         self.0.decode(id, value)
     }
 }

@@ -1,7 +1,8 @@
-//! The etcd backend against a server that answers, and answers wrongly.
+//! The etcd backend against a server that answers wrongly.
 //!
-//! Whatever is answered: no panic, no hot loop, typed errors, and a stream that gives nothing but what the server really held.
-//! Where it behaves again, all goes on by itself. Attempts are counted at the server.
+//! Whatever the answers: no panic, no hot loop, typed errors, and a stream that delivers only what
+//! the server really held. Once the server behaves again, everything recovers without help.
+//! Attempts are counted at the server.
 
 use std::{
     sync::{
@@ -24,13 +25,13 @@ use tonic::Status;
 const SOON: Duration = Duration::from_secs(10);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// With the shortest waits between attempts of the defaults, and a maximum that tests can wait for.
+/// Uses the default shortest backoff, and a longest one that tests can wait for.
 fn config(member: String) -> EtcdConfig {
     EtcdConfig::new([member])
         .ttl(Duration::from_secs(3))
         .request_timeout(Duration::from_secs(1))
         .operation_timeout(Duration::from_secs(3))
-        // Services are audited every second.
+        // Services are audited ten times as often, so every second.
         .audit_interval(Duration::from_secs(10))
         .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(2)).unwrap())
 }
@@ -59,17 +60,18 @@ fn ids(set: &Snapshot) -> String {
     set.iter().map(|one| one.id().to_string()).collect()
 }
 
-/// How often the server was asked for something within a second from `since` on.
+/// Returns how often a method was called within a second from `since` on.
 fn in_a_second(fake: &Fake, method: Method, since: Instant) -> usize {
     fake.asked(method).into_iter().filter(|at| (since..since + SECOND).contains(at)).count()
 }
 
-/// Folds a stream until the set is as wanted; every set on the way must be one of those that the server held.
+/// Folds a stream until the set is as wanted. Every set on the way must be one that the server
+/// held.
 async fn until(updates: &mut UpdateStream, set: &mut Snapshot, wanted: &str, held: &[&str]) -> Vec<Update> {
     let mut seen = Vec::new();
     while ids(set) != wanted || seen.is_empty() || matches!(seen.last(), Some(Update::Lost(_))) {
         let next = timeout(SOON, updates.next()).await;
-        let update = next.unwrap_or_else(|_| panic!("nothing came; the set is {set:?} after {seen:?}")).unwrap();
+        let update = next.unwrap_or_else(|_| panic!("no update arrived; the set is {set:?} after {seen:?}")).unwrap();
         *set = set.after(&update);
         check(&update, set, held);
         seen.push(update);
@@ -84,16 +86,16 @@ fn check(update: &Update, set: &Snapshot, held: &[&str]) {
     }
 }
 
-/// What came of watching a server that misbehaves.
+/// The result of watching a server that misbehaves.
 struct Watched {
     errors: Vec<Error>,
-    /// Lists that were begun, and watches.
+    /// Lists and watches that were begun.
     lists: usize,
     watches: usize,
 }
 
-/// Watches while the server misbehaves, with a change in between, for two seconds; then it is honest, and the stream must come to
-/// the state it has and follow it.
+/// Watches for two seconds while the server misbehaves, with a change in between. Then the server
+/// is honest, and the stream must reach its state and follow it.
 async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
     let fake = Fake::start().await;
     fake.write([entry("a"), entry("b")]);
@@ -132,17 +134,17 @@ async fn watch_while(misbehaving: impl FnOnce(&Fake)) -> Watched {
         "fault_a26: {lists} lists and {watches} watches in the first second, {later:?} in the next; recovered in {recovered:?}"
     );
     for error in &errors {
-        println!("fault_a26: told {}", error.report());
+        println!("fault_a26: reported {}", error.report());
     }
     assert!(lists <= 10 && watches <= 10, "{lists} lists, {watches} watches");
     assert!(later.iter().all(|count| *count <= 6), "no backoff: {later:?}");
     Watched { errors, lists: lists + later[0], watches: watches + later[1] }
 }
 
-/// Such a watch must not be gone on with, nor be passed over in silence.
+/// A watch that misbehaves like this must neither be continued nor be ignored.
 async fn given_up(misbehaving: impl FnOnce(&Fake)) {
     let watched = watch_while(misbehaving).await;
-    assert!(watched.watches > 1, "opened anew");
+    assert!(watched.watches > 1, "the watch is reopened");
 }
 
 /// Changes each event.
@@ -165,15 +167,15 @@ fn with_messages(mut change: impl FnMut(&mut PbWatchResponse) + Send + 'static) 
     }
 }
 
-/// Says more after each new watch was created.
+/// Sends more messages after each new watch was created.
 fn after_created(mut more: impl FnMut(PbWatchResponse) -> Vec<PbWatchResponse> + Send + 'static) -> impl FnOnce(&Fake) {
     move |fake| {
         fake.edit_watches(move |message| {
-            let mut said = vec![Ok(message.clone())];
+            let mut sent = vec![Ok(message.clone())];
             if message.created {
-                said.extend(more(PbWatchResponse { created: false, ..message }).into_iter().map(Ok));
+                sent.extend(more(PbWatchResponse { created: false, ..message }).into_iter().map(Ok));
             }
-            said
+            sent
         });
     }
 }
@@ -221,28 +223,29 @@ async fn fault_a26_events_out_of_order() {
     given_up(order).await;
 }
 
-/// As a reader of one key had them from releases of etcd before 3.5.33: they are none of the service's.
+/// Releases of etcd before 3.5.33 send such events to readers of one key. They do not belong to the
+/// service.
 #[tokio::test]
-async fn fault_a26_events_of_keys_that_were_not_asked_for() {
+async fn fault_a26_events_of_keys_that_were_not_requested() {
     let strangers = |created: PbWatchResponse| {
         let revision = created.header.as_ref().unwrap().revision + 1;
         let keys = ["", "payments", "payments-/x", "payments0x", "zebra/x"];
         vec![PbWatchResponse { events: keys.map(|key| put_event(key, revision - 1)).into(), ..created }]
     };
     let watched = watch_while(after_created(strangers)).await;
-    assert_eq!((watched.lists, watched.watches), (1, 1), "no reason to open anything anew");
+    assert_eq!((watched.lists, watched.watches), (1, 1), "no reason to reopen anything");
     assert!(watched.errors.is_empty());
 }
 
-/// Without it there is no harm: events are as good, and silence is found out as ever.
+/// A missing confirmation is harmless: events prove as much, and silence is detected as usual.
 #[tokio::test]
-async fn fault_a26_created_missing() {
+async fn fault_a26_a_missing_confirmation() {
     watch_while(|fake| fake.edit_watches(|message| if message.created { vec![] } else { vec![Ok(message)] })).await;
 }
 
-/// As etcd's grpc-proxy, which numbers the watches of a stream itself.
+/// Like etcd's gRPC proxy, which assigns its own watch ids on a stream.
 #[tokio::test]
-async fn fault_a26_watch_ids_of_the_servers_own() {
+async fn fault_a26_watch_ids_assigned_by_the_server() {
     let fake = Fake::start().await;
     fake.edit_watches(|mut message| {
         message.watch_id %= 7;
@@ -255,7 +258,7 @@ async fn fault_a26_watch_ids_of_the_servers_own() {
     assert_eq!(fake.asked(Method::Watch).len(), 1);
 }
 
-/// As etcd's grpc-proxy, which does not name the cluster.
+/// Like etcd's gRPC proxy, which does not identify the cluster.
 #[tokio::test]
 async fn fault_a26_messages_without_a_header() {
     let watched = watch_while(with_messages(|message| message.header = None)).await;
@@ -266,14 +269,14 @@ async fn fault_a26_messages_without_a_header() {
 #[tokio::test]
 async fn fault_a26_watches_canceled_without_end() {
     let watched = watch_while(after_created(|created| vec![PbWatchResponse { canceled: true, ..created }])).await;
-    assert!(!watched.errors.is_empty(), "that is told");
+    assert!(!watched.errors.is_empty(), "the loss is reported");
 }
 
 #[tokio::test]
 async fn fault_a26_watches_canceled_without_end_as_compacted() {
     let canceled = |created| PbWatchResponse { canceled: true, compact_revision: 2, ..created };
     let watched = watch_while(after_created(move |created| vec![canceled(created)])).await;
-    assert!(!watched.errors.is_empty(), "that is told");
+    assert!(!watched.errors.is_empty(), "the loss is reported");
 }
 
 #[tokio::test]
@@ -305,7 +308,7 @@ async fn fault_a26_a_message_above_the_decoding_limit() {
     given_up(huge).await;
 }
 
-/// Parts that never make a whole are not kept without bound.
+/// Fragments that never complete are not kept without bound.
 #[tokio::test]
 async fn fault_a26_fragments_without_end() {
     let endless = after_created(|created| {
@@ -316,7 +319,7 @@ async fn fault_a26_fragments_without_end() {
     given_up(endless).await;
 }
 
-/// Whether a read is of the set itself, and not a small one beside a watch.
+/// Returns whether a read is of the set itself, rather than a small read beside a watch.
 fn is_list(asked: &PbRangeRequest) -> bool {
     !asked.count_only && !asked.keys_only
 }
@@ -333,14 +336,15 @@ fn with_lists(mut change: impl FnMut(&PbRangeRequest, &mut PbRangeResponse) + Se
     }
 }
 
-/// Nothing of such a list may be served: it must be told, and no watch be opened on its ground.
+/// Nothing from such a list may be served: the error must be reported, and no watch may start from
+/// it.
 async fn never_listed(misbehaving: impl FnOnce(&Fake)) {
     let watched = watch_while(misbehaving).await;
     assert!(!watched.errors.is_empty() && watched.watches == 0, "{} watches", watched.watches);
 }
 
 #[tokio::test]
-async fn fault_a26_a_list_with_more_of_nothing() {
+async fn fault_a26_an_empty_page_that_promises_more() {
     never_listed(with_lists(|_, answer| {
         answer.more = true;
         answer.kvs.clear();
@@ -350,7 +354,7 @@ async fn fault_a26_a_list_with_more_of_nothing() {
 
 #[tokio::test]
 async fn fault_a26_a_list_without_end() {
-    // Whatever page is asked for, it is the first one.
+    // Every page is the first one.
     let first = Arc::new(Mutex::new(Vec::new()));
     never_listed(with_lists(move |_, answer| {
         let mut first = first.lock().unwrap();
@@ -364,7 +368,7 @@ async fn fault_a26_a_list_without_end() {
 }
 
 #[tokio::test]
-async fn fault_a26_a_list_of_entries_that_were_not_asked_for() {
+async fn fault_a26_a_list_of_entries_that_were_not_requested() {
     never_listed(with_lists(|_, answer| {
         let mut other = answer.kvs[0].clone();
         other.key = b"secrets/x".to_vec();
@@ -403,7 +407,8 @@ async fn fault_a26_another_cluster_at_each_answer() {
     .await;
 }
 
-/// A list above the decoding limit is asked for in smaller pages, down to one entry, and then the attempt has failed.
+/// A list above the decoding limit is requested again in smaller pages, down to one entry; then the
+/// attempt fails.
 #[tokio::test]
 async fn fault_a26_an_entry_above_the_decoding_limit() {
     let fake = Fake::start().await;
@@ -425,11 +430,12 @@ async fn fault_a26_an_entry_above_the_decoding_limit() {
     assert_eq!(ids(&backend.list(&payments()).await.unwrap()), "a");
 }
 
-/// A list whose later pages come too late for its revision starts anew, three times; then that is told, and the backoff rules.
+/// A list whose later pages arrive after their revision was compacted restarts three times. Then
+/// the attempt fails with an error, and the backoff applies.
 #[tokio::test]
 async fn fault_a15_compaction_between_the_pages_of_a_list() {
     let fake = Fake::start().await;
-    // More than a page has, also where the sizes of entries are known from an earlier one.
+    // More than fits a page, even if the sizes of entries are known from an earlier one.
     let large = |number: u16| {
         let (key, value) = entry(&format!("{number:04}"));
         let value = value.map(|mut value| {
@@ -439,7 +445,7 @@ async fn fault_a15_compaction_between_the_pages_of_a_list() {
         (key, value)
     };
     fake.write((0..1200).map(large));
-    // Each first page is followed by a write and a compaction, at first twice, then for ever.
+    // Each first page is followed by a write and a compaction: twice at first, then always.
     let compactions = Arc::new(AtomicUsize::new(2));
     let compacted = Arc::clone(&compactions);
     let lists = Arc::new(AtomicUsize::new(0));
@@ -464,12 +470,12 @@ async fn fault_a15_compaction_between_the_pages_of_a_list() {
     println!("fault_a15: {} restarts, then {}", lists.load(Ordering::SeqCst) - 1, error.report());
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
     let begun = lists.swap(0, Ordering::SeqCst);
-    assert!((5..=4 * 12).contains(&begun), "a backoff between attempts: {begun}");
+    assert!((5..=4 * 12).contains(&begun), "backoff between attempts: {begun}");
 
-    // The last request of that list may still be on its way.
+    // The last request of that list may still be in flight.
     sleep(Duration::from_millis(300)).await;
     lists.store(0, Ordering::SeqCst);
-    // One attempt alone: the next one would come after the time of the operation.
+    // A single attempt: the next one would come after the operation's timeout.
     let hour = Duration::from_secs(3600);
     let once = config(fake.address()).backoff(Backoff::new(hour, hour).unwrap()).operation_timeout(SECOND);
     EtcdBackend::new(once).unwrap().list(&payments()).await.unwrap_err();
@@ -489,11 +495,11 @@ async fn fault_a15_compaction_between_the_pages_of_a_list() {
     let mut set = Snapshot::default();
     while set.len() != 1200 {
         set = set.after(&timeout(SOON, updates.next()).await.unwrap().unwrap());
-        assert!([0, 1200].contains(&set.len()), "whole or not at all");
+        assert!([0, 1200].contains(&set.len()), "the set is whole or empty");
     }
 }
 
-/// A watch of a server that holds `ab`, open and at rest.
+/// Opens a watch of a server that holds `ab`, and waits until it is idle.
 async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, UpdateStream, Snapshot) {
     fake.write([entry("a"), entry("b")]);
     let backend = EtcdBackend::new(config).unwrap();
@@ -504,9 +510,9 @@ async fn watching(config: EtcdConfig, fake: &Fake) -> (EtcdBackend, UpdateStream
     (backend, updates, set)
 }
 
-/// The stream says nothing, the connection is fine, and what else is asked is answered.
+/// The stream is silent, the connection works, and other requests are answered.
 #[tokio::test]
-async fn fault_a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
+async fn fault_a32_a_stuck_watch_on_a_good_connection_is_reopened() {
     let fake = Fake::start().await;
     fake.edit_watches(|message| if message.created { vec![Ok(message)] } else { vec![] });
     let (_backend, mut updates, mut set) = watching(config(fake.address()), &fake).await;
@@ -519,11 +525,12 @@ async fn fault_a32_a_stuck_watch_on_a_good_connection_is_opened_anew() {
     let more = until(&mut updates, &mut set, "ac", &["ac"]).await;
     println!("fault_a32: found {came:?} after an entry came, {:?} after one went", start.elapsed());
     assert!(matches!((&seen[..], &more[..]), ([Update::Reset(_)], [Update::Reset(_)])), "{seen:?} {more:?}");
-    // One audit sees it, and the next one that the stream does not tell.
+    // One audit notices the difference, and the next one notices that the stream has not reported
+    // it.
     assert!(came < 4 * SECOND && start.elapsed() < 4 * SECOND, "more than two audits and 2 s");
 }
 
-/// As above, where neither more nor fewer entries tell of it.
+/// As above, without a change in the number of entries.
 #[tokio::test]
 async fn fault_a32_a_stuck_watch_is_found_by_a_change_in_place() {
     let fake = Fake::start().await;
@@ -538,16 +545,16 @@ async fn fault_a32_a_stuck_watch_is_found_by_a_change_in_place() {
     assert!(start.elapsed() < 4 * SECOND, "more than two audits and 2 s");
 }
 
-/// The last that the stream says comes just before what it does not say, so that it was not silent.
+/// The last event arrives just before the missing one, so the stream was not silent.
 #[tokio::test]
 async fn fault_a32_a_watch_that_sticks_right_after_an_event_is_found() {
     let fake = Fake::start().await;
-    let mut said = 0;
+    let mut sent = 0;
     fake.edit_watches(move |mut message| {
         message.events.truncate(1);
-        said += message.events.len();
-        // The first one is of the revision that was listed, from which the watch begins.
-        if message.created || said <= 2 { vec![Ok(message)] } else { vec![] }
+        sent += message.events.len();
+        // The first event is of the listed revision, at which the watch starts.
+        if message.created || sent <= 2 { vec![Ok(message)] } else { vec![] }
     });
     let (_backend, mut updates, mut set) = watching(config(fake.address()), &fake).await;
     let start = Instant::now();
@@ -559,7 +566,7 @@ async fn fault_a32_a_watch_that_sticks_right_after_an_event_is_found() {
     assert!(start.elapsed() < 4 * SECOND, "{:?}", start.elapsed());
 }
 
-/// As some releases do around a compaction: one delete is left out, and events go on.
+/// As some releases do around a compaction: one delete is missing, and later events arrive.
 #[tokio::test]
 async fn fault_a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
     let fake = Fake::start().await;
@@ -583,13 +590,14 @@ async fn fault_a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
     println!("fault_a32: a delete that was left out among {weight} events was found {:?} later", start.elapsed());
 }
 
-/// On newer releases requests for progress stay without answer where nothing is written; a watch must not be doubted for that.
+/// Newer releases do not answer progress requests while nothing is written. A watch must not be
+/// suspected for that.
 #[tokio::test]
-async fn fault_a31_an_idle_store_is_no_dead_stream() {
+async fn fault_a31_an_idle_store_is_not_taken_for_a_dead_stream() {
     let fake = Fake::start().await;
     let (_backend, mut updates, _) = watching(config(fake.address()).ttl(3 * SECOND), &fake).await;
     assert!(timeout(5 * SECOND, updates.next()).await.is_err(), "nothing happened");
-    // Nor for writes elsewhere.
+    // Writes elsewhere do not raise suspicion either.
     for number in 0..50 {
         fake.write([(format!("orders/{number}"), Some(vec![]))]);
         assert!(timeout(SECOND / 10, updates.next()).await.is_err(), "nothing happened to the service");
@@ -597,11 +605,11 @@ async fn fault_a31_an_idle_store_is_no_dead_stream() {
     let [lists, watches, counts] = [Method::Range, Method::Watch, Method::Count].map(|method| fake.asked(method).len());
     println!("fault_a31: {watches} stream and {lists} list in 10 s, {counts} counts");
     assert_eq!((lists, watches), (1, 1), "0 reconnects");
-    assert!(counts >= 10, "checked meanwhile");
+    assert!(counts >= 10, "the set was checked meanwhile");
 }
 
 #[tokio::test]
-async fn fault_a31_an_idle_etcd_is_no_dead_stream() {
+async fn fault_a31_an_idle_etcd_is_not_taken_for_a_dead_stream() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.address()).ttl(3 * SECOND)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
@@ -619,7 +627,7 @@ async fn fault_a31_an_idle_etcd_is_no_dead_stream() {
     assert_eq!(etcd.metric(0, opened), Some(1.0), "0 reconnects");
 }
 
-/// 128 entries of 40 kB, an answer of 5 MiB.
+/// Returns 128 entries of 40 kB: a message of 5 MiB.
 fn large(round: u16) -> impl Iterator<Item = (String, Vec<u8>)> {
     let value =
         format!(r#"{{"Addr":"10.0.0.1:80","Metadata":{{"weight":{round}}},"Filler":"{}"}}"#, "x".repeat(40_000));
@@ -642,7 +650,7 @@ async fn fault_a18_one_transaction_is_one_update() {
     let mut raw = etcd.raw().await;
     let keys: Vec<_> = (0..128).map(|number| format!("payments/{number:03}")).collect();
     for round in 1..4u16 {
-        // As much as a request of etcd may hold: 1.5 MiB.
+        // As much as an etcd request may hold: 1.5 MiB.
         let filler = "x".repeat(10_000);
         let value = format!(r#"{{"Addr":"10.0.0.1:80","Metadata":{{"weight":{round}}},"Filler":"{filler}"}}"#);
         raw.put_all(&keys, value.as_bytes()).await;
@@ -652,7 +660,7 @@ async fn fault_a18_one_transaction_is_one_update() {
     println!("fault_a18: 3 revisions of 128 entries were 3 updates");
 }
 
-/// An answer above 2 MiB comes in parts, of which none may be seen alone.
+/// A message above 2 MiB arrives in fragments, none of which may become visible alone.
 #[tokio::test]
 async fn fault_a18_one_transaction_in_fragments_is_one_update() {
     let fake = Fake::start().await;
@@ -668,12 +676,13 @@ async fn fault_a18_one_transaction_in_fragments_is_one_update() {
         assert_eq!(changed(timeout(SOON, updates.next()).await.unwrap()), 128);
     }
     let parts = parts.load(Ordering::SeqCst);
-    println!("fault_a18: 3 revisions of 128 entries were 3 updates, after {parts} parts that more followed");
+    println!("fault_a18: 3 revisions of 128 entries were 3 updates, after {parts} fragments with more to follow");
     assert!(parts >= 6, "{parts}");
     assert!(timeout(SECOND / 2, updates.next()).await.is_err(), "nothing else");
 }
 
-/// Whether the stream ends with an error, or the connection is cut: nothing of the parts is seen, and nothing is lost.
+/// Whether the stream ends with an error or the connection is cut, no fragment becomes visible and
+/// nothing is lost.
 #[tokio::test]
 async fn fault_a19_a_cut_in_mid_fragment() {
     for cut_connection in [false, true] {

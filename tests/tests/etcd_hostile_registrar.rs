@@ -1,5 +1,5 @@
-//! Registrations on a server that answers, and answers wrongly: bounded attempts, typed errors, nothing said that is not so, and
-//! all in order again once the server behaves.
+//! Registrations on a server that answers wrongly: bounded attempts, typed errors, no status that
+//! is untrue, and recovery once the server behaves.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ async fn register(backend: &EtcdBackend) -> Result<Registration, Error> {
     backend.register(&payments(), instance(0)).await
 }
 
-/// What is counted of the server's work for one registration.
+/// The methods that are counted at the server for one registration.
 const METHODS: [Method; 5] = [Method::Grant, Method::KeepAlive, Method::Write, Method::Range, Method::Watch];
 
 fn in_a_second(fake: &Fake, since: Instant) -> [usize; METHODS.len()] {
@@ -36,14 +36,15 @@ fn in_a_second(fake: &Fake, since: Instant) -> [usize; METHODS.len()] {
     METHODS.map(|method| fake.asked(method).iter().filter(|at| within(at)).count())
 }
 
-/// Registers while the server misbehaves, for two seconds; then it is honest, and a registration must hold and go in order. Returns
-/// how the first one ended, and whether its status was otherwise than registered meanwhile.
+/// Registers while the server misbehaves for two seconds. Then it is honest, and a registration
+/// must hold and end gracefully. Returns the result of the first registration and whether its
+/// status was ever other than registered.
 async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, bool) {
     let fake = Fake::start().await;
     misbehaving(&fake);
     let backend = connect(&fake);
     let start = Instant::now();
-    let first = timeout(3 * SECOND, register(&backend)).await.expect("no later than its deadline");
+    let first = timeout(3 * SECOND, register(&backend)).await.expect("`register` ends within its deadline");
     let mut was_lost = false;
     while start.elapsed() < 2 * SECOND {
         let status = first.as_ref().map(Registration::status);
@@ -56,7 +57,7 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let start = Instant::now();
     let error = first.as_ref().map(drop).map_err(Clone::clone);
     if let Err(error) = &error {
-        println!("fault_a26: told {}", error.report());
+        println!("fault_a26: reported {}", error.report());
     }
     let registration = match first {
         Ok(registration) => registration,
@@ -65,16 +66,17 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let settled = async || registration.status().is_registered() && fake.keys().len() == 1 && fake.leases().len() == 1;
     eventually("registered under one lease", SOON, settled).await;
     println!(
-        "fault_a26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; in order after {:?}",
+        "fault_a26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; well after {:?}",
         start.elapsed()
     );
-    // Longer than a lease that is not renewed.
+    // Longer than a lease lives without renewal.
     sleep(4 * SECOND).await;
     assert!(registration.status().is_registered() && count(&backend).await == Some(1), "{:?}", registration.status());
     registration.deregister().await.unwrap();
     assert!(fake.keys().is_empty());
     eventually("no lease is left", SOON, async || fake.leases().is_empty()).await;
-    // One attempt to heal may write twice: the first write is refused where the entry of the former lease still stands.
+    // One attempt to heal may write twice: the first write is refused if the entry of the former
+    // lease still exists.
     let within = |counts: &[usize], most| {
         let most_of = |method: &Method| if *method == Method::Write { 2 * most } else { most };
         METHODS.iter().zip(counts).all(|(method, count)| *count <= most_of(method))
@@ -89,14 +91,14 @@ fn assert_refused(ended: &(Result<(), Error>, bool)) {
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{}", error.report());
 }
 
-/// Ends every stream of watches at the answer that the script picks.
+/// Ends every watch stream at the answer that the script picks.
 fn with_watches_ended(mut at: impl FnMut(&PbWatchResponse) -> bool + Send + 'static) -> impl FnOnce(&Fake) {
     move |fake| {
         fake.edit_watches(move |answer| {
             let ends = at(&answer);
-            let mut said = vec![Ok(answer)];
-            said.extend(ends.then(|| Err(Code::unavailable("enough"))));
-            said
+            let mut sent = vec![Ok(answer)];
+            sent.extend(ends.then(|| Err(Code::unavailable("enough"))));
+            sent
         });
     }
 }
@@ -122,14 +124,14 @@ async fn fault_a26_watches_that_are_canceled_at_once() {
 }
 
 #[tokio::test]
-async fn fault_a26_another_lease_granted_than_asked_for() {
+async fn fault_a26_another_lease_granted_than_requested() {
     assert_refused(
         &register_while(|fake| {
             fake.edit_grants(|mut answer| {
                 answer.id += 1;
                 Ok(answer)
             });
-            // With an honest answer here, the lease would be known to be there after all.
+            // An honest answer here would show that the lease exists after all.
             fake.edit_times(|mut answer| {
                 answer.id += 1;
                 Ok(answer)
@@ -164,7 +166,7 @@ async fn fault_a26_a_lease_granted_for_negative_time() {
 }
 
 #[tokio::test]
-async fn fault_a26_a_lease_granted_for_ever() {
+async fn fault_a26_a_lease_granted_forever() {
     granted_for(i64::MAX).await;
 }
 
@@ -179,19 +181,19 @@ fn with_renewals(mut change: impl FnMut(&mut PbLeaseKeepAliveResponse) + Send + 
 }
 
 #[tokio::test]
-async fn fault_a26_another_lease_renewed_than_asked_for() {
+async fn fault_a26_another_lease_renewed_than_requested() {
     register_while(with_renewals(|answer| answer.id += 1)).await.0.unwrap();
 }
 
 #[tokio::test]
-async fn fault_a26_renewals_that_say_the_lease_is_gone() {
+async fn fault_a26_renewals_that_report_the_lease_as_gone() {
     let (_, was_lost) = register_while(with_renewals(|answer| answer.ttl = 0)).await;
-    assert!(was_lost, "that is told");
+    assert!(was_lost, "the loss is reported");
 }
 
 #[tokio::test]
-async fn fault_a26_renewals_for_ever() {
-    // The first answer is taken when the stream opens.
+async fn fault_a26_a_lease_renewed_forever() {
+    // The first answer is received when the stream opens.
     let mut first = true;
     register_while(with_renewals(move |answer| {
         if !std::mem::replace(&mut first, false) {
@@ -216,7 +218,7 @@ async fn fault_a26_streams_of_renewals_that_end_at_once() {
         .unwrap();
 }
 
-/// What was written is found when it is written once more, and believed then.
+/// The write is found to be done when it is repeated, and is trusted then.
 #[tokio::test]
 async fn fault_a26_a_write_answered_without_its_header() {
     register_while(|fake| {
@@ -230,7 +232,7 @@ async fn fault_a26_a_write_answered_without_its_header() {
     .unwrap();
 }
 
-/// That nothing stood in the way, and still it was not done.
+/// The answer refuses the write although its condition held.
 #[tokio::test]
 async fn fault_a26_a_write_refused_against_its_own_condition() {
     assert_refused(
@@ -245,7 +247,7 @@ async fn fault_a26_a_write_refused_against_its_own_condition() {
     );
 }
 
-/// Deregistering must not say that the entry is gone when the answer does not.
+/// Deregistering must not report that the entry is gone unless the answer proves it.
 #[tokio::test]
 async fn fault_a26_a_removal_answered_with_nothing() {
     let fake = Fake::start().await;
@@ -258,16 +260,16 @@ async fn fault_a26_a_removal_answered_with_nothing() {
     });
     let start = Instant::now();
     let error = registration.deregister().await.unwrap_err();
-    println!("fault_a26: told after {:?}: {}", start.elapsed(), error.report());
+    println!("fault_a26: reported after {:?}: {}", start.elapsed(), error.report());
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     assert!(fake.asked(Method::Write).len() <= 12, "{:?}", fake.asked(Method::Write).len());
     fake.be_honest();
     eventually("gone once the server behaves", SOON, async || fake.keys().is_empty() && fake.leases().is_empty()).await;
 }
 
-/// Streams work, and nothing else is answered.
+/// Streams work, and no other call is answered.
 #[tokio::test]
-async fn unary_calls_that_are_never_answered_hang_nothing() {
+async fn unanswered_unary_calls_hang_nothing() {
     let fake = Fake::start().await;
     let backend = connect(&fake);
     let registration = register(&backend).await.unwrap();
@@ -293,7 +295,8 @@ async fn unary_calls_that_are_never_answered_hang_nothing() {
     eventually("listed again", SOON, async || count(&backend).await == Some(0)).await;
 }
 
-/// What is asked is answered, and no stream ever opens: sets come by lists, registrations live by new leases.
+/// Unary calls are answered, and no stream ever opens. Sets come from lists, and registrations
+/// survive by new leases.
 #[tokio::test]
 async fn streams_that_never_open_hang_nothing() {
     let fake = Fake::start().await;
@@ -308,9 +311,11 @@ async fn streams_that_never_open_hang_nothing() {
         set = set.after(&update);
     }
     println!("seen {:?} after the start, without a watch", start.elapsed());
-    eventually("the lease ends, and that is told", SOON, async || matches!(registration.status(), Status::Lost { .. }))
-        .await;
-    eventually("there is another", SOON, async || registration.status().is_registered()).await;
+    eventually("the lease ends, and the status reports it", SOON, async || {
+        matches!(registration.status(), Status::Lost { .. })
+    })
+    .await;
+    eventually("registered again", SOON, async || registration.status().is_registered()).await;
     sleep((8 * SECOND).saturating_sub(start.elapsed())).await;
     let asked = [Method::Watch, Method::KeepAlive, Method::Grant, Method::Range].map(|method| fake.asked(method).len());
     println!("watches, renewals, grants, lists in {:?}: {asked:?}", start.elapsed());
@@ -322,7 +327,8 @@ async fn streams_that_never_open_hang_nothing() {
     assert!(fake.keys().is_empty());
 }
 
-/// Each answer comes just when nobody waits for it any more; what was asked is done all the same.
+/// Each answer arrives just when nobody waits for it any more; the request is executed all the
+/// same.
 #[tokio::test]
 async fn answers_at_the_deadline_hang_nothing() {
     let fake = Fake::start().await;

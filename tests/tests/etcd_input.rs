@@ -1,6 +1,7 @@
-//! What anybody may have written into etcd, and what a caller may ask for: rows `fault_d4` to `fault_d10` of the fault list.
+//! Anything that may have been written into etcd, and any name that a caller may pass: rows
+//! `fault_d4` to `fault_d10` of the fault list.
 //!
-//! Where memory is measured, the resolver runs in a process of its own: this very program, started again.
+//! If memory is measured, the resolver runs in a child process, which is this same program.
 
 use std::{
     env, fs,
@@ -20,7 +21,7 @@ use support::{
 use tokio::time::{sleep, timeout};
 use tracing::Level;
 
-/// Values that are no instance, by the end of their key.
+/// Returns values that do not decode to an instance, by the last part of their key.
 fn bad_values() -> Vec<(String, Vec<u8>)> {
     let addr = |addr: &str| format!(r#"{{"Op":0,"Addr":{addr},"Metadata":null}}"#).into_bytes();
     let metadata = |metadata: &str| format!(r#"{{"Addr":"10.0.0.1:80","Metadata":{metadata}}}"#).into_bytes();
@@ -56,10 +57,11 @@ fn bad_values() -> Vec<(String, Vec<u8>)> {
     values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// `fault_d4`: entries of any bytes. Each bad one is skipped, counted and logged once, when listed, watched or listed again; what can
-/// be read is served, also where it is odd (unknown fields, doubles, wrong types in the metadata).
+/// `fault_d4`: entries with arbitrary bytes. Each bad one is skipped, counted and logged once,
+/// whether listed, watched or listed again. Whatever can be read is served, however odd it is
+/// (unknown fields, duplicates, wrong types in the metadata).
 #[tokio::test]
-async fn fault_d4_what_cannot_be_read_hides_nothing_else() {
+async fn fault_d4_bad_entries_hide_no_others() {
     let log = Log::down_to(Level::WARN);
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
@@ -101,7 +103,8 @@ async fn fault_d4_what_cannot_be_read_hides_nothing_else() {
     }
     assert!(lines.iter().all(|line| line.len() < 1500), "{lines:?}");
 
-    // A bad value over a good one counts as its removal, and a good one over a bad one comes back.
+    // A bad value over a good one counts as its removal, and a good one over a bad one brings it
+    // back.
     raw.put("payments/odd-37", "?").await;
     until(&mut updates, &mut set, |set| set.len() == 3).await;
     raw.put("payments/odd-37", EtcdNaming::default().encode(&instance(7))).await;
@@ -109,8 +112,8 @@ async fn fault_d4_what_cannot_be_read_hides_nothing_else() {
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
 }
 
-/// `fault_d4`: a key that is rewritten badly all the time is counted each time and logged once a minute, also where it is good
-/// in between.
+/// `fault_d4`: a key that keeps being rewritten with bad values is counted each time and logged
+/// once a minute, even if it is good in between.
 #[tokio::test]
 async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let log = Log::down_to(Level::WARN);
@@ -120,7 +123,7 @@ async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let mut set = Snapshot::default();
     let mut raw = etcd.raw().await;
     let good = EtcdNaming::default().encode(&instance(1));
-    // Or the first values may be gone before they are read.
+    // Without this wait, the first values could be overwritten before they are read.
     assert!(matches!(updates.next().await, Some(Update::Reset(_))));
     let start = Instant::now();
     for number in 0..300 {
@@ -139,8 +142,9 @@ async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     assert_eq!(lines, 1);
 }
 
-/// `fault_d5`: a hundred values of 1.4 MB, 140 MB in all, are listed and then all rewritten under an open watch. They are skipped, the
-/// rest is served, and the process takes less than two thirds of that. (etcd lets nobody write more than 1.5 MiB at once.)
+/// `fault_d5`: a hundred values of 1.4 MB, 140 MB in all, are listed and then all rewritten under
+/// an open watch. They are skipped, the rest is served, and the process takes less than two thirds
+/// of that. (etcd does not accept more than 1.5 MiB in one request.)
 #[tokio::test]
 async fn fault_d5_huge_values_are_skipped_and_memory_is_bounded() {
     let etcd = Etcd::start().await;
@@ -159,18 +163,19 @@ async fn fault_d5_huge_values_are_skipped_and_memory_is_bounded() {
         raw.put(&format!("payments/huge-{number}"), huge.clone()).await;
     }
     raw.put("payments/two", one).await;
-    let second = process.until("what came after", |seen| seen.set == 2 && seen.skipped == 200);
+    let second = process.until("the later entry", |seen| seen.set == 2 && seen.skipped == 200);
     println!("fault_d5: 140 MB of values took {} kB at most to list, {} kB with the watch", first.peak, second.peak);
     assert!(second.peak < 93_000, "{second:?}");
 }
 
-/// `fault_d6`: 100,000 entries under one service. No client follows more than its limit (20,000): a
-/// list is refused, watchers are told once with `ResourceExhausted`, the set stands, and the
-/// service is listed and followed again once it is smaller: at once by who begins then, and by who
-/// watched within two minutes, which a paused clock shows in `discovery-core`.
+/// `fault_d6`: 100,000 entries in one service. No client follows more than its limit (20,000): a
+/// list is refused, watchers get one `Lost` with `ResourceExhausted`, and the set stays as last
+/// known. Once the service is smaller, it is listed and followed again: at once by a new watcher,
+/// and within two minutes by an existing one, which a test with a paused clock shows in
+/// `discovery-core`.
 ///
-/// The set is refused and not truncated: a part is no state that the registry had, and a removal within it would take a new list
-/// each time.
+/// The set is refused rather than truncated: a part is not a state that the registry had, and a
+/// removal from it would require a new list each time.
 #[tokio::test]
 async fn fault_d6_a_service_of_too_many_entries_is_not_followed() {
     let etcd = Etcd::start().await;
@@ -185,10 +190,10 @@ async fn fault_d6_a_service_of_too_many_entries_is_not_followed() {
     println!("fault_d6: 100,000 entries written in {:?}", start.elapsed());
     let lost = process.until("lost", |seen| seen.lost.is_some() && seen.listed.is_none());
     assert_eq!(lost.lost.as_deref(), Some("ResourceExhausted"), "{lost:?}");
-    assert!((1..=20_000).contains(&lost.set), "the set stands: {lost:?}");
+    assert!((1..=20_000).contains(&lost.set), "the set stays as last known: {lost:?}");
     sleep(Duration::from_secs(2)).await;
     let still = process.until("still lost", |seen| seen.lost.is_some());
-    println!("fault_d6: {} instances stand, told {} times; {} kB at most", still.set, still.losses, still.peak);
+    println!("fault_d6: {} instances stay, reported {} times; {} kB at most", still.set, still.losses, still.peak);
     assert_eq!(still.set, lost.set, "{still:?}");
     assert!(still.peak < 100_000, "{still:?}");
 
@@ -200,7 +205,8 @@ async fn fault_d6_a_service_of_too_many_entries_is_not_followed() {
     process.until("followed again", |seen| seen.set == 1 && seen.lost.is_none() && seen.listed == Some(1));
 }
 
-/// `fault_d7`: addresses that would lead a client astray are refused wherever they come from; private ones and loopback are not.
+/// `fault_d7`: addresses that would lead a client astray are refused wherever they come from.
+/// Private addresses and loopback are allowed.
 #[tokio::test]
 async fn fault_d7_hostile_addresses_are_refused() {
     let etcd = Etcd::start().await;
@@ -252,7 +258,8 @@ async fn fault_d7_hostile_addresses_are_refused() {
     assert_eq!(backend.skipped(), hostile.len() as u64);
 }
 
-/// `fault_d8`: names and ids that could leave their place in the keys are refused before anything is sent.
+/// `fault_d8`: names and ids that could escape from their part of the key are refused before
+/// anything is sent.
 #[tokio::test]
 async fn fault_d8_bad_names_are_refused_before_any_request() {
     let etcd = Etcd::start().await;
@@ -298,11 +305,12 @@ async fn fault_d8_bad_names_are_refused_before_any_request() {
     }
     println!("fault_d8: {refused} of {} names refused, {} connections made", names.len(), proxy.accepted());
     assert_eq!((refused, proxy.accepted()), (names.len(), 0));
-    assert_eq!(count(&backend).await, Some(0), "a good name goes through");
+    assert_eq!(count(&backend).await, Some(0), "a good name is accepted");
     assert!(proxy.accepted() > 0);
 }
 
-/// `fault_d9`: `foo` sees nothing of `foobar`, of deeper paths or of `foo//`, listed or watched.
+/// `fault_d9`: `foo` contains nothing of `foobar`, of deeper paths or of `foo//`, whether listed or
+/// watched.
 #[tokio::test]
 async fn fault_d9_only_whole_segments_are_a_service() {
     let etcd = Etcd::start().await;
@@ -334,7 +342,8 @@ async fn fault_d9_only_whole_segments_are_a_service() {
     assert_eq!(backend.skipped(), 0);
 }
 
-/// `fault_d10`: what keys and values hold reaches logs and errors escaped: no line, colour or direction can be forged.
+/// `fault_d10`: text from keys and values reaches logs and errors escaped, so that no line, colour
+/// or direction can be forged.
 #[tokio::test]
 async fn fault_d10_text_from_the_registry_is_escaped() {
     let log = Log::down_to(Level::TRACE);
@@ -366,31 +375,32 @@ async fn fault_d10_text_from_the_registry_is_escaped() {
     }
     assert_eq!(log.with("discovery").iter().filter(|line| line.contains(is_hostile)).count(), 0);
     assert!(lines.iter().any(|line| line.contains(r"key-0-a\nb")), "{lines:?}");
-    // As a caller may have it from anywhere.
+    // A caller may pass text from anywhere.
     for text in hostile {
         let error = text.parse::<ServiceName>().unwrap_err();
         assert!(!format!("{error} {error:?} {}", error.report()).contains(is_hostile), "{error:?}");
     }
 }
 
-/// What a resolver of its own says of `payments`.
+/// What a resolver in a child process reports of `payments`.
 #[derive(Clone, Debug, Default)]
 struct Seen {
-    /// The instances of the last list, if it went well.
+    /// The number of instances in the last list, if it succeeded.
     listed: Option<usize>,
-    /// The instances of the set that is watched.
+    /// The number of instances in the watched set.
     set: usize,
     skipped: u64,
-    /// The kind of what was lost, until the next set.
+    /// The kind of the last loss, until the next set.
     lost: Option<String>,
     losses: usize,
-    /// The most memory that it had, in kB, beside what it started with.
+    /// The peak of its memory above what it started with, in kB.
     peak: u64,
 }
 
 const MEMBER: &str = "DISCOVERY_TEST_MEMBER";
 
-/// Not a test of its own: what other tests start. It lists and watches, and says what it sees for as long as its input is open.
+/// A child process for other tests. It lists and watches, and reports what it sees until its input
+/// is closed.
 #[tokio::test]
 #[ignore = "is started by the other tests here"]
 async fn child() {
@@ -427,14 +437,14 @@ async fn child() {
     }
 }
 
-/// The most memory that this process had resident, in kB.
+/// Returns the peak of this process's resident memory, in kB.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// A resolver in a process of its own.
+/// A resolver in a child process.
 struct Process {
     child: Child,
     _input: ChildStdin,
@@ -466,7 +476,7 @@ impl Process {
         Self { child, _input: input, seen }
     }
 
-    /// Waits until it says something of the kind.
+    /// Waits until it reports something that satisfies the condition.
     fn until(&mut self, what: &str, holds: impl Fn(&Seen) -> bool) -> Seen {
         let start = Instant::now();
         let mut last = None;

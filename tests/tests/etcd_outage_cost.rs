@@ -1,4 +1,4 @@
-//! What an outage costs. The one test of its program, so that nobody else's work is measured.
+//! The cost of an outage. This is the only test of its program, so that no other work is measured.
 
 use std::{
     fs,
@@ -13,19 +13,19 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// The processor time that this process has used.
+/// Returns the processor time that this process has used.
 fn used() -> Duration {
     let stat = fs::read_to_string("/proc/self/stat").unwrap();
-    // After the name, which may hold anything: user and system time are the 14th and 15th field, in
-    // hundredths of a second.
+    // The fields follow the name, which may contain anything. User and system time are fields 14
+    // and 15, in hundredths of a second.
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
     Duration::from_millis(ticks * 10)
 }
 
-/// 1,000 registrations are dropped while etcd resets, or refuses, every connection: what is left of
-/// them costs at most 10 connections a second and 0.05 core, and so do 1,000 that are kept. When
-/// etcd is back, the dropped ones are removed and the others there.
+/// 1,000 registrations are dropped while etcd resets or refuses every connection. Cleaning up after
+/// them costs at most 10 connections a second and 0.05 core, and so does keeping 1,000. When etcd
+/// is back, the dropped ones are removed and the others are registered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registrations_cost_little_during_an_outage() {
     const COUNT: u16 = 1000;
@@ -38,7 +38,7 @@ async fn registrations_cost_little_during_an_outage() {
         let kept = if drops { 1 } else { usize::from(COUNT) };
         proxy.set(fault);
         registrations.truncate(kept);
-        // What was on its way fails.
+        // Requests in flight fail now.
         sleep(Duration::from_millis(500)).await;
         let before = used();
         let accepted = proxy.accepted();
@@ -48,7 +48,7 @@ async fn registrations_cost_little_during_an_outage() {
         let connections = (proxy.accepted() - accepted) as f64 / took;
         let cores = (used() - before).as_secs_f64() / took;
         println!("{fault:?}, {kept} of {COUNT} kept: {connections:.1} connections a second, {cores:.3} core");
-        // A proxy that refuses counts nothing.
+        // A proxy that refuses connections counts none.
         assert!(connections <= 10.0, "{connections}");
         assert!(cores <= 0.05, "{cores}");
 
@@ -57,9 +57,9 @@ async fn registrations_cost_little_during_an_outage() {
         let observer = usual(etcd.members());
         let view = observer.view(&payments()).unwrap();
         view.ready(SOON).await.unwrap();
-        eventually("only those that are kept are there", SOON * 3, async || view.current().len() == kept).await;
+        eventually("only the kept registrations are left", SOON * 3, async || view.current().len() == kept).await;
         let all = async || registrations.iter().all(|one| one.status().is_registered());
         eventually("registered", SOON, all).await;
-        println!("{fault:?}, {kept} of {COUNT} kept: as it should be {:?} after the outage", start.elapsed());
+        println!("{fault:?}, {kept} of {COUNT} kept: recovered {:?} after the outage", start.elapsed());
     }
 }

@@ -1,4 +1,5 @@
-//! What may befall a registration while its process and its etcd live. Processes, outages and leaks are tested beside this file.
+//! Faults that a registration suffers while its process and its etcd live. Processes, outages and
+//! leaks have files of their own.
 
 use std::time::{Duration, Instant};
 
@@ -16,12 +17,13 @@ use support::{
 };
 use tokio::time::{sleep, timeout};
 
-/// A backend whose lease lives so long that only its own watch can tell in time what happens to an entry.
+/// Connects with a TTL so long that only the registration's own watch can report in time what
+/// happens to its entry.
 fn connect_for_long(etcd: &Etcd) -> EtcdBackend {
     EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(30))).unwrap()
 }
 
-/// The longest of what a fault took to be repaired, several times in a row.
+/// Reports the longest repair time of ten rounds.
 async fn worst(row: &str, mut round: impl AsyncFnMut() -> Duration) {
     let mut worst = Duration::ZERO;
     for _ in 0..10 {
@@ -30,7 +32,7 @@ async fn worst(row: &str, mut round: impl AsyncFnMut() -> Duration) {
     println!("{row}: repaired in {worst:?}, the worst of 10");
 }
 
-/// Ends the connections that there are.
+/// Cuts the open connections.
 async fn cut(proxy: &Proxy) {
     proxy.set(Fault::Reset);
     sleep(Duration::from_millis(50)).await;
@@ -40,7 +42,8 @@ async fn cut(proxy: &Proxy) {
 const KEY: &str = "payments/10.0.0.2:80";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// `fault_b2`. A registrar deregisters: watchers see it within 100 ms (the median; three times that for the slowest, on a loaded machine).
+/// `fault_b2`. A registrar deregisters: watchers see it within 100 ms (the median; on a loaded
+/// machine the slowest may take three times as long).
 #[tokio::test]
 async fn fault_b2_a_deregistration_is_seen_at_once() {
     let etcd = Etcd::start().await;
@@ -65,7 +68,8 @@ async fn fault_b2_a_deregistration_is_seen_at_once() {
     assert!(median < SECOND / 10 && slowest < SECOND * 3 / 10, "{median:?}, {slowest:?}");
 }
 
-/// `fault_b4`. The lease is revoked from outside: registered under another one within 1 s, since each registration watches its entry.
+/// `fault_b4`. The lease is revoked from outside: the instance is registered under another lease
+/// within 1 s, because each registration watches its entry.
 #[tokio::test]
 async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     let etcd = Etcd::start().await;
@@ -83,7 +87,8 @@ async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     eventually("one lease is left", SECOND, async || raw.leases().await.len() == 1).await;
 }
 
-/// `fault_b5`. The key is deleted while its lease lives: put again within 1 s, under the same lease.
+/// `fault_b5`. The key is deleted while its lease lives: it is put again within 1 s, under the same
+/// lease.
 #[tokio::test]
 async fn fault_b5_a_key_that_is_deleted_is_put_again() {
     let etcd = Etcd::start().await;
@@ -99,9 +104,10 @@ async fn fault_b5_a_key_that_is_deleted_is_put_again() {
     until_registered(&registration, SECOND).await;
 }
 
-/// `fault_b5`, where history is compacted and then the connection breaks, so that the watch cannot go on where it was.
+/// `fault_b5`, with history compacted before the connection breaks, so that the watch cannot
+/// resume.
 #[tokio::test]
-async fn fault_b5_a_key_is_put_again_though_its_history_is_compacted() {
+async fn fault_b5_a_key_is_put_again_after_its_history_is_compacted() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let backend = EtcdBackend::new(config([proxy.address()]).ttl(Duration::from_secs(30))).unwrap();
@@ -113,22 +119,23 @@ async fn fault_b5_a_key_is_put_again_though_its_history_is_compacted() {
     raw.compact().await;
     cut(&proxy).await;
     until_registered(&registration, SOON).await;
-    // Until the entry was read and is watched again.
+    // Until the entry has been read and is watched again.
     sleep(SECOND * 4).await;
     let before = etcd.requests(0, "Range");
     sleep(SECOND * 4).await;
-    // Signs of life are read, and nothing else.
+    // Only the watch's own checks read from etcd.
     let reads = etcd.requests(0, "Range") - before;
-    assert!(reads <= 2, "the watch stands, but the entry was read {reads} times");
+    assert!(reads <= 2, "the watch is open, but the entry was read {reads} times");
     raw.delete(KEY).await;
     let took = eventually("put again", SECOND, async || raw.entry(KEY).await.is_some()).await;
     println!("fault_b5: put again in {took:?}, after history was compacted and the connection cut");
     until_registered(&registration, SECOND).await;
 }
 
-/// `fault_b5`, where the handle lost the permission for another service and then its connection: what it may keep is watched on.
+/// `fault_b5`, after the handle lost the permission for another service and then its connection:
+/// the entries that it may access are still watched.
 #[tokio::test]
-async fn fault_b5_a_key_is_put_again_though_another_service_is_denied() {
+async fn fault_b5_a_key_is_put_again_while_another_service_is_denied() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let mut raw = etcd.raw().await;
@@ -141,7 +148,7 @@ async fn fault_b5_a_key_is_put_again_though_another_service_is_denied() {
     let backend = EtcdBackend::new(config).unwrap();
     let kept = register(&backend, 1).await;
     let orders = "orders".parse().unwrap();
-    // Several, so that some are asked for before the one that is kept.
+    // Several, so that some are requested before the kept one.
     let _denied = join_all((1..=5).map(|number| backend.register(&orders, instance(number)))).await;
     let mut root = etcd.raw_as("root", "pw").await;
     root.take_role("teller", "two").await;
@@ -160,11 +167,12 @@ async fn fault_b5_a_key_is_put_again_though_another_service_is_denied() {
         until_registered(&kept, SECOND).await;
         sleep(SECOND).await;
     }
-    assert_eq!(streams().await, before, "the stream stands");
+    assert_eq!(streams().await, before, "the stream is not reopened");
 }
 
-/// `fault_b6`. The key is overwritten by hand, without a lease or under the registration's own: repaired within 1 s, with the lease, so that no
-/// permanent key is left. Under another's lease it is another's, and left alone.
+/// `fault_b6`. The key is overwritten by hand, without a lease or under the registration's own: it
+/// is repaired within 1 s, including the lease, so that no permanent key remains. Under another
+/// lease it belongs to another owner and is left alone.
 #[tokio::test]
 async fn fault_b6_a_key_that_is_overwritten_is_repaired() {
     let etcd = Etcd::start().await;
@@ -189,15 +197,16 @@ async fn fault_b6_a_key_that_is_overwritten_is_repaired() {
     assert_eq!(raw.entry(KEY).await, Some((value, other)));
 }
 
-/// `fault_b7`. Two registrars take one id from each other 1,000 times: the later one owns each time, the other is told so, and neither its
-/// deregistering nor its drop removes what is not its own. Where asked, the later one is refused instead. 0 lost keys.
+/// `fault_b7`. Two registrars take one id from each other 1,000 times. The later one owns the entry
+/// each time, the other learns of it, and neither its deregistration nor its drop removes the
+/// entry. On request the later one is refused instead. 0 keys are lost.
 #[tokio::test]
 async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
     let etcd = Etcd::start().await;
     let a = connect(&etcd);
     let b = connect(&etcd);
     let mut raw = etcd.raw().await;
-    // The last of each handle, so that leases stay.
+    // Keeps a registration per handle, so that the leases stay.
     let _anchor_a = register(&a, 1).await;
     let _anchor_b = register(&b, 2).await;
     let id = "shared".parse::<InstanceId>().unwrap();
@@ -236,9 +245,10 @@ async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
     assert!(raw.entry("payments/shared").await.is_none());
 }
 
-/// `fault_b7`, at the same moment: of two that take only a free place, one gets it; of two that take over, one is left.
+/// `fault_b7`, at the same moment: of two that claim an absent key, one gets it; of two that take
+/// over, one remains.
 #[tokio::test]
-async fn fault_b7_of_two_registrars_at_once_one_owns() {
+async fn fault_b7_one_of_two_simultaneous_registrars_owns() {
     let etcd = Etcd::start().await;
     let a = connect(&etcd);
     let b = connect(&etcd);
@@ -253,7 +263,7 @@ async fn fault_b7_of_two_registrars_at_once_one_owns() {
         if claim == Claim::IfAbsent {
             let (winner, loser) = if of_a.is_ok() { (of_a, of_b) } else { (of_b, of_a) };
             assert_eq!(loser.unwrap_err().kind(), ErrorKind::Conflict);
-            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's");
+            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's entry");
             winner.unwrap().deregister().await.unwrap();
         } else {
             let both = [of_a.unwrap(), of_b.unwrap()];
@@ -263,7 +273,7 @@ async fn fault_b7_of_two_registrars_at_once_one_owns() {
             for one in loser {
                 one.deregister().await.unwrap();
             }
-            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's");
+            assert!(raw.entry(KEY).await.is_some(), "the loser leaves the winner's entry");
             for one in winner {
                 one.deregister().await.unwrap();
             }
@@ -272,13 +282,13 @@ async fn fault_b7_of_two_registrars_at_once_one_owns() {
     }
 }
 
-/// Does something whose answers are lost for as long as it takes to try it several times.
+/// Does something whose answers are lost for as long as several attempts take.
 async fn without_answers<T: Send + 'static>(proxy: &Proxy, work: impl Future<Output = T> + Send + 'static) -> T {
     proxy.set(Fault::LoseAnswers);
     let work = tokio::spawn(work);
     sleep(Duration::from_millis(400)).await;
     proxy.set(Fault::None);
-    timeout(SOON, work).await.expect("it is made certain").unwrap()
+    timeout(SOON, work).await.expect("the outcome becomes certain").unwrap()
 }
 
 async fn until_leases(raw: &mut Raw, wanted: usize) {
@@ -287,10 +297,11 @@ async fn until_leases(raw: &mut Raw, wanted: usize) {
     println!("fault_b11: {wanted} leases after {took:?}");
 }
 
-/// `fault_b11`. Requests arrive and their answers do not, at each step: grant, put, update, delete, revoke. One key is left, and after two TTLs at
-/// most one lease; of what was given up, none.
+/// `fault_b11`. Requests arrive and their answers are lost, at each step: grant, put, update,
+/// delete, revoke. One key is left, and after two TTLs at most one lease; nothing is left of an
+/// abandoned registration.
 #[tokio::test]
-async fn fault_b11_what_is_not_answered_is_made_certain() {
+async fn fault_b11_unanswered_requests_are_resolved() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let mut raw = etcd.raw().await;
@@ -300,7 +311,7 @@ async fn fault_b11_what_is_not_answered_is_made_certain() {
             let backend = backend.clone();
             async move { backend.register_with(&payments(), instance(number), claim).await.unwrap() }
         };
-        // Grant and put, then a put alone.
+        // Grant and put, then only a put.
         let first = without_answers(&proxy, claiming(1)).await;
         assert_eq!(raw.keys().await.len(), 1);
         let second = without_answers(&proxy, claiming(2)).await;
@@ -313,20 +324,21 @@ async fn fault_b11_what_is_not_answered_is_made_certain() {
         updated.unwrap();
         assert!(first.status().is_registered() && second.status().is_registered());
         until_leases(&mut raw, 1).await;
-        // Delete alone, then delete and revoke.
+        // Only a delete, then delete and revoke.
         without_answers(&proxy, second.deregister()).await.unwrap();
         assert_eq!(raw.keys().await.len(), 1);
         without_answers(&proxy, first.deregister()).await.unwrap();
         assert!(raw.keys().await.is_empty());
         until_leases(&mut raw, 0).await;
-        // Given up before it is certain.
+        // Dropped before completion.
         without_answers(&proxy, timeout(Duration::from_millis(200), claiming(3))).await.unwrap_err();
         eventually("no key is left", TTL * 2, async || raw.keys().await.is_empty()).await;
         until_leases(&mut raw, 0).await;
     }
 }
 
-/// `fault_b11`, wherever the connection is cut: after so many bytes, which is in the middle of one step or another.
+/// `fault_b11`, with the connection cut after a number of bytes that falls into one step or
+/// another.
 #[tokio::test]
 async fn fault_b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
     let etcd = Etcd::start().await;
@@ -361,10 +373,10 @@ async fn fault_b11_a_connection_that_is_cut_anywhere_leaves_one_key_or_none() {
     println!("fault_b11: 32 places to cut, no key left, no lease {took:?} later");
 }
 
-/// The data of etcd is set back to an older copy, in which the lease lives: what was written since is written again within 5 s of its
-/// return, though revisions count anew from the copy on.
+/// etcd's data are restored from an older copy, in which the lease exists. What was written since
+/// is written again within 5 s of etcd's return, although revisions continue from the copy.
 #[tokio::test]
-async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
+async fn entries_missing_in_restored_data_are_written_again() {
     let etcd = Etcd::start().await;
     let backend = connect_for_long(&etcd);
     let first = register(&backend, 1).await;
@@ -375,7 +387,7 @@ async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
     for one in [&first, &updated] {
         until_registered(one, SOON).await;
     }
-    // So far on that what is written after the copy is in the future for long.
+    // So many revisions later that writes after the copy stay in the future for long.
     let mut raw = etcd.raw().await;
     for round in 0..100 {
         raw.put("elsewhere", format!("{round}")).await;
@@ -397,11 +409,11 @@ async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
     let mut raw = etcd.raw().await;
     let is_back = async || entries(&mut raw).await == before;
     let took = eventually("all are back", SECOND * 5, is_back).await;
-    println!("all are back {took:?} after etcd was set back to an older copy");
+    println!("all are back {took:?} after etcd was restored from an older copy");
     for one in since.iter().chain([&first, &updated]) {
         until_registered(one, SECOND).await;
     }
-    // And are watched.
+    // They are also watched.
     for number in 1..=4 {
         let key = key(&instance(number));
         raw.delete(&key).await;
@@ -409,10 +421,11 @@ async fn what_a_copy_of_the_data_does_not_have_is_written_again() {
     }
 }
 
-/// `fault_b12`. The store is full: what is registered stays, new registrations fail with a kind of their own, what is taken away stays lost and says
-/// so, and all goes on within the longest wait of the backoff (here 500 ms) once there is room.
+/// `fault_b12`. The store is full: registered instances stay, new registrations fail with their own
+/// kind of error, a deleted entry stays lost and its status reports it, and everything recovers
+/// within the longest backoff (500 ms here) once there is room.
 #[tokio::test]
-async fn fault_b12_a_full_store_loses_nobody_and_is_got_over() {
+async fn fault_b12_a_full_store_loses_no_registration() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
     let backend = connect(&etcd);
     let other = connect(&etcd);
@@ -438,11 +451,11 @@ async fn fault_b12_a_full_store_loses_nobody_and_is_got_over() {
     assert!(kept.status().is_registered() && touched.status().is_registered() && alone.status().is_registered());
     assert!(timeout(Duration::from_millis(100), updates.next()).await.is_err(), "0 removals");
 
-    // Leaving needs no room.
+    // Deregistering needs no room.
     alone.deregister().await.unwrap();
     until(&mut updates, &mut set, |set| set.len() == 3).await;
     let update = changed.update(|one| one.with_weight(Weight::new(7).unwrap()));
-    assert!(timeout(SECOND, update).await.is_err(), "it is tried on");
+    assert!(timeout(SECOND, update).await.is_err(), "the update is still being tried");
     assert!(changed.status().is_registered(), "with the former weight");
     for (registration, key) in [(&touched, "payments/10.0.0.3:80"), (&changed, "payments/10.0.0.7:80")] {
         raw.delete(key).await;
@@ -466,10 +479,10 @@ async fn fault_b12_a_full_store_loses_nobody_and_is_got_over() {
     }
 }
 
-/// `fault_b14`. The handle is dropped, the task that holds it is aborted, or the one that is just registering: no panic, no hang, and the entry is gone
-/// within 2 s.
+/// `fault_b14`. The handle is dropped, the task that holds it is aborted, or a task that is
+/// registering is aborted: no panic, no hang, and the entry is gone within 2 s.
 #[tokio::test(flavor = "multi_thread")]
-async fn fault_b14_what_is_dropped_or_aborted_is_gone_soon() {
+async fn fault_b14_a_dropped_or_aborted_registration_is_gone_soon() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     let backend = connect(&etcd);
@@ -487,7 +500,7 @@ async fn fault_b14_what_is_dropped_or_aborted_is_gone_soon() {
     holding.abort();
     let aborted = eventually("gone", SECOND * 2, async || raw.keys().await.is_empty()).await;
 
-    // At any moment of registering; with an own handle each, so that leases are part of it.
+    // At any moment of registering. Each round has its own handle, so that its lease is included.
     for moment in 0..50 {
         let backend = connect(&etcd);
         let registering = tokio::spawn(async move { register(&backend, 1).await });
@@ -495,11 +508,14 @@ async fn fault_b14_what_is_dropped_or_aborted_is_gone_soon() {
         registering.abort();
     }
     let gone = async || raw.keys().await.is_empty() && raw.leases().await.is_empty();
-    let half_way = eventually("neither keys nor leases", SECOND * 2, gone).await;
-    println!("fault_b14: gone after a drop in {dropped:?}, after an abort in {aborted:?}, half-way in {half_way:?}");
+    let unfinished = eventually("neither keys nor leases", SECOND * 2, gone).await;
+    println!(
+        "fault_b14: gone after a drop in {dropped:?}, after an abort in {aborted:?}, after an abort while registering in {unfinished:?}"
+    );
 }
 
-/// `fault_b14`. The runtime is shut down: no panic, no hang, the status says so, and the lease ends the entry within the TTL and 1 s.
+/// `fault_b14`. The runtime is shut down: no panic, no hang, the status reports it, and the lease
+/// ends the entry within the TTL and 1 s.
 #[test]
 fn fault_b14_a_runtime_that_is_shut_down_ends_its_registrations() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -522,17 +538,18 @@ fn fault_b14_a_runtime_that_is_shut_down_ends_its_registrations() {
         eventually("a list on another runtime", SOON, async || count(&backend).await.is_some()).await;
         let error = backend.register(&payments(), instance(2)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Internal, "{}", error.report());
-        eventually("the lease ends what the runtime kept", SOON, async || count(&backend).await == Some(0)).await;
+        eventually("the lease ends the runtime's entry", SOON, async || count(&backend).await == Some(0)).await;
     });
     println!("fault_b14: gone {:?} after the runtime was shut down", start.elapsed());
     assert!(start.elapsed() < TTL + SECOND, "{:?}", start.elapsed());
-    // Outside of any runtime.
+    // Outside any runtime.
     drop((registration, backend));
 }
 
-/// `fault_b16`. A TTL below what etcd grants: the granted one counts, and renewals come in thirds of it.
+/// `fault_b16`. The TTL is below what etcd grants: the granted TTL counts, and renewals come after
+/// each third of it.
 #[tokio::test]
-async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
+async fn fault_b16_a_lease_is_renewed_every_third_of_its_granted_ttl() {
     let etcd = Etcd::start().await;
     let backend = EtcdBackend::new(config(etcd.members()).ttl(SECOND)).unwrap();
     assert_eq!(backend.granted_ttl(), None);
@@ -552,7 +569,7 @@ async fn fault_b16_a_lease_is_renewed_in_thirds_of_what_was_granted() {
     assert_eq!(count(&backend).await, Some(1));
 }
 
-/// `fault_b17`. 1,000 updates: the same lease, and not one removal.
+/// `fault_b17`. 1,000 updates: the same lease and no removal.
 #[tokio::test]
 async fn fault_b17_a_thousand_updates_remove_nothing() {
     let etcd = Etcd::start().await;

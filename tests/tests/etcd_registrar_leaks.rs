@@ -1,4 +1,5 @@
-//! What registrars leave behind: nothing. The one test of its program, so that nobody else's descriptors and tasks are counted.
+//! Registrars leave nothing behind. This is the only test of its program, so that no other
+//! descriptors and tasks are counted.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use support::{
 };
 use tokio::{runtime::Handle, time::sleep};
 
-/// What this process holds.
+/// The resources that this process holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Holdings {
     descriptors: usize,
@@ -34,7 +35,7 @@ impl Holdings {
     }
 }
 
-/// 1,000 rounds of registering, half of them dropped rather than deregistered.
+/// Registers 1,000 times; half of the registrations are dropped rather than deregistered.
 async fn rounds(backend: &EtcdBackend) {
     for number in 0..1000 {
         let registration = register(backend, number % 7).await;
@@ -46,13 +47,13 @@ async fn rounds(backend: &EtcdBackend) {
     }
 }
 
-/// 100 reconnects of a registration and a view.
+/// Reconnects a registration and a view 100 times.
 async fn reconnects(proxy: &Proxy, registration: &Registration, view: &View) {
     let connected = async |since: usize| {
         eventually("another connection", SOON, async || proxy.accepted() > since).await;
         eventually("the view is live", SOON, async || view.stale_since().is_none()).await;
         until_registered(registration, SOON).await;
-        // Watched and renewed anew, too.
+        // The watch and the renewals are restored, too.
         sleep(Duration::from_millis(30)).await;
     };
     view.ready(SOON).await.unwrap();
@@ -66,12 +67,13 @@ async fn reconnects(proxy: &Proxy, registration: &Registration, view: &View) {
     }
 }
 
-/// `fault_b15`. 1,000 rounds of registering and 100 reconnects: no key, lease, task, connection or file descriptor is left.
+/// `fault_b15`. After 1,000 rounds of registering and 100 reconnects, no key, lease, task,
+/// connection or file descriptor is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
-    // Whose connection is made with this.
+    // Opens the connection of `raw`, so that it counts as held before.
     assert!(raw.keys().await.is_empty());
     let before = Holdings::now();
 
@@ -89,11 +91,12 @@ async fn fault_b15_a_thousand_rounds_and_a_hundred_reconnects_leave_nothing() {
         "fault_b15: at start {before:?}; after 1,000 rounds and 100 reconnects, in {:?}, {busy:?}",
         start.elapsed()
     );
-    // Two handles with their connections, one of them through a proxy, however many there were before.
+    // Two handles with their connections, one of them through a proxy, however many connections
+    // there were before.
     assert!(busy.tasks <= before.tasks + 30 && busy.sockets <= before.sockets + 12, "{busy:?}");
 
     drop((backend, through, view));
-    assert!(registration.status().is_registered(), "it needs no handle");
+    assert!(registration.status().is_registered(), "a registration does not need the backend handle");
     drop(registration);
     eventually("no keys", SOON, async || raw.keys().await.is_empty()).await;
     eventually("no leases", SOON, async || raw.leases().await.is_empty()).await;

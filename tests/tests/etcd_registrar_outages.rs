@@ -1,4 +1,5 @@
-//! Registrations through the faults of clusters: a member that swallows renewals (`fault_b9`), all members down (`fault_b10`), leaders that die (`fault_b18`).
+//! Registrations during faults of clusters: a member that swallows renewals (`fault_b9`), all
+//! members down (`fault_b10`), and leaders that die (`fault_b18`).
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Counts the removals that a watcher sees until it is told to stop.
+/// Counts the removals that a watcher sees until it is stopped.
 struct Removals {
     stop: oneshot::Sender<()>,
     counting: JoinHandle<usize>,
 }
 
 impl Removals {
-    /// Watches a service of so many instances.
+    /// Watches a service of this many instances.
     async fn count(observer: &EtcdBackend, instances: usize) -> Self {
         let mut updates = observer.watch(&payments()).unwrap();
         let mut set = Snapshot::default();
@@ -50,20 +51,20 @@ impl Removals {
     }
 }
 
-/// Runs of `fault_b9`, all at once: the member on which a lease is renewed, or the way to it, swallows everything, at another moment in each run. Returns
-/// how many leases ended.
+/// Runs `fault_b9` several times at once: the member that renews a lease, or the way to it,
+/// swallows everything, at a different moment in each run. Returns how many leases expired.
 async fn swallowed_renewals(etcd: &Etcd, runs: u16, swallow: impl Fn(&Proxy)) -> usize {
     let ttl = Duration::from_secs(5);
     let observer = connect(etcd);
     let run = async |number: u16| {
         let proxies = join_all(etcd.members().into_iter().map(Proxy::to)).await;
         let members = proxies.iter().map(Proxy::address);
-        // No ping comes in time; the renewals have to notice by themselves.
+        // No ping comes in time: the renewals themselves have to notice.
         let config = config(members).ttl(ttl).http2_keep_alive_interval(Duration::from_secs(60));
         let backend = EtcdBackend::new(config).unwrap();
         let registration = register(&backend, number).await;
         sleep(ttl / 3 * u32::from(number) / u32::from(runs)).await;
-        // The only one that was connected to.
+        // The only member that was connected to.
         let used = proxies.iter().find(|proxy| proxy.accepted() > 0).unwrap();
         swallow(used);
         (registration, backend, proxies)
@@ -82,8 +83,9 @@ async fn swallowed_renewals(etcd: &Etcd, runs: u16, swallow: impl Fn(&Proxy)) ->
     removals
 }
 
-/// `fault_b9`. Renewals are swallowed by a black hole before one of three members: they move to another one before the lease ends. 0 expiries in 20 runs
-/// with a TTL of 5 s, of which these are the first.
+/// `fault_b9`. A black hole in front of one of three members swallows renewals: they move to
+/// another member before the lease ends. The promise is 0 expiries in 20 runs with a TTL of 5 s;
+/// these are the first runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_b9_renewals_move_before_the_lease_ends() {
     let etcd = Etcd::start_members(3).await;
@@ -92,7 +94,8 @@ async fn fault_b9_renewals_move_before_the_lease_ends() {
     assert_eq!(expired, 0);
 }
 
-/// `fault_b9`, with one address, to which only new connections carry anything: renewals move to a new one before the lease ends. 0 expiries.
+/// `fault_b9` with a single address, where only new connections work: renewals move to a new
+/// connection before the lease ends. 0 expiries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_b9_renewals_leave_a_dead_connection_to_one_address() {
     let etcd = Etcd::start().await;
@@ -114,11 +117,13 @@ async fn fault_b9_renewals_move_before_the_lease_ends_twenty_times() {
     assert_eq!(expired, 0);
 }
 
-/// `fault_b10`. All members are killed, for three TTLs: a registrar alone is back within about a second of etcd's return (2.5 on a loaded machine).
+/// `fault_b10`. All members are down for three TTLs: a single registrar is back about a second
+/// after etcd (2.5 s on a loaded machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_b10_a_registrar_is_back_soon_after_etcd_is() {
     let etcd = Etcd::start().await;
-    // Few enough not to be in one another's way. With the default backoff, whose longest wait is five times that second.
+    // Few enough not to compete with each other. With the default backoff, whose longest wait is
+    // five times that second.
     let backends: Vec<_> =
         (0..16).map(|_| EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(TTL)).unwrap()).collect();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
@@ -134,9 +139,10 @@ async fn fault_b10_a_registrar_is_back_soon_after_etcd_is() {
     assert_eq!(count(&backends[0]).await, Some(16));
 }
 
-/// `fault_b10`, with 200 registrars: all back within 5 s (three times that on a loaded machine, since all are in this process), and the most in one
-/// second are at most three times the mean. How the attempts themselves are spread is tested with the waits, in tenths of that second; here the
-/// machine would be what is measured.
+/// `fault_b10` with 200 registrars: all are back within 5 s (15 s on a loaded machine, because all
+/// of them run in this process), and the busiest second has at most three times the mean. The tests
+/// of the backoff check how the attempts themselves spread, in tenths of that second; here they
+/// would measure the machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_b10_two_hundred_registrars_come_back_spread_out() {
     let etcd = Etcd::start().await;
@@ -148,7 +154,7 @@ async fn fault_b10_two_hundred_registrars_come_back_spread_out() {
     sleep(TTL * 3).await;
     etcd.restart(0).await;
     let start = Instant::now();
-    // Each registration is granted a lease, and written, a moment before it says so.
+    // Each registration gets its lease and is written a moment before its status reports it.
     let all = async || registrations.iter().all(|one| one.status().is_registered());
     eventually("all are back within 5 s, or three times that on a loaded machine", Duration::from_secs(15), all).await;
     let mut times: Vec<_> = registrations.iter().filter_map(|one| since(&one.status())).collect();
@@ -170,7 +176,8 @@ fn since(status: &Status) -> Option<Instant> {
     if let Status::Registered { since } = status { Some(*since) } else { None }
 }
 
-/// `fault_b18`. The leader is killed again and again, and restarted: with a TTL of 10 s nobody is removed. Returns the removals and the kills.
+/// `fault_b18`. The leader is killed and restarted again and again: with a TTL of 10 s no instance
+/// is removed. Returns the removals and the kills.
 async fn leader_storm(time: Duration) -> (usize, usize) {
     let etcd = Etcd::start_members(3).await;
     let ttl = Duration::from_secs(10);
@@ -189,7 +196,7 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
         }
         sleep(next.saturating_duration_since(Instant::now()).max(Duration::from_millis(50))).await;
     }
-    // Every new leader gives every lease its whole time once more.
+    // Every new leader extends every lease by its whole TTL.
     sleep(ttl + Duration::from_secs(4)).await;
     for registration in &registrations {
         assert!(registration.status().is_registered());
@@ -200,7 +207,7 @@ async fn leader_storm(time: Duration) -> (usize, usize) {
 
 /// `fault_b18`. A storm of leader changes: 0 removals.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_b18_a_storm_of_leaders_removes_nobody() {
+async fn fault_b18_a_storm_of_leader_changes_removes_no_instance() {
     let (removals, kills) = leader_storm(Duration::from_secs(12)).await;
     println!("fault_b18: {removals} removals while the leader was killed {kills} times in 12 s");
     assert!(kills >= 2);
@@ -210,17 +217,18 @@ async fn fault_b18_a_storm_of_leaders_removes_nobody() {
 /// `fault_b18`, for a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_b18_a_minute_of_leaders_that_die_removes_nobody() {
+async fn fault_b18_a_minute_of_leader_changes_removes_no_instance() {
     let (removals, kills) = leader_storm(Duration::from_secs(60)).await;
     println!("fault_b18: {removals} removals while the leader was killed {kills} times in 60 s");
     assert!(kills >= 10);
     assert_eq!(removals, 0);
 }
 
-/// `fault_b15`. Nothing of a backend is left that was closed while etcd was silent: it goes on trying for at most two TTLs and 10 s, and then its tasks end.
+/// `fault_b15`. A backend that is closed while etcd is silent keeps trying for at most two TTLs and
+/// 10 s. Then its tasks end, and nothing of it is left.
 #[tokio::test]
 #[ignore = "soak: a quarter of a minute"]
-async fn fault_b15_a_close_that_nobody_confirms_leaves_no_task() {
+async fn fault_b15_an_unconfirmed_close_leaves_no_task() {
     let etcd = Etcd::start().await;
     let proxy = Proxy::to(etcd.address()).await;
     let tasks = tokio::runtime::Handle::current().metrics();
@@ -231,7 +239,7 @@ async fn fault_b15_a_close_that_nobody_confirms_leaves_no_task() {
     let error = backend.close().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
     drop((backend, registrations));
-    // Whose relays have tasks, too.
+    // The relays of the proxy are tasks, too.
     drop(proxy);
     let bound = TTL * 2 + Duration::from_secs(12);
     let took = eventually("no tasks", bound, async || tasks.num_alive_tasks() < before).await;

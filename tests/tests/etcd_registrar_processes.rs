@@ -1,4 +1,5 @@
-//! What becomes of the registration of a process that is killed or frozen: the process is this very program, started again.
+//! The registration of a process that is killed or frozen. The process is this same program,
+//! started again.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +23,7 @@ use tokio::time::{sleep, timeout};
 const MEMBER: &str = "DISCOVERY_TEST_MEMBER";
 const NUMBER: &str = "DISCOVERY_TEST_NUMBER";
 
-/// Not a test of its own: what the other tests start. It registers an instance, and prints every status.
+/// A child process for other tests. It registers an instance and prints every status.
 #[tokio::test]
 #[ignore = "is started by the other tests here"]
 async fn child() {
@@ -38,7 +39,7 @@ async fn child() {
             Status::Superseded { .. } => "superseded",
             _ => "other",
         };
-        // A line of its own, whatever the test runner has written before.
+        // Starts a new line, because the test runner may have left one unfinished.
         println!("\nstatus={word}");
         match registration.changed().await {
             Some(next) => status = next,
@@ -76,7 +77,7 @@ impl Process {
         Self { child, id: instance(number).id().clone(), words }
     }
 
-    /// Starts this many, and waits until all are registered.
+    /// Starts this many processes and waits until all are registered.
     fn start_many(etcd: &Etcd, count: u16) -> Vec<Self> {
         let processes: Vec<_> = (0..count).map(|number| Self::start(etcd, number)).collect();
         for process in &processes {
@@ -89,14 +90,14 @@ impl Process {
         Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
     }
 
-    /// The next status is this one.
+    /// Waits for the next status, which must be this one.
     fn says(&self, word: &str) {
-        let next = self.words.recv_timeout(SOON).unwrap_or_else(|_| panic!("{} never said {word}", self.id));
+        let next = self.words.recv_timeout(SOON).unwrap_or_else(|_| panic!("{} never reported {word}", self.id));
         assert_eq!(next, word);
     }
 
     fn until(&self, word: &str) {
-        while self.words.recv_timeout(SOON).unwrap_or_else(|_| panic!("{} never said {word}", self.id)) != word {}
+        while self.words.recv_timeout(SOON).unwrap_or_else(|_| panic!("{} never reported {word}", self.id)) != word {}
     }
 }
 
@@ -107,10 +108,10 @@ impl Drop for Process {
     }
 }
 
-/// What happened to each instance, told by its weight, or 0 where it was removed.
+/// The weights with which each instance was seen, from first to last; 0 is a removal.
 type Story = BTreeMap<InstanceId, Vec<u16>>;
 
-/// Adds what comes until the stream is quiet for so long.
+/// Adds changes to the story until the stream has been quiet for this long.
 async fn follow(updates: &mut UpdateStream, story: &mut Story, quiet: Duration) {
     while let Ok(Some(update)) = timeout(quiet, updates.next()).await {
         let Update::Change(change) = update else { panic!("an outage: {update:?}") };
@@ -123,8 +124,8 @@ async fn follow(updates: &mut UpdateStream, story: &mut Story, quiet: Duration) 
     }
 }
 
-/// `fault_b1`. A registrar crashes: its lease removes the entry between the TTL and 1 s more, counted from the last renewal. That was
-/// at most a third of the TTL before the crash.
+/// `fault_b1`. A registrar crashes: its lease removes the entry between one TTL and 1 s later,
+/// counted from the last renewal, which was at most a third of the TTL before the crash.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     let etcd = Etcd::start().await;
@@ -137,7 +138,7 @@ async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     for process in &processes {
         process.signal("KILL");
         killed.insert(process.id.clone(), Instant::now());
-        // At another moment between two renewals each.
+        // At a different moment between two renewals each.
         sleep(TTL / 12).await;
     }
     while !set.is_empty() {
@@ -152,8 +153,9 @@ async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     }
 }
 
-/// `fault_b3`. A registrar is frozen for longer than its TTL: on waking it says that it was lost and registers again within 1 s (twice that
-/// on a loaded machine). Others see exactly one removal and one addition.
+/// `fault_b3`. A registrar is frozen for longer than its TTL: on waking it reports that it was lost
+/// and registers again within 1 s (2 s on a loaded machine). Others see exactly one removal and one
+/// addition.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_b3_a_frozen_process_registers_again_on_waking() {
     let etcd = Etcd::start().await;
@@ -169,7 +171,7 @@ async fn fault_b3_a_frozen_process_registers_again_on_waking() {
     println!("fault_b3: 4 processes back {took:?} after waking");
     for process in &processes {
         process.says("lost");
-        // Perhaps lost once more, for another reason.
+        // It may be lost again for another reason.
         process.until("registered");
     }
     let mut story = Story::new();
@@ -179,8 +181,10 @@ async fn fault_b3_a_frozen_process_registers_again_on_waking() {
     assert!(story.values().all(|seen| *seen == [0, weight]), "one removal and one addition each: {story:?}");
 }
 
-/// Rounds of `fault_b8`, all at once: each one's process is frozen for longer than its TTL, another handle registers under its id, and it is
-/// woken, in odd rounds at the very moment of the takeover. The one that slept must be superseded and touch nothing.
+/// Rounds of `fault_b8`, all at once: a process is frozen for longer than its TTL, another handle
+/// registers under its id, and the process is woken, in odd rounds at the very moment of the
+/// takeover. The sleeper must be superseded and change nothing. Returns in how many rounds it
+/// changed something.
 async fn pause_takeover_resume(etcd: &Etcd, rounds: u16) -> usize {
     let observer = connect(etcd);
     let heavy = Weight::new(300).unwrap();
@@ -221,12 +225,13 @@ async fn pause_takeover_resume(etcd: &Etcd, rounds: u16) -> usize {
     story.values().filter(|seen| seen.iter().skip_while(|weight| **weight != 300).count() != 1).count()
 }
 
-/// `fault_b8`. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds, of which these are the first.
+/// `fault_b8`. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds, the
+/// first of which run here.
 #[tokio::test(flavor = "multi_thread")]
 async fn fault_b8_a_process_that_slept_through_a_takeover_leaves_the_entry_alone() {
     let etcd = Etcd::start().await;
     let overwritten = pause_takeover_resume(&etcd, 8).await;
-    println!("fault_b8: {overwritten} of 8 taken over were touched");
+    println!("fault_b8: {overwritten} of 8 entries were overwritten after a takeover");
     assert_eq!(overwritten, 0);
 }
 
@@ -239,12 +244,12 @@ async fn fault_b8_a_hundred_rounds_of_sleeping_through_a_takeover() {
     for _ in 0..10 {
         overwritten += pause_takeover_resume(&etcd, 10).await;
     }
-    println!("fault_b8: {overwritten} of 100 taken over were touched");
+    println!("fault_b8: {overwritten} of 100 entries were overwritten after a takeover");
     assert_eq!(overwritten, 0);
 }
 
-/// A process that registers and watches is suspended; on waking it says first that it is lost, and then does each thing once: what its timers missed is
-/// not made up for.
+/// Suspends a process that registers and watches. On waking it first reports that it is lost and
+/// then does each thing once: it does not catch up on missed timers.
 async fn suspended_for(time: Duration) {
     let etcd = Etcd::start().await;
     let process = Process::start(&etcd, 0);
@@ -270,22 +275,24 @@ async fn suspended_for(time: Duration) {
     );
     assert_eq!(grants, 1);
     assert_eq!(writes, 1);
-    // The new lease is renewed at once, and then in thirds of its time; the old one may be asked for once.
+    // The new lease is renewed at once and then after each third of its TTL; the old one may be
+    // renewed once.
     assert!((1..=6).contains(&renewals), "{renewals} renewals");
-    // The writes are transactions, too; and signs of life are asked for once in a sixth of the ttl.
+    // The writes are transactions too, and each watch is audited six times per TTL.
     assert!(reads <= 14, "{reads} reads");
     assert!(watches <= 6, "{watches} watches");
 }
 
-/// `fault_d2`. A process is suspended: no burst of what its timers missed, and the loss is known before anything else is done.
+/// `fault_d2`. A process is suspended: missed timers cause no burst, and the loss is known before
+/// anything else is done.
 #[tokio::test(flavor = "multi_thread")]
-async fn fault_d2_a_suspended_process_makes_up_for_nothing() {
+async fn fault_d2_a_suspended_process_does_not_catch_up_on_timers() {
     suspended_for(TTL * 5).await;
 }
 
 /// `fault_d2`, for a minute.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: a minute"]
-async fn fault_d2_a_process_suspended_for_a_minute_makes_up_for_nothing() {
+async fn fault_d2_a_process_suspended_for_a_minute_does_not_catch_up_on_timers() {
     suspended_for(Duration::from_secs(60)).await;
 }

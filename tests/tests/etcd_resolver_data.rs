@@ -1,5 +1,5 @@
-//! Who watches a service while etcd has other data, much history, many instances or no room, and where many watch. Each test is
-//! named after its row in the list of faults.
+//! Watchers of a service while etcd has other data, much history, many instances or no room, and
+//! with many watchers. Each test is named after its row in the list of faults.
 
 use std::{
     sync::Arc,
@@ -20,7 +20,7 @@ use tokio::{sync::Barrier, time::sleep};
 
 const STREAMS: &str = "etcd_debugging_mvcc_watch_stream_total";
 
-/// The set as etcd has it, read by another way than the one that is tested.
+/// Returns the set in etcd, read by another handle than the one under test.
 async fn listed(etcd: &Etcd) -> Snapshot {
     connect(etcd).list(&payments()).await.unwrap()
 }
@@ -34,14 +34,14 @@ async fn fill(etcd: &Etcd, count: u16) {
     }
 }
 
-/// An instance whose entry is of a kilobyte.
+/// Returns an instance with an entry of a kilobyte.
 fn heavy(number: u16, version: u32) -> Instance {
     let metadata = [("filler", "x".repeat(950)), ("version", version.to_string())];
     instance(number).with_metadata(metadata.try_into().unwrap())
 }
 
-/// Cut off while a thousand writes pass and are compacted: one outage is told, with what changed and nothing else, within about a
-/// second of the return.
+/// The client is cut off while a thousand writes pass and are compacted: one outage is reported,
+/// followed by exactly what changed, about a second after the return.
 #[tokio::test]
 async fn fault_a13_history_is_compacted_while_away() {
     let etcd = Etcd::start().await;
@@ -69,12 +69,12 @@ async fn fault_a13_history_is_compacted_while_away() {
     println!("fault_a13: caught up {:?} after the return", start.elapsed());
     assert!(start.elapsed() < Duration::from_secs(3));
     assert_one_outage(&seen);
-    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "what did not change did not move");
+    assert!(Arc::ptr_eq(set.iter().next().unwrap(), &kept), "an unchanged instance keeps its `Arc`");
 }
 
-/// Compacted just below, at and above the revision of a list, in between it and the watch's first
-/// event: a watch begins at that revision, goes on where it can, lists anew where it cannot, and
-/// the set is the same, without a loss and without a removal of what stayed.
+/// History is compacted just below, at and above the revision of a list, between the list and the
+/// watch's first event. The watch starts at that revision, resumes if it can and lists again if it
+/// cannot. The set is the same, without a loss and without a removal of an instance that stayed.
 #[tokio::test]
 async fn fault_a14_history_is_compacted_where_a_watch_begins() {
     let etcd = Etcd::start().await;
@@ -83,7 +83,7 @@ async fn fault_a14_history_is_compacted_where_a_watch_begins() {
         put(&mut raw, &instance(number)).await;
     }
     for (compacted, resets) in [(-1, 1), (0, 1), (1, 2), (2, 2)] {
-        // Time to write and compact between the list and the watch.
+        // Leaves time to write and compact between the list and the watch.
         let proxy = Proxy::to(etcd.address()).await;
         proxy.set(Fault::Delay { delay: Duration::from_millis(250), jitter: Duration::ZERO });
         sleep(Duration::from_millis(50)).await;
@@ -97,7 +97,7 @@ async fn fault_a14_history_is_compacted_where_a_watch_begins() {
         raw.compact_at(revision + compacted).await;
         raw.delete(&key(&instance(number - 9))).await;
         let wanted = listed(&etcd).await;
-        let took = follower.until("it has caught up", SOON, |set| *set == wanted).await;
+        let took = follower.until("the follower has caught up", SOON, |set| *set == wanted).await;
         println!(
             "fault_a14: compacted at {compacted} from the list: caught up in {took:?} with {} sets",
             follower.resets()
@@ -107,8 +107,9 @@ async fn fault_a14_history_is_compacted_where_a_watch_begins() {
     }
 }
 
-/// One that watches does not read for 24,000 changes in 1,000 steps, which are compacted then: who reads is told no loss, and who
-/// did not gets what the queue holds at most, then the set, and goes on from there.
+/// One watcher does not read for 24,000 changes in 1,000 steps, which are then compacted. A watcher
+/// that reads sees no loss. The other gets at most what its queue holds, then the set, and
+/// continues from there.
 #[tokio::test]
 async fn fault_a16_a_subscriber_is_slow() {
     let etcd = Etcd::start().await;
@@ -127,20 +128,21 @@ async fn fault_a16_a_subscriber_is_slow() {
     println!("fault_a16: 24,000 changes written in {:?}", start.elapsed());
     raw.compact().await;
     let wanted = listed(&etcd).await;
-    let took = fast.until("who reads has all", SOON, |set| *set == wanted).await;
-    println!("fault_a16: who reads had all {took:?} after that, by {} updates", fast.told().len());
+    let took = fast.until("the fast watcher has the last set", SOON, |set| *set == wanted).await;
+    println!("fault_a16: the fast watcher had the last set {took:?} later, after {} updates", fast.told().len());
     assert_eq!(fast.losses(), 0);
 
     let seen = until(&mut slow, &mut set, |set| *set == wanted).await;
-    println!("fault_a16: who did not read had the same after {} updates", seen.len());
-    assert!(seen.len() <= 130, "the queue, and the set: {}", seen.len());
+    println!("fault_a16: the slow watcher had the same set after {} updates", seen.len());
+    assert!(seen.len() <= 130, "the queue and the set: {}", seen.len());
     assert_eq!(seen.iter().filter(|update| matches!(update, Update::Reset(_))).count(), 1);
     put(&mut raw, &version(500, 1)).await;
     let seen = until(&mut slow, &mut set, |set| set.len() == 97).await;
     assert!(matches!(&seen[..], [Update::Change(_)]), "{seen:?}");
 }
 
-/// 10,000 instances of a kilobyte, more than etcd-client decodes at once: the first set is there within 3 s.
+/// 10,000 instances of a kilobyte, more than etcd-client decodes at once: the first set arrives
+/// within 3 s.
 #[tokio::test]
 async fn fault_a17_a_set_is_large() {
     let etcd = Etcd::start().await;
@@ -156,11 +158,11 @@ async fn fault_a17_a_set_is_large() {
     assert!(took < Duration::from_secs(3), "{took:?}");
     let start = Instant::now();
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
-    println!("fault_a17: and listed in {:?}", start.elapsed());
+    println!("fault_a17: listed in {:?}", start.elapsed());
 }
 
-/// The data are wiped, or set back to an older copy, or another cluster stands at the address: the set is as etcd has it within
-/// 2 s, though revisions begin anew, and what is written then is seen.
+/// The data are wiped, or restored from an older copy, or another cluster answers at the address.
+/// The set equals etcd's within 2 s, although revisions start again, and later writes are seen.
 #[tokio::test]
 async fn fault_a24_etcd_has_other_data() {
     tokio::join!(wiped(), wiped_and_ahead(), set_back(), another_cluster());
@@ -178,7 +180,7 @@ async fn filled(count: u16) -> (Etcd, Proxy, Follower) {
     (etcd, proxy, follower)
 }
 
-/// Waits until a follower has what etcd has, also after a further change.
+/// Waits until a follower has etcd's set, and again after one more change.
 async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
     let start = Instant::now();
     let mut raw = etcd.raw().await;
@@ -187,7 +189,7 @@ async fn until_same(what: &str, etcd: &Etcd, follower: &Follower) {
     println!("fault_a24: {what}: the set was there after {:?}", start.elapsed());
     put(&mut raw, &version(77, 1)).await;
     let wanted = listed(etcd).await;
-    follower.until("a change then", Duration::from_secs(5), |set| *set == wanted).await;
+    follower.until("a further change", Duration::from_secs(5), |set| *set == wanted).await;
 }
 
 async fn wiped() {
@@ -196,7 +198,8 @@ async fn wiped() {
     until_same("wiped", &etcd, &follower).await;
 }
 
-/// Wiped while nobody looked, and further on since: no revision goes back, and the cluster has its former id.
+/// The data are wiped unnoticed and have more revisions since: no revision goes back, and the
+/// cluster has its former id.
 async fn wiped_and_ahead() {
     let (etcd, proxy, follower) = filled(10).await;
     proxy.set(Fault::Refuse);
@@ -219,11 +222,11 @@ async fn set_back() {
         put(&mut raw, &version(number, 1)).await;
     }
     raw.delete(&key(&instance(2))).await;
-    follower.until("all is there", SOON, |set| set.len() == 19).await;
+    follower.until("all are there", SOON, |set| set.len() == 19).await;
     etcd.stop(0);
     etcd.restore(0, &saved);
     etcd.restart(0).await;
-    until_same("set back", &etcd, &follower).await;
+    until_same("restored", &etcd, &follower).await;
 }
 
 async fn another_cluster() {
@@ -234,8 +237,9 @@ async fn another_cluster() {
     until_same("another cluster", &other, &follower).await;
 }
 
-/// The database is full: the set is listed and watched on, what is deleted is seen, and who registers is told why not once the
-/// deadline is over, since that may pass.
+/// The database is full: the set is still listed and watched, deletions are seen, and a
+/// registration keeps trying until its deadline, because the condition may pass, and then fails
+/// with the reason.
 #[tokio::test]
 async fn fault_a25_the_database_is_full() {
     let etcd = Etcd::setup().flag("--quota-backend-bytes=2000000").start().await;
@@ -255,15 +259,15 @@ async fn fault_a25_the_database_is_full() {
     assert_eq!(count(&backend).await, Some(2));
     raw.delete(&key(&instance(1))).await;
     follower.until("the deletion is seen", Duration::from_secs(2), |set| set.len() == 1).await;
-    assert_eq!(usual(etcd.members()).list(&payments()).await.unwrap().len(), 1, "who comes now lists too");
+    assert_eq!(usual(etcd.members()).list(&payments()).await.unwrap().len(), 1, "a new handle lists too");
     sleep(USUAL_TTL).await;
     assert_eq!((follower.losses(), follower.resets()), (0, 1));
 }
 
-/// 500 watch one service of 10,000 instances in one process: one stream to etcd, and a change reaches all within 100 ms of the
-/// first.
+/// 500 watchers of a service with 10,000 instances in one process share one stream to etcd, and a
+/// change reaches all of them within 100 ms of the first.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_a28_many_watch_one_service() {
+async fn fault_a28_many_watchers_share_one_service() {
     let etcd = Etcd::start().await;
     fill(&etcd, 10_000).await;
     let backend = usual(etcd.members());
@@ -292,7 +296,7 @@ async fn fault_a28_many_watch_one_service() {
         })
         .collect();
     barrier.wait().await;
-    println!("fault_a28: 500 had the first set of 10,000 after {:?}", start.elapsed());
+    println!("fault_a28: 500 watchers had the first set of 10,000 after {:?}", start.elapsed());
     eventually("the watch is open", SOON, async || etcd.metric(0, STREAMS) == Some(1.0)).await;
     let mut raw = etcd.raw().await;
     for number in 10_000..10_005 {
@@ -308,19 +312,19 @@ async fn fault_a28_many_watch_one_service() {
     let mut spreads: Vec<_> = spreads.collect();
     spreads.sort_unstable();
     println!("fault_a28: the last of 500 had a change {spreads:?} after the first, by one stream");
-    // One slow round is the machine's.
+    // A single slow round is due to the machine.
     assert!(spreads[2] < Duration::from_millis(100), "{spreads:?}");
 }
 
-/// The last one that watches goes: within a second there is no stream, and no task of the watch; nor a connection once the backend
-/// is gone too.
+/// The last watcher leaves: within a second no stream and no task of the watch is left, and no
+/// connection once the backend is gone too.
 #[tokio::test]
-async fn fault_a29_the_last_subscriber_goes() {
+async fn fault_a29_the_last_subscriber_leaves() {
     let etcd = Etcd::start().await;
     let tasks = tokio::runtime::Handle::current().metrics();
     let bare = tasks.num_alive_tasks();
     let backend = usual(etcd.members());
-    // Which opens the connection.
+    // Opens the connection.
     backend.list(&payments()).await.unwrap();
     let connected = tasks.num_alive_tasks();
     for round in 0..3 {
@@ -333,7 +337,7 @@ async fn fault_a29_the_last_subscriber_goes() {
         let last = followers.pop();
         drop(followers);
         sleep(Duration::from_millis(100)).await;
-        assert_eq!(etcd.metric(0, STREAMS), Some(1.0), "one still watches");
+        assert_eq!(etcd.metric(0, STREAMS), Some(1.0), "one watcher is left");
         drop(last);
         let bound = Duration::from_secs(1);
         let streams = eventually("no stream", bound, async || etcd.metric(0, STREAMS) == Some(0.0)).await;

@@ -1,4 +1,5 @@
-//! Who watches a service while one etcd, or the way to it, fails. Each test is named after its row in the list of faults.
+//! Watchers of a service while the only etcd, or the network to it, fails. Each test is named after
+//! its row in the list of faults.
 
 use std::{
     collections::BTreeMap,
@@ -22,13 +23,14 @@ use support::{
 };
 use tokio::time::{sleep, timeout};
 
-/// Which version each instance is of.
+/// Returns the version of each instance.
 fn versions(set: &Snapshot) -> BTreeMap<String, String> {
     set.iter().map(|one| (one.id().to_string(), one.metadata().get("version").unwrap_or("").to_owned())).collect()
 }
 
-/// Killed, and restarted on the same data after 3 s, with writes before and after: one outage is told, nothing that stayed goes,
-/// and what was written is there within 2 s of serving.
+/// etcd is killed and restarted on the same data after 3 s, with writes before and after. One
+/// outage is reported, nothing that stayed is removed, and the writes are seen within 2 s of etcd
+/// serving again.
 #[tokio::test]
 async fn fault_a1_etcd_crashes_and_restarts() {
     let etcd = Etcd::start().await;
@@ -44,23 +46,24 @@ async fn fault_a1_etcd_crashes_and_restarts() {
     follower.until_lost(SOON).await;
     let before = follower.told().len();
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(follower.set().len(), 5, "the set stands");
+    assert_eq!(follower.set().len(), 5, "the set stays as last known");
     etcd.restart(0).await;
     let start = Instant::now();
     raw = etcd.raw().await;
     raw.delete(&key(&instance(1))).await;
     put(&mut raw, &instance(9)).await;
     let wanted = connect(&etcd).list(&payments()).await.unwrap();
-    follower.until("it has caught up", Duration::from_secs(5), |set| *set == wanted).await;
+    follower.until("the follower has caught up", Duration::from_secs(5), |set| *set == wanted).await;
     let took = start.elapsed();
     println!("fault_a1: caught up {took:?} after etcd served again");
-    assert_eq!(follower.removed(), [instance(1).id().clone()], "only what was deleted went");
+    assert_eq!(follower.removed(), [instance(1).id().clone()], "only the deleted instance was removed");
     let after = follower.told().split_off(before);
     assert!(after.iter().all(|told| !matches!(told.update, Update::Lost(_))), "one outage: {after:#?}");
     assert_eq!((follower.losses(), follower.resets()), (1, 2));
 }
 
-/// Frozen for longer than the TTL: that is told within 4 s, the set stands, and it has caught up within 2 s of waking.
+/// etcd is frozen for longer than the TTL: the loss is reported within 4 s, the set stays as last
+/// known, and the watcher has caught up within 2 s of etcd waking.
 #[tokio::test]
 async fn fault_a2_etcd_freezes() {
     freezes(Duration::from_secs(8)).await;
@@ -81,42 +84,43 @@ async fn freezes(length: Duration) {
     let follower = follow(&backend);
     follower.until("it is there", SOON, |set| set.len() == 1).await;
     etcd.pause(0);
-    let told = follower.until_lost(Duration::from_secs(4)).await;
-    sleep(length - told).await;
-    assert_eq!(follower.set().len(), 1, "the set stands");
+    let lost_after = follower.until_lost(Duration::from_secs(4)).await;
+    sleep(length - lost_after).await;
+    assert_eq!(follower.set().len(), 1, "the set stays as last known");
     etcd.resume(0);
     let start = Instant::now();
     let mut raw = etcd.raw().await;
     put(&mut raw, &instance(2)).await;
-    follower.until("it has caught up", Duration::from_secs(5), |set| set.len() == 2).await;
-    println!("fault_a2: told {told:?} after the freeze, caught up {:?} after its end", start.elapsed());
+    follower.until("the follower has caught up", Duration::from_secs(5), |set| set.len() == 2).await;
+    println!("fault_a2: reported {lost_after:?} after the freeze, caught up {:?} after its end", start.elapsed());
     assert!(follower.removed().is_empty());
     assert_eq!(follower.resets(), 2);
 }
 
-/// With defaults, but for the ttl: what watches is told before a lease that was renewed in time can have ended.
+/// With defaults except for the TTL, a watcher learns of a freeze before a lease that was renewed
+/// in time can have ended.
 #[tokio::test]
-async fn fault_a2_a_freeze_is_told_within_a_ttl() {
+async fn fault_a2_a_freeze_is_reported_within_a_ttl() {
     let etcd = Etcd::start().await;
     let ttl = Duration::from_secs(3);
     let backend = EtcdBackend::new(EtcdConfig::new(etcd.members()).ttl(ttl)).unwrap();
     let mut updates = backend.watch(&payments()).unwrap();
-    // At other moments between two looks of the watch each time.
+    // At a different moment between two checks of the watch each time.
     for phase in [0, 450, 900] {
         while !matches!(timeout(SOON, updates.next()).await.unwrap(), Some(Update::Reset(_))) {}
         sleep(Duration::from_millis(1100 + phase)).await;
         etcd.pause(0);
         let start = Instant::now();
         let Some(Update::Lost(error)) = timeout(SOON, updates.next()).await.unwrap() else { panic!("not lost") };
-        let told = start.elapsed();
-        println!("fault_a2: told {told:?} after the freeze: {}", error.report());
-        assert!(told < ttl, "{told:?}");
+        let lost_after = start.elapsed();
+        println!("fault_a2: reported {lost_after:?} after the freeze: {}", error.report());
+        assert!(lost_after < ttl, "{lost_after:?}");
         etcd.resume(0);
     }
 }
 
-/// The connection carries nothing any more, one way or both, while the other member is fine: registrations stay, what is written
-/// is seen within 6 s, and no loss is told.
+/// The connection carries nothing any more, one way or both, while the other member is well:
+/// registrations stay, writes are seen within 6 s, and no loss is reported.
 #[tokio::test]
 async fn fault_a3_a_connection_is_black_holed() {
     let etcd = Etcd::start().await;
@@ -147,12 +151,13 @@ async fn black_holed(etcd: &Etcd, fault: Fault, first: u16) {
     assert!(follower.removed().is_empty());
 }
 
-/// A member's address swallows SYNs: no call takes longer than its deadline, and 2.5 s where another member is fine.
+/// A member's address swallows SYNs: no call exceeds its deadline, and none takes more than 2.5 s
+/// if another member is well.
 #[tokio::test]
 async fn fault_a5_a_member_swallows_syns() {
     let etcd = Etcd::start().await;
     let hole = SynHole::open().await;
-    // Which member is asked first is chance.
+    // Each handle starts with a random member.
     let calls = join_all((0..8).map(|number| {
         let members = [hole.address(), etcd.address()];
         async move {
@@ -195,8 +200,8 @@ async fn fault_a5_a_member_swallows_syns() {
     }
 }
 
-/// Two of three members refuse: 0 of 300 operations fail, where etcd-client by itself fails more than half of them. And who cannot
-/// be reached is not asked again for every call.
+/// Two of three members refuse connections: 0 of 300 operations fail, while etcd-client alone fails
+/// more than half of them. An unreachable member is not tried again for every call.
 #[tokio::test]
 async fn fault_a6_two_of_three_members_refuse() {
     let etcd = Etcd::start().await;
@@ -205,7 +210,7 @@ async fn fault_a6_two_of_three_members_refuse() {
     sleep(Duration::from_millis(50)).await;
     let members = [refusing[0].address(), etcd.address(), refusing[1].address()];
 
-    // As many as members, so that most handles begin with one that refuses.
+    // Most of these handles start with a member that refuses.
     let mut slowest = Duration::ZERO;
     for _ in 0..5 {
         let backend = usual(members.clone());
@@ -225,7 +230,7 @@ async fn fault_a6_two_of_three_members_refuse() {
     println!("fault_a6: 0 of 300 operations failed (etcd-client: {baseline}), the slowest three took {slowest:?}");
     assert!(baseline > 0, "the members were refusing");
 
-    // A connection that is reset at once fails like one that is refused, and is counted.
+    // A connection that is reset at once fails like a refused one, and is counted.
     let resetting = Proxy::to("127.0.0.1:1").await;
     resetting.set(Fault::Reset);
     sleep(Duration::from_millis(50)).await;
@@ -239,8 +244,8 @@ async fn fault_a6_two_of_three_members_refuse() {
     assert!(resetting.accepted() <= 10, "{}", resetting.accepted());
 }
 
-/// 300 ms ± 200 ms each way, 64 kB/s, with defaults: no loss is told, no connection is made anew, registrations stay, and what
-/// is written arrives.
+/// 300 ms ± 200 ms each way and 64 kB/s, with defaults: no loss is reported, no connection is
+/// replaced, registrations stay, and writes arrive.
 #[tokio::test]
 async fn fault_a7_the_network_is_slow() {
     slow_network(Duration::from_secs(10)).await;
@@ -290,11 +295,12 @@ async fn slow_network(length: Duration) {
         assert!(follower.removed().is_empty());
     }
     println!("fault_a7: {round} updates, seen at most {slowest:?} after they were confirmed");
-    assert_eq!(far.accepted(), connections, "no connection was made anew");
+    assert_eq!(far.accepted(), connections, "no connection was replaced");
 }
 
-/// Connections are reset every 50 to 500 ms while 100 changes are written a second: each set that is told is one that etcd
-/// had, in etcd's order, and the last one is there within 3 s of the last reset.
+/// Connections are reset every 50 to 500 ms while 100 changes are written a second. Each reported
+/// set is one that etcd had, in etcd's order, and the last one arrives within 3 s of the last
+/// reset.
 #[tokio::test]
 async fn fault_a8_connections_are_reset() {
     resets(8, Duration::from_secs(8)).await;
@@ -355,17 +361,17 @@ async fn resets(seed: u64, length: Duration) {
     let last = states.last().unwrap();
     let took = follower.until("the last set", Duration::from_secs(5), |set| versions(set) == *last).await;
     let mut history = states.iter();
-    for told in follower.told().iter().filter(|told| !matches!(told.update, Update::Lost(_))) {
-        let set = versions(&told.set);
-        // The same set may come twice, and `any` has gone past it.
+    for one in follower.told().iter().filter(|one| !matches!(one.update, Update::Lost(_))) {
+        let set = versions(&one.set);
+        // The same set may come twice, and `any` advances past it.
         let mut ahead = history.clone();
-        assert!(ahead.any(|state| *state == set), "seed {seed}: etcd never had this, or not in this order: {told:#?}");
+        assert!(ahead.any(|state| *state == set), "seed {seed}: etcd never had this, or not in this order: {one:#?}");
         while history.clone().next().is_some_and(|state| *state != set) {
             history.next();
         }
     }
     println!(
-        "fault_a8: seed {seed}: {} changes, {cuts} resets, {} connections, {} updates, {} losses told; whole {took:?} after the end",
+        "fault_a8: seed {seed}: {} changes, {cuts} resets, {} connections, {} updates, {} losses; caught up {took:?} after the end",
         states.len() - 1,
         proxy.accepted(),
         follower.told().len(),
@@ -373,8 +379,9 @@ async fn resets(seed: u64, length: Duration) {
     );
 }
 
-/// Frozen until all leases are over, then woken, which ends them in one go: who registered has registered again within 2 s, and who
-/// watches was told of the outage before. (Calls on a balanced channel meanwhile are tested in `outages.rs`.)
+/// etcd is frozen until all leases are over and then woken, which ends them all at once.
+/// Registrations are back within 2 s, and watchers learned of the outage before. (`outages.rs`
+/// tests calls on a balanced channel meanwhile.)
 #[tokio::test]
 async fn fault_a27_all_leases_expire_at_once() {
     let etcd = Etcd::start().await;
@@ -383,11 +390,11 @@ async fn fault_a27_all_leases_expire_at_once() {
     let follower = follow(&backends[0]);
     follower.until("all are there", SOON, |set| set.len() == 5).await;
     etcd.pause(0);
-    let (told, lost) =
+    let (noticed, lost) =
         tokio::join!(follower.until_lost(TTL), until_lost(&registrations[0], TTL + Duration::from_secs(1)));
-    println!("fault_a27: the watch was told {told:?} after the freeze, who registered {lost:?} after it");
+    println!("fault_a27: the watch reported the loss {noticed:?} after the freeze, a registration {lost:?} after it");
     sleep(TTL * 2).await;
-    assert_eq!(follower.set().len(), 5, "the set stands");
+    assert_eq!(follower.set().len(), 5, "the set stays as last known");
     etcd.resume(0);
     let start = Instant::now();
     for registration in &registrations {
@@ -400,7 +407,8 @@ async fn fault_a27_all_leases_expire_at_once() {
     assert!(registered < Duration::from_secs(4), "{registered:?}");
 }
 
-/// No etcd at all: calls fail within their deadline, a watch says so, and all starts working by itself, within 2 s.
+/// There is no etcd: calls fail within their deadline, a watch reports the loss, and everything
+/// starts to work without help within 2 s of etcd's start.
 #[tokio::test]
 async fn fault_a30_a_process_may_start_before_etcd() {
     let etcd = Etcd::absent();
@@ -410,7 +418,7 @@ async fn fault_a30_a_process_may_start_before_etcd() {
     let start = Instant::now();
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
-    // Its time is 10 s, and it goes on until that is over.
+    // The operation timeout is 10 s, and the list keeps trying until then.
     assert!(start.elapsed() < Duration::from_secs(11), "{:?}", start.elapsed());
     println!("fault_a30: a list failed in {:?}: {}", start.elapsed(), error.report());
 

@@ -1,5 +1,5 @@
-//! What a handle that watches much costs, and what one service does to the others that share its
-//! stream.
+//! The cost of a handle with many watches, and the effect of one service on the others that share
+//! its stream.
 
 use std::{
     sync::Arc,
@@ -19,12 +19,12 @@ fn service(number: usize) -> ServiceName {
     format!("service-{number}").parse().expect("a valid name")
 }
 
-/// An entry of a service.
+/// Returns the key and value of an instance of a service.
 fn entry(service: &ServiceName, one: &Instance) -> (String, Vec<u8>) {
     (format!("{service}/{}", one.id()), EtcdNaming::default().encode(one))
 }
 
-/// Puts one instance into each of so many services.
+/// Puts one instance into each of this many services.
 async fn fill(raw: &mut Raw, services: usize) {
     let numbers: Vec<usize> = (0..services).collect();
     for some in numbers.chunks(128) {
@@ -32,7 +32,7 @@ async fn fill(raw: &mut Raw, services: usize) {
     }
 }
 
-/// Follows so many services, and waits until their sets are there.
+/// Follows this many services and waits for their sets.
 async fn follow_all(backend: &EtcdBackend, services: usize) -> Vec<Follower> {
     let followers: Vec<Follower> = (0..services)
         .map(|number| Follower::of(backend.watch(&service(number)).expect("there is a runtime")))
@@ -43,7 +43,7 @@ async fn follow_all(backend: &EtcdBackend, services: usize) -> Vec<Follower> {
     followers
 }
 
-/// How many streams of this kind were opened on a member so far, and how many are open.
+/// Returns how many streams of this kind were opened on a member so far, and how many are open.
 fn streams(etcd: &Etcd, place: usize, method: &str) -> (u64, u64) {
     let kind = format!(r#"grpc_method="{method}",grpc_service="etcdserverpb.{}""#, method.replace("KeepAlive", ""));
     let of = |name: &str| etcd.sum(place, name, &kind);
@@ -57,7 +57,7 @@ fn assert_undisturbed(followers: &[Follower]) {
     }
 }
 
-/// Idle, a handle has one stream and reads little, however many services it watches and entries it
+/// An idle handle has one stream and reads little, however many services it watches and entries it
 /// keeps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handle_costs_one_stream() {
@@ -73,7 +73,7 @@ async fn a_handle_costs_one_stream() {
     sleep(Duration::from_secs(10)).await;
     let a_second = (reads() - before) as f64 / 10.0;
     println!("{a_second} reads a second, with a ttl of 5 s");
-    // A third of what the default ttl makes of it.
+    // With the default TTL it would be a third of this.
     assert!(a_second <= 6.0, "{a_second}");
     assert_undisturbed(&followers);
     assert!(registrations.iter().all(|one| one.status().is_registered()));
@@ -82,7 +82,7 @@ async fn a_handle_costs_one_stream() {
     eventually("no stream is open", SOON, async || streams(&etcd, 0, "Watch").1 == 0).await;
 }
 
-/// The member that carries the watches of 1,000 services dies: nobody is told of a loss, and all
+/// The member that carries the watches of 1,000 services dies: no loss is reported, and all watches
 /// are live again within 1 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_member_under_a_thousand_services_dies() {
@@ -94,8 +94,10 @@ async fn the_member_under_a_thousand_services_dies() {
         let before: Vec<u64> = (0..3).map(|place| streams(&etcd, place, "Watch").0).collect();
         let followers = follow_all(&backend, SERVICES).await;
         sleep(Duration::from_secs(1)).await;
-        let place = (0..3).find(|place| streams(&etcd, *place, "Watch").0 > before[*place]).expect("a member has it");
-        // Where the leader dies nobody can write for a while.
+        let place = (0..3)
+            .find(|place| streams(&etcd, *place, "Watch").0 > before[*place])
+            .expect("a member carries the watch");
+        // If the leader died, nobody could write for a while.
         if !etcd.leads(place) {
             break (backend, followers, place);
         }
@@ -110,19 +112,19 @@ async fn the_member_under_a_thousand_services_dies() {
         raw.put_together(some.iter().map(|number| entry(&service(*number), &instance(1)))).await;
     }
     for follower in &followers {
-        follower.until("it is live", SOON, |set| set.len() == 2).await;
+        follower.until("the watch is live", SOON, |set| set.len() == 2).await;
     }
     let took = start.elapsed();
     let losses: usize = followers.iter().map(Follower::losses).sum();
-    println!("1,000 services were live {took:?} after their member died, and {losses} were told of a loss");
+    println!("1,000 services were live {took:?} after their member died, and {losses} of them reported a loss");
     assert_eq!(losses, 0);
     assert!(took < Duration::from_secs(3), "the target of 1 s, and as much again for an unoptimized build: {took:?}");
     drop(backend);
 }
 
-/// However many services are watched, all are told of a freeze within two thirds of the ttl.
+/// However many services are watched, all report a freeze within two thirds of the TTL.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_services_are_told_of_an_outage_in_time() {
+async fn all_services_report_an_outage_in_time() {
     const SERVICES: usize = 500;
     let etcd = Etcd::start().await;
     fill(&mut etcd.raw().await, SERVICES).await;
@@ -134,18 +136,18 @@ async fn all_services_are_told_of_an_outage_in_time() {
         follower.until_lost(SOON).await;
     }
     let took = start.elapsed();
-    println!("{SERVICES} services were told {took:?} after etcd froze");
+    println!("{SERVICES} services reported the loss {took:?} after etcd froze");
     etcd.resume(0);
     assert!(took < USUAL_TTL * 2 / 3 + Duration::from_millis(500), "{took:?}");
     for follower in &followers {
-        follower.until("it is live again", SOON, |set| set.len() == 1).await;
+        follower.until("the watch is live again", SOON, |set| set.len() == 1).await;
         assert_eq!(follower.losses(), 1, "{:?}", follower.told());
     }
 }
 
-/// A server that lets a connection have 100 streams is enough for 300 services.
+/// A limit of 100 streams per connection is enough for 300 services.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_of_streams_is_no_limit_of_services() {
+async fn a_stream_limit_does_not_limit_services() {
     let fake = Fake::start_with_stream_limit(100).await;
     for number in 0..300 {
         let (key, value) = entry(&service(number), &instance(0));
@@ -166,8 +168,7 @@ async fn a_limit_of_streams_is_no_limit_of_services() {
     assert_eq!(fake.asked(Method::Watch).len(), 1);
 }
 
-/// An answer that is too large to decode ends the watch of the service that it is for, and disturbs
-/// no other one.
+/// An answer that is too large to decode ends the watch of its service and disturbs no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_too_large_to_decode_disturbs_no_other_service() {
     let fake = Fake::start().await;
@@ -188,18 +189,18 @@ async fn an_answer_too_large_to_decode_disturbs_no_other_service() {
         follower.until("the second came", SOON, |set| set.len() == 2).await;
     }
     fake.write([("service-17/large", None)]);
-    large.until("it is well again", SOON, |set| set.len() == 1).await;
+    large.until("it has recovered", SOON, |set| set.len() == 1).await;
     assert_undisturbed(&followers);
-    // They come together again.
+    // The watches are merged again.
     eventually("one stream carries all", SOON, async || fake.open_watches() == 1).await;
 }
 
-/// A watch that is refused for its stream's old token gets another stream, to which the others move
-/// unnoticed.
+/// A watch that is refused because of its stream's old token gets another stream, to which the
+/// other watches move unnoticed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_refused_for_an_old_token_disturbs_no_other_one() {
+async fn a_watch_refused_for_an_old_token_disturbs_no_other() {
     const PASSWORD: &str = "canary";
-    // Tokens end after 2 s, which a stream does not notice.
+    // Tokens expire after 2 s, which an open stream does not notice.
     let etcd = Etcd::setup().token_ttl(2).start().await;
     let mut raw = etcd.raw().await;
     fill(&mut raw, 20).await;
@@ -226,9 +227,9 @@ async fn a_watch_refused_for_an_old_token_disturbs_no_other_one() {
     eventually("one stream carries all", SOON, async || streams(&etcd, 0, "Watch").1 == 1).await;
 }
 
-/// One service that is forbidden, and tries again and again, disturbs no other one.
+/// A forbidden service whose watch keeps retrying disturbs no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forbidden_service_disturbs_no_other_one() {
+async fn a_forbidden_service_disturbs_no_other() {
     const PASSWORD: &str = "canary";
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
@@ -261,9 +262,9 @@ async fn a_forbidden_service_disturbs_no_other_one() {
     assert_undisturbed(&allowed);
 }
 
-/// While one service has 32 MiB to catch up with, others are told of their changes as ever.
+/// While one service catches up with 32 MiB, the others get their changes without delay.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_catches_up_delays_no_other_one() {
+async fn a_service_that_catches_up_delays_no_other() {
     const ENTRIES: usize = 2_048;
     const BYTES: usize = 16 << 10;
     let etcd = Etcd::start().await;
@@ -280,7 +281,7 @@ async fn a_service_that_catches_up_delays_no_other_one() {
     }
     let backend = usual(etcd.members());
     let followers = Arc::new(follow_all(&backend, 20).await);
-    // Each put of a small service, until its follower has it.
+    // Measures the time from each put in a small service until its follower has it.
     let probing = tokio::spawn({
         let followers = Arc::clone(&followers);
         let mut raw = etcd.raw().await;
@@ -313,11 +314,11 @@ async fn a_service_that_catches_up_delays_no_other_one() {
     writing.await.unwrap();
     let has_all =
         |set: &Snapshot| set.len() == ENTRIES && set.iter().all(|one| one.weight() == Weight::new(2).unwrap());
-    follower.until("it has caught up", SOON * 3, has_all).await;
+    follower.until("the follower has caught up", SOON * 3, has_all).await;
     let mut delays = probing.await.unwrap();
     delays.sort_unstable();
     let p99 = delays[delays.len() * 99 / 100];
-    println!("others were told within {:?} (p50), {p99:?} (p99)", delays[delays.len() / 2]);
+    println!("the others got their changes within {:?} (p50), {p99:?} (p99)", delays[delays.len() / 2]);
     assert!(p99 <= Duration::from_millis(100), "{p99:?}");
     assert_undisturbed(&followers);
 }

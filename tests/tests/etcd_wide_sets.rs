@@ -1,5 +1,5 @@
-//! Who lists and watches a service of many entries, or one below which there are many keys of
-//! deeper paths that are nobody's entries.
+//! Lists and watches of a service with many entries, or with many keys of deeper paths, which are
+//! not its entries.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// Puts the same value at many keys, many at once.
+/// Puts the same value at many keys, eight clients at a time.
 async fn fill(etcd: &Etcd, keys: &[String]) {
     let value = EtcdNaming::default().encode(&instance(1));
     let lanes = keys.chunks(keys.len().div_ceil(8).max(1));
@@ -25,17 +25,17 @@ async fn fill(etcd: &Etcd, keys: &[String]) {
     stream::iter(fills).buffer_unordered(8).for_each(|()| async {}).await;
 }
 
-/// The keys of so many entries with ids that begin so.
+/// Returns the keys of this many entries whose ids start with `beginning`.
 fn entries(beginning: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("payments/{beginning}{number:06}")).collect()
 }
 
-/// A backend that follows up to so many entries.
+/// Returns a backend that follows up to this many entries.
 fn limited(etcd: &Etcd, entries: usize) -> EtcdBackend {
     EtcdBackend::new(usual_config(etcd.members()).max_entries(entries)).unwrap()
 }
 
-/// What a list gives, and how many requests it takes.
+/// Lists the service; returns the set and the number of requests.
 async fn list(etcd: &Etcd, backend: &EtcdBackend, what: &str) -> (Snapshot, u64) {
     let before = etcd.requests(0, "Range");
     let start = Instant::now();
@@ -56,7 +56,7 @@ async fn twenty_thousand_entries_are_listed_exactly() {
     assert!(ids(&set) == keys);
     assert!(requests <= 4, "{requests}");
 
-    // One more than are followed by default.
+    // One more than a client follows by default.
     fill(&etcd, &entries("more", 1)).await;
     let before = Instant::now();
     let error = backend.list(&payments()).await.unwrap_err();
@@ -66,7 +66,7 @@ async fn twenty_thousand_entries_are_listed_exactly() {
     assert_eq!(set.len(), 20_001);
 }
 
-/// One subtree of 300,000 keys beside ten entries: a list takes a few pages, and a watcher follows.
+/// A subtree of 300,000 keys beside ten entries: a list takes a few pages, and a watcher follows.
 #[tokio::test]
 async fn a_large_subtree_is_left_out() {
     let etcd = Etcd::start().await;
@@ -78,11 +78,11 @@ async fn a_large_subtree_is_left_out() {
         put(&mut raw, &instance(number)).await;
     }
     let backend = usual(etcd.members());
-    // Which connects.
+    // This list connects.
     let (set, _) = list(&etcd, &backend, "a subtree of 300,000 keys").await;
     assert_eq!(set.len(), 10);
     let start = Instant::now();
-    let (again, requests) = list(&etcd, &backend, "and again").await;
+    let (again, requests) = list(&etcd, &backend, "the same again").await;
     assert_eq!(again, set);
     assert!(requests <= 3, "{requests}");
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
@@ -93,7 +93,7 @@ async fn a_large_subtree_is_left_out() {
     raw.delete("payments/eu/000007").await;
     put(&mut raw, &instance(10)).await;
     follower.until("a change", SOON, |set| set.len() == 11).await;
-    // Some beats compare the numbers of keys.
+    // Leaves time for several checks, which compare the number of keys.
     sleep(Duration::from_secs(4)).await;
     assert_eq!((follower.losses(), follower.resets()), (0, 1));
 }
@@ -109,10 +109,10 @@ async fn many_subtrees_of_one_key_are_read_in_few_pages() {
     assert!(requests <= 7, "{requests}");
 }
 
-/// Below a limit of 2,000, a thousand entries are listed wherever many more keys of deeper paths
-/// stand; one entry over the limit is not.
+/// With a limit of 2,000 entries, 2,000 are listed wherever many more keys of deeper paths sort;
+/// with a limit of 1,999 they are refused.
 #[tokio::test]
-async fn deeper_paths_count_for_no_limit_wherever_they_stand() {
+async fn deeper_paths_never_count_towards_the_limit() {
     let etcd = Etcd::start().await;
     let entry_keys = entries("m", 2000);
     fill(&etcd, &entry_keys).await;
@@ -136,14 +136,14 @@ async fn deeper_paths_count_for_no_limit_wherever_they_stand() {
     assert!(requests <= 10, "{requests}");
 }
 
-/// While entries come and go, each list is one state: those that come in order are there up to some
-/// point, without a gap.
+/// While entries are added, each list is one state: the added entries are present up to some point,
+/// without a gap.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_is_one_state_while_entries_are_added() {
     let etcd = Etcd::start().await;
     fill(&etcd, &entries("e", 10_000)).await;
     let mut raw = etcd.raw().await;
-    // From the end to the begin of the order, so that pages of different revisions would show.
+    // In descending order, so that pages of different revisions would show.
     let writes = async {
         for number in (0..600).rev() {
             raw.put(&format!("payments/a{number:06}"), EtcdNaming::default().encode(&instance(2))).await;
@@ -171,8 +171,8 @@ async fn a_list_is_one_state_while_entries_are_added() {
     assert!(lists > 1);
 }
 
-/// 5,000 entries over 64 kB/s with round trips of 300 ms: the first set comes in pages that each
-/// come in time, and no loss is told.
+/// 5,000 entries over 64 kB/s with round trips of 300 ms: the first set arrives in pages, each in
+/// time, and no loss is reported.
 #[tokio::test]
 async fn a_slow_network_lists_many_entries() {
     let etcd = Etcd::start().await;

@@ -1,4 +1,5 @@
-//! `fault_d11`: what the fuzzers run, with the committed corpus and seeded mutations of it. The target `watch` runs in the etcd crate.
+//! `fault_d11`: the code that the fuzzers run, with the committed corpus and seeded mutations of
+//! it. The target `watch` runs in the etcd crate.
 
 #[path = "../../fuzz/src/corpus.rs"]
 mod corpus;

@@ -1,8 +1,9 @@
-//! The committed code of the greeter is what its `.proto` file says.
+//! The committed code of the greeter matches its `.proto` file.
 
 use std::{fs, path::Path};
 
-/// Needs `protoc`, which the etcd backend's build needs anyway. `BLESS=1` writes the file instead of comparing.
+/// Needs `protoc`, which the etcd backend needs to build anyway. `BLESS=1` writes the file instead
+/// of comparing it.
 #[test]
 fn greeter_is_generated_from_its_proto() {
     let greeter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/greeter");
@@ -21,5 +22,5 @@ fn greeter_is_generated_from_its_proto() {
         fs::write(&committed, &generated).unwrap();
     }
     let equal = fs::read_to_string(&committed).unwrap() == generated;
-    assert!(equal, "{} is not what greeter.proto generates: run `make generate`", committed.display());
+    assert!(equal, "{} differs from what greeter.proto generates: run `make generate`", committed.display());
 }

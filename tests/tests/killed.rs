@@ -1,6 +1,7 @@
-//! Servers that are killed under load (SIGKILL), while etcd is there and while it is not: what callers lose.
+//! Servers are killed under load (SIGKILL) with and without etcd: what callers lose.
 //!
-//! Each has this thread alone, so that nothing of a client runs between the kill and the count of what was in flight there.
+//! Each test has a single-threaded runtime, so that no client code runs between the kill and the
+//! count of the requests in flight.
 
 use std::{
     sync::Arc,
@@ -11,28 +12,28 @@ use discovery_core::Instance;
 use discovery_tonic::{BalancedChannel, EndpointState, EndpointStatus, RetryPolicy};
 use support::{
     Etcd, eventually,
-    greeters::{GreeterProcess, Greeters, serve_as_told, service},
+    greeters::{GreeterProcess, Greeters, serve_child_process, service},
     load::{Load, Outcome, tonic_channel, unary},
 };
 use tokio::time::sleep;
 
 const SOON: Duration = Duration::from_secs(30);
-/// What is left of a killed server's registration.
+/// How long a killed server stays registered.
 const TTL: Duration = Duration::from_secs(2);
-/// A call's, so that some are in flight everywhere.
+/// The duration of a call, so that some are in flight everywhere.
 const TIME: Duration = Duration::from_millis(50);
 
-/// Four servers, and clients that call them.
+/// Four servers and the clients that call them.
 struct Scene {
     etcd: Etcd,
     servers: Vec<GreeterProcess>,
-    /// Without a retry policy, and with one.
+    /// Without and with a retry policy.
     channels: [BalancedChannel; 2],
     loads: [Load; 2],
     tonics: Load,
 }
 
-/// What became of the calls of the three clients.
+/// The outcome of the calls of the three clients.
 struct Lost {
     plain: Outcome,
     retrying: Outcome,
@@ -60,7 +61,8 @@ impl Scene {
         Self { etcd, servers, channels, loads, tonics }
     }
 
-    /// Kills one of the servers; returns which, when, and what was in flight there for the client without a policy.
+    /// Kills one of the servers. Returns which, when, and how many requests of the client without a
+    /// policy were in flight there.
     async fn kill(&mut self) -> Killed {
         let mut dying = self.servers.remove(0);
         let in_flight = endpoint(&self.channels[0], &dying.instance).expect("it serves").in_flight;
@@ -69,7 +71,7 @@ impl Scene {
         let out = async |channel: &BalancedChannel| {
             let is_out =
                 async || endpoint(channel, &dying.instance).is_none_or(|one| one.state != EndpointState::Ready);
-            eventually("it is out", SOON, is_out).await
+            eventually("the channel noticed the kill", SOON, is_out).await
         };
         let known = out(&self.channels[0]).await;
         out(&self.channels[1]).await;
@@ -86,7 +88,7 @@ struct Killed {
     instance: Instance,
     in_flight: usize,
     at: Instant,
-    /// How long it took until the channel knew.
+    /// How long it took until the channel noticed.
     known: Duration,
 }
 
@@ -96,7 +98,7 @@ impl Lost {
         let before = failed.iter().filter(|call| call.begun <= killed.at).count();
         let after = failed.iter().filter(|call| call.begun > killed.at + killed.known).count();
         println!(
-            "{what}: {} of {} calls failed, {} were in flight there, the loss was known after {:?}; with retries {} of {}; \
+            "{what}: {} of {} calls failed, {} were in flight there, the kill was noticed after {:?}; with retries {} of {}; \
              of tonic's {} of {}",
             failed.len(),
             self.plain.calls,
@@ -121,28 +123,30 @@ fn endpoint(channel: &BalancedChannel, instance: &Instance) -> Option<EndpointSt
     channel.endpoints().iter().find(|one| one.instance.id() == instance.id()).cloned()
 }
 
-/// The server that the others start; no test unless they do.
+/// The child process of the other tests; does nothing unless they start it.
 #[tokio::test]
 async fn a_greeter_as_a_process() {
-    serve_as_told().await;
+    serve_child_process().await;
 }
 
-/// `fault_l4`: one of four is killed and stays registered for a TTL. What was in flight there fails, with a retry policy nothing does.
+/// `fault_l4`: one of four servers is killed and stays registered for a TTL. The requests in flight
+/// there fail; with a retry policy none does.
 #[tokio::test]
-async fn fault_l4_a_killed_server_costs_what_was_in_flight_there_and_nothing_with_retries() {
+async fn fault_l4_a_killed_server_fails_its_calls_in_flight_and_none_with_retries() {
     let mut scene = Scene::start().await;
     let killed = scene.kill().await;
     let is_removed = async || scene.channels.iter().all(|one| endpoint(one, &killed.instance).is_none());
-    let removed = eventually("it is removed", SOON, is_removed).await;
+    let removed = eventually("the instance is removed", SOON, is_removed).await;
     println!("fault_l4: removed {removed:?} after the kill");
     sleep(Duration::from_secs(1)).await;
     scene.stop().await.assert_only_what_was_in_flight("fault_l4", &killed);
 }
 
-/// `fault_c14`, `fault_l5`: etcd is killed once all know each other, and stays away. No call fails for that, no instance is removed, and a server that
-/// really dies is out all the same.
+/// `fault_c14`, `fault_l5`: etcd is killed once all clients know all servers, and stays away. No
+/// call fails for that, no instance is removed, and a server that really dies still gets no more
+/// calls.
 #[tokio::test]
-async fn fault_c14_calls_go_on_without_etcd_and_a_dead_server_is_out_all_the_same() {
+async fn fault_c14_calls_go_on_without_etcd_and_avoid_a_dead_server() {
     without_etcd(TTL * 2).await;
 }
 
@@ -152,7 +156,7 @@ async fn fault_c14_calls_go_on_for_a_minute_and_a_half_without_etcd() {
     without_etcd(Duration::from_secs(40)).await;
 }
 
-/// Kills etcd, and a server in the middle of the outage, which lasts for twice this time.
+/// Kills etcd, and a server in the middle of the outage, which lasts twice this time.
 async fn without_etcd(half: Duration) {
     let mut scene = Scene::start().await;
     scene.etcd.kill(0);
@@ -160,7 +164,7 @@ async fn without_etcd(half: Duration) {
     let killed = scene.kill().await;
     sleep(half).await;
     for channel in &scene.channels {
-        assert_eq!((channel.endpoints().len(), ready(channel)), (4, 3), "none is removed, the dead one is out");
+        assert_eq!((channel.endpoints().len(), ready(channel)), (4, 3), "all are known and three are ready");
     }
     scene.stop().await.assert_only_what_was_in_flight("fault_c14, fault_l5", &killed);
 }

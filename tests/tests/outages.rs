@@ -1,7 +1,9 @@
-//! Outages of etcd under load: calls go on, registrations come back without a restart of anything (R2, B6).
+//! Outages of etcd under load: calls go on, and registrations come back without any restart (R2,
+//! B6).
 //!
-//! Four greeters, each registered by a backend handle of its own, as four processes would be; two clients, one with the default
-//! hold of mass removals and one without, whose failures are printed.
+//! Four greeters, each registered by its own backend handle, as four processes would be. Two
+//! clients call them: one with the default hold for mass removals and one without, whose failures
+//! are only printed.
 
 use std::{
     sync::{
@@ -30,7 +32,7 @@ struct Fleet {
     not_held: Calls,
 }
 
-/// Callers that go on until they are told to stop.
+/// Callers that go on until they are stopped.
 struct Calls {
     channel: BalancedChannel,
     callers: JoinSet<()>,
@@ -65,7 +67,7 @@ impl Fleet {
         fleet
     }
 
-    /// Waits until everything is as before the outage, then ends.
+    /// Waits until everything is as before the outage, then stops.
     async fn settle(self, what: &str) {
         let took = eventually("all four are registered again", Duration::from_secs(20), async || {
             let all = self.registrations.iter().all(|registration| registration.status().is_registered());
@@ -120,7 +122,7 @@ impl Calls {
         Self { channel, callers, stop, calls, failures }
     }
 
-    /// Failed calls, of all.
+    /// Stops the callers. Returns how many calls failed and how many were made.
     async fn stop(self) -> (usize, usize) {
         self.stop.store(true, Ordering::Relaxed);
         self.callers.join_all().await;
@@ -150,15 +152,16 @@ async fn etcd_stopped_for_longer_than_the_ttl() {
     fleet.settle("stopped for two TTLs").await;
 }
 
-/// `fault_l5`: all leases have expired when it wakes. Where the registrations heal within the same moment, nothing fails without the hold
-/// either, so that this count is only printed; that a mass removal fails calls without it is shown with the channel's own tests.
+/// `fault_l5`: all leases have expired when etcd wakes. If the registrations heal at the same
+/// moment, nothing fails without the hold either, so that count is only printed. The channel's own
+/// tests show that a mass removal fails calls without the hold.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_l5_etcd_frozen_for_longer_than_the_ttl_and_woken() {
     let fleet = Fleet::start().await;
     fleet.etcd.pause(0);
     sleep(TTL * 2).await;
     fleet.etcd.resume(0);
-    // The expired leases go within a tick of half a second, after which nobody may be left.
+    // The expired leases are removed within half a second, after which no entry may be left.
     sleep(Duration::from_secs(1)).await;
     fleet.settle("fault_l5, frozen for two TTLs and woken").await;
 }

@@ -1,4 +1,4 @@
-//! The examples as a user meets them: programs that are started, read and ended.
+//! The examples as a user runs them: programs that are started, read and stopped.
 
 use std::{
     path::{Path, PathBuf},
@@ -30,7 +30,7 @@ impl Program {
         Self { name, child, lines, printed: Vec::new() }
     }
 
-    /// Reads on up to a line that satisfies `wanted`.
+    /// Reads up to a line that satisfies `wanted`.
     async fn line(&mut self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let found = timeout(LIMIT, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -50,7 +50,7 @@ impl Program {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     }
 
-    /// Waits for the program's end, which must be a good one, and returns all that it printed.
+    /// Waits until the program ends successfully and returns everything that it printed.
     async fn end(mut self) -> Vec<String> {
         let status = timeout(LIMIT, async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -64,7 +64,8 @@ impl Program {
     }
 }
 
-/// The folder of the examples, built as the workspace's tests are, so that nothing is compiled twice.
+/// Returns the folder of the examples, built with the workspace's test settings so that nothing is
+/// compiled twice.
 fn examples() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -82,12 +83,12 @@ fn examples() -> &'static Path {
     })
 }
 
-/// The quickstart checks its own counts and fails where they are wrong; here it must have come to its end and said so.
+/// Asserts that the quickstart, which checks its own counts, has run to its end and printed them.
 fn assert_quickstart(printed: &[String]) {
     let tallies: Vec<&String> = printed.iter().filter(|line| line.contains(" calls, ")).collect();
     assert_eq!(tallies.len(), 4, "{printed:#?}");
     for (phase, tally) in tallies.iter().enumerate() {
-        // The third is the kill, which costs what was in flight there.
+        // The third phase is the kill, which fails the requests in flight there.
         assert!(phase == 2 || tally.contains(" 0 failed"), "{printed:#?}");
     }
     for (phase, serving) in [(0, vec![1, 2, 3, 4]), (1, vec![1, 2, 3, 4]), (2, vec![1, 3, 4]), (3, vec![1, 4])] {
@@ -116,7 +117,7 @@ async fn a_fleet_is_replaced_under_load() {
         Program::start("rolling-deploy", &["--servers", "3", "--rounds", "1", "--drain", "300ms"]).end().await;
     let total = printed.last().unwrap();
     assert!(total.ends_with(" calls, 0 failed"), "{printed:#?}");
-    // A line for each second, which ends with the servers that are ready, by age.
+    // One line per second, which ends with the number of ready servers by age.
     let head = printed.iter().position(|line| line.contains("endpoints that are ready")).expect("it has a head");
     let seconds: Vec<_> = printed[head + 1..].iter().take_while(|line| !line.is_empty()).collect();
     assert!(seconds.len() >= 2 && seconds.last().unwrap().ends_with(" 6"), "{printed:#?}");
@@ -154,5 +155,5 @@ async fn servers_come_and_go_under_a_client() {
     two.end().await;
 }
 
-/// For starting up, connecting, and what takes a lease to end, on a busy machine.
+/// Enough to start, connect and let a lease expire on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);

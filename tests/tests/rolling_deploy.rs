@@ -1,6 +1,6 @@
-//! A rolling deployment under load (B10): six servers are replaced one after the other, and no call fails.
+//! A rolling deployment under load (B10): six servers are replaced in turn, and no call fails.
 //!
-//! The quick runs are shorter; the long ones make at least 20,000 calls each, over three rounds.
+//! The quick runs are short; the soak runs make at least 20,000 calls each over three rounds.
 
 use std::{
     sync::Arc,
@@ -16,7 +16,7 @@ use discovery_tonic::{
 use greeter::{Greeter, GreeterServer};
 use support::{
     Etcd, eventually,
-    greeters::{Executed, GreeterProcess, Greeters, serve_as_told, service},
+    greeters::{Executed, GreeterProcess, Greeters, serve_child_process, service},
     load::{Load, Outcome, tonic_channel, unary_and_streaming},
 };
 use tempfile::TempDir;
@@ -29,7 +29,7 @@ use tonic::{Code, transport::Server};
 const SERVERS: usize = 6;
 const SOON: Duration = Duration::from_secs(30);
 
-/// A server that was deployed.
+/// A deployed server.
 enum Deployed {
     Here { handle: ServerHandle, task: JoinHandle<()> },
     Process(Box<GreeterProcess>),
@@ -38,18 +38,18 @@ enum Deployed {
 /// How servers are deployed.
 struct Fleet {
     place: Place,
-    /// How long a server serves on after it has left the registry.
+    /// How long a server keeps serving after it has deregistered.
     drain: Duration,
-    /// How long after the end of one the next one is replaced.
+    /// The pause between the end of one server and the next replacement.
     pause: Duration,
     executed: Executed,
     _folder: TempDir,
 }
 
 enum Place {
-    /// In this process, on the memory backend, which is one process's.
+    /// In this process, on the memory backend, which does not cross processes.
     Memory(MemoryBackend),
-    /// As processes, on etcd.
+    /// As separate processes, on etcd.
     Etcd { greeters: Greeters, _etcd: Box<Etcd> },
 }
 
@@ -97,7 +97,7 @@ impl Fleet {
         }
     }
 
-    /// Replaces all servers once, each new one before its old one.
+    /// Replaces all servers once; each new one starts before its predecessor stops.
     async fn roll(&self, servers: &mut Vec<Deployed>) {
         for _ in 0..SERVERS {
             servers.push(self.deploy().await);
@@ -119,13 +119,14 @@ impl Deployed {
     }
 }
 
-/// The server that the others start; no test unless they do.
+/// The child process of the other tests; does nothing unless they start it.
 #[tokio::test]
 async fn a_greeter_as_a_process() {
-    serve_as_told().await;
+    serve_child_process().await;
 }
 
-/// Rolls the fleet under the load of two clients, ours and tonic's, and returns what became of their calls.
+/// Rolls the fleet under the load of two clients, ours and tonic's, and returns the outcome of
+/// their calls.
 async fn roll(fleet: &Fleet, rounds: usize, per_second: u32) -> (Outcome, Outcome) {
     let mut servers = Vec::new();
     for _ in 0..SERVERS {
@@ -137,7 +138,7 @@ async fn roll(fleet: &Fleet, rounds: usize, per_second: u32) -> (Outcome, Outcom
     ours.ready(SOON).await.unwrap();
     let tonics = tonic_channel(&resolver, &service()).await;
     let ours = Load::start(0, per_second, unary_and_streaming(ours));
-    // A tenth as much, beside: it is only there to compare.
+    // A tenth of the load, for comparison only.
     let tonics = Load::start(1 << 32, per_second / 10, unary_and_streaming(tonics));
     for _ in 0..rounds {
         fleet.roll(&mut servers).await;
@@ -165,8 +166,9 @@ async fn assert_none_failed(what: &str, fleet: &Fleet, rounds: usize, per_second
     assert!(ours.failed.is_empty(), "{:?}", &ours.failed[..ours.failed.len().min(5)]);
 }
 
-/// Where servers have no drain time callers have not heard of the end of a server when it ends. What no server executed is sent to
-/// another one all the same; the rest may have been executed, and is not repeated unless a policy says so.
+/// Without a drain time, a server ends before its callers have noticed. Calls that no server
+/// executed are still sent to another server. The others may have been executed and are not
+/// repeated without a retry policy.
 async fn assert_none_failed_that_no_server_executed(
     what: &str,
     fleet: &Fleet,
@@ -206,7 +208,7 @@ async fn fault_c8_a_deployment_on_etcd_fails_no_call() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_drain_time_no_call_fails_that_no_server_executed() {
+async fn no_unexecuted_call_fails_without_a_drain_time() {
     let memory = Fleet::memory(Duration::ZERO, SHORT);
     let etcd = Fleet::etcd(Duration::ZERO, SHORT).await;
     tokio::join!(
@@ -218,35 +220,35 @@ async fn without_a_drain_time_no_call_fails_that_no_server_executed() {
 /// Long enough for 20,000 calls at 500 a second in three rounds of six.
 const LONG: Duration = Duration::from_millis(2300);
 
-/// `fault_c8` as its row has it: a rolling restart at 100 calls a second, until 10,000 are made.
+/// `fault_c8` as in its row: a rolling restart at 100 calls a second until 10,000 calls are made.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: two minutes"]
-async fn fault_c8_of_10_000_calls_of_a_rolling_restart_none_fails() {
+async fn fault_c8_none_of_10_000_calls_fails_in_a_rolling_restart() {
     assert_none_failed("fault_c8, on memory", &Fleet::memory(SHORT, LONG), 6, 100, 10_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_l3_of_20_000_calls_of_a_deployment_on_memory_none_fails() {
+async fn fault_l3_none_of_20_000_calls_fails_in_a_deployment_on_memory() {
     assert_none_failed("fault_l3, on memory", &Fleet::memory(LONG, Duration::ZERO), 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_l3_of_20_000_calls_of_a_deployment_on_etcd_none_fails() {
+async fn fault_l3_none_of_20_000_calls_fails_in_a_deployment_on_etcd() {
     assert_none_failed("fault_l3, on etcd", &Fleet::etcd(LONG, Duration::ZERO).await, 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_l3_of_20_000_calls_on_memory_without_a_drain_time_none_fails_that_no_server_executed() {
+async fn fault_l3_no_unexecuted_call_of_20_000_fails_on_memory_without_a_drain_time() {
     let fleet = Fleet::memory(Duration::ZERO, LONG);
     assert_none_failed_that_no_server_executed("fault_l3, on memory", &fleet, 3, 500, 20_000).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "soak: a minute"]
-async fn fault_l3_of_20_000_calls_on_etcd_without_a_drain_time_none_fails_that_no_server_executed() {
+async fn fault_l3_no_unexecuted_call_of_20_000_fails_on_etcd_without_a_drain_time() {
     let fleet = Fleet::etcd(Duration::ZERO, LONG).await;
     assert_none_failed_that_no_server_executed("fault_l3, on etcd", &fleet, 3, 500, 20_000).await;
 }

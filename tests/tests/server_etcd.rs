@@ -1,4 +1,4 @@
-//! A server's life while etcd is away, hangs, or has somebody else under its id.
+//! The life of a server while etcd is away, hangs, or has another owner under the server's id.
 
 use std::{
     net::SocketAddr,
@@ -63,16 +63,16 @@ async fn until(statuses: &mut StatusReceiver, what: &str, is: impl Fn(&Status) -
     timeout(SOON, until).await.expect(what);
 }
 
-/// It starts without etcd, serves while etcd is gone and registers again, and stops while etcd hangs: after its deadline, which here is
-/// longer than the drain time.
+/// A server starts without etcd, serves while etcd is gone, registers again, and stops while etcd
+/// hangs: after the operation timeout, which is longer than the drain time here.
 #[tokio::test]
-async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
+async fn a_server_starts_serves_and_stops_without_etcd() {
     let etcd = Etcd::absent();
     let backend = backend(&etcd);
     let server = Running::start(builder(&backend)).await;
     let mut statuses = server.handle.statuses();
     server.serves().await;
-    server.weigh(7).await.expect("of what is going to be registered");
+    server.weigh(7).await.expect("it updates what will be registered");
     assert_eq!(server.handle.stage(), Stage::Starting);
     etcd.appear().await;
     until(&mut statuses, "it registers", Status::is_registered).await;
@@ -85,7 +85,7 @@ async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
     assert_eq!(server.handle.stage(), Stage::Serving);
     etcd.restart(0).await;
     until(&mut statuses, "it heals", Status::is_registered).await;
-    eventually("what was asked for meanwhile is written", SOON, async || weights(&backend).await == [9]).await;
+    eventually("the update requested meanwhile is written", SOON, async || weights(&backend).await == [9]).await;
 
     etcd.pause(0);
     let start = Instant::now();
@@ -93,18 +93,19 @@ async fn a_server_needs_no_etcd_to_start_to_serve_and_to_stop() {
     assert_eq!(server.ended().await.unwrap().aborted_connections, 0);
     let took = start.elapsed();
     println!("stopped {took:?} after the order, with a deadline of {DEADLINE:?}");
-    assert!((DEADLINE..DEADLINE + DRAIN).contains(&took), "who cannot hear that it left gets no more time for that");
+    assert!((DEADLINE..DEADLINE + DRAIN).contains(&took), "clients that cannot learn of the end get no drain time");
     assert!(matches!(statuses.current(), Status::Deregistered { .. }));
     etcd.resume(0);
 }
 
-/// Refused by another's entry, but not by its own of an attempt that hung.
+/// A claim is refused because of another owner's entry, but not because of the server's own entry
+/// from an unanswered attempt.
 #[tokio::test]
-async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
+async fn a_claim_is_refused_only_for_another_owners_entry() {
     let etcd = Etcd::start().await;
     let other = backend(&etcd);
     let backend = backend(&etcd);
-    // The client is there, so that the claim is on its way when etcd hangs.
+    // The client is connected, so that the claim is in flight when etcd hangs.
     assert!(weights(&backend).await.is_empty());
     etcd.pause(0);
     let server = Running::start(builder(&backend).claim(Claim::IfAbsent)).await;
@@ -112,7 +113,7 @@ async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
         let Status::Lost { error, .. } = server.handle.statuses().current() else { return false };
         error.to_string().contains("not registered within")
     };
-    eventually("it is not answered", SOON, unanswered).await;
+    eventually("the claim is not answered", SOON, unanswered).await;
     etcd.resume(0);
     timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
     assert!(server.handle.statuses().current().is_registered());
@@ -126,8 +127,8 @@ async fn who_claims_an_id_on_etcd_is_refused_by_others_alone() {
     assert!(weights(&other).await.is_empty());
 }
 
-/// It is stopped while its first registration is on its way, and its process ends with it: no entry
-/// is left behind.
+/// A server is stopped while its first registration is in flight, and its process ends with it: no
+/// entry is left behind.
 #[test]
 fn a_server_that_is_stopped_while_it_registers_leaves_no_entry() {
     let world = runtime();
@@ -143,7 +144,7 @@ fn a_server_that_is_stopped_while_it_registers_leaves_no_entry() {
         let backend = EtcdBackend::new(EtcdConfig::new([proxy.address()])).unwrap();
         let server = Running::start(builder(&backend)).await;
         eventually("the entry is written", SOON, async || !raw.keys().await.is_empty()).await;
-        assert_eq!(server.handle.stage(), Stage::Starting, "the answer is on its way");
+        assert_eq!(server.handle.stage(), Stage::Starting, "the answer is still in flight");
         server.handle.stop();
         server.ended().await.unwrap();
     });
@@ -154,7 +155,7 @@ fn a_server_that_is_stopped_while_it_registers_leaves_no_entry() {
     });
 }
 
-/// The backend is closed before the server is registered: it ends with that, rather than serve for
+/// The backend is closed before the server is registered: the server ends instead of serving
 /// nobody.
 #[tokio::test]
 async fn a_server_ends_if_the_backend_is_closed_before_it_is_registered() {

@@ -12,9 +12,10 @@ use support::{Authority, Flaw, eventually};
 use tokio::{io::AsyncReadExt, net::TcpStream, runtime::Handle, time::timeout};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity, Server, ServerTlsConfig};
 
-/// Calls over TLS, and a client that never shakes hands, are cut by the limit like any other, and nothing of them is left.
+/// Calls over TLS are aborted at the shutdown timeout like any other, a client that never completes
+/// its handshake is dropped, and nothing of either is left.
 #[tokio::test]
-async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
+async fn a_server_behind_tls_aborts_calls_at_its_shutdown_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::in_folder(folder.path());
     let own = authority.server(Flaw::None);
@@ -49,7 +50,7 @@ async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
     let stopped = timeout(SOON, task).await.unwrap().unwrap().unwrap();
     println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.aborted_connections);
     assert!((2 * short..SOON).contains(&start.elapsed()));
-    // Who has not shaken hands was let go with the listener.
+    // A client that has not completed its handshake was dropped with the listener.
     assert_eq!(stopped.aborted_connections, 1);
     assert!(timeout(SOON, answers.message()).await.unwrap().is_err());
     let ended = timeout(SOON, silent.read_u8()).await.unwrap().unwrap_err();
@@ -58,7 +59,7 @@ async fn a_server_behind_tls_ends_with_what_outlasts_the_limit_cut() {
     eventually("no task is left", SOON, async || tasks() <= before).await;
 }
 
-/// Tasks of this runtime, which the test's own are part of.
+/// Returns how many tasks this runtime has, including the test's own.
 fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }

@@ -1,11 +1,11 @@
-//! Time: what the libraries count by, and what is said of etcd's.
+//! Time: the clock that the libraries use, and what is documented about etcd's.
 
 use std::{
     fs,
     path::{Path, PathBuf},
 };
 
-/// All Rust files below a folder.
+/// Collects all Rust files below a folder.
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -17,12 +17,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// `fault_d1`. The wall clock is set an hour forth or back: nothing depends on it, since no library reads it. Without a clock of our own to inject,
-/// which nothing else needs, that is shown by the sources: all times are tokio's, which are monotonic.
+/// `fault_d1`. The wall clock is set an hour forward or back: nothing depends on it, because no
+/// library reads it. Without a clock to inject, which nothing else needs, the sources show this:
+/// all times are tokio's, which are monotonic.
 ///
-/// etcd's own wall clock cannot be set from user space: Go asks the kernel past the C library, so that no preloaded library stands in
-/// between. It does not matter to leases either, which etcd counts by the monotonic clock; the documentation of `discovery-etcd` says what does
-/// go by the wall clock there, tokens and certificates.
+/// etcd's own wall clock cannot be set from user space: Go asks the kernel without the C library,
+/// so that no preloaded library can intercept it. Leases do not depend on it either, because etcd
+/// counts them by the monotonic clock. The documentation of `discovery-etcd` lists what does depend
+/// on etcd's wall clock: tokens and certificates.
 #[test]
 fn fault_d1_no_library_reads_the_wall_clock() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -30,7 +32,7 @@ fn fault_d1_no_library_reads_the_wall_clock() {
     for library in ["", "discovery-core", "discovery-memory", "discovery-etcd", "discovery-tonic"] {
         sources(&root.join(library).join("src"), &mut found);
     }
-    assert!(found.len() > 50, "the sources are there: {found:?}");
+    assert!(found.len() > 50, "the sources are found: {found:?}");
     let wall_clocks = ["SystemTime", "UNIX_EPOCH", "chrono", "OffsetDateTime", "Utc::now", "Local::now"];
     let mut monotonic = 0;
     for path in &found {

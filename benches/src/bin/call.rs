@@ -1,4 +1,5 @@
-//! `call <client> <width> <address>... <operations>`: unary calls over a client, so many at once, after the same start.
+//! `call <client> <width> <address>... <operations>`: makes unary calls with a client, `width` at a
+//! time, after the same warm-up.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -43,7 +44,8 @@ async fn drive<T: Transport>(
     operations: usize,
 ) -> Result<(), Failure> {
     let mut caller = Caller::new(transport, deadline);
-    // All endpoints answer once before anything is counted, with this many calls practically always.
+    // All endpoints answer once before anything is counted; with this many calls that is
+    // practically certain.
     for operations in [WARM_UP, operations] {
         match width {
             1 => caller.in_sequence(operations).await?,

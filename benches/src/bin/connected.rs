@@ -1,4 +1,5 @@
-//! `connected <instances>`: prints what a channel costs that has so many endpoints connected, in memory, for a few calls a second.
+//! `connected <instances>`: prints the cost of a channel with this many connected endpoints, in
+//! memory, at a few calls a second.
 
 use std::{
     io,
@@ -39,7 +40,7 @@ async fn main() -> Result<(), Failure> {
         })
         .await?;
         let caller = Caller::new(channel, None);
-        // The first sweeps judge what has just connected.
+        // The first sweeps judge endpoints that have just connected.
         steady(&caller, RATE, Duration::default, sleep(WHILE / 5)).await;
         let start = Instant::now();
         let before = cpu::process();
@@ -75,5 +76,5 @@ fn channel(
 /// Calls a second.
 const RATE: u32 = 5;
 const WHILE: Duration = Duration::from_secs(10);
-/// No slow start ends while it is measured.
+/// No slow start ends during the measurement.
 const FOR_EVER: Duration = Duration::from_secs(3600);

@@ -1,6 +1,7 @@
-//! `failing <code> <endpoints> <pairs>`: what calls cost that fail with this code at all of so many
-//! endpoints, beside those that succeed. They take turns so often; prints the medians of their
-//! processor time, and the quartiles of what the failing ones take of the others within a pair.
+//! `failing <code> <endpoints> <pairs>`: compares the cost of calls that fail with this code at all
+//! of these endpoints with the cost of calls that succeed. The two take turns this many times.
+//! Prints the medians of their processor time and the quartiles of the ratio of failing to
+//! succeeding within a pair.
 
 use std::time::Duration;
 
@@ -45,17 +46,17 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Endpoints, and a channel to them.
+/// Endpoints and a channel to them.
 struct Side {
     servers: Servers,
     channel: BalancedChannel,
 }
 
 impl Side {
-    /// Connects all, and lets all answer.
+    /// Connects all endpoints and lets each answer.
     async fn start(endpoints: usize) -> Result<Self, Failure> {
         let servers = Servers::start(&[Kind::Greeter; LISTENERS])?;
-        // A listener is many endpoints, which differ in their names.
+        // Each listener serves many endpoints, which differ in their ids.
         let addresses = servers.addresses().iter().cycle().take(endpoints);
         let instances: Result<Vec<_>, Failure> = addresses
             .enumerate()
@@ -68,15 +69,15 @@ impl Side {
             }
         })
         .await?;
-        // Practically all of them get a call of so many.
+        // With this many calls practically every endpoint gets one.
         Caller::new(channel.clone(), None).at_once(64, endpoints * 12).await?;
         Ok(Self { servers, channel })
     }
 
-    /// The microseconds of processor time that a call takes, all of which fail or none.
+    /// Returns the microseconds of processor time per call. Either all calls must fail or none.
     async fn cost(&self, fails: bool) -> Result<f64, Failure> {
         let caller = Caller::new(self.channel.clone(), None);
-        // What the calls of the other side have left behind is over by then.
+        // By the end of this, the other side's calls have left nothing to do.
         steady(&caller, RATE, Duration::default, sleep(BEFORE)).await;
         let before = cpu::process();
         let (calls, ()) = steady(&caller, RATE, Duration::default, sleep(WHILE)).await;

@@ -1,9 +1,9 @@
-//! `idle ours|raw <address> <services> <registrations>`: watches so many services and registers so
-//! many instances, on an etcd that has the [entries]; says `ready`, and idles until its standard
-//! input ends. It is a process of its own, so that all its memory is what this takes.
+//! `idle ours|raw <address> <services> <registrations>`: watches this many services and registers
+//! this many instances on an etcd with the [entries], prints `ready`, and idles until its standard
+//! input ends. It has its own process, so that all memory of the process is the measured memory.
 //!
-//! `raw` is what a program does with least by hand: one client, a list of each service, one stream
-//! with a watch for each, one lease that is kept alive, and the addresses in a map.
+//! `raw` is the least that a program does by hand: one client, a list of each service, one stream
+//! with a watch per service, one lease that is kept alive, and the addresses in a map.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -42,14 +42,14 @@ async fn main() -> Result<(), Failure> {
     }
 }
 
-/// Says that all is under way, and waits until whoever started this is done.
+/// Reports that everything is running and waits until the parent process is done.
 async fn until_end() -> Result<(), Failure> {
     println!("ready");
     stdin().read_to_end(&mut Vec::new()).await?;
     Ok(())
 }
 
-/// What a program holds that uses the library.
+/// What a program that uses the library holds.
 struct Ours {
     _views: Vec<View>,
     _registrations: Vec<Registration>,
@@ -65,7 +65,7 @@ impl Ours {
         for view in &views {
             view.ready(LIMIT).await?;
             if view.current().len() != entries::INSTANCES {
-                return Err(format!("{view:?} has not what was put").into());
+                return Err(format!("{view:?} does not have the instances that were put").into());
             }
         }
         let register = async |number| {
@@ -77,7 +77,7 @@ impl Ours {
     }
 }
 
-/// What a program holds that uses the raw client.
+/// What a program that uses the raw client holds.
 struct Raw {
     sets: HashMap<String, HashMap<String, String>>,
     watches: WatchStream,
@@ -119,7 +119,7 @@ impl Raw {
         Ok(Self { sets, watches: watches.ok_or("no services")?, keeper, renewals })
     }
 
-    /// Keeps the sets up to date and the lease alive until it ends.
+    /// Keeps the sets up to date and the lease alive until the stream or the lease ends.
     async fn follow(mut self) -> Result<(), Failure> {
         let mut renewal = interval(TTL / 3);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,14 +151,13 @@ impl Raw {
     }
 }
 
-/// The address that an entry names.
+/// Returns the address in an entry.
 fn decode(entry: &KeyValue) -> Result<String, Failure> {
     let value: Value = serde_json::from_slice(entry.value())?;
     Ok(value["Addr"].as_str().ok_or("an entry without an address")?.to_owned())
 }
 
-/// The services that this process serves itself, each with one registration. It watches none of
-/// them.
+/// Returns the name of a service that this process registers in. It watches none of them.
 fn own(number: usize) -> String {
     format!("own-{number}")
 }
@@ -166,7 +165,7 @@ fn own(number: usize) -> String {
 const USAGE: &str = "idle ours|raw <address> <services> <registrations>";
 /// Where this process would serve.
 const OWN: &str = "10.255.0.1:50051";
-/// Of the lease.
+/// The TTL of the lease.
 const TTL: Duration = Duration::from_secs(15);
-/// Longer than any list takes that is not broken.
+/// Longer than any list that works takes.
 const LIMIT: Duration = Duration::from_secs(30);

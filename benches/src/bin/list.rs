@@ -1,8 +1,8 @@
-//! `list <entries> <rounds>`: lists a service of so many entries of 150 bytes, in turns with a raw
-//! client that reads the same range in one piece, on an etcd of its own.
+//! `list <entries> <rounds>`: lists a service with this many entries of 150 bytes, taking turns
+//! with a raw client that reads the same range in one piece, on its own etcd.
 //!
-//! Prints the medians of the time and of etcd's processor time in ms, the quartiles of what ours is
-//! of the raw client's within a round, and how many requests a list takes.
+//! Prints the medians of the time and of etcd's processor time in ms, the quartiles of the ratio of
+//! ours to the raw client's within a round, and the number of requests per list.
 
 use std::{
     env,
@@ -17,7 +17,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use support::Etcd;
 use tokio::time::sleep;
 
-/// What one read took, in ms.
+/// The cost of one read, in ms.
 #[derive(Clone, Copy, Debug)]
 struct Cost {
     cpu: f64,
@@ -57,7 +57,7 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads some times, and returns the mean of what that took, until all is there.
+/// Reads the whole range several times and returns the mean cost.
 async fn cost<T>(
     etcd: &Etcd,
     read: &impl AsyncFn() -> Result<T, Failure>,
@@ -73,7 +73,7 @@ async fn cost<T>(
             return Err("not all entries were read".into());
         }
     }
-    // What etcd cleans up then is part of it.
+    // Includes what etcd cleans up afterwards.
     sleep(Duration::from_millis(50)).await;
     let cpu = cpu::of(etcd.pid(0))? - used;
     let mean = |duration: Duration| duration.as_secs_f64() * 1e3 / f64::from(READS);
@@ -103,7 +103,7 @@ fn put(instance: &Instance) -> TxnOp {
     TxnOp::put(format!("{SERVICE}/{}", instance.id()), EtcdNaming::default().encode(instance), None)
 }
 
-/// Its key and value have about 150 bytes together.
+/// Returns an instance whose key and value have about 150 bytes together.
 fn instance(number: u32) -> Result<Instance, Failure> {
     let address = format!("10.{}.{}.{}:50051", number >> 16, (number >> 8) & 255, number & 255);
     let metadata = [("version", "2026.11.28-7f3c2a1"), ("zone", "eu-central-1a")];
@@ -111,7 +111,7 @@ fn instance(number: u32) -> Result<Instance, Failure> {
 }
 
 const SERVICE: &str = "payments";
-/// Of one client in its turn.
+/// Reads of one client per turn.
 const READS: u32 = 3;
 /// The most writes that etcd takes in one transaction.
 const AT_ONCE: usize = 128;

@@ -1,4 +1,5 @@
-//! `pick <balancer> <candidates> <operations>`: ready, call and completion over an endpoint that does nothing.
+//! `pick <balancer> <candidates> <operations>`: ready, call and completion over an endpoint that
+//! does nothing.
 
 use std::{
     convert::Infallible,
@@ -50,7 +51,7 @@ async fn drive<S: Service<(), Error: Into<Failure>>>(service: &mut S, operations
     Ok(())
 }
 
-/// With a clone for each call, as handlers of another server write it.
+/// Uses a clone for each call, as the handlers of a server do.
 async fn drive_clones<S: Service<(), Error: Into<Failure>> + Clone>(
     service: &S,
     operations: usize,
@@ -81,11 +82,11 @@ fn ewma(count: usize) -> Balance<ServiceList<Vec<PeakEwma<NoOp>>>, ()> {
     Balance::new(ServiceList::new::<()>(services.collect::<Vec<_>>()))
 }
 
-/// The endpoint.
+/// An endpoint that does nothing.
 #[derive(Clone, Copy, Debug)]
 struct NoOp;
 
-/// The picker as the channel uses it: pick, send, count the answer, count out.
+/// The picker as the channel uses it: pick, send, record the answer, release.
 #[derive(Clone, Debug)]
 struct Picking(BalancerHandle<NoOp>);
 

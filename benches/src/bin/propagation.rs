@@ -1,11 +1,12 @@
-//! `propagation <many> <rounds> <puts>`: the time from a put until who watches the service has it
-//! in a snapshot, and until a raw watch in the same process has its event, on etcd of its own.
+//! `propagation <many> <rounds> <puts>`: measures the time from a put until watchers of the service
+//! have it in a snapshot, and until a raw watch in the same process has its event, on its own etcd.
 //!
-//! One consumer, so many of the same service, so many services with a consumer each and puts to any
-//! of them, and a mere channel in the place of the library take turns, so many rounds of so many
-//! puts each. Prints for each [scene](Scene) the quantiles over all puts, and the quartiles of the
-//! ratios of medians within a round: of the difference to the raw event's time, and of the time to
-//! that of one consumer and of the channel.
+//! Four scenes take turns: one consumer; many consumers of the same service; many services with one
+//! consumer each and puts to any of them; and many consumers of a bare channel instead of the
+//! library. Each round makes this many puts in each scene. Prints for each [scene](Scene) the
+//! quantiles over all puts, and the quartiles of the ratios of medians within a round: of the delay
+//! after the raw event to that event's time, and of the time to that of one consumer and of the
+//! channel.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -51,36 +52,36 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// The median of each round.
+/// Returns the median of each round.
 fn medians(rounds: &[Vec<Put>], of: Measure) -> Result<Vec<f64>, Failure> {
     rounds.iter().map(|round| Ok(Quartiles::of(round.iter().map(of))?.median)).collect()
 }
 
-/// Prints the quartiles of what the numbers are of the peer's in the same rounds.
+/// Prints the quartiles of the ratios to the peer's numbers in the same rounds.
 fn print_ratios(name: &str, numbers: &[f64], peer: &[f64]) -> Result<(), Failure> {
     let Quartiles { first, median, third } = Quartiles::of(numbers.iter().zip(peer).map(|(one, peer)| one / peer))?;
     println!("{name} q1 {first:.4}\n{name} q2 {median:.4}\n{name} q3 {third:.4}");
     Ok(())
 }
 
-/// Who consumes.
+/// The consumers.
 #[derive(Clone, Copy)]
 enum Scene {
-    /// So many tasks that a raw watch wakes through a channel: what none can do without that has
-    /// as many consumers.
+    /// This many tasks that a raw watch wakes through a channel: a lower bound for this many
+    /// consumers.
     Channel(usize),
-    /// So many of one service.
+    /// This many consumers of one service.
     Consumers(usize),
-    /// One of one service.
+    /// One consumer of one service.
     One,
-    /// One of each of so many services of the same handle.
+    /// One consumer for each of this many services, on one handle.
     Services(usize),
 }
 
-/// What became of a put, in microseconds since it was sent.
+/// The arrivals of a put, in microseconds since it was sent.
 struct Put {
     raw: f64,
-    /// By when half of its consumers had it, and all of them.
+    /// When half of its consumers had it, and when all had.
     half: f64,
     last: f64,
 }
@@ -89,7 +90,7 @@ struct Put {
 type Measure = fn(&Put) -> f64;
 
 impl Put {
-    /// How much later than the raw event.
+    /// Returns how much later than the raw event the snapshot was.
     fn later(&self) -> f64 {
         self.half - self.raw
     }
@@ -105,7 +106,8 @@ impl Scene {
         }
     }
 
-    /// The service and the place of each consumer. The first place is the raw watch's.
+    /// Returns the service and the place of each consumer. The first place belongs to the raw
+    /// watch.
     fn consumers(self) -> Vec<(usize, usize)> {
         match self {
             Self::Channel(many) | Self::Consumers(many) => (1..=many).map(|place| (0, place)).collect(),
@@ -129,7 +131,7 @@ impl Scene {
                 tasks.spawn(consume(updates, *place, Arc::clone(&arrivals)));
             }
         }
-        // Each has the first set.
+        // All consumers have the first set.
         arrivals.all(LIMIT).await?;
         tasks.spawn(note(raw_watch(members).await?, Arc::clone(&arrivals)));
 
@@ -151,7 +153,7 @@ impl Scene {
     }
 }
 
-/// Changes an instance of a service, and waits until all that watch it have seen that.
+/// Changes an instance of a service and waits until all its watchers have seen the change.
 async fn put(kv: &mut KvClient, service: usize, places: &[usize], arrivals: &Arrivals) -> Result<Put, Failure> {
     let address = entries::address(service, 0);
     let number = fastrand::u32(..);
@@ -167,8 +169,8 @@ async fn put(kv: &mut KvClient, service: usize, places: &[usize], arrivals: &Arr
     Ok(Put { raw: since(0), half: times[times.len() / 2], last })
 }
 
-/// What a picker does: folds the updates, and has a snapshot after each. An outage that swallows a
-/// change shows as an arrival that does not come.
+/// Does what a picker does: folds the updates into snapshots. An outage that swallows a change
+/// shows as a missing arrival.
 async fn consume(mut updates: UpdateStream, place: usize, arrivals: Arc<Arrivals>) {
     let mut snapshot = Snapshot::default();
     let mut is_first = true;
@@ -181,7 +183,7 @@ async fn consume(mut updates: UpdateStream, place: usize, arrivals: Arc<Arrivals
     }
 }
 
-/// Takes down when a raw watch has an event.
+/// Records when a raw watch has an event.
 async fn note(mut source: WatchStream, arrivals: Arc<Arrivals>) {
     while let Ok(Some(answer)) = source.message().await {
         for _ in answer.events() {
@@ -190,7 +192,7 @@ async fn note(mut source: WatchStream, arrivals: Arc<Arrivals>) {
     }
 }
 
-/// Wakes a task for each consumer with each value that a raw watch tells, and does no more.
+/// Wakes a task per consumer with each value of a raw watch, and does nothing else.
 fn hand_out(mut source: WatchStream, consumers: &[(usize, usize)], arrivals: &Arc<Arrivals>, tasks: &mut JoinSet<()>) {
     let sender = watch::Sender::new(Arc::<[u8]>::default());
     for (_, place) in consumers {
@@ -216,7 +218,7 @@ fn hand_out(mut source: WatchStream, consumers: &[(usize, usize)], arrivals: &Ar
     });
 }
 
-/// A watch of all services over a connection of its own, once etcd has begun it.
+/// Opens a watch of all services over its own connection and waits until etcd has created it.
 async fn raw_watch(members: &[String]) -> Result<WatchStream, Failure> {
     let client = Client::connect(members, None).await?;
     let mut source = client.watch_client().watch("orders-", Some(WatchOptions::new().with_prefix())).await?;
@@ -230,9 +232,9 @@ async fn raw_watch(members: &[String]) -> Result<WatchStream, Failure> {
 /// What is measured of each put.
 const MEASURES: [(&str, Measure); 4] =
     [("raw", |put| put.raw), ("half", |put| put.half), ("last", |put| put.last), ("later", Put::later)];
-/// Of each round, which are not counted.
+/// Uncounted puts at the start of each round.
 const WARM_UP: usize = 10;
-/// Between two puts, so that whatever the last one left to do is done.
+/// The pause between two puts, in which the work of the former one ends.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Longer than anything takes that is not broken.
+/// Longer than anything that works takes.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -1,12 +1,13 @@
-//! `registrations rate|lost|dropped`: what many registrations of one process cost, on etcd of its
-//! own, beside a raw client's.
+//! `registrations rate|lost|dropped`: the cost of many registrations of one process, on its own
+//! etcd, compared with a raw client.
 //!
-//! - `rate <count> <pairs>`: registers so many, in turns with a raw client that grants a lease,
-//!   puts an entry and keeps it alive for each; prints the medians of their times, and the streams
-//!   and messages that keep the leases alive.
+//! - `rate <count> <pairs>`: registers this many instances, taking turns with a raw client that
+//!   grants a lease, puts an entry and keeps the lease alive for each. Prints the medians of their
+//!   times, and the streams and messages that keep the leases alive.
 //! - `lost <count> <rounds>`: loses all entries at once, by revoking the lease, and prints how long
-//!   until they are back.
-//! - `dropped <count>`: drops them while etcd resets every connection, and prints what that costs.
+//!   it takes until they are back.
+//! - `dropped <count>`: drops the registrations while etcd resets every connection, and prints the
+//!   cost.
 
 use std::time::{Duration, Instant};
 
@@ -78,7 +79,7 @@ async fn rate(count: u32, pairs: u32) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Prints the streams that keep leases alive, and the messages on them in a minute.
+/// Prints the number of streams that keep leases alive and the messages on them per minute.
 async fn keep_alive(etcd: &Etcd, whose: &str) {
     let streams = |etcd: &Etcd| {
         let count = |what| {
@@ -95,7 +96,7 @@ async fn keep_alive(etcd: &Etcd, whose: &str) {
         };
         count("started") - count("handled")
     };
-    // Past what opening them takes.
+    // Skips the messages that open the streams.
     sleep(TTL / 3).await;
     let before = etcd.requests(0, "LeaseKeepAlive");
     let start = Instant::now();
@@ -161,7 +162,7 @@ async fn register(backend: &EtcdBackend, count: u32) -> Result<Vec<Registration>
     Ok(try_join_all(instances.into_iter().map(|instance| backend.register(&service, instance))).await?)
 }
 
-/// A lease and an entry for each, as many at a time as ours has under way.
+/// Grants a lease and puts an entry for each, with as many requests in flight as ours has.
 async fn raw_register(client: &Client, count: u32) -> Result<Vec<i64>, Failure> {
     let one = |number: u32| {
         let client = client.clone();
@@ -197,7 +198,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
 
 const TTL: Duration = Duration::from_secs(15);
 const AT_ONCE: usize = 128;
-/// Longer than anything takes that is not broken.
+/// Longer than anything that works takes.
 const LIMIT: Duration = Duration::from_secs(120);
 /// The codes with which a stream may have ended.
 const CODES: [&str; 5] = ["OK", "Canceled", "Unavailable", "Unknown", "DeadlineExceeded"];

@@ -1,5 +1,6 @@
-//! `roll <instances> <changes> <address>...`: rolls so many instances, three times by so many changes, while calls go to the servers at
-//! the addresses, which stay; prints what a change costs, and what it does to picks.
+//! `roll <instances> <changes> <address>...`: rolls this many instances three times, by this many
+//! changes each, while calls go to the servers at the addresses, which stay. Prints the cost of a
+//! change and its effect on picks.
 
 use std::{
     collections::VecDeque,
@@ -102,7 +103,7 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Runs on a thread of its own, and says what time of the processor that took.
+/// Runs work on its own thread and returns the processor time that it took.
 async fn apart<R: Send + 'static>(
     work: impl Future<Output = Result<R, Failure>> + Send + 'static,
 ) -> Result<(Duration, R), Failure> {
@@ -110,13 +111,13 @@ async fn apart<R: Send + 'static>(
     let (sender, done) = oneshot::channel();
     thread::spawn(move || {
         let result = runtime.block_on(work);
-        // Who waits for it is only gone where the load was dropped.
+        // The receiver is gone only if the load was dropped.
         let _ = sender.send(result.map(|result| (cpu::thread(), result)));
     });
     done.await?
 }
 
-/// What the rolls cost the watch of the registry, followed by one who does nothing with it.
+/// Measures what the rolls cost the watch of the registry, with a consumer that does nothing.
 async fn watched(
     backend: &MemoryBackend,
     service: &ServiceName,
@@ -140,7 +141,7 @@ async fn watched(
     Ok((cost, fleet))
 }
 
-/// A channel that connects the addresses, and is connecting all others for ever.
+/// Returns a channel that connects to these addresses and keeps connecting to all others forever.
 fn channel(
     backend: MemoryBackend,
     service: ServiceName,
@@ -186,7 +187,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Removes the oldest and adds a new one, as often as that makes so many changes.
+    /// Makes this many changes by removing the oldest instance and adding a new one.
     async fn roll(&mut self, changes: u32) -> Result<(), Failure> {
         for _ in 0..changes / 2 {
             let oldest = self.registered.pop_front().ok_or("nobody is registered")?;
@@ -206,20 +207,20 @@ impl Fleet {
                 return Ok(());
             }
             if start.elapsed() > Duration::from_secs(120) {
-                return Err("the channel does not see the end of the roll".into());
+                return Err("the channel did not see the end of the roll".into());
             }
             sleep(Duration::from_millis(10)).await;
         }
     }
 }
 
-/// Sorts after loopback, so that the servers that are there connect first.
+/// Sorts after loopback, so that the real servers connect first.
 fn instance(n: usize) -> Result<Instance, Failure> {
     let address = SocketAddr::from((Ipv4Addr::from_bits(0xac10_0000 + u32::try_from(n)?), 50051));
     Ok(Instance::new(address.try_into()?))
 }
 
-/// What whiles of load were.
+/// The totals of several periods of load.
 #[derive(Default)]
 struct Load {
     took: Duration,
@@ -230,7 +231,7 @@ struct Load {
 }
 
 impl Load {
-    /// Adds the calls of another while, which ends with `course`.
+    /// Adds the calls of another period, which ends with `course`.
     async fn run<R>(&mut self, caller: &Caller<Timed>, picks: &Mutex<Vec<Pick>>, course: impl Future<Output = R>) -> R {
         picks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let start = Instant::now();
@@ -252,7 +253,7 @@ struct Pick {
     wall: Duration,
 }
 
-/// The channel, and a clock around its picks.
+/// The channel with a clock around its picks.
 #[derive(Clone)]
 struct Timed {
     channel: BalancedChannel,
@@ -281,7 +282,7 @@ impl Service<Request<Body>> for Timed {
 /// Calls a second.
 const RATE: u32 = 2_000;
 const IDLE: Duration = Duration::from_secs(4);
-/// By then the last changes have been followed.
+/// By then all changes have been followed.
 const SETTLED: Duration = Duration::from_millis(500);
-/// Times without the roll and with it take turns.
+/// Periods without and with the roll take turns.
 const ROUNDS: u32 = 3;

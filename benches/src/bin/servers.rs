@@ -1,5 +1,5 @@
-//! `servers <kind>...`: serves on loopback ports, prints their addresses, and ends with its standard input. Each line there is a
-//! number and a kind, which that server is from then on.
+//! `servers <kind>...`: serves on loopback ports, prints their addresses, and ends with its
+//! standard input. Each input line is a number and a kind, which that server has from then on.
 
 use std::{
     convert::Infallible,
@@ -36,7 +36,7 @@ async fn main() -> Result<(), Failure> {
         println!("{}", serve(&kind)?);
         kinds.push(kind);
     }
-    // Whoever started the servers holds the other end, however it ends itself.
+    // The parent process holds the other end, so this ends however the parent ends.
     let mut lines = BufReader::new(stdin()).lines();
     while let Some(line) = lines.next_line().await? {
         let (number, kind) = line.split_once(' ').ok_or("a line is a number and a kind")?;
@@ -56,7 +56,7 @@ fn serve(kind: &watch::Sender<Kind>) -> Result<SocketAddr, Failure> {
     }
     let listener = socket.listen(1024)?;
     if *kind.borrow() == Kind::Silent {
-        // The kernel accepts for a listener that nobody asks.
+        // The kernel completes connections for a listener that never accepts.
         std::mem::forget(listener);
         return Ok(address);
     }
@@ -73,7 +73,7 @@ fn serve(kind: &watch::Sender<Kind>) -> Result<SocketAddr, Failure> {
     Ok(address)
 }
 
-/// A greeter as its kind is at the moment in which a call comes.
+/// A greeter that behaves according to its kind at the time of the call.
 #[derive(Clone)]
 struct Moody {
     greeter: GreeterServer<Greeter>,
@@ -118,7 +118,7 @@ async fn after<F: Future>(time: Duration, answer: F) -> F::Output {
     answer.await
 }
 
-/// What a slow server takes for a call.
+/// How long a slow server takes for a call.
 const SLOW: Duration = Duration::from_secs(2);
-/// When a late one sends its headers.
+/// When a late server sends its headers.
 const LATE: Duration = Duration::from_secs(5);

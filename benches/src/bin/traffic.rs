@@ -1,6 +1,6 @@
-//! `traffic <rounds> <address>...`: calls of all [shapes](SHAPES), in so many rounds in which ours
-//! and its peers take turns, on two threads; prints the medians, and the quartiles of what ours is
-//! of each within a round.
+//! `traffic <rounds> <address>...`: makes calls of all [shapes](SHAPES) on two threads. Ours and
+//! its peers take turns in this many rounds. Prints the medians, and the quartiles of the ratios of
+//! ours to each peer within a round.
 
 use std::net::SocketAddr;
 
@@ -50,12 +50,12 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
-/// What makes calls of a shape.
+/// Makes calls of a shape.
 type Client = Box<dyn Fn(Shape) -> BoxFuture<'static, Result<Piece, Failure>>>;
 
 fn client<T: Transport>(transport: T) -> Client {
     Box::new(move |shape| Box::pin(shape.run(transport.clone())))
 }
 
-/// In the order in which they take turns.
+/// In the sequence of their turns.
 const NAMES: [&str; 4] = ["ours", "bare", "balanced", "single"];

@@ -7,7 +7,7 @@ use crate::{
     table::Row,
 };
 
-/// F3: what a unary call with 64 bytes costs the client, over ten servers in another process.
+/// F3: the client's cost of a unary call with 64 bytes, over ten servers in another process.
 pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     let servers = Servers::start(&[Kind::Greeter; 10])?;
     let mut rows = Vec::new();

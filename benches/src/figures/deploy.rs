@@ -19,7 +19,7 @@ use crate::{
     table::Row,
 };
 
-/// L3: six servers are replaced one after the other, three times over, under load.
+/// L3: six servers are replaced in turn, three times over, under load.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let backend = MemoryBackend::new();
     let mut servers = Vec::new();
@@ -43,7 +43,7 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let ours = Caller::new(ours, DEADLINE);
     let tonic = Caller::new(tonic, DEADLINE);
     let ours = steady(&ours, RATE, || WORK, roll);
-    // It is told by the drop.
+    // Dropping `over` ends the load.
     let tonic = steady(&tonic, RATE, || WORK, async { drop(rolled.await) });
     let ((ours, roll), (tonic, ())) = join(ours, tonic).await;
     roll?;
@@ -52,7 +52,7 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     Ok(vec![Row::new("L3", what, failed(&ours)).against("tonic `balance_channel`", failed(&tonic)).most(0.0)])
 }
 
-/// A server in this process, serving and registered.
+/// Starts a server in this process and waits until it is serving and registered.
 async fn deploy(backend: &MemoryBackend) -> Result<(ServerHandle, JoinHandle<Result<(), Failure>>), Failure> {
     let builder = RegisteredServer::builder(backend.another_process(), clients::service()).drain_time(DRAIN);
     let server = builder.bind("127.0.0.1:0".parse()?).await?;
@@ -68,9 +68,10 @@ async fn deploy(backend: &MemoryBackend) -> Result<(ServerHandle, JoinHandle<Res
 
 const SERVERS: usize = 6;
 const ROUNDS: usize = 3;
-/// How long a server serves on after it was removed; with it the calls are more than 20,000.
+/// How long a server keeps serving after it has deregistered, chosen so that there are more than
+/// 20,000 calls.
 const DRAIN: Duration = Duration::from_millis(2_200);
-/// Calls a second, and what each takes.
+/// Calls per second, and how long each takes.
 const RATE: u32 = 500;
 const WORK: Duration = Duration::from_millis(10);
 const DEADLINE: Option<Duration> = Some(Duration::from_secs(10));

@@ -33,12 +33,12 @@ pub(super) async fn share() -> Result<Vec<Row>, Failure> {
     Ok(vec![
         row("INTERNAL at once", internal),
         row("UNAVAILABLE at once", unavailable),
-        // What failed counts as load, which has to do alone.
+        // Without ejection, only the load decides, in which failures count.
         row("INTERNAL at once and is not ejected", without),
     ])
 }
 
-/// F19: what calls cost that fail at all of 4,000 endpoints.
+/// F19: the cost of calls that fail at all of 4,000 endpoints.
 pub(super) fn cost() -> Result<Vec<Row>, Failure> {
     let report = Report::of("failing", &[Code::Internal as u32, ENDPOINTS, PAIRS].map(|number| number.to_string()))?;
     let number = |name: &str| report.number(name);
@@ -54,7 +54,7 @@ pub(super) fn cost() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// What fails of ours and of tonic's calls, at the same time, each with servers of its own.
+/// Returns the failed share of our and of tonic's calls, made at the same time to separate servers.
 async fn beside(code: Code, detection: OutlierDetection) -> Result<[f64; 2], Failure> {
     let kinds = [Kind::Failing(code), Kind::Greeter, Kind::Greeter, Kind::Greeter];
     let ours = Servers::start(&kinds)?;
@@ -64,14 +64,14 @@ async fn beside(code: Code, detection: OutlierDetection) -> Result<[f64; 2], Fai
     Ok(failed.into())
 }
 
-/// In percent.
+/// Returns the share of failed calls in percent.
 async fn failed<T: Transport>(transport: T) -> f64 {
     let caller = Caller::new(transport, None);
     let (calls, ()) = steady(&caller, RATE, || WORK, sleep(Duration::from_secs(SECONDS.into()))).await;
     calls.iter().filter(|call| call.failed()).count() as f64 / calls.len() as f64 * 100.0
 }
 
-/// Calls a second, and how long.
+/// Calls per second, and for how many seconds.
 const RATE: u32 = 200;
 const SECONDS: u32 = 30;
 const WORK: Duration = Duration::from_millis(60);

@@ -19,15 +19,15 @@ struct Scene {
     servers: usize,
     ill: usize,
     kind: Kind,
-    /// How long all are well, how long some are not, and how long all are well again, in seconds.
+    /// How many seconds all servers are well, some are ill, and all are well again.
     seconds: [u32; 3],
-    /// How long servers work on a call.
+    /// Returns how long a server works on a call.
     work: fn() -> Duration,
-    /// After how long callers drop a call; where they do not, it has a deadline.
+    /// When callers drop a call; if `None`, calls have a deadline instead.
     dropped: Option<Duration>,
 }
 
-/// F7: one of many servers becomes slow, or hangs, or a few fail at once.
+/// F7: one of many servers becomes slow or hangs, or a few fail at once.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let slow = Scene { servers: 11, ill: 1, kind: Kind::Slow, seconds: [15, 30, 15], work: even, dropped: None };
     let hung = Scene { kind: Kind::Hung, seconds: [5, 20, 0], ..slow };
@@ -47,7 +47,7 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
             format!("calls to 1 of 11 servers, which hangs, after its first second, in percent of its fair share{how}");
         let later = scene.falls_ill() + Duration::from_secs(1);
         let percent = (scene.calls(1..2) - f64::from(RATE)) / 11.0 / 100.0;
-        // Whatever is late was there.
+        // Every late call was sent to the ill server.
         let shares = scene.run().await?.map(|all| count(&all, |call| call.due >= later && call.is_late()) / percent);
         rows.push(Row::new("F7", &what, shares[0]).most(20.0));
         rows.extend(compared(&what, shares));
@@ -60,13 +60,13 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// The first of three against the others.
+/// Compares the first of three numbers with the others.
 fn compared(what: &str, [ours, tower, tonic]: [f64; 3]) -> [Row; 2] {
     [(TOWER, tower), (TONIC, tonic)].map(|(peer, value)| Row::new("F7", what, ours).against(peer, value))
 }
 
 impl Scene {
-    /// Ours, tower's and tonic's calls, at the same time, each against a fleet of its own.
+    /// Makes our, tower's and tonic's calls at the same time, each to a separate fleet.
     async fn run(self) -> Result<[Vec<Ended>; 3], Failure> {
         let kinds = vec![Kind::Greeter; self.servers];
         let [ours, tower, tonic] = [Servers::start(&kinds)?, Servers::start(&kinds)?, Servers::start(&kinds)?];
@@ -99,12 +99,12 @@ impl Scene {
         course.map(|()| calls)
     }
 
-    /// When some fall ill.
+    /// Returns when some servers fall ill.
     fn falls_ill(self) -> Duration {
         Duration::from_secs(self.seconds[0].into())
     }
 
-    /// How many calls are due in these parts of the time.
+    /// Returns how many calls are due in these phases.
     fn calls(self, parts: Range<usize>) -> f64 {
         f64::from(RATE * self.seconds[parts].iter().sum::<u32>())
     }
@@ -125,7 +125,7 @@ fn even() -> Duration {
     Duration::from_millis(fastrand::u64(84..=250))
 }
 
-/// Nothing near the moment at which callers drop a call.
+/// Nothing near the time after which callers drop a call.
 fn brief() -> Duration {
     Duration::from_millis(fastrand::u64(20..=60))
 }
@@ -137,7 +137,7 @@ fn uneven() -> Duration {
 
 const LATE: Duration = Duration::from_secs(1);
 const DROPPED: Duration = Duration::from_millis(100);
-/// Calls a second.
+/// Calls per second.
 const RATE: u32 = 1_000;
 const TONIC: &str = "tonic `balance_list`";
 const TOWER: &str = "tower `Balance`, `PeakEwma`";

@@ -16,12 +16,12 @@ use crate::{
     table::Row,
 };
 
-/// F13: a process watches 1,000 services, holds 100 registrations, and nothing happens.
+/// F13: an idle process that watches 1,000 services and holds 100 registrations.
 ///
-/// The streams and requests are those that etcd counts. Reads are requests that read, `Range` and
-/// `Txn`; a transaction is one, whatever it has in it. What that comes to in the store is printed.
+/// Streams and requests are counted by etcd. Reads are the requests `Range` and `Txn`; a
+/// transaction counts once, whatever it contains. The reads of the store that result are printed.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
-    // Each has an etcd of its own and next to nothing to do.
+    // Each has its own etcd and next to nothing to do.
     let (ours, raw) = tokio::try_join!(Cost::of("ours"), Cost::of("raw"))?;
     let scene = format!("one process watches {SERVICES} services and holds {REGISTRATIONS} registrations, idle");
     let row = |what: &str, of: fn(&Cost) -> f64| Row::new("F13", what, of(&ours)).against(RAW, of(&raw));
@@ -37,12 +37,12 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// What a process costs that idles.
+/// The cost of an idle process.
 struct Cost {
     /// Open streams.
     watches: f64,
     keep_alives: f64,
-    /// Each a second.
+    /// Rates per second.
     ranges: f64,
     txns: f64,
     reads: f64,
@@ -78,7 +78,7 @@ impl Cost {
     }
 }
 
-/// Starts the driver and waits until it idles. It ends with this value.
+/// Starts the driver and waits until it idles. It ends when this value is dropped.
 async fn idle(mode: &str, address: &str) -> Result<Child, Failure> {
     let mut command = Command::new(driver("idle")?);
     command.args([mode, address, &SERVICES.to_string(), &REGISTRATIONS.to_string()]);
@@ -86,12 +86,12 @@ async fn idle(mode: &str, address: &str) -> Result<Child, Failure> {
     let stdout = child.stdout.take().ok_or("the driver has no output")?;
     let line = timeout(START, BufReader::new(stdout).lines().next_line()).await??;
     if line.as_deref() != Some("ready") {
-        return Err(format!("idle {mode} does not get ready").into());
+        return Err(format!("idle {mode} did not become ready").into());
     }
     Ok(child)
 }
 
-/// The resident memory of a process that runs, in MiB.
+/// Returns the resident memory of a running process, in MiB.
 async fn resident(process: &Child) -> Result<f64, Failure> {
     let number = process.id().ok_or("the driver has ended")?;
     let status = fs::read_to_string(format!("/proc/{number}/status")).await?;
@@ -103,9 +103,9 @@ async fn resident(process: &Child) -> Result<f64, Failure> {
 const SERVICES: usize = 1_000;
 const REGISTRATIONS: usize = 100;
 const RAW: &str = "raw etcd-client: one stream with a watch for each, one lease";
-/// Longer than a start takes that is not broken.
+/// Longer than any start that works takes.
 const START: Duration = Duration::from_secs(60);
 /// By then the start has left nothing to do.
 const SETTLED: Duration = Duration::from_secs(20);
-/// Many beats of whatever comes at intervals.
+/// Many periods of everything that happens at intervals.
 const WINDOW: Duration = Duration::from_secs(72);

@@ -15,19 +15,19 @@ use crate::{
     table::Row,
 };
 
-/// Four servers, each a process, and their registrations.
+/// Four servers, each in its own process, and their registrations.
 struct Fleet {
     backend: MemoryBackend,
     servers: Vec<Servers>,
     registrations: Vec<Registration>,
 }
 
-/// What became of a client's calls.
+/// The outcome of a client's calls.
 struct Outcome {
     calls: Vec<Ended>,
-    /// The calls that were in flight at the server as it was killed, where the client says so.
+    /// The requests in flight at the server when it was killed, if the client reports them.
     in_flight: u32,
-    /// When that was, since the calls began.
+    /// When the server was killed, since the calls began.
     killed: Duration,
     /// The endpoints that the client knew then.
     known: usize,
@@ -60,7 +60,7 @@ pub(super) async fn removed_later() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// L5: the registry is lost for the whole run, and then a server is.
+/// L5: the registry is lost for the whole run, and then a server is killed.
 pub(super) async fn registry_lost() -> Result<Vec<Row>, Failure> {
     let fleet = Fleet::start().await?;
     let tonic = Fleet::start().await?;
@@ -97,7 +97,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Kills a server, whose registration goes later.
+    /// Kills a server whose registration is removed later.
     async fn lose_one<T: Transport>(self, transport: T, ours: Option<BalancedChannel>) -> Result<Outcome, Failure> {
         self.run(transport, ours, BEFORE, async |fleet| {
             sleep(REMOVED).await;
@@ -108,7 +108,7 @@ impl Fleet {
         .await
     }
 
-    /// Loses the registry at once, and a server at last.
+    /// Loses the registry at once, and a server at the end.
     async fn lose_registry<T: Transport>(
         self,
         transport: T,
@@ -122,7 +122,7 @@ impl Fleet {
         .await
     }
 
-    /// Calls for a while, kills the first server, and calls on while `then` lasts.
+    /// Calls for a while, kills the first server, and keeps calling while `then` runs.
     async fn run<T: Transport>(
         mut self,
         transport: T,
@@ -136,7 +136,8 @@ impl Fleet {
             let first = self.registrations[0].instance().id().clone();
             let there = endpoints.iter().flat_map(|all| all.iter()).find(|one| *one.instance.id() == first);
             let in_flight = there.map_or(0, |one| one.in_flight);
-            // Blocks until it has ended, so that no call begins between the look and its end.
+            // Blocks until the server has ended, so that no call begins between the count and its
+            // end.
             drop(self.servers.remove(0));
             then(&mut self).await?;
             Ok((in_flight, endpoints.map_or(0, |all| all.len())))
@@ -151,7 +152,7 @@ impl Outcome {
         self.calls.iter().filter(|call| call.failed()).count() as f64
     }
 
-    /// The calls that ended before the kill, and those that ended after it.
+    /// Splits the calls into those that ended before the kill and the others.
     fn parts(&self) -> [Vec<Ended>; 2] {
         let before = |call: &&Ended| call.due + call.took < self.killed;
         let (before, after): (Vec<&Ended>, Vec<&Ended>) = self.calls.iter().partition(before);
@@ -159,7 +160,7 @@ impl Outcome {
     }
 }
 
-/// Calls a second, and what each takes.
+/// Calls per second, and how long each takes.
 const RATE: u32 = 1_000;
 const WORK: Duration = Duration::from_millis(50);
 const DEADLINE: Duration = Duration::from_secs(1);

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
     failed: u32,
-    /// Those that failed, took until their deadline or were dropped.
+    /// Calls that failed, took until their deadline or were dropped.
     slow: u32,
 }
 
@@ -28,7 +28,8 @@ pub(super) async fn refusing() -> Result<Vec<Row>, Failure> {
     Ok(vec![row.against(TONIC, tonic.failed.into()).most(0.0)])
 }
 
-/// L2: one of four endpoints accepts and stays silent, or shakes hands and never answers.
+/// L2: one of four endpoints accepts connections and stays silent, or completes handshakes and
+/// never answers.
 pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
     let silent = servers_and(Kind::Silent)?;
     let hung = servers_and(Kind::Hung)?;
@@ -39,7 +40,7 @@ pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
     let caller = patient(clients::ours(hung.addresses())?);
     let ours_hung = tally(caller.clone(), 1, CALLS).await;
     let (later, calls) = later(caller).await;
-    // Few calls, most of the time waiting, so all at once.
+    // Few calls that wait most of the time, so all at once.
     let (tonic_silent, tonic_hung, tonic_dropped) = tokio::join!(
         tally(patient(clients::tonic_balanced(silent.addresses())?), 1, FEWER),
         tally(patient(clients::tonic_balanced(hung.addresses())?), 1, FEWER),
@@ -63,12 +64,12 @@ pub(super) async fn silent_and_hung() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// A caller whose calls carry a deadline.
+/// Returns a caller whose calls carry a deadline.
 fn patient<T: Transport>(transport: T) -> Caller<T> {
     Caller::new(transport, Some(SLOW))
 }
 
-/// A caller that drops its calls, whose length nobody else knows.
+/// Returns a caller that drops its calls without announcing a deadline.
 fn hasty<T: Transport>(transport: T) -> Caller<T> {
     Caller::new(transport, None).dropping_after(DROPPED)
 }
@@ -77,13 +78,13 @@ fn servers_and(kind: Kind) -> Result<Servers, Failure> {
     Servers::start(&[Kind::Greeter, Kind::Greeter, Kind::Greeter, kind])
 }
 
-/// Calls from a cold start, so many at once.
+/// Makes calls from a cold start, `width` at a time.
 async fn tally<T: Transport>(caller: Caller<T>, width: usize, calls: u32) -> Tally {
     let results = stream::iter(0..calls).map(|_| call(caller.clone())).buffer_unordered(width);
     results.fold(Tally::default(), |tally, one| async move { tally.and(one) }).await
 }
 
-/// Calls for a while, with pauses.
+/// Makes calls for a while, with pauses.
 async fn later<T: Transport>(caller: Caller<T>) -> (Tally, u32) {
     let mut tally = Tally::default();
     let mut calls = 0;
@@ -110,13 +111,14 @@ impl Tally {
 }
 
 const CALLS: u32 = 2_000;
-/// tonic's slow calls go on for ever; these take half a minute.
+/// tonic keeps making slow calls; these take half a minute.
 const FEWER: u32 = 99;
 const SLOW: Duration = Duration::from_secs(1);
 const DROPPED: Duration = Duration::from_millis(100);
 const LATER: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(2);
-/// An ejection lasts 1 s and twice as long after each probe that fails, itself after 1 s: one slow call at 1, 4, 9 and 18 s.
+/// An ejection lasts 1 s and doubles after each failed probe, which itself takes 1 s: one slow call
+/// at 1, 4, 9 and 18 s.
 const PROBES: f64 = 4.0;
 const TONIC: &str = "tonic `balance_list`";
 const TONIC_FEWER: &str = "tonic `balance_list`, of its first 99";

@@ -1,4 +1,5 @@
-//! The figures that are measured, and their targets.
+//! The measured figures and their targets. Each file measures one figure or a few related ones and
+//! returns rows of the table.
 
 mod calls;
 mod deploy;
@@ -18,7 +19,7 @@ mod waiting;
 
 use crate::{Failure, table::Row};
 
-/// Their names, in the order of the table.
+/// The names of the figures, as they appear in the table.
 pub const NAMES: [&str; 19] = [
     "F1", "F3", "F7", "F9", "F10", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "L1", "L2", "L3",
     "L4", "L5",
@@ -28,7 +29,7 @@ pub const NAMES: [&str; 19] = [
 ///
 /// # Errors
 ///
-/// Where a part of the measurement fails; a missed target is none.
+/// If a part of the measurement fails. A missed target is not an error.
 pub async fn measure(name: &str) -> Result<Vec<Row>, Failure> {
     match name {
         "F1" => pick::rows(),

@@ -4,7 +4,7 @@ use crate::{
     table::Row,
 };
 
-/// F1: what a pick costs, over an endpoint that does nothing.
+/// F1: the cost of a pick, over an endpoint that does nothing.
 pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     let cost =
         |balancer: &str, candidates: &str| cost_per_operation("pick", &[balancer.to_owned(), candidates.to_owned()]);
@@ -21,7 +21,8 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
             for (peer, limit, costs, clones) in peers {
                 let what = format!("instructions per pick of {candidates}{how}");
                 let row = Row::new("F1", what, both[n].instructions).against(peer, costs[n].instructions);
-                // A clone is judged against a clone; what cannot be cloned is printed beside it, without one.
+                // A clone is judged against a clone. A peer that cannot be cloned is only printed
+                // beside it.
                 rows.push(if n == 0 || clones { row.ratio(limit) } else { row });
             }
             rows.push(

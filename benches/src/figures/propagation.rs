@@ -1,15 +1,16 @@
 use crate::{Failure, report::Report, rounds::Quartiles, table::Row};
 
-/// F9: from a put to the snapshots of who watches the service, beside the raw watch event of the
-/// same put in the same process.
+/// F9: the time from a put to the snapshots of the service's watchers, compared with the raw watch
+/// event of the same put in the same process.
 ///
-/// With one consumer, judged is the median of the differences between snapshot and event, as a part
-/// of the event's time. 1,000 watched services of one handle are judged against that one consumer.
+/// With one consumer, the target applies to the median of the differences between snapshot and
+/// event, relative to the event's time. 1,000 watched services of one handle are judged against
+/// that one consumer.
 ///
-/// 1,000 consumers of one service are 1,000 tasks to be woken. On two cores a bare channel, which
-/// hands the raw event to as many tasks and does nothing else, takes about 1.25 times as long as
-/// one consumer until half of them have run, and 1.4 times until all have. So the consumer in the
-/// middle, and the last one, are judged against that channel, and printed against one consumer.
+/// With 1,000 consumers of one service, 1,000 tasks must be woken. On two cores a bare channel,
+/// which only hands the raw event to as many tasks, takes about 1.25 times as long as one consumer
+/// until half of the tasks have run, and 1.4 times until all have. So the median and the last
+/// consumer are judged against that channel, and printed against one consumer.
 pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     let report = Report::of("propagation", &[MANY.to_string(), ROUNDS.to_string(), PUTS.to_string()])?;
     let number = |name: &str| report.number(name);
@@ -31,7 +32,7 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
             });
         }
     }
-    // The same time of ours and of a peer, within each round.
+    // Compares the same time of ours and of a peer within each round.
     let against = |what: &str, scene: &str, which: &str, peer: &str, name: &'static str| -> Result<Row, Failure> {
         let row = Row::new("F9", what, number(&format!("{scene} {which} p50"))?)
             .against(name, number(&format!("{peer} {which} p50"))?);
@@ -49,9 +50,9 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
 
 const MANY: usize = 1_000;
 const ROUNDS: usize = 20;
-/// Of each round.
+/// Per round.
 const PUTS: usize = 30;
-/// Names in the driver and in the table.
+/// The names in the driver and in the table.
 const SCENES: [(&str, &str); 3] =
     [("one", "one consumer"), ("services", "1,000 services watched"), ("consumers", "1,000 consumers of one service")];
 const ONE: &str = "one consumer";

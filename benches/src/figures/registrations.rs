@@ -15,7 +15,7 @@ pub(super) fn rate() -> Result<Vec<Row>, Failure> {
     ])
 }
 
-/// F17: 10,000 entries of one process are lost at once; and 1,000 registrations are dropped in an
+/// F17: 10,000 entries of one process are lost at once; 1,000 registrations are dropped during an
 /// outage.
 pub(super) fn overload() -> Result<Vec<Row>, Failure> {
     let lost = Report::of("registrations", &["lost".to_owned(), LOST.to_string(), ROUNDS.to_string()])?;

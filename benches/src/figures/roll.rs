@@ -43,5 +43,5 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
 }
 
 const INSTANCES: usize = 10_000;
-/// Ten rolls: each removes 10,000 and adds as many.
+/// Ten rolls, each of which removes 10,000 instances and adds as many.
 const CHANGES: usize = 200_000;

@@ -32,7 +32,7 @@ use crate::{
     table::Row,
 };
 
-/// A channel to servers of its own, whose connections are counted.
+/// A channel to its own servers, with a count of its connections.
 struct Scene {
     what: &'static str,
     channel: BalancedChannel,
@@ -40,27 +40,27 @@ struct Scene {
     servers: Servers,
 }
 
-/// What became of calls.
+/// The outcome of calls.
 #[derive(Clone, Copy, Debug, Default)]
 struct Calls {
     made: u32,
     failed: u32,
-    /// Those that took longer than a quick call may.
+    /// Calls that took longer than a quick call may.
     late: u32,
 }
 
-/// What was seen of a channel while it called.
+/// What was observed of a channel while it was in use.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     calls: Calls,
-    /// The looks that found an endpoint ejected.
+    /// How many looks found an endpoint ejected.
     ejected: u32,
 }
 
-/// F15: endpoints that are well are not ejected, however slow they are or seem.
+/// F15: healthy endpoints are not ejected, however slow they are or seem.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let stalled = spawn_blocking(|| runtime::Builder::new_current_thread().enable_all().build()?.block_on(stalled()));
-    // They wait for most of the time, so all at once.
+    // They wait for most of the time, so all run at once.
     let (polls, alone, mixed, streams, dropped, aged) =
         tokio::try_join!(polls(), alone(), mixed(), streams(), dropped(), aged())?;
     Ok([polls, alone, mixed, streams, dropped, stalled.await??, aged].concat())
@@ -97,7 +97,7 @@ async fn streams() -> Result<Vec<Row>, Failure> {
     Ok(scene.rows(seen))
 }
 
-/// A call fails here if it ends before it is dropped.
+/// Here a call fails if it ends before it is dropped.
 async fn dropped() -> Result<Vec<Row>, Failure> {
     let scene = Scene::start("20 callers that drop calls of 2 s after 600 ms", &GREETERS).await?;
     let call = async || match timeout(PATIENCE, greet(&scene.channel, DROPPED)).await {
@@ -108,7 +108,7 @@ async fn dropped() -> Result<Vec<Row>, Failure> {
     Ok(scene.rows(seen))
 }
 
-/// On a runtime with this thread alone, so that nobody sees what comes while it is blocked.
+/// On a runtime with this thread only, so that nothing processes what arrives while it is blocked.
 async fn stalled() -> Result<Vec<Row>, Failure> {
     let scene = Scene::start("200 quick calls a second, the client stalls for 2 of every 4 s", &GREETERS).await?;
     let course = async {
@@ -116,14 +116,14 @@ async fn stalled() -> Result<Vec<Row>, Failure> {
             sleep(STALL).await;
             thread::sleep(STALL);
         }
-        // For what comes of the last one.
+        // Time for the effects of the last stall.
         sleep(STALL).await;
     };
     let seen = scene.watch(scene.quick(200, WORK, course)).await;
     Ok(scene.rows(seen))
 }
 
-/// Their connections are as many as their age makes them, so no call may wait for one.
+/// The age of the connections determines their number, so no call may wait for one.
 async fn aged() -> Result<Vec<Row>, Failure> {
     let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1))?;
     let young = |builder: ChannelBuilder| builder.endpoint_settings(move |_| settings.clone());
@@ -138,7 +138,7 @@ async fn aged() -> Result<Vec<Row>, Failure> {
         aged.ejected(aged_seen),
         aged.failed(aged_seen),
         aged.row("connections made", aged.connections()),
-        // The machine's own are a few.
+        // A few are due to the machine itself.
         aged.row("calls that took more than 50 ms", aged_seen.calls.late)
             .against(ageless.what, ageless_seen.calls.late.into())
             .more(2.0),
@@ -189,7 +189,7 @@ impl Scene {
         }
     }
 
-    /// Calls so many times a second until `course` ends.
+    /// Makes this many calls per second until `course` ends.
     async fn quick(&self, rate: u32, work: Duration, course: impl Future<Output = ()>) -> Calls {
         let caller = Caller::new(self.channel.clone(), None);
         let (ended, ()) = steady(&caller, rate, || work, course).await;
@@ -197,7 +197,7 @@ impl Scene {
     }
 
     fn rows(&self, seen: Seen) -> Vec<Row> {
-        // In less than a minute each may be checked once.
+        // In less than a minute each endpoint may be probed once.
         let most = 2 * self.servers.addresses().len();
         let connections = self.row("connections made", self.connections()).most(most as f64);
         vec![self.ejected(seen), self.failed(seen), connections]
@@ -236,7 +236,7 @@ impl Sum for Calls {
     }
 }
 
-/// Each calls again at once, for a while.
+/// Runs callers that each call again at once, for a while.
 async fn callers(count: usize, call: impl AsyncFn() -> Result<(), Status>) -> Calls {
     let start = Instant::now();
     let caller = async || {
@@ -269,16 +269,16 @@ async fn connect(uri: Uri) -> io::Result<TokioIo<TcpStream>> {
 }
 
 const GREETERS: [Kind; 4] = [Kind::Greeter; 4];
-/// How long calls begin.
+/// How long new calls are started.
 const WHILE: Duration = Duration::from_secs(20);
-/// What servers take for calls.
+/// How long servers work on calls.
 const POLL: Duration = Duration::from_secs(5);
 const SLOW: Duration = Duration::from_millis(1_500);
 const DROPPED: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_millis(600);
 const QUICK: Duration = Duration::from_millis(50);
 const EVENTS: u32 = 10;
-/// Some of the quick calls are under way when the client stalls.
+/// Long enough that some quick calls are in flight when the client stalls.
 const WORK: Duration = Duration::from_millis(20);
 const STALL: Duration = Duration::from_secs(2);
 const STALLS: usize = 5;

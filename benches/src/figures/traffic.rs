@@ -27,7 +27,7 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
                 let quartile = |which: &str| number(&format!("{client} {which}"));
                 let ratios = Quartiles { first: quartile("q1")?, median: quartile("q2")?, third: quartile("q3")? };
                 let row = Row::new("F20", &what, number("ours")?).against(peer, number(client)?).rounds(ratios);
-                // Bare hyper is what no client does without.
+                // Bare hyper is the lower bound of every client.
                 rows.push(match (client, *measure) {
                     ("bare", "rate") => row.least(0.95),
                     ("bare", "p99") => row.ratio(1.1),
@@ -39,9 +39,9 @@ pub(super) fn rows() -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-/// Of each shape.
+/// Per shape.
 const ROUNDS: u32 = 30;
-/// Names in the table and in the driver.
+/// The names in the table and in the driver.
 const PEERS: [(&str, &str); 3] = [
     ("hyper, four connections in turn", "bare"),
     ("tonic `balance_list`", "balanced"),

@@ -10,21 +10,21 @@ use crate::{
     table::Row,
 };
 
-/// What became of one caller, or of all.
+/// The calls of one caller, or of all.
 #[derive(Clone, Copy, Debug, Default)]
 struct Waited {
-    /// Those that were answered.
+    /// Calls that were answered.
     calls: u32,
     failed: u32,
     longest: Duration,
-    /// Of all calls, failed ones too.
+    /// The total time of all calls, including failed ones.
     time: Duration,
 }
 
 /// The callers of one client.
 struct Callers(Vec<Waited>);
 
-/// F14: more callers than streams, which the one server allows on a connection.
+/// F14: more callers than streams, which the only server limits per connection.
 pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
     let mut rows = Vec::new();
     for (callers, streams) in [(64, 8), (8, 4)] {
@@ -52,11 +52,11 @@ pub(super) async fn rows() -> Result<Vec<Row>, Failure> {
 }
 
 impl Callers {
-    /// Each calls again at once, over a clone of one transport.
+    /// Runs callers that each call again at once, over clones of one transport.
     async fn run<T: Transport>(transport: T, callers: u32) -> Result<Self, Failure> {
         let mut caller = Caller::new(transport, Some(DEADLINE));
-        // The server's limit comes before its answer. Until then a client may call more often, and
-        // be refused.
+        // The server's limit arrives before its first answer. Until then a client may open more
+        // streams and be refused.
         caller.call().await?;
         let start = Instant::now();
         let mut tasks = JoinSet::new();
@@ -85,12 +85,13 @@ impl Callers {
         self.0.iter().copied().fold(Waited::default(), Waited::and)
     }
 
-    /// In milliseconds.
+    /// Returns the longest wait in milliseconds.
     fn longest(&self) -> f64 {
         self.all().longest.as_secs_f64() * 1e3
     }
 
-    /// What each would wait if all waited the same: callers by throughput, in milliseconds.
+    /// Returns how long each call would wait if all waited the same, in milliseconds: the number of
+    /// callers divided by the throughput.
     fn mean_wait(&self) -> f64 {
         let all = self.all();
         all.time.as_secs_f64() * 1e3 / f64::from(all.calls + all.failed)
@@ -132,7 +133,7 @@ impl Waited {
     }
 }
 
-/// How long calls begin, and what the server takes for each.
+/// How long new calls are started, and how long the server works on each.
 const WHILE: Duration = Duration::from_secs(12);
 const WORK: Duration = Duration::from_millis(20);
 const DEADLINE: Duration = Duration::from_secs(10);

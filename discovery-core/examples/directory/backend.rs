@@ -1,10 +1,12 @@
-//! A backend that is a directory: one file per instance, read again and again.
+//! A backend that is a directory: one file per instance, polled.
 //!
-//! `<root>/services/<service>/<id>` holds the owner's token, a line break and the instance as JSON. A file appears and changes
-//! by a rename, so that nobody reads half of one; its owner touches it, and one that was not touched for a TTL counts as gone.
+//! `<root>/services/<service>/<id>` holds the owner's token, a line break and the instance as JSON.
+//! A file appears and changes by a rename, so that no reader sees half of one. Its owner touches
+//! it, and a file that was not touched for a TTL counts as gone.
 //!
-//! It is honest about what it is not: there is no order of states, and its fence is a look before a rename, so that two owners
-//! who act within the same moment may both believe that they won until the next heartbeat. Its file calls are short and block.
+//! It has limits: states have no order, and ownership is checked before the rename rather than with
+//! it, so two owners that act at the same moment may both believe that they won until the next
+//! heartbeat. Its file operations are short and blocking.
 
 use std::{
     fs::{self, File},
@@ -39,12 +41,12 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Makes an empty registry in `root`, or leaves the one that is there.
+    /// Creates an empty registry in `root`, or keeps the one that is there.
     pub(crate) fn create(root: &Path) -> Result<(), Error> {
         fs::create_dir_all(root.join(SERVICES)).and_then(|()| fs::create_dir_all(root.join(TEMPORARY))).map_err(failed)
     }
 
-    /// A handle on the registry in `root`, whether it can be reached now or not.
+    /// Opens a handle on the registry in `root`, whether or not it can be reached now.
     pub(crate) fn open(root: &Path, ttl: Duration) -> Result<Self, Error> {
         let files = Files { root: root.to_owned(), ttl };
         let recovery =
@@ -58,12 +60,12 @@ impl Directory {
         self.owners.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(|owner| owner.abort());
     }
 
-    /// How many bad files were skipped.
+    /// Returns how many bad files were skipped.
     pub(crate) fn skipped(&self) -> u64 {
         self.resolver.skipped()
     }
 
-    /// How many watches read the directory now.
+    /// Returns the count of the watches that read the directory now.
     pub(crate) fn polls(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.resolver.source().open)
     }
@@ -91,7 +93,8 @@ impl Registry for Directory {
         let instance = Arc::new(instance);
         let file =
             Own { path: self.files.path(service, &instance), files: self.files.clone(), token: fastrand::u64(..) };
-        // No await between the write and the task that owns it, so that nobody can give up in between.
+        // No await between the write and the task that owns it, so that a drop cannot separate
+        // them.
         file.write(&instance, claim).map_err(|error| error.with_operation("register").with_service(service))?;
         let status = StatusWriter::new(Status::registered());
         let (asks, asked) = mpsc::unbounded_channel();
@@ -103,7 +106,7 @@ impl Registry for Directory {
     }
 }
 
-/// The task of one registration: keeps the file until it is told to end, or its asker is gone.
+/// The task of one registration: keeps the file until its end is requested, or its handle is gone.
 async fn own(file: Own, mut instance: Arc<Instance>, status: StatusWriter, mut asked: mpsc::UnboundedReceiver<Ask>) {
     loop {
         let ask = tokio::select! {
@@ -128,7 +131,7 @@ async fn own(file: Own, mut instance: Arc<Instance>, status: StatusWriter, mut a
             status.set(next);
         }
         match ask {
-            // Who asked may have given up.
+            // The caller may have been dropped.
             Some(Some(Ask::Update(_, answer))) => drop(answer.send(kept)),
             Some(Some(Ask::End(answer))) => return drop(answer.send(kept)),
             Some(None) => return,
@@ -143,14 +146,14 @@ enum Ask {
     Update(Arc<Instance>, oneshot::Sender<Result<(), Error>>),
 }
 
-/// What a registration holds: its end asks the task to remove the file.
+/// A registration's handle: dropping it makes the task remove the file.
 #[derive(Debug)]
 struct Asks(mpsc::UnboundedSender<Ask>);
 
 impl Asks {
     async fn ask(&self, ask: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Ask) -> Result<(), Error> {
         let (sender, answer) = oneshot::channel();
-        // Where the task is gone, so is the answer.
+        // If the task is gone, the answer channel is closed too.
         let _ = self.0.send(ask(sender));
         answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Closed, "the backend is gone")))
     }
@@ -167,11 +170,11 @@ impl RegistrationBackend for Asks {
     }
 
     fn release(&self) {
-        // The drop of the sender, which follows, is the request.
+        // The sender is dropped next, and that is the request.
     }
 }
 
-/// The reading half: a whole state every now and then.
+/// The reading half: the whole state at an interval.
 #[derive(Debug)]
 struct Polled {
     files: Files,
@@ -211,7 +214,8 @@ impl Files {
     }
 
     fn read(&self, service: &ServiceName) -> Result<Vec<Entry>, Error> {
-        // The root says whether the registry is there; a service that was never registered has no directory.
+        // The root shows whether the registry is reachable; a service that was never registered has
+        // no directory.
         let services = self.root.join(SERVICES);
         fs::metadata(&services).map_err(failed)?;
         let Some(listing) = found(fs::read_dir(services.join(service.as_str())))? else { return Ok(Vec::new()) };
@@ -259,14 +263,14 @@ impl Own {
             _ => fs::rename(&temporary, &self.path),
         };
         placed.map_err(|error| {
-            // It may have been renamed already.
+            // The rename may have succeeded already.
             let _ = fs::remove_file(&temporary);
             failed(error)
         })
     }
 
-    /// Renews the file, or heals it; another's stands.
-    #[expect(clippy::disallowed_methods, reason = "files have the system's time")]
+    /// Renews the file, or restores it; leaves another owner's file alone.
+    #[expect(clippy::disallowed_methods, reason = "file times are those of the system clock")]
     fn keep(&self, instance: &Instance) -> Result<(), Error> {
         match self.is_mine() {
             true => File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now())).map_err(failed),
@@ -274,7 +278,7 @@ impl Own {
         }
     }
 
-    /// Removes the file where it is this owner's.
+    /// Removes the file if it belongs to this owner.
     fn remove(&self) -> Result<(), Error> {
         fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
         if self.is_mine() { found(fs::remove_file(&self.path)).map(|_| ()) } else { Ok(()) }
@@ -294,7 +298,7 @@ fn entry(path: &Path, bytes: &[u8]) -> Entry {
     Entry::Bad(BadEntry { key: path.display().to_string(), id, revision: hash.finish(), error })
 }
 
-/// What may be missing.
+/// Returns `None` if the file or directory does not exist.
 fn found<T>(result: io::Result<T>) -> Result<Option<T>, Error> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -1,4 +1,4 @@
-//! Registers this process in a directory, and prints who else is there.
+//! Registers this process in a directory, and prints the other instances.
 //!
 //! ```text
 //! cargo run --example directory -- /tmp/registry payments 127.0.0.1:50051

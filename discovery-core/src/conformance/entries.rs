@@ -9,7 +9,8 @@ use super::{
 };
 use crate::{InstanceId, Snapshot, Update};
 
-/// **W7**: a bad entry is skipped and counted, the rest is served; a bad value over a good one removes it.
+/// **W7**: a bad entry is skipped and counted, and the rest is served; a bad value in place of a
+/// good one removes it.
 pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     const LAW: &str = "W7";
     const BAD: &str = "cannot-be-read";
@@ -38,7 +39,7 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     .await;
     if can(LAW, harness.capabilities().skip_count, "skip_count", "bad entries are counted") {
         eventually(LAW, "a bad entry must be counted", settle, async || process.skipped() > 0).await;
-        // However often it is read.
+        // It counts once, however often it is read.
         let _third = register(LAW, harness, backend, &service, &three).await;
         follower.until("one more", |set| has(set, &[&one, &two, &three])).await;
         ok(LAW, harness, "list", backend.list(&service)).await;
@@ -53,7 +54,8 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     drop(log);
 
     harness.put_bad(&service, one.id()).await;
-    // The owner may have healed it; in any case an old watcher and a fresh list must come to agree.
+    // The owner may have repaired it already. In any case an old watcher and a fresh list must
+    // agree in the end.
     let agree = async {
         loop {
             while follower.unexpected().await.is_some() {}
@@ -63,9 +65,12 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
         }
     };
     let agreed = tokio::time::timeout(settle, agree).await;
-    assert!(agreed.is_ok(), "{LAW}: after a bad value over a good one an old watcher and a fresh list must agree");
+    assert!(
+        agreed.is_ok(),
+        "{LAW}: after a bad value in place of a good one, an old watcher and a fresh list must agree"
+    );
 
-    if can(LAW, harness.capabilities().leases, "leases", "a bad value over one that nobody heals") {
+    if can(LAW, harness.capabilities().leases, "leases", "a bad value in place of one that nobody repairs") {
         let doomed = harness.process().await;
         let four = instance(4);
         let left = register(LAW, harness, doomed.backend(), &service, &four).await;
@@ -73,8 +78,8 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
         follower.until("the instance of another process", is_there).await;
         doomed.kill();
         harness.put_bad(&service, four.id()).await;
-        follower.until("a bad value over a good one must count as its removal", |set| !is_there(set)).await;
-        eventually(LAW, "a bad value over a good one must count as its removal", settle, async || {
+        follower.until("a bad value in place of a good one must count as its removal", |set| !is_there(set)).await;
+        eventually(LAW, "a bad value in place of a good one must count as its removal", settle, async || {
             backend.list(&service).await.is_ok_and(|set| !is_there(&set))
         })
         .await;
@@ -82,7 +87,8 @@ pub async fn w07_skips_bad_entries(harness: &dyn Harness) {
     }
 }
 
-/// **W9**: `order` never sees `order-history`, and keys of deeper paths are no entries, no bad ones either.
+/// **W9**: `order` never sees `order-history`, and keys of deeper paths are not entries, not even
+/// bad ones.
 pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
     const LAW: &str = "W9";
     let process = harness.process().await;
@@ -116,7 +122,7 @@ pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
     .await;
     let set = ok(LAW, harness, "list", backend.list(&order)).await;
     assert!(has(&set, &[&mine]), "{LAW}: a list must show its own service only, but shows {set:?}");
-    if can(LAW, harness.capabilities().skip_count, "skip_count", "foreign keys are no bad entries") {
+    if can(LAW, harness.capabilities().skip_count, "skip_count", "foreign keys are not bad entries") {
         assert!(
             process.skipped() == 0,
             "{LAW}: keys of other services and of deeper paths must not count as bad entries"
@@ -125,7 +131,7 @@ pub async fn w09_keeps_services_apart(harness: &dyn Harness) {
 }
 
 /// **W10**: an unknown service is an empty set, not an error.
-pub async fn w10_takes_an_unknown_service_for_empty(harness: &dyn Harness) {
+pub async fn w10_treats_an_unknown_service_as_empty(harness: &dyn Harness) {
     const LAW: &str = "W10";
     let process = harness.process().await;
     let unknown = service("never-registered");

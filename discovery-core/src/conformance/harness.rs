@@ -4,20 +4,21 @@ use async_trait::async_trait;
 
 use crate::{Backend, InstanceId, ServiceName};
 
-/// A backend under test, with a registry of its own: nothing that another test does may show in it.
+/// A backend under test, with a registry of its own that no other test can affect.
 ///
-/// The hooks that no capability asks for are required; each of the others is called only where [`Capabilities`] declares it.
+/// The methods that need no capability are required. Each of the others is called only if
+/// [`Capabilities`] declares it.
 #[async_trait]
 pub trait Harness: Send + Sync {
-    /// What this backend promises, and what its harness can do to it.
+    /// Returns what this backend promises, and what the harness can do to it.
     fn capabilities(&self) -> Capabilities;
 
-    /// How long the laws wait.
+    /// Returns how long the laws wait.
     fn timings(&self) -> Timings;
 
-    /// A handle of its own on the registry, as one more process would hold it.
+    /// Returns a new handle on the registry, as one more process would hold it.
     ///
-    /// The harness keeps no clone of the backend itself, since some laws drop it.
+    /// The harness must not keep a clone of the backend, because some laws drop it.
     async fn process(&self) -> Process;
 
     /// Makes the registry unreachable for all processes. Needs [`Capabilities::outages`].
@@ -25,23 +26,25 @@ pub trait Harness: Send + Sync {
         undeclared("outages")
     }
 
-    /// Makes the registry reachable again, after [`interrupt`](Self::interrupt) or [`refuse`](Self::refuse).
+    /// Makes the registry reachable again, after [`interrupt`](Self::interrupt) or
+    /// [`refuse`](Self::refuse).
     async fn restore(&self) {
         undeclared("outages")
     }
 
-    /// Makes the registry refuse everybody, which is an error of another kind. Needs [`Capabilities::refusals`].
+    /// Makes the registry refuse every client, which is an error of another kind. Needs
+    /// [`Capabilities::refusals`].
     async fn refuse(&self) {
         undeclared("refusals")
     }
 
-    /// Makes the registry refuse all writes for good, as where a permission is withdrawn: an error
-    /// that is not retryable. Needs [`Capabilities::denials`].
+    /// Makes the registry refuse all writes with an error that is not retryable, as if a permission
+    /// were revoked. Needs [`Capabilities::denials`].
     async fn deny(&self) {
         undeclared("denials")
     }
 
-    /// Makes the registry take writes again, after [`deny`](Self::deny).
+    /// Makes the registry accept writes again, after [`deny`](Self::deny).
     async fn permit(&self) {
         undeclared("denials")
     }
@@ -56,17 +59,19 @@ pub trait Harness: Send + Sync {
         undeclared("removal")
     }
 
-    /// Sets the registry back to an empty one. Needs [`Capabilities::wipes`].
+    /// Resets the registry to an empty one. Needs [`Capabilities::wipes`].
     async fn wipe(&self) {
         undeclared("wipes")
     }
 
-    /// Puts an unreadable value where this instance's entry stands, or would. Needs [`Capabilities::bad_entries`].
+    /// Puts an unreadable value at the key of this instance, whether or not it has an entry. Needs
+    /// [`Capabilities::bad_entries`].
     async fn put_bad(&self, _service: &ServiceName, _id: &InstanceId) {
         undeclared("bad_entries")
     }
 
-    /// Puts something below a path that begins like an entry of the service. Needs [`Capabilities::deeper_keys`].
+    /// Puts a key below a path that begins like an entry of the service. Needs
+    /// [`Capabilities::deeper_keys`].
     async fn put_deeper(&self, _service: &ServiceName) {
         undeclared("deeper_keys")
     }
@@ -76,13 +81,15 @@ pub trait Harness: Send + Sync {
         undeclared("panics")
     }
 
-    /// How many upstream watches of a service are open, over all processes. Needs [`Capabilities::upstream_watches`].
+    /// Returns how many upstream watches of a service are open, over all processes. Needs
+    /// [`Capabilities::upstream_watches`].
     async fn upstream_watches(&self, _service: &ServiceName) -> usize {
         undeclared("upstream_watches")
     }
 }
 
-/// What a backend promises and a harness can do; what is `false` is skipped, and said to be.
+/// What a backend promises and a harness can do. Laws that need what is `false` are skipped, and
+/// reported as skipped.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Capabilities {
     /// Unreadable entries can be put: [`Harness::put_bad`].
@@ -93,42 +100,45 @@ pub struct Capabilities {
     pub denials: bool,
     /// Leases can be ended: [`Harness::expire`].
     pub expiry: bool,
-    /// The entries of a killed process go by themselves, and processes can be killed: [`Process::killed_by`].
+    /// The entries of a killed process disappear, and processes can be killed:
+    /// [`Process::killed_by`].
     pub leases: bool,
     /// The registry can be cut off: [`Harness::interrupt`], [`Harness::restore`].
     pub outages: bool,
     /// Upstream watches can be made to panic: [`Harness::panic_watches`].
     pub panics: bool,
-    /// Watchers are told every step of the registry, not only the states that a poll happens to see.
+    /// Watchers see every step of the registry, not only the states that a poll happens to see.
     pub push: bool,
-    /// The registry can be made to refuse: [`Harness::refuse`].
+    /// The registry can be made to refuse clients: [`Harness::refuse`].
     pub refusals: bool,
     /// Entries can be removed by hand: [`Harness::remove`].
     pub removal: bool,
-    /// A set is one state that the registry really had, in its order.
+    /// Every set is one state that the registry really had, in its order.
     pub revisions: bool,
     /// Skipped bad entries can be counted: [`Process::counting_skipped`].
     pub skip_count: bool,
     /// Upstream watches can be counted: [`Harness::upstream_watches`].
     pub upstream_watches: bool,
-    /// The registry can be set back: [`Harness::wipe`].
+    /// The registry can be reset: [`Harness::wipe`].
     pub wipes: bool,
 }
 
 /// How long the laws wait. Every wait is bounded by one of these.
 #[derive(Clone, Copy, Debug)]
 pub struct Timings {
-    /// How many updates a consumer may fall behind, as of [`Recovery::queue`](crate::backend::Recovery::queue).
+    /// How many updates a consumer may fall behind; see
+    /// [`Recovery::queue_capacity`](crate::backend::Recovery::queue_capacity).
     pub queue: usize,
-    /// For how long nothing must come, where nothing may come.
+    /// How long a law waits for updates that must not come.
     pub quiet: Duration,
-    /// By when anything must have come that must come: a change, a recovery, a healing, the failure of a call during an outage.
+    /// How long a law waits for anything that must come: a change, a recovery, a re-registration,
+    /// the failure of a call during an outage.
     pub settle: Duration,
-    /// How long an entry stays after its process was killed; anything where there are no leases.
+    /// How long an entry stays after its process was killed. Any value if there are no leases.
     pub ttl: Duration,
 }
 
-/// One handle on the registry, as one process holds it.
+/// A handle on the registry, as one process holds it.
 pub struct Process {
     backend: Arc<dyn Backend>,
     kill: Option<Box<dyn FnOnce() + Send + Sync>>,
@@ -136,7 +146,7 @@ pub struct Process {
 }
 
 impl Capabilities {
-    /// Everything.
+    /// All capabilities.
     pub const ALL: Self = Self {
         bad_entries: true,
         deeper_keys: true,
@@ -156,26 +166,28 @@ impl Capabilities {
 }
 
 impl Process {
-    /// A process that holds this handle.
+    /// Creates a process that holds this handle.
     pub fn new(backend: impl Backend) -> Self {
         Self { backend: Arc::new(backend), kill: None, skipped: None }
     }
 
-    /// Says how to end the process so that it can do nothing more, deregister least of all. For [`Capabilities::leases`].
+    /// Sets how to end the process so that it can do nothing more, least of all deregister. Needed
+    /// for [`Capabilities::leases`].
     #[must_use]
     pub fn killed_by(mut self, kill: impl FnOnce() + Send + Sync + 'static) -> Self {
         self.kill = Some(Box::new(kill));
         self
     }
 
-    /// Says how to read [`Recovered::skipped`](crate::backend::Recovered::skipped). For [`Capabilities::skip_count`].
+    /// Sets how to read [`Recovered::skipped`](crate::backend::Recovered::skipped). Needed for
+    /// [`Capabilities::skip_count`].
     #[must_use]
     pub fn counting_skipped(mut self, skipped: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         self.skipped = Some(Box::new(skipped));
         self
     }
 
-    /// The handle.
+    /// Returns the handle.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
@@ -185,7 +197,7 @@ impl Process {
         self.kill.take().unwrap_or_else(|| undeclared("leases"))();
     }
 
-    /// How many bad entries it has skipped.
+    /// Returns how many bad entries it has skipped.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped.as_ref().unwrap_or_else(|| undeclared("skip_count"))()
     }

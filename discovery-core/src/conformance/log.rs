@@ -1,4 +1,4 @@
-//! What this thread logs, as far as a law asks.
+//! What this thread logs, as far as a law needs it.
 
 use std::{
     fmt,

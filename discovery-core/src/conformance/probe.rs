@@ -1,4 +1,4 @@
-//! What the laws are written with: bounded waits, and a consumer that folds what it is told.
+//! The tools of the laws: bounded waits, and a consumer that folds its updates.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use crate::{
     Weight,
 };
 
-/// A consumer as a law sees it: it folds the updates and bounds every wait.
+/// The consumer of a law: it folds the updates and bounds every wait.
 pub(super) struct Follower {
     law: &'static str,
     timings: Timings,
@@ -35,16 +35,16 @@ impl Follower {
         Self { law, timings: harness.timings(), updates, set: Snapshot::default() }
     }
 
-    /// The next update.
+    /// Returns the next update.
     pub(super) async fn next(&mut self, what: &str) -> Update {
         let next = timeout(self.timings.settle, self.updates.next()).await;
-        let Ok(next) = next else { panic!("{}: nothing came within {:?}: {what}", self.law, self.timings.settle) };
+        let Ok(next) = next else { panic!("{}: no update within {:?}: {what}", self.law, self.timings.settle) };
         let Some(update) = next else { panic!("{}: the stream ended: {what}", self.law) };
         self.set = self.set.after(&update);
         update
     }
 
-    /// The next set or change, past losses of contact.
+    /// Returns the next set or change, skipping losses of contact.
     pub(super) async fn next_set(&mut self, what: &str) -> Update {
         loop {
             match self.next(what).await {
@@ -54,7 +54,7 @@ impl Follower {
         }
     }
 
-    /// The updates up to the set that is asked for, which may stand already.
+    /// Returns the updates up to the wanted set, which may already be the current one.
     pub(super) async fn until(&mut self, what: &str, wanted: impl Fn(&Snapshot) -> bool) -> Vec<Update> {
         let mut seen = Vec::new();
         let bound = self.timings.settle * 2;
@@ -64,12 +64,12 @@ impl Follower {
             }
         };
         if timeout(bound, all).await.is_err() {
-            panic!("{}: it did not come to this within {bound:?}: {what}; the set is {:?}", self.law, self.set);
+            panic!("{}: not reached within {bound:?}: {what}; the set is {:?}", self.law, self.set);
         }
         seen
     }
 
-    /// The updates up to the next loss of contact, and why it is lost.
+    /// Returns the error of the next loss of contact.
     pub(super) async fn until_lost(&mut self, what: &str) -> Error {
         loop {
             if let Update::Lost(error) = self.next(what).await {
@@ -78,7 +78,7 @@ impl Follower {
         }
     }
 
-    /// The update that came in a time in which none may come.
+    /// Returns an update that comes while none may come.
     pub(super) async fn unexpected(&mut self) -> Option<Update> {
         let update = timeout(self.timings.quiet, self.updates.next()).await.ok()??;
         self.set = self.set.after(&update);
@@ -86,7 +86,7 @@ impl Follower {
     }
 }
 
-/// Waits until a condition holds, and fails the law after `bound`.
+/// Waits until a condition holds; fails the law after `bound`.
 pub(super) async fn eventually(law: &str, what: &str, bound: Duration, mut holds: impl AsyncFnMut() -> bool) {
     let asking = async {
         while !holds().await {
@@ -98,7 +98,7 @@ pub(super) async fn eventually(law: &str, what: &str, bound: Duration, mut holds
     }
 }
 
-/// Fails the law where a call fails or does not end.
+/// Returns the value of a call; fails the law if the call fails or does not end.
 pub(super) async fn ok<T>(
     law: &str,
     harness: &dyn Harness,
@@ -107,13 +107,13 @@ pub(super) async fn ok<T>(
 ) -> T {
     let bound = harness.timings().settle;
     match timeout(bound, call).await {
-        Err(_) => panic!("{law}: no end within {bound:?}: {what}"),
+        Err(_) => panic!("{law}: no answer within {bound:?}: {what}"),
         Ok(Err(error)) => panic!("{law}: {what} failed: {}", error.report()),
         Ok(Ok(value)) => value,
     }
 }
 
-/// The error of a call that must fail.
+/// Returns the error of a call that must fail.
 pub(super) async fn failure<T>(
     law: &str,
     harness: &dyn Harness,
@@ -122,13 +122,13 @@ pub(super) async fn failure<T>(
 ) -> Error {
     let bound = harness.timings().settle;
     match timeout(bound, call).await {
-        Err(_) => panic!("{law}: no end within {bound:?}: {what}"),
+        Err(_) => panic!("{law}: no answer within {bound:?}: {what}"),
         Ok(Err(error)) => error,
-        Ok(Ok(_)) => panic!("{law}: {what} went through"),
+        Ok(Ok(_)) => panic!("{law}: {what} succeeded"),
     }
 }
 
-/// Registers, and fails the law where that fails.
+/// Registers an instance; fails the law if that fails.
 pub(super) async fn register(
     law: &str,
     harness: &dyn Harness,
@@ -139,34 +139,37 @@ pub(super) async fn register(
     ok(law, harness, "register", backend.register(service, instance.clone())).await
 }
 
-/// Whether a fresh list shows an instance just like this.
+/// Returns whether a fresh list shows exactly this instance.
 pub(super) async fn lists(backend: &Arc<dyn Backend>, service: &ServiceName, instance: &Instance) -> bool {
     let set = backend.list(service).await;
     set.is_ok_and(|set| set.get(instance.id().as_str()).is_some_and(|one| **one == *instance))
 }
 
-/// Whether a fresh list shows no instance of this id.
+/// Returns whether a fresh list shows no instance with this id.
 pub(super) async fn misses(backend: &Arc<dyn Backend>, service: &ServiceName, id: &InstanceId) -> bool {
     backend.list(service).await.is_ok_and(|set| set.get(id.as_str()).is_none())
 }
 
-/// Whether a set holds just these ids.
+/// Returns whether a set holds exactly these ids.
 pub(super) fn has(set: &Snapshot, ids: &[&Instance]) -> bool {
     set.len() == ids.len() && ids.iter().all(|one| set.get(one.id().as_str()).is_some())
 }
 
-/// What a change says that was so before.
+/// Returns a part of a change that changes nothing.
 pub(super) fn idle_part(before: &Snapshot, change: &Change) -> Option<String> {
     let same = change.upserts().iter().find(|one| before.get(one.id().as_str()) == Some(one));
     let gone = change.removes().iter().find(|id| before.get(id.as_str()).is_none());
     let empty = change.is_empty().then(|| "nothing at all".to_owned());
-    empty.or_else(|| same.map(|one| format!("{} as it was", one.id()))).or_else(|| gone.map(|id| format!("{id} gone")))
+    empty
+        .or_else(|| same.map(|one| format!("{} unchanged", one.id())))
+        .or_else(|| gone.map(|id| format!("{id} already gone")))
 }
 
-/// Whether the harness can do what a law, or a part of it, needs; where it cannot, says that it is skipped.
+/// Returns whether the harness can do what a law, or a part of it, needs; reports the skip if it
+/// cannot.
 pub(super) fn can(law: &str, declared: bool, capability: &str, part: impl fmt::Display) -> bool {
     if !declared {
-        // Not `eprintln!`, which a passing test would swallow.
+        // Not `eprintln!`, whose output is captured when the test passes.
         let _ =
             writeln!(stderr(), "conformance: {law} SKIPPED ({part}): it needs `{capability}`, which is not declared");
     }
@@ -178,14 +181,14 @@ pub(super) fn service(name: &str) -> ServiceName {
     name.parse().expect("the laws' names are allowed")
 }
 
-/// An instance for a law, told apart from others by its number.
+/// An instance for a law, identified by its number.
 pub(super) fn instance(number: u8) -> Instance {
     let address = format!("10.9.0.{number}:80").parse().expect("the laws' addresses are allowed");
     let metadata = [("number", number.to_string())].try_into().expect("the laws' metadata is allowed");
     Instance::new(address).with_metadata(metadata)
 }
 
-/// The same instance with other values.
+/// The same instance with another weight.
 pub(super) fn reweighed(instance: &Instance, weight: u16) -> Instance {
     instance.clone().with_weight(Weight::new(weight).expect("the laws' weights are allowed"))
 }
@@ -204,5 +207,5 @@ pub(super) fn odd_metadata() -> Metadata {
     odd.try_into().expect("the laws' metadata is allowed")
 }
 
-/// How long between two looks at something that shows itself only when asked.
+/// The interval between two checks of a condition that must be polled.
 const ASK: Duration = Duration::from_millis(5);

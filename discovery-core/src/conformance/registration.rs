@@ -17,7 +17,8 @@ use super::{
 };
 use crate::{Backend, Claim, ErrorKind, Registration, ServiceName, Status, Update};
 
-/// **R1**: `Ok` means written: whoever lists after it sees the instance, as it was registered; open watches see it soon.
+/// **R1**: `Ok` means written: a list that starts afterwards shows the instance as it was
+/// registered; open watches see it soon.
 pub async fn r01_ok_means_written(harness: &dyn Harness) {
     const LAW: &str = "R1";
     let process = harness.process().await;
@@ -33,7 +34,7 @@ pub async fn r01_ok_means_written(harness: &dyn Harness) {
             let set = ok(LAW, harness, "list", backend.list(&service)).await;
             let found = set.get(one.id().as_str());
             let same = found.is_some_and(|found| **found == one);
-            assert!(same, "{LAW}: after Ok a list of {who} must show {one:?}, but shows {found:?}");
+            assert!(same, "{LAW}: after Ok a list by {who} must show {one:?}, but shows {found:?}");
         }
         follower
             .until("an open watch must see it", |set| set.get(one.id().as_str()).is_some_and(|found| **found == one))
@@ -43,7 +44,7 @@ pub async fn r01_ok_means_written(harness: &dyn Harness) {
     }
 }
 
-/// **R2**: it heals itself after every loss, or says since when and why it is not registered.
+/// **R2**: a registration is registered again after every loss, or reports since when and why not.
 pub async fn r02_heals(harness: &dyn Harness) {
     const LAW: &str = "R2";
     let capabilities = harness.capabilities();
@@ -54,7 +55,7 @@ pub async fn r02_heals(harness: &dyn Harness) {
     let ttl = harness.timings().ttl;
     let registration = register(LAW, harness, process.backend(), &service, &instance(1)).await;
     ok(LAW, harness, "update", registration.update(|one| reweighed(&one, 7))).await;
-    // What was updated is what heals.
+    // The updated values are the ones that must be restored.
     let one = reweighed(&instance(1), 7);
     let mut follower = Follower::new(LAW, harness, other.backend(), &service);
     follower.until("the registered instance", |set| has(set, &[&one])).await;
@@ -68,40 +69,41 @@ pub async fn r02_heals(harness: &dyn Harness) {
     if can(LAW, capabilities.expiry, "expiry", "a lost lease") {
         harness.expire(&service, one.id()).await;
         if capabilities.push {
-            follower.until("the lease must be seen to be lost", |set| set.is_empty()).await;
+            follower.until("a watch must see the loss of the lease", |set| set.is_empty()).await;
         }
-        healed("it must heal after its lease was lost").await;
-        follower.until("the healed instance", |set| has(set, &[&one])).await;
+        healed("it must be registered again after its lease was lost").await;
+        follower.until("the restored instance", |set| has(set, &[&one])).await;
     }
     if can(LAW, capabilities.removal, "removal", "an entry removed by hand") {
         harness.remove(&service, one.id()).await;
         if capabilities.push {
-            follower.until("the entry must be seen to be gone", |set| set.is_empty()).await;
+            follower.until("a watch must see that the entry is gone", |set| set.is_empty()).await;
         }
-        healed("it must heal after somebody removed its entry").await;
-        follower.until("the healed instance", |set| has(set, &[&one])).await;
+        healed("it must be registered again after its entry was removed").await;
+        follower.until("the restored instance", |set| has(set, &[&one])).await;
     }
-    if can(LAW, capabilities.wipes, "wipes", "a registry set back to empty") {
+    if can(LAW, capabilities.wipes, "wipes", "a registry reset to empty") {
         harness.wipe().await;
-        healed("it must heal after the registry was wiped").await;
+        healed("it must be registered again after the registry was wiped").await;
     }
     if can(LAW, capabilities.outages, "outages", "an outage") {
         harness.interrupt().await;
         if can(LAW, capabilities.leases, "leases", "an outage longer than the lease") {
             let bound = ttl + settle;
-            eventually(LAW, "it must say that it is not registered any more", bound, async || {
+            eventually(LAW, "it must report that it is no longer registered", bound, async || {
                 matches!(registration.status(), Status::Lost { .. })
             })
             .await;
         }
         harness.restore().await;
-        healed("it must heal after an outage").await;
+        healed("it must be registered again after an outage").await;
     }
     let status = registration.status();
-    assert!(status.is_registered(), "{LAW}: a registration that lives must be registered, but is {status:?}");
+    assert!(status.is_registered(), "{LAW}: a live registration must be registered, but is {status:?}");
 }
 
-/// **R3**: one owner per id: registering takes over or is refused, healing never takes over, the superseded cannot act.
+/// **R3**: one owner per id: registering takes over or is refused, re-registration never takes
+/// over, and a superseded registration cannot act.
 pub async fn r03_has_one_owner(harness: &dyn Harness) {
     const LAW: &str = "R3";
     let old = harness.process().await;
@@ -121,12 +123,17 @@ pub async fn r03_has_one_owner(harness: &dyn Harness) {
             matches!(first.status(), Status::Superseded { .. })
         })
         .await;
-        let error = failure(LAW, harness, "an update by the superseded", first.update(|one| reweighed(&one, 9))).await;
-        assert!(error.kind() == ErrorKind::Conflict, "{LAW}: the superseded must get a conflict, but got {error}");
+        let error =
+            failure(LAW, harness, "an update of a superseded registration", first.update(|one| reweighed(&one, 9)))
+                .await;
+        assert!(
+            error.kind() == ErrorKind::Conflict,
+            "{LAW}: a superseded registration must get a conflict, but got {error}"
+        );
         if ending == "dropped" {
             drop(first);
         } else {
-            ok(LAW, harness, "deregistering the superseded", first.deregister()).await;
+            ok(LAW, harness, "deregistering a superseded registration", first.deregister()).await;
         }
         for wait in [Duration::ZERO, quiet] {
             tokio::time::sleep(wait).await;
@@ -147,8 +154,8 @@ pub async fn r03_has_one_owner(harness: &dyn Harness) {
     let owner = register(LAW, harness, old.backend(), &service, &held).await;
     for (who, backend) in [("its own process", old.backend()), ("another process", new.backend())] {
         let other = backend.register_with(&service, reweighed(&held, 7), Claim::IfAbsent);
-        let error = failure(LAW, harness, "a claim by another while the owner lives", other).await;
-        assert!(error.kind() == ErrorKind::Conflict, "{LAW}: a claim of {who} must be a conflict, but is {error}");
+        let error = failure(LAW, harness, "a claim while another owner lives", other).await;
+        assert!(error.kind() == ErrorKind::Conflict, "{LAW}: a claim by {who} must be a conflict, but is {error}");
     }
     eventually(LAW, "a refused claim must change nothing", settle, async || {
         lists(new.backend(), &service, &held).await
@@ -162,30 +169,33 @@ pub async fn r03_has_one_owner(harness: &dyn Harness) {
     ok(LAW, harness, "deregister", owner.deregister()).await;
     eventually(LAW, "the entry is gone", settle, async || misses(new.backend(), &service, held.id()).await).await;
     let claimed = new.backend().register_with(&service, held.clone(), Claim::IfAbsent);
-    let _claimed = ok(LAW, harness, "a claim where no owner lives", claimed).await;
+    let _claimed = ok(LAW, harness, "a claim while no owner lives", claimed).await;
 
-    if can(LAW, harness.capabilities().expiry, "expiry", "healing does not take over") {
+    if can(LAW, harness.capabilities().expiry, "expiry", "re-registration does not take over") {
         let before = instance(4);
         let after = reweighed(&instance(4), 7);
         let first = register(LAW, harness, old.backend(), &service, &before).await;
         harness.expire(&service, before.id()).await;
         let second = register(LAW, harness, new.backend(), &service, &after).await;
-        eventually(LAW, "who lost its entry to another must be Superseded", settle, async || {
+        eventually(LAW, "an owner that lost its entry to another must be Superseded", settle, async || {
             matches!(first.status(), Status::Superseded { .. })
         })
         .await;
         tokio::time::sleep(quiet).await;
-        eventually(LAW, "healing must not take over", settle, async || lists(old.backend(), &service, &after).await)
-            .await;
+        eventually(LAW, "re-registration must not take over", settle, async || {
+            lists(old.backend(), &service, &after).await
+        })
+        .await;
         assert!(
             second.status().is_registered(),
-            "{LAW}: healing must not take over, but made it {:?}",
+            "{LAW}: re-registration must not take over, but made it {:?}",
             second.status()
         );
     }
 }
 
-/// **R4**: `deregister` returns once the entry is gone; a drop does the same; a killed process goes with its lease.
+/// **R4**: `deregister` returns once the entry is gone; a drop does the same without waiting; the
+/// entry of a killed process ends with its lease.
 pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
     const LAW: &str = "R4";
     let process = harness.process().await;
@@ -201,9 +211,9 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
     ok(LAW, harness, "deregister", registration.deregister()).await;
     for (who, backend) in [("its own process", process.backend()), ("another process", other.backend())] {
         let gone = misses(backend, &service, one.id()).await;
-        assert!(gone, "{LAW}: once deregister has returned, a list of {who} must not show the instance");
+        assert!(gone, "{LAW}: once deregister has returned, a list by {who} must not show the instance");
     }
-    follower.until("a watch must see it go", |set| set.is_empty()).await;
+    follower.until("a watch must see its removal", |set| set.is_empty()).await;
 
     for place in ["in a runtime", "outside a runtime"] {
         let registration = register(LAW, harness, process.backend(), &service, &one).await;
@@ -229,14 +239,14 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
         eventually(LAW, "the registered instance", settle, async || lists(other.backend(), &service, &one).await).await;
         harness.interrupt().await;
         let error = failure(LAW, harness, "deregistering during an outage", registration.deregister()).await;
-        assert!(error.is_retryable(), "{LAW}: what ends later is no final error, but it is {error}");
+        assert!(error.is_retryable(), "{LAW}: an end that is only delayed must be a retryable error, but is {error}");
         harness.restore().await;
         let bound = ttl + Duration::from_secs(1) + settle;
         eventually(LAW, "the lease must end what could not be deregistered", bound, async || {
             misses(other.backend(), &service, one.id()).await
         })
         .await;
-        follower.until("a watch must see it go", |set| set.is_empty()).await;
+        follower.until("a watch must see its removal", |set| set.is_empty()).await;
     }
     if can(LAW, leases, "leases", "a killed process") {
         let registration = register(LAW, harness, process.backend(), &service, &one).await;
@@ -244,16 +254,16 @@ pub async fn r04_ends_with_its_handle(harness: &dyn Harness) {
         eventually(LAW, "the registered instance", settle, async || lists(other.backend(), &service, &one).await).await;
         process.kill();
         let bound = ttl + Duration::from_secs(1);
-        eventually(LAW, "a killed process must be gone", bound, async || {
+        eventually(LAW, "the entry of a killed process must be gone", bound, async || {
             misses(other.backend(), &service, one.id()).await
         })
         .await;
-        follower.until("a watch must see a killed process go", |set| set.is_empty()).await;
+        follower.until("a watch must see the removal of a killed process", |set| set.is_empty()).await;
         drop(registration);
     }
 }
 
-/// **R5**: an update changes weight and metadata in place, without a moment of absence; one that is
+/// **R5**: an update changes weight and metadata in place, without a moment of absence. One that is
 /// refused for good changes nothing, now or later.
 pub async fn r05_updates_in_place(harness: &dyn Harness) {
     const LAW: &str = "R5";
@@ -289,24 +299,27 @@ pub async fn r05_updates_in_place(harness: &dyn Harness) {
 
     let weight = registration.update(|one| reweighed(&one, 50));
     let metadata = registration.update(|one| one.with_metadata([("zone", "b")].try_into().expect("it is allowed")));
-    ok(LAW, harness, "two updates at once", futures::future::try_join(weight, metadata)).await;
+    ok(LAW, harness, "two concurrent updates", futures::future::try_join(weight, metadata)).await;
     let last = registration.instance();
     let both = last.weight().value() == 50 && last.metadata().get("zone") == Some("b");
-    assert!(both, "{LAW}: of two updates at once neither must undo the other, but it is {last:?}");
+    assert!(both, "{LAW}: neither of two concurrent updates may undo the other, but the instance is {last:?}");
     let written = lists(process.backend(), &service, &last).await;
     assert!(written, "{LAW}: the registration must show what was written");
 
     let moved = instance(2).with_id(one.id().clone());
     let error = failure(LAW, harness, "an update of the address", registration.update(|_| moved)).await;
-    assert!(error.kind() == ErrorKind::InvalidInput, "{LAW}: another address must be refused, but got {error}");
+    assert!(
+        error.kind() == ErrorKind::InvalidInput,
+        "{LAW}: an update of the address must be invalid input, but got {error}"
+    );
 
     if can(LAW, harness.capabilities().denials, "denials", "an update that is refused for good") {
         refused_update_is_not_written_later(LAW, harness, &registration, process.backend(), &service).await;
     }
 }
 
-/// What the registry refuses for good is neither shown nor written later, whatever is written for
-/// another reason.
+/// An update that the registry refuses for good is neither shown nor written later, even when the
+/// entry is written for another reason.
 async fn refused_update_is_not_written_later(
     law: &'static str,
     harness: &dyn Harness,
@@ -320,32 +333,32 @@ async fn refused_update_is_not_written_later(
     harness.deny().await;
     let refused = registration.update(|one| reweighed(&one, 77));
     let error = failure(law, harness, "an update that the registry refuses for good", refused).await;
-    assert!(!error.is_retryable(), "{law}: what is refused for good is no error that passes, but it is {error}");
+    assert!(!error.is_retryable(), "{law}: an update refused for good must not be a retryable error, but is {error}");
     let shown = registration.instance();
     assert!(
         shown == before,
-        "{law}: after an update that was refused the registration must show {before:?}, but shows {shown:?}"
+        "{law}: after a refused update the registration must show {before:?}, but shows {shown:?}"
     );
     harness.permit().await;
-    let what = "after an update that was refused the former values must stand";
+    let what = "after a refused update the former values must stay";
     eventually(law, what, settle, async || lists(backend, service, &before).await).await;
     tokio::time::sleep(quiet).await;
     let stands = lists(backend, service, &before).await;
-    assert!(stands, "{law}: an update that was refused must not be written later");
-    if can(law, harness.capabilities().expiry, "expiry", "healing after an update that was refused") {
+    assert!(stands, "{law}: a refused update must not be written later");
+    if can(law, harness.capabilities().expiry, "expiry", "re-registration after a refused update") {
         harness.expire(service, before.id()).await;
-        let what = "what heals after an update that was refused must be the former values";
+        let what = "after a refused update, re-registration must write the former values";
         eventually(law, what, settle, async || lists(backend, service, &before).await).await;
         tokio::time::sleep(quiet).await;
         assert!(lists(backend, service, &before).await, "{law}: {what}");
     }
     let next = reweighed(&before, 78);
-    ok(law, harness, "an update after one that was refused", registration.update(|_| next.clone())).await;
+    ok(law, harness, "an update after a refused one", registration.update(|_| next.clone())).await;
     let written = lists(backend, service, &next).await;
-    assert!(written, "{law}: an update after one that was refused must be written");
+    assert!(written, "{law}: an update after a refused one must be written");
 }
 
-/// **R6**: a `register` that is dropped half-way leaves nothing behind.
+/// **R6**: a `register` that is dropped before completion leaves nothing behind.
 pub async fn r06_leaves_nothing_half_done(harness: &dyn Harness) {
     const LAW: &str = "R6";
     let process = harness.process().await;
@@ -353,7 +366,8 @@ pub async fn r06_leaves_nothing_half_done(harness: &dyn Harness) {
     let service = service("payments");
     let settle = harness.timings().settle;
     let quiet = harness.timings().quiet;
-    // Stopped after so many polls, or after so long: whichever way, wherever it waits it is once dropped.
+    // Dropped after a number of polls, or after a delay, so that every await point is interrupted
+    // at least once.
     for number in 1..=24 {
         let (polls, limit) =
             if number <= 16 { (number, settle) } else { (u8::MAX, quiet / 20 * u32::from(number - 16)) };
@@ -372,21 +386,21 @@ pub async fn r06_leaves_nothing_half_done(harness: &dyn Harness) {
             ok(LAW, harness, "deregister", registration.deregister()).await;
         }
     }
-    eventually(LAW, "a register dropped half-way must leave no entry", settle, async || {
+    eventually(LAW, "a register dropped before completion must leave no entry", settle, async || {
         other.backend().list(&service).await.is_ok_and(|set| set.is_empty())
     })
     .await;
     tokio::time::sleep(quiet).await;
     let set = ok(LAW, harness, "list", other.backend().list(&service)).await;
-    assert!(set.is_empty(), "{LAW}: what was given up must not be written later, but there is {set:?}");
+    assert!(set.is_empty(), "{LAW}: an abandoned register must not be written later, but the set is {set:?}");
 
     let first = instance(1);
     let claimed = other.backend().register_with(&service, first.clone(), Claim::IfAbsent);
-    let claimed = ok(LAW, harness, "a claim of an id that was given up", claimed).await;
+    let claimed = ok(LAW, harness, "a claim of an abandoned id", claimed).await;
     tokio::time::sleep(quiet).await;
     assert!(
         claimed.status().is_registered(),
-        "{LAW}: who gave up must not come back, but made it {:?}",
+        "{LAW}: an abandoned register must not take over, but made the status {:?}",
         claimed.status()
     );
 }

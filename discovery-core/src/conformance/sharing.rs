@@ -6,8 +6,9 @@ use super::{
 };
 use crate::Update;
 
-/// **W6**: who falls behind the queue gets one `Reset` and ends up right, and delays nobody.
-pub async fn w06_resets_who_is_slow(harness: &dyn Harness) {
+/// **W6**: a consumer that falls behind the queue gets one `Reset`, reaches the right set, and
+/// delays nobody.
+pub async fn w06_resets_a_slow_consumer(harness: &dyn Harness) {
     const LAW: &str = "W6";
     let process = harness.process().await;
     let service = service("payments");
@@ -19,9 +20,9 @@ pub async fn w06_resets_who_is_slow(harness: &dyn Harness) {
     fast.until("the registered instance", |set| has(set, &[&one])).await;
     slow.until("the registered instance", |set| has(set, &[&one])).await;
 
-    let push = can(LAW, harness.capabilities().push, "push", "the one Reset of who falls behind");
+    let push = can(LAW, harness.capabilities().push, "push", "one Reset for a slow consumer");
     let queue = u16::try_from(harness.timings().queue.next_power_of_two()).expect("queues are shorter than 2^15");
-    // Queues may round their bound up to a power of two.
+    // A queue may round its capacity up to a power of two.
     let steps = if push { queue + 8 } else { 8 };
     for weight in 1..=steps {
         ok(LAW, harness, "update", registration.update(|one| reweighed(&one, weight))).await;
@@ -33,18 +34,18 @@ pub async fn w06_resets_who_is_slow(harness: &dyn Harness) {
     }
 
     if push {
-        let first = slow.next("the Reset of who fell behind").await;
+        let first = slow.next("the Reset of the slow consumer").await;
         let whole = matches!(&first, Update::Reset(set) if *set == fast.set);
-        assert!(whole, "{LAW}: who fell behind must get a Reset of the newest set, but got {first:?}");
+        assert!(whole, "{LAW}: a slow consumer must get a Reset of the newest set, but got {first:?}");
         let more = slow.unexpected().await;
-        assert!(more.is_none(), "{LAW}: who fell behind must get one Reset and nothing else, but then came {more:?}");
+        assert!(more.is_none(), "{LAW}: a slow consumer must get one Reset and nothing else, but then got {more:?}");
     } else {
         let last = fast.set.clone();
         slow.until("the newest set", |set| *set == last).await;
     }
 }
 
-/// **W8**: many watchers of a service share one upstream watch, which closes with the last of them.
+/// **W8**: the watchers of a service share one upstream watch, which closes with the last of them.
 pub async fn w08_shares_one_upstream_watch(harness: &dyn Harness) {
     const LAW: &str = "W8";
     if !can(LAW, harness.capabilities().upstream_watches, "upstream_watches", "all of it") {
@@ -69,9 +70,9 @@ pub async fn w08_shares_one_upstream_watch(harness: &dyn Harness) {
     let _registration = register(LAW, harness, process.backend(), &service, &instance(1)).await;
     followers[0].until("a change for the watcher that is left", |set| set.len() == 1).await;
     followers.clear();
-    eventually(LAW, "the last watcher to go must close the upstream watch", quiet, async || count(0).await).await;
+    eventually(LAW, "dropping the last watcher must close the upstream watch", quiet, async || count(0).await).await;
 
     let mut again = Follower::new(LAW, harness, process.backend(), &service);
-    again.until("the set for one who comes after", |set| set.len() == 1).await;
-    eventually(LAW, "one who comes after must open an upstream watch", settle, async || count(1).await).await;
+    again.until("the set for a later watcher", |set| set.len() == 1).await;
+    eventually(LAW, "a later watcher must open an upstream watch", settle, async || count(1).await).await;
 }

@@ -1,4 +1,4 @@
-//! W1 to W5: what the stream of updates tells.
+//! W1 to W5: what the stream of updates reports.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,7 +8,8 @@ use super::{
 };
 use crate::{ErrorKind, Instance, InstanceId, Snapshot, Update};
 
-/// **W1**: the first item is a `Reset`, or `Lost` where the registry cannot be reached; who joins late starts with the set.
+/// **W1**: the first item is a `Reset`, or `Lost` if the registry cannot be reached; a late joiner
+/// starts with the set.
 pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
     const LAW: &str = "W1";
     let process = harness.process().await;
@@ -46,13 +47,17 @@ pub async fn w01_starts_with_the_set(harness: &dyn Harness) {
         let unreached = harness.process().await;
         let first = Follower::new(LAW, harness, unreached.backend(), &service).next("Lost").await;
         let lost = matches!(&first, Update::Lost(_));
-        assert!(lost, "{LAW}: who has not reached the registry yet must start with Lost, but starts with {first:?}");
+        assert!(
+            lost,
+            "{LAW}: a process that has not reached the registry must start with Lost, but starts with {first:?}"
+        );
         harness.restore().await;
     }
 }
 
-/// **W2**: each fold is a state that the registry had, in its order; a registry that went back is a `Reset`.
-pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
+/// **W2**: each folded set is a state that the registry had, in its order; a registry that went
+/// back is a `Reset`.
+pub async fn w02_shows_only_states_of_the_registry(harness: &dyn Harness) {
     const LAW: &str = "W2";
     let process = harness.process().await;
     let service = service("payments");
@@ -106,11 +111,12 @@ pub async fn w02_tells_states_that_were(harness: &dyn Harness) {
         let seen = follower.until("an instance registered after the wipe", |set| set.get(mark.id().as_str()).is_some());
         let seen = seen.await;
         let reset = seen.iter().any(|update| matches!(update, Update::Reset(_)));
-        assert!(reset, "{LAW}: a registry that went back must be a Reset, but was told as {seen:?}");
+        assert!(reset, "{LAW}: a registry that went back must be a Reset, but was reported as {seen:?}");
     }
 }
 
-/// **W3**: where changes could have been missed a `Reset` follows, and nothing moves that did not change.
+/// **W3**: a `Reset` follows whenever changes could have been missed, and what did not change is
+/// not touched.
 pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
     const LAW: &str = "W3";
     let process = harness.process().await;
@@ -127,7 +133,7 @@ pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
     let mut held = follower.set.clone();
     let mut registrations = vec![register(LAW, harness, backend, &service, &moving).await];
     let mut seen = follower.until("another instance", |set| has(set, &[&still, &moving])).await;
-    // An entry written again as it was is a step of the registry, and no change of the set.
+    // Rewriting an equal entry is a step of the registry, but not a change of the set.
     registrations.push(register(LAW, harness, backend, &service, &moving).await);
     seen.extend(follower.unexpected().await);
     let moved = reweighed(&moving, 7);
@@ -142,7 +148,7 @@ pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
         harness.interrupt().await;
         seen.push(Update::Lost(follower.until_lost("the outage").await));
         harness.restore().await;
-        // Before the watch is back, so that it misses this.
+        // Before the watch has recovered, so that it misses this.
         eventually(LAW, "registering works again", harness.timings().settle, async || {
             let registration = backend.register(&service, later.clone()).await;
             registrations.extend(registration.ok());
@@ -155,16 +161,17 @@ pub async fn w03_has_no_gap_and_moves_nothing(harness: &dyn Harness) {
     for update in seen {
         if let Update::Change(change) = &update {
             let idle = idle_part(&held, change);
-            assert!(idle.is_none(), "{LAW}: a Change must carry what changed only, but has {idle:?}: {change:?}");
+            assert!(idle.is_none(), "{LAW}: a Change must carry only what changed, but has {idle:?}: {change:?}");
         }
         held = held.after(&update);
         let now = held.get(still.id().as_str());
         let same = now.is_some_and(|one| Arc::ptr_eq(one, &first));
-        assert!(same, "{LAW}: an unchanged instance must stay the same Arc, but {update:?} moved it");
+        assert!(same, "{LAW}: an unchanged instance must stay the same Arc, but {update:?} replaced it");
     }
 }
 
-/// **W4**: a stream never ends; it and a registration keep alive what they need; errors and panics are items.
+/// **W4**: a stream never ends; streams and registrations keep alive what they need; errors and
+/// panics are items.
 pub async fn w04_never_ends(harness: &dyn Harness) {
     const LAW: &str = "W4";
     let capabilities = harness.capabilities();
@@ -208,11 +215,12 @@ pub async fn w04_never_ends(harness: &dyn Harness) {
     }
     let four = instance(4);
     let _four = ok_in_time(LAW, harness, &other, &service, &four).await;
-    follower.until("a change after it all", |set| set.get(four.id().as_str()).is_some()).await;
+    follower.until("a change after all of that", |set| set.get(four.id().as_str()).is_some()).await;
 }
 
-/// **W5**: an outage is one `Lost`, and one more when its kind changes; then comes a `Reset`, even an equal one.
-pub async fn w05_tells_an_outage_once(harness: &dyn Harness) {
+/// **W5**: an outage is one `Lost`, and one more when its kind changes; then a `Reset` follows,
+/// even an equal one.
+pub async fn w05_reports_an_outage_once(harness: &dyn Harness) {
     const LAW: &str = "W5";
     let capabilities = harness.capabilities();
     if !can(LAW, capabilities.outages, "outages", "all of it") {
@@ -229,23 +237,23 @@ pub async fn w05_tells_an_outage_once(harness: &dyn Harness) {
     harness.interrupt().await;
     let mut kind = follower.until_lost("the outage").await.kind();
     let mut more = follower.unexpected().await;
-    // A connection may break in another way than it is refused later.
+    // A connection may break with one kind of error and then be refused with another.
     if let Some(Update::Lost(error)) = &more
         && error.kind() != kind
     {
         kind = error.kind();
         more = follower.unexpected().await;
     }
-    assert!(more.is_none(), "{LAW}: an outage must be told once, but then came {more:?}");
+    assert!(more.is_none(), "{LAW}: an outage must be reported once, but then got {more:?}");
     if can(LAW, capabilities.refusals, "refusals", "an outage that changes its kind") {
         harness.refuse().await;
         let error = follower.until_lost("the outage's new kind").await;
-        assert!(error.kind() != kind, "{LAW}: a loss must be told again only when its kind changes");
+        assert!(error.kind() != kind, "{LAW}: a loss must be reported again only when its kind changes");
         kind = error.kind();
         let more = follower.unexpected().await;
-        assert!(more.is_none(), "{LAW}: each kind of an outage must be told once, but then came {more:?}");
+        assert!(more.is_none(), "{LAW}: each kind of an outage must be reported once, but then got {more:?}");
     }
-    assert!(follower.set == before, "{LAW}: during an outage the set must stand as last known");
+    assert!(follower.set == before, "{LAW}: during an outage the set must stay as last known");
 
     harness.restore().await;
     let back = loop {
@@ -258,7 +266,7 @@ pub async fn w05_tells_an_outage_once(harness: &dyn Harness) {
     follower.until("the set as it was", |set| *set == before).await;
 }
 
-/// Registers as soon as the registry takes it, after an outage.
+/// Registers an instance as soon as the registry accepts it after an outage.
 async fn ok_in_time(
     law: &'static str,
     harness: &dyn Harness,

@@ -1,5 +1,4 @@
-//! The owner's side of a registration that is kept: what is asked of it, before and after it is
-//! made.
+//! The owner's side of a kept registration, before and after it is written.
 
 use std::{
     mem,
@@ -18,14 +17,14 @@ use crate::{
     backend::{RegistrationBackend, StatusWriter},
 };
 
-/// The owner's side of a registration that is being kept.
+/// The owner's side of a kept registration.
 #[derive(Debug)]
 pub(super) struct Kept {
     pub(super) wanted: watch::Sender<Wanted>,
     pub(super) place: Arc<Place>,
     pub(super) status: StatusWriter,
     pub(super) abort: AbortHandle,
-    /// Taken by the one who waits for its end.
+    /// Taken by the caller that waits for its end.
     pub(super) task: Mutex<Option<JoinHandle<Result<(), Error>>>>,
 }
 
@@ -36,20 +35,20 @@ pub(super) enum Wanted {
     Registered(Arc<Instance>),
 }
 
-/// What the first successful attempt leaves, outside of its task, so that it ends at once with its
-/// owner.
+/// What the first successful attempt leaves. It is kept outside the task, so that it ends at once
+/// when its owner drops it.
 #[derive(Debug, Default)]
 pub(super) enum Slot {
     #[default]
     Empty,
-    /// The task has gone, and left nothing.
+    /// The task has ended and left nothing.
     Ended,
     Registered(Arc<Registration>),
-    /// The registration is on its way here.
+    /// The registration is being handed over.
     Taken,
 }
 
-/// A slot, and those who wait for it to change.
+/// A slot, and a notification of its changes.
 #[derive(Debug, Default)]
 pub(super) struct Place {
     slot: Mutex<Slot>,
@@ -87,7 +86,7 @@ impl RegistrationBackend for Kept {
             let mut slot = self.place.lock();
             self.wanted.send_replace(Wanted::Gone);
             match mem::take(&mut *slot) {
-                // Nobody else holds it: an update borrows the registration that this ends.
+                // The only reference: an update would borrow the registration that is being ended.
                 Slot::Registered(registration) => Arc::into_inner(registration),
                 Slot::Empty | Slot::Ended | Slot::Taken => None,
             }
@@ -105,7 +104,7 @@ impl RegistrationBackend for Kept {
     fn release(&self) {
         self.status.set(Status::deregistered());
         self.abort.abort();
-        // Dropped here, so that nothing is left to happen later.
+        // Dropped before this returns, so that nothing is left to happen later.
         drop(mem::take(&mut *self.place.lock()));
     }
 }
@@ -115,7 +114,7 @@ impl Place {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the slot, and wakes those who wait for that.
+    /// Changes the slot and wakes those who wait for a change.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> T {
         let result = change(&mut self.lock());
         self.changed.notify_waiters();
@@ -133,7 +132,7 @@ impl Wanted {
 }
 
 impl Kept {
-    /// Waits for the end of the task, which takes back what it may have written.
+    /// Waits for the end of the task, which removes whatever an attempt has written.
     async fn ended(&self) -> Result<(), Error> {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         match task {

@@ -1,4 +1,6 @@
-//! A registration that is there at once, and in the registry as soon as that can be reached.
+//! Registrations that exist at once and are written as soon as the registry can be reached.
+//!
+//! This file has the trait and the task that makes the attempts; `kept` is the owner's side.
 
 mod kept;
 
@@ -18,21 +20,21 @@ use crate::{
 };
 use kept::{Kept, Place, Slot, Wanted, runtime_gone};
 
-/// What every [`Registry`] can do besides; implemented for all of them and for nothing else.
+/// Convenience methods of every [`Registry`].
 pub trait RegistryExt: Registry {
-    /// Registers an instance however long that takes, and returns without waiting for it.
+    /// Registers an instance, trying until it succeeds, and returns without waiting for that.
     ///
     /// [`register`](Registry::register) gives up after the backend's timeout, so that its caller
-    /// knows where it stands. This is for a process that should start, and be found as soon as the
-    /// registry can be reached, while that is away.
+    /// knows the outcome. This method is for a process that should start while the registry is
+    /// unreachable, and be found as soon as the registry is back.
     ///
-    /// The registration starts as [`Lost`](Status::Lost), and makes no claim that anything is
-    /// written: R1 does not hold for it. Its [status](Registration::status) reports what the
-    /// registry answered last. From the first write on it is like any other.
+    /// The registration starts as [`Lost`](Status::Lost) and does not claim that anything is
+    /// written, so R1 does not hold for it. Its [status](Registration::status) reports the
+    /// registry's last error. After the first write it is like any other.
     ///
-    /// - Errors that may pass, and those that somebody may mend (a permission, a password), are
-    ///   followed by another attempt, after a [`Backoff`] with full jitter. An error of the input
-    ///   waits for an [update](Registration::update).
+    /// - Errors that may pass, and those that somebody may correct (a permission, a password), are
+    ///   followed by another attempt, after a [`Backoff`] with full jitter. After an error of the
+    ///   input, the next attempt waits for an [update](Registration::update).
     /// - A conflict with another owner, which `claim` decides, ends it as
     ///   [`Superseded`](Status::Superseded).
     /// - Before the first write, an [update](Registration::update) changes what the next attempt
@@ -41,12 +43,15 @@ pub trait RegistryExt: Registry {
     ///   way. Dropping the registration ends the attempt, and everything else.
     ///
     /// ```
-    /// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+    /// # async fn example(
+    /// #     backend: std::sync::Arc<dyn discovery_core::Backend>,
+    /// # ) -> Result<(), discovery_core::Error> {
     /// use discovery_core::{Claim, Instance, RegistryExt};
     ///
     /// let instance = Instance::new("10.0.0.1:80".parse()?);
-    /// let mut registration = backend.keep_registered(&"payments".parse()?, instance, Claim::TakeOver)?;
-    /// // The process may do its work meanwhile.
+    /// let mut registration =
+    ///     backend.keep_registered(&"payments".parse()?, instance, Claim::TakeOver)?;
+    /// // The process can work in the meantime.
     /// while registration.changed().await.is_some_and(|status| !status.is_registered()) {}
     /// # Ok(())
     /// # }
@@ -56,7 +61,7 @@ pub trait RegistryExt: Registry {
     ///
     /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime;
     /// [`InvalidInput`](ErrorKind::InvalidInput), [`Unsupported`](ErrorKind::Unsupported) and
-    /// [`Closed`](ErrorKind::Closed) where the registry returns them without waiting for anybody.
+    /// [`Closed`](ErrorKind::Closed) if the backend returns them at once.
     fn keep_registered(&self, service: &ServiceName, instance: Instance, claim: Claim) -> Result<Registration, Error>
     where
         Self: Clone + Sized,
@@ -80,7 +85,7 @@ pub trait RegistryExt: Registry {
             reported: None,
             is_over: false,
         };
-        // Begun here, so that what is refused without asking anybody fails at once.
+        // Polled here, so that an error which needs no answer from the registry fails the call.
         let mut first = keeper.attempt(&instance);
         let first = match (&mut first).now_or_never() {
             Some(Err(error)) if is_of_call(&error) => return Err(error),
@@ -116,14 +121,14 @@ type Attempt = Pin<Box<dyn Future<Output = Result<Registration, Error>> + Send>>
 /// What follows a failed attempt.
 enum After {
     Nothing,
-    /// The registry does not take the instance as it is.
+    /// The registry refuses this instance; the next attempt waits for another value.
     AnotherInstance,
     Pause(Duration),
 }
 
 /// What became of a registration that an attempt made.
 enum HandedOver {
-    /// Its owner left meanwhile, and so it was ended.
+    /// The owner gave it up in the meantime, so it was ended.
     Ended(Result<(), Error>),
     Registered(StatusReceiver),
 }
@@ -138,7 +143,7 @@ impl<R: Registry + Clone> Keeper<R> {
     }
 
     /// Runs until the registration is over. Returns how its end went, for an owner that waits for
-    /// it.
+    /// that.
     async fn run(mut self, instance: Arc<Instance>, first: Attempt) -> Result<(), Error> {
         let result = self.keep(instance, first).await;
         self.is_over = true;
@@ -149,14 +154,14 @@ impl<R: Registry + Clone> Keeper<R> {
         loop {
             let result = tokio::select! {
                 biased;
-                // It may have written what has to go again. After an error nothing stays
-                // registered.
+                // The attempt may have written an entry, which must be removed again. After an
+                // error nothing stays registered.
                 () = unwanted(&mut self.wants) => return match attempt.await {
                     Ok(registration) => registration.deregister().await,
                     Err(_) => Ok(()),
                 },
-                // What is wanted meanwhile follows it, or updates that come faster than the
-                // registry answers would keep it from ever registering.
+                // Another value waits for this attempt; otherwise updates that come faster than the
+                // registry answers would keep the instance from ever being registered.
                 result = &mut attempt => result,
             };
             let handed_over = match result {
@@ -168,7 +173,7 @@ impl<R: Registry + Clone> Keeper<R> {
                 Ok(HandedOver::Ended(result)) => return result,
                 Err(error) => self.failed(error),
             };
-            // Whoever waits for the registration finds the status that this left.
+            // An update that waits for the registration now finds the status set above.
             self.place.change(|slot| *slot = Slot::Empty);
             let is_refused = match after {
                 After::Nothing => return Ok(()),
@@ -186,7 +191,7 @@ impl<R: Registry + Clone> Keeper<R> {
                 Wanted::Registered(wanted) => !(is_refused && Arc::ptr_eq(wanted, &instance)),
                 Wanted::Gone => true,
             };
-            // The owner who is gone has this task aborted.
+            // Without an owner the task has been aborted, so an error needs no handling.
             let Ok(wanted) = self.wants.wait_for(is_next).await else { return Ok(()) };
             let Wanted::Registered(next) = &*wanted else { return Ok(()) };
             let next = Arc::clone(next);
@@ -196,19 +201,19 @@ impl<R: Registry + Clone> Keeper<R> {
         }
     }
 
-    /// Hands the registration over to its owner, as the instance that is wanted; ends it if none
-    /// is.
+    /// Hands the registration over to its owner, with the instance that is wanted now; ends it if
+    /// none is wanted.
     ///
     /// # Errors
     ///
-    /// Where the registry does not take the instance as it is wanted, and has none of it any more.
+    /// If the registry refuses the wanted instance and keeps no entry of it.
     async fn hand_over(
         &mut self,
         registration: Registration,
         instance: &mut Arc<Instance>,
     ) -> Result<HandedOver, Error> {
-        // What the owner wants from now on waits for the registration, or updates that come faster
-        // than the registry answers would keep it from ever being handed over.
+        // From here on, updates wait for the registration; otherwise updates that come faster than
+        // the registry answers would keep it from ever being handed over.
         let mut wanted = self.place.change(|slot| {
             *slot = Slot::Taken;
             self.wants.borrow().instance()
@@ -222,11 +227,11 @@ impl<R: Registry + Clone> Keeper<R> {
             };
             wanted = match updated {
                 Err(error) if is_of_entry(&error) => {
-                    // Which is not tried again, either.
+                    // This value is not tried again either.
                     *instance = next;
                     return Err(error);
                 }
-                // It stays registered as it is until the registry takes this.
+                // The former values stay registered until the registry accepts these.
                 Err(error) if !error.is_retryable() => {
                     self.failed(error);
                     tokio::select! {
@@ -236,7 +241,7 @@ impl<R: Registry + Clone> Keeper<R> {
                     }
                     Some(next)
                 }
-                // The registry goes on to write what was late.
+                // After a retryable error the registration itself keeps trying to write the value.
                 Ok(()) | Err(_) => {
                     *instance = next;
                     self.status.set(registration.status());
@@ -245,7 +250,8 @@ impl<R: Registry + Clone> Keeper<R> {
             };
         }
         let statuses = registration.statuses();
-        // Under the lock, which the owner takes too.
+        // Under the lock that the owner takes too, so that it either finds the registration or has
+        // cleared what is wanted before.
         let unwanted = self.place.change(|slot| {
             if self.wants.borrow().instance().is_none() {
                 return Some(registration);
@@ -259,7 +265,7 @@ impl<R: Registry + Clone> Keeper<R> {
         })
     }
 
-    /// Passes the status on.
+    /// Passes on the statuses of the registration until the last.
     async fn follow(&mut self, mut statuses: StatusReceiver) -> Result<(), Error> {
         self.status.set(statuses.current());
         while let Some(status) = statuses.changed().await {
@@ -292,7 +298,7 @@ impl<R: Registry + Clone> Keeper<R> {
 impl<R> Drop for Keeper<R> {
     fn drop(&mut self) {
         if !self.is_over {
-            // Its owner ended it, with a status that is final, or its runtime was shut down.
+            // Either the owner ended it, with a status that is final, or the runtime has shut down.
             self.status.set(Status::lost(runtime_gone()));
             self.place.change(|slot| {
                 if matches!(slot, Slot::Empty | Slot::Taken) {
@@ -305,18 +311,17 @@ impl<R> Drop for Keeper<R> {
 
 /// Waits until no instance is wanted any more. Cancel safe.
 async fn unwanted(wants: &mut watch::Receiver<Wanted>) {
-    // An owner who is gone has the task aborted.
+    // Without an owner the task has been aborted.
     let _ = wants.wait_for(|wanted| matches!(wanted, Wanted::Gone)).await;
 }
 
-/// Whether an error is of the call itself, and no further attempt with the same input would do
-/// better.
+/// Returns whether an error concerns the call itself, so that another attempt with the same input
+/// would fail too.
 fn is_of_call(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Closed | ErrorKind::InvalidInput | ErrorKind::NoRuntime | ErrorKind::Unsupported)
 }
 
-/// Whether an error means that nothing of the entry is left to keep, or that it can never be as it
-/// is wanted.
+/// Returns whether an error means that no entry is left to keep, or that it can never be as wanted.
 fn is_of_entry(error: &Error) -> bool {
     is_of_call(error) || error.kind() == ErrorKind::Conflict
 }

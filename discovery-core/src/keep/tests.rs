@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::*;
 use crate::backend::RegistrationBackend;
 
-/// What becomes of one attempt.
+/// The outcome of one attempt.
 #[derive(Clone, Debug)]
 enum Answer {
     Fails(ErrorKind),
@@ -18,14 +18,14 @@ enum Answer {
 #[derive(Debug, Default)]
 struct Script {
     answers: VecDeque<Answer>,
-    /// The weights that it was asked to write, by registering and by updating.
+    /// The weights of all attempts to register and to update.
     asked: Vec<u16>,
-    /// What stands there.
+    /// The weight of the entry, if there is one.
     entry: Option<u16>,
     ended: usize,
-    /// How updates fail; those after these do not.
+    /// The errors of the next updates; those after them succeed.
     updates: VecDeque<ErrorKind>,
-    /// No deregistration is confirmed.
+    /// Whether deregistrations go unconfirmed.
     is_away: bool,
     status: Option<StatusWriter>,
 }
@@ -117,22 +117,22 @@ async fn until(registration: &mut Registration, wanted: impl Fn(&Status) -> bool
             registration.changed().await;
         }
     };
-    timeout(Duration::from_secs(60), reached).await.expect("it comes to this");
+    timeout(Duration::from_secs(60), reached).await.expect("the wanted status comes");
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_is_there_at_once_and_registered_once_the_registry_takes_it() {
+async fn it_exists_at_once_and_is_registered_once_the_registry_accepts_it() {
     use ErrorKind as Kind;
     let failures = [Kind::Unavailable, Kind::DeadlineExceeded, Kind::PermissionDenied, Kind::Unauthenticated];
     let registry = Scripted::new(failures.map(Answer::FailsLate));
     let mut registration = kept(&registry).unwrap();
-    assert!(matches!(registration.status(), Status::Lost { .. }), "no claim is made");
+    assert!(matches!(registration.status(), Status::Lost { .. }), "nothing is written yet");
     for kind in failures {
         until(&mut registration, |status| matches!(status, Status::Lost { error, .. } if error.kind() == kind)).await;
     }
     until(&mut registration, Status::is_registered).await;
     assert_eq!((registry.asked().len(), registry.entry()), (5, Some(100)));
-    // What happens to it later is passed on.
+    // Its later statuses are passed on.
     let inner = registry.0.lock().unwrap().status.clone().unwrap();
     inner.set(Status::lost(Error::new(Kind::Unavailable, "gone")));
     until(&mut registration, |status| matches!(status, Status::Lost { .. })).await;
@@ -143,7 +143,7 @@ async fn it_is_there_at_once_and_registered_once_the_registry_takes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_of_the_call_fails_at_once_or_waits_for_another_value() {
+async fn an_error_of_the_input_fails_at_once_or_waits_for_another_value() {
     for kind in [ErrorKind::InvalidInput, ErrorKind::Unsupported, ErrorKind::Closed] {
         let registry = Scripted::new([Answer::Fails(kind)]);
         assert_eq!(kept(&registry).unwrap_err().kind(), kind);
@@ -154,7 +154,7 @@ async fn an_error_of_the_call_fails_at_once_or_waits_for_another_value() {
         |status: &Status| matches!(status, Status::Lost { error, .. } if error.kind() == ErrorKind::InvalidInput);
     until(&mut registration, is_invalid).await;
     sleep(Duration::from_secs(3600)).await;
-    assert_eq!(registry.asked(), [100], "asking again would not help");
+    assert_eq!(registry.asked(), [100], "the same value is not tried again");
     registration.update(|instance| reweighed(instance, 7)).await.unwrap();
     until(&mut registration, Status::is_registered).await;
     assert_eq!((registry.asked(), registry.entry()), (vec![100, 7], Some(7)));
@@ -188,15 +188,19 @@ async fn an_update_changes_what_is_written_next() {
     registration.update(|instance| reweighed(instance, 8)).await.unwrap();
     until(&mut registration, Status::is_registered).await;
     sleep(Duration::from_millis(20)).await;
-    assert_eq!((registry.asked(), registry.entry()), (vec![100, 7, 8], Some(8)), "what was under way is updated");
+    assert_eq!(
+        (registry.asked(), registry.entry()),
+        (vec![100, 7, 8], Some(8)),
+        "the attempt under way is followed by an update"
+    );
     registration.update(|instance| reweighed(instance, 9)).await.unwrap();
     assert_eq!(registry.entry(), Some(9));
 }
 
-/// An application that reports its load every few milliseconds, to a registry that answers slowly,
-/// or not at all.
+/// An application that reports its load every few milliseconds to a registry that answers slowly or
+/// not at all.
 #[tokio::test(start_paused = true)]
-async fn updates_neither_hinder_nor_hasten_attempts() {
+async fn updates_neither_delay_nor_hasten_attempts() {
     let registry = Scripted::new([]);
     let registration = kept(&registry).unwrap();
     for weight in 1..100 {
@@ -216,10 +220,10 @@ async fn updates_neither_hinder_nor_hasten_attempts() {
     assert!(attempts < 60, "{attempts} in a minute");
 }
 
-/// An update that is late is written by the registry in its own time, and one that is refused waits
-/// for another value; neither takes away what is registered without need.
+/// The registration itself writes a late update in its own time, and a refused update waits for
+/// another value. Neither removes what is registered without need.
 #[tokio::test(start_paused = true)]
-async fn an_update_that_fails_while_it_is_handed_over() {
+async fn an_update_that_fails_during_the_hand_over() {
     for (kind, is_kept, asked) in [
         (ErrorKind::DeadlineExceeded, true, &[100, 7][..]),
         (ErrorKind::PermissionDenied, true, &[100, 7, 7]),
@@ -243,23 +247,23 @@ async fn an_update_that_fails_while_it_is_handed_over() {
     }
 }
 
-/// An update while it is handed over waits for that, and is written.
+/// An update during the hand-over waits for it, and is written.
 #[tokio::test(start_paused = true)]
-async fn no_update_is_lost_while_it_is_handed_over() {
+async fn no_update_is_lost_during_the_hand_over() {
     let registry = Scripted::new([]);
     let registration = kept(&registry).unwrap();
     sleep(Duration::from_millis(5)).await;
     registration.update(|one| reweighed(one, 7)).await.unwrap();
     sleep(Duration::from_millis(10)).await;
     registration.update(|one| reweighed(one, 8)).await.unwrap();
-    assert_eq!(registry.entry(), Some(8), "once that is answered");
+    assert_eq!(registry.entry(), Some(8), "once the update has returned");
     sleep(Duration::from_secs(1)).await;
     assert_eq!((registry.asked(), registry.entry()), (vec![100, 7, 8], Some(8)));
 }
 
-/// Deregistered while it is handed over, its owner hears if that is not confirmed.
+/// An owner that deregisters during the hand-over gets an error if that is not confirmed.
 #[tokio::test(start_paused = true)]
-async fn what_becomes_of_its_end_while_it_is_handed_over_is_known() {
+async fn an_unconfirmed_end_during_the_hand_over_is_an_error() {
     let registry = Scripted::new([]);
     let registration = kept(&registry).unwrap();
     sleep(Duration::from_millis(5)).await;
@@ -269,16 +273,16 @@ async fn what_becomes_of_its_end_while_it_is_handed_over_is_known() {
     assert_eq!(registration.deregister().await.unwrap_err().kind(), ErrorKind::DeadlineExceeded);
 }
 
-/// Deregistered or dropped while it is handed over, nothing stays behind.
+/// Deregistered or dropped during the hand-over, the registration leaves nothing behind.
 #[tokio::test(start_paused = true)]
-async fn it_ends_while_it_is_handed_over() {
+async fn it_can_end_during_the_hand_over() {
     for is_dropped in [false, true] {
         let registry = Scripted::new([]);
         let registration = kept(&registry).unwrap();
         sleep(Duration::from_millis(5)).await;
         registration.update(|one| reweighed(one, 7)).await.unwrap();
         sleep(Duration::from_millis(10)).await;
-        assert!(registration.status().is_registered(), "the update is on its way");
+        assert!(registration.status().is_registered(), "the update is under way");
         if is_dropped {
             drop(registration);
         } else {
@@ -316,7 +320,7 @@ async fn it_ends_with_its_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn deregistering_takes_back_what_an_attempt_writes() {
+async fn deregistering_removes_what_an_attempt_writes() {
     let registry = Scripted::new([]);
     let registration = kept(&registry).unwrap();
     registration.deregister().await.unwrap();
@@ -325,7 +329,7 @@ async fn deregistering_takes_back_what_an_attempt_writes() {
 }
 
 #[test]
-fn it_needs_a_runtime_and_goes_with_it() {
+fn it_needs_a_runtime_and_ends_with_it() {
     let registry = Scripted::default();
     assert_eq!(kept(&registry).unwrap_err().kind(), ErrorKind::NoRuntime);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

@@ -1,4 +1,4 @@
-//! When a password is sent, and what follows where nobody asks for one.
+//! When a password is sent, and what happens if authentication is off.
 
 use std::{
     collections::HashMap,
@@ -19,35 +19,35 @@ use crate::config::{Credentials, Settings};
 
 /// Gets tokens for all members of a handle.
 ///
-/// etcd's way to check a password is slow by design, so a handle asks for it at most once a second,
+/// etcd checks passwords slowly by design. So a handle sends its password at most once a second
 /// over all members together, and after refusals at growing intervals up to the longest backoff.
 pub(super) struct Authenticator {
     credentials: Option<Credentials>,
-    /// Authentication was off when last asked. Calls go without a token then, until one is refused
-    /// for that.
+    /// Authentication was off at the last attempt. Calls go without a token until one is refused
+    /// for the lack of it.
     is_disabled: AtomicBool,
-    /// That it is off was reported, and no token was got since.
+    /// A warning that it is off was logged, and no token was obtained since.
     is_reported: AtomicBool,
     /// An attempt was made, and no call was accepted since.
     is_unproven: AtomicBool,
-    /// How long calls wait for another token, before they fail like those with the last one.
+    /// How long calls wait for another token before they fail with the error of the last one.
     patience: Duration,
     pace: Mutex<Pace>,
 }
 
 /// When the next attempt may be made.
 struct Pace {
-    /// At a member that was not asked since a call was accepted.
+    /// At a member without an attempt since a call was last accepted.
     next: Option<Instant>,
-    /// At a member that was.
+    /// At a member with such an attempt.
     again: Option<Instant>,
     delays: Delays,
-    /// What calls fail with until their member may be asked again.
+    /// The failures of such members: calls fail with them until the member may be asked again.
     asked: HashMap<Address, Failure>,
 }
 
 impl Authenticator {
-    /// Reads the password once, so that a file that cannot be read is known at once.
+    /// Reads the password once, so that an unreadable file is reported at once.
     pub(super) fn new(settings: &Settings) -> Result<Self, Error> {
         if let Some(credentials) = &settings.credentials {
             credentials.read_password()?;
@@ -57,7 +57,8 @@ impl Authenticator {
             is_disabled: AtomicBool::new(false),
             is_reported: AtomicBool::new(false),
             is_unproven: AtomicBool::new(false),
-            // A call that waits until its time is up would be taken for a member that is silent.
+            // Below the request timeout: a call that waits until its timeout would count as a
+            // silent member.
             patience: (settings.request_timeout / 2).min(SPACING),
             pace: Mutex::new(Pace {
                 next: None,
@@ -73,12 +74,12 @@ impl Authenticator {
         self.credentials.is_some() && !self.is_disabled.load(Ordering::Acquire)
     }
 
-    /// Takes back that authentication is off, since a call was refused for the lack of a token.
+    /// Records that authentication is on: a call was refused for the lack of a token.
     pub(super) fn is_required(&self) {
         self.is_disabled.store(false, Ordering::Release);
     }
 
-    /// Records that a call was authorized, with a token or without: attempts are not in vain.
+    /// Records that a call was authorized, with a token or without one, so attempts succeed.
     pub(super) fn accepted(&self) {
         if self.is_unproven.load(Ordering::Relaxed) && self.is_unproven.swap(false, Ordering::AcqRel) {
             let mut pace = self.pace();
@@ -88,7 +89,7 @@ impl Authenticator {
         }
     }
 
-    /// Records that a call failed, which may be for the last token of the member.
+    /// Records that a call failed, perhaps because of the last token of the member.
     pub(super) fn failed(&self, member: &Address, failure: &Failure) {
         if failure.reason == Reason::Token
             && let Some(asked) = self.pace().asked.get_mut(member).filter(|asked| asked.reason == Reason::Token)
@@ -97,9 +98,11 @@ impl Authenticator {
         }
     }
 
-    /// Waits until a member may be asked, and takes the turn; fails where that is not soon, or the
-    /// last attempt there failed. A turn is over with its beginning, so that a member that does not
-    /// answer keeps no other one waiting. Cancel safe.
+    /// Waits until an attempt at a member may start, and starts it. If an earlier attempt there
+    /// failed, or if the wait would be longer than `patience`, fails instead of waiting.
+    ///
+    /// Only the starts of attempts are spaced, so a member that does not answer blocks no other
+    /// one. Cancel safe.
     async fn turn(&self, member: &Address) -> Result<(), Failure> {
         loop {
             let next = {
@@ -108,8 +111,8 @@ impl Authenticator {
                 let asked = pace.asked.get(member);
                 let next = if asked.is_some() { pace.next.max(pace.again) } else { pace.next };
                 match (next.filter(|next| *next > now), asked) {
-                    // A token may be out of date before it is used, where users and roles change
-                    // all the time.
+                    // Wait in this case: if users and roles change all the time, a token may be
+                    // outdated before it is used.
                     (Some(next), Some(failure)) if failure.reason != Reason::Token || next > now + self.patience => {
                         return Err(failure.clone());
                     }
@@ -124,8 +127,8 @@ impl Authenticator {
         }
     }
 
-    /// Records how an attempt ended. The next one at this member waits for longer, until a call is
-    /// accepted: a token may be refused like a password.
+    /// Records how an attempt ended. The next one at this member waits longer until a call is
+    /// accepted, because a token may be refused like a password.
     fn ended(&self, member: &Address, failure: Option<Failure>) {
         let mut pace = self.pace();
         let next = Instant::now() + pace.delays.next_delay();
@@ -139,7 +142,7 @@ impl Authenticator {
         self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gets a token once it is time for that, and sets it on the client and its clones. Returns
+    /// Gets a token once an attempt may start, and sets it on the client and its clones. Returns
     /// whether they send one.
     pub(super) async fn authenticate(
         &self,
@@ -148,7 +151,7 @@ impl Authenticator {
         limit: Duration,
     ) -> Result<bool, Failure> {
         self.turn(member).await?;
-        // Another member may have told meanwhile that authentication is off.
+        // Another member may have reported in the meantime that authentication is off.
         let Some(credentials) = self.credentials.as_ref().filter(|_| self.is_wanted()) else {
             forget(client).await;
             return Ok(false);
@@ -165,11 +168,11 @@ impl Authenticator {
                 if !self.is_reported.swap(true, Ordering::AcqRel) {
                     warn!(%member, "authentication is not enabled in etcd, the credentials are not used");
                 }
-                // etcd refuses a token that it does not know, also where it asks for none.
+                // etcd refuses an unknown token even if it does not require one.
                 forget(client).await;
                 Ok(false)
             }
-            // A member that answers so to a password accepts none.
+            // A member that gives this answer to a password does not accept it.
             Err(failure) if failure.reason == Reason::Token => Err(failure.with_reason(Reason::Credentials)),
             Err(failure) => Err(failure),
         };
@@ -178,7 +181,7 @@ impl Authenticator {
     }
 }
 
-/// Sends the password, and sets the token that comes for it.
+/// Sends the password, and sets the token that it returns.
 async fn send(
     credentials: &Credentials,
     client: &mut Client,
@@ -194,13 +197,13 @@ async fn send(
     }
 }
 
-/// Takes the token from a client and its clones.
+/// Removes the token from a client and its clones.
 pub(super) async fn forget(client: &mut Client) {
-    // Without a user nothing is asked, so nothing fails.
+    // Without a user no request is sent, so this cannot fail.
     let _ = client.update_user(None).await;
 }
 
-/// The least time from one attempt to the next.
+/// The shortest time between two attempts.
 const SPACING: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
@@ -223,8 +226,8 @@ mod tests {
         format!("127.0.0.1:{}", 2379 + number).parse().unwrap()
     }
 
-    /// How many attempts come in a minute in which everybody asks a member, each ends so, and calls
-    /// are then accepted or not.
+    /// How many attempts are made in a minute in which callers keep asking for a member, each
+    /// attempt ends with `failure`, and calls are accepted afterwards or not.
     async fn attempts(failure: Option<Failure>, is_accepted: bool) -> usize {
         let authenticator = authenticator();
         let start = Instant::now();
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_password_is_sent_once_a_second_and_less_often_in_vain() {
+    async fn a_password_is_sent_once_a_second_and_less_often_if_it_does_not_help() {
         assert!((59..=61).contains(&attempts(None, true).await));
         for failure in [Some(refused()), None] {
             let in_vain = attempts(failure, false).await;
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_attempt_that_hangs_keeps_no_other_one_waiting() {
+    async fn an_attempt_that_hangs_does_not_block_the_next_one() {
         let authenticator = authenticator();
         authenticator.turn(&member(0)).await.unwrap();
         let start = Instant::now();
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_a_turn_that_is_not_soon() {
+    async fn calls_fail_instead_of_waiting_long_for_a_turn() {
         let of_token = Failure::new(Reason::Token, Error::new(ErrorKind::Unauthenticated, "invalid token"));
         for (failure, then, reported, reason, kind) in [
             (Some(refused()), None, "refused", Reason::Credentials, ErrorKind::Unauthenticated),
@@ -288,13 +291,13 @@ mod tests {
             assert!(authenticator.turn(&member(0)).await.is_err());
             assert_eq!(start.elapsed(), Duration::ZERO);
 
-            // Another member may do better, so it is asked once.
+            // Another member may accept the password, so it is asked once.
             authenticator.turn(&member(1)).await.unwrap();
             assert!(start.elapsed() <= SPACING);
             authenticator.ended(&member(1), Some(refused()));
             assert!(authenticator.turn(&member(1)).await.is_err());
 
-            // A call that is accepted ends the wait for all.
+            // An accepted call ends the wait for all members.
             authenticator.accepted();
             authenticator.turn(&member(0)).await.unwrap();
             assert!(start.elapsed() <= 2 * SPACING);

@@ -15,7 +15,7 @@ use super::{Connection, Dial, Failure, Member, auth::forget};
 pub(super) type Slot = Option<Connection>;
 
 impl Member {
-    /// The connection in use, with a token if one is needed, or a new one.
+    /// Returns the connection in use or a new one, with a token if one is needed.
     pub(super) async fn connection(&self) -> Result<Connection, Failure> {
         let slot = Arc::clone(&self.slot).lock_owned().await;
         let files = self.dial.files();
@@ -28,26 +28,26 @@ impl Member {
                 self.dial.auth.is_required();
             }
             if !self.dial.auth.is_wanted() {
-                // Authentication is off, and the token of no use; or there are no credentials, and
-                // the call is refused.
+                // Either authentication is off, and the token is useless. Or there are no
+                // credentials, and the call will be refused.
                 forget(&mut connection.client()).await;
                 connection.renewed(false);
                 return Ok(connection.clone());
             }
         }
-        // It is large, and rare.
+        // Boxed, because the future is large and rarely needed.
         if let Some(connected) = Box::pin(self.connect_on(&self.dial.runtime, slot, files)).await {
             return connected;
         }
-        // The handle's runtime was shut down, and the caller has another one.
+        // The handle's runtime was shut down; use the caller's.
         let slot = Arc::clone(&self.slot).lock_owned().await;
         let connected = Box::pin(self.connect_on(&Handle::current(), slot, files)).await;
         connected.unwrap_or_else(|| Err(Failure::ended(OPERATION, &self.address)))
     }
 
-    /// Connects in a task of its own, which no caller's timeout ends: a busy etcd takes long to
-    /// check a password, and callers that began anew with each attempt would never be done, and
-    /// keep it busy. `None` where the runtime was shut down.
+    /// Connects in a task of its own, which no caller's timeout cancels. A busy etcd takes long to
+    /// check a password: callers that started again with each attempt would never finish, and would
+    /// keep it busy. `None` if the runtime was shut down.
     async fn connect_on(
         &self,
         runtime: &Handle,
@@ -63,7 +63,7 @@ impl Member {
     }
 }
 
-/// Makes the connection of a slot usable, or another one.
+/// Makes the connection of a slot usable, or replaces it.
 async fn slot_filled(
     mut slot: OwnedMutexGuard<Slot>,
     address: Address,
@@ -75,7 +75,7 @@ async fn slot_filled(
         Some(connection) => connection,
         None => connect(&address, &dial, files).await?,
     };
-    // Kept without a token too, so that what follows needs no new connection.
+    // Keep it even without a token, so that the next attempt needs no new connection.
     *slot = Some(connection.clone());
     if !dial.auth.is_wanted() {
         return Ok(connection);
@@ -92,13 +92,14 @@ async fn slot_filled(
     }
 }
 
-/// Connects, and refuses a member of a version that does not speak this protocol.
+/// Connects, and rejects a member whose version does not speak this protocol.
 ///
-/// A version that cannot be read is no reason to refuse: newer members tell it to users alone.
+/// An unreadable version is no reason to reject: newer members report it to authenticated users
+/// only.
 async fn connect(address: &Address, dial: &Dial, files: u64) -> Result<Connection, Failure> {
     let client = Client::connect([address.to_string()], Some(dial.options(address))).await;
     let mut client = client.map_err(|error| Failure::from_client(error, OPERATION, address))?;
-    // The first request makes the connection, and fails with it: that is waited for.
+    // The first request establishes the connection and fails with it, so wait for it.
     match timeout(dial.connect_timeout + GRACE, client.status()).await {
         Ok(Ok(status)) if is_too_old(status.version()) => Err(Failure::too_old(address, status.version())),
         Ok(Err(error)) => {
@@ -109,7 +110,7 @@ async fn connect(address: &Address, dial: &Dial, files: u64) -> Result<Connectio
     }
 }
 
-/// Whether a version is below the oldest one that this crate is made for.
+/// Whether a version is older than the oldest one that this crate supports.
 fn is_too_old(version: &str) -> bool {
     let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
     match (numbers.next().flatten(), numbers.next().flatten()) {
@@ -133,9 +134,9 @@ mod tests {
     use super::*;
     use crate::config::{EtcdConfig, Settings};
 
-    /// A caller's timeout does not end connecting, and the member's end does.
+    /// A caller's timeout does not cancel connecting, but dropping the member does.
     #[tokio::test]
-    async fn who_connects_ends_with_the_member() {
+    async fn the_connecting_task_ends_with_the_member() {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: Address = silent.local_addr().unwrap().to_string().parse().unwrap();
         let settings = Settings::check(&EtcdConfig::new([address.to_string()])).unwrap();
@@ -143,7 +144,7 @@ mod tests {
         let member = Member::new(address, Arc::clone(&dial), Duration::from_secs(60));
         assert!(timeout(Duration::from_millis(100), member.connection()).await.is_err());
         let holders = Arc::strong_count(&dial);
-        assert_eq!(holders, 3, "the task goes on");
+        assert_eq!(holders, 3, "the task continues");
         drop(member);
         let dropped = Instant::now();
         while Arc::strong_count(&dial) > 1 {
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_version_that_can_be_read_is_too_old() {
+    fn an_unreadable_version_is_not_too_old() {
         for (version, too_old) in [
             ("3.4.0", false),
             ("3.4", false),

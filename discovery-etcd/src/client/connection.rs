@@ -1,3 +1,5 @@
+//! A connection to a member: whether it may be used, and what calls on it report about it.
+
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -7,7 +9,7 @@ use etcd_client::{Client, Error as ClientError};
 
 use super::{Failure, Reason, failure::is_answer};
 
-/// A client of one member, and what is known of its connection. Cloning is cheap.
+/// A client of one member, and the state of its connection. Cloning is cheap.
 #[derive(Clone)]
 pub(super) struct Connection {
     client: Client,
@@ -18,40 +20,40 @@ pub(super) struct Connection {
 struct State {
     /// It gets no further calls.
     retired: AtomicBool,
-    /// Counts the tokens that it had; the lowest bit is set while it needs another.
+    /// Counts its tokens. The lowest bit is set while it needs another one.
     token: AtomicU64,
-    /// Calls send a token.
+    /// Whether calls send a token.
     sends_token: AtomicBool,
-    /// How many answers came, whatever they were.
+    /// The number of answers of any kind.
     answers: AtomicU64,
     /// How many calls in a row got no answer in time.
     silent: AtomicU32,
-    /// Which reading of the files of TLS it was made with.
+    /// The reading of the TLS files that it was made with.
     files: u64,
 }
 
-/// One call, or one stream, on a connection.
+/// One call or one stream on a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Use {
     state: Arc<State>,
-    /// The answers that had come when it began.
+    /// The number of answers when it began.
     answers: u64,
     /// The token that it began with.
     token: u64,
 }
 
-/// What a call shows that gets no answer in time.
+/// What it means if a call gets no answer in time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Silence {
-    /// The call may be slow. Two in a row without any answer in between are taken for a dead
-    /// connection.
+    /// The call may be slow. Two such calls in a row, without any answer in between, count as a
+    /// dead connection.
     Call,
-    /// The connection may be dead: the call was made to find that out.
+    /// The call was made to find out whether the connection is dead, so one is enough.
     Connection,
 }
 
 impl Connection {
-    /// A connection without a token, made with this reading of the files of TLS.
+    /// A connection without a token, made with this reading of the TLS files.
     pub(super) fn new(client: Client, files: u64) -> Self {
         Self { client, state: Arc::new(State { files, ..State::default() }) }
     }
@@ -60,12 +62,12 @@ impl Connection {
         self.client.clone()
     }
 
-    /// Whether further calls may be made on it, given the present reading of the files of TLS.
+    /// Whether further calls may use it, given the current reading of the TLS files.
     pub(super) fn is_usable(&self, files: u64) -> bool {
         !self.state.retired.load(Ordering::Acquire) && self.state.files == files
     }
 
-    /// Whether a call was refused for its token, and no other was obtained since.
+    /// Whether a call was refused for its token and no new one was obtained since.
     pub(super) fn needs_token(&self) -> bool {
         self.state.token.load(Ordering::Acquire) & NEEDED != 0
     }
@@ -75,9 +77,10 @@ impl Connection {
         self.state.sends_token.load(Ordering::Acquire)
     }
 
-    /// Records that calls send another token, or none.
+    /// Records that calls now send a new token, or none.
     pub(super) fn renewed(&self, sends_token: bool) {
         self.state.sends_token.store(sends_token, Ordering::Release);
+        // Clears the bit and counts up, so that calls with the former token no longer match.
         let token = self.state.token.load(Ordering::Acquire);
         self.state.token.store((token | NEEDED) + NEEDED, Ordering::Release);
     }
@@ -102,12 +105,12 @@ impl Use {
         }
     }
 
-    /// Whether a call was refused for its token, and no other was obtained since.
+    /// Whether a call was refused for its token and no new one was obtained since.
     pub(super) fn needs_token(&self) -> bool {
         self.state.token.load(Ordering::Acquire) & NEEDED != 0
     }
 
-    /// Records the answer to a call, or that there will be none.
+    /// Records the answer to a call, or the failure of the connection.
     pub(super) fn answered<T>(&self, result: &Result<T, ClientError>) {
         if result.as_ref().err().is_none_or(is_answer) {
             self.state.answers.fetch_add(1, Ordering::AcqRel);
@@ -121,7 +124,8 @@ impl Use {
             self.retire();
         }
         if failure.reason == Reason::Token {
-            // Unless another was obtained since, as happens where many calls are refused at once.
+            // The exchange fails if another token was obtained since, for instance because many
+            // calls were refused at once.
             let needed = self.token | NEEDED;
             let _ = self.state.token.compare_exchange(self.token, needed, Ordering::AcqRel, Ordering::Acquire);
         }
@@ -129,8 +133,8 @@ impl Use {
 
     /// Records that no answer came in time.
     ///
-    /// A connection on which others are answered meanwhile is alive. To give one up for each slow
-    /// call would add handshakes, and the checking of passwords, to a load that may be the reason.
+    /// A connection on which other calls are answered in the meantime is alive. Giving one up for
+    /// each slow call would add handshakes and password checks to a load that may be the cause.
     pub(super) fn silent(&self, silence: Silence) {
         if self.state.answers.load(Ordering::Acquire) != self.answers {
             return;
@@ -141,7 +145,7 @@ impl Use {
         }
     }
 
-    /// Ends the connection's use for further calls. Streams that are open on it go on.
+    /// Gives the connection no further calls. Streams that are open on it continue.
     pub(super) fn retire(&self) {
         self.state.retired.store(true, Ordering::Release);
     }
@@ -149,7 +153,7 @@ impl Use {
 
 /// The bit that is set while a token is needed.
 const NEEDED: u64 = 1;
-/// So many calls in a row without any answer are taken for the death of a connection.
+/// This many calls in a row without any answer count as a dead connection.
 const MOST_SILENT: u32 = 2;
 
 #[cfg(test)]
@@ -168,14 +172,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_slow_call_ends_no_connection() {
+    async fn one_slow_call_does_not_end_a_connection() {
         let connection = connection().await;
         let answer = || connection.begin().answered(&Ok(()));
         let slow = connection.begin();
         let other = connection.begin();
         other.answered(&Ok(()));
         slow.silent(Silence::Connection);
-        assert!(connection.is_usable(0), "others were answered meanwhile");
+        assert!(connection.is_usable(0), "another call was answered in the meantime");
         connection.begin().silent(Silence::Call);
         assert!(connection.is_usable(0));
         answer();
@@ -186,14 +190,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_looks_for_life_ends_a_connection_that_shows_none() {
+    async fn an_unanswered_sign_of_life_ends_the_connection() {
         let connection = connection().await;
         connection.begin().silent(Silence::Connection);
         assert!(!connection.is_usable(0));
     }
 
     #[tokio::test]
-    async fn many_calls_that_lose_one_token_need_one_other() {
+    async fn many_calls_that_lose_a_token_need_one_new_token() {
         let connection = connection().await;
         let first = connection.begin();
         let second = connection.begin();
@@ -202,7 +206,7 @@ mod tests {
         connection.renewed(true);
         assert!(!connection.needs_token());
         second.note(&failure(Reason::Token));
-        assert!(!connection.needs_token(), "its token was another one");
+        assert!(!connection.needs_token(), "it used an older token");
         connection.begin().note(&failure(Reason::Token));
         assert!(connection.needs_token());
         connection.renewed(true);
@@ -211,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn other_files_need_another_connection() {
+    async fn changed_tls_files_need_a_new_connection() {
         let connection = connection().await;
         assert!(connection.is_usable(0) && !connection.is_usable(1));
     }

@@ -1,3 +1,5 @@
+//! How to connect to members: timeouts, TLS and credentials.
+
 use std::{fmt, time::Duration};
 
 use discovery_core::{Address, Error};
@@ -9,28 +11,29 @@ use super::auth::Authenticator;
 use super::tls::Tls;
 use crate::config::Settings;
 
-/// How members are connected to, the same for all.
+/// How to connect to members, the same for all of them.
 pub(crate) struct Dial {
     options: ConnectOptions,
     pub(super) connect_timeout: Duration,
     pub(super) auth: Authenticator,
-    /// The handle's own. A caller's may stand still, or end, while others wait for the connection.
+    /// The handle's own runtime. That of a caller may stall or end while others wait for the
+    /// connection.
     pub(super) runtime: Handle,
-    /// The password would travel in clear, which is allowed on this machine alone.
+    /// The password would be sent in plain text, which is allowed only on this machine.
     pub(super) is_loopback_only: bool,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
 
 impl Dial {
-    /// Reads the files of TLS and of the password.
+    /// Reads the files for TLS and the password.
     pub(crate) fn new(settings: &Settings, runtime: Handle) -> Result<Self, Error> {
-        // No user: tokens are obtained apart, since etcd-client would ask for one before each use
-        // of a connection, and knows neither watches nor changes of users and roles.
+        // No user: tokens are obtained separately. etcd-client would request one before each use of
+        // a connection, and handles neither watches nor changes of users and roles.
         let options = ConnectOptions::new()
             .with_connect_timeout(settings.connect_timeout)
             .with_keep_alive(settings.http2_keep_alive_interval, settings.keep_alive_timeout)
-            // etcd ends connections that are pinged while nothing is open on them.
+            // etcd closes connections that are pinged while nothing is open on them.
             .with_keep_alive_while_idle(false)
             .with_tcp_keepalive(settings.http2_keep_alive_interval)
             .with_require_leader(true);
@@ -45,7 +48,7 @@ impl Dial {
         })
     }
 
-    /// What to connect to a member with now.
+    /// The options for connecting to a member now.
     #[cfg_attr(not(feature = "tls"), expect(unused_variables, reason = "only certificates are for a member's name"))]
     pub(super) fn options(&self, member: &Address) -> ConnectOptions {
         let options = self.options.clone();
@@ -56,8 +59,8 @@ impl Dial {
         options
     }
 
-    /// Which reading of the files of TLS is the present one: connections of an earlier one get no
-    /// further calls.
+    /// The current reading of the TLS files. Connections made with an earlier one get no further
+    /// calls.
     pub(super) fn files(&self) -> u64 {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
@@ -75,7 +78,7 @@ impl Dial {
 }
 
 impl fmt::Debug for Dial {
-    /// Prints nothing: what is in it would print the password and the key.
+    /// Prints nothing: the fields would print the password and the key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dial").finish_non_exhaustive()
     }

@@ -1,11 +1,11 @@
-//! What a call that failed means: whose answer it is, and whether another member may do better.
+//! What a failed call means: whose answer it is, and whether another member may do better.
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
 use discovery_core::{Address, Error, ErrorKind};
 use etcd_client::Error as ClientError;
 
-/// Why a call to a member gave no answer that can be used.
+/// Why a call to a member gave no usable answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: Reason,
@@ -14,46 +14,45 @@ pub(crate) struct Failure {
     outcome: Outcome,
 }
 
-/// How far a request came.
+/// How far a request got.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Outcome {
-    /// The member answered, or nothing came in time on a connection that may be well.
+    /// The member answered, or no answer came in time on a connection that may be alive.
     Answered,
-    /// The connection failed while the request was on it.
+    /// The connection failed while it carried the request.
     Lost,
-    /// There is no connection that the request could be sent on, so nothing was done.
+    /// There was no connection to send the request on, so nothing was done.
     Unsent,
-    /// This process did not send the request, for reasons of its own.
+    /// This process decided not to send the request.
     Withheld,
 }
 
 /// What to do about a [`Failure`].
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Reason {
-    /// The member reports that authentication is off, so no token can be had or is needed.
+    /// The member reports that authentication is off, so there are no tokens and none is needed.
     AuthDisabled,
-    /// The revision asked for is compacted: read the present state.
+    /// The requested revision is compacted: read the present state.
     Compacted,
-    /// The member refuses the user or the password.
+    /// The member rejects the user or the password.
     Credentials,
-    /// A lease of this id exists: the grant was done before.
+    /// A lease with this id exists: it was granted before.
     LeaseExists,
     /// The lease is gone: grant another.
     LeaseGone,
-    /// The member, or the way to it, failed, or it gave an answer that is not known to be the
-    /// cluster's.
+    /// The member or the connection to it failed, or its answer is not known to be the cluster's.
     Member,
-    /// The member has too much to do: asking all others as well would only multiply the load.
+    /// The member is overloaded: asking all others as well would only multiply the load.
     Overloaded,
     /// The cluster refuses; every member would.
     Refused,
-    /// The member answered nonsense, so nothing is known of what it did.
+    /// The member sent an impossible answer, so nothing is known of what it did.
     Strange,
-    /// No answer came in time. The reasons are often the load, and the request may have been done.
+    /// No answer came in time. Load is a frequent cause, and the request may have been done.
     TimedOut,
-    /// The member does not accept the token (any more): authenticate anew.
+    /// The member does not accept the token, or no longer does: authenticate again.
     Token,
-    /// The answer is larger than what is decoded: ask for less.
+    /// The answer exceeds the limit of the decoder: ask for less.
     TooLarge,
 }
 
@@ -63,7 +62,7 @@ impl Reason {
         matches!(self, Self::Compacted | Self::LeaseExists | Self::LeaseGone | Self::Refused)
     }
 
-    /// Whether trying again soon, or elsewhere, adds to a load that may be the cause.
+    /// Whether retrying soon or elsewhere adds to a load that may be the cause.
     pub(crate) fn is_load(self) -> bool {
         matches!(self, Self::Overloaded | Self::TimedOut)
     }
@@ -74,54 +73,54 @@ impl Failure {
         Self { reason, error, outcome: Outcome::Answered }
     }
 
-    /// No answer in time.
+    /// No answer came in time.
     pub(super) fn silent(operation: &'static str, member: &Address, after: Duration) -> Self {
-        let message = format!("etcd member {member} gave no answer within {after:?}");
+        let message = format!("etcd member {member} did not answer within {after:?}");
         Self::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).with_operation(operation))
     }
 
-    /// A stream that the member ended without a reason.
+    /// The member ended a stream without giving a reason.
     pub(super) fn ended(operation: &'static str, member: &Address) -> Self {
         let message = format!("etcd member {member} ended the stream");
         Self::new(Reason::Member, Error::new(ErrorKind::Unavailable, message).with_operation(operation))
     }
 
-    /// An answer that cannot be.
+    /// The member sent an impossible answer.
     pub(super) fn strange(operation: &'static str, member: &Address, what: &'static str) -> Self {
-        let error = Error::new(ErrorKind::Unavailable, format!("etcd member {member} answered without sense"));
+        let error = Error::new(ErrorKind::Unavailable, format!("etcd member {member} sent an invalid answer"));
         Self::new(Reason::Strange, error.with_operation(operation).with_source(what))
     }
 
-    /// A member that speaks an older protocol than this crate.
+    /// The member speaks an older protocol than this crate.
     pub(super) fn too_old(member: &Address, version: &str) -> Self {
         let version = version.escape_debug();
-        let message = format!("etcd member {member} runs etcd {version}; allowed is 3.4 or later");
+        let message = format!("etcd member {member} runs etcd {version}; required is 3.4 or later");
         let error = Error::new(ErrorKind::Unsupported, message).with_operation("connect to etcd");
         Self { outcome: Outcome::Unsent, ..Self::new(Reason::Member, error) }
     }
 
-    /// A token that came in answer to a password, and with which no call was answered since.
+    /// The member returned a token, but no call with that token was answered since.
     pub(super) fn token_in_vain(member: &Address) -> Self {
         let message =
-            format!("etcd member {member} answered no call with its last token, and is not asked for another yet");
+            format!("etcd member {member} answered no call with its last token; the next one is not requested yet");
         let error = Error::new(ErrorKind::Unavailable, message).with_operation("authenticate");
         Self { outcome: Outcome::Withheld, ..Self::new(Reason::Token, error) }
     }
 
-    /// A password that cannot be read. It could before: whoever writes the file may be at it.
+    /// The password cannot be read. It could be before, so somebody may be writing the file.
     pub(super) fn no_password(error: Error) -> Self {
         let error = Error::new(ErrorKind::Unavailable, "the password cannot be read").with_source(error);
         Self { outcome: Outcome::Withheld, ..Self::new(Reason::Credentials, error.with_operation("authenticate")) }
     }
 
-    /// The one place where etcd-client's errors are read.
+    /// Classifies an error of etcd-client. This is the only place that reads them.
     pub(super) fn from_client(error: ClientError, operation: &'static str, member: &Address) -> Self {
         let mut innermost = String::new();
         let mut outcome = if is_answer(&error) { Outcome::Answered } else { Outcome::Lost };
         let (code, text) = match error {
             ClientError::GRpcStatus(status) => {
-                // What rustls or the system reported; tonic's own message may be no more than
-                // "transport error".
+                // The innermost cause is what rustls or the system reported. tonic's own message
+                // may be just "transport error".
                 let mut causes: &dyn StdError = &status;
                 while let Some(cause) = causes.source() {
                     causes = cause;
@@ -129,7 +128,7 @@ impl Failure {
                 }
                 (Code(status.code() as i32), status.message().to_owned())
             }
-            // etcd's answer that the lease has no time left, which etcd-client turns into an error
+            // etcd answers that the lease has no time left, which etcd-client turns into an error
             // of its own.
             ClientError::LeaseKeepAliveError(text) if text == "lease not found" => {
                 (Code::NOT_FOUND, LEASE_NOT_FOUND.to_owned())
@@ -144,24 +143,24 @@ impl Failure {
             Reason::AuthDisabled => format!("etcd member {member} reports that authentication is not enabled"),
             Reason::Credentials | Reason::Token => "etcd does not accept the credentials".to_owned(),
             Reason::Member => format!("etcd member {member} cannot be reached or cannot answer"),
-            Reason::Overloaded => format!("etcd member {member} has too much to do"),
-            Reason::Refused if kind == ErrorKind::PermissionDenied => "etcd denies the permission".to_owned(),
-            Reason::TimedOut => format!("etcd member {member} did not do it in time"),
+            Reason::Overloaded => format!("etcd member {member} is overloaded"),
+            Reason::Refused if kind == ErrorKind::PermissionDenied => "etcd denied permission".to_owned(),
+            Reason::TimedOut => format!("etcd member {member} did not complete the request in time"),
             _ => "etcd refused the request".to_owned(),
         };
         let mut cause = if text.contains(&innermost) { text.clone() } else { format!("{text}: {innermost}") };
         if cause.is_empty() {
             cause = code.to_string();
         }
-        // Peers' text may hold anything.
+        // Escaped, because a peer's text may hold anything.
         let cause = cause.escape_debug().to_string();
         let error = Error::new(kind, message).with_operation(operation).with_source(cause);
         Self { outcome, ..Self::new(reason, error) }
     }
 
-    /// The failure that the reason of a canceled watch stands for.
+    /// Classifies the reason of a canceled watch.
     ///
-    /// etcd sends an error's text, with or without its code before it.
+    /// etcd sends an error's text, with or without its code in front.
     pub(super) fn of_cancel(reason: &str, operation: &'static str) -> Self {
         let text = reason.rsplit_once(" desc = ").map_or(reason, |(_, text)| text);
         let (what, kind) = classify(Code::UNKNOWN, text);
@@ -170,23 +169,24 @@ impl Failure {
         Self::new(what, error)
     }
 
-    /// The same failure, of which something else is to be made.
+    /// The same failure with another reason.
     pub(super) fn with_reason(self, reason: Reason) -> Self {
         Self { reason, ..self }
     }
 
-    /// The same failure, of another request that is not sent because of it.
+    /// The same failure, for a further request that is not sent because of it.
     pub(super) fn withheld(self) -> Self {
         Self { outcome: Outcome::Withheld, ..self }
     }
 
-    /// What a final failure of one member is while the others cannot be asked: one that may pass.
+    /// Turns a final failure of one member into a transient one, while the other members cannot be
+    /// asked.
     pub(crate) fn of_one_member(self) -> Self {
-        let message = "an etcd member refused what another one may not refuse";
+        let message = "an etcd member refused a request that another one may accept";
         Self { error: Error::new(ErrorKind::Unavailable, message).with_source(self.error), ..self }
     }
 
-    /// The same failure of a request that was not sent.
+    /// The same failure for a request that was not sent.
     #[cfg(test)]
     pub(crate) fn before_sending(self) -> Self {
         Self { outcome: Outcome::Unsent, ..self }
@@ -197,7 +197,7 @@ impl Failure {
         !self.reason.is_of_cluster() && self.reason != Reason::TooLarge
     }
 
-    /// Whether what was asked may have been done, or may still be.
+    /// Whether the request may have been done, or may still be.
     pub(crate) fn may_be_done(&self) -> bool {
         matches!(self.reason, Reason::Member | Reason::Strange | Reason::TimedOut) && !self.is_unsent()
     }
@@ -207,13 +207,13 @@ impl Failure {
         matches!(self.outcome, Outcome::Unsent | Outcome::Withheld)
     }
 
-    /// Whether the connection failed, so that it is of no more use.
+    /// Whether the connection failed and cannot be used any more.
     pub(crate) fn is_of_connection(&self) -> bool {
         matches!(self.outcome, Outcome::Lost | Outcome::Unsent) && self.reason != Reason::TooLarge
     }
 }
 
-/// A status code of gRPC.
+/// A gRPC status code.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Code(i32);
 
@@ -237,16 +237,16 @@ impl fmt::Display for Code {
     }
 }
 
-/// Whose answer a status is.
+/// Decides whose answer a status is.
 ///
-/// A code alone does not tell: a learner, another gRPC server at a reused address, or a proxy in
-/// between answer with the same codes as the cluster. So an answer is the cluster's, or about a
-/// token, only where the code *and* the whole text are those of etcd's `rpctypes` (3.4 to 3.7, all
-/// the same in this). All others are the member's own.
+/// A code alone does not show it: a learner, another gRPC server at a reused address, and a proxy
+/// in between answer with the same codes as the cluster. So an answer is the cluster's, or about a
+/// token, only if the code *and* the whole text are those of etcd's `rpctypes` (identical in 3.4 to
+/// 3.7). All other answers are the member's own.
 fn classify(code: Code, text: &str) -> (Reason, ErrorKind) {
     let is_known = |(known, is_text, ..): &&(Code, &str, Reason, ErrorKind)| {
-        // etcd's own grpc-proxy passes its texts on, but not its codes; the reasons of canceled
-        // watches have none.
+        // etcd's own grpc-proxy passes on texts but not codes, and the reasons of canceled watches
+        // have no code.
         text == *is_text && (code == *known || code == Code::UNKNOWN)
     };
     if let Some((.., reason, kind)) = KNOWN.iter().find(is_known) {
@@ -266,11 +266,11 @@ fn classify(code: Code, text: &str) -> (Reason, ErrorKind) {
     }
 }
 
-/// The answers of etcd that have a meaning here, with their codes and whole texts.
+/// etcd's answers that have a meaning here, with their codes and whole texts.
 ///
-/// Its other answers are left out because no call of this crate can get them (those about members,
-/// users and roles), or because they are about the member that gives them (no leader, not capable,
-/// a learner, a revision that it has not seen).
+/// Other answers are left out because no call of this crate can get them (those about members,
+/// users and roles), or because they concern only the member that gives them (no leader, not
+/// capable, a learner, a revision that it has not seen).
 const KNOWN: [(Code, &str, Reason, ErrorKind); 24] = {
     use ErrorKind as Kind;
     [
@@ -336,20 +336,19 @@ const KNOWN: [(Code, &str, Reason, ErrorKind); 24] = {
     ]
 };
 
-/// Whether the member answered, rather than tonic or hyper that the connection failed.
+/// Whether the member answered. Otherwise tonic or hyper report that the connection failed.
 pub(super) fn is_answer(error: &ClientError) -> bool {
     match error {
-        // What a peer sent has no cause.
+        // A status sent by a peer has no source.
         ClientError::GRpcStatus(status) => status.source().is_none() && !is_of_connecting(status.message()),
         ClientError::LeaseKeepAliveError(_) => true,
         _ => false,
     }
 }
 
-/// Whether it failed before anything was sent, by the texts of tonic. Where that is not certain it
-/// is `false`.
+/// Whether the call failed before anything was sent, judged by tonic's texts; `false` if in doubt.
 fn is_of_connecting(text: &str) -> bool {
-    // The latter where the runtime is gone that the client was made in.
+    // The second text is sent if the runtime that the client was made in is gone.
     text.starts_with("tcp connect error") || text.starts_with("Service was not ready")
 }
 
@@ -363,8 +362,8 @@ mod tests {
         config::{EtcdConfig, Settings},
     };
 
-    /// All answers in `rpctypes/error.go` of etcd 3.4.0 to 3.7.1, with what this crate makes of
-    /// them. `M` is the member's.
+    /// All answers in `rpctypes/error.go` of etcd 3.4.0 to 3.7.1, and how this crate classifies
+    /// them. `M` is the member's own.
     const RPCTYPES: &str = "
         Canceled|etcdserver: request canceled|M
         Canceled|etcdserver: watch canceled|M
@@ -454,7 +453,7 @@ mod tests {
     ];
 
     #[test]
-    fn an_answer_is_the_clusters_only_by_its_code_and_its_whole_text() {
+    fn an_answer_is_the_clusters_only_with_its_code_and_its_whole_text() {
         let rows = RPCTYPES.split('\n').map(str::trim).filter(|row| !row.is_empty());
         let mut known = 0;
         for row in rows {
@@ -467,7 +466,7 @@ mod tests {
                 (format!("{reason:?}"), reason, kind)
             };
             assert_eq!(read(number, text).0, expected, "{row}");
-            // Texts that only resemble it, and other codes, are the member's.
+            // Similar texts, and other codes, are the member's.
             for similar in [format!("{text} "), format!("proxy: {text}"), text[1..].to_owned(), text.to_uppercase()] {
                 for number in 0..CODES.len() {
                     assert!(!read(number, &similar).1.is_of_cluster(), "{number} {similar}");
@@ -478,8 +477,8 @@ mod tests {
             }
         }
         assert_eq!(known, KNOWN.len(), "each known answer is one of etcd's");
-        // A member's own answer is retryable, whatever it looks like: a status of a service mesh, a
-        // gRPC server without etcd.
+        // A member's own answer is retryable, whatever it looks like: the status of a service mesh,
+        // or a gRPC server that is not etcd.
         for number in 0..CODES.len() {
             for text in ["", "rpc not supported for learner", "RBAC: access denied", "permission denied"] {
                 let (reason, kind) = classify(Code(i32::try_from(number).unwrap()), text);
@@ -491,18 +490,18 @@ mod tests {
     }
 
     #[test]
-    fn failures_as_measured_are_read_right() {
+    fn measured_failures_are_classified() {
         use ErrorKind as Kind;
         for (code, text, reason, kind) in [
             (14, "tcp connect error", Reason::Member, Kind::Unavailable),
             (1, "Timeout expired", Reason::TimedOut, Kind::DeadlineExceeded),
-            // A connection that ended before the request was on it.
+            // The connection ended before the request was sent on it.
             (1, "operation was canceled", Reason::Member, Kind::Unavailable),
             (2, "h2 protocol error: error reading a body from connection", Reason::Member, Kind::Unavailable),
             (2, "transport error", Reason::Member, Kind::Unavailable),
             (2, "context deadline exceeded", Reason::TimedOut, Kind::Unavailable),
             (12, "unknown service etcdserverpb.KV", Reason::Member, Kind::Unavailable),
-            // As etcd's grpc-proxy passes them on.
+            // As passed on by etcd's grpc-proxy.
             (2, "etcdserver: requested lease not found", Reason::LeaseGone, Kind::Unavailable),
             (2, "etcdserver: permission denied", Reason::Refused, Kind::PermissionDenied),
             (2, "etcdserver: invalid auth token", Reason::Token, Kind::Unauthenticated),
@@ -518,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_of_canceled_watches_are_read_with_and_without_a_code() {
+    fn cancel_reasons_are_classified_with_and_without_a_code() {
         for (reason, expected) in [
             ("", Reason::Member),
             ("etcdserver: permission denied", Reason::Refused),
@@ -533,7 +532,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_refused_a_connection_was_not_sent() {
+    async fn a_request_without_a_connection_was_not_sent() {
         let settings = Settings::check(&EtcdConfig::new(["127.0.0.1:1"])).unwrap();
         let cluster = Cluster::new(&settings, tokio::runtime::Handle::current()).unwrap();
         let put = cluster.run(|member| async move { member.put(b"k".to_vec(), b"v".to_vec(), 7, 0).await }).await;
@@ -543,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_is_gone_is_known_by_the_text_of_the_client() {
+    fn a_lease_that_is_gone_is_recognized_by_the_clients_text() {
         let member = "127.0.0.1:2379".parse().unwrap();
         let error = ClientError::LeaseKeepAliveError("lease not found".to_owned());
         assert_eq!(Failure::from_client(error, "renew", &member).reason, Reason::LeaseGone);

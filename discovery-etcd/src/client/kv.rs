@@ -1,3 +1,5 @@
+//! Reading and writing entries. All reads are linearizable, and all writes are guarded.
+
 use std::time::Duration;
 
 use discovery_core::ErrorKind;
@@ -9,29 +11,29 @@ use tokio::time::Instant;
 
 use super::{Failure, MAX_ANSWER_BYTES, Member, is_revision};
 
-/// One entry as etcd holds it.
+/// One entry as etcd stores it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct KeyValue {
     pub(crate) key: Vec<u8>,
     pub(crate) value: Vec<u8>,
-    /// 0 where it has no lease, and so no end.
+    /// 0 if the entry has no lease, and so does not expire.
     pub(crate) lease: i64,
     pub(crate) revision: i64,
 }
 
-/// Part of a range, as it was at one revision.
+/// A part of a range at one revision.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) rows: Vec<KeyValue>,
     pub(crate) more: bool,
-    /// All entries of the part of the range that was asked for, those behind the page included.
+    /// The number of entries in the requested part of the range, those after the page included.
     pub(crate) count: usize,
     pub(crate) revision: i64,
-    /// 0 where the member did not say.
+    /// 0 if the member did not report it.
     pub(crate) cluster: u64,
     /// How long the answer took.
     pub(crate) took: Duration,
-    /// How long it might have taken.
+    /// How long it was allowed to take.
     pub(crate) timeout: Duration,
 }
 
@@ -39,22 +41,22 @@ pub(crate) struct Page {
 #[derive(Clone, Debug)]
 pub(crate) struct RangeSummary {
     pub(crate) cluster: u64,
-    /// The store's, not the range's.
+    /// The revision of the store, not of the range.
     pub(crate) revision: i64,
     pub(crate) count: i64,
-    /// The revision of the newest entry, 0 where there is none.
+    /// The revision of the newest entry, 0 if there is none.
     pub(crate) newest: i64,
 }
 
-/// One key as it was at one revision of the store.
+/// One key at one revision of the store.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyReading {
     pub(crate) row: Option<KeyValue>,
-    /// The store's, not the entry's.
+    /// The revision of the store, not of the entry.
     pub(crate) revision: i64,
 }
 
-/// What is read beside others, see [`Member::readings`].
+/// One of the reads of [`Member::readings`].
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Asked {
     Key(Vec<u8>),
@@ -72,26 +74,27 @@ pub(crate) enum Reading {
     Range(RangeSummary),
 }
 
-/// How a guarded put ended.
+/// The result of a guarded put.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Put {
-    /// The entry is of another revision; this stands there, if anything.
+    /// The entry has another revision; this is the current entry, if there is one.
     Refused(Option<KeyValue>),
-    /// Written, at this revision.
+    /// Written at this revision.
     Written(i64),
 }
 
-/// How a guarded delete ended.
+/// The result of a guarded delete.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Delete {
-    /// Nothing stands there, as of this revision of the store.
+    /// There is no entry at this revision of the store.
     Gone(i64),
-    /// The entry is another one; this stands there.
+    /// The entry is a different one; this is the current entry.
     Refused(KeyValue),
 }
 
 impl Member {
-    /// Reads up to `limit` entries of `[from, to)`, linearizably, at `revision` or, where that is 0, as they are now.
+    /// Reads up to `limit` entries of `[from, to)`, linearizably, at `revision`, or the current
+    /// ones if that is 0.
     pub(crate) async fn page(&self, from: Vec<u8>, to: Vec<u8>, limit: i64, revision: i64) -> Result<Page, Failure> {
         let first = from.clone();
         let end = to.clone();
@@ -108,7 +111,7 @@ impl Member {
             let header = answer.take_header();
             Ok(Page {
                 more: answer.more(),
-                // Below 0 it is as wrong as 0 is.
+                // A negative count is as wrong as 0.
                 count: usize::try_from(answer.count()).unwrap_or(0),
                 rows: answer.take_kvs().into_iter().map(KeyValue::from).collect(),
                 revision: header.as_ref().map_or(0, |header| header.revision()),
@@ -122,10 +125,10 @@ impl Member {
         Ok(page)
     }
 
-    /// Reads keys and ranges, at most 128, as they are at one revision, linearizably. Of a range it
-    /// is read how many keys there are and which is the newest one.
+    /// Reads at most 128 keys and ranges at one revision, linearizably. Of a range, reads how many
+    /// keys there are and the newest of them.
     ///
-    /// etcd reads a whole range to find its newest key; the answer is small all the same.
+    /// etcd reads a whole range to find its newest key, but the answer is small.
     pub(crate) async fn readings(&self, questions: Vec<Asked>) -> Result<Vec<Reading>, Failure> {
         let reads: Vec<TxnOp> = questions.iter().map(Asked::operation).collect();
         let answer = self.call("audit", async |client| {
@@ -138,7 +141,7 @@ impl Member {
         let answers = answer.op_responses().into_iter();
         let readings = questions.iter().zip(answers).map(|(asked, answer)| match answer {
             TxnOpResponse::Get(answer) => asked.reading(answer, revision, cluster),
-            _ => Err("a read was answered as something else"),
+            _ => Err("a read was answered as another operation"),
         });
         let readings: Result<Vec<Reading>, &'static str> = readings.collect();
         let readings = readings.and_then(|readings| {
@@ -158,9 +161,11 @@ impl Member {
         self.authorized(read.await)?.check(&asked).map_err(|what| Failure::strange("read", &self.address, what))
     }
 
-    /// Puts an entry under a lease if it still is of this revision, 0 being that of no entry, else reads it.
+    /// Puts an entry under a lease if the entry's revision is still `revision` (0: no entry).
+    /// Otherwise reads it.
     ///
-    /// So a put that arrives late, after its answer was given up, does nothing to what was done since.
+    /// So a put that arrives late, after its caller gave up, overwrites nothing that happened
+    /// since.
     pub(crate) async fn put(&self, key: Vec<u8>, value: Vec<u8>, lease: i64, revision: i64) -> Result<Put, Failure> {
         let asked = key.clone();
         let answer = self.call("put", async |client| {
@@ -172,9 +177,9 @@ impl Member {
         answer.of_put(&asked, revision).map_err(|what| Failure::strange("put", &self.address, what))
     }
 
-    /// Deletes an entry if it still is of this revision and under this lease, else reads it.
+    /// Deletes an entry if its revision and lease are still these. Otherwise reads it.
     ///
-    /// The lease tells a store that was wiped, and counts anew, from the one that the revision is of.
+    /// The lease guards against a store that was wiped and reached the same revision again.
     pub(crate) async fn delete(&self, key: Vec<u8>, lease: i64, revision: i64) -> Result<Delete, Failure> {
         let asked = key.clone();
         let answer = self.call("delete", async |client| {
@@ -188,9 +193,9 @@ impl Member {
 }
 
 impl Member {
-    /// Takes note of an answer about entries, which etcd gives only with a token that it accepts.
-    /// It is not so particular about leases, about streams that begin, and about puts for which it
-    /// has no space.
+    /// Records an answer about entries, which etcd gives only if it accepts the token. It is less
+    /// strict about leases, about streams that are being opened, and about puts for which it has no
+    /// space.
     pub(super) fn authorized<T>(&self, result: Result<T, Failure>) -> Result<T, Failure> {
         let is_authorized =
             |failure: &Failure| failure.reason.is_of_cluster() && failure.error.kind() != ErrorKind::ResourceExhausted;
@@ -201,12 +206,12 @@ impl Member {
     }
 }
 
-/// What a transaction answered that writes one entry under a condition and else reads it.
+/// The answer to a transaction that writes one entry under a condition, and otherwise reads it.
 #[derive(Debug)]
 struct Answer {
     succeeded: bool,
     revision: i64,
-    /// What was read; `None` where nothing was.
+    /// What was read; `None` if nothing was.
     read: Option<Option<KeyValue>>,
 }
 
@@ -243,9 +248,9 @@ impl Answer {
         Ok(row.map_or(Delete::Gone(now), Delete::Refused))
     }
 
-    /// What stood in the way; `holds` knows the condition that did not hold.
+    /// The entry that caused the refusal. `holds` checks that the condition really does not hold.
     fn refusal(self, key: &[u8], holds: impl Fn(Option<&KeyValue>) -> bool) -> Result<Option<KeyValue>, &'static str> {
-        let row = of_key(key, self.read.ok_or("a write was neither done nor refused for a reason")?)?;
+        let row = of_key(key, self.read.ok_or("a write was neither done nor refused with the current entry")?)?;
         if holds(row.as_ref()) { Err("a write was refused though its condition holds") } else { Ok(row) }
     }
 }
@@ -277,7 +282,7 @@ impl Asked {
 }
 
 impl KeyReading {
-    /// Whether it can be a reading of this key.
+    /// Checks that this can be a reading of `key`.
     fn check(self, key: &[u8]) -> Result<Self, &'static str> {
         if !is_revision(self.revision) {
             return Err(NO_REVISION);
@@ -291,26 +296,27 @@ impl KeyReading {
 }
 
 fn of_key(key: &[u8], row: Option<KeyValue>) -> Result<Option<KeyValue>, &'static str> {
-    if row.as_ref().is_some_and(|row| row.key != key) { Err("the entry was not asked for") } else { Ok(row) }
+    if row.as_ref().is_some_and(|row| row.key != key) { Err("the answer holds another key") } else { Ok(row) }
 }
 
 impl Page {
-    /// Whether it can be a page of `[from, to)`, whose next one, if there is more, begins behind its last entry.
+    /// Checks that this can be a page of `[from, to)`. If there are more, the next page starts
+    /// after its last entry.
     fn check(&self, from: &[u8], to: &[u8]) -> Result<(), &'static str> {
         if !is_revision(self.revision) {
             return Err(NO_REVISION);
         }
         if self.more && self.rows.is_empty() {
-            return Err("more entries are said to follow none");
+            return Err("an empty page announces more entries");
         }
         let is_counted = if self.more { self.count > self.rows.len() } else { self.count == self.rows.len() };
         if !is_counted {
-            return Err("the entries are not as many as their number says");
+            return Err("the number of entries does not match their count");
         }
         let mut former: Option<&[u8]> = None;
         for row in &self.rows {
             if former.map_or(&*row.key < from, |former| *row.key <= *former) || *row.key >= *to {
-                return Err("an entry was not asked for, or is out of order");
+                return Err("an entry is outside the range or out of order");
             }
             former = Some(&row.key);
         }
@@ -342,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_are_done_or_refused_for_a_reason() {
+    fn writes_are_done_or_refused_with_the_current_entry() {
         let refused = |read: &Option<Option<KeyValue>>| Answer { succeeded: false, revision: 5, read: read.clone() };
         let done = |revision| Answer { succeeded: true, revision, read: None };
         for revision in [0, -1, i64::MAX] {
@@ -382,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn readings_that_cannot_be_are_known() {
+    fn impossible_readings_are_rejected() {
         for (key, revision, is_good) in
             [(None, 5, true), (None, 0, false), (Some("k"), 3, true), (Some("k"), 2, false), (Some("other"), 5, false)]
         {
@@ -392,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_cannot_be_are_known() {
+    fn impossible_pages_are_rejected() {
         for (name, keys, more, count, revision, is_good) in [
             ("none", &[][..], false, 0, 5, true),
             ("all", &["b", "b/1", "c"], false, 3, 5, true),
@@ -406,7 +412,7 @@ mod tests {
             ("below the range", &["a", "c"], false, 2, 5, false),
             ("above the range", &["b", "d"], false, 2, 5, false),
             ("no key", &[""], false, 1, 5, false),
-            ("twice the same", &["b", "b"], false, 2, 5, false),
+            ("the same key twice", &["b", "b"], false, 2, 5, false),
             ("out of order", &["c", "b"], false, 2, 5, false),
         ] {
             let rows = keys.iter().map(|key| row(key, 0)).collect();

@@ -1,3 +1,5 @@
+//! Granting, renewing and revoking leases.
+
 use std::{sync::Arc, time::Duration};
 
 use etcd_client::{Client, LeaseGrantOptions, LeaseKeepAliveStream, LeaseKeeper};
@@ -20,7 +22,8 @@ pub(crate) struct Renewals {
 }
 
 impl Member {
-    /// Grants a lease under an id of the caller's, so that asking again does no harm, and returns the time it was granted for.
+    /// Grants a lease and returns its ttl. The caller chooses the id, so that asking again does no
+    /// harm.
     pub(crate) async fn grant(&self, id: i64, ttl: Duration) -> Result<Duration, Failure> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let granted = self.call("grant", async |client| {
@@ -29,12 +32,12 @@ impl Member {
         });
         match granted.await? {
             Ok(granted) if !granted.is_zero() => Ok(granted),
-            Ok(_) => Err(Failure::strange("grant", &self.address, "a lease was granted for no time")),
+            Ok(_) => Err(Failure::strange("grant", &self.address, "a lease was granted with a ttl of 0")),
             Err(what) => Err(Failure::strange("grant", &self.address, what)),
         }
     }
 
-    /// The time that a lease was granted for, or 0 where it is gone.
+    /// Returns the granted ttl of a lease, or 0 if it is gone.
     pub(crate) async fn granted(&self, id: i64) -> Result<Duration, Failure> {
         let granted = self.call("grant", async |client| {
             let answer = client.lease_client().time_to_live(id, None).await?;
@@ -44,7 +47,7 @@ impl Member {
         granted.await?.map_err(|what| Failure::strange("grant", &self.address, what))
     }
 
-    /// Ends a lease, and with it all entries under it. A lease that is gone already is no error.
+    /// Revokes a lease, and with it all its entries. A lease that is already gone is no error.
     pub(crate) async fn revoke(&self, id: i64) -> Result<(), Failure> {
         let revoked = self.call("revoke", async |client| client.lease_client().revoke(id).await.map(drop)).await;
         match revoked {
@@ -53,13 +56,13 @@ impl Member {
         }
     }
 
-    /// Opens a stream of renewals; that it opens is the answer to the first one.
+    /// Opens a stream of renewals. That it opens is the answer to the first renewal.
     ///
-    /// That may take no longer than `limit`, nor than any request.
+    /// It must open within `limit`, and within the timeout of a request.
     pub(crate) async fn renew(self: &Arc<Self>, id: i64, limit: Duration) -> Result<Renewals, Failure> {
         let open = async |client: Client| client.lease_client().keep_alive(id).await;
         let ((requests, answers), used) = self.open("renew", limit, Silence::Connection, open).await?;
-        // Of the first answer etcd-client shows the id alone.
+        // etcd-client exposes only the id of the first answer.
         if requests.id() != id {
             return Err(Failure::strange("renew", &self.address, ANOTHER));
         }
@@ -68,28 +71,28 @@ impl Member {
 }
 
 impl Renewals {
-    /// Asks for a renewal. That it was sent means nothing; only an answer does.
+    /// Requests a renewal. Only an answer means that the lease was renewed.
     pub(crate) async fn ask(&mut self) -> Result<(), Failure> {
-        // Waits only where a hundred requests are queued, and then the stream is of no use.
+        // Waits only if a hundred requests are queued, and then the stream is dead.
         match timeout(Duration::from_millis(100), self.requests.keep_alive()).await {
             Ok(sent) => sent.map_err(|error| Failure::from_client(error, "renew", &self.member.address)),
             Err(_) => Err(Failure::ended("renew", &self.member.address)),
         }
     }
 
-    /// Takes that the stream does not answer. Its connection may be dead where the member lives, and is used no more.
+    /// Records that the stream does not answer. Its connection may be dead although the member
+    /// lives, so it gets no further calls.
     pub(crate) fn silent(self) {
         self.used.retire();
     }
 
-    /// The failure of a stream that said this.
+    /// The failure of a stream that sent an impossible answer.
     pub(crate) fn strange(&self, what: &'static str) -> Failure {
         Failure::strange("renew", &self.member.address, what)
     }
 
-    /// The next answer: the time that the lease has from the moment that etcd got the request, 0 where it is gone.
-    ///
-    /// Cancel safe.
+    /// Waits for the next answer, and returns how long the lease is valid from the moment when etcd
+    /// received the request; 0 if it is gone. Cancel safe.
     pub(crate) async fn answer(&mut self) -> Result<Duration, Failure> {
         match self.answers.message().await {
             Ok(Some(answer)) => time_of(self.id, answer.id(), answer.ttl()).map_err(|what| self.strange(what)),
@@ -103,24 +106,26 @@ impl Renewals {
     }
 }
 
-/// The time that an answer gives to the lease asked about, 0 where that is gone.
+/// The ttl that an answer gives for the requested lease, 0 if the lease is gone.
 fn time_of(asked: i64, answered: i64, seconds: i64) -> Result<Duration, &'static str> {
     let time = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
     if answered != asked {
         return Err(ANOTHER);
     }
-    // More than is ever asked for, and etcd's least is in the order of its election timeout, at most 75 s. Who died would stay.
-    if time > TTL_MAX { Err("the time of the lease is out of all proportion") } else { Ok(time) }
+    // Reject absurd ttls: this crate never requests more than `TTL_MAX`, and etcd's minimum is on
+    // the order of its election timeout, at most 75 s. With a longer one, entries of dead processes
+    // would stay.
+    if time > TTL_MAX { Err("the ttl of the lease is longer than 1 day") } else { Ok(time) }
 }
 
-const ANOTHER: &str = "the answer is about another lease";
+const ANOTHER: &str = "the answer is for another lease";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_time_of_a_lease_is_one_that_can_be() {
+    fn a_ttl_that_cannot_be_is_rejected() {
         for (answered, seconds, time) in [
             (7, 15, Some(15)),
             (7, 0, Some(0)),

@@ -1,3 +1,5 @@
+//! Lists the members of the cluster.
+
 use discovery_core::Address;
 
 use super::{Failure, Member};
@@ -6,17 +8,17 @@ use crate::config::{is_loopback, member_address};
 /// A cluster's list of its members.
 #[derive(Debug)]
 pub(crate) struct ListedMembers {
-    /// Which cluster this is; 0 where a proxy does not tell.
+    /// The id of the cluster; 0 if a proxy does not report it.
     pub(crate) cluster: u64,
-    /// Where its members offer themselves to clients, learners left out.
+    /// The client addresses of its members, without learners.
     pub(crate) addresses: Vec<Address>,
 }
 
 impl Member {
-    /// The members of the cluster.
+    /// Lists the members of the cluster.
     ///
-    /// An address that cannot be read is left out, as is one that does not fit whether there is
-    /// TLS, and one to which the password would travel in clear.
+    /// Leaves out addresses that cannot be parsed, that do not match whether TLS is used, or to
+    /// which the password would be sent in plain text.
     pub(crate) async fn members(&self) -> Result<ListedMembers, Failure> {
         let has_tls = self.dial.has_tls();
         let is_allowed = |address: &Address| !self.dial.is_loopback_only || is_loopback(address);

@@ -1,12 +1,12 @@
-//! One member of the cluster: every call under its own timeout, in types of our own.
+//! One member of the cluster: every call with its own timeout, in our own types.
 //!
 //! Nothing outside this folder names etcd-client. One client never holds two members, because its
-//! balancer keeps sending a share of the calls to a dead one; choosing a member is the work of
-//! [`cluster`](crate::cluster).
+//! balancer keeps sending a share of the calls to a dead one. [`cluster`](crate::cluster) chooses
+//! the member.
 //!
-//! A call asks the [`Member`] for its [`Connection`], which [`connect`](connect) makes where there
-//! is none: the member's version is checked, and [`auth`] gets a token for it. [`failure`] reads
-//! what went wrong.
+//! A call asks the [`Member`] for its [`Connection`]. If there is none, [`connect`](connect) makes
+//! one: it checks the member's version, and [`auth`] gets a token for it. [`failure`] classifies
+//! errors.
 
 mod auth;
 mod connect;
@@ -46,7 +46,7 @@ pub(crate) struct Member {
     address: Address,
     dial: Arc<Dial>,
     request_timeout: Duration,
-    /// Held while connecting.
+    /// Locked while connecting.
     slot: Arc<Mutex<Slot>>,
     /// The task that connects, which ends with the member.
     connecting: StdMutex<Option<AbortHandle>>,
@@ -61,7 +61,7 @@ impl Member {
         &self.address
     }
 
-    /// Runs a call under the timeout of a request, connecting included.
+    /// Runs a call within the timeout of a request, connecting included.
     async fn call<T, F>(&self, operation: &'static str, call: impl FnOnce(Client) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
@@ -69,11 +69,10 @@ impl Member {
         self.open(operation, self.request_timeout, Silence::Call, call).await.map(|(answer, _)| answer)
     }
 
-    /// Runs a call, and returns its use of the connection, for what else comes on a stream.
+    /// Runs a call, and returns its use of the connection, for later messages on a stream.
     ///
-    /// A connection that failed gets no further calls, since a client does not come back by itself
-    /// once its token, or the runtime that it was made in, is gone. Streams that are open on it go
-    /// on.
+    /// A connection that failed gets no further calls: a client does not recover by itself once its
+    /// token, or the runtime that it was made in, is gone. Streams that are open on it continue.
     async fn open<T, F>(
         &self,
         operation: &'static str,
@@ -89,7 +88,8 @@ impl Member {
         let work = async {
             let connection = self.connection().await?;
             let used = begun.insert(connection.begin()).clone();
-            // The future of a call takes many kB, which its caller would hold all its life.
+            // Boxed: the future of a call takes many kB, which its caller would hold as long as it
+            // lives.
             let answered = Box::pin(call(connection.client())).await;
             used.answered(&answered);
             let answer = answered.map_err(|error| Failure::from_client(error, operation, &self.address))?;
@@ -125,16 +125,16 @@ impl Drop for Member {
 }
 
 impl fmt::Debug for Member {
-    /// Prints the address alone.
+    /// Prints only the address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Member").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
-/// Whether a store can be at this revision, and have a next one.
+/// Whether a store can be at this revision and still have a next one.
 fn is_revision(revision: i64) -> bool {
     (1..i64::MAX).contains(&revision)
 }
 
-/// The largest answer that is decoded; a page that is larger is asked for in smaller ones.
+/// The largest answer that is decoded. A page that is larger is requested again in smaller ones.
 pub(crate) const MAX_ANSWER_BYTES: usize = 32 << 20;

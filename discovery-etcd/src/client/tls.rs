@@ -1,4 +1,4 @@
-//! From certificates and keys to what etcd-client takes, checked by rustls itself.
+//! Turns certificates and keys into the options of etcd-client, after checking them with rustls.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use tracing::{debug, info};
 
 use crate::config::{EtcdTls, Pem, invalid};
 
-/// What every member is connected to with.
+/// The TLS settings for all members.
 pub(super) struct Tls {
     config: EtcdTls,
     handshake: Duration,
@@ -25,16 +25,16 @@ pub(super) struct Tls {
 }
 
 struct State {
-    /// As last read with success.
+    /// From the last successful reading.
     options: TlsOptions,
-    /// Counts the readings with success.
+    /// Counts the successful readings.
     reading: u64,
-    /// What the files held then, and when that was last compared.
+    /// The contents of the files at that reading, and when they were last compared.
     files: Files,
     compared: Instant,
 }
 
-/// What the certificates and the key hold.
+/// The contents of the certificates and the key.
 #[derive(Eq, PartialEq)]
 struct Files {
     ca: Option<Vec<u8>>,
@@ -43,7 +43,7 @@ struct Files {
 }
 
 impl Tls {
-    /// Reads all files and checks what they hold.
+    /// Reads all files and checks their contents.
     pub(super) fn load(config: &EtcdTls, handshake: Duration) -> Result<Self, Error> {
         let files = Files::read(config)?;
         let options = files.options(config, handshake)?;
@@ -51,25 +51,25 @@ impl Tls {
         Ok(Self { config: config.clone(), handshake, state: Mutex::new(state) })
     }
 
-    /// What to connect to a member with now.
+    /// The options for connecting to a member now.
     pub(super) fn options(&self, member: &Address) -> TlsOptions {
         let options = self.current().options.clone();
         if self.config.server_name.is_some() {
             return options;
         }
-        // Certificates name hosts without the dot that ends a rooted name.
+        // Certificates name hosts without the final dot of an absolute name.
         match member.host() {
             Host::Dns(name) if name.ends_with('.') => options.domain_name(name.trim_end_matches('.')),
             _ => options,
         }
     }
 
-    /// Which reading of the files is the present one.
+    /// The number of the current reading of the files.
     pub(super) fn reading(&self) -> u64 {
         self.current().reading
     }
 
-    /// Reads the files again if they have changed, which is looked for once a second at most.
+    /// Reads the files again if they have changed. Looks at most once a second.
     fn current(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.compared.elapsed() < COMPARE {
@@ -81,13 +81,13 @@ impl Tls {
                 state.options = files.options(&self.config, self.handshake)?;
                 state.reading += 1;
                 state.files = files;
-                info!("the files of TLS changed, new connections use them");
+                info!("the TLS files changed, new connections use them");
             }
             Ok(())
         });
-        // Half of them may be written; they are read again with the next comparison.
+        // The files may be half written. The next comparison reads them again.
         if let Err(error) = result {
-            debug!(error = %error.report(), "the former certificates are used");
+            debug!(error = %error.report(), "the TLS files cannot be used, the former ones stay in use");
         }
         state
     }
@@ -99,8 +99,8 @@ impl Files {
         Ok(Self { ca: read(&config.ca, "ca")?, cert: read(&config.cert, "cert")?, key: read(&config.key, "key")? })
     }
 
-    /// Checks all of it through rustls once, since tonic passes over certificates that cannot be
-    /// read, and finds the rest when it connects.
+    /// Checks everything with rustls once. tonic ignores certificates that cannot be read, and
+    /// finds other problems only when it connects.
     fn options(&self, config: &EtcdTls, handshake: Duration) -> Result<TlsOptions, Error> {
         let mut options = TlsOptions::new().timeout(handshake);
         let mut roots = RootCertStore::empty();
@@ -114,13 +114,13 @@ impl Files {
         }
         let checked = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
-            .expect("ring does what rustls asks for")
+            .expect("ring supports the default protocol versions")
             .with_root_certificates(roots);
         if let (Some(cert), Some(key), Some(cert_pem), Some(key_pem)) =
             (&config.cert, &config.key, &self.cert, &self.key)
         {
             let chain = certificates(cert, "cert", cert_pem)?;
-            // Without the cause, which may quote a line of the key.
+            // Without the source, which may quote a line of the key.
             let private = PrivateKeyDer::from_pem_slice(key_pem).map_err(|_| {
                 bad(key, "key", "it holds no private key in PEM (PKCS #8, PKCS #1 or SEC 1, not encrypted)")
             })?;
@@ -148,7 +148,7 @@ fn content(pem: &Pem, name: &str) -> Result<Vec<u8>, Error> {
 }
 
 fn certificates(pem: &Pem, name: &str, content: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
-    // Without the cause: a key may have got here.
+    // Without the source: the file may be a key by mistake.
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(content).collect();
     match read {
         Ok(read) if !read.is_empty() => Ok(read),
@@ -163,5 +163,5 @@ fn bad(pem: &Pem, name: &str, what: &str) -> Error {
     }
 }
 
-/// The least time between two looks at the files.
+/// The shortest time between two comparisons of the files.
 const COMPARE: Duration = Duration::from_secs(1);

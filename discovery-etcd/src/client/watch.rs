@@ -1,3 +1,5 @@
+//! Streams of watches, and their messages in types of our own.
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use etcd_client::{
@@ -40,34 +42,35 @@ pub(crate) struct WatchAnswers {
     used: Use,
 }
 
-/// A watch of `[from, to)`, or of the key `from` alone where `to` is empty, from a revision on.
+/// A watch of `[from, to)`, or of the key `from` alone if `to` is empty, starting at a revision.
 #[derive(Clone, Debug)]
 pub(crate) struct WatchRequest {
     pub(crate) from: Vec<u8>,
     pub(crate) to: Vec<u8>,
     pub(crate) revision: i64,
-    /// The id that it is to have, if the server lets clients choose.
+    /// The id that it should have, if the server lets clients choose.
     pub(crate) id: i64,
 }
 
-/// One answer on a watch stream.
+/// One message on a watch stream.
 #[derive(Debug, Default)]
 pub(crate) struct Message {
     pub(crate) watch: i64,
     pub(crate) cluster: u64,
     pub(crate) revision: i64,
-    /// The answer to a watch that was asked for; etcd gives them in the order of asking.
+    /// This answers a request for a watch. etcd answers in the sequence of the requests.
     pub(crate) created: bool,
     pub(crate) canceled: Option<Canceled>,
-    /// More parts of this answer follow.
+    /// More fragments of this message follow.
     pub(crate) fragment: bool,
     pub(crate) events: Vec<Event>,
 }
 
-/// Why etcd canceled a watch. The stream stays open, so waiting for its end would be waiting for ever.
+/// Why etcd canceled a watch. The stream stays open, so waiting for its end would be waiting
+/// forever.
 #[derive(Debug)]
 pub(crate) enum Canceled {
-    /// What was asked for is compacted.
+    /// The requested revision is compacted.
     Compacted,
     Failed(Failure),
 }
@@ -81,15 +84,16 @@ pub(crate) enum Event {
     },
     Put {
         row: super::KeyValue,
-        /// Whether there was no entry of this key.
+        /// Whether the key did not exist before.
         is_new: bool,
     },
-    /// What makes no sense, or not to this version: a type that it does not know, no entry, no possible revision.
+    /// An event that is invalid or unknown to this version: of an unknown type, without an entry,
+    /// or with an impossible revision.
     Unknown,
 }
 
 impl Event {
-    /// The revision in which it happened; 0 where that is not known.
+    /// The revision of the change; 0 if unknown.
     pub(crate) fn revision(&self) -> i64 {
         match self {
             Self::Delete { revision, .. } => *revision,
@@ -98,7 +102,7 @@ impl Event {
         }
     }
 
-    /// The key of its entry; empty where that is not known.
+    /// The key of the entry; empty if unknown.
     pub(crate) fn key(&self) -> &[u8] {
         match self {
             Self::Delete { key, .. } => key,
@@ -111,7 +115,7 @@ impl Event {
 impl Member {
     /// Opens a stream with a first watch.
     ///
-    /// That may take no longer than `limit`, nor than any request.
+    /// It must open within `limit`, and within the timeout of a request.
     pub(crate) async fn watch(self: &Arc<Self>, first: WatchRequest, limit: Duration) -> Result<WatchStream, Failure> {
         let open = async |client: Client| {
             let mut watches = client.watch_client().max_decoding_message_size(MAX_ANSWER_BYTES);
@@ -133,10 +137,10 @@ impl StreamConnection {
         &self.member
     }
 
-    /// The store's revision, read linearizably within `limit` on the connection of the stream: a
+    /// Reads the store's revision linearizably within `limit`, on the connection of the stream: a
     /// sign of life. The handle must be allowed to read the key, which need not exist.
     ///
-    /// Where the connection fails, so does the stream, though the member may answer on another one.
+    /// If the connection fails, so does the stream, although the member may answer on another one.
     pub(crate) async fn revision(&self, key: Vec<u8>, limit: Duration) -> Result<i64, Failure> {
         let used = self.used.again();
         let read = async {
@@ -180,21 +184,21 @@ impl WatchRequest {
 }
 
 impl WatchRequests {
-    /// Adds a watch. Cancel safe: either asked or not.
+    /// Requests a watch. Cancel safe: it is either requested or not.
     pub(crate) async fn watch(&mut self, request: WatchRequest) -> Result<(), Failure> {
         let options = request.options();
         let added = self.requests.watch(request.from, Some(options)).await;
         added.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
 
-    /// Ends one watch. Cancel safe: either asked or not.
+    /// Cancels a watch. Cancel safe: it is either requested or not.
     pub(crate) async fn cancel(&mut self, id: i64) -> Result<(), Failure> {
         self.requests.cancel(id).await.map_err(|error| Failure::from_client(error, "watch", &self.member.address))
     }
 }
 
 impl WatchAnswers {
-    /// The next answer. Cancel safe.
+    /// Waits for the next message. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Message, Failure> {
         match self.answers.message().await {
             Ok(Some(answer)) => {
@@ -237,7 +241,7 @@ impl From<WatchResponse> for Message {
 }
 
 impl From<PbEvent> for Event {
-    /// Reads it raw, because etcd-client's own accessor panics on a type that it does not know.
+    /// Reads the raw message, because etcd-client's own accessor panics on an unknown type.
     fn from(event: PbEvent) -> Self {
         match (event.r#type, event.kv) {
             (_, Some(entry)) if !is_revision(entry.mod_revision) => Self::Unknown,
@@ -263,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_read_or_known_to_make_no_sense() {
+    fn invalid_events_are_unknown() {
         let entry = |create_revision, mod_revision| {
             Some(PbKeyValue { key: b"k".to_vec(), create_revision, mod_revision, ..PbKeyValue::default() })
         };
@@ -280,7 +284,7 @@ mod tests {
             (0, None, Event::Unknown),
             (0, entry(0, 0), Event::Unknown),
             (1, entry(0, -1), Event::Unknown),
-            // There would be no next one.
+            // There could be no next revision.
             (0, entry(5, i64::MAX), Event::Unknown),
         ] {
             assert_eq!(Event::from(PbEvent { r#type: kind, kv, prev_kv: None }), read);

@@ -1,4 +1,4 @@
-//! Finding members at new addresses, by the cluster's own list of them.
+//! Finds members at new addresses, from the cluster's own list of members.
 
 use std::{
     sync::{Arc, Weak},
@@ -18,12 +18,12 @@ use crate::{
     cluster::failover::{Failover, Health},
 };
 
-/// Follows the list of members for as long as the cluster is in use.
+/// Follows the list of members while the cluster is in use.
 #[derive(Debug)]
 pub(crate) struct MemberList {
     cluster: Weak<Cluster>,
     failure: Arc<Notify>,
-    /// The members that were configured, to begin with and to come back to.
+    /// The configured members, used at the start and as a fallback.
     configured: Vec<Address>,
     identity: Identity,
     interval: Duration,
@@ -32,12 +32,12 @@ pub(crate) struct MemberList {
 /// Which cluster the handle belongs to.
 #[derive(Debug)]
 struct Identity {
-    /// The first one that was seen.
+    /// The first cluster that was seen, or its successor.
     cluster: Option<u64>,
-    /// Since when nothing but other clusters was seen.
+    /// Since when only other clusters have been seen.
     other_since: Option<Instant>,
-    /// How long that lasts before another cluster is taken for the successor of this one, as after
-    /// a restore.
+    /// How long that must last before another cluster counts as the successor of this one, for
+    /// instance after a restore.
     patience: Duration,
 }
 
@@ -52,22 +52,22 @@ impl MemberList {
         }
     }
 
-    /// Reads the list now and then, and soon after a member failed; ends with the cluster.
+    /// Reads the list from time to time, and soon after a member failed. Ends with the cluster.
     pub(crate) async fn run(mut self) {
         while let Some(cluster) = self.cluster.upgrade() {
             match cluster.run_when_reachable(|member| async move { member.members().await }).await {
                 Ok(ListedMembers { addresses, .. }) if addresses.is_empty() => {
-                    debug!("etcd names no member that may be connected to");
+                    debug!("etcd lists no member that can be used");
                 }
                 Ok(ListedMembers { cluster: id, addresses }) if self.identity.is(id, Instant::now()) => {
                     cluster.set_members(&addresses);
                 }
-                // One of its addresses leads elsewhere, perhaps for a moment.
+                // One of the addresses leads to another cluster, perhaps only for a moment.
                 Ok(ListedMembers { cluster: other, .. }) => {
                     debug!(cluster = format_args!("{other:x}"), "another cluster answered");
                     cluster.add_members(&self.configured);
                 }
-                // The configured ones may be back, or names that lead elsewhere by now.
+                // The configured members may be back, or their names may resolve to new addresses.
                 Err(failure) if failure.is_of_connection() => cluster.add_members(&self.configured),
                 Err(failure) => debug!(error = %failure.error.report(), "members not listed"),
             }
@@ -89,7 +89,7 @@ impl Identity {
         Self { cluster: None, other_since: None, patience }
     }
 
-    /// Whether a list of this cluster's is one of the own cluster's.
+    /// Whether an answer of this cluster is one of the handle's own cluster.
     fn is(&mut self, cluster: u64, now: Instant) -> bool {
         let is_own = cluster == 0 || *self.cluster.get_or_insert(cluster) == cluster;
         if is_own {
@@ -106,7 +106,7 @@ impl Identity {
 }
 
 impl Cluster {
-    /// Makes these the members. What is known of those that stay is kept.
+    /// Replaces the members. Those that stay keep their health.
     fn set_members(&self, addresses: &[Address]) {
         let mut state = self.lock();
         let mut members: Vec<Arc<Member>> = Vec::with_capacity(addresses.len());
@@ -123,7 +123,7 @@ impl Cluster {
         }
     }
 
-    /// Adds members to those that there are.
+    /// Adds members to the present ones.
     fn add_members(&self, addresses: &[Address]) {
         let mut state = self.lock();
         let missing: Vec<_> = addresses.iter().filter(|address| state.member(address).is_none()).collect();
@@ -145,7 +145,7 @@ impl Cluster {
         let current = kept.unwrap_or_else(|| fastrand::usize(..members.len()));
         state.failover = Failover::new(health, current);
         state.members = members;
-        // Of those that are new nothing bad is known.
+        // Nothing bad is known of the new members, so waiting callers may try them.
         self.news.send_modify(|news| news.returns += 1);
     }
 
@@ -160,9 +160,9 @@ impl State {
     }
 }
 
-/// The least time from one list to the next.
+/// The shortest time between two lists.
 const SPACING: Duration = Duration::from_secs(1);
-/// The longest time from one list to the next.
+/// The longest time between two lists.
 const SLOWEST: Duration = Duration::from_secs(30);
 /// More members than any cluster has.
 const MOST: usize = 64;
@@ -172,16 +172,16 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn another_cluster_is_the_own_one_once_that_is_not_seen_for_long() {
+    async fn another_cluster_succeeds_one_that_was_not_seen_for_long() {
         let patience = Duration::from_secs(600);
         let mut identity = Identity::new(patience);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(identity.is(0, at(0)), "a proxy does not tell");
-        assert!(identity.is(7, at(1)), "the first one");
+        assert!(identity.is(0, at(0)), "a proxy does not report it");
+        assert!(identity.is(7, at(1)), "the first cluster");
         assert!(!identity.is(8, at(2)) && !identity.is(8, at(600)));
         assert!(identity.is(7, at(601)));
-        assert!(!identity.is(8, at(602)) && !identity.is(8, at(1201)), "it was seen meanwhile");
+        assert!(!identity.is(8, at(602)) && !identity.is(8, at(1201)), "the own cluster was seen meanwhile");
         assert!(identity.is(8, at(1202)), "after a restore");
         assert!(identity.is(8, at(1203)) && !identity.is(7, at(1204)));
     }

@@ -1,4 +1,4 @@
-//! Which member to ask, and when nobody is worth asking.
+//! Which member to ask, and when not to ask at all.
 //!
 //! Calls and streams stay with one member while it is well. [`failover`] decides where they go when
 //! it is not, [`round`] takes one call from member to member, and [`members`] finds members at new
@@ -36,14 +36,14 @@ use round::{Purpose, Round};
 pub(crate) struct Cluster {
     state: Mutex<State>,
     news: watch::Sender<News>,
-    /// Held by the one caller that waits for the end of a rest; the others wait for its news.
+    /// Held by the one caller that waits for the end of a rest. The others wait for its news.
     scout: AsyncMutex<()>,
     dial: Arc<Dial>,
     request_timeout: Duration,
     backoff: Backoff,
     /// How long a handle stays with the member that it chose.
     audit: AuditInterval,
-    /// Woken when a member fails, and when this drops.
+    /// Notified when a member fails, and when this is dropped.
     failure: Arc<Notify>,
 }
 
@@ -51,29 +51,29 @@ pub(crate) struct Cluster {
 struct State {
     members: Vec<Arc<Member>>,
     failover: Failover,
-    /// When to choose a member anew.
+    /// When to choose a member again.
     choose_at: Instant,
 }
 
-/// What is of interest while no member is well.
+/// What callers wait for while no member is well.
 #[derive(Clone, Debug, Default)]
 struct News {
-    /// Counts how often a member came back.
+    /// How often a member came back.
     returns: u64,
-    /// Counts the failures.
+    /// The number of failures.
     failures: u64,
     last: Option<Failure>,
 }
 
 impl Cluster {
-    /// Reads the files that TLS and the password need; connects to nobody yet.
+    /// Reads the files for TLS and the password. Does not connect yet.
     pub(crate) fn new(settings: &Settings, runtime: Handle) -> Result<Self, Error> {
         let dial = Arc::new(Dial::new(settings, runtime)?);
         let member =
             |address: &Address| Arc::new(Member::new(address.clone(), Arc::clone(&dial), settings.request_timeout));
         let members: Vec<_> = settings.members.iter().map(member).collect();
         let health = vec![Health::new(settings.backoff); members.len()];
-        // Handles spread over the members.
+        // At random, so that handles spread over the members.
         let failover = Failover::new(health, fastrand::usize(..members.len()));
         Ok(Self {
             state: Mutex::new(State { members, failover, choose_at: settings.audit_interval.next() }),
@@ -87,10 +87,10 @@ impl Cluster {
         })
     }
 
-    /// Runs a call on one member, and on all others where that fails, whatever is known against
-    /// them.
+    /// Runs a call on one member, and on the others if that fails, even on members that failed
+    /// recently.
     ///
-    /// Only for calls that may be done twice: a member may have done what it did not answer.
+    /// Only for calls that may be done twice: a member that did not answer may have done the call.
     pub(crate) async fn run<T, F>(&self, mut call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>>,
@@ -104,9 +104,9 @@ impl Cluster {
         Err(round.failure())
     }
 
-    /// The same, but on members alone that do not rest after a failure.
+    /// Like [`run`](Self::run), but skips members that rest after a failure.
     ///
-    /// While no member is well, one caller at a time finds out whether one is back. The others wait
+    /// While no member is well, one caller at a time checks whether one is back. The others wait
     /// for the outcome, and fail with it.
     pub(crate) async fn run_when_reachable<T, F>(&self, call: impl FnMut(Arc<Member>) -> F) -> Result<T, Failure>
     where
@@ -122,12 +122,13 @@ impl Cluster {
         };
         tokio::select! {
             biased;
+            // A reachable member comes before the news of a failure.
             asking = self.reachable() => self.run_on(asking, call).await,
             Some(failure) = failed => Err(failure),
         }
     }
 
-    /// Runs a call on a member that is [reachable](Self::reachable), and on others that are where
+    /// Runs a call on a member that is [reachable](Self::reachable), and on other reachable ones if
     /// that fails.
     pub(crate) async fn run_on<T, F>(
         &self,
@@ -149,9 +150,10 @@ impl Cluster {
         Err(self.of_all(&tried, round.failure()))
     }
 
-    /// Waits until a member is well, or until it is this caller's turn to find out. Cancel safe.
+    /// Waits until a member is well, or until it is this caller's turn to check. Cancel safe.
     pub(crate) async fn reachable(&self) -> Asking<'_> {
         loop {
+            // Subscribed before looking, so that no return in between is missed.
             let mut news = self.news.subscribe();
             let returns = news.borrow_and_update().returns;
             if let Some(asking) = self.available(&[]) {
@@ -169,19 +171,19 @@ impl Cluster {
         }
     }
 
-    /// The member to open a stream on, whatever is known against it. It is not kept from others
-    /// meanwhile.
+    /// The member to open a stream on, even if all members failed recently. Other callers may use
+    /// it meanwhile.
     pub(crate) fn choose(&self) -> Asking<'_> {
         let state = self.lock();
         let member = Arc::clone(&state.members[state.failover.preferred(Instant::now())]);
         Asking::new(self, member, Purpose::Answer, None)
     }
 
-    /// Another member to move a stream to, if there is reason to.
+    /// Another member to move a stream to, if there is a reason to move.
     ///
-    /// Once per audit a handle chooses its member anew, at random, so that a restart of one member
-    /// after the other does not leave all handles on one of them; its other streams follow the
-    /// first one that moved. The new stream is opened before the former one is closed.
+    /// Once per audit a handle chooses its member again, at random, so that restarting one member
+    /// after another does not leave all handles on one of them. The other streams of the handle
+    /// follow the first one that moved. The new stream is opened before the former one is closed.
     pub(crate) fn another(&self, than: &Arc<Member>) -> Option<Asking<'_>> {
         let now = Instant::now();
         let mut state = self.lock();
@@ -192,15 +194,15 @@ impl Cluster {
             Some(state.failover.current()).filter(|place| state.failover.is_well(*place))?
         };
         let member = Arc::clone(&state.members[place]);
-        // Given back where the stream stays.
+        // If the stream stays, dropping this ends the trial.
         let asking =
             Asking::new(self, member, Purpose::Move, state.failover.trial(place).filter(|since| *since == now));
         drop(state);
         Some(asking).filter(|asking| !Arc::ptr_eq(asking.member(), than))
     }
 
-    /// Records that a stream on a member failed, unless that was the cluster's word. Returns what
-    /// that means for the handle.
+    /// Records that a stream on a member failed, unless the failure is the cluster's answer.
+    /// Returns what the failure means for the handle.
     pub(crate) fn blame(&self, member: &Arc<Member>, failure: Failure) -> Failure {
         if failure.is_member() {
             self.failed(member, &failure, None);
@@ -242,7 +244,7 @@ impl Cluster {
         }
     }
 
-    /// Records that what became of a trial that began then is not known.
+    /// Records that the trial that began at `since` ended without a result.
     fn abandoned(&self, member: &Arc<Member>, since: Instant) {
         let mut state = self.lock();
         if let Some(place) = state.place(member) {
@@ -250,8 +252,8 @@ impl Cluster {
         }
     }
 
-    /// What a failure means where these members alone were asked: a final error is the cluster's
-    /// only if all members agree.
+    /// What a failure means if only these members were asked: a final error is the cluster's only
+    /// if all members agree.
     pub(crate) fn of_all(&self, tried: &[Arc<Member>], failure: Failure) -> Failure {
         if failure.error.is_retryable() || !failure.is_member() {
             return failure;
@@ -269,7 +271,7 @@ impl Cluster {
                 return asking;
             }
             let next = self.lock().failover.next_trial();
-            // `None` where one got well just now.
+            // `None` if a member recovered just now.
             if let Some(next) = next {
                 sleep_until(next).await;
             }
@@ -305,7 +307,7 @@ impl Cluster {
 }
 
 impl State {
-    /// `None` for a member that the cluster had.
+    /// `None` for a member that is no longer part of the cluster.
     fn place(&self, member: &Arc<Member>) -> Option<usize> {
         self.members.iter().position(|known| Arc::ptr_eq(known, member))
     }

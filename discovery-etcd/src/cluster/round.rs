@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use super::Cluster;
 use crate::client::{Failure, Member, Reason};
 
-/// A member that is being asked. Dropped without an outcome, it leaves the member to other callers.
+/// A member that is being asked. If dropped without a result, other callers may try the member.
 #[derive(Debug)]
 pub(crate) struct Asking<'a> {
     cluster: &'a Cluster,
     member: Arc<Member>,
     purpose: Purpose,
-    /// Since when this finds out whether the member is well again, if it does.
+    /// When this began to check whether the member is well again, if it does.
     trial: Option<Instant>,
     begun: Instant,
     is_over: bool,
@@ -23,19 +23,19 @@ pub(crate) struct Asking<'a> {
 /// Why a member is asked.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Purpose {
-    /// It is the one to ask.
+    /// It is the member to ask.
     Answer,
-    /// It is the only one that there is, and nothing is known against it.
+    /// It is the only member, and it is well.
     AnswerOfTheOnlyOne,
-    /// The handle moves to it, if it answers.
+    /// The handle moves to it if it answers.
     Move,
 }
 
-/// The members that were asked so far, and how that ended.
+/// The members asked so far, and the result.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     tried: Vec<Arc<Member>>,
-    /// A member had too much to do, or did not answer in time.
+    /// A member was overloaded or did not answer in time.
     is_load: bool,
     failure: Option<Failure>,
 }
@@ -49,8 +49,8 @@ impl<'a> Asking<'a> {
         &self.member
     }
 
-    /// Records what came of it, and returns the member. That it failed keeps calls away for a
-    /// while; the cluster's answers, be they refusals, show that it is well.
+    /// Records the result, and returns the member. A failure of the member keeps calls away for a
+    /// while. Any answer of the cluster, even a refusal, shows that the member is well.
     pub(crate) fn ended<T>(mut self, result: &Result<T, Failure>) -> Arc<Member> {
         self.is_over = true;
         match result {
@@ -74,7 +74,7 @@ impl Round {
         &self.tried
     }
 
-    /// Asks one member. Returns how the call ends, or `None` if another member is to be asked.
+    /// Asks one member. Returns how the call ends, or `None` if another member must be asked.
     pub(super) async fn ask<T, F>(
         &mut self,
         asking: Asking<'_>,
@@ -86,10 +86,9 @@ impl Round {
         let started = Instant::now();
         let mut result = call(Arc::clone(&asking.member)).await;
         let is_once_more = result.as_ref().is_err_and(|failure| {
-            // With another token.
+            // The second call uses another token.
             failure.reason == Reason::Token
-                // A connection that had died unnoticed is the usual reason, and there is nobody
-                // else to ask.
+                // Usually the connection had died unnoticed, and there is no other member to ask.
                 || (asking.purpose == Purpose::AnswerOfTheOnlyOne && failure.is_of_connection() && started.elapsed() < QUICK)
         });
         if is_once_more {
@@ -109,14 +108,14 @@ impl Round {
         }
     }
 
-    /// Records a failure. Returns whether another member is to be asked.
+    /// Records a failure. Returns whether to ask another member.
     ///
-    /// What was too much for a member, or did not come in time, is given to one other, or asking
-    /// all of them would multiply the load that is the reason.
+    /// After an overload or a timeout, only one other member is asked: asking all of them would
+    /// multiply the load that caused it.
     fn goes_on(&mut self, failure: Failure) -> bool {
         let is_second = self.is_load && !failure.is_unsent();
         self.is_load |= failure.reason.is_load();
-        // A final error is the cluster's word only if all members agree.
+        // A final error counts as the cluster's only if all members agree.
         let replaces =
             self.failure.as_ref().is_none_or(|former| failure.error.is_retryable() || !former.error.is_retryable());
         if replaces {
@@ -128,10 +127,10 @@ impl Round {
     /// The failure of a call that no member answered.
     pub(super) fn failure(self) -> Failure {
         self.failure.unwrap_or_else(|| {
-            Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "no etcd member can be asked"))
+            Failure::new(Reason::Member, Error::new(ErrorKind::Unavailable, "no etcd member is available"))
         })
     }
 }
 
-/// A failure that came faster than this cost little; asking again does as well.
+/// A failure that came faster than this was cheap, and so is asking again.
 const QUICK: Duration = Duration::from_millis(500);

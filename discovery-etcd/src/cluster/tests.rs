@@ -15,8 +15,8 @@ fn failure(reason: Reason, kind: ErrorKind) -> Failure {
     Failure::new(reason, Error::new(kind, "scripted"))
 }
 
-/// The members that a call asks which fails with these, one after the other, and then succeeds; and
-/// what it returns.
+/// Runs a call that fails with `failures` one after another and then succeeds. Returns the members
+/// that it asked, and its result.
 async fn asked(cluster: &Cluster, failures: &[Failure]) -> (Vec<Address>, Result<(), Failure>) {
     let asked = Mutex::new(Vec::new());
     let result = cluster.run(|member| {
@@ -55,7 +55,7 @@ async fn a_call_asks_as_many_members_as_its_failures_allow() {
         assert_eq!((distinct(&asked), asked.len()), (members, calls), "{name}");
         assert_eq!(result.unwrap_err().error.kind(), kind, "{name}");
     }
-    // What was not sent was no load.
+    // An unsent request is not a load.
     let load = failure(Reason::TimedOut, Kind::DeadlineExceeded);
     let unsent = failure(Reason::Member, Kind::Unavailable).before_sending();
     let (asked, result) = asked(&cluster(5), &[load.clone(), unsent.clone(), unsent, load.clone(), load]).await;
@@ -64,7 +64,7 @@ async fn a_call_asks_as_many_members_as_its_failures_allow() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_an_answer_of_the_clusters_makes_a_member_the_current_one() {
+async fn only_a_cluster_answer_keeps_its_member_the_current_one() {
     for (reason, stays) in [
         (Reason::Refused, true),
         (Reason::Compacted, true),
@@ -83,7 +83,7 @@ async fn only_an_answer_of_the_clusters_makes_a_member_the_current_one() {
     }
 }
 
-/// What is final for one member is so for the caller only if all members agree.
+/// An error that is final for one member is final for the caller only if all members agree.
 #[tokio::test(start_paused = true)]
 async fn a_final_error_needs_all_members() {
     let refused = failure(Reason::Credentials, ErrorKind::Unauthenticated);
@@ -94,10 +94,10 @@ async fn a_final_error_needs_all_members() {
     }
 }
 
-/// A thousand callers while no member is well: one at a time asks, the others wait for it and go on
-/// at once when it is answered.
+/// A thousand callers while no member is well: one at a time asks. The others wait for it, and
+/// continue at once when it is answered.
 #[tokio::test(start_paused = true)]
-async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
+async fn one_caller_checks_for_all_whether_a_member_is_back() {
     let cluster = Arc::new(cluster(1));
     let calls = Arc::new(AtomicUsize::new(0));
     let is_back = Arc::new(AtomicUsize::new(0));
@@ -130,21 +130,18 @@ async fn one_caller_finds_out_for_all_whether_a_member_is_back() {
     let minute = Duration::from_secs(60);
     tokio::time::sleep(minute).await;
     let asked = calls.load(Ordering::Relaxed);
-    assert!(
-        (30..600).contains(&asked),
-        "at least once in a second or two, and a few times at most: {asked} in a minute"
-    );
+    assert!((30..600).contains(&asked), "between once per two seconds and ten times per second: {asked} in a minute");
     is_back.store(1, Ordering::Relaxed);
     let start = Instant::now();
     for task in tasks {
-        timeout(minute, task).await.expect("it goes on").unwrap();
+        timeout(minute, task).await.expect("the callers continue").unwrap();
     }
     assert!(start.elapsed() <= Duration::from_secs(1), "{:?}", start.elapsed());
 }
 
-/// Lists fail with the outcome of the caller that found out, instead of waiting for their turn.
+/// Lists fail with the result of the caller that checked, instead of waiting for their turn.
 #[tokio::test(start_paused = true)]
-async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
+async fn callers_that_must_not_wait_fail_with_the_caller_that_asked() {
     let cluster = Arc::new(cluster(1));
     cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
     let calls = Arc::new(AtomicUsize::new(0));
@@ -168,9 +165,9 @@ async fn those_who_must_not_wait_fail_with_the_one_who_asked() {
     assert_eq!(calls.load(Ordering::Relaxed), 1);
 }
 
-/// A caller that is dropped while it finds out leaves that to the next one.
+/// A caller that is dropped while it checks leaves the check to the next one.
 #[tokio::test(start_paused = true)]
-async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
+async fn a_caller_that_gives_up_lets_the_next_one_check() {
     let cluster = Arc::new(cluster(1));
     cluster.blame(cluster.choose().member(), failure(Reason::TimedOut, ErrorKind::DeadlineExceeded));
     for _ in 0..10 {
@@ -178,14 +175,14 @@ async fn a_caller_that_gives_up_keeps_nobody_from_finding_out() {
         let hangs = cluster.run_on(asking, |_| std::future::pending::<Result<(), Failure>>());
         assert!(timeout(Duration::from_secs(1), hangs).await.is_err());
     }
-    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("it is free");
+    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("the next caller may check");
     drop(asking);
     advance(Duration::from_secs(1)).await;
     assert!(timeout(Duration::from_secs(1), cluster.reachable()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
+async fn a_handle_chooses_again_once_per_audit_and_its_streams_follow() {
     let cluster = cluster(3);
     let audit = Duration::from_secs(600);
     let first = Arc::clone(cluster.choose().member());
@@ -195,17 +192,17 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     for _ in 0..100 {
         advance(audit * 6 / 5).await;
         if let Some(another) = cluster.another(&current) {
-            assert!(cluster.another(&current).is_none(), "not before it is known to be well");
+            assert!(cluster.another(&current).is_none(), "only once it is known to be well");
             let member = another.ended(&Ok::<_, Failure>(()));
             assert!(cluster.another(&member).is_none());
-            let followed = cluster.another(&current).expect("others follow");
+            let followed = cluster.another(&current).expect("other streams follow");
             assert!(Arc::ptr_eq(followed.member(), &member));
             current = member;
             moves += 1;
         }
     }
     assert!((45..90).contains(&moves), "two of three times: {moves}");
-    // To one that cannot be reached nobody moves.
+    // Nobody moves to a member that cannot be reached.
     loop {
         advance(audit * 6 / 5).await;
         if let Some(another) = cluster.another(&current) {
@@ -217,23 +214,24 @@ async fn a_handle_chooses_anew_once_per_audit_and_its_streams_follow() {
     assert!(Arc::ptr_eq(cluster.choose().member(), &current));
 }
 
-/// Whatever becomes of a stream that is opened or moved, by a refusal of the cluster's or because
-/// it is dropped: calls go on.
+/// Whatever happens to a stream that is opened or moved (the cluster refuses it, or it is dropped),
+/// calls continue.
 #[tokio::test(start_paused = true)]
-async fn no_stream_keeps_a_member_from_calls() {
+async fn a_stream_never_blocks_calls_to_its_member() {
     let cluster = cluster(1);
     let member = Arc::clone(cluster.choose().member());
     cluster.blame(&member, failure(Reason::Member, ErrorKind::Unavailable));
     advance(Duration::from_secs(2)).await;
     drop(cluster.choose());
-    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("it is not taken");
+    let asking = timeout(Duration::from_secs(1), cluster.reachable()).await.expect("the member is free");
     asking.ended(&Err::<(), _>(failure(Reason::Refused, ErrorKind::PermissionDenied)));
     assert!(timeout(Duration::ZERO, cluster.reachable()).await.is_ok(), "it answered");
 }
 
-/// A call that hangs is bounded by its own time; those that wait for what it finds out are not.
+/// A call that hangs has its own timeout. Callers that wait for its result do not have to sit it
+/// out.
 #[tokio::test(start_paused = true)]
-async fn a_call_that_takes_long_keeps_nobody_waiting() {
+async fn a_slow_call_keeps_nobody_waiting() {
     let cluster = cluster(1);
     cluster.blame(cluster.choose().member(), failure(Reason::Member, ErrorKind::Unavailable));
     let hangs = cluster.run_when_reachable(|_| std::future::pending::<Result<(), Failure>>());
@@ -244,15 +242,15 @@ async fn a_call_that_takes_long_keeps_nobody_waiting() {
         start.elapsed()
     };
     let took = tokio::select! {
-        _ = hangs => unreachable!("it is never answered"),
+        _ = hangs => unreachable!("the call is never answered"),
         took = others => took,
     };
     assert!(took <= Duration::from_secs(2), "{took:?}");
 }
 
-/// One member refuses for good, and the other one is away for a moment.
+/// One member refuses for good, and the other one is unreachable for a moment.
 #[tokio::test(start_paused = true)]
-async fn no_error_is_final_that_a_member_which_is_away_may_not_share() {
+async fn an_error_is_not_final_while_an_unreachable_member_may_disagree() {
     for (reason, kind) in [
         (Reason::Token, ErrorKind::Unauthenticated),
         (Reason::Credentials, ErrorKind::Unauthenticated),

@@ -1,24 +1,26 @@
+//! The user, and a password that never appears in `Debug` or in an error.
+
 use std::{fmt, fs, path::PathBuf};
 
 use discovery_core::Error;
 
 use super::settings::invalid;
 
-/// The user that the handle is to etcd.
+/// The user as which the handle authenticates.
 #[derive(Clone, Debug)]
 pub(crate) struct Credentials {
     user: String,
     password: Password,
 }
 
-/// Where the password is.
+/// A password, or the file that holds it.
 #[derive(Clone)]
 enum Password {
     File(PathBuf),
     Text(Secret),
 }
 
-/// Text that is never shown.
+/// Text that `Debug` never shows.
 #[derive(Clone)]
 pub(crate) struct Secret(String);
 
@@ -35,7 +37,7 @@ impl Credentials {
         &self.user
     }
 
-    /// The same for another user.
+    /// Replaces the user.
     pub(super) fn for_user(self, user: String) -> Self {
         Self { user, ..self }
     }
@@ -45,23 +47,23 @@ impl Credentials {
         matches!(self.password, Password::File(_))
     }
 
-    /// Whether there is a password that is not in a file.
+    /// Whether there is a password in memory that is not empty.
     pub(super) fn has_text(&self) -> bool {
         matches!(&self.password, Password::Text(Secret(text)) if !text.is_empty())
     }
 
-    /// The password as it is now.
+    /// Returns the password, reading its file if it is in one.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) where the file cannot be read or
-    /// is empty.
+    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) if the file cannot be read or
+    /// holds no password.
     pub(crate) fn read_password(&self) -> Result<Secret, Error> {
         let path = match &self.password {
             Password::File(path) => path,
             Password::Text(secret) => return Ok(secret.clone()),
         };
-        // Not shown where somebody took the password itself for a path: then there is no such file.
+        // The path is not shown: it may be the password itself, given in the wrong place.
         let problem = |what: &str| invalid(format!("invalid password_file: it {what}"));
         let text = fs::read_to_string(path).map_err(|error| problem("cannot be read").with_source(error))?;
         let password = text.trim_end_matches(['\r', '\n']);
@@ -71,24 +73,24 @@ impl Credentials {
         Ok(Secret(password.to_owned()))
     }
 
-    /// Checks what can be checked without reading a file.
+    /// Checks everything except the content of the file.
     pub(super) fn check(&self) -> Result<(), Error> {
         if self.user.is_empty() || !(self.has_file() || self.has_text()) {
-            return Err(invalid("invalid credentials: a user and a password, or its file, belong together"));
+            return Err(invalid("invalid credentials: both a user and a password, or a password_file, are required"));
         }
         Ok(())
     }
 }
 
 impl Secret {
-    /// The text itself, for the one place that sends it.
+    /// Returns the text. Only the code that sends it may call this.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
 
 impl fmt::Debug for Password {
-    /// Prints no path: somebody may have put the password there.
+    /// Omits the path, which may be the password itself, given in the wrong place.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if matches!(self, Self::File(_)) { "(in a file)" } else { "(secret)" })
     }

@@ -1,3 +1,5 @@
+//! Reads a configuration through serde.
+
 use std::fmt;
 
 use serde::{
@@ -61,7 +63,7 @@ impl<'de> Visitor<'de> for Fields {
         let has = |name: &str| seen.iter().any(|seen| seen == name);
         match config.credentials.take() {
             Some(_) if has("password") => {
-                let problem = "invalid credentials: a password and a password_file; allowed is one of them";
+                let problem = "invalid credentials: a password and a password_file are given; allowed is one of them";
                 return Err(A::Error::custom(problem));
             }
             Some(in_file) => config.credentials = Some(in_file.for_user(user)),
@@ -73,7 +75,8 @@ impl<'de> Visitor<'de> for Fields {
     }
 }
 
-/// The members, read by us for the same reason as a [`Value`]: a URL with a password may have got here.
+/// The members. Like a [`Value`], they are not left to serde, whose errors quote what they refuse:
+/// here it may be a URL with a password.
 struct Members(Vec<String>);
 
 impl<'de> Deserialize<'de> for Members {
@@ -92,7 +95,7 @@ impl<'de> Visitor<'de> for List {
     }
 
     fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<Members, E> {
-        Err(E::custom("invalid members: allowed is a list of texts, each host:port"))
+        Err(E::custom("invalid members: allowed is a list of strings, each host:port"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Members, A::Error> {
@@ -104,19 +107,22 @@ impl<'de> Visitor<'de> for List {
     }
 }
 
-/// A value, as the formats may write it. It is read by us, since serde's own errors quote what they refuse, and that may be a
-/// password of digits alone.
+/// A scalar value, as the various formats represent it.
+///
+/// It is not left to serde, whose errors quote what they refuse: that may be a password that
+/// consists of digits.
 enum Value {
     Number(String),
     Text(String),
 }
 
 impl Value {
-    /// What must be text: a number does not say how it was written, and a truth value not that it was one.
+    /// Returns the text. A number or a boolean is refused, because how it was written is lost:
+    /// `007` and `7` are the same number.
     fn text<E: serde::de::Error>(self, name: &str) -> Result<String, E> {
         match self {
             Self::Text(text) => Ok(text),
-            Self::Number(_) => Err(E::custom(format_args!("invalid {name}: allowed is a text in quotes"))),
+            Self::Number(_) => Err(E::custom(format_args!("invalid {name}: allowed is a quoted string"))),
         }
     }
 }
@@ -176,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_those_of_the_url() {
+    fn fields_match_the_url() {
         let fields = json!({
             "members": ["127.0.0.1", "[::1]:3379"], "prefix": "a/b", "user": "us@er", "password": "p:w/",
             "allow_plaintext_credentials": true, "audit_interval": "2m", "backoff_max": "4s", "discover_members": true, "backoff_min": "50ms", "connect_timeout": "300ms",
@@ -188,11 +194,11 @@ mod tests {
         assert_eq!(format!("{config:?}"), format!("{same:?}"));
         let password = |config: EtcdConfig| config.credentials.unwrap().read_password().unwrap().reveal().to_owned();
         assert_eq!(password(config), password(same));
-        assert!(read(json!({ "members": ["etcd.example"] })).is_ok(), "the rest has defaults");
+        assert!(read(json!({ "members": ["etcd.example"] })).is_ok(), "the other fields have defaults");
     }
 
     #[test]
-    fn a_password_may_stand_in_a_file() {
+    fn a_password_file_is_read_whenever_a_password_is_needed() {
         let file = std::env::temp_dir().join(format!("discovery-password-{}", std::process::id()));
         std::fs::write(&file, "pass word\r\n").unwrap();
         let fields = json!({ "members": ["127.0.0.1"], "user": "u", "password_file": file });
@@ -201,7 +207,7 @@ mod tests {
             let credentials = config.credentials.unwrap();
             assert_eq!((credentials.user(), credentials.read_password().unwrap().reveal()), ("u", "pass word"));
             std::fs::write(&file, "another").unwrap();
-            assert_eq!(credentials.read_password().unwrap().reveal(), "another", "it is read whenever it is needed");
+            assert_eq!(credentials.read_password().unwrap().reveal(), "another", "it is read again");
             std::fs::write(&file, "\n").unwrap();
             assert!(credentials.read_password().unwrap_err().to_string().contains("holds no password"));
             std::fs::write(&file, "pass word\r\n").unwrap();
@@ -213,7 +219,7 @@ mod tests {
 
     #[cfg(feature = "tls")]
     #[test]
-    fn fields_of_tls_are_those_of_the_url() {
+    fn fields_of_tls_match_the_url() {
         let fields = json!({
             "members": ["https://etcd.example"], "user": "u", "password": "p",
             "ca_file": "/a/ca.pem", "cert_file": "/a/c.pem", "key_file": "/a/k.pem", "server_name": "etcd",
@@ -224,13 +230,13 @@ mod tests {
     }
 
     #[test]
-    fn bad_fields_are_refused_with_what_is_allowed() {
+    fn a_bad_field_is_an_error_that_names_what_is_allowed() {
         for (fields, said) in [
             (json!([]), "the fields of an etcd configuration"),
             (json!({}), "allowed are 1 to 16"),
             (json!({ "members": [] }), "allowed are 1 to 16"),
             (json!({ "members": "a" }), "allowed is a list"),
-            (json!({ "members": ["a", "u:secret@b"] }), "credentials have a place of their own"),
+            (json!({ "members": ["a", "u:secret@b"] }), "credentials are set separately"),
             (json!({ "members": ["a"], "Ttl": "5s" }), "unknown field \"Ttl\"; known are members, password, "),
             (json!({ "members": ["a"], "tls": { "ca_file": "x" } }), "unknown field \"tls\""),
             (json!({ "members": ["a"], "ttl": 15 }), "durations such as 15s"),
@@ -239,9 +245,9 @@ mod tests {
             (json!({ "members": ["a"], "ttl": null }), "one value"),
             (json!({ "members": ["a"], "backoff_min": "9s" }), "the shorter first"),
             (json!({ "members": ["a"], "allow_plaintext_credentials": "maybe" }), "allowed are true and false"),
-            (json!({ "members": ["127.0.0.1"], "user": "u" }), "belong together"),
-            (json!({ "members": ["127.0.0.1"], "password": "secret" }), "belong together"),
-            (json!({ "members": ["127.0.0.1"], "password_file": "/secret" }), "belong together"),
+            (json!({ "members": ["127.0.0.1"], "user": "u" }), "are required"),
+            (json!({ "members": ["127.0.0.1"], "password": "secret" }), "are required"),
+            (json!({ "members": ["127.0.0.1"], "password_file": "/secret" }), "are required"),
             (
                 json!({ "members": ["127.0.0.1"], "user": "u", "password_file": "" }),
                 "invalid password_file: it is empty",
@@ -252,26 +258,26 @@ mod tests {
             ),
             (
                 json!({ "members": ["127.0.0.1"], "password": 5_313_373 }),
-                "invalid password: allowed is a text in quotes",
+                "invalid password: allowed is a quoted string",
             ),
-            (json!({ "members": ["a"], "user": "u", "password": "secret" }), "in clear"),
-            (json!({ "members": ["a"], "cert_file": "c", "key_file": "k" }), "`ca_file` names nobody to trust"),
-            (json!({ "members": ["a"], "ca_file": "ca", "cert_file": "c" }), "belong together"),
-            (json!({ "members": ["a"], "ca_file": "ca", "key_file": "k" }), "belong together"),
+            (json!({ "members": ["a"], "user": "u", "password": "secret" }), "in clear text"),
+            (json!({ "members": ["a"], "cert_file": "c", "key_file": "k" }), "`ca_file` is missing"),
+            (json!({ "members": ["a"], "ca_file": "ca", "cert_file": "c" }), "both are required"),
+            (json!({ "members": ["a"], "ca_file": "ca", "key_file": "k" }), "both are required"),
             (json!({ "members": ["a"], "ca_file": "" }), "invalid ca_file: it is empty"),
             (json!({ "members": ["https://a"] }), "needs `ca_file`"),
             (json!({ "members": "etcd://u:secret@h" }), "allowed is a list"),
-            (json!({ "members": [5] }), "invalid member: allowed is a text"),
-            (json!("etcd://u:secret@10.0.0.1"), "in clear"),
+            (json!({ "members": [5] }), "invalid member: allowed is a quoted string"),
+            (json!("etcd://u:secret@10.0.0.1"), "in clear text"),
             (
                 json!({ "members": ["a"], "ca_file": "ca", "cert_file": "c", "key_file": "-----BEGIN secret" }),
-                "what such a file says",
+                "but a PEM is given",
             ),
-            (json!({ "members": ["http://a"], "ca_file": "ca" }), "in clear"),
+            (json!({ "members": ["http://a"], "ca_file": "ca" }), "not allowed with TLS"),
         ] {
-            let told = fields.to_string();
+            let given = fields.to_string();
             let error = read(fields).unwrap_err();
-            assert!(error.contains(said), "{told}: {error}");
+            assert!(error.contains(said), "{given}: {error}");
             assert!(!error.contains("secret") && !error.contains("5313373"), "{error}");
         }
         let twice = r#"{ "members": ["a"], "ttl": "5s", "ttl": "5s" }"#;

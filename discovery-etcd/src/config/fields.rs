@@ -1,3 +1,5 @@
+//! The fields that URLs and serde share, by name.
+
 //! The one table of what can be set by name, in a URL and through serde.
 
 use std::time::Duration;
@@ -11,7 +13,8 @@ use super::{
     tls::{EtcdTls, Pem},
 };
 
-/// What [`EtcdConfig::set`] knows: parameters of a URL, and fields beside those that have places of their own there.
+/// The names that [`EtcdConfig::set`] knows. They are the parameters of a URL; serde also has
+/// fields for the other parts of a URL: `members`, `password`, `prefix` and `user`.
 pub(super) const NAMES: [&str; 17] = [
     "allow_plaintext_credentials",
     "audit_interval",
@@ -20,20 +23,21 @@ pub(super) const NAMES: [&str; 17] = [
     "ca_file",
     "cert_file",
     "connect_timeout",
-    "operation_timeout",
     "discover_members",
-    "key_file",
-    "max_entries",
-    "password_file",
     "http2_keep_alive_interval",
     "keep_alive_timeout",
+    "key_file",
+    "max_entries",
+    "operation_timeout",
+    "password_file",
     "request_timeout",
     "server_name",
     "ttl",
 ];
 
 impl EtcdConfig {
-    /// Sets what has this name; `false` where nothing has. Values are read, and checked later, all in one step.
+    /// Sets the field of this name, or returns `false` if there is none. This only parses the
+    /// value; its bounds are checked later, together with everything else.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<bool, Error> {
         let place = match name {
             "allow_plaintext_credentials" | "discover_members" => {
@@ -63,14 +67,16 @@ impl EtcdConfig {
                     return Err(invalid("invalid password_file: it is empty"));
                 }
                 if self.credentials.as_ref().is_some_and(Credentials::has_text) {
-                    return Err(invalid("invalid credentials: a password and a password_file; allowed is one of them"));
+                    return Err(invalid(
+                        "invalid credentials: a password and a password_file are given; allowed is one of them",
+                    ));
                 }
                 let user = self.credentials.as_ref().map_or("", Credentials::user).to_owned();
                 self.credentials = Some(Credentials::with_file(user, value));
                 return Ok(true);
             }
             "max_entries" => {
-                let problem = || invalid(format!("invalid max_entries {}: allowed are numbers", shown(value)));
+                let problem = || invalid(format!("invalid max_entries {}: allowed are whole numbers", shown(value)));
                 self.max_entries = value.parse().map_err(|_| problem())?;
                 return Ok(true);
             }
@@ -95,7 +101,7 @@ fn duration(name: &str, value: &str) -> Result<Duration, Error> {
         .map_err(|_| invalid(format!("invalid {name} {}: allowed are durations such as 15s or 500ms", shown(value))))
 }
 
-/// Quoted, escaped and cut.
+/// Quotes and escapes a text, cut to 64 characters.
 pub(super) fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
@@ -105,13 +111,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_are_those_that_can_be_set() {
+    fn every_name_can_be_set() {
         for name in NAMES {
             let set =
                 ["true", "5", "5s"].iter().any(|value| matches!(EtcdConfig::new(["a"]).set(name, value), Ok(true)));
             assert!(set, "{name}");
         }
-        assert!(!EtcdConfig::new(["a"]).set("password", "x").unwrap(), "it has a place of its own");
-        assert!(NAMES.is_sorted(), "as errors print them");
+        assert!(!EtcdConfig::new(["a"]).set("password", "x").unwrap(), "it has no parameter");
+        assert!(NAMES.is_sorted(), "errors list them in this order");
     }
 }

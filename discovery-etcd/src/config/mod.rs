@@ -1,3 +1,8 @@
+//! The configuration of a handle: setters, a URL or serde's fields, checked in one step.
+//!
+//! [`parse`] reads a URL and [`deserialize`] reads fields; both set them by name ([`fields`]).
+//! [`settings`] then checks the result, whether it was read or set in code.
+
 mod credentials;
 mod deserialize;
 mod fields;
@@ -19,17 +24,22 @@ pub(crate) use tls::Pem;
 
 use crate::layout::{EtcdNaming, Layout};
 
-/// How to reach etcd and how to keep entries there: filled by setters, or read from a URL or through serde.
+/// How to reach etcd and how to keep entries there.
+///
+/// A configuration is made by setters, or read from a URL or through serde:
 ///
 /// ```text
 /// etcd://user:password@10.0.0.1:2379,10.0.0.2:2379/prod?ttl=15s&ca_file=/etc/etcd/ca.pem
 /// ```
 ///
-/// Members without a port get 2379. The path is the prefix of all keys. User and password are percent-encoded. Parameters are
-/// the setters' names without `with_`, those of [`EtcdTls`] among them, and durations are written as `15s` or `500ms`. What is not
-/// known is refused.
+/// The default port of a member is 2379. The path is the prefix of all keys. User and password are
+/// percent-encoded. The parameters have the names of the setters, including those of [`EtcdTls`];
+/// the exceptions are [`backoff`](Self::backoff), which is `backoff_min` and `backoff_max`, and
+/// [`layout`](Self::layout), which has none. Durations are written like `15s` or `500ms`. Unknown
+/// parameters are errors.
 ///
-/// Through serde the fields have the same names; `members` is a list of texts, and `prefix`, `user` and `password` are fields too:
+/// Through serde the fields have the same names. `members` is a list of strings, and `prefix`,
+/// `user` and `password` are fields too. A URL in a single string is also accepted.
 ///
 /// ```toml
 /// members = ["etcd-1.internal", "etcd-2.internal", "etcd-3.internal"]
@@ -41,23 +51,26 @@ use crate::layout::{EtcdNaming, Layout};
 /// backoff_max = "2s"
 /// ```
 ///
-/// A member may be written with `https://` or `http://`, as etcdctl takes it. That decides nothing, and is refused where it
-/// contradicts [TLS](Self::tls) or its absence.
+/// A member may be written with `https://` or `http://`, as for etcdctl. The scheme neither enables
+/// nor disables [TLS](Self::tls), and is an error if it contradicts that setting.
 ///
-/// [`EtcdBackend::new`](crate::EtcdBackend::new) checks everything in one step; reading a URL or fields checks all but the
-/// contents of files. No error of this crate quotes a password or a key; a format may quote the line that it stands in, as
-/// the crate `toml` does.
+/// [`EtcdBackend::new`](crate::EtcdBackend::new) checks everything. Reading a URL or fields checks
+/// everything except the contents of files. No error of this crate quotes a password or a key; the
+/// parser of a format may quote the line that contains one, as the crate `toml` does.
 ///
 /// ```
 /// use std::time::Duration;
 /// use discovery_etcd::EtcdConfig;
 ///
-/// let config = EtcdConfig::new(["10.0.0.1:2379", "10.0.0.2:2379"]).prefix("prod").ttl(Duration::from_secs(10));
+/// let config = EtcdConfig::new(["10.0.0.1:2379", "10.0.0.2:2379"])
+///     .prefix("prod")
+///     .ttl(Duration::from_secs(10));
 /// let same: EtcdConfig = "etcd://10.0.0.1,10.0.0.2/prod?ttl=10s".parse()?;
 /// assert_eq!(format!("{config:?}"), format!("{same:?}"));
 ///
-/// let same: EtcdConfig =
-///     serde_json::from_str(r#"{ "members": ["10.0.0.1", "10.0.0.2"], "prefix": "prod", "ttl": "10s" }"#)?;
+/// let same: EtcdConfig = serde_json::from_str(
+///     r#"{ "members": ["10.0.0.1", "10.0.0.2"], "prefix": "prod", "ttl": "10s" }"#,
+/// )?;
 /// assert_eq!(format!("{config:?}"), format!("{same:?}"));
 ///
 /// let error = "etcd://10.0.0.1/prod?lifetime=10s".parse::<EtcdConfig>().unwrap_err();
@@ -86,7 +99,8 @@ pub struct EtcdConfig {
 }
 
 impl EtcdConfig {
-    /// A configuration with defaults, for the members of one cluster, each written `host:port`.
+    /// Creates a configuration with defaults for the members of one cluster, each written
+    /// `host:port` or `host`.
     pub fn new<M: Into<String>>(members: impl IntoIterator<Item = M>) -> Self {
         Self {
             members: members.into_iter().map(Into::into).collect(),
@@ -109,9 +123,10 @@ impl EtcdConfig {
         }
     }
 
-    /// Sets what all keys begin with, one or more path segments; by default nothing.
+    /// Sets the prefix of all keys, one or more path segments; default none.
     ///
-    /// It is taken as it is, so that a leading `/` is part of the keys; in a URL that takes a second `/`.
+    /// It is used as given, so a leading `/` is part of the keys. In a URL, write a second `/` for
+    /// that.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
@@ -120,123 +135,132 @@ impl EtcdConfig {
 
     /// Sets the user and the password.
     ///
-    /// Without [TLS](Self::tls) they travel in clear. So they are refused then, unless all
-    /// members are loopback addresses (`localhost` is one), or
-    /// [`allow_plaintext_credentials`](Self::allow_plaintext_credentials) states that the
-    /// network is trusted.
+    /// Without [TLS](Self::tls) they are sent in clear text. They are then refused, unless all
+    /// members are loopback addresses (`localhost` is one) or
+    /// [`allow_plaintext_credentials`](Self::allow_plaintext_credentials) declares the network
+    /// trusted.
     ///
-    /// While authentication is off in etcd they are not used, which is logged once; they are as
-    /// soon as it is on.
+    /// While authentication is off in etcd they are not used, which is logged once. As soon as etcd
+    /// requires them, they are used.
     #[must_use]
     pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.credentials = Some(Credentials::with_password(user.into(), password.into()));
         self
     }
 
-    /// Sets the user and the file that holds the password, which is read again whenever a password
-    /// is needed.
+    /// Sets the user and the file that holds the password.
     ///
-    /// Line breaks at its end do not belong to the password. By name they are `user` and
-    /// `password_file`; in a URL the user stands before the members, as in
-    /// `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
+    /// The file is read whenever a password is needed. Line breaks at its end are not part of the
+    /// password. The names through serde are `user` and `password_file`; in a URL the user comes
+    /// before the members, as in `etcd://payments@10.0.0.1?password_file=/run/secrets/etcd`.
     #[must_use]
     pub fn password_file(mut self, user: impl Into<String>, file: impl Into<PathBuf>) -> Self {
         self.credentials = Some(Credentials::with_file(user.into(), file));
         self
     }
 
-    /// Allows credentials to travel in clear to members that are not loopback addresses.
+    /// Sets whether credentials may be sent in clear text to members that are not loopback
+    /// addresses; default `false`.
     #[must_use]
     pub fn allow_plaintext_credentials(mut self, allow: bool) -> Self {
         self.allow_plaintext_credentials = allow;
         self
     }
 
-    /// Reaches the members over TLS.
+    /// Sets TLS for the connections to members; default none.
     ///
-    /// In a URL and through serde there is TLS where `ca_file` is given; `cert_file`, `key_file` and `server_name` go with it.
+    /// In a URL and through serde, `ca_file` enables TLS; `cert_file`, `key_file` and `server_name`
+    /// are its other options.
     #[must_use]
     pub fn tls(mut self, tls: EtcdTls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Finds members at new addresses by the cluster's own list of them; by default off.
+    /// Sets whether to find members through the cluster's own list of members; default `false`.
     ///
-    /// The members that were configured are where to begin. Then those are used that etcd lists, at
-    /// the addresses that they advertise to clients, learners left out: so members may be replaced
-    /// one by one without anybody's configuration. The list is read every 30 s, and soon after a
-    /// member fails.
+    /// The handle starts with the configured members. It then uses those that etcd lists, except
+    /// learners, at the addresses that they advertise to clients, so that members may be replaced
+    /// one by one without a change of any configuration. The list is read about every 30 s, or
+    /// every twentieth of the [audit interval](Self::audit_interval) if that is shorter, and soon
+    /// after a member fails.
     ///
-    /// Turn it on only where clients reach the advertised addresses (`--advertise-client-urls`).
-    /// Without it, members that are configured by DNS names are looked up again with every new
-    /// connection.
+    /// Turn it on only if clients can reach the advertised addresses (`--advertise-client-urls`).
+    /// With or without it, the DNS name of a member is resolved again for each new connection.
     #[must_use]
     pub fn discover_members(mut self, discover: bool) -> Self {
         self.discover_members = discover;
         self
     }
 
-    /// Sets how long entries outlive a process that died, in whole seconds from 1 s to 1 day; by default 15 s.
+    /// Sets how long entries outlive a process that died, in whole seconds from 1 s to 1 day;
+    /// default 15 s.
     ///
-    /// etcd grants no less than 1.5 times its election timeout. What it granted is what counts, and what
-    /// [`granted_ttl`](crate::EtcdBackend::granted_ttl) returns.
+    /// etcd grants at least 1.5 times its election timeout. The granted time is the one that
+    /// applies, and is returned by [`granted_ttl`](crate::EtcdBackend::granted_ttl).
     ///
-    /// It also rules how fast watchers notice an outage: give those that only watch the ttl of those that register. Each watched
-    /// service costs one small read per quarter of the ttl, and one every 3.75 s at the least.
+    /// The TTL also determines how soon watchers notice an outage, so set it to the same value in
+    /// processes that only watch. While a handle watches anything it sends one small read per sixth
+    /// of the TTL, and at least one every 3.75 s.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Sets how long an operation of a caller may take in all, retries included; by default 10 s.
+    /// Sets how long one operation of a caller may take, including retries, from 100 ms to 1 h;
+    /// default 10 s.
     ///
-    /// `register`, `update`, `deregister` and `list` go on for as long while etcd cannot be reached
-    /// or cannot answer.
+    /// `register`, `update`, `deregister` and `list` keep trying for this long while etcd cannot be
+    /// reached or cannot answer.
     #[must_use]
     pub fn operation_timeout(mut self, timeout: Duration) -> Self {
         self.operation_timeout = timeout;
         self
     }
 
-    /// Sets how long connecting to a member may take, and how long the TLS handshake after that; by default 2 s.
+    /// Sets how long connecting to a member may take, and how long the TLS handshake after it may
+    /// take, from 10 ms to 1 h; default 2 s.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Sets how long a member may take to answer one request; by default 5 s.
+    /// Sets how long a member may take to answer one request, from 10 ms to 1 h; default 5 s.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
-    /// Sets how often a connection with open streams is pinged; by default every 10 s.
+    /// Sets the interval of HTTP/2 pings on connections with open streams, from 1 s to 1 h; default
+    /// 10 s. It also sets the TCP keepalive.
     ///
-    /// Watches and leases notice a frozen member by themselves; pings clear its connections away. etcd ends connections that are pinged more often than its
-    /// `--grpc-keepalive-min-time`, by default 5 s.
+    /// Watches and leases detect a frozen member without pings; pings close its connections. etcd
+    /// closes connections that are pinged more often than its `--grpc-keepalive-min-time`, 5 s by
+    /// default.
     #[must_use]
     pub fn http2_keep_alive_interval(mut self, interval: Duration) -> Self {
         self.http2_keep_alive_interval = interval;
         self
     }
 
-    /// Sets how long a ping may stay unanswered before the connection counts as lost; by default 3 s.
+    /// Sets how long a ping may stay unanswered before the connection counts as lost, from 10 ms to
+    /// 1 h; default 3 s.
     #[must_use]
     pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
         self.keep_alive_timeout = timeout;
         self
     }
 
-    /// Sets the waits between attempts; by default 100 ms to 5 s, with full jitter. By name they are `backoff_min` and
-    /// `backoff_max`.
+    /// Sets the backoff between attempts, with full jitter; default 100 ms to 5 s.
     ///
-    /// A member that cannot be reached is tried at least once a second, unless the first wait is
-    /// longer, so that registrations are back soon after etcd is. One that has too much to do, or
-    /// does not answer in time, gets the whole wait.
+    /// The names in a URL and through serde are `backoff_min` and `backoff_max`.
+    ///
+    /// A member that cannot be reached is retried at least once a second, unless `backoff_min` is
+    /// longer, so that registrations are restored soon after etcd returns. One that is overloaded
+    /// or does not answer in time is retried with the whole backoff.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff_min = backoff.min();
@@ -244,31 +268,35 @@ impl EtcdConfig {
         self
     }
 
-    /// Sets how often the handle chooses its member anew, give or take a fifth, so that handles
-    /// spread over the members again after those were restarted; by default every 10 min, from 1 s
-    /// to 1 day.
+    /// Sets how often the handle chooses a member again, give or take a fifth, from 1 s to 1 day;
+    /// default 10 min.
     ///
-    /// Each watched service is audited ten times as often: etcd is asked for the number of its keys
-    /// and for the newest of them.
+    /// Choosing again spreads handles over the members after these were restarted.
+    ///
+    /// Each watched service is audited ten times as often: the handle asks etcd for the number of
+    /// the service's keys and for the newest of them.
     #[must_use]
     pub fn audit_interval(mut self, interval: Duration) -> Self {
         self.audit_interval = interval;
         self
     }
 
-    /// Sets how many entries a service may have, bad ones included, from 1 to 1,000,000; by default 20,000.
+    /// Sets how many entries a service may have, including bad ones, from 1 to 1,000,000; default
+    /// 20,000. The limit protects the memory of readers from anyone who may write there.
     ///
-    /// A service that has more is not followed: `list` fails and watchers get one `Lost`, both of
-    /// the kind [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted), and the set
-    /// stands as last known until there are fewer, which watchers learn within two minutes. So
-    /// nobody who may write there can fill the memory of those who read.
+    /// A service with more entries is not followed: `list` fails and watchers get one `Lost`, both
+    /// of the kind [`ResourceExhausted`](discovery_core::ErrorKind::ResourceExhausted). The set
+    /// stays as last known. Watchers follow the service again within two minutes after it has few
+    /// enough entries.
     #[must_use]
     pub fn max_entries(mut self, entries: usize) -> Self {
         self.max_entries = entries;
         self
     }
 
-    /// Sets how instances are written as keys and values; by default [`EtcdNaming`]. It has no name in a URL.
+    /// Sets how instances are written as keys and values; default [`EtcdNaming`].
+    ///
+    /// A URL and serde cannot set it.
     #[must_use]
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Arc::new(layout);
@@ -278,7 +306,7 @@ impl EtcdConfig {
 
 impl fmt::Debug for EtcdConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Members as the settings have them; raw ones may hold a password in the wrong place.
+        // Show checked members only: the text of others may hold a misplaced password.
         let members =
             self.members.iter().map(|text| settings::member(text, self.tls.is_some()).map(|one| one.to_string()));
         let members: Vec<_> = members.map(|one| one.unwrap_or_else(|_| "(invalid)".to_owned())).collect();

@@ -1,3 +1,5 @@
+//! Parses a URL.
+
 use std::str::FromStr;
 
 use discovery_core::Error;
@@ -14,18 +16,21 @@ impl FromStr for EtcdConfig {
 
     /// # Errors
     ///
-    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput), with what is wrong and what is allowed, and never with the
-    /// URL, which may hold a password; [`Unsupported`](discovery_core::ErrorKind::Unsupported) where it asks for TLS in a program
-    /// that was built without.
+    /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput), with what is wrong and what is
+    /// allowed, but never with the URL, which may hold a password.
+    /// [`Unsupported`](discovery_core::ErrorKind::Unsupported) if the URL requires TLS and the
+    /// feature `tls` is disabled.
     fn from_str(url: &str) -> Result<Self, Error> {
-        let rest = url.strip_prefix("etcd://").ok_or_else(|| invalid("invalid URL: it begins with etcd://"))?;
+        let rest = url.strip_prefix("etcd://").ok_or_else(|| invalid("invalid URL: it must begin with etcd://"))?;
         if rest.contains('#') {
-            return Err(invalid("invalid URL: a fragment means nothing here; write # in a password as %23"));
+            return Err(invalid("invalid URL: it has a fragment, which is not allowed; write # in a password as %23"));
         }
-        // A bare / or ? in a password ends the part that user and password stand in, so that they would be read, and quoted,
-        // as an address.
+        // A / or ? in a password that is not encoded ends the authority. The user and the start of
+        // the password would then be parsed as an address, and quoted by its error.
         if rest.split_once(['/', '?']).is_some_and(|(_, rest)| rest.contains('@')) {
-            return Err(invalid("invalid URL: an @ after the members; write / ? and @ as %2F %3F and %40"));
+            return Err(invalid(
+                "invalid URL: an @ after the members; in a user or a password, write / ? and @ as %2F, %3F and %40",
+            ));
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -35,7 +40,7 @@ impl FromStr for EtcdConfig {
         };
         if hosts.split(',').any(|host| matches!(host, "http:" | "https:")) {
             return Err(invalid(
-                "invalid URL: members are named without http:// or https://, as in etcd://10.0.0.1:2379; TLS is used where `ca_file` is given",
+                "invalid URL: members are named without http:// or https://, as in etcd://10.0.0.1:2379; TLS is used if `ca_file` is given",
             ));
         }
         let mut config = Self::new(hosts.split(',').filter(|_| !hosts.is_empty()));
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_fills_everything() {
+    fn a_url_sets_all_fields() {
         let url = "etcd://us%40er:p%3Aw%2F@127.0.0.1,[::1]:3379/a/b?ttl=20s&operation_timeout=3s&request_timeout=1s500ms&connect_timeout=300ms&http2_keep_alive_interval=6s&keep_alive_timeout=2s";
         let config: EtcdConfig = url.parse().unwrap();
         let settings = Settings::check(&config).unwrap();
@@ -89,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_are_taken_as_they_are() {
+    fn a_prefix_is_used_as_given() {
         for (url, prefix) in [("etcd://a", ""), ("etcd://a/", ""), ("etcd://a/p/", "p/"), ("etcd://a//p", "/p/")] {
             let config: EtcdConfig = url.parse().unwrap();
             assert_eq!(Settings::check(&config).unwrap().prefix, prefix, "{url}");
@@ -97,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_refused_with_what_is_allowed() {
+    fn a_bad_url_is_an_error_that_names_what_is_allowed() {
         for (url, said) in [
             ("http://a", "etcd://"),
             ("etcd://", "allowed are 1 to 16"),
@@ -109,7 +114,7 @@ mod tests {
             ("etcd://a?audit_interval=500ms", "allowed are 1 s to 1 day"),
             ("etcd://a?discover_members=yes", "true and false"),
             ("etcd://u:secret@127.0.0.1?password_file=/secret", "allowed is one of them"),
-            ("etcd://127.0.0.1?password_file=/secret", "belong together"),
+            ("etcd://127.0.0.1?password_file=/secret", "are required"),
             ("etcd:///p", "allowed are 1 to 16"),
             ("etcd://a,,b", "invalid address"),
             ("etcd://a,a:2379", "named twice"),
@@ -127,19 +132,19 @@ mod tests {
             ("etcd://a?backoff_max=2h", "invalid backoff"),
             ("etcd://a?user=u", "unknown parameter"),
             ("etcd://a?max_entries=0", "allowed are 1 to 1000000"),
-            ("etcd://a?max_entries=many", "allowed are numbers"),
+            ("etcd://a?max_entries=many", "allowed are whole numbers"),
             ("etcd://a?ca_file=", "invalid ca_file: it is empty"),
-            ("etcd://a?server_name=b", "`ca_file` names nobody to trust"),
-            ("etcd://a?cert_file=c&key_file=k", "`ca_file` names nobody to trust"),
-            ("etcd://a?ca_file=ca&cert_file=c", "`cert_file` and `key_file` belong together"),
-            ("etcd://a?ca_file=ca&key_file=k", "`cert_file` and `key_file` belong together"),
-            ("etcd://user@127.0.0.1", "belong together"),
-            ("etcd://user:@127.0.0.1", "belong together"),
-            ("etcd://:pw@127.0.0.1", "belong together"),
+            ("etcd://a?server_name=b", "`ca_file` is missing"),
+            ("etcd://a?cert_file=c&key_file=k", "`ca_file` is missing"),
+            ("etcd://a?ca_file=ca&cert_file=c", "only one of `cert_file` and `key_file`"),
+            ("etcd://a?ca_file=ca&key_file=k", "only one of `cert_file` and `key_file`"),
+            ("etcd://user@127.0.0.1", "are required"),
+            ("etcd://user:@127.0.0.1", "are required"),
+            ("etcd://:pw@127.0.0.1", "are required"),
             ("etcd://u:secret/x@127.0.0.1", "an @ after the members"),
             ("etcd://u:secret?x@127.0.0.1", "an @ after the members"),
-            ("etcd://u:secret@10.0.0.1", "in clear"),
-            ("etcd://u:secret@127.0.0.1,etcd.example", "in clear"),
+            ("etcd://u:secret@10.0.0.1", "in clear text"),
+            ("etcd://u:secret@127.0.0.1,etcd.example", "in clear text"),
             ("etcd://u:secret@10.0.0.1?allow_plaintext_credentials=maybe", "true and false"),
         ] {
             let error = url.parse::<EtcdConfig>().unwrap_err();
@@ -155,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_may_go_to_loopback_in_clear() {
+    fn plaintext_credentials_are_allowed_to_loopback() {
         for (host, is_loopback) in [
             ("127.0.0.1", true),
             ("127.9.9.9:3379", true),
@@ -172,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn names_may_end_in_a_dot() {
+    fn member_names_may_end_in_a_dot() {
         let config: EtcdConfig = "etcd://etcd-0.etcd.default.svc.cluster.local.,b.:3379".parse().unwrap();
         let settings = Settings::check(&config).unwrap();
         let members: Vec<_> = settings.members.iter().map(ToString::to_string).collect();
@@ -183,7 +188,7 @@ mod tests {
     fn tls_needs_its_feature() {
         let read = "etcd://u:p@etcd.example?ca_file=/a/ca.pem".parse::<EtcdConfig>();
         if cfg!(feature = "tls") {
-            assert!(read.is_ok(), "credentials are safe then");
+            assert!(read.is_ok(), "credentials are allowed over TLS");
         } else {
             let error = read.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
@@ -201,7 +206,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_a_configuration_or_an_error(rest in ".{0,80}") {
+        fn parsing_never_panics(rest in ".{0,80}") {
             let _ = format!("etcd://{rest}").parse::<EtcdConfig>();
         }
     }

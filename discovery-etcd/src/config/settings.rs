@@ -1,3 +1,5 @@
+//! A configuration is checked here, once.
+
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Address, Backoff, Error, ErrorKind, Host};
@@ -5,18 +7,18 @@ use discovery_core::{Address, Backoff, Error, ErrorKind, Host};
 use super::{Credentials, EtcdConfig, EtcdTls};
 use crate::{audit_interval::AuditInterval, layout::Layout};
 
-/// A configuration that was checked; later code checks nothing again.
+/// A configuration that was checked. Later code relies on it without further checks.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// At least one, and no two the same.
+    /// At least one, without duplicates.
     pub(crate) members: Vec<Address>,
     /// Empty, or ends in `/`.
     pub(crate) prefix: String,
     pub(crate) credentials: Option<Credentials>,
-    /// They would travel in clear, which is allowed on this machine alone.
+    /// Whether credentials are sent in clear text, and therefore only to loopback addresses.
     pub(crate) is_loopback_only: bool,
-    /// Complete; its files are not read yet.
-    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it was refused then"))]
+    /// Complete, but its files have not been read yet.
+    #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "TLS is refused without the feature"))]
     pub(crate) tls: Option<EtcdTls>,
     pub(crate) discover_members: bool,
     pub(crate) ttl: Duration,
@@ -41,7 +43,7 @@ impl Settings {
             credentials.check()?;
             if is_loopback_only && !members.iter().all(is_loopback) {
                 return Err(invalid(
-                    "invalid credentials: they would travel in clear; allowed are TLS (`ca_file`), loopback members, or `allow_plaintext_credentials` on a trusted network",
+                    "invalid credentials: they would be sent in clear text; allowed are TLS (`ca_file`), loopback members, or `allow_plaintext_credentials` on a trusted network",
                 ));
             }
         }
@@ -90,7 +92,7 @@ impl Settings {
     }
 }
 
-/// Whether what is sent there stays on this machine.
+/// Whether data sent to this member stays on this machine.
 pub(crate) fn is_loopback(member: &Address) -> bool {
     match member.host() {
         Host::Dns(name) => name.trim_end_matches('.') == "localhost",
@@ -98,19 +100,19 @@ pub(crate) fn is_loopback(member: &Address) -> bool {
     }
 }
 
-/// Reads one member; the port may be left out. A scheme must fit what there is: TLS or none.
+/// Parses a member. The default port is 2379; a scheme must agree with `has_tls`.
 pub(crate) fn member(text: &str, has_tls: bool) -> Result<Address, Error> {
-    // Whoever puts a password here must not find it in an error.
+    // The text before the @ may be a password, which no error may quote.
     if text.contains('@') {
-        return Err(invalid("invalid member: credentials have a place of their own"));
+        return Err(invalid("invalid member: it contains an @; credentials are set separately"));
     }
     let text = match text.split_once("://") {
         Some(("https", text)) if has_tls => text,
         Some(("https", _)) => {
-            return Err(invalid("invalid member: https:// needs `ca_file`, the authorities to trust"));
+            return Err(invalid("invalid member: https:// needs `ca_file`, the certificate authorities to trust"));
         }
         Some(("http", _)) if has_tls => {
-            return Err(invalid("invalid member: http:// is in clear; with TLS, allowed are host:port and https://"));
+            return Err(invalid("invalid member: http:// is not allowed with TLS; allowed are host:port and https://"));
         }
         Some(("http", text)) => text,
         _ => text,
@@ -158,7 +160,7 @@ pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Err
 }
 
 const TTL_MIN: Duration = Duration::from_secs(1);
-/// The longest lease that is asked for.
+/// The longest TTL that is requested from etcd.
 pub(crate) const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 const AUDIT_MIN: Duration = Duration::from_secs(1);
 const AUDIT_MAX: Duration = Duration::from_secs(24 * 3600);

@@ -1,23 +1,27 @@
+//! Which certificates to trust and which one to present.
+
 use std::{fmt, path::PathBuf};
 
 use discovery_core::{Error, ErrorKind};
 
 use super::settings::invalid;
 
-/// Whom to trust and as whom to appear where members are reached over TLS.
+/// The TLS options of the connections to etcd: which authorities to trust, and which certificate to
+/// present.
 ///
-/// A certificate authority is needed: members' certificates are signed by the cluster's own one as a rule, so the system's are
-/// not trusted unless their file is named (on Debian `/etc/ssl/certs/ca-certificates.crt`). A certificate and its key are
-/// needed where etcd runs with `--client-cert-auth`; its common name is the user then, unless credentials are given. All are
-/// PEM, either in memory or in a file.
+/// A certificate authority is required. The system's authorities are not trusted unless their file
+/// is named (on Debian `/etc/ssl/certs/ca-certificates.crt`), because the members' certificates are
+/// usually signed by the cluster's own authority. A certificate and its key are required if etcd
+/// runs with `--client-cert-auth`; its common name is then the user, unless credentials are given.
+/// All three are PEM, in memory or in a file.
 ///
-/// Files are read by [`EtcdBackend::new`](crate::EtcdBackend::new), which fails where
-/// something is wrong with them. They are read anew once they have changed, which is looked at with
-/// calls, at most once a second; calls then go over a connection that was made with them. Where
-/// they cannot be used then, the former ones are. Reading them blocks the thread for a moment.
+/// [`EtcdBackend::new`](crate::EtcdBackend::new) reads the files and fails if it cannot use them.
+/// Afterwards calls read them again, at most once a second. Once a file has changed, calls use a
+/// new connection that is made with the new files; if those cannot be used, the former ones stay in
+/// use. Reading blocks the thread briefly.
 ///
-/// It needs the cargo feature `tls`. Without it all of this can be filled in, and is refused with
-/// [`Unsupported`](ErrorKind::Unsupported) when it is checked.
+/// This needs the Cargo feature `tls`. Without it the options can be set, but checking the
+/// configuration fails with [`Unsupported`](ErrorKind::Unsupported).
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), discovery_core::Error> {
@@ -39,41 +43,41 @@ pub struct EtcdTls {
     pub(crate) server_name: Option<String>,
 }
 
-/// Where a PEM is.
+/// A PEM in memory, or the path of its file.
 #[derive(Clone)]
 pub(crate) enum Pem {
     File(PathBuf),
-    Text(#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "it is refused then"))] Vec<u8>),
+    Text(#[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "TLS is refused without the feature"))] Vec<u8>),
 }
 
 impl EtcdTls {
-    /// Nothing trusted yet.
+    /// Creates options that trust nobody yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the certificates of the authorities that may have signed the members' certificates.
+    /// Sets the certificates of the authorities to trust.
     #[must_use]
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca = Some(Pem::Text(pem.into()));
         self
     }
 
-    /// Sets the file with the certificates of the authorities that may have signed the members' certificates.
+    /// Sets the file with the certificates of the authorities to trust.
     #[must_use]
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca = Some(Pem::File(path.into()));
         self
     }
 
-    /// Sets the certificate to appear with, followed by those that lead to its authority, if any.
+    /// Sets the certificate to present, followed by the intermediate certificates, if any.
     #[must_use]
     pub fn cert(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.cert = Some(Pem::Text(pem.into()));
         self
     }
 
-    /// Sets the file with the certificate to appear with.
+    /// Sets the file with the certificate to present and its intermediate certificates.
     #[must_use]
     pub fn cert_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.cert = Some(Pem::File(path.into()));
@@ -94,25 +98,25 @@ impl EtcdTls {
         self
     }
 
-    /// Sets the name that the members' certificates must be for; by default it is each member's own host.
+    /// Sets the name for which the members' certificates must be valid; default each member's host.
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Checks what can be checked without reading anything.
+    /// Checks everything except the contents of files.
     pub(super) fn check(&self) -> Result<(), Error> {
         if [&self.ca, &self.cert, &self.key].into_iter().flatten().any(Pem::is_misplaced) {
-            return Err(invalid("invalid TLS: what should be the path of a file is what such a file says"));
+            return Err(invalid("invalid TLS: the path of a file is expected, but a PEM is given"));
         }
         if self.ca.is_none() {
             return Err(invalid(
-                "invalid TLS: `ca_file` names nobody to trust; allowed is a PEM file, such as /etc/ssl/certs/ca-certificates.crt for the system's authorities",
+                "invalid TLS: `ca_file` is missing; allowed is a PEM file with the authorities to trust, such as /etc/ssl/certs/ca-certificates.crt for the system's authorities",
             ));
         }
         if self.cert.is_some() != self.key.is_some() {
-            return Err(invalid("invalid TLS: `cert_file` and `key_file` belong together; one of them is missing"));
+            return Err(invalid("invalid TLS: only one of `cert_file` and `key_file` is given; both are required"));
         }
         if !cfg!(feature = "tls") {
             let message = "this program was built without TLS for etcd; enable the cargo feature `etcd-tls` of `discovery`, which is `tls` of `discovery-etcd`";
@@ -123,7 +127,7 @@ impl EtcdTls {
 }
 
 impl Pem {
-    /// Whether somebody took the file's content for its path: it may be a key, and is not shown.
+    /// Whether the path is in fact the content of a file. It may be a key, so it must not be shown.
     fn is_misplaced(&self) -> bool {
         match self {
             Self::File(path) => path.to_string_lossy().contains("-----BEGIN"),
@@ -144,7 +148,7 @@ impl fmt::Debug for EtcdTls {
 }
 
 impl fmt::Debug for Pem {
-    /// Prints where it is: what it says may be a key.
+    /// Prints the path or that it is in memory, never the content, which may be a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) if !self.is_misplaced() => write!(f, "{path:?}"),

@@ -1,3 +1,5 @@
+//! The format of etcd's Go client.
+
 use std::{collections::BTreeMap, fmt};
 
 use discovery_core::{Address, Error, ErrorKind, Instance, InstanceId, Metadata, ServiceName, Weight};
@@ -9,22 +11,32 @@ use serde_json::{Number, Value};
 
 use super::Layout;
 
-/// The format of etcd's own Go client (`client/v3/naming`): its gRPC resolver finds these instances, and these are found.
+/// The format of etcd's own Go client (`client/v3/naming`).
+///
+/// Its gRPC resolver finds instances that are registered here, and its instances are found here.
 ///
 /// ```text
-/// <prefix>/<service>/<id>   {"Op":0,"Addr":"10.0.7.4:50051","Metadata":{"weight":300,"zone":"eu-1a"}}
+/// <prefix>/<service>/<id> {"Op":0,"Addr":"10.0.7.4:50051","Metadata":{"weight":300,"zone":"eu-1"}}
 /// ```
 ///
-/// A Go client with the target `etcd:///<prefix>/<service>` resolves them.
+/// A Go client resolves them with the target `etcd:///<prefix>/<service>`.
 ///
-/// Written: the bytes that Go would write. The weight is the number `weight` in the metadata, and left out where it is 100; no
-/// metadata at all is `null`.
+/// # Writing
 ///
-/// Read, as tolerantly as Go reads it: fields in any order and case, unknown ones ignored, the last of doubles taken, `Op`
-/// ignored. Numbers and booleans in the metadata become text, and other values JSON text; `null` is left out. Metadata that is no
-/// object is kept as text under the key `metadata`. A weight is rounded and brought into 0 to 10,000. Refused as bad entries are
-/// values above 64 KiB, a missing or refused address, a weight that is no number (guessing one could send load to who must not
-/// get it), and metadata beyond the bounds of [`Metadata`].
+/// A value has the same bytes as if Go had written it. The weight is the number `weight` in the
+/// metadata, and is omitted if it is 100. Empty metadata is written as `null`.
+///
+/// # Reading
+///
+/// Values are read as tolerantly as Go reads them: fields may have any order and case, unknown
+/// fields and `Op` are ignored, and the last of several equal fields counts. In the metadata,
+/// numbers and booleans become text, arrays and objects become JSON text, and `null` is omitted.
+/// Metadata that is not an object is kept as text under the key `metadata`. A weight is rounded and
+/// clamped to 0 to 10,000.
+///
+/// These are bad entries: a value above 64 KiB, an address that is missing or refused, metadata
+/// beyond the bounds of [`Metadata`], and a weight that is not a number. Such a weight is not
+/// guessed, because a guess could send load to an instance that must not get any.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct EtcdNaming {}
@@ -66,7 +78,7 @@ impl Layout for EtcdNaming {
             return Err(invalid(format!("it has {} bytes; at most {MAX_VALUE_BYTES} are read", value.len())));
         }
         let read: Read = serde_json::from_slice(value)
-            .map_err(|error| invalid("it is not the JSON expected").with_source(excerpt(&error.to_string())))?;
+            .map_err(|error| invalid("it is not the expected JSON").with_source(excerpt(&error.to_string())))?;
         let address = read.addr.filter(|text| !text.is_empty()).ok_or_else(|| invalid("it has no Addr"))?;
         let address: Address = address.parse()?;
         let (weight, metadata) = of_metadata(read.metadata)?;
@@ -74,7 +86,7 @@ impl Layout for EtcdNaming {
     }
 }
 
-/// Go's struct, in the order of its fields.
+/// The fields of Go's struct, in its order.
 #[derive(Serialize)]
 struct Written<'a> {
     #[serde(rename = "Op")]
@@ -106,7 +118,7 @@ impl<'de> Deserialize<'de> for Read {
                 let mut read = Read::default();
                 while let Some(name) = map.next_key::<String>()? {
                     if name.eq_ignore_ascii_case("Addr") {
-                        // In Go, `null` leaves what an earlier field of the name has set.
+                        // As in Go, `null` keeps the value of an earlier field of this name.
                         read.addr = map.next_value::<Option<String>>()?.or(read.addr);
                     } else if name.eq_ignore_ascii_case("Metadata") {
                         read.metadata = map.next_value()?;
@@ -162,12 +174,13 @@ fn of_weight(value: &Value) -> Result<Weight, Error> {
     };
     let number = number.filter(|number| number.is_finite());
     let number = number.ok_or_else(|| invalid("its weight is not a number"))?;
-    // The clamp makes the cast exact.
+    // The cast is exact after rounding and clamping.
     let rounded = number.round().clamp(0.0, f64::from(Weight::MAX.value())) as u16;
     Weight::new(rounded)
 }
 
-/// What Go's encoder escapes besides: all of it stands inside of strings, as JSON has none of it elsewhere.
+/// Escapes the characters that Go's encoder escapes and serde_json does not. In JSON they occur
+/// only inside strings, so the whole text can be replaced.
 fn go_escaped(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -181,7 +194,7 @@ fn go_escaped(json: &str) -> String {
     out
 }
 
-/// What a parser says may quote the value.
+/// Escapes and cuts the error of a parser, which may quote the value.
 fn excerpt(text: &str) -> String {
     text.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect()
 }
@@ -192,7 +205,7 @@ fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 
 const WEIGHT: &str = "weight";
 const MAX_VALUE_BYTES: usize = 64 << 10;
-/// How many characters of a parser's error are told.
+/// How many characters of a parser's error are kept.
 const MAX_SHOWN: usize = 200;
 
 #[cfg(test)]
@@ -206,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_go() {
+    fn the_bytes_are_the_same_as_gos() {
         let plain = Instance::new("127.0.0.1:2000".parse().unwrap());
         let text = |instance: &Instance| String::from_utf8(EtcdNaming::default().encode(instance)).unwrap();
         assert_eq!(text(&plain), r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#);
@@ -218,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_go_programs_wrote_is_read() {
+    fn values_of_go_programs_are_read() {
         for (value, weight, metadata) in [
             (r#"{"Op":0,"Addr":"127.0.0.1:2000","Metadata":null}"#, 100, vec![]),
             (r#"{"Op":1,"Addr":"127.0.0.1:2000"}"#, 100, vec![]),
@@ -247,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn bad_values_say_what_is_wrong() {
+    fn a_bad_value_is_an_error_that_names_the_problem() {
         for (value, said) in [
-            ("", "not the JSON expected"),
-            ("null", "not the JSON expected"),
-            ("[]", "not the JSON expected"),
+            ("", "not the expected JSON"),
+            ("null", "not the expected JSON"),
+            ("[]", "not the expected JSON"),
             ("{}", "no Addr"),
             (r#"{"Addr":""}"#, "no Addr"),
-            (r#"{"Addr":7}"#, "not the JSON expected"),
+            (r#"{"Addr":7}"#, "not the expected JSON"),
             (r#"{"Addr":":56449"}"#, "host is empty"),
             (r#"{"Addr":"127.0.0.1"}"#, "no port"),
             (r#"{"Addr":"unix:/var/run/x.sock"}"#, "invalid address"),
@@ -263,8 +276,8 @@ mod tests {
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":"NaN"}}"#, "weight is not a number"),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"a b":""}}"#, "invalid metadata key"),
             (&format!(r#"{{"Addr":"127.0.0.1:2000","x":"{}"}}"#, "x".repeat(65_536)), "at most 65536"),
-            (&"[".repeat(60_000), "not the JSON expected"),
-            (&format!("\"{}\u{1b}\u{202e}\"", "x".repeat(60_000)), "not the JSON expected"),
+            (&"[".repeat(60_000), "not the expected JSON"),
+            (&format!("\"{}\u{1b}\u{202e}\"", "x".repeat(60_000)), "not the expected JSON"),
             ("\"\u{202e}\"", r"\u{202e}"),
         ] {
             let error = decode(value).unwrap_err();
@@ -276,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_deeper_paths_are_nobodys() {
+    fn keys_of_deeper_paths_are_not_entries() {
         let layout = EtcdNaming::default();
         for (tail, subtree) in [("x/y", "x/"), ("x/", "x/"), ("x/y/z", "x/"), ("/", "/"), ("//x", "/"), ("ä/x", "ä/")]
         {
@@ -293,7 +306,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(
+        fn an_instance_survives_encoding_and_decoding(
             weight in 0u16..=10_000,
             entries in proptest::collection::btree_map("[!-~]{1,20}", ".{0,40}", 0..8),
         ) {
@@ -307,12 +320,12 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_an_instance_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn decoding_any_bytes_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = EtcdNaming::default().decode("a1".parse().unwrap(), &bytes);
         }
 
         #[test]
-        fn any_json_is_an_instance_or_an_error(
+        fn decoding_any_json_never_panics(
             addr in "[a-z0-9.:\\[\\]]{0,20}",
             metadata in "(null|[0-9]{1,400}|\"[a-z]{0,9}\"|\\{\"weight\":[0-9]{1,30}(e[0-9]{1,3})?\\})",
         ) {

@@ -1,48 +1,51 @@
+//! When to renew a lease, when to change the member, and when to treat it as lost: the decision
+//! without the I/O.
+
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known of a lease's time, counted from the moment that the last answered renewal was sent: etcd got it later, so the
-/// lease lives at least that long.
+/// The lifetime of a lease, counted from when the last answered renewal was sent. etcd received the
+/// renewal later than that, so the lease lives at least this long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LeaseClock {
     granted: Duration,
     confirmed: Instant,
 }
 
-/// The state of the stream of renewals.
+/// The state of the renewal stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Link {
-    /// A renewal was sent at this moment and is not answered.
+    /// A renewal was sent at this time and has not been answered.
     Asked(Instant),
     /// There is no stream.
     Closed,
-    /// Nothing is outstanding.
+    /// The stream is open and no renewal is outstanding.
     Quiet,
 }
 
-/// What to do now about a lease.
+/// What to do next about a lease.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Due {
-    /// Open a stream; that must take no longer than until then.
+    /// Open a stream, by this time at the latest.
     Open(Instant),
     /// It may have ended: treat it as lost.
     Lost,
-    /// Ask for a renewal.
+    /// Send a renewal.
     Renew,
-    /// The stream does not answer: open another one on another member.
+    /// The stream does not answer: open a stream on another member.
     Switch,
-    /// Nothing until then.
+    /// Do nothing until this time.
     Wait(Instant),
 }
 
 impl LeaseClock {
-    /// A lease that was granted for so long by an answer to what was sent at `sent`.
+    /// A lease that was granted for this long, by the answer to a request sent at `sent`.
     pub(super) fn new(granted: Duration, sent: Instant) -> Self {
         Self { granted, confirmed: sent }
     }
 
-    /// Takes an answer to the renewal that was sent at `sent`.
+    /// Records the answer to a renewal that was sent at `sent`.
     pub(super) fn confirm(&mut self, granted: Duration, sent: Instant) {
         self.granted = granted;
         self.confirmed = self.confirmed.max(sent);
@@ -52,7 +55,7 @@ impl LeaseClock {
         self.granted
     }
 
-    /// When etcd may end the lease at the earliest.
+    /// The earliest time at which etcd may end the lease.
     pub(super) fn ends(&self) -> Instant {
         self.confirmed + self.granted
     }
@@ -61,12 +64,13 @@ impl LeaseClock {
         let renew = self.confirmed + self.granted / 3;
         let switch = self.confirmed + self.granted * 2 / 3;
         if now >= self.ends() {
-            // First, so that a process that was paused knows it before it says anything else.
+            // Checked first: a process that was paused must notice the loss before it acts on a
+            // state from before the pause.
             return Due::Lost;
         }
         match link {
-            // A third of what is left, since a slow network is no outage. After the switch it is a
-            // sixth of the ttl, so that two members have their chance.
+            // A third of the remaining time, because a slow network is not an outage. After a
+            // switch at least a sixth of the TTL, which leaves time for two members.
             Link::Closed => {
                 let left = self.ends() - now;
                 Due::Open(now + (left / 3).max(self.granted / 6).min(left))
@@ -88,7 +92,7 @@ mod tests {
     const TTL: Duration = Duration::from_secs(15);
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_is_renewed_switched_and_lost_in_thirds() {
+    async fn a_lease_is_renewed_after_a_third_switched_after_two_and_then_lost() {
         let start = Instant::now();
         let clock = LeaseClock::new(TTL, start);
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -111,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn time_is_counted_from_the_question_not_from_the_answer() {
+    async fn time_is_counted_from_the_request_not_from_the_answer() {
         let start = Instant::now();
         let mut clock = LeaseClock::new(TTL, start);
         let sent = start + Duration::from_secs(5);
@@ -119,14 +123,14 @@ mod tests {
         clock.confirm(TTL, sent);
         assert_eq!(clock.ends(), sent + TTL);
         clock.confirm(TTL, start);
-        assert_eq!(clock.ends(), sent + TTL, "an earlier question never takes time away");
+        assert_eq!(clock.ends(), sent + TTL, "an earlier request never shortens the lease");
     }
 
     proptest! {
-        /// Against a server that answers after any delay or not at all: the lease is known to be lost no later than etcd
-        /// could end it, and no wait is endless or in the past.
+        /// A server answers after any delay or not at all. The lease is known as lost no later than
+        /// etcd can end it, and every wait is finite and ends in the future.
         #[test]
-        fn the_clock_is_never_behind_the_server(
+        fn a_lease_is_known_as_lost_before_the_server_ends_it(
             ttl in 2u64..60,
             delays in proptest::collection::vec(proptest::option::of(0u64..90_000), 1..20),
         ) {
@@ -135,7 +139,8 @@ mod tests {
                 let ttl = Duration::from_secs(ttl);
                 let mut now = Instant::now();
                 let mut clock = LeaseClock::new(ttl, now);
-                // When the server, that gets each question at the moment it is sent at the earliest, ends the lease.
+                // When the server ends the lease, counted from when it received a request: never
+                // before that was sent.
                 let mut server_ends = now + ttl;
                 let mut link = Link::Quiet;
                 let mut delays = delays.into_iter();

@@ -1,3 +1,5 @@
+//! The task that grants, renews and revokes the lease of a handle.
+
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Backoff, Error, ErrorKind};
@@ -13,6 +15,7 @@ use crate::{
     cluster::{Asking, Cluster},
     retry_delays::RetryDelays,
 };
+
 /// The task that keeps the lease.
 #[derive(Debug)]
 pub(crate) struct LeaseKeeper {
@@ -22,14 +25,14 @@ pub(crate) struct LeaseKeeper {
     pub(crate) backoff: Backoff,
 }
 
-/// The renewals on one member, and where they stand.
+/// The renewal stream on one member, and its state.
 struct Stream {
     renewals: Renewals,
     member: Arc<Member>,
     link: Link,
 }
 
-/// Why a lease is kept no longer.
+/// Why a lease is no longer kept.
 enum Over {
     Lost(Error),
     Vacant,
@@ -43,11 +46,12 @@ impl LeaseKeeper {
             let since = Instant::now();
             debug!(lease = format_args!("{id:x}"), granted = ?clock.granted(), "lease granted");
             if clock.granted() != self.ttl {
-                debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted another ttl than asked for");
+                debug!(asked = ?self.ttl, granted = ?clock.granted(), "etcd granted a different TTL than requested");
             }
             self.lease.state.send_replace(LeaseState::RegistrationBackend { id });
             let over = self.keep(id, clock).await;
-            // One lease after the other that etcd does not keep is no reason to ask ever on.
+            // Leases that etcd loses at once must not be granted over and over without a backoff,
+            // so only one that lasted resets it.
             if since.elapsed() >= clock.granted() {
                 delays.reset();
             }
@@ -64,7 +68,7 @@ impl LeaseKeeper {
         self.lease.state.send_replace(LeaseState::Idle);
     }
 
-    /// Waits until a lease is wanted; `false` at the end.
+    /// Waits until a lease is needed; `false` once the handle is closed and has no users.
     async fn wanted(&self) -> bool {
         loop {
             let (users, closed) = {
@@ -79,13 +83,14 @@ impl LeaseKeeper {
         }
     }
 
-    /// Grants a lease, however long that takes; `None` once nobody wants it any more.
+    /// Grants a lease, however long that takes; `None` once nobody needs it any more.
     ///
-    /// The attempts of one lease share an id, so that one whose answer was lost is not left behind.
+    /// All attempts use the same id, so that an attempt whose answer was lost leaves no second
+    /// lease.
     async fn grant(&self, delays: &mut RetryDelays) -> Option<(i64, LeaseClock)> {
         let id = self.lease.new_id();
         let first = Instant::now();
-        // After an outage everybody comes at once, unless they wait first.
+        // After an outage all handles would ask at once, so each waits for a random time first.
         if matches!(*self.lease.state.borrow(), LeaseState::Lost { .. }) {
             self.pause(delays.first()).await;
         }
@@ -97,7 +102,7 @@ impl LeaseKeeper {
             let sent = Instant::now();
             let granted = self.cluster.run(|member| async move { member.grant(id, self.ttl).await }).await;
             let (granted, sent) = match granted {
-                // An attempt before this one was done; its time counts from then.
+                // An earlier attempt was applied. Its time counts at least from the first one.
                 Err(failure) if failure.reason == Reason::LeaseExists => {
                     (self.cluster.run(|member| async move { member.granted(id).await }).await, first)
                 }
@@ -109,7 +114,7 @@ impl LeaseKeeper {
                     self.lease.inner().clock = Some(clock);
                     return Some((id, clock));
                 }
-                // It came and ended before its answer did.
+                // It was granted and expired before its answer arrived.
                 Ok(_) => self.pause(delays.first()).await,
                 Err(failure) => {
                     let wait = delays.after(&failure);
@@ -173,8 +178,8 @@ impl LeaseKeeper {
             if failure.reason == Reason::LeaseGone {
                 return Over::Lost(gone());
             }
-            // Also after a stream that opened and then broke, or one that breaks at once would be
-            // opened again and again.
+            // Wait after a stream that opened and then broke, too. Otherwise a stream that always
+            // breaks at once would be opened again without any pause.
             stream = None;
             last = failure.error;
             let wait = (Instant::now() + delays.next_delay()).min(clock.ends());
@@ -182,7 +187,7 @@ impl LeaseKeeper {
         }
     }
 
-    /// Opens a stream on a member, which renews the lease for the first time.
+    /// Opens a stream on a member, which also renews the lease.
     async fn open(
         &self,
         id: i64,
@@ -191,8 +196,8 @@ impl LeaseKeeper {
         clock: &mut LeaseClock,
     ) -> Result<Stream, Failure> {
         let sent = Instant::now();
-        // The member gets the limit: ended from outside, the call could not tell that its
-        // connection is dead.
+        // The limit is passed on: if the call were cancelled from outside, it could not report that
+        // its connection is dead.
         let renewals = asking.member().renew(id, until.saturating_duration_since(sent)).await;
         let member = asking.ended(&renewals);
         let renewals = renewals.map_err(|failure| self.cluster.of_all(&[Arc::clone(&member)], failure))?;
@@ -201,8 +206,8 @@ impl LeaseKeeper {
         Ok(Stream { renewals, member, link: Link::Quiet })
     }
 
-    /// The stream on another member, if the handle moves there. The former one is kept where that
-    /// fails.
+    /// Opens a stream on another member if the handle moves there. If that fails, the current
+    /// stream is kept.
     async fn moved(&self, id: i64, current: &Stream, clock: &mut LeaseClock) -> Option<Stream> {
         let asking = self.cluster.another(&current.member)?;
         let limit = Instant::now() + clock.granted() / 6;
@@ -210,7 +215,7 @@ impl LeaseKeeper {
         moved.inspect_err(|failure| debug!(error = %failure.error.report(), "renewals not moved")).ok()
     }
 
-    /// Gives up a stream that does not answer.
+    /// Drops a stream that does not answer, and reports that to its member.
     fn switch(&self, stream: &mut Option<Stream>) -> Failure {
         let error = Error::new(ErrorKind::DeadlineExceeded, "etcd did not answer a renewal").with_operation("renew");
         let failure = Failure::new(Reason::TimedOut, error);
@@ -224,15 +229,15 @@ impl LeaseKeeper {
         self.lease.inner().clock = Some(*clock);
     }
 
-    /// Ends a lease that nobody needs. Where that fails, it ends by itself.
+    /// Revokes a lease that nobody needs. If that fails, it expires by itself.
     async fn revoke(&self, id: i64) {
         if let Err(failure) = self.cluster.run(|member| async move { member.revoke(id).await }).await {
-            debug!(error = %failure.error.report(), "lease left to end by itself");
+            debug!(error = %failure.error.report(), "lease not revoked, it will expire");
         }
         self.lease.inner().clock = None;
     }
 
-    /// Waits, but not longer than anybody waits for the lease.
+    /// Waits, or returns early once the lease has no user.
     async fn pause(&self, wait: Duration) {
         let vacant = async {
             loop {
@@ -250,7 +255,7 @@ impl LeaseKeeper {
 }
 
 impl Stream {
-    /// Asks for a renewal.
+    /// Sends a renewal.
     async fn ask(&mut self) -> Result<(), Failure> {
         let sent = Instant::now();
         self.renewals.ask().await?;
@@ -258,15 +263,15 @@ impl Stream {
         Ok(())
     }
 
-    /// The answer, and when it was asked for. Cancel safe.
+    /// Returns the next answer and when its renewal was sent. Cancel safe.
     async fn answer(&mut self) -> Result<(Duration, Instant), Failure> {
         let granted = self.renewals.answer().await?;
         match std::mem::replace(&mut self.link, Link::Quiet) {
             Link::Asked(sent) => Ok((granted, sent)),
-            // That the lease is gone needs no question.
+            // etcd may report unasked that the lease is gone.
             Link::Closed | Link::Quiet if granted.is_zero() => Ok((granted, Instant::now())),
-            // It might be taken for the answer to the next question.
-            Link::Closed | Link::Quiet => Err(self.renewals.strange("a renewal was answered that was not asked for")),
+            // Otherwise it could be taken for the answer to the next renewal.
+            Link::Closed | Link::Quiet => Err(self.renewals.strange("it answered a renewal that was not requested")),
         }
     }
 }

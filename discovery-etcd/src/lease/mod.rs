@@ -1,5 +1,7 @@
-//! The one lease of a backend handle: granted with the first registration, renewed by one task on one stream, revoked with the
-//! last.
+//! The single lease of a backend handle. It is granted for the first registration, renewed by one
+//! task on one stream, and revoked after the last registration has ended.
+//!
+//! Registrations share a [`Lease`]; [`keeper`] is the task, and [`clock`] decides for it.
 
 mod clock;
 mod keeper;
@@ -20,41 +22,42 @@ use tokio::{
 use clock::LeaseClock;
 pub(crate) use keeper::LeaseKeeper;
 
-/// What those under the lease see of it.
+/// The lease as registrations see it.
 #[derive(Debug)]
 pub(crate) struct Lease {
     state: watch::Sender<LeaseState>,
     inner: Mutex<LeaseInner>,
-    /// Wakes the task when somebody comes or the last one goes, when the lease is found gone, and at the end.
+    /// Wakes the task when a user arrives, when the last one leaves, when the lease is reported
+    /// gone, and when the handle closes.
     wake: Notify,
 }
 
-/// How the lease stands.
+/// The state of the lease.
 #[derive(Clone, Debug)]
 pub(crate) enum LeaseState {
-    /// etcd keeps it, as far as can be known.
+    /// It is granted, as far as is known.
     RegistrationBackend { id: i64 },
-    /// Nobody needs one.
+    /// It is not needed.
     Idle,
-    /// There is none, and why; another is being granted.
+    /// It was lost or could not be granted, for this reason; another one is being granted.
     Lost { error: Error },
 }
 
 #[derive(Debug, Default)]
 struct LeaseInner {
     users: usize,
-    /// The last lease ids of this handle, the newest last: entries under them are its own.
+    /// The latest lease ids of this handle, the newest last. Entries under them are its own.
     ids: VecDeque<i64>,
     clock: Option<LeaseClock>,
-    /// A lease that was found gone by somebody's write.
+    /// A lease that etcd did not know when an entry was written under it.
     gone: Option<i64>,
-    /// The handle is gone; the task ends with the last tenant.
+    /// The handle is closed; the task ends with the last user.
     closed: bool,
-    /// The task has ended, and no lease is left that it could end.
+    /// The task has ended, and with it every lease that it could revoke.
     over: bool,
 }
 
-/// A registration's claim on the lease; the lease is kept while there is one.
+/// A user of the lease, which is kept while there is one.
 #[derive(Debug)]
 pub(crate) struct LeaseUser(Arc<Lease>);
 
@@ -63,7 +66,7 @@ impl Lease {
         Arc::new(Self { state: watch::Sender::new(LeaseState::Idle), inner: Mutex::default(), wake: Notify::new() })
     }
 
-    /// Moves in. The state read afterwards is one that will be kept.
+    /// Adds a user. A lease that is read from the state afterwards is kept while the user lives.
     pub(crate) fn enter(self: &Arc<Self>) -> LeaseUser {
         self.inner().users += 1;
         self.wake.notify_one();
@@ -74,12 +77,13 @@ impl Lease {
         self.state.subscribe()
     }
 
-    /// Whether an entry under this lease was written by this handle.
+    /// Whether this is a lease of this handle, so that entries under it are its own.
     pub(crate) fn is_own(&self, id: i64) -> bool {
         self.inner().ids.contains(&id)
     }
 
-    /// Tells that etcd does not know this lease any more. Of a former one that is no news, and may come late.
+    /// Reports that etcd does not know this lease any more. A report about a former lease may
+    /// arrive late and is ignored.
     pub(crate) fn report_gone(&self, id: i64) {
         let mut inner = self.inner();
         if inner.ids.back() == Some(&id) {
@@ -88,20 +92,22 @@ impl Lease {
         }
     }
 
-    /// The time that etcd granted.
+    /// The TTL that etcd granted.
     pub(crate) fn granted(&self) -> Option<Duration> {
         self.inner().clock.map(|clock| clock.granted())
     }
 
-    /// In how much time the lease will have ended if it is not renewed, and whether others have it renewed.
+    /// Returns how soon the lease will have ended if it is no longer renewed, and whether it is
+    /// still renewed for other users.
     pub(crate) fn remaining(&self) -> (Duration, bool) {
         let inner = self.inner();
         let ends = inner.clock.map(|clock| clock.ends().saturating_duration_since(Instant::now()));
-        // etcd counts from when it got the renewal and looks for ended leases twice a second.
+        // etcd counts from when it received the renewal, and checks for expired leases twice a
+        // second.
         (ends.unwrap_or_default() + Duration::from_secs(1), inner.users > 0)
     }
 
-    /// Ends the task once the last tenant is gone.
+    /// Ends the task once the last user has left.
     pub(crate) fn close(&self) {
         self.inner().closed = true;
         self.wake.notify_one();
@@ -116,19 +122,19 @@ impl Lease {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Marks the lease as idle, unless somebody moved in.
+    /// Marks the lease as idle if it has no user.
     fn release_if_unused(&self) -> bool {
         let inner = self.inner();
         if inner.users > 0 {
             return false;
         }
-        // Under the lock, so that who moves in after this sees it.
+        // Set under the lock, so that a user who enters afterwards does not read the former lease.
         self.state.send_replace(LeaseState::Idle);
         true
     }
 
     pub(crate) fn new_id(&self) -> i64 {
-        // Of the system's randomness, since leases are what tells owners apart.
+        // Taken from the system's randomness, because owners are distinguished by their leases.
         let id = (RandomState::new().hash_one(Instant::now()) >> 1).max(1).cast_signed();
         let mut inner = self.inner();
         if inner.ids.len() == REMEMBERED {
@@ -149,7 +155,7 @@ impl Drop for LeaseUser {
     }
 }
 
-/// How many of its own leases a handle knows; entries under older ones ended long ago.
+/// How many of its own leases a handle remembers. Entries under older ones have expired long ago.
 const REMEMBERED: usize = 64;
 
 #[cfg(test)]
@@ -157,7 +163,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_late_report_about_a_former_lease_hides_none_about_the_present_one() {
+    async fn a_late_report_about_a_former_lease_hides_no_report_about_the_current_one() {
         let lease = Lease::new();
         let former = lease.new_id();
         let present = lease.new_id();

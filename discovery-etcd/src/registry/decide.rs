@@ -1,19 +1,21 @@
+//! Whether a registration may write its entry, given what is there: plain functions without I/O.
+
 use discovery_core::Claim;
 
 use crate::client::KeyValue;
 
-/// How far a registration may go against what stands in its place.
+/// What a registration may do to an entry that is already there.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Intent {
-    /// It was written before, and is repaired where it is missing. Never takes over.
+    /// The registration was written before, and is repaired. It never takes over.
     Heal,
-    /// It is new, and takes the place only if it is free.
+    /// The registration is new, and is written only if there is no entry.
     IfAbsent,
-    /// It is new, and takes the place.
+    /// The registration is new, and takes over any entry.
     TakeOver,
 }
 
-/// What is known of the entry.
+/// What is known about the entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Seen<'a> {
     Nothing,
@@ -24,13 +26,13 @@ pub(super) enum Seen<'a> {
 /// What to do about the entry.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Act {
-    /// The place is another's, who must be left alone.
+    /// Fail: the entry has another owner.
     Conflict,
-    /// It is there as it should be, since this revision.
+    /// Do nothing: the entry is as wanted, since this revision.
     Done(i64),
-    /// Another took over what was this registration's. Final.
+    /// End the registration, because another owner has taken over. Final.
     Superseded,
-    /// Write it over what is of this revision, 0 being that of no entry.
+    /// Write the entry if its mod revision is this one; 0 means that there is no entry.
     Write(i64),
 }
 
@@ -38,23 +40,26 @@ impl From<Claim> for Intent {
     fn from(claim: Claim) -> Self {
         match claim {
             Claim::IfAbsent => Self::IfAbsent,
-            // Taking over is the default, so also of claims that this version does not know.
+            // `TakeOver` is the default, so it also applies to claims that are unknown here.
             _ => Self::TakeOver,
         }
     }
 }
 
-/// Decides by what is known; where that is out of date the write is refused, and what stands there is known then.
+/// Decides from the last known state of the entry. If that is stale, the guarded write is refused,
+/// and the refusal carries the current entry.
 ///
-/// Leases tell whose an entry is: `lease` is the present one, and `is_own` knows the earlier ones too. Revisions guard the writes,
-/// since a write may arrive long after it was given up, and an entry of the same lease may be a later one.
+/// An entry belongs to the owner of its lease: `lease` is the current one, and `is_own` also knows
+/// earlier ones. Writes are guarded by revision rather than by lease, because a write may arrive
+/// long after it was given up, when there is a later entry under the same lease.
 pub(super) fn decide(intent: Intent, seen: Seen<'_>, wanted: &[u8], lease: i64, is_own: impl Fn(i64) -> bool) -> Act {
     match (intent, seen) {
         (_, Seen::Entry(row)) if row.lease == lease && row.value == wanted => Act::Done(row.revision),
         (Intent::TakeOver, Seen::Entry(row)) => Act::Write(row.revision),
         (_, Seen::Entry(row)) if is_own(row.lease) => Act::Write(row.revision),
         (Intent::IfAbsent, Seen::Entry(_)) => Act::Conflict,
-        // Without a lease it was put by hand. No registrar owns it, and nothing would ever end it.
+        // An entry without a lease was written by hand. No registrar owns it, and it would never
+        // expire.
         (Intent::Heal, Seen::Entry(row)) if row.lease == 0 => Act::Write(row.revision),
         (Intent::Heal, Seen::Entry(_)) => Act::Superseded,
         (_, Seen::Nothing | Seen::Absent) => Act::Write(0),
@@ -80,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_about_what_stands_there() {
+    fn each_intent_has_one_act_for_each_known_state() {
         use Intent::{Heal, IfAbsent, TakeOver};
         let same = row(MINE, "v");
         let other_value = row(MINE, "w");
@@ -112,7 +117,7 @@ mod tests {
         }
     }
 
-    /// etcd's side of a guarded put, after which the world is as it says.
+    /// etcd's side of a guarded put: changes the world and returns `true` if the guard holds.
     fn put(world: &mut Option<KeyValue>, revision: i64, lease: i64, value: &str) -> bool {
         let holds = world.as_ref().map_or(0, |row| row.revision) == revision;
         if holds {
@@ -123,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn healing_ends_soon_and_never_touches_what_is_anothers(
+        fn healing_takes_two_writes_at_most_and_never_touches_another_owners_entry(
             before in proptest::option::of((prop_oneof![Just(0), Just(MINE), Just(FORMER), Just(OTHER)], "[vw]")),
             heal in any::<bool>(),
             known in any::<bool>(),
@@ -142,7 +147,7 @@ mod tests {
                 match decide(intent, view, b"v", MINE, is_own) {
                     Act::Write(revision) => {
                         writes += 1;
-                        prop_assert!(writes <= 2, "a refusal tells enough");
+                        prop_assert!(writes <= 2, "a refusal carries the current entry");
                         if put(&mut world, revision, MINE, "v") {
                             break Act::Done(3);
                         }

@@ -1,3 +1,5 @@
+//! What a caller keeps of a registration.
+
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
@@ -17,12 +19,12 @@ use super::{
 };
 use crate::watch::closed_error;
 
-/// A registration that is not in its owner's hands yet.
+/// A registration that has not been returned to the caller yet. Dropping it releases the entry.
 pub(super) struct UnclaimedRegistration(pub(super) Option<RegistrationHandle>);
 
 impl UnclaimedRegistration {
     pub(super) fn keep(mut self) -> RegistrationHandle {
-        self.0.take().expect("it is taken once, here")
+        self.0.take().expect("only this consumes it")
     }
 }
 
@@ -34,7 +36,7 @@ impl Drop for UnclaimedRegistration {
     }
 }
 
-/// A registration's hand on the worker of its entry; keeps the handle's tasks going.
+/// A registration's link to the worker of its entry. It keeps the tasks of the handle alive.
 pub(super) struct RegistrationHandle {
     pub(super) registrar: Arc<Registrar>,
     pub(super) commands: mpsc::UnboundedSender<Command>,
@@ -44,7 +46,7 @@ pub(super) struct RegistrationHandle {
 }
 
 impl RegistrationHandle {
-    /// What it means that the worker is gone.
+    /// Returns the result of a removal whose worker has ended.
     fn worker_gone(&self) -> Result<(), Error> {
         match self.status.current() {
             Status::Deregistered { .. } | Status::Superseded { .. } => Ok(()),
@@ -63,8 +65,8 @@ impl RegistrationBackend for RegistrationHandle {
             Status::Deregistered { .. } => closed_error(),
             _ => runtime_gone(),
         };
-        let told = self.commands.send(Command::Update { number: self.number, value, reply });
-        let result = match told {
+        let sent = self.commands.send(Command::Update { number: self.number, value, reply });
+        let result = match sent {
             Ok(()) => timeout(self.registrar.deadline, answer).await,
             Err(_) => return Err(gone().with_operation("update").with_key(&self.key)),
         };
@@ -73,7 +75,7 @@ impl RegistrationBackend for RegistrationHandle {
             Ok(Ok(Err(error))) => error,
             Ok(Err(_)) => gone(),
             Err(_) => {
-                let message = format!("not written within {:?}; the backend goes on trying", self.registrar.deadline);
+                let message = format!("not written within {:?}; the backend keeps trying", self.registrar.deadline);
                 Error::new(ErrorKind::DeadlineExceeded, message)
             }
         };
@@ -82,8 +84,8 @@ impl RegistrationBackend for RegistrationHandle {
 
     async fn deregister(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let told = self.commands.send(Command::Release { number: Some(self.number), reply: Some(reply) });
-        if told.is_err() {
+        let sent = self.commands.send(Command::Release { number: Some(self.number), reply: Some(reply) });
+        if sent.is_err() {
             return self.worker_gone();
         }
         match timeout(self.registrar.deadline, answer).await {
@@ -95,7 +97,7 @@ impl RegistrationBackend for RegistrationHandle {
     }
 
     fn release(&self) {
-        // Nothing to release where the worker is gone.
+        // If the worker has ended there is nothing to release.
         let _ = self.commands.send(Command::Release { number: Some(self.number), reply: None });
     }
 }

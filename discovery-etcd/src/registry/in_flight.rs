@@ -1,24 +1,27 @@
+//! How many reads and writes of entries are in flight.
+
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// How many reads and writes of entries a handle has on their way at once.
+/// Limits how many reads and writes of entries a handle has in flight at once.
 ///
-/// Without a limit a handle that loses all its entries at once, as with its lease, asks etcd for
-/// more than that can do in time: what then times out is asked again, and etcd is kept busy with
-/// what nobody waits for any more. 128 at once are as fast as etcd gets; leases are never held up
-/// by them.
+/// A handle that loses all its entries at once, for example with its lease, would otherwise send
+/// etcd more requests than it can answer in time. Those that time out are sent again, and etcd
+/// stays busy with requests that nobody waits for any more. More than 128 at once make etcd no
+/// faster. Renewals of leases are not limited.
 #[derive(Debug)]
 pub(super) struct InFlight {
     all: Semaphore,
-    /// Repairs leave room for what somebody waits for, and do not queue before it.
+    /// Taken before `all` by repairs only, so that they leave room for requests that a caller waits
+    /// for, and do not queue in front of them.
     repairs: Semaphore,
 }
 
 /// Why an entry is read or written.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Urgency {
-    /// It is repaired, or looked after.
+    /// It is repaired or checked.
     Repair,
-    /// It is registered for the first time, updated, or given up.
+    /// It is registered for the first time, updated or removed: a caller waits for it.
     Wanted,
 }
 
@@ -36,7 +39,7 @@ impl Default for InFlight {
 }
 
 impl InFlight {
-    /// Waits until there is room. Cancel safe, but for the place in the line.
+    /// Waits for a permit. Cancel safe, except that the place in the queue is lost.
     pub(super) async fn enter(&self, urgency: Urgency) -> Permit<'_> {
         const OPEN: &str = "the semaphores are never closed";
         let repair = match urgency {
@@ -48,8 +51,8 @@ impl InFlight {
 }
 
 const MOST: usize = 128;
-/// Three quarters: a repair that is under way delays nobody, one that waits stands in a line of its
-/// own.
+/// Three quarters of all permits, so that a quarter is always left for requests that a caller waits
+/// for. Repairs above it wait in their own queue.
 const MOST_REPAIRS: usize = 96;
 
 #[cfg(test)]
@@ -60,7 +63,7 @@ mod tests {
 
     use super::*;
 
-    /// What can enter at once.
+    /// Takes up to `asked` permits, as many as are available without waiting.
     async fn entered(in_flight: &InFlight, urgency: Urgency, asked: usize) -> Vec<Permit<'_>> {
         let mut permits = Vec::new();
         while permits.len() < asked {
@@ -73,15 +76,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn repairs_leave_room_for_what_is_wanted() {
+    async fn repairs_leave_room_for_requests_of_callers() {
         let in_flight = InFlight::default();
         let repairs = entered(&in_flight, Urgency::Repair, 1000).await;
         assert_eq!(repairs.len(), MOST_REPAIRS);
         let mut waiting = Box::pin(in_flight.enter(Urgency::Repair));
         assert!(timeout(Duration::from_secs(1), &mut waiting).await.is_err());
         let wanted = entered(&in_flight, Urgency::Wanted, 1000).await;
-        assert_eq!(repairs.len() + wanted.len(), MOST, "no more than that at once");
-        // A place that gets free goes to what is wanted, though a repair waits for longer.
+        assert_eq!(repairs.len() + wanted.len(), MOST, "the limit of all");
+        // A permit that becomes free goes to the caller's request, although a repair has waited
+        // longer.
         let mut next = Box::pin(in_flight.enter(Urgency::Wanted));
         assert!(timeout(Duration::from_millis(1), &mut next).await.is_err());
         drop(wanted.into_iter().next());
@@ -91,7 +95,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_waiter_that_is_dropped_leaves_nothing_behind() {
+    async fn a_dropped_waiter_takes_no_permit() {
         let in_flight = InFlight::default();
         for _ in 0..1000 {
             let held = entered(&in_flight, Urgency::Wanted, MOST).await;

@@ -1,4 +1,9 @@
 //! Registrations: one worker per entry, one lease per handle.
+//!
+//! A [`Registrar`] sends each registration to the [`worker`] of its entry, and [`workers`] holds
+//! them by key. A worker does what its [`entry`] decides, which is free of I/O; [`decide`] holds
+//! the rules for when one owner may write over another. A [`handle`] is what the caller keeps of
+//! it.
 
 mod decide;
 mod entry;
@@ -50,12 +55,13 @@ pub(crate) struct Registrar {
     prefix: String,
     deadline: Duration,
     backoff: Backoff,
-    /// Tells registrations of one entry apart.
+    /// The number of the latest registration. Numbers distinguish registrations of one entry.
     last_number: AtomicU64,
 }
 
 impl Registrar {
-    /// Starts the tasks of a handle; they end by themselves once it and its registrations are gone.
+    /// Starts the tasks of a handle. They end by themselves after the handle and its registrations
+    /// have ended.
     pub(crate) fn start(settings: &Settings, cluster: &Arc<Cluster>, watcher: Watcher, runtime: Handle) -> Self {
         let lease = Lease::new();
         let keeper = LeaseKeeper {
@@ -95,13 +101,14 @@ impl Registrar {
         let key = format!("{}{}{}", self.prefix, self.layout.range(service), self.layout.tail(instance.id()));
         let place = Place { service: service.clone(), id: instance.id().clone(), key: key.clone() };
         let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
-        let waiting = Error::new(ErrorKind::DeadlineExceeded, "etcd gave no answer yet");
+        let waiting = Error::new(ErrorKind::DeadlineExceeded, "etcd has not answered yet");
         let status = StatusWriter::new(Status::lost(waiting));
         let value = self.layout.encode(&instance);
         let (reply, answer) = oneshot::channel();
         let command = Command::Claim { number, value, claim, status: status.clone(), reply };
         let commands = self.send(place, command)?;
-        // Dropped half-way, or after an error, this releases what the worker may have written.
+        // If this future is dropped before completion, or returns an error, `pending` releases what
+        // the worker may have written.
         let handle = RegistrationHandle {
             registrar: Arc::clone(self),
             commands,
@@ -126,7 +133,7 @@ impl Registrar {
         Ok(Registration::new(service.clone(), Arc::new(instance), &status, pending.keep()))
     }
 
-    /// Gives a command to the worker of an entry, and starts one where there is none.
+    /// Sends a command to the worker of an entry, and starts a worker if there is none.
     fn send(&self, place: Place, command: Command) -> Result<mpsc::UnboundedSender<Command>, Error> {
         let mut workers = self.workers.lock();
         if workers.closed {
@@ -134,9 +141,9 @@ impl Registrar {
         }
         let mut command = Some(command);
         if let Some(commands) = workers.by_key.get(&place.key) {
-            match commands.send(command.take().expect("it was just put there")) {
+            match commands.send(command.take().expect("the command is sent once")) {
                 Ok(()) => return Ok(commands.clone()),
-                // It went with its runtime.
+                // The worker ended with its runtime; start another one below.
                 Err(mpsc::error::SendError(back)) => command = Some(back),
             }
         }
@@ -157,13 +164,13 @@ impl Registrar {
         Ok(own)
     }
 
-    /// Ends all registrations and takes no new ones.
+    /// Ends all registrations and refuses new ones.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         {
             let mut workers = self.workers.lock();
             workers.closed = true;
             for commands in workers.by_key.values() {
-                // One that went with its runtime has nothing to release.
+                // A worker that ended with its runtime has nothing to release.
                 let _ = commands.send(Command::Release { number: None, reply: None });
             }
         }
@@ -171,7 +178,7 @@ impl Registrar {
         let mut lease = self.lease.watch();
         let done = async {
             self.workers.emptied().await;
-            // The keeper has revoked the lease then.
+            // The keeper ends after it has revoked the lease.
             while !self.lease.is_over() {
                 if lease.changed().await.is_err() {
                     break;
@@ -181,13 +188,16 @@ impl Registrar {
         timeout(self.deadline, done).await.map_err(|_| self.too_late("not all registrations were removed"))
     }
 
-    /// The error of who cannot wait any longer for a removal.
+    /// The error of a removal that was not confirmed in time.
     fn too_late(&self, what: &'static str) -> Error {
         let (remaining, is_shared) = self.lease.remaining();
         let end = if is_shared {
-            "the backend goes on removing it; its lease is renewed for other registrations".to_owned()
+            "the backend keeps trying to remove it; its lease is still renewed for other registrations".to_owned()
         } else {
-            format!("the lease is renewed no more and ends in at most {}", humantime::format_duration(whole(remaining)))
+            format!(
+                "the lease is no longer renewed and ends in at most {}",
+                humantime::format_duration(whole(remaining))
+            )
         };
         let message = format!("{what} within {:?}: {end}", self.deadline);
         Error::new(ErrorKind::DeadlineExceeded, message)

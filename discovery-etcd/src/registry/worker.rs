@@ -1,3 +1,5 @@
+//! The task of one entry.
+
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -20,8 +22,8 @@ use crate::{
     watcher::{Keys, News, Start, Watch, Watcher},
 };
 
-/// The one task that touches one entry, (service, id), for one handle: whatever a handle does to an
-/// entry happens in sequence.
+/// The only task of a handle that reads and writes one entry, (service, id), so that the handle's
+/// requests for an entry never overlap.
 ///
 /// It does what the [`Entry`] decides, and ends when nothing is left to do.
 #[derive(Debug)]
@@ -68,8 +70,9 @@ impl Worker {
         }
     }
 
-    /// Waits for news, at most until then.
+    /// Waits for a command, for news from the watch or of the lease, or until a time.
     async fn wait(&mut self, until: Option<Instant>, gives_up: Option<Instant>) {
+        // Commands come first: they may change what is to be done.
         tokio::select! {
             biased;
             Some(command) = self.commands.recv() => self.entry.take(command),
@@ -80,14 +83,15 @@ impl Worker {
         }
     }
 
-    /// Asks etcd for something once it is this worker's turn, unless there is news before that.
+    /// Sends a request to etcd once it is this worker's turn. News that arrives before that returns
+    /// instead, because it may change what is to be done.
     async fn ask(&mut self, next: Next, gives_up: Option<Instant>) {
         let workers = Arc::clone(&self.workers);
         let cluster = Arc::clone(&self.cluster);
         let urgency = self.entry.urgency();
         let turn = async {
-            // First the room and then the member: what waits for a member that is back goes on at
-            // once.
+            // The permit before the member: once a member can be reached again, a worker that has
+            // waited for it proceeds without waiting for a permit.
             let permit = workers.in_flight.enter(urgency).await;
             (permit, cluster.reachable().await)
         };
@@ -96,7 +100,7 @@ impl Worker {
             Some(command) = self.commands.recv() => self.entry.take(command),
             news = news_of(&mut self.watch) => self.hear(news),
             Ok(()) = self.lease.changed() => self.entry.resume(),
-            // A call is large, and rare.
+            // Boxed: the future of a call is large, and calls are rare.
             turn = turn => Box::pin(self.act(next, turn)).await,
             () = at(gives_up) => self.entry.give_removal_up(),
         }
@@ -123,7 +127,8 @@ impl Worker {
                 self.entry.removed(removed);
             }
             Next::Write { value, lease, revision } => {
-                // Also of an attempt before the one whose answer it is.
+                // Set by any attempt: `put` may hold the answer to a later attempt than the one
+                // that was not answered.
                 let may_be_done = AtomicBool::new(false);
                 let put = self.cluster.run_on(member, |member| {
                     let key = key.clone();
@@ -143,11 +148,11 @@ impl Worker {
                 }
                 self.entry.written(lease, put);
             }
-            Next::Exit | Next::Wait(_) | Next::Watch(_) => unreachable!("nobody is asked for that"),
+            Next::Exit | Next::Wait(_) | Next::Watch(_) => unreachable!("etcd is not asked for that"),
         }
     }
 
-    /// Takes what the watch of the entry tells.
+    /// Handles news from the watch of the entry.
     fn hear(&mut self, news: News) {
         match news {
             News::Message(message) => {
@@ -155,7 +160,7 @@ impl Worker {
                     match event {
                         Event::Put { row, .. } => self.entry.changed(row.revision, Some(row)),
                         Event::Delete { revision, .. } => self.entry.changed(revision, None),
-                        // Something happened; reading tells what.
+                        // The change is unknown, so the entry must be read.
                         Event::Unknown => self.entry.unwatched(),
                     }
                 }
@@ -175,7 +180,8 @@ impl Worker {
         }
     }
 
-    /// A watch that moves to another stream needs no history from before.
+    /// Sets the revision from which the watch resumes if it moves to another stream. It then needs
+    /// no older history, which may be compacted.
     fn know(&self) {
         if let Some(watch) = &self.watch {
             watch.know(self.entry.known());
@@ -188,7 +194,7 @@ impl Worker {
     }
 }
 
-/// What the watch tells next, if there is one. Cancel safe.
+/// Returns the next news from the watch; never, if there is none. Cancel safe.
 async fn news_of(watch: &mut Option<Watch>) -> News {
     match watch {
         Some(watch) => watch.next().await,
@@ -196,7 +202,7 @@ async fn news_of(watch: &mut Option<Watch>) -> News {
     }
 }
 
-/// Waits until then, if ever.
+/// Waits until a time; forever, if there is none.
 async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,

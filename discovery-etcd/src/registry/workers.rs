@@ -1,3 +1,5 @@
+//! The workers of a handle.
+
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -12,7 +14,7 @@ use super::{entry::Command, in_flight::InFlight, unconfirmed::UnconfirmedWrites}
 pub(super) struct Workers {
     state: Mutex<State>,
     pub(super) in_flight: InFlight,
-    /// Woken when the last one goes.
+    /// Notified when the last worker ends.
     empty: Notify,
 }
 
@@ -28,10 +30,12 @@ impl Workers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a worker go, unless it was told something in the meantime.
+    /// Removes a worker that wants to end; `false` if a command has arrived meanwhile.
     pub(super) fn retire(&self, key: &str, commands: &mut mpsc::UnboundedReceiver<Command>) -> bool {
         let mut workers = self.lock();
-        // Only what changes the owner counts, and that is sent under this lock or after a claim.
+        // A claim is sent under this lock, so it is either seen here or starts another worker.
+        // Other commands may be lost: a worker ends only without an owner, so they belong to
+        // registrations that have already ended.
         if !commands.is_empty() {
             return false;
         }
@@ -44,26 +48,29 @@ impl Workers {
         true
     }
 
-    /// Takes whether an entry is there for its doubt alone; the oldest of too many has to go.
+    /// Records whether an entry is watched only for an unanswered write. If there are too many of
+    /// these, the oldest is given up.
     pub(super) fn doubt(&self, key: &str, is_in_doubt: bool) {
         let mut workers = self.lock();
         if !is_in_doubt {
             return workers.doubts.leave(key);
         }
         if let Some(commands) = workers.doubts.enter(key).and_then(|oldest| workers.by_key.get(&oldest)) {
-            // One that went with its runtime has gone.
+            // A worker that ended with its runtime watches nothing.
             let _ = commands.send(Command::Forget);
         }
     }
 
+    /// Waits until there are no workers.
     pub(super) async fn emptied(&self) {
         loop {
+            // Enabled before the check, so that a worker that ends in between is not missed.
             let notified = self.empty.notified();
             tokio::pin!(notified);
             notified.as_mut().enable();
             {
                 let mut workers = self.lock();
-                // Those that went with their runtime will not come to retire.
+                // Workers that ended with their runtime never call `retire`.
                 workers.by_key.retain(|_, commands| !commands.is_closed());
                 if workers.by_key.is_empty() {
                     return;

@@ -1,38 +1,41 @@
+//! What the messages of a watch mean, without the I/O.
+
 use std::collections::BTreeSet;
 
 use discovery_core::{Error, ErrorKind};
 
 use crate::client::{Canceled, Event, Failure, MAX_ANSWER_BYTES, Message};
 
-/// Where a watch stands in etcd's history: what each message makes of it, without any I/O.
+/// The position of a watch in etcd's history.
 #[derive(Debug)]
 pub(super) struct Cursor {
-    /// All changes up to here are passed on.
+    /// All changes up to here have been passed on.
     revision: i64,
     cluster: u64,
-    /// The events of a revision that may go on in the next part of an answer.
+    /// Events of a revision that may continue in the next fragment.
     parts: Vec<Event>,
 }
 
-/// The changes of one revision, no two of one key.
+/// The changes of one revision, at most one per key.
 pub(super) type Step = Vec<Event>;
 
-/// Why a message cannot be followed by others.
+/// Why a watch cannot continue after a message.
 #[derive(Debug)]
 pub(super) enum Stop {
     Canceled(Failure),
     Compacted,
-    /// What must not happen: another cluster or watch, a history that goes back, an event without sense.
+    /// Something that must not happen: another cluster or watch, a history that goes back, an
+    /// invalid event.
     Strange(Error),
 }
 
 impl Cursor {
-    /// Stands after a list at `revision`.
+    /// Starts after a list at `revision`.
     pub(super) fn new(revision: i64, cluster: u64) -> Self {
         Self { revision, cluster, parts: Vec::new() }
     }
 
-    /// The revision up to which all is passed on.
+    /// The revision up to which everything was passed on.
     pub(super) fn reached(&self) -> i64 {
         self.revision
     }
@@ -41,17 +44,18 @@ impl Cursor {
         self.cluster
     }
 
-    /// Takes note that nothing is to come up to a revision any more.
+    /// Records that no more changes will come up to this revision.
     pub(super) fn reach(&mut self, revision: i64) {
         self.revision = self.revision.max(revision);
     }
 
-    /// Goes on with another stream, which begins with the last revision that was passed on whole.
+    /// Continues with another stream, which starts at the last revision that was passed on
+    /// completely.
     pub(super) fn resume(&mut self) {
         self.parts.clear();
     }
 
-    /// Takes a message and gives the steps that are complete with it.
+    /// Takes a message and returns the steps that it completes.
     pub(super) fn advance(&mut self, message: Message) -> Result<Vec<Step>, Stop> {
         match message.canceled {
             Some(Canceled::Compacted) => return Err(Stop::Compacted),
@@ -64,30 +68,32 @@ impl Cursor {
         let mut events = std::mem::take(&mut self.parts);
         events.extend(message.events);
         if events.contains(&Event::Unknown) {
-            return Err(strange("the watch carried an event that makes no sense"));
+            return Err(strange("the watch sent an invalid event"));
         }
         let mut revisions: Vec<_> = events.iter().map(Event::revision).collect();
         if !revisions.is_sorted() {
             return Err(strange("the events of the watch are out of order"));
         }
         if revisions.is_empty() && message.revision != 0 && message.revision < self.revision && !message.fragment {
-            // A member that lags answers so too; a fresh list, which is linearizable, tells which.
+            // A member that lags answers like this too. The list that follows is linearizable and
+            // shows which it is.
             return Err(strange("the registry's history went back"));
         }
         if message.fragment {
-            // Only the last revision may go on in the next part. What one watch missed can be far more than one should hold, while
-            // one revision is no larger than a request.
+            // Only the last revision can continue in the next fragment. Hold back no more than
+            // that: one revision is no larger than a request, while everything that a watch missed
+            // may be far too much to hold.
             let complete = revisions.partition_point(|revision| Some(revision) < revisions.last());
             self.parts = events.split_off(complete);
             if self.parts.iter().map(size_of).sum::<usize>() > MAX_PARTS_BYTES {
-                return Err(strange("the watch carried parts without end"));
+                return Err(strange("the watch sent endless fragments of one revision"));
             }
             revisions.truncate(complete);
         }
         let mut steps: Vec<Step> = Vec::new();
         for (event, revision) in events.into_iter().zip(revisions) {
             match steps.last_mut() {
-                // Sent twice: some releases go back after a partition.
+                // Sent again: some releases go back after a partition.
                 _ if revision < self.revision => {}
                 Some(step) if revision == self.revision => step.push(event),
                 None if revision == self.revision => {}
@@ -101,7 +107,8 @@ impl Cursor {
     }
 }
 
-/// etcd changes a key at most once per revision; who says otherwise is answered by the last word.
+/// Keeps the last event of each key. etcd changes a key at most once per revision; of a server that
+/// does otherwise, the last event counts.
 fn last_of_each_key(step: Step) -> Step {
     let mut seen = BTreeSet::new();
     let mut kept: Step = step.into_iter().rev().filter(|event| seen.insert(event.key().to_vec())).collect();
@@ -109,13 +116,14 @@ fn last_of_each_key(step: Step) -> Step {
     kept
 }
 
-/// What an event takes in memory, about.
+/// Roughly how much memory an event takes.
 fn size_of(event: &Event) -> usize {
     let value = if let Event::Put { row, .. } = event { row.value.len() } else { 0 };
     size_of_val(event) + event.key().len() + value
 }
 
-/// Whether two answers may be of one cluster: 0 is a proxy's, which does not tell.
+/// Whether two answers may come from the same cluster. A proxy does not know its cluster's id and
+/// sends 0.
 pub(super) fn is_same_cluster(one: u64, other: u64) -> bool {
     one == 0 || other == 0 || one == other
 }
@@ -124,7 +132,7 @@ pub(super) fn strange(message: &'static str) -> Stop {
     Stop::Strange(Error::new(ErrorKind::Unavailable, message).with_operation("watch"))
 }
 
-/// More is not kept of one revision; a list is as good then.
+/// The limit of what is held back of one revision; beyond it, a list serves as well.
 const MAX_PARTS_BYTES: usize = 2 * MAX_ANSWER_BYTES;
 
 #[cfg(test)]
@@ -157,21 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn a_revision_in_parts_is_passed_on_whole() {
+    fn a_fragmented_revision_is_passed_on_whole() {
         let mut cursor = Cursor::new(10, 7);
         assert!(cursor.advance(message(11, true, vec![put("a", 11)])).unwrap().is_empty());
         assert!(cursor.advance(message(11, true, vec![put("b", 11)])).unwrap().is_empty());
-        assert_eq!(cursor.reached(), 10, "resuming in mid-fragment would lose what is held back");
+        assert_eq!(cursor.reached(), 10, "resuming between fragments would lose what is held back");
         let steps = cursor.advance(message(11, false, vec![put("c", 11)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11), put("b", 11), put("c", 11)]]);
     }
 
     #[test]
-    fn parts_are_held_for_one_revision_only() {
+    fn fragments_are_held_for_one_revision_only() {
         let mut cursor = Cursor::new(10, 7);
         let steps = cursor.advance(message(14, true, vec![put("a", 11), put("b", 11), put("a", 12)])).unwrap();
         assert_eq!(steps, [vec![put("a", 11), put("b", 11)]]);
-        assert_eq!((cursor.reached(), cursor.parts.len()), (11, 1), "resuming asks for 12 again, and whole");
+        assert_eq!((cursor.reached(), cursor.parts.len()), (11, 1), "resuming requests all of revision 12 again");
         let steps = cursor.advance(message(14, false, vec![put("b", 12), put("a", 14)])).unwrap();
         assert_eq!(steps, [vec![put("a", 12), put("b", 12)], vec![put("a", 14)]]);
         assert_eq!(cursor.reached(), 14);
@@ -180,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn another_stream_goes_on_where_the_former_one_was() {
+    fn another_stream_resumes_at_the_last_complete_revision() {
         let mut cursor = Cursor::new(10, 7);
         assert!(cursor.advance(message(12, true, vec![put("a", 12)])).unwrap().is_empty());
         cursor.resume();
@@ -189,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_seen_is_dropped_and_the_last_word_counts() {
+    fn repeated_events_are_dropped_and_the_last_one_of_a_key_counts() {
         let mut cursor = Cursor::new(10, 7);
         let steps = cursor.advance(message(12, false, vec![put("a", 9), put("a", 10), put("b", 11), delete("b", 11)]));
         assert_eq!(steps.unwrap(), [vec![delete("b", 11)]]);
@@ -197,32 +205,32 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_that_names_no_cluster_is_no_other_one() {
+    fn a_proxy_without_a_cluster_id_is_not_another_cluster() {
         let mut cursor = Cursor::new(10, 7);
         assert!(cursor.advance(Message { cluster: 0, ..message(11, false, vec![put("a", 11)]) }).is_ok());
         assert!(Cursor::new(10, 0).advance(message(11, false, vec![put("a", 11)])).is_ok());
     }
 
     #[test]
-    fn strange_messages_end_the_watch() {
+    fn invalid_messages_end_the_watch() {
         let at = |message| Cursor::new(10, 7).advance(message).unwrap_err();
         assert!(matches!(at(Message { cluster: 8, ..message(11, false, vec![]) }), Stop::Strange(_)));
         assert!(matches!(at(message(9, false, vec![])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![put("a", 12), put("a", 11)])), Stop::Strange(_)));
         assert!(matches!(at(message(12, false, vec![Event::Unknown])), Stop::Strange(_)));
         let canceled = Message { canceled: Some(Canceled::Compacted), ..Message::default() };
-        assert!(matches!(at(canceled), Stop::Compacted), "its header has no revision and no cluster");
+        assert!(matches!(at(canceled), Stop::Compacted), "its header has neither a revision nor a cluster");
     }
 
     #[test]
-    fn parts_are_kept_up_to_a_bound() {
+    fn fragments_are_held_up_to_a_bound() {
         let part = |bytes| {
             let row = KeyValue { key: b"k".to_vec(), value: vec![b'x'; bytes], lease: 1, revision: 11 };
             Message { fragment: true, ..message(11, true, vec![Event::Put { row, is_new: false }]) }
         };
         let mut cursor = Cursor::new(10, 7);
         for _ in 0..2 {
-            // What is whole counts no longer.
+            // A complete revision no longer counts.
             assert!(cursor.advance(part(MAX_PARTS_BYTES - 1000)).unwrap().is_empty());
             cursor.advance(message(11, false, vec![])).unwrap();
         }
@@ -236,7 +244,8 @@ mod tests {
             sizes in proptest::collection::vec(1usize..5, 1..12),
             cuts in proptest::collection::vec(any::<bool>(), 60),
         ) {
-            // A history, sent in messages that end with a revision, in parts, with some of it sent twice.
+            // A history, sent in fragments, with each message ending at the end of a revision and
+            // some of them sent twice.
             let history: Vec<(i64, Vec<Event>)> = sizes
                 .iter()
                 .zip(1..)

@@ -1,4 +1,5 @@
-//! The body of the fuzz target `watch`: whatever etcd writes down, and however it sends that, an old watcher and a fresh list agree.
+//! The body of the fuzz target `watch`: whatever etcd stores and however it sends it, an old
+//! watcher and a fresh list agree.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,7 @@ use crate::{
 #[path = "../../../fuzz/src/corpus.rs"]
 mod corpus;
 
-/// Panics where a set that follows the messages of a watch is not what a list at the same revision gives.
+/// Panics if a set that follows the messages of a watch differs from a list at the same revision.
 #[cfg_attr(not(fuzzing), expect(unreachable_pub, reason = "only the fuzzer sees it outside"))]
 pub fn fuzz_watch(data: &[u8]) {
     let service = "s".parse().expect("a valid name");
@@ -31,7 +32,7 @@ pub fn fuzz_watch(data: &[u8]) {
         match operation % 8 {
             0..=2 => etcd.write(argument, &mut bytes),
             3 | 4 => {
-                // Up to the end of some revision, in parts that end anywhere.
+                // Up to the end of some revision, in fragments that end anywhere.
                 let events = etcd.after(cursor.reached());
                 let whole =
                     events.iter().position(|(revision, _)| *revision > cursor.reached() + i64::from(argument >> 4));
@@ -46,7 +47,7 @@ pub fn fuzz_watch(data: &[u8]) {
                 assert_eq!(set, etcd.listed(cursor.reached(), &range), "after {}", cursor.reached());
             }
             5 => {
-                // Sent twice.
+                // Events that were sent before.
                 let before = cursor.reached();
                 let events: Vec<_> = etcd.log.iter().filter(|(revision, _)| *revision <= before).cloned().collect();
                 let from = events.iter().position(|(revision, _)| *revision > i64::from(argument)).unwrap_or(0);
@@ -54,7 +55,7 @@ pub fn fuzz_watch(data: &[u8]) {
                 assert_eq!((cursor.reached(), &set), (before, &etcd.listed(before, &range)));
             }
             _ => {
-                // What must not happen ends the watch, and a list follows.
+                // A message that must not happen ends the watch, and a list follows.
                 let _ = cursor.advance(etcd.strange(argument, cursor.reached()));
                 cursor = Cursor::new(etcd.revision, CLUSTER);
                 set = etcd.listed(etcd.revision, &range);
@@ -66,19 +67,19 @@ pub fn fuzz_watch(data: &[u8]) {
 fn follow(cursor: &mut Cursor, set: &mut Set, range: &Range<'_>, message: Message) {
     let before = cursor.reached();
     let last = message.revision;
-    let steps = cursor.advance(message).expect("it is what etcd sends");
+    let steps = cursor.advance(message).expect("etcd sends such messages");
     assert!(before <= cursor.reached() && cursor.reached() <= last);
     steps.into_iter().for_each(|step| apply(set, range, step));
 }
 
-/// What the core makes of a step.
+/// Applies a step like the core does.
 fn apply(set: &mut Set, range: &Range<'_>, step: Step) {
     let (upserts, removes) = range.changes(step);
     let changed = |entry: &Entry| match entry {
         Entry::Bad(entry) => entry.id.clone(),
         Entry::Valid(instance) => Some(instance.id().clone()),
     };
-    assert!(!upserts.iter().filter_map(changed).any(|id| removes.contains(&id)), "no id stands in both parts");
+    assert!(!upserts.iter().filter_map(changed).any(|id| removes.contains(&id)), "no id is both upserted and removed");
     removes.iter().for_each(|id| drop(set.remove(id)));
     upserts.into_iter().for_each(|entry| take(set, entry));
 }
@@ -92,7 +93,7 @@ fn take(set: &mut Set, entry: Entry) {
 
 type Set = BTreeMap<InstanceId, Instance>;
 
-/// All that was ever written.
+/// Everything that was ever written.
 #[derive(Default)]
 struct Etcd {
     revision: i64,
@@ -123,7 +124,7 @@ impl Etcd {
         }
     }
 
-    /// What a watch is to be sent after a revision.
+    /// The events that a watch after a revision must receive.
     fn after(&self, revision: i64) -> Vec<(i64, Event)> {
         self.log.iter().filter(|(at, _)| *at > revision).cloned().collect()
     }
@@ -148,7 +149,7 @@ impl Etcd {
         }
     }
 
-    /// The set of a list at a revision.
+    /// The set that a list at a revision returns.
     fn listed(&self, revision: i64, range: &Range<'_>) -> Set {
         let mut rows = BTreeMap::new();
         for (_, event) in self.log.iter().take_while(|(at, _)| *at <= revision) {
@@ -166,7 +167,7 @@ impl Etcd {
 
 const CLUSTER: u64 = 7;
 const KEYS: [&[u8]; 8] = [b"s/a", b"s/b", b"s/c", b"s/a/x", b"s/", b"s/\xff", b"s/b c", b"s/.."];
-/// A value beyond them is a delete.
+/// An index past the end is a delete.
 const VALUES: [&[u8]; 5] = [
     br#"{"Op":0,"Addr":"10.0.0.1:80"}"#,
     br#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":{"weight":3}}"#,

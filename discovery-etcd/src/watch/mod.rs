@@ -1,7 +1,9 @@
-//! Services, as the handle's [`watcher`](crate::watcher) and lists of them show them.
+//! Follows services in etcd, with lists and with the handle's [`watcher`](crate::watcher).
 //!
-//! A service is listed in pages at one revision, and watched from there. [`cursor`] makes atomic
-//! steps of what the watch tells, [`tally`] compares them with audits.
+//! [`source`] runs one attempt: it reads a service with a [`list`] in pages at one revision, and
+//! watches it from there. [`range`] maps its keys to instances. [`cursor`] turns the messages of a
+//! watch into atomic steps, [`tally`] compares them with audits, and [`rounds`] limits how fast
+//! lists and watches follow each other.
 
 mod cursor;
 #[cfg(any(test, fuzzing))]

@@ -1,3 +1,5 @@
+//! The key range of one service, and how keys become entries.
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use discovery_core::{
@@ -12,12 +14,12 @@ use crate::{
     watcher::Keys,
 };
 
-/// The keys of one service, and how they are read.
+/// The keys of one service, and how to read them.
 pub(super) struct Range<'a> {
     layout: &'a dyn Layout,
     pub(super) from: Vec<u8>,
     pub(super) to: Vec<u8>,
-    /// With more entries, a list is not read to its end.
+    /// A list with more entries than this is not read to its end.
     pub(super) limit: usize,
 }
 
@@ -36,7 +38,8 @@ impl<'a> Range<'a> {
         Keys::Range { from: self.from.clone(), to: self.to.clone() }
     }
 
-    /// Whose entry a key is: nothing where it is none of the service's, no id where it is a broken one.
+    /// The id that a key belongs to: `None` if the key is not an entry of the service, an error if
+    /// its id is invalid.
     pub(super) fn id(&self, key: &[u8]) -> Option<Result<InstanceId, Error>> {
         let tail = key.strip_prefix(&*self.from)?;
         match std::str::from_utf8(tail) {
@@ -46,10 +49,10 @@ impl<'a> Range<'a> {
         }
     }
 
-    /// The least key behind the subtree of deeper paths that a key belongs to, if it does.
+    /// The least key after the subtree of deeper paths that a key belongs to, if it belongs to one.
     pub(super) fn behind_subtree(&self, key: &[u8]) -> Option<Vec<u8>> {
         let subtree = self.layout.subtree(readable(key.strip_prefix(&*self.from)?))?;
-        // A layout that contradicts itself costs time, and no entries.
+        // A contradictory layout may cost time, but must not cost entries.
         if self.id(key).is_some() {
             return None;
         }
@@ -68,7 +71,7 @@ impl<'a> Range<'a> {
         ))
     }
 
-    /// How many more entries there are after a step than before.
+    /// By how many entries a step grows the range.
     pub(super) fn growth(&self, step: &Step) -> i64 {
         let of_event = |event: &Event| match event {
             _ if !event.key().starts_with(&self.from) => 0,
@@ -79,7 +82,7 @@ impl<'a> Range<'a> {
         step.iter().map(of_event).sum()
     }
 
-    /// Passes on all changes of one revision as one.
+    /// Passes on all changes of one revision as one update.
     pub(super) fn apply(&self, step: Step, live: &mut Live) {
         let (upserts, removes) = self.changes(step);
         if !upserts.is_empty() || !removes.is_empty() {
@@ -94,20 +97,21 @@ impl<'a> Range<'a> {
             match event {
                 Event::Put { row, .. } => upserts.extend(self.entry(row)),
                 Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
-                Event::Unknown => unreachable!("the cursor stops at what it does not know"),
+                Event::Unknown => unreachable!("the cursor rejects unknown events"),
             }
         }
         (upserts, removes)
     }
 }
 
-/// The beginning of a key that is text.
+/// The longest prefix of a key that is valid UTF-8.
 fn readable(tail: &[u8]) -> &str {
     let end = std::str::from_utf8(tail).map_or_else(|error| error.valid_up_to(), str::len);
-    std::str::from_utf8(&tail[..end]).expect("it was checked up to there")
+    std::str::from_utf8(&tail[..end]).expect("valid up to `end`")
 }
 
-/// A key as text, different for different keys. etcd takes any bytes, up to more than a megabyte of them.
+/// A key as short text, different for different keys. etcd accepts arbitrary bytes, more than a
+/// megabyte of them.
 fn name_of_key(key: &[u8]) -> String {
     match std::str::from_utf8(key) {
         Ok(text) if key.len() <= MAX_KEY_BYTES => text.to_owned(),
@@ -120,7 +124,8 @@ fn name_of_key(key: &[u8]) -> String {
     }
 }
 
-/// The least key that is above all with this prefix, which ends in a separator and so below 0xff.
+/// The least key greater than all keys with this prefix, which ends in a separator and so below
+/// 0xff.
 fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -129,7 +134,7 @@ fn end_of_prefix(prefix: &[u8]) -> Vec<u8> {
             return end;
         }
     }
-    // All keys above.
+    // etcd's notation for all keys from `from` on.
     vec![0]
 }
 
@@ -142,7 +147,7 @@ mod tests {
     use crate::layout::EtcdNaming;
 
     #[test]
-    fn deeper_paths_are_nobodys_and_have_an_end() {
+    fn deeper_paths_belong_to_no_instance_and_have_an_end() {
         let layout = EtcdNaming::default();
         let range = Range::new(&layout, "prod/", &"svc".parse().unwrap(), 10);
         for (key, behind) in [
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_keys_are_short_and_tell_keys_apart() {
+    fn names_of_keys_are_short_and_distinct() {
         assert_eq!(name_of_key("payments/ä".as_bytes()), "payments/ä");
         let one = vec![b'a'; 1_400_000];
         let other = vec![b'a'; 1_400_001];

@@ -1,3 +1,5 @@
+//! One attempt at following a service: list, watch, and list again if the watch breaks.
+
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -35,12 +37,12 @@ pub(crate) struct EtcdSource {
     pub(crate) layout: Arc<dyn Layout>,
     pub(crate) prefix: String,
     pub(crate) pace: Pace,
-    /// How many services are listed at once, for the first time and for watches that broke: few
-    /// enough for each to be quick, and enough to keep etcd busy.
+    /// How many services are listed at once, for the first time and after a broken watch: few
+    /// enough for each list to be quick, and enough to keep etcd busy.
     pub(crate) first_lists: Semaphore,
     pub(crate) relists: Semaphore,
     pub(crate) deeper: DeeperLog,
-    /// Whether the backend was closed.
+    /// Whether the backend is closed.
     pub(crate) closed: watch::Receiver<bool>,
 }
 
@@ -50,7 +52,7 @@ impl Source for EtcdSource {
         let mut closed = self.closed.clone();
         tokio::select! {
             biased;
-            // An error means that the handle is gone, which streams outlive.
+            // An error means that the handle is gone. Streams outlive it.
             Ok(_) = closed.wait_for(|closed| *closed) => Err(closed_error()),
             result = self.follow_open(service, feed) => result,
         }
@@ -58,13 +60,13 @@ impl Source for EtcdSource {
 }
 
 impl EtcdSource {
-    /// Lists and watches; where the watch breaks but some member answers at once, lists anew and
-    /// goes on. Otherwise the attempt ends, so that watchers know of the outage while it lasts:
-    /// what they see after it may be its doing.
+    /// Lists and watches. If the watch breaks but some member answers at once, lists again and
+    /// continues. Otherwise the attempt ends, so that watchers know of the outage while it lasts:
+    /// what they see afterwards may be its consequence.
     ///
-    /// A watch that broke is not resumed on another member: after a restore or a wipe its revisions
-    /// may mean another history. The list costs little, and equal instances stay the same ones for
-    /// all who watch.
+    /// A broken watch is not resumed on another member: after a restore or a wipe its revisions may
+    /// belong to another history. The list costs little, and unchanged instances keep their
+    /// identity for all watchers.
     async fn follow_open(&self, service: &ServiceName, feed: Feed) -> Result<(), Error> {
         let range = Range::of(self, service, feed.limit());
         let mut rounds = Rounds::default();
@@ -89,11 +91,11 @@ impl EtcdSource {
                 }));
             };
             let report = error.as_ref().map(|error| error.report().to_string());
-            debug!(%service, revision, error = report, "listing anew");
+            debug!(%service, revision, error = report, "listing again");
             listed = match (self.relist(&range).await, error) {
                 (Ok(listed), _) => listed,
                 (Err(error), Some(broken)) if error.is_retryable() => return Err(broken),
-                // More to the point, and nothing that passes.
+                // This error is more specific than that of the watch, and it is not transient.
                 (Err(error), _) => return Err(error),
             };
             open = Open::Live(state.live);
@@ -103,23 +105,23 @@ impl EtcdSource {
 
     async fn first_list(&self, range: &Range<'_>) -> Result<Listed, Error> {
         let _permit = self.first_lists.acquire().await.expect("the semaphore is never closed");
-        // It is large, and of use for a moment only.
+        // Boxed, because the future is large and needed only for a moment.
         Box::pin(self.list(range)).await
     }
 
-    /// Lists anew for a watch that broke. To wait for a turn takes from the time that there is, so
-    /// that however many watches broke, all know of an outage in time.
+    /// Lists again after a watch broke. Waiting for a permit counts against the time limit, so that
+    /// all watchers learn of an outage in time, however many watches broke.
     async fn relist(&self, range: &Range<'_>) -> Result<Listed, Error> {
         let begun = Instant::now();
         let Ok(permit) = timeout(self.pace.relist, self.relists.acquire()).await else {
-            let error = Error::new(ErrorKind::DeadlineExceeded, "other services are to be listed first");
+            let error = Error::new(ErrorKind::DeadlineExceeded, "other services are still being listed");
             return Err(error.with_operation("list"));
         };
         let _permit = permit.expect("the semaphore is never closed");
         Box::pin(self.list_within(range, self.pace.relist, begun)).await
     }
 
-    /// Passes on changes until the watch ends or cannot be trusted.
+    /// Passes on changes until the watch ends or cannot be trusted any more.
     async fn watch(&self, range: &Range<'_>, state: &mut State, start: Start) -> Ended {
         let mut watch = self.watcher.watch(range.keys(), state.cursor.reached(), start);
         loop {
@@ -143,18 +145,18 @@ impl EtcdSource {
     }
 }
 
-/// What an open watch knows.
+/// The state of an open watch.
 struct State {
     live: Live,
     cursor: Cursor,
     tally: Tally,
-    /// How many were passed on.
+    /// How many steps were passed on.
     steps: u32,
 }
 
 impl State {
-    /// Passes a message on. Those who watch have their turns meanwhile, so that none falls behind
-    /// for want of one.
+    /// Passes a message on. Yields between steps, so that consumers get to run and do not fall
+    /// behind.
     async fn take(&mut self, range: &Range<'_>, message: Message) -> Result<(), cursor::Stop> {
         if message.fragment {
             self.tally.hear();
@@ -179,18 +181,18 @@ impl State {
         }
     }
 
-    /// Compares what the watch told with what was read.
+    /// Compares what the watch reported with what an audit read.
     fn audited(&mut self, audited: &Audited, watch: &Watch) -> Result<(), cursor::Stop> {
         let Reading::Range(seen) = &audited.reading else { return Ok(()) };
         if !is_same_cluster(seen.cluster, self.cursor.cluster()) {
-            return Err(cursor::strange("the member belongs to another cluster by now"));
+            return Err(cursor::strange("the member now belongs to another cluster"));
         }
         if seen.revision < audited.known {
             return Err(cursor::strange("the registry's history went back"));
         }
         match self.tally.judge(seen, self.cursor.reached()) {
-            // What is to come is later, so that another stream need not begin with what may be
-            // compacted by then.
+            // Everything up to here is known. A later stream need not start at an older revision,
+            // which may be compacted by then.
             Verdict::Level => self.cursor.reach(seen.revision),
             Verdict::Open => watch.audit_soon(),
             Verdict::Wrong(what) => return Err(cursor::strange(what)),
@@ -199,7 +201,7 @@ impl State {
     }
 }
 
-/// Where the next set goes.
+/// Where the next set is sent.
 enum Open {
     Feed(Feed),
     Live(Live),
@@ -217,7 +219,7 @@ impl Open {
     }
 }
 
-/// Well below what a consumer may fall behind.
+/// Well below the number of updates that a consumer may fall behind.
 const STEPS_A_TURN: u32 = 8;
 
 /// The error of every call on a backend that was closed.

@@ -1,64 +1,65 @@
+//! Whether a watch reports everything, judged by audits.
+
 use std::collections::VecDeque;
 
 use crate::client::RangeSummary;
 
-/// Whether a watch has told what it should, by what an audit reads of its range: the decision
-/// without the I/O.
+/// Decides from audits of a range whether its watch has reported everything, without the I/O.
 ///
-/// A stream that says nothing looks the same whether nothing happens or it is stuck. The latter
-/// shows when etcd has more or fewer keys, or a newer one, than the watch told of, and the watch
-/// makes no progress towards them until the next audit. A watch that left out some change but goes
-/// on shows as soon as it has passed the revision of the audit.
+/// A silent stream looks the same whether nothing happens or it is stuck. It is stuck if etcd has
+/// more or fewer keys than the watch reported, or a newer one, and the watch makes no progress
+/// towards them until the next audit. A watch that leaves out a change but continues is detected
+/// once it has passed the revision of the audit.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// The keys of the range, by the list and the steps since.
+    /// The number of keys in the range, by the list and the steps since.
     count: i64,
-    /// The last steps: their revisions, and how many more keys there were after each.
+    /// The last steps: their revisions, and by how many keys each grew the range.
     steps: VecDeque<(i64, i64)>,
     /// Whether the watch made progress since the last audit.
     moved: bool,
-    /// What etcd has, and the watch did not tell yet.
+    /// What etcd has and the watch has not reported yet.
     owed: Option<Owed>,
 }
 
-/// An audit that differs from what the watch told.
+/// An audit that differs from what the watch reported.
 #[derive(Debug)]
 struct Owed {
     revision: i64,
     count: i64,
-    /// The keys at that revision, by what the watch told so far.
+    /// The number of keys at that revision, by what the watch has reported so far.
     told: i64,
     newest: i64,
 }
 
-/// What an audit shows.
+/// The result of an audit.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
-    /// All that happened up to the audit was told.
+    /// Everything up to the audit was reported.
     Level,
-    /// Something is on its way, or left out: the next audit tells.
+    /// A change is on its way or was left out; the next audit decides.
     Open,
     Wrong(&'static str),
 }
 
 impl Tally {
-    /// Begins with a list of so many keys.
+    /// Starts after a list of `count` keys.
     pub(super) fn new(count: usize) -> Self {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         Self { count, steps: VecDeque::new(), moved: false, owed: None }
     }
 
-    /// The keys of the range, by what the watch told.
+    /// The number of keys in the range, by what the watch reported.
     pub(super) fn count(&self) -> usize {
         usize::try_from(self.count).unwrap_or(0)
     }
 
-    /// Takes note of a part of what is still to come.
+    /// Records a fragment of a change that is not complete yet.
     pub(super) fn hear(&mut self) {
         self.moved = true;
     }
 
-    /// Takes a step of the watch, after which there are so many more keys.
+    /// Records a step of the watch that grew the range by `growth` keys.
     pub(super) fn step(&mut self, revision: i64, growth: i64) {
         self.moved = true;
         self.count = self.count.saturating_add(growth);
@@ -73,7 +74,7 @@ impl Tally {
         }
     }
 
-    /// Takes an audit, the watch having reached a revision by now.
+    /// Judges an audit. `reached` is the revision that the watch has reached by now.
     pub(super) fn judge(&mut self, seen: &RangeSummary, reached: i64) -> Verdict {
         let moved = std::mem::take(&mut self.moved);
         if let Some(owed) = &self.owed {
@@ -82,10 +83,10 @@ impl Tally {
                 return Verdict::Wrong("the watch left out a change that etcd has");
             }
             if !is_told && !moved {
-                return Verdict::Wrong("the watch is stuck: it is silent about changes that etcd has");
+                return Verdict::Wrong("the watch is stuck: it does not report changes that etcd has");
             }
             if !is_told {
-                // It is not put off by the next one.
+                // The next audit does not reset what is owed.
                 return Verdict::Open;
             }
             self.owed = None;
@@ -104,18 +105,18 @@ impl Tally {
     }
 }
 
-/// How many steps are remembered: more do not come while an audit is on its way, as a rule.
+/// How many steps are remembered. Usually no more arrive while an audit is in flight.
 const MOST_STEPS: usize = 256;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The steps before an audit's answer, as revision and growth, then the store's revision, the
-    /// count, and the newest key's revision that are read.
+    /// The steps before an audit's answer (revision and growth), then what the audit reads: the
+    /// store's revision, the number of keys, and the revision of the newest one.
     type Audit<'a> = (&'a [(i64, i64)], i64, i64, i64);
 
-    /// Which audit finds that the watch cannot be trusted.
+    /// The first audit that finds that the watch cannot be trusted.
     fn found_at(audits: &[Audit<'_>]) -> Option<usize> {
         let mut tally = Tally::new(3);
         let mut reached = 10;
@@ -130,11 +131,11 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_that_is_silent_about_a_change_is_found_one_audit_later() {
+    fn a_watch_that_hides_a_change_is_found_one_audit_later() {
         const QUIET: &[(i64, i64)] = &[];
         for (name, audits, found) in [
             ("nothing happens", &[(QUIET, 10, 3, 9), (QUIET, 10, 3, 9)][..], None),
-            ("others write elsewhere", &[(QUIET, 50, 3, 9), (QUIET, 90, 3, 9)], None),
+            ("others write to other ranges", &[(QUIET, 50, 3, 9), (QUIET, 90, 3, 9)], None),
             ("steps come", &[(&[(11, 1)], 11, 4, 11), (&[(12, -1)], 12, 3, 11), (QUIET, 12, 3, 11)], None),
             ("a step is late", &[(QUIET, 11, 4, 11), (&[(11, 1)], 11, 4, 11), (QUIET, 11, 4, 11)], None),
             ("steps overtake the answer", &[(&[(11, 1), (12, 1)], 11, 4, 11), (QUIET, 12, 5, 12)], None),
@@ -145,7 +146,7 @@ mod tests {
             ("stuck right after a step", &[(&[(11, 1)], 12, 3, 11), (QUIET, 12, 3, 11)], Some(1)),
             ("two losses that cancel out in the end", &[(QUIET, 11, 2, 9), (QUIET, 12, 3, 12)], Some(1)),
             (
-                "a change left out shows at once when passed",
+                "a change left out shows once the watch has passed it",
                 &[(&[(13, 0)], 13, 4, 13), (&[(14, 0)], 14, 4, 14)],
                 Some(1),
             ),
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_what_is_to_come_are_progress() {
+    fn fragments_count_as_progress() {
         let mut tally = Tally::new(3);
         let seen = RangeSummary { cluster: 7, revision: 11, count: 9, newest: 11 };
         assert_eq!(tally.judge(&seen, 10), Verdict::Open);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn more_steps_than_are_remembered_are_no_fault() {
+    fn more_steps_than_are_remembered_are_not_an_error() {
         let mut tally = Tally::new(3);
         for revision in 0..1_000 {
             tally.step(20 + revision, 1);

@@ -1,3 +1,5 @@
+//! When watches are compared with what etcd holds, and how many at once.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
@@ -5,23 +7,23 @@ use tokio::time::Instant;
 use super::{carrier::Carried, keys::Keys};
 use crate::client::Asked;
 
-/// How often what was told is compared with what there is.
+/// How often what a watch reported is compared with what etcd holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct AuditPace {
-    /// Of a service, give or take a fifth.
+    /// The interval for a service, plus or minus a fifth.
     pub(crate) services: Duration,
-    /// Of an entry of the handle's own, at most.
+    /// The longest interval for one of the handle's own entries.
     pub(crate) entries: Duration,
 }
 
-/// When each watch is to be audited: the decision without the I/O.
+/// Decides when each watch is audited, without the I/O.
 ///
-/// Audits are read in transactions, since a read for each of a thousand services is a load.
+/// Audits are read in transactions: one read for each of a thousand services would be a load.
 #[derive(Debug)]
 pub(super) struct Audits {
     pace: AuditPace,
     due: BTreeMap<u64, Instant>,
-    /// Those that are read alone, since a transaction with them was refused.
+    /// Those to read alone, because a transaction with them was refused.
     alone: Vec<u64>,
 }
 
@@ -30,7 +32,7 @@ impl Audits {
         Self { pace, due: BTreeMap::new(), alone: Vec::new() }
     }
 
-    /// Has a watch audited when it is its turn.
+    /// Schedules the next audit of a watch.
     pub(super) fn schedule(&mut self, number: u64, keys: &Keys, now: Instant) {
         let wait = match keys {
             Keys::Range { .. } => self.pace.services.mul_f64(0.8 + 0.4 * fastrand::f64()),
@@ -40,7 +42,7 @@ impl Audits {
         self.due.insert(number, now + wait);
     }
 
-    /// Has a watch audited now.
+    /// Makes the audit of a watch due at `now`.
     pub(super) fn hurry(&mut self, number: u64, now: Instant) {
         if let Some(due) = self.due.get_mut(&number) {
             *due = now;
@@ -52,13 +54,13 @@ impl Audits {
         self.alone.retain(|one| *one != number);
     }
 
-    /// A transaction was refused: its watches are read one by one.
+    /// Records that a transaction was refused: its watches are read one by one.
     pub(super) fn separate(&mut self, numbers: impl IntoIterator<Item = u64>) {
         let known = numbers.into_iter().filter(|number| self.due.contains_key(number));
         self.alone.extend(known);
     }
 
-    /// The watches to read next, in one transaction. They are to be scheduled anew.
+    /// The watches to read next, in one transaction. The caller schedules them again.
     pub(super) fn next(&mut self, watches: &BTreeMap<u64, Carried>, now: Instant) -> Vec<u64> {
         if let Some(number) = self.alone.pop() {
             return vec![number];
@@ -68,7 +70,7 @@ impl Audits {
         let due = self.due.iter().filter(is_due).map(|(number, _)| *number);
         due.take(MOST)
             .take_while(|number| {
-                // At least one, whatever its size.
+                // At least one watch, whatever its size.
                 let fits = size < MOST_KEYS;
                 size += watches.get(number).map_or(0, |carried| carried.shared.size());
                 fits
@@ -77,7 +79,7 @@ impl Audits {
     }
 }
 
-/// What is read of a watch's keys.
+/// What to read of a watch's keys.
 pub(super) fn question(keys: &Keys) -> Asked {
     match keys {
         Keys::One(key) => Asked::Key(key.clone()),
@@ -85,9 +87,9 @@ pub(super) fn question(keys: &Keys) -> Asked {
     }
 }
 
-/// etcd's own limit of the operations of a transaction.
+/// etcd's own limit on the operations of a transaction.
 const MOST: usize = 128;
-/// etcd reads a range to find its newest key. So many it reads in some 50 ms.
+/// etcd reads a whole range to find its newest key. It reads this many keys in about 50 ms.
 const MOST_KEYS: usize = 50_000;
 
 #[cfg(test)]
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_refused_together_is_read_one_by_one() {
+    async fn watches_refused_together_are_read_one_by_one() {
         let watches = watches(4, 1);
         let mut audits = audits(&watches);
         let now = Instant::now();

@@ -1,3 +1,5 @@
+//! Reads one stream of watches, and sends the requests on it.
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use discovery_core::{Error, ErrorKind};
@@ -14,14 +16,15 @@ use super::{
 };
 use crate::client::{Canceled, Event, Failure, Message, Reason, WatchAnswers, WatchRequest, WatchRequests};
 
-/// The task of one stream, which passes on what comes for each of its watches.
+/// The task of one stream, which passes messages on to the watches.
 ///
-/// Each stream has a task of its own, so that a service that catches up delays no other one.
+/// Each stream has a task of its own, so that a service that is catching up does not delay the
+/// others.
 #[derive(Debug)]
 pub(super) struct Carrier {
     pub(super) stream: u64,
     pub(super) ids: Ids,
-    /// By their turns.
+    /// Keyed by turn.
     pub(super) watches: HashMap<u64, Carried>,
     /// Ids to cancel.
     pub(super) unwanted: Vec<i64>,
@@ -38,7 +41,7 @@ pub(super) enum Command {
     Leave { turn: u64 },
 }
 
-/// What a stream tells the handle's watcher.
+/// What a stream reports to the handle's watcher.
 #[derive(Debug)]
 pub(super) enum Report {
     Created { stream: u64, number: u64, turn: u64 },
@@ -46,7 +49,7 @@ pub(super) enum Report {
     Broken { stream: u64, failure: Failure },
 }
 
-/// One watch, as its stream knows it.
+/// A watch, as its stream knows it.
 #[derive(Clone, Debug)]
 pub(super) struct Carried {
     pub(super) number: u64,
@@ -54,7 +57,7 @@ pub(super) struct Carried {
     pub(super) notices: UnboundedSender<Notice>,
 }
 
-/// A request that is to be sent.
+/// A request to send.
 #[derive(Clone, Debug)]
 enum Outgoing {
     Watch(WatchRequest),
@@ -62,21 +65,21 @@ enum Outgoing {
 }
 
 impl Carrier {
-    /// Runs until the stream ends, or nobody gives commands any more.
+    /// Runs until the stream ends, or nobody can send commands any more.
     pub(super) async fn run(mut self, mut requests: WatchRequests, mut answers: WatchAnswers) {
         if let Some(failure) = self.carry(&mut requests, &mut answers).await {
-            // Nobody minds where the watcher is gone.
+            // The watcher may be gone.
             let _ = self.reports.send(Report::Broken { stream: self.stream, failure });
         }
     }
 
-    /// Returns why the stream is of no more use; `None` where it is not wanted any more.
+    /// Returns why the stream failed; `None` if it is no longer wanted.
     async fn carry(&mut self, requests: &mut WatchRequests, answers: &mut WatchAnswers) -> Option<Failure> {
         let mut last_answer = Instant::now();
         let mut last_message = last_answer;
         loop {
             let outgoing = self.outgoing();
-            // Events in between may delay the answer, but only up to a bound.
+            // Events in between may delay the answer, but only up to a limit.
             let overdue = (last_message + self.patience).min(last_answer + BUSY * self.patience);
             tokio::select! {
                 biased;
@@ -93,7 +96,7 @@ impl Carrier {
                         Err(failure) => return Some(failure),
                     }
                 }
-                // If the queue of requests is full, reading goes on: otherwise both sides would block.
+                // Keep reading while the request queue is full: otherwise both sides would block.
                 sent = send(requests, outgoing.clone()), if outgoing.is_some() => {
                     if let Err(failure) = sent {
                         return Some(failure);
@@ -102,7 +105,7 @@ impl Carrier {
                         last_answer = Instant::now();
                         last_message = last_answer;
                     }
-                    self.sent(outgoing.expect("it was sent"));
+                    self.sent(outgoing.expect("a request was sent"));
                 }
                 () = sleep_until(overdue), if self.ids.is_asking() => return Some(unanswered()),
             }
@@ -127,7 +130,7 @@ impl Carrier {
             return Some(Outgoing::Cancel(*id));
         }
         let turn = self.ids.next()?;
-        let carried = self.watches.get(&turn).expect("what is asked for is carried");
+        let carried = self.watches.get(&turn).expect("every requested watch is carried");
         Some(Outgoing::Watch(carried.request(turn)))
     }
 
@@ -184,9 +187,9 @@ impl Carried {
         self.shared.keys()
     }
 
-    /// Asks for what follows the last revision that is known, which is asked for once more: where
-    /// history is compacted up to the first change that is not known, some releases take a watch
-    /// from there and leave a removal out, and only one from before it is refused.
+    /// Requests the changes from the last known revision on, that revision included. If history is
+    /// compacted up to the first unknown change, some releases accept a watch from that change and
+    /// leave out a removal. They refuse only a watch from an earlier revision.
     pub(super) fn request(&self, turn: u64) -> WatchRequest {
         WatchRequest {
             from: self.keys().from().to_vec(),
@@ -197,12 +200,12 @@ impl Carried {
     }
 
     pub(super) fn tell(&self, notice: Notice) {
-        // Nobody minds where the watch was dropped.
+        // The watch may have been dropped.
         let _ = self.notices.unbounded_send(notice);
     }
 }
 
-/// Sends a request, if there is one. Cancel safe: either sent or not.
+/// Sends a request, if there is one. Cancel safe: it is either sent or not.
 async fn send(requests: &mut WatchRequests, outgoing: Option<Outgoing>) -> Result<(), Failure> {
     match outgoing {
         None => Ok(()),
@@ -211,7 +214,7 @@ async fn send(requests: &mut WatchRequests, outgoing: Option<Outgoing>) -> Resul
     }
 }
 
-/// How many times as long a request may wait where the stream has much to tell.
+/// The limit on a request's wait on a busy stream, as a multiple of the patience.
 const BUSY: u32 = 4;
 
 fn unanswered() -> Failure {
@@ -220,6 +223,6 @@ fn unanswered() -> Failure {
 }
 
 fn compacted() -> Failure {
-    let error = Error::new(ErrorKind::Unavailable, "the history that was asked for is compacted");
+    let error = Error::new(ErrorKind::Unavailable, "the requested history is compacted");
     Failure::new(Reason::Compacted, error.with_operation("watch"))
 }

@@ -1,22 +1,24 @@
+//! Which watch a message on a stream belongs to.
+
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::client::Message;
 
-/// Which watch a message on a stream is of, without the I/O. A watch is known here by its turn: it
-/// may be asked for on a stream a second time.
+/// Decides which watch a message on a stream belongs to, without the I/O. A watch is identified by
+/// its turn, since the same watch may be requested on a stream a second time.
 ///
-/// etcd takes the ids that a client chooses. Its grpc-proxy numbers the watches of a stream itself,
-/// and may answer a watch that it has already before an earlier one that is new to it. So the first
-/// watch of a stream is asked for alone, and all of them one by one where the server does not take
-/// the id of the first.
+/// etcd accepts ids chosen by the client. Its grpc-proxy numbers the watches of a stream itself,
+/// and may answer a watch that it already has before an earlier one that is new to it. So the first
+/// watch of a stream is requested alone. If the server does not accept its id, all further watches
+/// are requested one at a time.
 #[derive(Debug)]
 pub(super) struct Ids {
     numbering: Numbering,
-    /// To be asked for.
+    /// To be requested.
     waiting: VecDeque<u64>,
-    /// Asked for and not answered, in the order of asking.
+    /// Requested and not answered yet, in the sequence of the requests.
     asked: VecDeque<u64>,
-    /// Those of which the answer is not wanted any more.
+    /// Those of `asked` that are no longer wanted.
     left: HashSet<u64>,
     by_id: HashMap<i64, u64>,
     ids: HashMap<u64, i64>,
@@ -45,7 +47,7 @@ pub(super) enum Placed {
 }
 
 impl Ids {
-    /// Of a stream that was opened with the first watch.
+    /// For a stream that was opened with the watch `first`.
     pub(super) fn new(first: u64) -> Self {
         Self {
             numbering: Numbering::Unknown,
@@ -62,30 +64,30 @@ impl Ids {
         FIRST.saturating_add_unsigned(turn)
     }
 
-    /// Takes a watch to ask for, unless the stream was opened with it.
+    /// Adds a watch to request, unless the stream was opened with it.
     pub(super) fn add(&mut self, turn: u64) {
         if !self.asked.contains(&turn) {
             self.waiting.push_back(turn);
         }
     }
 
-    /// The watch to ask for now.
+    /// The watch to request now.
     pub(super) fn next(&self) -> Option<u64> {
         let may_ask = self.asked.is_empty() || self.numbering == Numbering::Client;
         self.waiting.front().copied().filter(|_| may_ask)
     }
 
-    /// Takes note that the next watch was asked for.
+    /// Records that the next watch was requested.
     pub(super) fn sent(&mut self) {
         self.asked.extend(self.waiting.pop_front());
     }
 
-    /// Whether an answer is to come.
+    /// Whether an answer is outstanding.
     pub(super) fn is_asking(&self) -> bool {
         !self.asked.is_empty()
     }
 
-    /// Forgets a watch. Returns the id to cancel, if there is one already.
+    /// Forgets a watch. Returns the id to cancel, if it already has one.
     pub(super) fn leave(&mut self, turn: u64) -> Option<i64> {
         self.waiting.retain(|one| *one != turn);
         if self.asked.contains(&turn) {
@@ -96,7 +98,7 @@ impl Ids {
         Some(id)
     }
 
-    /// Finds out what a message is about.
+    /// Determines what a message is about.
     pub(super) fn place(&mut self, message: &Message) -> Placed {
         if message.created {
             return self.answered(message);
@@ -112,7 +114,7 @@ impl Ids {
 
     fn answered(&mut self, message: &Message) -> Placed {
         let by_id = self.asked.iter().position(|turn| Self::chosen(*turn) == message.watch);
-        // A refusal has no id. It answers the one that was asked for first.
+        // A refusal has no id. It answers the oldest request.
         let is_refused = message.canceled.is_some();
         let place = by_id.unwrap_or(0);
         let Some(turn) = self.asked.remove(place) else { return Placed::Nobody };
@@ -135,7 +137,7 @@ impl Ids {
     }
 }
 
-/// No server that numbers watches itself comes to this.
+/// Out of reach of servers that number watches themselves.
 const FIRST: i64 = 1 << 40;
 
 #[cfg(test)]
@@ -171,22 +173,22 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_takes_our_ids_is_asked_for_many_at_once() {
+    fn a_server_that_accepts_our_ids_gets_many_requests_at_once() {
         let mut ids = asking(1..5);
-        assert_eq!(ids.next(), None, "not before it is known who numbers them");
+        assert_eq!(ids.next(), None, "only once it is known who numbers them");
         assert_eq!(ids.place(&created(Ids::chosen(1))), Placed::Created(1));
         assert_eq!(send_all(&mut ids), [2, 3, 4]);
         assert_eq!(ids.place(&created(Ids::chosen(3))), Placed::Created(3), "in any order");
-        assert_eq!(ids.place(&canceled(-1, true)), Placed::Refused(2), "the first that has no answer");
+        assert_eq!(ids.place(&canceled(-1, true)), Placed::Refused(2), "the oldest without an answer");
         assert_eq!(ids.place(&message(Ids::chosen(3))), Placed::Event(3));
-        assert_eq!(ids.place(&message(Ids::chosen(4))), Placed::Nobody, "it has no answer yet");
+        assert_eq!(ids.place(&message(Ids::chosen(4))), Placed::Nobody, "not answered yet");
         assert_eq!(ids.place(&created(Ids::chosen(4))), Placed::Created(4));
         assert_eq!(ids.place(&canceled(Ids::chosen(4), false)), Placed::Canceled(4));
         assert_eq!(ids.place(&message(Ids::chosen(4))), Placed::Nobody);
     }
 
     #[test]
-    fn a_server_with_ids_of_its_own_is_asked_for_one_at_a_time() {
+    fn a_server_with_ids_of_its_own_gets_one_request_at_a_time() {
         let mut ids = asking(7..10);
         assert_eq!(ids.place(&created(0)), Placed::Created(7));
         assert_eq!(send_all(&mut ids), [8]);
@@ -199,21 +201,21 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_does_not_tell_who_numbers_the_watches() {
+    fn a_refusal_does_not_show_who_numbers_the_watches() {
         let mut ids = asking(1..4);
         assert_eq!(ids.place(&canceled(-1, true)), Placed::Refused(1));
-        assert_eq!(send_all(&mut ids), [2], "one at a time still");
+        assert_eq!(send_all(&mut ids), [2], "still one at a time");
         assert_eq!(ids.place(&created(0)), Placed::Created(2));
     }
 
     #[test]
-    fn what_is_left_before_its_answer_is_canceled_with_it() {
+    fn a_watch_left_before_its_answer_is_canceled_on_it() {
         let mut ids = asking(1..5);
         ids.place(&created(Ids::chosen(1)));
         ids.next();
         ids.sent();
-        assert_eq!(ids.leave(2), None, "it has no id yet");
-        assert_eq!(ids.leave(3), None, "nor was it asked for");
+        assert_eq!(ids.leave(2), None, "no id yet");
+        assert_eq!(ids.leave(3), None, "not even requested");
         assert_eq!(send_all(&mut ids), [4]);
         assert_eq!(ids.place(&created(Ids::chosen(2))), Placed::Unwanted(Ids::chosen(2)));
         assert_eq!(ids.leave(1), Some(Ids::chosen(1)));

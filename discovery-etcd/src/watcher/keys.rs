@@ -1,4 +1,6 @@
-/// What one watch is of.
+//! The keys of a watch.
+
+/// The keys that one watch covers.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Keys {
     /// One key: an entry of the handle's own.
@@ -16,7 +18,7 @@ impl Keys {
         }
     }
 
-    /// The end of the range, as etcd writes it: empty for one key.
+    /// The end of the range as etcd encodes it: empty for one key.
     pub(crate) fn to(&self) -> &[u8] {
         match self {
             Self::One(_) => &[],
@@ -24,11 +26,11 @@ impl Keys {
         }
     }
 
-    /// Whether a key belongs to it. Some releases of etcd send events of others as well.
+    /// Whether the watch covers a key. Some releases of etcd send events of other keys as well.
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::One(one) => one == key,
-            // etcd's word for all keys above.
+            // etcd's notation for all keys from `from` on.
             Self::Range { from, to } if **to == [0] => **from <= *key,
             Self::Range { from, to } => **from <= *key && *key < **to,
         }

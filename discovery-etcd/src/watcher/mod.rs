@@ -1,16 +1,18 @@
-//! The one watcher of a handle: all that it watches, services and entries of its own, on one
-//! stream.
+//! The watcher of a handle: everything that the handle watches, services and its own entries, on
+//! one stream.
 //!
-//! [`Watcher`] takes orders for [`task`], which decides which [`carrier`] carries what: a stream,
-//! and the task that reads it. There is one, and another beside it for a while: where watches move
-//! to another member or to another token, where a watch has much to catch up with, or where an
-//! answer cannot be decoded and it is to be found out whose it is. A watch that moves begins on the
-//! next stream with the last revision that its owner knows, and is taken from there once the server
-//! has created it.
+//! [`Watcher`] sends orders to [`task`]. The task does what [`plan`] decides: which stream carries
+//! which watch. Each stream is read by a [`carrier`], which finds the watch of a message with
+//! [`ids`] and passes it to the owner through its [`subscription`].
 //!
-//! A stream says nothing where nothing happens, and where it is cut off. So one small read after
-//! the other asks the member whether it lives, and [`audits`] compare what was told with what there
-//! is.
+//! Usually there is one stream. A second one exists for a while when watches move to another member
+//! or another token, when a watch has much to catch up with, or to find out which watch an
+//! undecodable answer belongs to. A watch that moves starts on the next stream at the last revision
+//! that its owner knows, and is taken from there once the server has created it.
+//!
+//! A stream is equally silent when nothing happens and when it is cut off. So the member is asked
+//! for signs of life with one small read after another, and [`audits`] compare what was reported
+//! with what etcd holds.
 
 mod audits;
 mod carrier;
@@ -35,7 +37,7 @@ use subscription::Shared;
 pub(crate) use subscription::{Audited, Ended, News, Watch};
 use task::Task;
 
-/// Watches for a handle. Cloning is cheap.
+/// The watcher of a handle. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(crate) struct Watcher(Arc<Inner>);
 
@@ -44,12 +46,12 @@ struct Inner {
     cluster: Arc<Cluster>,
     pace: Pace,
     audits: AuditPace,
-    /// To the task, which ends once nobody can give orders.
+    /// To the task, which ends once nobody can send orders.
     orders: Mutex<mpsc::UnboundedSender<Order>>,
     last_number: AtomicU64,
 }
 
-/// What the task is asked for.
+/// What the task is asked to do.
 #[derive(Debug)]
 enum Order {
     Watch {
@@ -63,7 +65,7 @@ enum Order {
     Audit {
         number: u64,
     },
-    /// A stream told what cannot be, or left something out.
+    /// A stream sent something impossible, or left something out.
     Distrust {
         number: u64,
         stream: Option<u64>,
@@ -74,10 +76,10 @@ enum Order {
 /// Where a watch begins.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Start {
-    /// With the present: on the stream that carries the others.
+    /// At the present: on the stream that carries the others.
     #[default]
     Level,
-    /// With a past that may hold much: on a stream of its own, until it is level with the others.
+    /// In a past that may hold much: on a stream of its own, until it is level with the others.
     Behind,
 }
 
@@ -95,7 +97,7 @@ impl Watcher {
         Self(Arc::new(inner))
     }
 
-    /// Watches keys from a revision on, which is known.
+    /// Watches keys from revision `known` on, which the caller has already seen.
     pub(crate) fn watch(&self, keys: Keys, known: i64, start: Start) -> Watch {
         let number = self.0.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         let (notices, received) = futures::channel::mpsc::unbounded();
@@ -107,12 +109,12 @@ impl Watcher {
 }
 
 impl Inner {
-    /// Gives an order to the task, or to a new one where it went with its runtime.
+    /// Sends an order to the task, or to a new task if the former one ended with its runtime.
     fn order(&self, order: Order) -> mpsc::UnboundedSender<Order> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(mpsc::error::SendError(order)) = orders.send(order) {
             *orders = self.spawn(&Handle::current());
-            // Where that runtime is shutting down, too, the watch ends at once.
+            // If that runtime is shutting down, too, the watch ends at once.
             let _ = orders.send(order);
         }
         orders.clone()

@@ -1,3 +1,5 @@
+//! The two ends of a watch: what its owner holds, and what the watcher sends there.
+
 use std::sync::{
     Arc,
     atomic::{AtomicI64, AtomicUsize, Ordering},
@@ -14,10 +16,10 @@ use crate::client::{Failure, Message, Reading};
 #[derive(Debug)]
 pub(crate) struct Watch {
     number: u64,
-    /// What carries it, and in which of its turns.
+    /// The stream that carries it, and in which of its turns.
     home: Option<Home>,
     shared: Arc<Shared>,
-    /// Of a channel that takes little while it is empty: there may be thousands.
+    /// A channel that takes little memory while it is empty: there may be thousands.
     notices: UnboundedReceiver<Notice>,
     orders: mpsc::UnboundedSender<Order>,
 }
@@ -28,7 +30,7 @@ struct Home {
     turn: u64,
 }
 
-/// What the owner of a watch and the handle's watcher both know of it.
+/// What the owner of a watch and the handle's watcher share.
 #[derive(Debug)]
 pub(super) struct Shared {
     keys: Keys,
@@ -36,7 +38,7 @@ pub(super) struct Shared {
     size: AtomicUsize,
 }
 
-/// What comes for a watch, from all streams that carry it or did.
+/// What is sent to a watch, from all streams that carry it or did.
 #[derive(Debug)]
 pub(super) enum Notice {
     Created {
@@ -57,21 +59,21 @@ pub(super) enum Notice {
     Ended(Ended),
 }
 
-/// What a watch tells its owner.
+/// What a watch reports to its owner.
 #[derive(Debug)]
 pub(crate) enum News {
     Message(Message),
-    /// Another stream, perhaps of another member, carries it from now on, from the last revision
-    /// that is known. The cluster is 0 where a proxy does not tell.
+    /// Another stream, perhaps of another member, carries it from now on, starting at the last
+    /// known revision. The cluster is 0 if a proxy does not report it.
     Moved {
         cluster: u64,
     },
     Audited(Audited),
-    /// It is of no more use.
+    /// The watch is over.
     Ended(Ended),
 }
 
-/// Why a watch is of no more use.
+/// Why a watch is over.
 #[derive(Debug)]
 pub(crate) enum Ended {
     Broken(Error),
@@ -81,7 +83,7 @@ pub(crate) enum Ended {
 /// What was read beside the watch.
 #[derive(Debug)]
 pub(crate) struct Audited {
-    /// When it was asked for.
+    /// When it was requested.
     pub(crate) asked: Instant,
     /// The revision that was known then.
     pub(crate) known: i64,
@@ -98,11 +100,11 @@ impl Watch {
         Self { number, home: None, shared, notices, orders }
     }
 
-    /// What comes next. Cancel safe.
+    /// Waits for the next news. Cancel safe.
     pub(crate) async fn next(&mut self) -> News {
         loop {
             match self.notices.next().await {
-                // A later turn is here already.
+                // A later turn has already begun.
                 Some(Notice::Created { turn, .. }) if self.home.is_some_and(|home| home.turn > turn) => {}
                 Some(Notice::Created { stream, turn, cluster }) => {
                     self.home = Some(Home { stream, turn });
@@ -114,7 +116,7 @@ impl Watch {
                 Some(Notice::Canceled { turn, ended }) if self.home.is_some_and(|home| home.turn == turn) => {
                     return News::Ended(ended);
                 }
-                // Another stream tells the same, or what comes later.
+                // Of a former turn: the present stream reports the same, or will.
                 Some(Notice::Message { .. } | Notice::Canceled { .. }) => {}
                 Some(Notice::Audited(audited)) => return News::Audited(audited),
                 Some(Notice::Ended(ended)) => return News::Ended(ended),
@@ -126,22 +128,22 @@ impl Watch {
         }
     }
 
-    /// Takes note that all is known up to a revision: where another stream is to begin.
+    /// Records that everything is known up to a revision, which is where another stream starts.
     pub(crate) fn know(&self, revision: i64) {
         self.shared.known.store(revision, Ordering::Release);
     }
 
-    /// Takes note of how many keys it is of.
+    /// Records how many keys it covers.
     pub(crate) fn count(&self, keys: usize) {
         self.shared.set_size(keys);
     }
 
-    /// Has it audited at the next opportunity.
+    /// Requests an audit at the next opportunity.
     pub(crate) fn audit_soon(&self) {
         let _ = self.orders.send(Order::Audit { number: self.number });
     }
 
-    /// Takes note that the stream that carries it cannot be trusted.
+    /// Reports that the stream that carries it cannot be trusted.
     pub(crate) fn distrust(&self, failure: Failure) {
         let stream = self.home.map(|home| home.stream);
         let _ = self.orders.send(Order::Distrust { number: self.number, stream, failure });
@@ -150,7 +152,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // There is nothing to leave where the watcher is gone.
+        // If the watcher is gone, there is nothing to leave.
         let _ = self.orders.send(Order::Leave { number: self.number });
     }
 }

@@ -1,3 +1,6 @@
+//! The task behind a [`Watcher`](super::Watcher): one loop that owns the streams and starts what is
+//! due.
+
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
@@ -27,7 +30,7 @@ use crate::{
     pace::Pace,
 };
 
-/// The task of a handle's watcher: does what the [`Plan`] decides.
+/// The task of a handle's watcher. It does what the [`Plan`] decides.
 pub(super) struct Task {
     cluster: Arc<Cluster>,
     pace: Pace,
@@ -38,7 +41,7 @@ pub(super) struct Task {
     audits: Audits,
     watches: BTreeMap<u64, Carried>,
     streams: HashMap<u64, Stream>,
-    /// The waits between streams that are opened for the handle's own entries alone.
+    /// The waits between attempts to open a stream, unless a caller waits for one.
     delays: Delays,
     not_before: Instant,
     opening: Option<Pending<Opened>>,
@@ -47,15 +50,15 @@ pub(super) struct Task {
     next_life: Instant,
     audit: Option<Pending<Audit>>,
     next_audit: Instant,
-    /// What each watch knew when it was last looked whether it is level with its stream.
+    /// What each watch knew at the last check for watches that are level with their stream.
     known: HashMap<u64, i64>,
-    /// Signs of life in a row that were refused for their token.
+    /// How many signs of life in a row were refused for their token.
     refused: u32,
 }
 
 type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// A stream, as its task is known here. Dropping it ends the task.
+/// A stream, as the watcher's task knows it. Dropping it ends the stream's task.
 struct Stream {
     connection: StreamConnection,
     commands: mpsc::UnboundedSender<Command>,
@@ -63,16 +66,16 @@ struct Stream {
     opened: Instant,
 }
 
-/// What came of opening a stream.
+/// The result of opening a stream.
 struct Opened {
     opening: Opening,
     member: Arc<Member>,
     result: Result<WatchStream, Failure>,
 }
 
-/// What came of asking whether the member lives.
+/// The result of checking whether the member is alive.
 struct SignOfLife {
-    /// Whose key was read.
+    /// The watch whose key was read.
     number: u64,
     /// The highest revision that was known then.
     known: i64,
@@ -80,7 +83,7 @@ struct SignOfLife {
     result: Result<i64, Failure>,
 }
 
-/// What came of reading some watches' keys.
+/// The result of reading the keys of some watches.
 struct Audit {
     numbers: Vec<u64>,
     asked: Instant,
@@ -134,7 +137,7 @@ impl Task {
         }
     }
 
-    /// Runs until nobody can give orders any more.
+    /// Runs until nobody can send orders any more.
     pub(super) async fn run(mut self) {
         loop {
             self.begin();
@@ -165,7 +168,7 @@ impl Task {
         }
     }
 
-    /// When something is to be begun that nothing tells of.
+    /// When something becomes due that no event announces.
     fn next_tick(&self) -> Option<Instant> {
         if self.plan.is_empty() {
             return None;
@@ -173,7 +176,7 @@ impl Task {
         let opens = (self.opening.is_none() && self.plan.wants_stream()).then_some(self.not_before);
         let lives = (self.life.is_none() && self.plan.main().is_some()).then_some(self.next_life);
         let audits = (self.audit.is_none() && self.plan.main().is_some()).then_some(self.next_audit);
-        // Past ones were begun, or wait for something else that happens.
+        // What is already due was begun, or waits for another event.
         let now = Instant::now();
         opens.into_iter().chain(lives).chain(audits).filter(|at| *at > now).min()
     }
@@ -181,7 +184,7 @@ impl Task {
     /// Begins what is due.
     fn begin(&mut self) {
         if self.plan.is_empty() {
-            // Nobody waits for it.
+            // Nobody waits for these any more.
             self.opening = None;
             self.moving = None;
             self.life = None;
@@ -216,8 +219,8 @@ impl Task {
         }));
     }
 
-    /// Follows the handle where it moves to another member. The present stream goes on until each
-    /// of its watches was created there.
+    /// Follows the handle if it moves to another member. The present stream continues until each of
+    /// its watches is created on the new one.
     fn begin_move(&mut self, main: u64) {
         let Some(stream) = self.streams.get(&main).filter(|_| self.moving.is_none()) else { return };
         let Some(opening) = self.plan.next_move() else { return };
@@ -233,10 +236,10 @@ impl Task {
         }));
     }
 
-    /// Reads something small that the handle may read, to see whether the member lives.
+    /// Reads something small that the handle may read, to see whether the member is alive.
     fn begin_sign_of_life(&mut self, main: u64) {
         let Some(stream) = self.streams.get(&main) else { return };
-        // One after the other, so that each learns of a permission that was withdrawn.
+        // Picked at random, so that each watch learns eventually that its permission was withdrawn.
         let numbers: Vec<u64> = self.watches.keys().copied().collect();
         let Some(number) = fastrand::choice(numbers) else { return };
         let Some(carried) = self.watches.get(&number) else { return };
@@ -277,7 +280,7 @@ impl Task {
                 let number = carried.number;
                 self.audits.schedule(number, carried.keys(), now);
                 if matches!(carried.keys(), super::Keys::Range { .. }) {
-                    // Somebody waits for it who has just been answered by some member.
+                    // A caller waits for this watch, and some member has just answered it.
                     self.not_before = self.not_before.min(now + SPACING);
                 }
                 let acts = self.plan.add(number, carried.keys(), start, now);
@@ -290,7 +293,7 @@ impl Task {
                 self.act(acts, None);
             }
             Order::Audit { number } => {
-                // What is on its way has until then.
+                // What is already on its way gets this much time to arrive.
                 self.audits.hurry(number, now + self.pace.interval);
             }
             Order::Distrust { number, stream, failure } => {
@@ -326,7 +329,7 @@ impl Task {
                 self.next_life = Instant::now() + self.interval();
             }
             Err(failure) => {
-                debug!(error = %failure.error.report(), "stream of watches not opened");
+                debug!(error = %failure.error.report(), "watch stream not opened");
                 let failure = self.cluster.of_all(&[member], failure);
                 let acts = self.plan.not_opened(&opening);
                 self.act(acts, Some(&failure));
@@ -361,13 +364,13 @@ impl Task {
         let task = tokio::spawn(carrier.run(requests, answers));
         self.streams.insert(stream, Stream { connection, commands, task, opened: Instant::now() });
         if !acts.iter().any(|act| matches!(act, Act::Ask { turn: asked, .. } if *asked == turn)) {
-            // It was dropped meanwhile.
+            // The watch was dropped in the meantime.
             self.command(stream, Command::Leave { turn });
         }
         self.act(acts, None);
     }
 
-    /// Does what the plan decided; watches that end do so for this failure.
+    /// Does what the plan decided. Watches that end report `failure`.
     fn act(&mut self, acts: Vec<Act>, failure: Option<&Failure>) {
         for act in acts {
             match act {
@@ -404,15 +407,16 @@ impl Task {
 
     fn command(&self, stream: u64, command: Command) {
         if let Some(stream) = self.streams.get(&stream) {
-            // One that has just ended reports it.
+            // A stream that has just ended reports that itself.
             let _ = stream.commands.send(command);
         }
     }
 
-    /// A stream is of no more use, and perhaps its member.
+    /// Closes a stream that failed, and holds its member responsible unless the failure is the
+    /// cluster's.
     fn broken(&mut self, stream: u64, failure: Failure) {
         let Some(state) = self.streams.get(&stream) else { return };
-        debug!(error = %failure.error.report(), "stream of watches broken");
+        debug!(error = %failure.error.report(), "watch stream broken");
         if state.opened.elapsed() >= STEADY {
             self.delays.reset();
         }
@@ -428,7 +432,7 @@ impl Task {
         }
     }
 
-    /// Takes the answer to a sign of life, or that there was none.
+    /// Handles the answer to a sign of life, or its absence.
     fn live(&mut self, life: SignOfLife) {
         let SignOfLife { number, known, member, result } = life;
         self.next_life = Instant::now() + self.interval();
@@ -441,19 +445,20 @@ impl Task {
                 self.refused = 0;
                 return;
             }
-            // etcd goes on telling changes to those whose permission it has withdrawn; who watches
-            // is to know.
+            // etcd keeps sending changes after it withdrew a permission. The owner of the watch
+            // must know.
             Err(failure) if failure.error.kind() == ErrorKind::PermissionDenied => {
                 let acts = self.plan.leave(number);
                 self.act(acts, None);
                 return self.end(number, Some(&failure));
             }
-            // Another token may do.
+            // Another token may be accepted.
             Err(failure) if failure.reason == Reason::Token && self.refused == 0 => {
                 self.refused += 1;
                 return;
             }
-            // The member answers, if only that it is too busy. What lasts is found by the audits.
+            // The member answers, if only that it is overloaded. The audits detect lasting
+            // problems.
             Err(failure) if failure.reason == Reason::Overloaded || !failure.is_member() => {
                 debug!(error = %failure.error.report(), "member not checked");
                 return;
@@ -461,7 +466,7 @@ impl Task {
             Err(failure) => failure,
         };
         self.refused = 0;
-        // The watches may have moved to another member meanwhile.
+        // The watches may have moved to another member in the meantime.
         let same = self.streams.iter().filter(|(_, stream)| Arc::ptr_eq(stream.connection.member(), &member));
         let streams: Vec<u64> = same.map(|(stream, _)| *stream).collect();
         for stream in streams {
@@ -487,16 +492,16 @@ impl Task {
                 }
                 _ => self.audits.separate(numbers),
             },
-            // One of them may be too much, or all together.
+            // One of them may be too large, or all together.
             Err(failure) if matches!(failure.reason, Reason::Refused | Reason::TooLarge) && numbers.len() > 1 => {
                 self.audits.separate(numbers);
             }
-            // The member is judged by its signs of life.
+            // Signs of life decide about the member.
             Err(failure) => debug!(error = %failure.error.report(), "watches not audited"),
         }
     }
 
-    /// Moves watches that have caught up to the stream of the others.
+    /// Moves watches that have caught up to the main stream.
     fn gather(&mut self) {
         let level: HashMap<u64, i64> =
             self.watches.iter().map(|(number, carried)| (*number, carried.shared.known())).collect();
@@ -516,7 +521,7 @@ impl Drop for Stream {
     }
 }
 
-/// The outcome of what is pending, if anything is. Cancel safe.
+/// Waits for the pending future, forever if there is none. Cancel safe.
 async fn outcome<T>(pending: &mut Option<Pending<T>>) -> T {
     let outcome = match pending {
         Some(pending) => pending.await,
@@ -526,7 +531,7 @@ async fn outcome<T>(pending: &mut Option<Pending<T>>) -> T {
     outcome
 }
 
-/// Waits until then, if ever.
+/// Waits until `when`, forever if it is `None`.
 async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
@@ -534,7 +539,7 @@ async fn at(when: Option<Instant>) {
     }
 }
 
-/// Between two attempts at opening a stream, where somebody waits.
+/// The time between two attempts to open a stream while a caller waits.
 const SPACING: Duration = Duration::from_millis(50);
-/// A stream that lasted this long is not one of many that end at once.
+/// A stream that lasted this long does not count as one of many that end at once.
 const STEADY: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The memory backend as the conformance suite wants it.
+//! The harness that runs the conformance suite on the memory backend, shared by two test programs.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use discovery_core::{
 };
 use discovery_memory::MemoryBackend;
 
-/// A fresh registry in memory. The harness is itself a handle, which no law uses.
+/// A new registry in memory. The harness itself holds a handle, which no law uses.
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryHarness {
     pub(crate) memory: MemoryBackend,
@@ -17,7 +17,7 @@ pub(crate) struct MemoryHarness {
 }
 
 impl MemoryHarness {
-    /// A harness for a paused clock, where waiting costs nothing.
+    /// Creates a harness for a paused clock, where waiting costs nothing.
     pub(crate) fn new() -> Self {
         Self { memory: MemoryBackend::new(), quiet: Duration::from_secs(3) }
     }

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::{harness::MemoryHarness, registration, stream};
 
-/// What is broken; each breaks the law under which the test lists it.
+/// What is broken. Each breaks the law for which the test lists it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Mutation {
     BadEntryFailsList,
@@ -68,15 +68,15 @@ pub(crate) enum Mutation {
     WritesLater,
 }
 
-/// What the mutants of one registry know, beyond what a backend could.
+/// What the mutants of one registry share, beyond what a backend could know.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
-    /// Registered at some time, and when first.
+    /// When each instance was first registered.
     pub(crate) known: Mutex<HashMap<(ServiceName, InstanceId), Instant>>,
     pub(crate) bad: Mutex<HashSet<InstanceId>>,
     pub(crate) expired: Mutex<HashSet<InstanceId>>,
     pub(crate) removed: Mutex<HashSet<InstanceId>>,
-    /// How far each stream is.
+    /// The position of each stream.
     pub(crate) places: Mutex<Vec<std::sync::Weak<AtomicU64>>>,
     pub(crate) outage: AtomicBool,
     deeper: AtomicU64,
@@ -115,7 +115,7 @@ impl Registry for Mutant {
                 self.memory.register_with(service, without_odd_characters(instance), claim).await
             }
             Mutation::LeavesHalfDone => {
-                // Without a guard for the drop between the write and the answer.
+                // Without a guard for a drop between the write and the answer.
                 let written = ManuallyDrop::new(self.memory.register_with(service, instance, claim).await?);
                 sleep(Duration::from_millis(5)).await;
                 Ok(ManuallyDrop::into_inner(written))
@@ -127,7 +127,7 @@ impl Registry for Mutant {
                     sleep(Duration::from_millis(5)).await;
                     memory.register_with(&service, instance, claim).await.map(ManuallyDrop::new)
                 };
-                // The task goes on when its caller is gone.
+                // The task continues when its caller is dropped.
                 let written = tokio::spawn(write).await.expect("it does not panic")?;
                 Ok(ManuallyDrop::into_inner(written))
             }
@@ -282,7 +282,7 @@ impl Harness for MutantHarness {
 
     async fn upstream_watches(&self, service: &ServiceName) -> usize {
         if self.mutation == Mutation::UpstreamEach {
-            // As of a backend that shares nothing.
+            // As in a backend that shares nothing.
             return self.marks.places.lock().unwrap().iter().filter(|place| place.strong_count() > 0).count();
         }
         self.memory.upstream_watches(service).await
@@ -297,5 +297,5 @@ fn without_odd_characters(instance: Instance) -> Instance {
     instance.with_metadata(metadata)
 }
 
-/// For how long a stale list does not show what is new.
+/// How long a stale list does not show what is new.
 const STALE: Duration = Duration::from_millis(50);

@@ -1,4 +1,4 @@
-//! Registrations that do as the memory backend's, but for one thing.
+//! Registrations of the memory backend that are broken in one way.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard},
@@ -25,7 +25,7 @@ struct Broken {
     /// The memory backend's registration; `None` while it is in use or gone.
     inner: Mutex<Option<Registration>>,
     status: StatusWriter,
-    /// What an update wanted that was refused for good.
+    /// The instance of an update that was refused for good.
     refused: Mutex<Option<Instance>>,
 }
 
@@ -66,13 +66,13 @@ impl Broken {
         self.inner.lock().unwrap()
     }
 
-    /// Passes the status on, and does what the mutation does by itself.
+    /// Passes the status on, and does what the mutation does in the background.
     async fn attend(&self) {
         let Some((now, instance)) = self.inner().as_ref().map(|inner| (inner.status(), inner.instance())) else {
             return;
         };
         if self.mutation == Mutation::NeverHeals && self.marks.removed.lock().unwrap().contains(&self.id) {
-            // The entry goes, and nothing notices.
+            // Removes the entry without the status noticing.
             drop(self.inner().take());
             return;
         }
@@ -135,7 +135,7 @@ impl RegistrationBackend for Handle {
         let Some(inner) = broken.inner().take() else { return Ok(()) };
         let superseded = matches!(inner.status(), Status::Superseded { .. });
         if broken.mutation == Mutation::SupersededDeletes && superseded {
-            // For good: the new owner is not left to heal it.
+            // Removed for good, so that the new owner does not heal it.
             broken.memory.put_unreadable(&format!("{}/{}", broken.service, broken.id));
             broken.memory.remove(&broken.service, broken.id.as_str());
         }

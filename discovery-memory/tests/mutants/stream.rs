@@ -1,4 +1,4 @@
-//! Streams that tell the truth of the memory backend, but for one thing.
+//! Streams of the memory backend that are broken in one way.
 
 use std::{
     collections::VecDeque,
@@ -19,21 +19,21 @@ use tokio::{
 
 use crate::mutant::{Marks, Mutant, Mutation};
 
-/// One stream and what it remembers.
+/// A stream and its state.
 struct Broken {
     updates: UpdateStream,
     mutation: Mutation,
     marks: Arc<Marks>,
     handle: Weak<()>,
-    /// What this has yet to tell.
+    /// Updates that are still to be sent.
     queue: VecDeque<Update>,
-    /// What its consumer holds.
+    /// The set that the consumer has folded.
     told: Snapshot,
-    /// What the registry has, as far as seen.
+    /// The set of the registry, as far as known.
     held: Snapshot,
     first: bool,
     lost: bool,
-    /// It was opened during an outage.
+    /// Whether it was opened during an outage.
     late: bool,
     place: Arc<AtomicU64>,
 }
@@ -88,7 +88,7 @@ impl Broken {
         }
     }
 
-    /// What is told of an update.
+    /// Returns the updates that the consumer gets in place of one.
     fn tell(&self, update: &Update) -> Vec<Update> {
         let as_it_is = vec![update.clone()];
         match (self.mutation, update) {
@@ -140,7 +140,7 @@ impl Broken {
     }
 }
 
-/// The same stream with a queue that grows for as long as its consumer is slow.
+/// Returns the same stream with a queue that grows while its consumer is slow.
 fn unbounded(mut updates: UpdateStream) -> UpdateStream {
     struct Queue(UnboundedReceiver<Update>, AbortHandle);
     impl Drop for Queue {

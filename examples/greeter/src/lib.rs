@@ -1,7 +1,7 @@
 //! The gRPC service that the examples, tests and benchmarks call.
 //!
-//! `greeter.v1.rs` is generated from `proto/greeter.proto` and committed, so that no build but etcd's needs `protoc`; a test of
-//! the `tests` package compares the two.
+//! `greeter.v1.rs` is generated from `proto/greeter.proto` and committed, so that only the etcd
+//! backend needs `protoc` to build. A test in the `tests` package compares the two.
 
 #[allow(
     clippy::all,

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{GreetManyRequest, GreetReply, GreetRequest, GreeterServer, generated::greeter_server};
 
-/// A greeter with a name of its own, which it puts into every answer.
+/// A greeter with a name, which it puts into every answer.
 #[derive(Clone, Debug)]
 pub struct Greeter {
     name: Arc<str>,
@@ -22,17 +22,17 @@ pub struct Greeter {
 type Replies = Pin<Box<dyn Stream<Item = Result<GreetReply, Status>> + Send>>;
 
 impl Greeter {
-    /// A greeter of this name.
+    /// Creates a greeter with this name.
     pub fn new(name: &str) -> Self {
         Self { name: name.into(), calls: Arc::default() }
     }
 
-    /// How many calls reached it, counted when they begin.
+    /// Returns how many calls have reached it, counted as they begin.
     pub fn calls(&self) -> u64 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// The greeter as a tonic service.
+    /// Returns the greeter as a tonic service.
     pub fn into_service(self) -> GreeterServer<Self> {
         GreeterServer::new(self)
     }

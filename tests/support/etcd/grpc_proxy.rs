@@ -7,29 +7,29 @@ use std::{
 
 use super::{Etcd, Process, START, free_ports, http_get, missing, program};
 
-/// etcd's own gRPC proxy, a process of its own in front of a cluster without TLS; killed when this
-/// drops.
+/// etcd's own gRPC proxy, running as a separate process in front of a cluster without TLS. Killed
+/// on drop.
 ///
-/// Clients take it for a member. It puts what they watch together: of all watches of one range the
-/// cluster sees one, and the proxy numbers watches as it likes.
+/// Clients treat it as a member. It merges watches: the cluster sees one watch for all watches of
+/// the same range, and the proxy assigns its own watch ids.
 #[derive(Debug)]
 pub struct GrpcProxy {
-    /// Where it listens. It needs no other port: health is served there too.
+    /// The port it listens on. It needs no other port, because it serves health there too.
     port: u16,
     endpoints: Vec<String>,
     process: Mutex<Option<Process>>,
 }
 
 impl GrpcProxy {
-    /// Starts a proxy in front of all members of a cluster, and waits until it answers.
+    /// Starts a proxy in front of all members of a cluster and waits until it answers.
     pub async fn before(etcd: &Etcd) -> Self {
         Self::before_members(etcd.members()).await
     }
 
-    /// Starts a proxy in front of some members, `host:port`, and waits until it answers.
+    /// Starts a proxy in front of these members, `host:port`, and waits until it answers.
     pub async fn before_members(members: impl IntoIterator<Item = String>) -> Self {
         let endpoints: Vec<String> = members.into_iter().collect();
-        // Between finding a free port and using it another process may take it.
+        // Another process may take the port between finding it free and using it.
         for _ in 0..5 {
             let port = free_ports(1).remove(0);
             let proxy = Self { port, endpoints: endpoints.clone(), process: Mutex::default() };
@@ -38,10 +38,10 @@ impl GrpcProxy {
                 return proxy;
             }
         }
-        panic!("the proxy did not start in five attempts; see its messages with ETCD_LOG=1");
+        panic!("the proxy did not start in five attempts; set ETCD_LOG=1 to see its messages");
     }
 
-    /// Where it listens, `host:port`.
+    /// Returns the address it listens on, `host:port`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -51,13 +51,13 @@ impl GrpcProxy {
         self.process().take();
     }
 
-    /// Starts it after it was killed, on its former port, and waits until it answers.
+    /// Starts the killed proxy on its former port and waits until it answers.
     pub async fn restart(&self) {
         self.run();
-        assert!(self.try_ready().await, "the proxy does not start again; see its messages with ETCD_LOG=1");
+        assert!(self.try_ready().await, "the proxy did not restart; set ETCD_LOG=1 to see its messages");
     }
 
-    /// Freezes it; it keeps its connections: SIGSTOP.
+    /// Freezes it; its connections stay open: SIGSTOP.
     pub fn pause(&self) {
         self.process().as_ref().expect("the proxy runs").signal("STOP");
     }
@@ -76,8 +76,8 @@ impl GrpcProxy {
         let mut command = Command::new(program());
         command
             .args(["grpc-proxy", "start", "--endpoints", &self.endpoints.join(",")])
-            // What it gives for the cluster's list of members. By default that is a port where
-            // nobody is.
+            // The address it reports in the cluster's list of members. By default that is a port on
+            // which nothing listens.
             .args(["--listen-addr", &address, "--advertise-client-url", &address])
             .env_clear()
             .stdin(Stdio::null());
@@ -88,15 +88,15 @@ impl GrpcProxy {
         *self.process() = Some(Process(child));
     }
 
-    /// Whether it answers before it ends or the time is over.
+    /// Returns whether it answers before it exits or the time is up.
     async fn try_ready(&self) -> bool {
         let start = Instant::now();
         while start.elapsed() < START {
             if self.process().as_mut().is_none_or(|process| !process.is_running()) {
                 return false;
             }
-            // It asks the cluster for that. Where authentication is on, the answer is that it is
-            // not healthy.
+            // It asks the cluster for this. With authentication enabled the answer is that it is
+            // unhealthy.
             if http_get(self.port, "/health").is_some_and(|answer| answer.contains("health")) {
                 return true;
             }
@@ -112,7 +112,7 @@ mod tests {
     use crate::Raw;
 
     #[tokio::test]
-    async fn a_proxy_is_one_more_way_to_the_cluster_until_it_is_killed() {
+    async fn a_proxy_serves_the_cluster_until_it_is_killed() {
         let etcd = Etcd::start().await;
         let proxy = GrpcProxy::before(&etcd).await;
         let mut behind = etcd.raw().await;
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(behind.entry("key").await, Some((b"through it".to_vec(), 0)));
         proxy.pause();
         let asked = tokio::time::timeout(Duration::from_millis(500), through.entry("key")).await;
-        assert!(asked.is_err(), "it is frozen, and gave {asked:?}");
+        assert!(asked.is_err(), "a frozen proxy returned {asked:?}");
         proxy.resume();
         assert!(through.entry("key").await.is_some());
         proxy.kill();

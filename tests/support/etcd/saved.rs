@@ -2,7 +2,7 @@ use std::{fs, io, path::Path};
 
 use tempfile::TempDir;
 
-/// A copy of the data of a member that had ended, to which it can be set back.
+/// A copy of a stopped member's data, which can be restored.
 #[derive(Debug)]
 pub struct Saved(TempDir);
 
@@ -15,7 +15,7 @@ impl Saved {
 
     pub(super) fn restore(&self, data: &Path) {
         fs::remove_dir_all(data).expect("the member has data");
-        copy(self.0.path(), data).expect("what was copied can be copied back");
+        copy(self.0.path(), data).expect("the data can be copied back");
     }
 }
 
@@ -38,7 +38,7 @@ mod tests {
     use crate::Etcd;
 
     #[tokio::test]
-    async fn what_is_restored_is_older() {
+    async fn restored_data_lacks_later_writes() {
         let etcd = Etcd::start().await;
         let mut raw = etcd.raw().await;
         raw.put("kept", "1").await;

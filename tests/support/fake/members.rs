@@ -1,5 +1,5 @@
-//! What the honest server is besides its data: a member of some version, which gives everybody the
-//! same token.
+//! The services of the honest server besides its data: a member of some version that gives
+//! everybody the same token.
 
 use std::{
     convert::Infallible,
@@ -65,7 +65,7 @@ impl PbMaintenanceService for Services {
     }
 }
 
-/// The service `Auth`, by hand: etcd-client does not export all of its messages.
+/// The `Auth` service, written by hand because etcd-client does not export all of its messages.
 #[derive(Clone)]
 pub(super) struct Auth(pub(super) Arc<Shared>);
 

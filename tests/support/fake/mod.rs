@@ -1,4 +1,7 @@
-//! An etcd in this process that can be told to misbehave.
+//! An in-process etcd that misbehaves on demand.
+//!
+//! `store` keeps the data, `service` and `members` serve etcd's protocol on it, and `script` holds
+//! what the tests change about the answers.
 
 mod members;
 mod script;
@@ -29,14 +32,15 @@ pub use script::{Before, Method};
 use service::Services;
 use store::Store;
 
-/// A server of etcd's protocol over real sockets, of one member, which keeps its data in memory.
+/// A server of etcd's protocol over real sockets: one member that keeps its data in memory.
 ///
-/// By itself it is honest: entries, revisions, history, leases, transactions, watches with fragments, and compaction are as
-/// etcd has them, as far as clients that register and resolve need them. What it lacks is refused as unimplemented; requests for
-/// progress are never answered. Scripts make it misbehave: [`before`](Self::before) holds calls up or fails them, and the
-/// others change what the honest server is about to say. A later script takes the place of the former one of its kind.
+/// Without scripts it is honest. Entries, revisions, history, leases, transactions, watches with
+/// fragments and compaction behave as in etcd, as far as clients that register and resolve need
+/// them. Anything else is refused as unimplemented, and progress requests are never answered.
+/// Scripts make it misbehave: [`before`](Self::before) delays or fails calls; the others change the
+/// honest answers. A later script replaces the earlier one of its kind.
 ///
-/// It notes when it was asked for what, so that tests can count attempts.
+/// It records the time of every call, so that tests can count attempts.
 ///
 /// ```no_run
 /// # async fn example() {
@@ -47,7 +51,7 @@ use store::Store;
 ///     message.header = None;
 ///     vec![Ok(message)]
 /// });
-/// // ... what is tested watches at `fake.address()` ...
+/// // ... the code under test watches `fake.address()` ...
 /// assert!(fake.asked(Method::Watch).len() < 10);
 /// fake.be_honest();
 /// # }
@@ -58,10 +62,10 @@ pub struct Fake {
     tasks: [JoinHandle<()>; 2],
 }
 
-/// What the handle and the services have in common.
+/// The state shared by the handle and the services.
 struct Shared {
     store: Mutex<Store>,
-    /// The revision, for watches to wait on.
+    /// The revision, on which watches wait.
     changed: watch::Sender<i64>,
     scripts: Mutex<Scripts>,
     log: Mutex<Vec<(Method, Instant)>>,
@@ -74,7 +78,7 @@ impl Fake {
         Self::start_limited(None).await
     }
 
-    /// The same, where each connection may have so many streams at once.
+    /// Like [`start`](Self::start), with at most this many concurrent streams per connection.
     pub async fn start_with_stream_limit(streams: u32) -> Self {
         Self::start_limited(Some(streams)).await
     }
@@ -109,69 +113,70 @@ impl Fake {
         Self { address, shared, tasks: [server, expiry] }
     }
 
-    /// Where it listens, `host:port`.
+    /// Returns the address it listens on, `host:port`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// Puts and, where the value is `None`, deletes entries, all in one revision and without a lease.
+    /// Puts entries, or deletes them if the value is `None`, all in one revision and without a
+    /// lease.
     pub fn write<K: Into<Vec<u8>>>(&self, entries: impl IntoIterator<Item = (K, Option<Vec<u8>>)>) {
         let entries = entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
         self.shared.write(|store| store.write(entries, 0));
     }
 
-    /// Forgets all history up to now.
+    /// Discards all history up to now.
     pub fn compact(&self) {
         self.shared.write(|store| store.compact(i64::MAX));
     }
 
-    /// The revision of the store.
+    /// Returns the revision of the store.
     pub fn revision(&self) -> i64 {
         self.shared.store().revision()
     }
 
-    /// All keys.
+    /// Returns all keys.
     pub fn keys(&self) -> Vec<String> {
         self.shared.store().keys()
     }
 
-    /// All leases.
+    /// Returns all leases.
     pub fn leases(&self) -> Vec<i64> {
         self.shared.store().leases()
     }
 
-    /// When it was asked for this, so far.
+    /// Returns when this method was called so far.
     pub fn asked(&self, method: Method) -> Vec<Instant> {
         let log = self.shared.log.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter().filter(|(asked, _)| *asked == method).map(|(_, at)| *at).collect()
     }
 
-    /// How many streams of watches are open.
+    /// Returns how many watch streams are open.
     pub fn open_watches(&self) -> usize {
         self.shared.watches.load(Ordering::Relaxed)
     }
 
-    /// Says that it is of this version, instead of 3.5.16.
+    /// Reports this version instead of 3.5.16.
     pub fn report_version(&self, version: &str) {
         self.shared.scripts().version = version.to_owned();
     }
 
-    /// Ends the script of renewals.
+    /// Removes the script for renewals.
     pub fn be_honest_about_renewals(&self) {
         self.shared.scripts().renewal = None;
     }
 
-    /// Ends all scripts; what was held up stays so.
+    /// Removes all scripts. Calls that a script blocked stay blocked.
     pub fn be_honest(&self) {
         *self.shared.scripts() = Scripts::default();
     }
 
-    /// Decides of each call, before anything is done, what becomes of it. Streams are calls too, when they are opened.
+    /// Decides the fate of each call before it is executed. Opening a stream is a call too.
     pub fn before(&self, script: impl FnMut(Method) -> Before + Send + 'static) {
         self.shared.scripts().before = Some(Box::new(script));
     }
 
-    /// Changes answers to reads of ranges, counting ones included.
+    /// Changes the answers to range reads, including those that only count.
     pub fn edit_ranges(
         &self,
         script: impl FnMut(&PbRangeRequest, PbRangeResponse) -> Result<PbRangeResponse, Status> + Send + 'static,
@@ -179,7 +184,7 @@ impl Fake {
         self.shared.scripts().range = Some(Box::new(script));
     }
 
-    /// Changes answers to transactions, which are done all the same.
+    /// Changes the answers to transactions; the transactions are executed.
     pub fn edit_txns(
         &self,
         script: impl FnMut(&PbTxnRequest, PbTxnResponse) -> Result<PbTxnResponse, Status> + Send + 'static,
@@ -187,7 +192,7 @@ impl Fake {
         self.shared.scripts().txn = Some(Box::new(script));
     }
 
-    /// Changes answers to grants of leases, which are granted all the same.
+    /// Changes the answers to lease grants; the leases are granted.
     pub fn edit_grants(
         &self,
         mut script: impl FnMut(PbLeaseGrantResponse) -> Result<PbLeaseGrantResponse, Status> + Send + 'static,
@@ -195,7 +200,7 @@ impl Fake {
         self.shared.scripts().grant = Some(Box::new(move |(), answer| script(answer)));
     }
 
-    /// Changes answers to questions after a lease's time.
+    /// Changes the answers to time-to-live requests for a lease.
     pub fn edit_times(
         &self,
         mut script: impl FnMut(PbLeaseTimeToLiveResponse) -> Result<PbLeaseTimeToLiveResponse, Status> + Send + 'static,
@@ -203,7 +208,7 @@ impl Fake {
         self.shared.scripts().time_to_live = Some(Box::new(move |(), answer| script(answer)));
     }
 
-    /// Changes each answer on streams of renewals into none, one or many; an error ends the stream.
+    /// Turns each answer on a renewal stream into none, one or many. An error ends the stream.
     pub fn edit_renewals(
         &self,
         script: impl FnMut(PbLeaseKeepAliveResponse) -> Vec<Result<PbLeaseKeepAliveResponse, Status>> + Send + 'static,
@@ -211,9 +216,9 @@ impl Fake {
         self.shared.scripts().renewal = Some(Box::new(script));
     }
 
-    /// Changes each answer on streams of watches into none, one or many; an error ends the stream.
+    /// Turns each answer on a watch stream into none, one or many. An error ends the stream.
     ///
-    /// The first answer to a new watch is the one with `created`.
+    /// The first answer to a new watch has `created` set.
     pub fn edit_watches(
         &self,
         script: impl FnMut(PbWatchResponse) -> Vec<Result<PbWatchResponse, Status>> + Send + 'static,
@@ -243,7 +248,7 @@ impl Shared {
         self.scripts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the store, and wakes watches where that made a revision.
+    /// Changes the store and wakes the watches if that created a revision.
     fn write<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
         let mut store = self.store();
         let result = change(&mut store);
@@ -252,7 +257,7 @@ impl Shared {
         result
     }
 
-    /// Notes a call and does to it what the script says.
+    /// Records a call and applies the script to it.
     async fn begin(&self, method: Method) -> Result<(), Status> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).push((method, Instant::now()));
         let before = self.scripts().before.as_mut().map_or(Before::Serve, |script| script(method));
@@ -268,5 +273,5 @@ impl Shared {
     }
 }
 
-/// As much as anybody sends.
+/// No request is larger.
 const LARGE: usize = 64 << 20;

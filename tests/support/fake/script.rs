@@ -6,41 +6,41 @@ use etcd_client::proto::{
 };
 use tonic::Status;
 
-/// What the server is asked for.
+/// A kind of request to the server.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "tests name them")]
 pub enum Method {
-    /// To check a password; it gives everybody the same token.
+    /// Check a password. Everybody gets the same token.
     Authenticate,
-    /// To count a range or name its keys: a read without values.
+    /// Count a range or list its keys: a read without values.
     Count,
-    /// To grant a lease.
+    /// Grant a lease.
     Grant,
-    /// To open a stream of renewals.
+    /// Open a renewal stream.
     KeepAlive,
-    /// To read a range as it was at a revision: a later page.
+    /// Read a range at a past revision: a later page.
     Page,
-    /// To read a range as it is.
+    /// Read a range at the current revision.
     Range,
-    /// To end a lease.
+    /// Revoke a lease.
     Revoke,
-    /// Which version it is of.
+    /// Return the server's version.
     Status,
-    /// How long a lease has.
+    /// Return a lease's remaining time.
     TimeToLive,
-    /// To open a stream of watches.
+    /// Open a watch stream.
     Watch,
-    /// To put, delete, or both under conditions.
+    /// Put, delete, or both in a transaction.
     Write,
 }
 
-/// What becomes of a call before anything is done.
+/// The fate of a call before it is executed.
 #[derive(Clone, Debug)]
 #[expect(clippy::exhaustive_enums, reason = "tests name them")]
 pub enum Before {
     /// It fails.
     Fail(Status),
-    /// It is not done and never answered.
+    /// It is neither executed nor answered.
     Never,
     /// It is served.
     Serve,
@@ -49,13 +49,13 @@ pub enum Before {
 }
 
 impl Method {
-    /// Whether it opens a stream.
+    /// Returns whether it opens a stream.
     pub fn is_stream(self) -> bool {
         matches!(self, Self::KeepAlive | Self::Watch)
     }
 }
 
-/// The scripts in force; a server without any is honest.
+/// The scripts in force. Without any, the server is honest.
 pub(super) struct Scripts {
     pub(super) version: String,
     pub(super) before: Option<Box<dyn FnMut(Method) -> Before + Send>>,
@@ -82,9 +82,9 @@ impl Default for Scripts {
     }
 }
 
-/// Makes of a question and its honest answer what is answered.
+/// Maps a request and its honest answer to the answer that is sent.
 pub(super) type Edit<Q, A> = Box<dyn FnMut(&Q, A) -> Result<A, Status> + Send>;
-/// Makes of an honest answer on a stream what is sent.
+/// Maps an honest answer on a stream to the answers that are sent.
 pub(super) type Spread<A> = Box<dyn FnMut(A) -> Vec<Result<A, Status>> + Send>;
 
 pub(super) fn edited<Q, A>(edit: &mut Option<Edit<Q, A>>, question: &Q, answer: A) -> Result<A, Status> {

@@ -45,7 +45,7 @@ impl PbKvService for Services {
     }
 
     async fn range_stream(&self, _: Request<PbRangeRequest>) -> Result<Response<Self::RangeStreamStream>, Status> {
-        Err(Status::unimplemented("ranges as streams"))
+        Err(Status::unimplemented("range streams"))
     }
 
     async fn put(&self, request: Request<PbPutRequest>) -> Result<Response<PbPutResponse>, Status> {
@@ -150,7 +150,7 @@ impl PbWatchService for Services {
         let requests = request.into_inner();
         tokio::spawn(async move {
             shared.watches.fetch_add(1, Ordering::Relaxed);
-            // Ends when the client is gone, or a script ends the stream.
+            // Ends when the client has gone or a script ends the stream.
             let _ = serve_watches(&shared, requests, &answers).await;
             shared.watches.fetch_sub(1, Ordering::Relaxed);
         });
@@ -224,7 +224,7 @@ async fn serve_watches(
     }
 }
 
-/// Cuts a large answer in parts, as etcd does.
+/// Splits a large answer into fragments, as etcd does.
 fn fragments(mut whole: PbWatchResponse) -> Vec<PbWatchResponse> {
     let size = |event: &PbEvent| event.kv.as_ref().map_or(0, |kv| kv.key.len() + kv.value.len());
     let mut parts = vec![Vec::new()];
@@ -235,14 +235,14 @@ fn fragments(mut whole: PbWatchResponse) -> Vec<PbWatchResponse> {
             bytes = size(&event);
             parts.push(Vec::new());
         }
-        parts.last_mut().expect("there is a first").push(event);
+        parts.last_mut().expect("there is at least one part").push(event);
     }
     let last = parts.len() - 1;
     let part = |(place, events)| PbWatchResponse { events, fragment: place < last, ..whole.clone() };
     parts.into_iter().enumerate().map(part).collect()
 }
 
-/// Sends until an error, which is the last that is sent; `None` where the stream is over.
+/// Sends items up to and including the first error. Returns `None` if the stream is over.
 async fn send<T>(answers: &mpsc::Sender<Result<T, Status>>, items: Vec<Result<T, Status>>) -> Option<()> {
     for item in items {
         let is_last = item.is_err();
@@ -254,5 +254,5 @@ async fn send<T>(answers: &mpsc::Sender<Result<T, Status>>, items: Vec<Result<T,
     Some(())
 }
 
-/// etcd's limit of one answer: that of a request, 1.5 MiB, and half a MiB more.
+/// etcd's limit of one answer: the request limit of 1.5 MiB plus 0.5 MiB.
 const FRAGMENT: usize = 2 << 20;

@@ -10,13 +10,13 @@ use etcd_client::proto::{
 };
 use tonic::Status;
 
-/// What etcd would have: entries, their history, and leases.
+/// The data of an etcd: entries, their history, and leases.
 #[derive(Debug)]
 pub(super) struct Store {
     revision: i64,
     compacted: i64,
     entries: Entries,
-    /// All that ever happened; compaction only forbids to ask for it.
+    /// All events so far. Compaction only forbids reading them.
     history: Vec<PbEvent>,
     leases: BTreeMap<i64, Lease>,
 }
@@ -31,7 +31,7 @@ struct Lease {
 
 impl Default for Store {
     fn default() -> Self {
-        // As etcd begins.
+        // etcd starts at revision 1.
         Self { revision: 1, compacted: 0, entries: Entries::new(), history: Vec::new(), leases: BTreeMap::new() }
     }
 }
@@ -53,7 +53,7 @@ impl Store {
         PbResponseHeader { cluster_id: 7, member_id: 8, revision: self.revision, raft_term: 2 }
     }
 
-    /// Puts and, where the value is `None`, deletes entries in one revision.
+    /// Puts entries, or deletes them if the value is `None`, in one revision.
     pub(super) fn write(&mut self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>, lease: i64) {
         let revision = self.revision + 1;
         for (key, value) in changes {
@@ -85,7 +85,7 @@ impl Store {
         self.compacted
     }
 
-    /// What happened to a range from a revision on.
+    /// Returns the events of a range from a revision on.
     pub(super) fn events(&self, key: &[u8], range_end: &[u8], from: i64) -> Vec<PbEvent> {
         let start = self.history.partition_point(|event| revision_of(event) < from);
         let is_of_range = |event: &&PbEvent| event.kv.as_ref().is_some_and(|kv| is_within(&kv.key, key, range_end));
@@ -106,7 +106,7 @@ impl Store {
         match (asked.sort_target, asked.sort_order) {
             (KEY, _) => {}
             (MOD, DESCEND) => kvs.sort_by_key(|kv| std::cmp::Reverse(kv.mod_revision)),
-            _ => return Err(Status::unimplemented("another order than clients need")),
+            _ => return Err(Status::unimplemented("only the orders that clients need are supported")),
         }
         let count = kvs.len();
         if asked.count_only {
@@ -146,7 +146,7 @@ impl Store {
                     changes.extend(keys.into_iter().map(|key| (key, None)));
                     PbTxnOpResponse::ResponseDeleteRange(PbDeleteResponse { deleted, ..PbDeleteResponse::default() })
                 }
-                _ => return Err(Status::unimplemented("transactions in transactions")),
+                _ => return Err(Status::unimplemented("nested transactions")),
             };
             responses.push(PbResponseOp { response: Some(response) });
         }
@@ -176,7 +176,7 @@ impl Store {
         Ok(PbLeaseGrantResponse { header: Some(self.header()), id, ttl: asked.ttl, error: String::new() })
     }
 
-    /// The time that a lease has from now on; 0 where it is gone.
+    /// Renews a lease and returns its time to live; 0 if it does not exist.
     pub(super) fn renew(&mut self, id: i64) -> i64 {
         self.leases.get_mut(&id).map_or(0, |lease| {
             lease.ends = from_now(lease.ttl);
@@ -184,7 +184,7 @@ impl Store {
         })
     }
 
-    /// The time that a lease was granted for.
+    /// Returns the time that a lease was granted for.
     pub(super) fn granted(&self, id: i64) -> Option<i64> {
         self.leases.get(&id).map(|lease| lease.ttl)
     }
@@ -198,7 +198,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends leases whose time is over.
+    /// Ends expired leases.
     pub(super) fn expire(&mut self) {
         let now = Instant::now();
         let over: Vec<_> = self.leases.iter().filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
@@ -221,7 +221,7 @@ impl Store {
             (Some(PbTargetUnion::CreateRevision(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.create_revision) == *wanted),
             (Some(PbTargetUnion::ModRevision(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.mod_revision) == *wanted),
             (Some(PbTargetUnion::Lease(wanted)), 0) => Ok(entry.map_or(0, |kv| kv.lease) == *wanted),
-            _ => Err(Status::unimplemented("another comparison than clients need")),
+            _ => Err(Status::unimplemented("only the comparisons that clients need are supported")),
         }
     }
 

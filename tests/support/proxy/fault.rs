@@ -1,59 +1,64 @@
 use std::{collections::BTreeMap, time::Duration};
 
-/// What the network does.
+/// A fault of the network.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "tests name them")]
 pub enum Fault {
-    /// Connections are taken and stay open, and nothing goes through. What is sent meanwhile arrives when that ends.
+    /// Connections are accepted and stay open, but nothing gets through. What was sent meanwhile
+    /// arrives when the fault ends.
     BlackHole,
-    /// Requests arrive; answers are held back as by [`BlackHole`](Self::BlackHole).
+    /// Requests arrive; answers are held back as in [`BlackHole`](Self::BlackHole).
     BlackHoleAnswers,
-    /// Requests are held back as by [`BlackHole`](Self::BlackHole); what the server says by itself arrives.
+    /// Requests are held back as in [`BlackHole`](Self::BlackHole); what the server sends
+    /// unprompted arrives.
     BlackHoleRequests,
-    /// All goes through in its order, each way this much later, give or take up to the jitter.
+    /// Everything arrives in its order, delayed each way by `delay` ± `jitter`.
     Delay {
         /// Half of what is added to a round trip, on average.
         delay: Duration,
         /// At most the delay.
         jitter: Duration,
     },
-    /// The end of the server, or that there is none, stays unknown: its side is gone, the client's stays open and silent.
+    /// The client does not learn that the server has gone or never was there: the server's side is
+    /// closed, the client's stays open and silent.
     HalfOpen,
-    /// Requests arrive, answers do not, and the connection is cut soon after: who asked cannot know what was done. One on which
-    /// nobody asks, but which lost something, is cut when that ends.
+    /// Requests arrive and answers do not. The connection is cut soon after a request, so the
+    /// client cannot know whether it was executed. A connection without further requests that lost
+    /// an answer is cut when the fault ends.
     LoseAnswers,
-    /// All goes through.
+    /// Everything gets through.
     None,
-    /// Connections are cut, and new ones refused.
+    /// Connections are cut and new ones refused.
     Refuse,
-    /// Connections are cut by RST, new ones as soon as they are taken.
+    /// Connections are cut by RST, new ones as soon as they are accepted.
     Reset,
-    /// A connection is cut by RST once it has carried this many bytes since its start, both ways together.
+    /// A connection is cut by RST once it has carried this many bytes since its start, counting
+    /// both directions.
     ResetAfter(u64),
-    /// Each connection carries at most so many bytes per second each way.
+    /// Each connection carries at most this many bytes per second in each direction.
     Throttle(u64),
 }
 
-/// Which way bytes go.
+/// The direction of bytes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Way {
     Answers,
     Requests,
 }
 
-/// What is between the clients and the server at present.
+/// The current state of the network between the clients and the server.
 #[derive(Clone, Debug)]
 pub(super) struct Network {
     pub(super) target: String,
     pub(super) of_all: Fault,
-    /// By what the header of a client's requests says.
+    /// Keyed by the value of the header in a client's requests.
     pub(super) of_one: BTreeMap<String, Fault>,
-    /// The connections up to this number are black holes.
+    /// Connections up to this number are black holes.
     pub(super) silent: usize,
 }
 
 impl Fault {
-    /// Whether nothing goes through this way for now.
+    /// Returns whether nothing gets through in this direction for now.
     pub(super) fn holds_back(self, way: Way) -> bool {
         match self {
             Self::BlackHole => true,
@@ -63,7 +68,7 @@ impl Fault {
         }
     }
 
-    /// How long what is sent now is under way.
+    /// Returns how long a chunk that is sent now takes to arrive.
     pub(super) fn delay(self) -> Duration {
         match self {
             Self::Delay { delay, jitter } => delay.saturating_sub(jitter) + (jitter * 2).mul_f64(fastrand::f64()),

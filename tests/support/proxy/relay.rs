@@ -19,12 +19,12 @@ use super::fault::{Fault, Network, Way};
 #[derive(Debug)]
 pub(super) struct Relay {
     network: watch::Receiver<Network>,
-    /// What stands before the name of a client in its requests.
+    /// The text that precedes a client's name in its requests.
     header: Option<String>,
-    /// How many connections there were with this one.
+    /// The number of the connection, counted from 1.
     number: usize,
     client: OnceLock<String>,
-    /// Bytes so far, both ways together.
+    /// Bytes carried so far in both directions.
     carried: AtomicU64,
 }
 
@@ -35,7 +35,7 @@ enum End {
     Reset,
 }
 
-/// What is under way; nothing stands for the end of the sender.
+/// Bytes on their way. An empty chunk means that the sender has closed its side.
 struct Chunk {
     due: Instant,
     bytes: Vec<u8>,
@@ -52,7 +52,7 @@ impl Relay {
             let _ = client.set_zero_linger();
             return;
         }
-        // Connecting goes through no black hole either.
+        // A black hole also holds back the connection attempt.
         self.until(|fault| !fault.holds_back(Way::Requests)).await;
         let Ok(mut server) = TcpStream::connect(target).await else {
             self.until(|fault| fault != Fault::HalfOpen).await;
@@ -60,24 +60,24 @@ impl Relay {
         };
         let _ = server.set_nodelay(true);
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
-        // When one side is gone, so is the other.
+        // When one side closes, both are closed.
         let end = tokio::select! {
             () = self.until(|fault| fault == Fault::Reset) => End::Reset,
             end = self.carry(Way::Requests, from_client, to_server) => end,
             end = self.carry(Way::Answers, from_server, to_client) => end,
         };
         if end == End::Reset {
-            // What closes without waiting for its last bytes closes by RST.
+            // Closing with zero linger sends RST instead of FIN.
             let _ = (client.set_zero_linger(), server.set_zero_linger());
         }
     }
 
-    /// Carries bytes one way until the connection shall end.
+    /// Carries bytes one way until the connection must end.
     async fn carry(&self, way: Way, from: impl AsyncRead + Unpin, to: impl AsyncWrite + Unpin) -> End {
         let (sender, receiver) = mpsc::channel(UNDER_WAY);
         let take = async {
             self.take(way, from, sender).await;
-            // What is under way still arrives.
+            // Bytes on their way still arrive.
             std::future::pending().await
         };
         tokio::select! {
@@ -94,7 +94,7 @@ impl Relay {
             if way == Way::Requests {
                 self.recognize(&bytes);
             }
-            // What is due before its forerunner waits for it in the queue.
+            // A chunk that is due before its predecessor waits for it in the queue.
             let due = Instant::now() + self.fault().delay();
             if sender.send(Chunk { due, bytes }).await.is_err() || count == 0 {
                 return;
@@ -112,7 +112,7 @@ impl Relay {
                 self.until(|fault| !fault.holds_back(way)).await;
                 let fault = self.fault();
                 if fault == Fault::LoseAnswers && way == Way::Answers {
-                    // No network goes on behind a gap. A request cuts the connection sooner.
+                    // No network continues after a gap. A request cuts the connection sooner.
                     self.until(|fault| fault != Fault::LoseAnswers).await;
                     return End::Close;
                 }
@@ -123,7 +123,7 @@ impl Relay {
                 match fault {
                     Fault::ResetAfter(limit) if carried >= limit => return End::Reset,
                     Fault::LoseAnswers if rest.is_empty() => {
-                        // Time for it to be done.
+                        // Gives the server time to execute the request.
                         sleep(Duration::from_millis(150)).await;
                         return End::Close;
                     }
@@ -131,7 +131,7 @@ impl Relay {
                 }
             }
             if is_gone {
-                // Who sends requests to it, or waits for its answers, does not learn of it.
+                // While half open, the client must not learn that the server has gone.
                 self.until(|fault| fault != Fault::HalfOpen).await;
                 return End::Close;
             }
@@ -139,7 +139,7 @@ impl Relay {
         End::Close
     }
 
-    /// How much to carry in one go, and how long to rest then.
+    /// Returns how much to carry at once and how long to pause afterwards.
     fn part(&self, fault: Fault, count: usize) -> (usize, Duration) {
         let at_most = |limit: u64| count.min(usize::try_from(limit).unwrap_or(usize::MAX));
         match fault {
@@ -154,7 +154,7 @@ impl Relay {
         }
     }
 
-    /// Learns who the client is.
+    /// Learns the client's name.
     fn recognize(&self, bytes: &[u8]) {
         let Some(header) = self.header.as_ref().filter(|_| self.client.get().is_none()) else { return };
         let is_header = |part: &[u8]| part.eq_ignore_ascii_case(header.as_bytes());
@@ -169,7 +169,8 @@ impl Relay {
         self.network.borrow().fault_of(self.number, self.client.get().map(String::as_str))
     }
 
-    /// Waits until this holds; for ever where the proxy is gone, whose end is the relay's.
+    /// Waits until the condition holds; forever if the proxy is dropped, which also drops this
+    /// relay.
     async fn until(&self, holds: impl Fn(Fault) -> bool) {
         let fault_of = |network: &Network| network.fault_of(self.number, self.client.get().map(String::as_str));
         if self.network.clone().wait_for(|network| holds(fault_of(network))).await.is_err() {
@@ -178,5 +179,5 @@ impl Relay {
     }
 }
 
-/// Chunks under way before the sender has to wait.
+/// Chunks on their way before the sender has to wait.
 const UNDER_WAY: usize = 1024;

@@ -5,9 +5,10 @@ use tokio::{
     time::timeout,
 };
 
-/// An address that does not answer who connects, as behind a firewall that drops packets: a listener whose queue is full.
+/// An address that never answers a SYN, as behind a firewall that drops packets: a listener with a
+/// full queue.
 ///
-/// Needs Linux, where what does not fit the queue is dropped rather than refused.
+/// Needs Linux, which drops a SYN that does not fit the queue instead of refusing it.
 #[derive(Debug)]
 pub struct SynHole {
     address: SocketAddr,
@@ -29,11 +30,11 @@ impl SynHole {
         Self { address, _listener: listener, _queue: queue }
     }
 
-    /// Where it is, `host:port`.
+    /// Returns its address, `host:port`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 }
 
-/// Who waits for so long on loopback is not in the queue.
+/// A loopback connection that takes longer than this did not get into the queue.
 const FULL: Duration = Duration::from_millis(300);

@@ -14,7 +14,7 @@ use super::{Fault, Proxy, SynHole};
 const MOMENT: Duration = Duration::from_millis(200);
 const SOON: Duration = Duration::from_secs(5);
 
-/// A server that takes connections by hand, and a client that is connected to it through a proxy.
+/// A server whose connections the test accepts, and a client connected to it through a proxy.
 struct Line {
     proxy: Proxy,
     listener: TcpListener,
@@ -42,7 +42,7 @@ impl Line {
     }
 }
 
-/// What comes within a moment; `None` where nothing does, nothing where the stream ended.
+/// Returns what arrives within a moment: `None` if nothing does, empty if the stream ended.
 async fn heard(stream: &mut TcpStream) -> Option<std::io::Result<Vec<u8>>> {
     let mut buffer = vec![0; 1 << 10];
     let count = timeout(MOMENT, stream.read(&mut buffer)).await.ok()?;
@@ -61,7 +61,7 @@ async fn is_reset(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn without_a_fault_all_goes_through() {
+async fn without_a_fault_everything_gets_through() {
     let mut line = Line::open().await;
     line.client.write_all(b"ping").await.unwrap();
     hears(&mut line.server, "ping").await;
@@ -73,7 +73,7 @@ async fn without_a_fault_all_goes_through() {
 }
 
 #[tokio::test]
-async fn a_black_hole_holds_back_what_its_ways_carry() {
+async fn a_black_hole_holds_back_its_directions() {
     for (fault, requests, answers) in [
         (Fault::BlackHole, false, false),
         (Fault::BlackHoleAnswers, true, false),
@@ -101,7 +101,7 @@ async fn a_black_hole_holds_back_what_its_ways_carry() {
 }
 
 #[tokio::test]
-async fn connections_that_are_open_are_silenced_and_new_ones_are_not() {
+async fn open_connections_are_silenced_and_new_ones_are_not() {
     let mut line = Line::open().await;
     line.proxy.silence_open();
     sleep(MOMENT / 4).await;
@@ -124,7 +124,7 @@ async fn a_black_hole_holds_back_the_end_of_the_server() {
 }
 
 #[tokio::test]
-async fn what_is_delayed_keeps_its_order() {
+async fn delayed_bytes_keep_their_order() {
     let mut line = Line::open().await;
     let delay = Duration::from_millis(150);
     let jitter = Duration::from_millis(100);
@@ -148,7 +148,7 @@ async fn what_is_delayed_keeps_its_order() {
 }
 
 #[tokio::test]
-async fn a_throttled_connection_carries_so_much_a_second() {
+async fn a_throttled_connection_is_held_to_its_rate() {
     let mut line = Line::open().await;
     line.set(Fault::Throttle(20_000)).await;
     let start = Instant::now();
@@ -159,7 +159,7 @@ async fn a_throttled_connection_carries_so_much_a_second() {
 }
 
 #[tokio::test]
-async fn half_open_the_client_does_not_learn_that_the_server_is_gone() {
+async fn a_half_open_connection_hides_that_the_server_is_gone() {
     let mut line = Line::open().await;
     line.set(Fault::HalfOpen).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -168,22 +168,22 @@ async fn half_open_the_client_does_not_learn_that_the_server_is_gone() {
     assert!(heard(&mut line.client).await.is_none());
     for _ in 0..3 {
         line.client.write_all(b"ping").await.unwrap();
-        assert!(heard(&mut line.client).await.is_none(), "not by writing either");
+        assert!(heard(&mut line.client).await.is_none(), "writing does not reveal it either");
     }
     let mut new = TcpStream::connect(line.proxy.address()).await.unwrap();
-    assert!(heard(&mut new).await.is_none(), "nor by connecting");
+    assert!(heard(&mut new).await.is_none(), "nor does connecting");
     line.proxy.set(Fault::None);
     assert!(heard(&mut line.client).await.is_some());
     assert!(heard(&mut new).await.is_some());
 }
 
 #[tokio::test]
-async fn a_reset_is_one_on_both_sides() {
+async fn a_reset_reaches_both_sides() {
     let mut line = Line::open().await;
     line.set(Fault::Reset).await;
     assert!(is_reset(&mut line.client).await);
     assert!(is_reset(&mut line.server).await);
-    // Accepted by the system, or reset already.
+    // Accepted by the system, or already reset.
     if let Ok(mut new) = line.connect().await {
         assert!(is_reset(&mut new).await);
     }
@@ -193,7 +193,7 @@ async fn a_reset_is_one_on_both_sides() {
 }
 
 #[tokio::test]
-async fn a_connection_is_reset_after_so_many_bytes() {
+async fn a_connection_is_reset_after_its_limit_of_bytes() {
     let mut line = Line::open().await;
     line.set(Fault::ResetAfter(10)).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -202,12 +202,12 @@ async fn a_connection_is_reset_after_so_many_bytes() {
     let mut got = Vec::new();
     let ended = timeout(SOON, line.client.read_to_end(&mut got)).await.unwrap();
     assert_eq!(ended.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(got.len() <= 6, "10 bytes both ways together: {got:?}");
+    assert!(got.len() <= 6, "10 bytes in both directions together: {got:?}");
     assert!(is_reset(&mut line.server).await);
 }
 
 #[tokio::test]
-async fn where_answers_are_lost_requests_arrive() {
+async fn requests_arrive_while_answers_are_lost() {
     let mut line = Line::open().await;
     line.set(Fault::LoseAnswers).await;
     line.client.write_all(b"ping").await.unwrap();
@@ -219,24 +219,24 @@ async fn where_answers_are_lost_requests_arrive() {
 }
 
 #[tokio::test]
-async fn a_connection_never_goes_on_behind_what_was_lost() {
+async fn a_connection_never_continues_after_lost_bytes() {
     let mut line = Line::open().await;
     line.set(Fault::LoseAnswers).await;
     line.server.write_all(b"lost").await.unwrap();
     assert!(heard(&mut line.client).await.is_none());
     line.set(Fault::None).await;
-    // It may have been cut before this is written.
+    // The connection may have been cut before this write.
     let _ = line.server.write_all(b"kept").await;
     let end = heard(&mut line.client).await.expect("it is cut");
     assert!(end.is_err() || end.as_ref().is_ok_and(Vec::is_empty), "{end:?}");
 }
 
 #[tokio::test]
-async fn who_is_refused_may_come_back() {
+async fn a_refused_client_can_connect_again_later() {
     let mut line = Line::open().await;
     for _ in 0..20 {
         line.set(Fault::Refuse).await;
-        assert!(heard(&mut line.client).await.is_some(), "present connections are cut");
+        assert!(heard(&mut line.client).await.is_some(), "open connections are cut");
         assert_eq!(line.connect().await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         line.set(Fault::None).await;
         line.client = line.connect().await.unwrap();
@@ -245,17 +245,17 @@ async fn who_is_refused_may_come_back() {
 }
 
 #[tokio::test]
-async fn it_leads_elsewhere_on_demand() {
+async fn a_proxy_leads_to_another_address_on_demand() {
     let mut line = Line::open().await;
     let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
     line.proxy.lead_to(other.local_addr().unwrap().to_string());
-    assert!(timeout(SOON, line.client.read(&mut [0])).await.is_ok(), "present connections are cut");
+    assert!(timeout(SOON, line.client.read(&mut [0])).await.is_ok(), "open connections are cut");
     line.connect().await.unwrap().write_all(b"ping").await.unwrap();
     hears(&mut other.accept().await.unwrap().0, "ping").await;
 }
 
 #[tokio::test]
-async fn clients_are_told_apart_by_a_header() {
+async fn clients_are_distinguished_by_a_header() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::telling_apart(listener.local_addr().unwrap().to_string(), "X-From").await;
     proxy.set_for("b", Fault::BlackHole);

@@ -1,3 +1,6 @@
+//! What the harness does to etcd by itself, past all proxies: writes by hand, compaction,
+//! authentication.
+
 use std::{collections::BTreeMap, time::Duration};
 
 use etcd_client::{Client, CompactionOptions, Compare, CompareOp, GetOptions, Txn, TxnOp};
@@ -8,7 +11,8 @@ use crate::{
     log::{ByHand, Journal, Target},
 };
 
-/// What the harness does to etcd by itself, on connections that no fault concerns. Where etcd does not answer, it gives up.
+/// What the harness itself does to etcd, over connections that no fault affects. Gives up if etcd
+/// does not answer.
 #[derive(Clone)]
 pub(crate) struct Hand {
     pub(crate) members: Vec<String>,
@@ -16,7 +20,7 @@ pub(crate) struct Hand {
 }
 
 impl Hand {
-    /// Puts and deletes keys in one step, without a lease; noted in the log.
+    /// Puts and deletes keys in one transaction, without a lease, and records it in the log.
     pub(crate) async fn change(&self, epoch: u32, changes: Vec<(String, Option<Vec<u8>>)>) {
         let began = self.journal.now();
         let keys: Vec<String> = changes.iter().map(|(key, _)| key.clone()).collect();
@@ -38,7 +42,7 @@ impl Hand {
         self.journal.open().by_hand.extend(notes);
     }
 
-    /// Deletes a key unless it was written after this revision; noted in the log.
+    /// Deletes a key if it still has this value, and records it in the log.
     pub(crate) async fn clear(&self, epoch: u32, key: &str, stored: &Stored) {
         let began = self.journal.now();
         let Some(mut client) = self.client().await else { return };
@@ -50,7 +54,7 @@ impl Hand {
         self.journal.open().by_hand.push(ByHand { target: Target::Key(key.to_owned()), began, revision });
     }
 
-    /// Ends the lease that an entry is under; noted in the log.
+    /// Revokes the lease of an entry and records it in the log.
     pub(crate) async fn revoke(&self, key: &str) {
         let Some(entry) = self.entries().await.and_then(|(mut entries, _)| entries.remove(key)) else { return };
         if entry.lease == 0 {
@@ -62,7 +66,7 @@ impl Hand {
         let _ = timeout(PATIENCE, client.lease_revoke(entry.lease)).await;
     }
 
-    /// Lets in nobody but the user of the processes; `None` where etcd does not do it.
+    /// Enables authentication for the user of the processes; `None` if etcd does not.
     pub(crate) async fn enable_authentication(&self) -> Option<()> {
         let mut client = self.client().await?;
         let enabled = timeout(PATIENCE * 3, async {
@@ -75,7 +79,7 @@ impl Hand {
         enabled.await.ok()?.map(drop)
     }
 
-    /// Lets everybody in again, however long that takes.
+    /// Disables authentication, however long that takes.
     pub(crate) async fn disable_authentication(&self) {
         loop {
             let tried = timeout(PATIENCE * 3, async {
@@ -92,7 +96,7 @@ impl Hand {
         }
     }
 
-    /// Forgets the history up to a revision.
+    /// Compacts the history up to a revision.
     pub(crate) async fn compact(&self, revision: i64) {
         if let Some(mut client) = self.client().await {
             let options = CompactionOptions::new().with_physical();
@@ -100,7 +104,7 @@ impl Hand {
         }
     }
 
-    /// All entries, linearizably, and the revision.
+    /// Returns all entries, read linearizably, and the revision.
     pub(crate) async fn entries(&self) -> Option<(BTreeMap<String, Stored>, i64)> {
         let mut client = self.client().await?;
         let options = GetOptions::new().with_prefix();
@@ -114,14 +118,14 @@ impl Hand {
         Some((entries.collect(), revision))
     }
 
-    /// How many leases there are.
+    /// Returns how many leases there are.
     pub(crate) async fn leases(&self) -> Option<usize> {
         let mut client = self.client().await?;
         let answer = timeout(PATIENCE, client.leases()).await.ok()?.ok()?;
         Some(answer.leases().len())
     }
 
-    /// A client of the first member that answers linearizably.
+    /// Returns a client of the first member that answers a linearizable read.
     async fn client(&self) -> Option<Client> {
         for member in &self.members {
             let tried = timeout(PATIENCE, async {

@@ -1,4 +1,4 @@
-//! The registry's own history: every revision of etcd, by a watch of its own that no fault concerns.
+//! The registry's own history: every revision of etcd, recorded by a watch that no fault affects.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,30 +19,30 @@ use crate::{
     log::Journal,
 };
 
-/// A state of the store. Each wipe begins another epoch, so that later ones are always greater.
+/// A state of the store. Each wipe starts a new epoch, so that later states are always greater.
 #[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Revision {
     pub(crate) epoch: u32,
     pub(crate) number: i64,
 }
 
-/// What one revision changed.
+/// The changes of one revision.
 #[derive(Clone, Debug)]
 pub(crate) struct Step {
     pub(crate) revision: Revision,
-    /// When the recorder had it, which is after etcd had.
+    /// When the recorder received it, which is after etcd applied it.
     pub(crate) at: Duration,
     pub(crate) changes: Vec<(String, Option<Stored>)>,
 }
 
-/// A value under a key; the lease is 0 where it has none.
+/// A key's value and lease; the lease is 0 if it has none.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) value: Vec<u8>,
     pub(crate) lease: i64,
 }
 
-/// The valid instances of a service, from a revision to the next state's.
+/// The valid instances of a service from one revision until the next state.
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) since: Revision,
@@ -50,7 +50,8 @@ pub(crate) struct State {
     pub(crate) set: Snapshot,
 }
 
-/// Records all of etcd's revisions, from every member at once, since any of them may be down or cut off.
+/// Records all of etcd's revisions from every member at once, because any of them may be down or
+/// cut off.
 pub(crate) struct Recorder {
     members: Vec<String>,
     journal: Journal,
@@ -67,20 +68,20 @@ impl Recorder {
         Self { members, journal, steps, epoch: 0, reached, tasks }
     }
 
-    /// How far it has come.
+    /// Returns the last recorded revision.
     pub(crate) fn reached(&self) -> Revision {
         Revision { epoch: self.epoch, number: *self.reached.borrow() }
     }
 
-    /// Waits until it has this revision of the present epoch.
+    /// Waits until this revision of the current epoch is recorded.
     pub(crate) async fn catch_up(&mut self, number: i64) {
         let reached = timeout(Duration::from_secs(20), self.reached.wait_for(|reached| *reached >= number)).await;
         if !matches!(reached, Ok(Ok(_))) {
-            self.journal.open().failures.push(format!("the recorder never came to revision {number}"));
+            self.journal.open().failures.push(format!("the recorder never reached revision {number}"));
         }
     }
 
-    /// Goes on with a store that begins anew.
+    /// Continues with a store that starts again from its first revision.
     pub(crate) fn begin_epoch(&mut self) {
         self.epoch += 1;
         let step =
@@ -133,7 +134,8 @@ async fn record(
     let mut stream = opened?;
     while let Some(message) = stream.message().await? {
         if message.canceled() {
-            // Where another member told it in time, this one begins anew behind it.
+            // If another member delivered the compacted revisions in time, the next attempt starts
+            // after them.
             if message.compact_revision() > *reached.borrow() + 1 {
                 journal.open().failures.push(format!("history was compacted before the recorder had {next}"));
             }
@@ -143,7 +145,7 @@ async fn record(
             let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
             let number = step.revision.number;
             let former = *reached.borrow();
-            // Another member told it before, or this one repeats itself, as some releases do.
+            // Another member delivered it before, or this one repeats itself, as some releases do.
             if number <= former {
                 continue;
             }
@@ -173,8 +175,8 @@ fn steps_of(message: &WatchResponse, epoch: u32, at: Duration) -> Vec<Step> {
     steps
 }
 
-/// A client of one member, which notices when that freezes; one that may do everything, whether
-/// authentication is on or off.
+/// Connects to one member, with keep-alive so that a freeze is noticed. The client may do
+/// everything, whether or not authentication is enabled.
 pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> {
     let options = ConnectOptions::default()
         .with_connect_timeout(Duration::from_millis(500))
@@ -187,7 +189,7 @@ pub(crate) async fn connect(member: &str) -> Result<Client, etcd_client::Error> 
     }
 }
 
-/// The different states of a service, the first one being empty.
+/// Returns the successive states of a service. The first is empty.
 pub(crate) fn states(steps: &[Step], service: &ServiceName) -> Vec<State> {
     let mut states = vec![State { since: Revision::default(), at: Duration::ZERO, set: Snapshot::default() }];
     let mut epoch = 0;
@@ -208,7 +210,7 @@ pub(crate) fn states(steps: &[Step], service: &ServiceName) -> Vec<State> {
     states
 }
 
-/// Whose key it is, where it is one of the service's.
+/// Returns the instance id of a key, if it is a key of the service.
 pub(crate) fn id_of(service: &ServiceName, key: &str) -> Option<InstanceId> {
     let naming = EtcdNaming::default();
     let tail = key.strip_prefix(PREFIX)?.strip_prefix(&naming.range(service))?;
@@ -219,13 +221,13 @@ pub(crate) fn instance_of(id: &InstanceId, stored: &Stored) -> Option<Instance> 
     EtcdNaming::default().decode(id.clone(), &stored.value).ok()
 }
 
-/// The registration whose value this is, and which version.
+/// Returns the registration that wrote this instance, and the version.
 pub(crate) fn owner_of(instance: &Instance) -> Option<(usize, u64)> {
     let number = |key| -> Option<u64> { instance.metadata().get(key)?.parse().ok() };
     Some((usize::try_from(number(OWNER)?).ok()?, number(VERSION)?))
 }
 
-/// The registration whose value stands there.
+/// Returns the registration that wrote this value, and the version.
 pub(crate) fn owner_in(stored: &Stored) -> Option<(usize, u64)> {
     let any = "any".parse().expect("a plain word is an id");
     owner_of(&instance_of(&any, stored)?)

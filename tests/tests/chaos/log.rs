@@ -1,3 +1,5 @@
+//! The record of a run, and the journal through which all parts of the harness write it.
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -9,21 +11,21 @@ use discovery_core::{Instance, ServiceName, Snapshot, Update};
 
 use crate::history::{Revision, Step, Stored};
 
-/// What a run leaves behind: all that the oracle reads.
+/// The record of a run: everything that the oracle reads.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     /// The registry's own history.
     pub(crate) steps: Vec<Step>,
-    /// By number.
+    /// Indexed by number.
     pub(crate) lives: Vec<Life>,
     pub(crate) recordings: Vec<Recording>,
     pub(crate) listings: Vec<Listing>,
     pub(crate) by_hand: Vec<ByHand>,
     pub(crate) disturbances: Vec<Disturbance>,
-    /// What was done, for the reader.
+    /// What was done, for human readers.
     pub(crate) acts: Vec<(Duration, String)>,
     pub(crate) end: End,
-    /// What the harness could not do; the run says nothing then.
+    /// What the harness failed to do. The run then proves nothing.
     pub(crate) failures: Vec<String>,
 }
 
@@ -31,28 +33,29 @@ pub(crate) struct Log {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Life {
     pub(crate) number: usize,
-    /// Which process, and which run of it.
+    /// The process, and the number of its run.
     pub(crate) process: (usize, u32),
     pub(crate) key: String,
     pub(crate) began: Duration,
-    /// `register` returned `Ok`.
+    /// When `register` returned `Ok`.
     pub(crate) registered: Option<Duration>,
     pub(crate) updates: Vec<Updated>,
-    /// Its owner let go of it: `register` failed or was dropped, `deregister` or the drop began, or the process crashed.
+    /// When its owner let go of it: `register` failed or was dropped, `deregister` or the drop
+    /// began, or the process crashed.
     pub(crate) released: Option<Duration>,
-    /// `deregister` returned `Ok`.
+    /// When `deregister` returned `Ok`.
     pub(crate) gone: Option<Duration>,
-    /// Updates that were asked for and are not done.
+    /// Updates that were requested and are not done.
     pub(crate) pending: usize,
     pub(crate) statuses: Vec<(Duration, Word)>,
-    /// The instance as the registration has it.
+    /// The instance as the registration reports it.
     pub(crate) instance: Option<Arc<Instance>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Updated {
     pub(crate) version: u64,
-    /// It returned `Ok`.
+    /// When it returned `Ok`.
     pub(crate) done: Option<Duration>,
 }
 
@@ -64,7 +67,7 @@ pub(crate) enum Word {
     Superseded,
 }
 
-/// One update stream, as its consumer got it.
+/// One update stream as its consumer received it.
 #[derive(Debug)]
 pub(crate) struct Recording {
     pub(crate) name: String,
@@ -72,12 +75,12 @@ pub(crate) struct Recording {
     pub(crate) service: ServiceName,
     pub(crate) opened: Duration,
     pub(crate) items: Vec<(Duration, Update)>,
-    /// The stream ended by itself.
+    /// Whether the stream ended by itself.
     pub(crate) ended: bool,
     pub(crate) closed: Option<Duration>,
 }
 
-/// One `list` that was answered.
+/// A `list` that succeeded.
 #[derive(Debug)]
 pub(crate) struct Listing {
     pub(crate) service: ServiceName,
@@ -86,12 +89,12 @@ pub(crate) struct Listing {
     pub(crate) set: Snapshot,
 }
 
-/// What the harness did to etcd behind everybody's back.
+/// A change that the harness made behind everybody's back.
 #[derive(Debug)]
 pub(crate) struct ByHand {
     pub(crate) target: Target,
     pub(crate) began: Duration,
-    /// `None` where the answer was lost.
+    /// `None` if the answer was lost.
     pub(crate) revision: Option<Revision>,
 }
 
@@ -101,7 +104,7 @@ pub(crate) enum Target {
     Lease(i64),
 }
 
-/// A fault with a duration, and whom it concerns.
+/// A fault with a duration, and the processes it affects.
 #[derive(Clone, Debug)]
 pub(crate) struct Disturbance {
     pub(crate) whom: Whom,
@@ -115,22 +118,22 @@ pub(crate) enum Whom {
     Process(usize),
 }
 
-/// How it was after the last fault.
+/// The state after the last fault.
 #[derive(Debug, Default)]
 pub(crate) struct End {
     /// When the last fault ended.
     pub(crate) healed: Duration,
-    /// How long until every open stream had the set that etcd lists.
+    /// How long it took until every open stream had the set that etcd lists.
     pub(crate) converged: Option<Duration>,
-    /// How long until every registration was as it should be.
+    /// How long it took until every registration was healed.
     pub(crate) registered: Option<Duration>,
-    /// The last ones that were not, and when.
+    /// The last registrations that were not healed, and when.
     pub(crate) unhealed: Vec<(Duration, usize)>,
-    /// When all began to be given up.
+    /// When the harness began to give up everything.
     pub(crate) closing: Duration,
-    /// What stood in etcd then.
+    /// The entries in etcd at that time.
     pub(crate) entries: BTreeMap<String, Stored>,
-    /// What was left when all had been given up.
+    /// What was left after everything had been given up.
     pub(crate) left: Left,
 }
 
@@ -141,7 +144,7 @@ pub(crate) struct Left {
     pub(crate) watches: usize,
 }
 
-/// The log while the run goes on, with its clock.
+/// The log of a run in progress, with its clock.
 #[derive(Clone)]
 pub(crate) struct Journal {
     start: Instant,
@@ -166,14 +169,14 @@ impl Journal {
         self.open().acts.push(entry);
     }
 
-    /// Changes a life, and gives the moment to the change.
+    /// Changes a life; the change is given the current time.
     pub(crate) fn life(&self, number: usize, change: impl FnOnce(&mut Life, Duration)) {
         let mut log = self.open();
         let now = self.now();
         change(&mut log.lives[number], now);
     }
 
-    /// Notes a disturbance that ends now.
+    /// Records a disturbance that ends now.
     pub(crate) fn disturbed(&self, whom: Whom, start: Duration) {
         let end = self.now();
         self.open().disturbances.push(Disturbance { whom, start, end });
@@ -185,7 +188,7 @@ impl Journal {
 }
 
 impl Recording {
-    /// The set that its consumer holds, and whether contact is lost.
+    /// Returns the set that its consumer holds and whether contact is lost.
     pub(crate) fn held(&self) -> (Snapshot, bool) {
         let set = self.items.iter().fold(Snapshot::default(), |set, (_, update)| set.after(update));
         (set, !matches!(self.items.last(), Some((_, Update::Change(_) | Update::Reset(_)))))
@@ -193,7 +196,7 @@ impl Recording {
 }
 
 impl Life {
-    /// Whether its owner holds it at this moment, after it was registered.
+    /// Returns whether it was registered and not yet released at this time.
     pub(crate) fn is_alive(&self, at: Duration) -> bool {
         self.registered.is_some_and(|since| since <= at) && self.released.is_none_or(|end| end > at)
     }

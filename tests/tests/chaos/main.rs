@@ -1,8 +1,14 @@
-//! Chaos: processes that register and resolve at random while etcd, the network and they themselves fail at random, and an oracle
-//! that reads every stream and etcd's own history afterwards and says which promises were broken.
+//! Chaos tests. Processes register and resolve at random while etcd, the network and the processes
+//! themselves fail at random. Afterwards an oracle reads every stream and etcd's own history and
+//! reports which promises were broken.
 //!
-//! Everything random comes from one seed. `make soak SEED=7` repeats a run, as far as real processes can be repeated: the plan is
-//! the same, the moments are not. With `CHAOS_PLAN=1` the plan of a run that fails is printed.
+//! All randomness comes from one seed. `make soak SEED=7` repeats a run as far as real processes
+//! can be repeated: the plan is the same, the timing is not. With `CHAOS_PLAN=1` the plan of a
+//! failed run is printed.
+//!
+//! `plan` decides what happens and `world` makes it happen to the `process`es, which use a
+//! `subject`: the product or the `copy`. `history` and `log` record it, and `oracle` judges the
+//! record.
 
 mod copy;
 mod hand;
@@ -22,7 +28,7 @@ use log::Log;
 use plan::{Plan, Weather};
 use subject::Subject;
 
-/// Runs a plan on the product, and prints what it saw; an error says which promises were broken.
+/// Runs a plan on the product and prints a summary. The error lists the broken promises.
 async fn hold(seed: u64, length: Duration) -> Result<(), String> {
     let plan = Plan::of(seed, length, Weather::Foul);
     let log = world::run(&plan, Subject::Product).await;
@@ -60,9 +66,9 @@ fn summary(log: &Log) -> String {
     )
 }
 
-/// A number from the environment.
+/// Reads a number from the environment.
 fn number(name: &str) -> Option<u64> {
-    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text}")))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,13 +81,14 @@ async fn three_members_keep_their_promises_for_a_while() {
     hold(1, Duration::from_secs(15)).await.unwrap_or_else(|broken| panic!("{broken}"));
 }
 
-/// The proxy is one more member here, and is killed and frozen.
+/// The proxy counts as one more member here, and is killed and frozen.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_and_its_grpc_proxy_keep_their_promises_for_a_while() {
     hold(20, Duration::from_secs(15)).await.unwrap_or_else(|broken| panic!("{broken}"));
 }
 
-/// `CHAOS_SEEDS` runs of `CHAOS_SECONDS` each, with seeds that nobody has seen, or one run with the seed `CHAOS_SEED`.
+/// `CHAOS_SEEDS` runs of `CHAOS_SECONDS` each with fresh seeds, or one run with the seed
+/// `CHAOS_SEED`.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "soak: 20 seeds of a minute"]
 async fn fresh_seeds_break_no_promise() {
@@ -101,7 +108,8 @@ async fn fresh_seeds_break_no_promise() {
     assert!(broken.is_empty(), "promises are broken with the seeds {broken:?}");
 }
 
-/// Runs the harness's own registry on a few seeds until the oracle finds something, and gives the seed and the rule.
+/// Runs the harness's own registry on a few seeds until the oracle finds something. Returns the
+/// seed and the rule.
 async fn found(bug: Option<Bug>) -> Option<(u64, &'static str)> {
     for seed in 0..SEEDS_FOR_A_BUG {
         let plan = Plan::of(seed, Duration::from_secs(8), Weather::Rough);
@@ -115,7 +123,7 @@ async fn found(bug: Option<Bug>) -> Option<(u64, &'static str)> {
     None
 }
 
-/// Every bug is found within a few seeds, by a rule that it breaks, and without one nothing is.
+/// Every bug is found within a few seeds by a rule that it breaks. Without a bug nothing is found.
 #[tokio::test(flavor = "multi_thread")]
 async fn planted_bugs_are_found_and_nothing_else() {
     let table: [(Option<Bug>, &[&str]); 12] = [
@@ -138,14 +146,14 @@ async fn planted_bugs_are_found_and_nothing_else() {
     while let Some((bug, rules, found)) = ended.next().await {
         println!("{bug:?}: {found:?}");
         if !found.map_or(rules.is_empty(), |(_, rule)| rules.contains(&rule)) {
-            wrong.push(format!("{bug:?} should break {rules:?}, but {found:?} was found"));
+            wrong.push(format!("{bug:?} should break {rules:?}, but the oracle found {found:?}"));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Of many broken promises the first ones, which the others mostly follow from.
+/// Reports only the first broken promises, because the others mostly follow from them.
 const REPORTS: usize = 8;
 const SEEDS_FOR_A_BUG: u64 = 3;
-/// As many runs as two cores bear.
+/// As many concurrent runs as two cores can carry.
 const AT_ONCE: usize = 4;

@@ -1,15 +1,17 @@
+//! The plan of a run: what happens and when, as decided by the seed.
+
 use std::{fmt, time::Duration};
 
 use discovery_core::{Claim, ServiceName};
 use fastrand::Rng;
 use support::Fault;
 
-/// What happens in a run and when: nothing but the seed decides it.
+/// What happens in a run and when. The seed alone decides it.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) members: usize,
-    /// Whether etcd's own gRPC proxy is one more member to all processes.
+    /// Whether processes see etcd's own gRPC proxy as one more member.
     pub(crate) has_grpc_proxy: bool,
     pub(crate) length: Duration,
     pub(crate) acts: Vec<(Duration, Act)>,
@@ -17,7 +19,7 @@ pub(crate) struct Plan {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
-    // What users do.
+    // Actions of users.
     Burst { registration: usize },
     Close { stream: usize },
     Deregister { registration: usize },
@@ -26,12 +28,12 @@ pub(crate) enum Act {
     Open { process: usize, stream: usize, service: ServiceName, slow: bool },
     Register { process: usize, registration: usize, service: ServiceName, id: u16, claim: Claim },
     Update { registration: usize },
-    // What becomes of processes.
+    // Faults of processes.
     Crash { process: usize, pause: Duration },
     Freeze { process: usize, pause: Duration },
-    // What becomes of the network.
+    // Faults of the network.
     Cut { process: Option<usize>, member: Option<usize>, fault: Fault, pause: Duration },
-    // What becomes of etcd.
+    // Faults of etcd.
     Authentication { pause: Duration },
     Compact { back: i64 },
     Isolate { target: Members, pause: Duration },
@@ -42,7 +44,7 @@ pub(crate) enum Act {
     Replace { member: usize },
     Stop { target: Members, pause: Duration },
     Wipe,
-    // What somebody does to the entries by hand.
+    // Changes of entries by hand.
     Delete { service: ServiceName, id: u16 },
     Overwrite { service: ServiceName, id: u16 },
     PutBad { service: ServiceName, id: u16 },
@@ -51,7 +53,7 @@ pub(crate) enum Act {
     Revoke { service: ServiceName, id: u16 },
 }
 
-/// Which members of the cluster.
+/// A choice of members of the cluster.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Members {
     Leader,
@@ -59,21 +61,22 @@ pub(crate) enum Members {
     One(usize),
 }
 
-/// Which faults there are.
+/// The kinds of faults in a plan.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Weather {
-    /// All of them.
+    /// All faults.
     Foul,
-    /// Those that a simple registry can bear: nothing hangs, and etcd stays the same one.
+    /// The faults that a simple registry survives: nothing hangs, and etcd is never replaced.
     Rough,
 }
 
 impl Plan {
-    /// The plan of a seed; odd seeds have three members, and half of all have the gRPC proxy, too.
+    /// Returns the plan of a seed. Odd seeds have three members, and half of all seeds have the
+    /// gRPC proxy as well.
     pub(crate) fn of(seed: u64, length: Duration, weather: Weather) -> Self {
         let members = if weather == Weather::Foul && seed % 2 == 1 { 3 } else { 1 };
         let has_grpc_proxy = weather == Weather::Foul && matches!(seed % 4, 0 | 3);
-        // What bears less has it more often.
+        // A subject that faces fewer kinds of faults faces them more often.
         let rest = if weather == Weather::Foul { 500..2500 } else { 100..800 };
         let mut author = Author { rng: Rng::with_seed(seed), members, has_grpc_proxy, ..Author::default() };
         let mut acts: Vec<(Duration, Act)> = author.opening().into_iter().map(|act| (Duration::ZERO, act)).collect();
@@ -84,7 +87,7 @@ impl Plan {
             if now >= fault {
                 let (act, pause) = author.fault(weather);
                 if matches!(act, Act::Cut { .. }) && pause > Duration::from_millis(300) {
-                    // What they miss meanwhile is not to be had afterwards.
+                    // What the processes miss meanwhile cannot be read afterwards.
                     acts.push((now + pause - Duration::from_millis(50), Act::Compact { back: 0 }));
                 }
                 acts.push((now, act));
@@ -98,7 +101,7 @@ impl Plan {
     }
 }
 
-/// Writes a plan, with what it has planned so far in mind.
+/// Writes a plan, and keeps track of what it has planned so far.
 #[derive(Default)]
 struct Author {
     rng: Rng,
@@ -106,7 +109,7 @@ struct Author {
     has_grpc_proxy: bool,
     registrations: usize,
     streams: usize,
-    /// The registrations and streams that should be there, by their process.
+    /// The registrations and streams that should exist, by process.
     live: Vec<(usize, usize)>,
     open: Vec<(usize, usize)>,
     pairs: bool,
@@ -121,7 +124,7 @@ impl Author {
         acts
     }
 
-    /// Something that users do.
+    /// Returns an action of a user.
     fn use_it(&mut self) -> Option<Act> {
         let process = self.rng.usize(..PROCESSES);
         Some(match self.rng.u32(..100) {
@@ -142,7 +145,7 @@ impl Author {
         })
     }
 
-    /// Something that goes wrong, and for how long.
+    /// Returns a fault and its duration.
     fn fault(&mut self, weather: Weather) -> (Act, Duration) {
         let short = self.millis(100..1500);
         let long = self.millis(1500..4500);
@@ -151,7 +154,7 @@ impl Author {
         let service = self.service();
         let id = self.rng.u16(..IDS);
         let choice = match weather {
-            // What concerns the proxy comes last, so that the plans without it are what they were.
+            // Faults of the proxy come last, so that plans without a proxy stay the same.
             Weather::Foul if self.has_grpc_proxy => self.rng.u32(..37),
             Weather::Foul => self.rng.u32(..28),
             Weather::Rough => self.rng.u32(..15),
@@ -185,7 +188,7 @@ impl Author {
             28..=31 => Act::KillGrpcProxy { pause },
             32 | 33 => Act::PauseGrpcProxy { pause },
             34..=36 => {
-                // To the processes it is the member after the last one.
+                // Processes see the proxy as the member after the last.
                 Act::Cut { process: None, member: Some(self.members), fault: self.bad_network(), pause }
             }
             _ if !self.wiped => {
@@ -233,7 +236,7 @@ impl Author {
         let stream = self.streams;
         self.streams += 1;
         self.open.push((process, stream));
-        // Enough on one service for a queue to overflow.
+        // On one service there are enough changes to overflow a queue.
         let service = if slow { "payments".parse().expect("a plain word is a name") } else { self.service() };
         Act::Open { process, stream, service, slow }
     }
@@ -250,7 +253,7 @@ impl Author {
         Some(self.live.swap_remove(place).1)
     }
 
-    /// Mostly the first one; the others are its neighbours in etcd.
+    /// Returns the first service most of the time; the others are its neighbours in etcd.
     fn service(&mut self) -> ServiceName {
         let name = match self.rng.u32(..10) {
             0..7 => "payments",
@@ -284,7 +287,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// How many processes there are, each with one handle that registers and resolves.
+/// The number of processes, each with one handle that registers and resolves.
 pub(crate) const PROCESSES: usize = 4;
-/// How many ids there are in each service, so that processes meet.
+/// The number of ids per service, small so that processes collide.
 const IDS: u16 = 6;

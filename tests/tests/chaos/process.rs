@@ -1,3 +1,5 @@
+//! A simulated process with registrations and streams, which can crash and freeze.
+
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use discovery_core::{Backend, Claim, Instance, Registration, ServiceName, Status};
@@ -16,12 +18,12 @@ use crate::{
     subject::Subject,
 };
 
-/// One process of a fleet: a runtime and a backend handle of its own, which can crash and freeze.
+/// One process of a fleet: a runtime and a backend handle, which can crash and freeze.
 pub(crate) struct Process {
     place: usize,
     subject: Subject,
     journal: Journal,
-    /// Slow consumers hurry up from then on.
+    /// Slow consumers hurry up once this is set.
     hurry: watch::Receiver<bool>,
     members: Vec<String>,
     run: u32,
@@ -36,7 +38,7 @@ struct Running {
     streams: HashMap<usize, (usize, AbortHandle)>,
 }
 
-/// What a registration is told.
+/// A command to a registration.
 enum Order {
     Deregister,
     Drop,
@@ -58,13 +60,13 @@ impl Process {
         process
     }
 
-    /// Starts it anew after a crash.
+    /// Starts it again after a crash.
     pub(crate) fn restart(&mut self) {
         if self.running.is_some() {
             return;
         }
         self.run += 1;
-        // One thread, so that one that sleeps is a process that is frozen.
+        // With one thread, a sleeping task freezes the whole process.
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads are left");
         let backend = {
             let _entered = runtime.enter();
@@ -74,7 +76,7 @@ impl Process {
         self.running = Some(Running { runtime, backend, registrations, registrars, streams });
     }
 
-    /// Ends it at once, so that nothing is said to etcd any more.
+    /// Ends it at once, so that it sends nothing more to etcd.
     pub(crate) fn crash(&mut self) {
         let Some(running) = self.running.take() else { return };
         let now = self.journal.now();
@@ -106,7 +108,7 @@ impl Process {
         let Some(backend) = running.backend.clone() else { return };
         let (orders, ordered) = mpsc::unbounded_channel();
         running.registrations.insert(number, orders);
-        // Two ids share an address.
+        // Pairs of ids share an address.
         let address = format!("10.0.0.{}:80", id / 2 + 1).parse().expect("an address");
         let id = format!("i{id}").parse().expect("an id");
         let instance = versioned(Instance::new(address).with_id(id), number, 0);
@@ -197,8 +199,8 @@ impl Process {
         });
     }
 
-    /// Gives up everything in order: half of the registrations by deregistering, half by dropping them, then the streams and
-    /// the handle.
+    /// Gives up everything gracefully: half of the registrations by deregistering, half by dropping
+    /// them, then the streams and the handle.
     pub(crate) async fn give_up(&mut self) {
         let Some(running) = &mut self.running else { return };
         for (number, orders) in &running.registrations {
@@ -217,14 +219,14 @@ impl Process {
 
     fn order(&self, number: usize, order: Order) {
         let orders = self.running.as_ref().and_then(|running| running.registrations.get(&number));
-        // A registration that never came to be has no ears.
+        // A registration that never came to be receives no orders.
         let _ = orders.map(|orders| orders.send(order));
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Not simply dropped, since that would wait.
+        // A plain drop of the runtime would block.
         if let Some(running) = self.running.take() {
             running.runtime.shutdown_background();
         }
@@ -243,7 +245,7 @@ impl Registrar {
     async fn run(mut self, service: ServiceName, instance: Instance, claim: Claim) {
         let registered = tokio::select! {
             registered = self.backend.register_with(&service, instance, claim) => registered,
-            // Given up half-way.
+            // Dropped before completion.
             () = given_up(&self.journal, self.number, &mut self.orders) => return self.released(),
         };
         let Ok(mut registration) = registered else { return self.released() };
@@ -284,7 +286,7 @@ impl Registrar {
         self.say(registration);
     }
 
-    /// Notes the status, if it is another one.
+    /// Records the status if it changed.
     fn say(&self, registration: &Registration) {
         let word = match registration.status() {
             Status::Lost { .. } => Word::Lost,
@@ -307,7 +309,8 @@ impl Registrar {
     }
 }
 
-/// Waits for the order that ends a registration; before there is one, nothing else can be done to it.
+/// Waits for the order that ends a registration. Until it is registered nothing else can be done
+/// with it.
 async fn given_up(journal: &Journal, number: usize, orders: &mut mpsc::UnboundedReceiver<Order>) {
     while let Some(Order::Update { times }) = orders.recv().await {
         journal.life(number, |life, _| life.pending -= times);

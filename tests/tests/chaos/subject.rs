@@ -1,3 +1,5 @@
+//! The registry under test, as the processes connect to it.
+
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Backend, Backoff};
@@ -9,16 +11,16 @@ use crate::{
     oracle::{DEADLINE, TTL},
 };
 
-/// What is put to the test.
+/// The registry under test.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Subject {
-    /// The harness's own registry, without a bug or with one.
+    /// The harness's own registry, with or without a bug.
     Copy(Option<Bug>),
     Product,
 }
 
 impl Subject {
-    /// A handle, for a process whose runtime is entered.
+    /// Returns a handle. The runtime of the process must be entered.
     pub(crate) fn connect(self, members: Vec<String>) -> Arc<dyn Backend> {
         match self {
             Self::Copy(bug) => Arc::new(Copy::new(members, bug)),
@@ -27,13 +29,13 @@ impl Subject {
     }
 }
 
-/// Short, but with nothing turned off.
+/// Short times, with nothing turned off.
 fn config(members: Vec<String>) -> EtcdConfig {
     let least = Duration::from_millis(50);
     let most = Duration::from_millis(500);
     EtcdConfig::new(members)
         .prefix("chaos")
-        // Of no use until authentication is switched on.
+        // Without effect until authentication is enabled.
         .credentials(USER, PASSWORD)
         .ttl(TTL)
         .request_timeout(Duration::from_secs(1))

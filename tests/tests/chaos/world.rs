@@ -1,3 +1,5 @@
+//! Carries out a plan: starts etcd, the proxies and the processes, and applies each act to them.
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
@@ -26,7 +28,7 @@ use crate::{
     subject::Subject,
 };
 
-/// Runs a plan on real processes of etcd, and gives back what happened.
+/// Runs a plan on real etcd processes and returns the log.
 pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
     let journal = Journal::new();
     let registrations = plan.acts.iter().filter(|(_, act)| matches!(act, Act::Register { .. })).count();
@@ -34,8 +36,8 @@ pub(crate) async fn run(plan: &Plan, subject: Subject) -> Log {
     let etcd = match plan.members {
         1 => Etcd::setup().flag("--bcrypt-cost=4").start().await,
         members => {
-            // A password is checked at each connection of the harness, and members are replaced at
-            // any time.
+            // The harness checks a password on each connection, and members are replaced at any
+            // time.
             let setup = Etcd::setup().members(members).peers_through_proxies();
             setup.flag("--bcrypt-cost=4").flag("--strict-reconfig-check=false").start().await
         }
@@ -81,7 +83,7 @@ struct World {
     processes: Vec<Process>,
     /// The processes of registrations and streams.
     owners: BTreeMap<Place, usize>,
-    /// Faults that are going on.
+    /// Faults in progress.
     faults: JoinSet<()>,
 }
 
@@ -91,19 +93,19 @@ enum Place {
     Stream(usize),
 }
 
-/// What all stand on: etcd, the network, and what is known of both.
+/// What all processes share: etcd, the network, and what the harness knows of both.
 struct Ground {
     journal: Journal,
     etcd: Etcd,
-    /// One fault of it at a time.
+    /// Allows one fault of it at a time.
     grpc_proxy: Option<Mutex<GrpcProxy>>,
-    /// By process and member, the gRPC proxy last.
+    /// By process and member; the gRPC proxy is last.
     proxies: Vec<Vec<Proxy>>,
     recorder: Mutex<Recorder>,
     hand: Hand,
-    /// Read by whom a wipe would confuse.
+    /// Held for reading by tasks that a wipe would confuse.
     epoch: RwLock<u32>,
-    /// One fault of the cluster at a time.
+    /// Allows one fault of the cluster at a time.
     fault: Mutex<()>,
     wiping: AtomicBool,
 }
@@ -111,7 +113,7 @@ struct Ground {
 impl World {
     async fn play(&mut self, plan: &Plan) {
         let start = self.ground.journal.now();
-        // By time; restarts are added as crashes happen.
+        // Ordered by time; restarts are added as crashes happen.
         let mut restarts: BTreeSet<(Duration, usize)> = BTreeSet::new();
         let mut frozen = Duration::ZERO;
         for (at, act) in &plan.acts {
@@ -180,7 +182,8 @@ impl World {
         journal.note("the last fault is over");
         let mut converged = None;
         let mut registered = None;
-        // A lease that ends by the last fault ends in the first seconds; and what is being updated is not judged.
+        // A lease that the last fault ends is gone within the first seconds. A registration that is
+        // being updated is not judged.
         while journal.now() < healed + SETTLE
             && (converged.is_none()
                 || registered.is_none()
@@ -204,10 +207,10 @@ impl World {
         let entries = self.ground.hand.entries().await.map(|(entries, _)| entries);
         let mut log = journal.open();
         if is_busy(&log) {
-            log.failures.push("updates go on for ever".into());
+            log.failures.push("updates do not end".into());
         }
         if entries.is_none() {
-            log.failures.push("etcd does not answer after the last fault".into());
+            log.failures.push("etcd did not answer after the last fault".into());
         }
         let end = &mut log.end;
         end.healed = healed;
@@ -217,7 +220,7 @@ impl World {
         end.entries = entries.unwrap_or_default();
     }
 
-    /// Gives up everything, and waits until nothing is left.
+    /// Gives up everything and waits until nothing is left.
     async fn give_up(&mut self) {
         let start = self.ground.journal.now();
         for process in &mut self.processes {
@@ -225,7 +228,7 @@ impl World {
                 self.ground.journal.open().failures.push("giving up took longer than the deadline".into());
             }
         }
-        // Of those that crashed in the end, the leases have to run out.
+        // Leases of processes that crashed in the end have to expire.
         let patience = TTL + ELECTION + Duration::from_secs(1) + SLACK * 2;
         let mut left = Left::default();
         while self.ground.journal.now() < start + DEADLINE + patience {
@@ -356,7 +359,8 @@ impl Ground {
         self.answering(start).await;
     }
 
-    /// Cuts everybody off, so that nobody knows more than the recorder, and lets etcd begin anew.
+    /// Cuts everybody off, so that nobody knows more than the recorder, and lets etcd start again
+    /// without data.
     async fn wipe(&self) {
         let _one = self.fault.lock().await;
         let mut epoch = self.epoch.write().await;
@@ -376,7 +380,7 @@ impl Ground {
         self.answering(start).await;
     }
 
-    /// Waits until etcd answers, and notes the disturbance.
+    /// Waits until etcd answers and records the disturbance.
     async fn answering(&self, start: Duration) {
         while self.hand.entries().await.is_none() {
             sleep(Duration::from_millis(50)).await;
@@ -410,11 +414,11 @@ impl Ground {
     }
 
     fn grpc_proxy(&self) -> &Mutex<GrpcProxy> {
-        self.grpc_proxy.as_ref().expect("only a plan with the gRPC proxy has faults of it")
+        self.grpc_proxy.as_ref().expect("the plan has the gRPC proxy")
     }
 
-    /// How many watches etcd has that are not the harness's own: its recorder has one on each
-    /// member, and the gRPC proxy has two, which tell it whether there is a leader.
+    /// Returns how many watches etcd has besides the harness's own: the recorder has one on each
+    /// member, and the gRPC proxy has two, by which it learns whether there is a leader.
     fn watches(&self) -> usize {
         let count = |place| self.etcd.metric(place, "etcd_debugging_mvcc_watcher_total").unwrap_or_default() as usize;
         let members = self.etcd.members().len();
@@ -422,7 +426,7 @@ impl Ground {
         (0..members).map(count).sum::<usize>().saturating_sub(own)
     }
 
-    /// Removes what was put by hand and that no registration is going to repair.
+    /// Removes entries put by hand that no registration will repair.
     async fn clear(&self, entries: &BTreeMap<String, Stored>) {
         let epoch = *self.epoch.read().await;
         for (key, stored) in entries.iter().filter(|(_, stored)| owner_in(stored).is_none()) {
@@ -438,7 +442,7 @@ fn is_superseded(life: &Life) -> bool {
     matches!(life.statuses.last(), Some((_, Word::Superseded)))
 }
 
-/// Whether every open stream has what is listed.
+/// Returns whether every open stream has the listed set.
 fn have_converged(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
     log.recordings.iter().filter(|recording| recording.closed.is_none()).all(|recording| {
         let valid = entries.iter().filter_map(|(key, stored)| {
@@ -449,7 +453,7 @@ fn have_converged(log: &Log, entries: &BTreeMap<String, Stored>) -> bool {
     })
 }
 
-/// The registrations that are neither in etcd as they should be nor superseded.
+/// Returns the registrations that are neither superseded nor in etcd as they should be.
 fn unhealed(log: &Log, entries: &BTreeMap<String, Stored>) -> Vec<usize> {
     let is_right = |life: &&Life| {
         let is_said = matches!(life.statuses.last(), Some((_, Word::Registered)));
@@ -463,12 +467,12 @@ fn unhealed(log: &Log, entries: &BTreeMap<String, Stored>) -> Vec<usize> {
     held.filter(|life| !is_right(life)).map(|life| life.number).collect()
 }
 
-/// Whether a registration is being updated.
+/// Returns whether a registration is being updated.
 fn is_busy(log: &Log) -> bool {
     log.lives.iter().any(|life| life.released.is_none() && life.registered.is_some() && life.pending > 0)
 }
 
 /// More updates than a stream's queue holds.
 const BURST: usize = 160;
-/// Long enough to see by how much a bound is missed.
+/// Long enough to show by how much a bound is missed.
 const SETTLE: Duration = Duration::from_secs(30);

@@ -20,25 +20,25 @@ use crate::cut;
 
 const PASSWORD: &str = "canary";
 
-/// How often all members together were asked to check a password.
+/// Returns how many times all members together were asked to check a password.
 fn authenticated(etcd: &Etcd) -> u64 {
     let name =
         r#"grpc_server_started_total{grpc_method="Authenticate",grpc_service="etcdserverpb.Auth",grpc_type="unary"}"#;
     (0..etcd.members().len()).map(|place| etcd.metric(place, name).expect("etcd counts calls") as u64).sum()
 }
 
-/// Authentication is switched on and off under a handle with credentials: its lists, watches,
-/// registrations and its server go on, whether their connections are cut in between or not, and
-/// also where etcd is restarted. The log has it once each time.
+/// Authentication is enabled and disabled under a handle with credentials. Its lists, watches,
+/// registrations and server go on, whether or not connections are cut in between, and even if etcd
+/// restarts. The log reports each change once.
 #[tokio::test]
-async fn authentication_may_be_switched_on_and_off() {
+async fn authentication_may_be_enabled_and_disabled() {
     let log = Log::down_to(Level::INFO);
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
     raw.add_writer("teller", "").await;
     raw.add_user("teller", Some(PASSWORD), &["teller"]).await;
     let proxy = Proxy::to(etcd.address()).await;
-    // Longer than a busy machine needs to restart etcd: the lease itself is not what this is about.
+    // Longer than a busy machine needs to restart etcd, because this test is not about the lease.
     let ttl = Duration::from_secs(5);
     let config = config([proxy.address()]).ttl(ttl).credentials("teller", PASSWORD);
     let backend = Arc::new(EtcdBackend::new(config).unwrap());
@@ -105,7 +105,7 @@ async fn authentication_may_be_switched_on_and_off() {
         assert!(handle.statuses().current().is_registered(), "{step}: {:?}", handle.statuses().current());
         println!("{step}: listed, registered, watched, updated and deregistered in {:?}", start.elapsed());
     }
-    // Through a whole lease of the last kind.
+    // A whole lease with authentication disabled.
     sleep(ttl + Duration::from_secs(1)).await;
     assert!(registration.status().is_registered() && handle.statuses().current().is_registered());
     handle.stop();
@@ -114,11 +114,11 @@ async fn authentication_may_be_switched_on_and_off() {
     follower.until("none is left", SOON, |set| set.is_empty()).await;
     let lines = log.with("authentication is not enabled in etcd");
     println!("{} lines about it", lines.len());
-    assert!((1..=6).contains(&lines.len()), "once each time that it was found off: {lines:?}");
+    assert!((1..=6).contains(&lines.len()), "once each time that authentication is found disabled: {lines:?}");
 }
 
-/// A wrong password, three members, and many who ask: the members together are asked to check it at
-/// most once a second, and less and less often.
+/// A wrong password, three members and many callers: the members together check it at most once a
+/// second, and less and less often.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
     let etcd = Etcd::start_members(3).await;
@@ -146,23 +146,23 @@ async fn a_wrong_password_is_checked_once_a_second_over_all_members() {
     assert!(asked >= 3, "each member was asked");
     assert!(asked as f64 <= took.as_secs_f64() + 1.0, "{asked} in {took:?}");
 
-    // Mended, it is found with the next attempt.
+    // Once the password is corrected, the next attempt succeeds.
     let mut root = etcd.raw_as("root", PASSWORD).await;
     root.change_password("root", "wrong").await;
     let start = Instant::now();
     eventually("it is listed", SOON, async || backend.list(&payments()).await.is_ok()).await;
-    println!("listed {:?} after the password was mended", start.elapsed());
+    println!("listed {:?} after the password was corrected", start.elapsed());
     for stream in &mut streams {
         use futures::StreamExt;
         let reset = async { while !matches!(stream.next().await, Some(discovery_core::Update::Reset(_))) {} };
-        timeout(SOON, reset).await.expect("watched, too");
+        timeout(SOON, reset).await.expect("the services are watched again");
     }
 }
 
-/// Failing over with credentials costs no more than a moment, though each member has to check the
+/// Failing over with credentials takes no more than a moment, although each member has to check the
 /// password.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_goes_costs_a_handle_with_credentials_a_moment() {
+async fn a_handle_with_credentials_fails_over_within_a_moment() {
     let etcd = Etcd::start_members(3).await;
     etcd.raw().await.enable_auth(PASSWORD).await;
     let backend = EtcdBackend::new(config(etcd.members()).credentials("root", PASSWORD)).unwrap();
@@ -182,11 +182,11 @@ async fn a_member_that_goes_costs_a_handle_with_credentials_a_moment() {
     let _: Raw = etcd.raw_as("root", PASSWORD).await;
 }
 
-/// A member that takes connections and says nothing keeps no other member's token back: handles
-/// that begin with it are registered elsewhere after one request's time, and their leases survive
-/// that the other member restarts.
+/// A member that accepts connections and stays silent does not delay the token of another member.
+/// Handles that start with it are registered elsewhere after one request timeout, and their leases
+/// survive a restart of the other member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_silent_member_keeps_no_token_of_another_one_back() {
+async fn a_silent_member_does_not_delay_the_token_of_another() {
     const TTL: Duration = Duration::from_secs(10);
     let etcd = Etcd::start().await;
     etcd.raw().await.enable_auth(PASSWORD).await;
@@ -201,7 +201,7 @@ async fn a_silent_member_keeps_no_token_of_another_one_back() {
     let start = Instant::now();
     let registrations = join_all(backends.iter().zip(0..).map(|(backend, number)| register(backend, number))).await;
     println!("twelve handles registered within {:?}", start.elapsed());
-    // They begin with either member.
+    // Handles start with either member.
     etcd.kill(0);
     sleep(Duration::from_millis(500)).await;
     etcd.restart(0).await;
@@ -214,9 +214,9 @@ async fn a_silent_member_keeps_no_token_of_another_one_back() {
     }
 }
 
-/// A member that checks passwords and then accepts none of its tokens is asked less and less often.
+/// A member that checks passwords and then rejects its own tokens is asked less and less often.
 #[tokio::test]
-async fn tokens_that_are_never_accepted_are_asked_for_less_and_less_often() {
+async fn rejected_tokens_are_requested_less_and_less_often() {
     let fake = Fake::start().await;
     fake.before(|method| match method {
         Method::Authenticate | Method::Status => Before::Serve,
@@ -230,16 +230,16 @@ async fn tokens_that_are_never_accepted_are_asked_for_less_and_less_often() {
     let asked = fake.asked(Method::Authenticate).len();
     println!("{asked} Authenticate in 20 s");
     assert!((3..=16).contains(&asked), "{asked}");
-    // It accepts them again: the handle is back with the next attempt.
+    // Once tokens are accepted, the next attempt succeeds.
     fake.before(|_| Before::Serve);
     let took = until_registered(&kept, Duration::from_secs(25)).await;
     println!("registered {took:?} later");
 }
 
-/// Authentication is off, and something in front of etcd refuses calls all the same: that it is off
-/// is reported once.
+/// Authentication is disabled, and something in front of etcd still refuses calls. The log reports
+/// once that it is disabled.
 #[tokio::test]
-async fn authentication_that_is_off_is_reported_once() {
+async fn disabled_authentication_is_reported_once() {
     let log = Log::down_to(Level::INFO);
     let fake = Fake::start().await;
     fake.before(|method| match method {
@@ -259,10 +259,10 @@ async fn authentication_that_is_off_is_reported_once() {
     assert_eq!(log.with("requires authentication").len(), 0);
 }
 
-/// What serves two runtimes is not kept by the one that stands still: a caller of that one gave up
+/// A handle used on two runtimes is not blocked by one that stops running: a caller there gave up
 /// while a connection was being made.
 #[test]
-fn a_runtime_that_stands_still_keeps_no_connection_back() {
+fn a_stalled_runtime_does_not_block_a_shared_connection() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let main = runtime();
     let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -277,7 +277,7 @@ fn a_runtime_that_stands_still_keeps_no_connection_back() {
     assert!(gave_up.is_err());
     proxy.set(Fault::None);
     main.block_on(async { assert_eq!(count(&backend).await, Some(0)) });
-    // The handle's own runtime ends, and a caller has another one.
+    // The handle's own runtime ends, and a caller uses another one.
     let third = runtime();
     let orphan = third.block_on(async { usual([proxy.address()]) });
     drop(third);

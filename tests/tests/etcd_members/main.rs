@@ -1,4 +1,4 @@
-//! One bad answer, one bad member, an overload or a rotation takes no handle down.
+//! No single bad answer, bad member, overload or rotation takes a handle down.
 
 mod authentication;
 mod outage;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use support::{Fault, Proxy};
 use tokio::time::sleep;
 
-/// Ends the connections that there are.
+/// Cuts the open connections.
 async fn cut(proxy: &Proxy) {
     proxy.set(Fault::Reset);
     sleep(Duration::from_millis(50)).await;

@@ -1,3 +1,5 @@
+//! Calls and registrations that begin or go on while no member answers.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{Claim, ErrorKind, RegistryExt, Resolver, Status};
@@ -7,8 +9,8 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// etcd is not there yet: a registration that is kept is there all the same, takes an update, and
-/// is in etcd as soon as that is.
+/// A registration that is kept exists before etcd does, accepts an update, and is written as soon
+/// as etcd is there.
 #[tokio::test]
 async fn a_registration_may_begin_before_etcd_does() {
     let etcd = Etcd::absent();
@@ -22,20 +24,20 @@ async fn a_registration_may_begin_before_etcd_does() {
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
     let start = Instant::now();
     registration.update(|one| one.with_weight(7.try_into().unwrap())).await.unwrap();
-    assert!(start.elapsed() < Duration::from_millis(100), "it changes what is going to be written");
+    assert!(start.elapsed() < Duration::from_millis(100), "the update changes what will be written");
     etcd.appear().await;
     let took = until_registered(&registration, SOON).await;
     println!("registered {took:?} after etcd appeared");
     let set = backend.list(&payments()).await.unwrap();
     assert_eq!(set.iter().map(|one| one.weight().value()).collect::<Vec<_>>(), [7]);
     drop(registration);
-    eventually("it goes with its handle", SOON, async || count(&backend).await == Some(0)).await;
+    eventually("the entry goes with its handle", SOON, async || count(&backend).await == Some(0)).await;
 }
 
-/// A claim that must not take over ends as superseded, for good, once etcd tells of the other
+/// A claim that must not take over ends as superseded, which is final, once etcd reports the other
 /// owner.
 #[tokio::test]
-async fn a_registration_that_is_kept_and_conflicts_is_over() {
+async fn a_kept_registration_that_conflicts_is_superseded() {
     let etcd = Etcd::start().await;
     let owner = connect(&etcd);
     let held = owner.keep_registered(&payments(), instance(1), Claim::IfAbsent).unwrap();
@@ -49,14 +51,14 @@ async fn a_registration_that_is_kept_and_conflicts_is_over() {
     eventually("superseded", SOON, async || matches!(refused.status(), Status::Superseded { .. })).await;
     held.deregister().await.unwrap();
     sleep(TTL).await;
-    assert_eq!(count(&backend).await, Some(0), "it does not come back");
+    assert_eq!(count(&backend).await, Some(0), "the superseded registration does not come back");
     refused.deregister().await.unwrap();
 }
 
-/// A list goes on for the time that is set for an operation, 5 s here, and succeeds where etcd is
-/// back within that.
+/// A list keeps trying for the operation timeout, 5 s here, and succeeds if etcd is back within
+/// that time.
 #[tokio::test]
-async fn a_list_goes_on_for_its_whole_time() {
+async fn a_list_keeps_trying_until_its_timeout() {
     let etcd = Etcd::absent();
     let backend = connect(&etcd);
     let start = Instant::now();
@@ -72,6 +74,6 @@ async fn a_list_goes_on_for_its_whole_time() {
         etcd.appear().await;
         start.elapsed()
     });
-    println!("listed after {:?}, of which {appeared:?} without etcd", start.elapsed());
+    println!("listed after {:?}, {appeared:?} of which passed without etcd", start.elapsed());
     assert!(listed.unwrap().is_empty());
 }

@@ -1,3 +1,5 @@
+//! Mass repairs and hanging lists, and what they cost other callers.
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -12,12 +14,13 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// Registers so many instances through one handle.
+/// Registers this many instances through one handle.
 async fn register_all(backend: &EtcdBackend, count: u16) -> Vec<Registration> {
     join_all((0..count).map(|number| register(backend, number))).await
 }
 
-/// Revokes the handle's lease, and with it all entries. Returns how long it takes until all are back.
+/// Revokes the handle's lease, which removes all entries. Returns how long it takes until all are
+/// back.
 async fn lose_all(etcd: &Etcd, registrations: &[Registration]) -> Duration {
     let mut raw = etcd.raw().await;
     let leases = raw.leases().await;
@@ -31,10 +34,10 @@ async fn lose_all(etcd: &Etcd, registrations: &[Registration]) -> Duration {
     start.elapsed()
 }
 
-/// F17, with a fifth of its entries: the lease of 2,000 is lost at once, and all are back within 30
-/// s, in each of three rounds.
+/// F17 with a fifth of its entries: the lease of 2,000 entries is lost at once, and all are back
+/// within 30 s, in each of three rounds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_thousand_entries_that_are_lost_at_once_are_soon_back() {
+async fn two_thousand_entries_lost_at_once_are_soon_back() {
     const ENTRIES: u16 = 2000;
     let etcd = Etcd::start().await;
     let backend = usual(etcd.members());
@@ -47,19 +50,19 @@ async fn two_thousand_entries_that_are_lost_at_once_are_soon_back() {
     }
 }
 
-/// No more than 128 reads and writes of entries are on their way at once. What somebody waits for,
-/// a first registration and a deregistration, does not queue behind the repairs of others.
+/// At most 128 reads and writes of entries are in flight. Operations that somebody waits for, a
+/// first registration and a deregistration, do not queue behind the repairs of others.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn repairs_are_limited_and_delay_nobody_who_waits() {
+async fn repairs_are_limited_and_delay_no_waiting_caller() {
     const SLOW: Duration = Duration::from_millis(300);
     let fake = Fake::start().await;
-    // Long enough for nothing to time out.
+    // Long enough that nothing times out.
     let config = config([fake.address()]).request_timeout(Duration::from_secs(5));
     let backend = Arc::new(EtcdBackend::new(config).unwrap());
     let mut registrations = register_all(&backend, 1000).await;
     fake.before(|method| if method == Method::Write { Before::Wait(SLOW) } else { Before::Serve });
     let lost = Instant::now();
-    // The lease is gone at its next renewal.
+    // The lease is reported as gone at its next renewal.
     fake.edit_renewals(|mut answer| {
         answer.ttl = 0;
         vec![Ok(answer)]
@@ -84,12 +87,12 @@ async fn repairs_are_limited_and_delay_nobody_who_waits() {
     let gone = start.elapsed();
     let is_back = async || registrations.iter().all(|one| one.status().is_registered());
     let still_lost = registrations.iter().filter(|one| !one.status().is_registered()).count();
-    assert!(still_lost > 100, "it was under way all the time: {still_lost}");
+    assert!(still_lost > 100, "the repairs were in progress all the time: {still_lost}");
     eventually("all are back", Duration::from_secs(30), is_back).await;
     let back = noticed.elapsed();
 
     let writes: Vec<Instant> = fake.asked(Method::Write).into_iter().filter(|at| *at > lost).collect();
-    // What began within a time in which none can have ended was on its way together.
+    // Writes that began within less than the time that each takes were in flight together.
     let together = |from: &Instant| writes.iter().filter(|at| **at >= *from && **at < *from + SLOW * 9 / 10).count();
     let most = writes.iter().map(together).max().unwrap();
     println!(
@@ -97,14 +100,13 @@ async fn repairs_are_limited_and_delay_nobody_who_waits() {
     );
     assert!(most <= 128, "{most}");
     for took in times.iter().flat_map(|(one, other)| [*one, *other]).chain([gone]) {
-        assert!(took < SLOW * 3, "a read or two and a write, each of {SLOW:?}: {took:?}");
+        assert!(took < SLOW * 3, "a read or two and a write of {SLOW:?}: {took:?}");
     }
 }
 
-/// A service whose list is never complete keeps those who ask about others waiting for no more than
-/// a moment.
+/// A service whose list never completes delays lists of other services for no more than a moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_list_that_hangs_holds_no_others_up() {
+async fn a_hanging_list_delays_no_other_list() {
     let fake = Fake::start().await;
     fake.before(|method| if method == Method::Page { Before::Never } else { Before::Serve });
     let one = |number: u16| {

@@ -1,3 +1,5 @@
+//! Members that answer, but refuse.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{ErrorKind, Registry, Resolver};
@@ -10,7 +12,7 @@ use support::{
 use tokio::time::sleep;
 use tonic::{Code, Status};
 
-/// What a member may answer to everything while the others are well.
+/// Answers that one member may give to every request while the others are well.
 fn refusals() -> Vec<(&'static str, Status)> {
     vec![
         ("a learner of 3.6", Status::failed_precondition("etcdserver: rpc not supported for learner")),
@@ -32,8 +34,8 @@ fn refusals() -> Vec<(&'static str, Status)> {
     ]
 }
 
-/// One member refuses everything, and the only other one is restarted for 2 s: afterwards all is as
-/// before. The refusing member took nothing for itself, since what it answers is not the cluster's.
+/// One member refuses everything, and the only other one is down for 2 s. Afterwards everything is
+/// as before: the refusal of one member is not taken for the cluster's answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_refuses_takes_nothing_down() {
     let etcd = Etcd::start().await;
@@ -63,9 +65,9 @@ async fn a_member_that_refuses_takes_nothing_down() {
     }
 }
 
-/// The same where the refusing member is the one that the handle is with: it leaves it at once.
+/// The handle is connected to the member that starts to refuse, and leaves it at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_begins_to_refuse_is_left() {
+async fn a_handle_leaves_a_member_that_starts_to_refuse() {
     let etcd = Etcd::start().await;
     join_all(refusals().into_iter().zip(0..).map(|((name, status), number)| {
         let address = etcd.address();
@@ -73,7 +75,7 @@ async fn a_member_that_begins_to_refuse_is_left() {
             let fake = Fake::start().await;
             let backend = connect_to([fake.address()]);
             assert_eq!(count(&backend).await, Some(0));
-            // Another cluster's member, but nothing was read of it so far that matters.
+            // This is a member of another cluster, but the handle has read nothing from it yet.
             let both = connect_to([fake.address(), address]);
             fake.before(move |_| Before::Fail(status.clone()));
             let start = Instant::now();
@@ -85,10 +87,10 @@ async fn a_member_that_begins_to_refuse_is_left() {
     .await;
 }
 
-/// All members refuse: the error is the one that the answer stands for, and none that is final for
-/// what only a member answered.
+/// All members refuse: the error corresponds to the answer, and is not final if the answer is only
+/// about a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_all_members_answer_is_told() {
+async fn what_all_members_answer_is_reported() {
     join_all(refusals().into_iter().map(|(name, status)| async move {
         let fakes = [Fake::start().await, Fake::start().await];
         for fake in &fakes {
@@ -101,13 +103,13 @@ async fn what_all_members_answer_is_told() {
         println!("{name}: {}", error.report());
         assert_eq!(error.kind() == ErrorKind::Unauthenticated, status.code() == Code::Unauthenticated, "{name}");
         assert_eq!(error.is_retryable(), status.code() != Code::Unauthenticated, "{name}: {}", error.report());
-        assert!(error.report().to_string().contains(status.message()), "{name}: the reason is part of the report");
+        assert!(error.report().to_string().contains(status.message()), "{name}: the report contains the reason");
     }))
     .await;
 }
 
-/// What one member refuses for good is not final while the other one is away for a moment: an
-/// update, a first registration and a list go on until that one is back.
+/// A final refusal by one member does not count as final while the other member is away for a
+/// moment: an update, a first registration and a list keep trying until that one is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_refusal_of_one_member_is_final_while_the_other_restarts() {
     let token = Status::unauthenticated("etcdserver: invalid auth token");

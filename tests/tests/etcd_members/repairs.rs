@@ -1,3 +1,5 @@
+//! An entry that keeps being removed or overwritten.
+
 use std::{
     sync::{
         Arc,
@@ -13,10 +15,10 @@ use support::{
 use tokio::time::sleep;
 use tracing::Level;
 
-/// Somebody deletes, or overwrites, the entry as soon as it is there, again and again: it is
-/// written less and less often, and that is logged once a minute. Left alone, it comes back.
+/// Somebody keeps deleting or overwriting the entry as soon as it is there. It is written less and
+/// less often, and that is logged once a minute. Left alone, it comes back.
 #[tokio::test]
-async fn an_entry_that_is_taken_away_again_and_again_keeps_nobody_busy() {
+async fn an_entry_removed_again_and_again_is_rewritten_with_backoff() {
     for overwrites in [false, true] {
         let log = Log::down_to(Level::INFO);
         let etcd = Etcd::start().await;
@@ -51,7 +53,7 @@ async fn an_entry_that_is_taken_away_again_and_again_keeps_nobody_busy() {
             "overwritten {overwrites}: taken away {taken} times in {:?}, {writes} writes, {lines} lines logged",
             start.elapsed()
         );
-        // The longest wait is 0.5 s here; with the default it is ten times that.
+        // The longest wait is 500 ms here; by default it is ten times that.
         assert!((5..60).contains(&taken), "{taken}");
         assert!(writes <= 2 * taken + 2, "{writes} for {taken}");
         assert!((1..=2).contains(&lines), "{lines}");

@@ -14,10 +14,10 @@ use tracing::Level;
 
 use crate::cut;
 
-/// A TTL that a rotation with its cut connections fits in.
+/// Long enough for a rotation including its cut connections.
 const TTL: Duration = Duration::from_secs(15);
 
-/// A password is changed in etcd and in its file, one shortly after the other: nothing is lost.
+/// A password is changed in etcd and in its file shortly after each other: nothing is lost.
 #[tokio::test]
 async fn a_password_is_rotated() {
     let etcd = Etcd::start().await;
@@ -46,7 +46,7 @@ async fn a_password_is_rotated() {
         }
         let start = Instant::now();
         eventually("listed", SOON, async || count(&backend).await == Some(1)).await;
-        println!("{password}: listed {:?} after its file had it", start.elapsed());
+        println!("{password}: listed {:?} after its file was written", start.elapsed());
         former = password.to_owned();
     }
     sleep(TTL).await;
@@ -59,10 +59,10 @@ async fn a_password_is_rotated() {
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", error.report());
 }
 
-/// Whoever writes the file of the password may empty it first, or take it away for a moment: a
-/// registration that is kept goes on once the file is whole.
+/// A writer of the password file may empty it first or remove it for a moment. A kept registration
+/// recovers once the file is complete.
 #[tokio::test]
-async fn the_file_of_a_password_may_be_away_for_a_moment() {
+async fn a_password_file_may_be_missing_for_a_moment() {
     let etcd = Etcd::start().await;
     etcd.raw().await.enable_auth("canary").await;
     let folder = tempfile::tempdir().unwrap();
@@ -83,13 +83,13 @@ async fn the_file_of_a_password_may_be_away_for_a_moment() {
         assert!(!kept.status().is_registered());
         fs::write(&file, "canary").unwrap();
         let took = until_registered(&kept, Duration::from_secs(15)).await;
-        println!("registered {took:?} after the file was whole");
+        println!("registered {took:?} after the file was complete");
         kept.deregister().await.unwrap();
     }
 }
 
-/// Certificates are renewed in place, and so is the authority: each new connection has what the
-/// files hold, those that are open go on, and the registration never notices.
+/// Certificates and the authority are renewed in place. Each new connection uses the current files,
+/// open connections go on, and the registration is unaffected.
 #[tokio::test]
 async fn certificates_and_authorities_are_rotated() {
     let etcd = Etcd::setup().client_certificates().start().await;
@@ -111,14 +111,14 @@ async fn certificates_and_authorities_are_rotated() {
     let listed = async || count(&backend).await.is_some();
     assert!(listed().await);
 
-    // Renewed: calls have it within two seconds, without anything having been cut.
+    // Renewed: calls use it within two seconds, although no connection was cut.
     let before = proxy.accepted();
     install("teller", Flaw::None);
-    let anew = async || listed().await && proxy.accepted() > before;
-    let took = eventually("a connection with the new certificate", Duration::from_secs(3), anew).await;
+    let renewed = async || listed().await && proxy.accepted() > before;
+    let took = eventually("a connection with the new certificate", Duration::from_secs(3), renewed).await;
     println!("renewed: used {took:?} after it was written");
 
-    // What is bad is used just as well, and shows that it is: the files are read.
+    // A bad file is used as well, and its failure shows that the files are read.
     for what in ["an expired certificate", "another authority"] {
         if what == "another authority" {
             fs::write(&ca, stranger.pem()).unwrap();
@@ -126,18 +126,18 @@ async fn certificates_and_authorities_are_rotated() {
             install("teller", Flaw::Expired);
         }
         let refused = async || backend.list(&payments()).await.is_err();
-        // A list tries for 5 s.
+        // A list keeps trying for 5 s.
         eventually(what, Duration::from_secs(9), refused).await;
         fs::write(&ca, etcd.authority().pem()).unwrap();
         install("teller", Flaw::None);
-        let took = eventually("mended", SOON, listed).await;
-        println!("{what}: refused, and well {took:?} after it was mended");
-        assert!(registration.status().is_registered(), "what is open goes on");
+        let took = eventually("corrected", SOON, listed).await;
+        println!("{what}: refused, and accepted {took:?} after it was corrected");
+        assert!(registration.status().is_registered(), "open connections go on");
     }
-    // What cannot be read changes nothing.
+    // A file that cannot be read changes nothing.
     fs::write(&cert, "half a certif").unwrap();
     cut(&proxy).await;
-    assert!(listed().await, "the former one is used");
+    assert!(listed().await, "the former certificate is used");
     until_registered(&registration, SOON).await;
     install("teller", Flaw::None);
     cut(&proxy).await;
@@ -146,11 +146,12 @@ async fn certificates_and_authorities_are_rotated() {
     assert!(registration.status().is_registered());
 }
 
-/// All three members are replaced, one after the other, at new addresses: who finds members by the
-/// cluster's list never notices, though not one of the configured addresses is left.
+/// All three members are replaced in turn, at new addresses. A handle that discovers members from
+/// the cluster's list is unaffected, although none of the configured addresses is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_are_replaced_at_new_addresses() {
-    // Or etcd would wait between the changes until all members were connected for 5 s.
+    // Without this flag, etcd would wait before each change until all members had been connected
+    // for 5 s.
     let etcd = Etcd::setup().members(3).flag("--strict-reconfig-check=false").start().await;
     let configured = etcd.members();
     let open = |discover| {
@@ -165,27 +166,27 @@ async fn members_are_replaced_at_new_addresses() {
     for place in 0..3 {
         etcd.replace(place, true).await;
         println!("member {place} is at {} now", etcd.members()[place]);
-        // Somebody who does this by hand takes longer.
+        // An operator would take longer than this.
         sleep(Duration::from_secs(2)).await;
         assert_eq!(count(&backend).await, Some(1));
     }
     assert!(configured.iter().all(|address| !etcd.members().contains(address)));
-    assert_eq!(count(&other).await, None, "without it there is nobody left");
+    assert_eq!(count(&other).await, None, "without discovery no member is left");
     sleep(TTL / 3).await;
     assert!(registration.status().is_registered(), "{:?}", registration.status());
     let second = register(&backend, 2).await;
     follower.until("another one is seen", SOON, |set| set.len() == 2).await;
     assert!(follower.removed().is_empty());
-    println!("after three replacements: {} losses told, {} sets", follower.losses(), follower.resets());
+    println!("after three replacements: {} losses reported, {} sets", follower.losses(), follower.resets());
     second.deregister().await.unwrap();
 }
 
-/// Credentials that may travel in clear on this machine alone are sent to no member elsewhere,
-/// whatever address etcd offers.
+/// Credentials that may travel in clear on this machine only are sent to no member elsewhere,
+/// whatever address etcd advertises.
 #[tokio::test]
-async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
+async fn no_password_is_sent_in_clear_to_a_discovered_member() {
     let log = Log::down_to(Level::DEBUG);
-    // An address for documentation, which leads nowhere.
+    // A documentation address that leads nowhere.
     let etcd = Etcd::setup().flag("--advertise-client-urls=http://192.0.2.1:2379").start().await;
     etcd.raw().await.enable_auth("canary").await;
     let open = |is_allowed: bool| {
@@ -194,17 +195,16 @@ async fn a_password_goes_in_clear_to_no_member_that_is_discovered() {
     };
     let backend = open(false);
     assert_eq!(count(&backend).await, Some(0));
-    eventually("the list is read", SOON, async || !log.with("names no member that may be connected to").is_empty())
-        .await;
+    eventually("the list is read", SOON, async || !log.with("lists no member that can be used").is_empty()).await;
     assert_eq!(log.with("members changed").len(), 0);
     let _allowed = open(true);
     eventually("the member is taken", SOON, async || log.with("members changed").len() == 1).await;
 }
 
-/// An address of a member leads to another cluster for a while: a handle that discovers members
-/// comes back to its own one, as one that does not.
+/// A member's address leads to another cluster for a while. A handle returns to its own cluster
+/// whether or not it discovers members.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_cluster_at_a_member_s_address_keeps_no_handle() {
+async fn a_handle_returns_from_another_cluster_at_its_members_address() {
     let nowhere = "127.0.0.1:1";
     let one = Proxy::to(nowhere).await;
     let two = Proxy::to(nowhere).await;
@@ -220,7 +220,7 @@ async fn another_cluster_at_a_member_s_address_keeps_no_handle() {
     };
     let backends = [open(false), open(true)];
     let registrations = [register(&backends[0], 1).await, register(&backends[1], 2).await];
-    // Long enough for a list of members.
+    // Long enough to read the list of members.
     sleep(Duration::from_secs(2)).await;
     two.lead_to(other.address());
     cut(&two).await;

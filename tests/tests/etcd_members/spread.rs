@@ -1,3 +1,5 @@
+//! How handles choose their members, and move between them unnoticed.
+
 use std::time::{Duration, Instant};
 
 use discovery_etcd::EtcdBackend;
@@ -8,8 +10,8 @@ use support::{
 };
 use tokio::time::sleep;
 
-/// A rolling restart leaves handles on two of three members. One choice anew, and they are spread
-/// again, without a word to those who watch: no loss, no new set.
+/// A rolling restart leaves all handles on two of three members. After the next choice they are
+/// spread again, unnoticed by watchers: no loss, no new set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handles_spread_again_after_a_rolling_restart() {
     const HANDLES: u16 = 60;
@@ -35,26 +37,26 @@ async fn handles_spread_again_after_a_rolling_restart() {
         eventually("all are there", SOON, all).await;
     }
     println!("after a rolling restart {:?}", handles());
-    let told: Vec<_> = followers.iter().map(|follower| (follower.losses(), follower.resets())).collect();
+    let before: Vec<_> = followers.iter().map(|follower| (follower.losses(), follower.resets())).collect();
 
-    // The first choice may have come during the restarts.
+    // The first choice may have been made during the restarts.
     sleep(audit * 3 / 2).await;
-    // A handle that moves just now is with two members.
+    // A handle that is just moving is connected to two members.
     let is_settled = async || handles().iter().sum::<usize>() == usize::from(HANDLES);
     eventually("none is left behind on a former member", SOON, is_settled).await;
     let spread = handles();
     println!("after an audit {spread:?}");
     assert!(spread.iter().all(|handles| *handles <= 30), "{spread:?}");
-    for (follower, told) in followers.iter().zip(told) {
-        assert_eq!((follower.losses(), follower.resets()), told, "no watcher noticed");
+    for (follower, before) in followers.iter().zip(before) {
+        assert_eq!((follower.losses(), follower.resets()), before, "no watcher noticed");
         assert!(is_whole(follower) && follower.removed().is_empty());
     }
     assert!(registrations.iter().all(|registration| registration.status().is_registered()));
 }
 
-/// Audits and moves once a second, on a network with latency, while the history is compacted again
-/// and again: where only others write, no watcher gets an update; where an instance is written,
-/// each watcher gets each of its versions.
+/// Audits and moves happen once a second, on a network with latency, while history keeps being
+/// compacted. If only others write, no watcher gets an update; if an instance is written, each
+/// watcher gets each of its versions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn audits_and_moves_go_unnoticed() {
     let etcd = Etcd::start_members(3).await;
@@ -86,7 +88,7 @@ async fn audits_and_moves_go_unnoticed() {
                 }
                 sleep(Duration::from_millis(10)).await;
             }
-            // What is on its way is left.
+            // Keeps the revisions that are still on their way.
             let revision = raw.revision().await;
             raw.compact_at(revision - 100).await;
         }
@@ -95,7 +97,7 @@ async fn audits_and_moves_go_unnoticed() {
         let news = follower.told().split_off(told);
         println!("{written} versions, {} updates, {} connections in 12 s", news.len(), accepted() - before);
         assert_eq!((follower.losses(), follower.resets()), (0, 1), "{news:?}");
-        assert_eq!(news.len(), written as usize, "once each");
+        assert_eq!(news.len(), written as usize, "each version arrives once");
         assert!(registration.status().is_registered());
     }
 }

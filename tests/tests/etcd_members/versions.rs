@@ -9,8 +9,8 @@ use support::{
 use tokio::time::timeout;
 use tonic::Status;
 
-/// A member that is too old is refused with its version; others are asked. It is not what the
-/// cluster answers.
+/// A member that is too old is refused with its version, and other members are tried. The refusal
+/// does not count as the cluster's answer.
 #[tokio::test]
 async fn a_member_that_is_too_old_is_refused_with_its_version() {
     for version in ["3.3.27", "3.2.32", "3.0.0", "2.3.8"] {
@@ -31,7 +31,10 @@ async fn a_member_that_is_too_old_is_refused_with_its_version() {
         let mut updates = backend.watch(&payments()).unwrap();
         let lost = timeout(SOON, updates.next()).await.unwrap();
         assert!(matches!(lost, Some(Update::Lost(error)) if error.kind() == ErrorKind::Unsupported));
-        assert!(old.asked(Method::Write).is_empty() && old.asked(Method::Range).is_empty(), "nothing else was asked");
+        assert!(
+            old.asked(Method::Write).is_empty() && old.asked(Method::Range).is_empty(),
+            "no other request was sent"
+        );
 
         let new = Fake::start().await;
         let both = connect_to([old.address(), new.address()]);
@@ -40,9 +43,9 @@ async fn a_member_that_is_too_old_is_refused_with_its_version() {
     }
 }
 
-/// A version that cannot be read is no reason to refuse, nor is one that was never heard of.
+/// Neither an unreadable nor an unknown version is a reason to refuse a member.
 #[tokio::test]
-async fn a_version_that_cannot_be_read_is_no_refusal() {
+async fn an_unreadable_version_is_not_refused() {
     for version in
         ["", "not_decided", "main", "3", "3.", "3.x.1", "v3.2.32", "3.4.0", "3.10.0", "4.0.0-alpha.0", "\u{0}"]
     {

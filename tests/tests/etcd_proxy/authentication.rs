@@ -1,10 +1,10 @@
 //! Users, passwords and simple tokens through the proxy.
 //!
-//! No token may expire here. The proxy carries all watches of all its clients on one stream of its
-//! own, which it opens with the token of whoever watches first. etcd checks that token anew for
-//! every watch on the stream. Once it is no more, no new watch is ever answered, whoever asks and
-//! with whatever token: the proxy opens the stream again and again with the same one, and grows by
-//! tens of megabytes a second. Calls go on. So it is in 3.4.23.
+//! No token may expire in these tests. The proxy carries all watches of all its clients on one
+//! stream of its own, opened with the token of the first watcher, and etcd checks that token again
+//! for every watch on the stream. Once it is invalid, no new watch is ever answered, whoever asks
+//! and with whatever token: the proxy keeps reopening the stream with the same token and grows by
+//! tens of megabytes a second. Calls go on. This is the behaviour of 3.4.23.
 
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ use crate::told;
 
 const PASSWORD: &str = "canary";
 
-/// A cluster that lets in `root` and `teller`, who may read and write all services, and the proxy
-/// in front of it.
+/// Starts a cluster with the users `root` and `teller`, who may read and write all services, and
+/// the proxy in front of it.
 async fn guarded() -> (Etcd, GrpcProxy) {
     let etcd = Etcd::setup().flag("--bcrypt-cost=4").start().await;
     let mut raw = etcd.raw().await;
@@ -40,7 +40,7 @@ fn with(proxy: &GrpcProxy, user: &str, password: &str) -> EtcdBackend {
     EtcdBackend::new(config([proxy.address()]).credentials(user, password)).unwrap()
 }
 
-/// A user with a password registers, watches and heals through the proxy as at a member.
+/// A user with a password registers, watches and heals through the proxy just as on a member.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_with_a_password_is_served() {
     let (etcd, proxy) = guarded().await;
@@ -70,10 +70,10 @@ async fn a_user_with_a_password_is_served() {
     assert_eq!(follower.resets(), 1, "{:?}", told(&follower));
 }
 
-/// Who has no password, a wrong one, or no permission is told so, in a kind of error that fits. The
-/// proxy passes etcd's texts on, but not its codes.
+/// A caller without a password, with a wrong one, or without permission gets an error of the
+/// fitting kind. The proxy forwards etcd's messages, but not its codes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_may_not_is_told_so() {
+async fn unauthorized_callers_get_the_fitting_error() {
     let (_etcd, proxy) = guarded().await;
     let cases = [
         (connect_to([proxy.address()]), ErrorKind::Unauthenticated),

@@ -1,5 +1,5 @@
-//! What the proxy does, as a client sees it that is not ours. The other tests here are about that;
-//! where a release of etcd does otherwise, these say so.
+//! What the proxy does as seen by etcd-client. The other tests of this program rely on it; if a
+//! release of etcd behaves differently, these tests show it.
 
 use std::time::Duration;
 
@@ -12,24 +12,24 @@ fn from(revision: i64, id: i64) -> Option<WatchOptions> {
     Some(WatchOptions::new().with_start_revision(revision).with_watch_id(id))
 }
 
-/// All that comes until nothing comes any more.
+/// Receives until nothing more arrives.
 async fn drained(answers: &mut WatchResponseStream) -> Vec<WatchResponse> {
     let mut all = Vec::new();
     while let Ok(answer) = timeout(Duration::from_millis(500), answers.message()).await {
-        all.push(answer.expect("the stream stands").expect("the stream does not end"));
+        all.push(answer.expect("the stream does not fail").expect("the stream does not end"));
     }
     all
 }
 
-/// The proxy takes no notice of the ids that a client asks for, but counts from 0 on each stream.
-/// It answers at once where it has a watch of the same range, and tells no cluster then; elsewhere
-/// it passes etcd's answer on, which comes later.
+/// The proxy ignores the watch ids that a client requests and counts from 0 on each stream. If it
+/// already watches the same range, it answers at once and without the cluster's id. Otherwise it
+/// forwards etcd's answer, which arrives later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watches_are_numbered_and_answered_as_the_proxy_likes() {
+async fn the_proxy_assigns_watch_ids_and_answers_joined_watches() {
     let (etcd, proxy) = start().await;
     let mut raw = etcd.raw().await;
     raw.put("a", "1").await;
-    // So that no event comes with the first answers.
+    // Prevents an event from arriving with the first answers.
     raw.put("elsewhere", "1").await;
     let revision = raw.revision().await;
     let mut client = Client::connect([proxy.address()], None).await.unwrap();
@@ -38,26 +38,26 @@ async fn watches_are_numbered_and_answered_as_the_proxy_likes() {
 
     let (mut requests, mut answers) = client.watch("b", from(revision, 5)).await.unwrap().split();
     requests.watch("c", from(revision, 6)).await.unwrap();
-    // The first stream watches that already.
+    // The first stream already watches this key.
     requests.watch("a", from(revision, 7)).await.unwrap();
     let created = drained(&mut answers).await;
     assert!(created.iter().all(WatchResponse::created), "{created:?}");
     let mut ids: Vec<i64> = created.iter().map(WatchResponse::watch_id).collect();
     ids.sort_unstable();
-    assert_eq!(ids, [0, 1, 2], "the ids that were asked for are 5, 6 and 7");
+    assert_eq!(ids, [0, 1, 2], "the requested ids are 5, 6 and 7");
     let cluster = |answer: &WatchResponse| answer.header().map_or(0, |header| header.cluster_id());
     let joined: Vec<_> = created.iter().filter(|answer| cluster(answer) == 0).collect();
     assert_eq!(joined.len(), 1, "{created:?}");
     assert_eq!(joined[0].watch_id(), 2, "{created:?}");
 
-    // Events come under the ids of the proxy, too, and with the cluster.
+    // Events also carry the proxy's watch ids, and the cluster's id.
     raw.put("a", "2").await;
-    let told = drained(&mut answers).await;
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert_eq!(told[0].watch_id(), 2);
-    assert_ne!(cluster(&told[0]), 0);
+    let events = drained(&mut answers).await;
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].watch_id(), 2);
+    assert_ne!(cluster(&events[0]), 0);
 
-    // A cancel by the proxy's id ends a watch, one by the client's is not answered.
+    // A cancel with the proxy's id ends a watch; one with the client's id is not answered.
     requests.cancel(7).await.unwrap();
     requests.cancel(2).await.unwrap();
     let canceled = drained(&mut answers).await;
@@ -67,7 +67,7 @@ async fn watches_are_numbered_and_answered_as_the_proxy_likes() {
     raw.put("a", "3").await;
     assert!(drained(&mut answers).await.is_empty());
 
-    // The list of members is the proxy alone, without a header.
+    // The list of members contains only the proxy, without a header.
     let members = client.member_list().await.unwrap();
     assert!(members.header().is_none());
     let addresses: Vec<_> = members.members().iter().flat_map(|member| member.client_urls()).collect();

@@ -1,8 +1,8 @@
-//! etcd's own gRPC proxy as a member: handles that know nothing but its address, or its address and
-//! another one.
+//! etcd's own gRPC proxy as a member: handles that know only its address, or its address and
+//! another.
 //!
-//! The laws of every backend are tested through it beside those of etcd itself, in
-//! `etcd_conformance.rs`.
+//! The laws of every backend are tested through the proxy in `etcd_conformance.rs`, beside those of
+//! etcd itself.
 
 mod authentication;
 mod facts;
@@ -28,12 +28,12 @@ async fn start() -> (Etcd, GrpcProxy) {
     (etcd, proxy)
 }
 
-/// A handle that knows the proxy alone.
+/// Returns a handle that knows only the proxy.
 fn through(proxy: &GrpcProxy) -> EtcdBackend {
     connect_to([proxy.address()])
 }
 
-/// What a follower was told, without the sets.
+/// Lists the updates of a follower without the sets.
 fn told(follower: &Follower) -> Vec<String> {
     let brief = |told: Told| match told.update {
         Update::Change(_) => "change".to_owned(),
@@ -43,7 +43,7 @@ fn told(follower: &Follower) -> Vec<String> {
     follower.told().into_iter().map(brief).collect()
 }
 
-/// The statuses of a registration from now on, as words.
+/// Records the statuses of a registration from now on, as words.
 struct StatusReceiver {
     words: Arc<Mutex<Vec<&'static str>>>,
     task: JoinHandle<()>,
@@ -74,7 +74,7 @@ impl StatusReceiver {
         self.words.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until these came, and nothing else.
+    /// Waits until these statuses have arrived, and no others.
     async fn until(&self, wanted: &[&str], bound: Duration) {
         let what = format!("the statuses {wanted:?}");
         eventually(&what, bound, async || self.words().len() >= wanted.len()).await;

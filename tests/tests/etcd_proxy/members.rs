@@ -1,3 +1,5 @@
+//! Handles that know both etcd and the proxy lose one of them.
+
 use std::time::Duration;
 
 use discovery_core::{Registry, Resolver};
@@ -10,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::{StatusReceiver, start, told};
 
-/// Which of the two ways to the cluster is cut.
+/// The way to the cluster that is cut.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Direct,
@@ -34,14 +36,14 @@ impl Way {
     }
 }
 
-/// Handles with two members, etcd and the proxy in front of it, lose one: their watches tell one
-/// outage or none, what was registered stays, and all end with what is listed.
+/// Handles with two members, etcd and the proxy in front of it, lose one of them. Their watches
+/// report at most one outage, registrations stay, and all end with the listed set.
 async fn one_of_two_ways_is_cut(way: Way) {
     let (etcd, proxy) = start().await;
     let direct = Proxy::to(etcd.address()).await;
     let mut raw = etcd.raw().await;
     put(&mut raw, &instance(100)).await;
-    // With which member a handle begins is chance.
+    // Each handle starts with a random member.
     let open = |number: u16| {
         let backend = usual([direct.address(), proxy.address()]);
         async move {
@@ -66,12 +68,12 @@ async fn one_of_two_ways_is_cut(way: Way) {
     };
     tokio::join!(way.cut(&direct, &proxy), writing);
     let wanted = connect(&etcd).list(&payments()).await.unwrap();
-    // Those that move back do so within that.
+    // Handles that return to their former member do so within this time.
     sleep(Duration::from_secs(3)).await;
     for ((statuses, registration, follower, backend), (losses, removed)) in handles.iter().zip(before) {
         follower.until("the last set", SOON, |set| *set == wanted).await;
-        let told = told(follower);
-        assert!(follower.losses() - losses <= 1, "{way:?}: {told:?}");
+        let updates = told(follower);
+        assert!(follower.losses() - losses <= 1, "{way:?}: {updates:?}");
         let went = follower.removed().split_off(removed.len());
         assert!(went.iter().all(|id| id == instance(200).id()), "{way:?}: {went:?} went");
         assert!(registration.status().is_registered());
@@ -81,11 +83,11 @@ async fn one_of_two_ways_is_cut(way: Way) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_direct_way_is_cut() {
+async fn the_direct_connection_is_cut() {
     one_of_two_ways_is_cut(Way::Direct).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_way_through_the_proxy_is_cut() {
+async fn the_connection_through_the_proxy_is_cut() {
     one_of_two_ways_is_cut(Way::ThroughTheProxy).await;
 }

@@ -1,3 +1,5 @@
+//! The proxy crashes or freezes.
+
 use std::time::Duration;
 
 use discovery_core::{Registry, Resolver, Snapshot};
@@ -13,8 +15,8 @@ use tokio::time::sleep;
 
 use crate::{start, told};
 
-/// The proxy is killed and started again on its port: one outage is told, nothing that stayed goes,
-/// and what was registered was so all the time.
+/// The proxy is killed and restarted on its port. One outage is reported, nothing that stayed is
+/// removed, and registrations hold all the time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_proxy_crashes_and_restarts() {
     let (etcd, proxy) = start().await;
@@ -29,7 +31,7 @@ async fn the_proxy_crashes_and_restarts() {
     let entry = raw.entry(&key(&instance(7))).await;
     let follower = follow(&backend);
     follower.until("all are there", SOON, |set| set.len() == 6).await;
-    // One more that watches the same.
+    // Another watcher of the same service.
     let beside = follow(&usual([proxy.address()]));
     beside.until("all are there", SOON, |set| set.len() == 6).await;
     sleep(Duration::from_secs(1)).await;
@@ -40,18 +42,18 @@ async fn the_proxy_crashes_and_restarts() {
     raw.delete(&key(&instance(1))).await;
     put(&mut raw, &version(2, 1)).await;
     sleep(Duration::from_secs(3)).await;
-    assert_eq!(follower.set().len(), 6, "the set stands");
+    assert_eq!(follower.set().len(), 6, "the set stays as last known");
     proxy.restart().await;
     let wanted = connect(&etcd).list(&payments()).await.unwrap();
     for (follower, before) in [&follower, &beside].into_iter().zip(before) {
-        follower.until("it has caught up", Duration::from_secs(5), |set| *set == wanted).await;
-        assert_eq!(follower.removed(), [instance(1).id().clone()], "only what was deleted went");
+        follower.until("the follower has caught up", Duration::from_secs(5), |set| *set == wanted).await;
+        assert_eq!(follower.removed(), [instance(1).id().clone()], "only the deleted instance was removed");
         let after: Vec<_> = follower.told().split_off(before).into_iter().map(|told| told.update).collect();
         assert_one_outage(&after);
     }
     until_registered(&registration, SOON).await;
     assert_eq!(raw.entry(&key(&instance(7))).await, entry);
-    // It is renewed, and watched.
+    // The entry is renewed and watched.
     raw.delete(&key(&instance(7))).await;
     eventually("put again", Duration::from_secs(5), async || raw.entry(&key(&instance(7))).await == entry).await;
     sleep(Duration::from_secs(20)).await;
@@ -59,8 +61,8 @@ async fn the_proxy_crashes_and_restarts() {
     follower.until("it is there still", SOON, |set| *set == wanted).await;
 }
 
-/// The proxy is frozen for longer than a lease lives: that is told within 4 s, the set stands, what
-/// was registered ends in etcd and is back soon after the proxy wakes.
+/// The proxy is frozen for longer than a TTL. The loss is reported within 4 s, the set stays as
+/// last known, and the registration expires in etcd and is back soon after the proxy wakes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_proxy_freezes() {
     let (etcd, proxy) = start().await;
@@ -75,13 +77,13 @@ async fn the_proxy_freezes() {
     let took = follower.until_lost(Duration::from_secs(4)).await;
     until_lost(&registration, USUAL_TTL + Duration::from_secs(1)).await;
     sleep(Duration::from_secs(8).saturating_sub(took)).await;
-    assert_eq!(follower.set().len(), 2, "the set stands");
+    assert_eq!(follower.set().len(), 2, "the set stays as last known");
     let gone = async || raw.entry(&key(&instance(7))).await.is_none();
     eventually("its lease ends", USUAL_TTL, gone).await;
     proxy.resume();
     put(&mut raw, &instance(2)).await;
     until_registered(&registration, SOON).await;
-    follower.until("it has caught up", SOON, |set| set.len() == 3).await;
+    follower.until("the follower has caught up", SOON, |set| set.len() == 3).await;
     assert!(raw.entry(&key(&instance(7))).await.is_some());
     let stayed = instance(1);
     assert!(!follower.removed().contains(stayed.id()), "{:?}", told(&follower));

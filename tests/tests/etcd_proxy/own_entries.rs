@@ -1,3 +1,5 @@
+//! Registrations through the proxy: changes by hand, takeovers and deregistration.
+
 use std::time::Duration;
 
 use discovery_core::Registration;
@@ -10,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::{StatusReceiver, start, through};
 
-/// What is done to an entry behind its owner's back.
+/// A change of an entry behind its owner's back.
 #[derive(Clone, Copy, Debug)]
 enum ByHand {
     Delete,
@@ -26,14 +28,14 @@ impl ByHand {
     }
 }
 
-/// Of so many registrations of one handle one entry after the other is touched: it is back within a
-/// second, its status says so, and the others' never leave registered.
+/// Touches the entries of this many registrations of one handle in turn. Each is back within two
+/// seconds, its status reports it, and the other registrations stay registered.
 async fn touched(count: u16, by_hand: ByHand) {
     let (etcd, proxy) = start().await;
     let backend = through(&proxy);
     let mut raw = etcd.raw().await;
     let registrations = join_all((0..count).map(|number| register(&backend, number))).await;
-    // Until all are watched.
+    // Until all entries are watched.
     sleep(Duration::from_secs(1)).await;
     for (place, registration) in registrations.iter().enumerate() {
         let key = key(&registration.instance());
@@ -43,7 +45,7 @@ async fn touched(count: u16, by_hand: ByHand) {
         let what = format!("{by_hand:?} of {place} is repaired");
         eventually(&what, Duration::from_secs(2), async || raw.entry(&key).await == entry).await;
         statuses[place].until(&["lost", "registered"], Duration::from_secs(2)).await;
-        // Whatever else that brings about.
+        // Time for any side effect to show.
         sleep(Duration::from_millis(500)).await;
         for (other, statuses) in statuses.iter().enumerate() {
             let wanted: &[&str] = if other == place { &["lost", "registered"] } else { &[] };
@@ -63,17 +65,17 @@ async fn an_entry_that_is_overwritten_is_repaired() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_entries_the_one_that_is_deleted_is_put_again() {
+async fn a_deleted_entry_of_three_is_put_again() {
     touched(3, ByHand::Delete).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_three_entries_the_one_that_is_overwritten_is_repaired() {
+async fn an_overwritten_entry_of_three_is_repaired() {
     touched(3, ByHand::Overwrite).await;
 }
 
-/// Another handle takes one of two instances over: its former owner is told, and keeps the other
-/// one.
+/// Another handle takes over one of two instances. Its former owner learns of it and keeps the
+/// other instance.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_takeover_supersedes_its_instance_and_no_other() {
     let (etcd, proxy) = start().await;
@@ -97,14 +99,14 @@ async fn a_takeover_supersedes_its_instance_and_no_other() {
     assert!(statuses.words().is_empty(), "{:?}", statuses.words());
     assert!(kept.status().is_registered());
     assert!(taken.status().is_registered());
-    // What is superseded leaves the entry to its owner.
+    // A superseded registration leaves the entry to its owner.
     lost.deregister().await.unwrap();
     assert_eq!(raw.entry(&key(&instance(1))).await, entry_taken);
 }
 
-/// What is deregistered goes, stays away, and takes nothing else with it.
+/// A deregistered instance is removed, stays away, and takes no other with it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_deregistered_stays_away() {
+async fn a_deregistered_instance_stays_away() {
     let (etcd, proxy) = start().await;
     let backend = through(&proxy);
     let mut raw = etcd.raw().await;
@@ -113,7 +115,7 @@ async fn what_is_deregistered_stays_away() {
     let statuses: Vec<_> = registrations.iter().skip(1).map(StatusReceiver::of).collect();
     registrations.remove(0).deregister().await.unwrap();
     let left = [key(&instance(1)), key(&instance(2))];
-    // Longer than the lease, and than two looks of each watch.
+    // Longer than the TTL and than two audits of each watch.
     for _ in 0..50 {
         assert_eq!(raw.keys().await, left);
         sleep(Duration::from_millis(100)).await;

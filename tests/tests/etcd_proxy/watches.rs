@@ -1,3 +1,5 @@
+//! Several watches of one range, which the proxy merges.
+
 use std::time::{Duration, Instant};
 
 use discovery_core::{Resolver, ServiceName, Snapshot};
@@ -14,7 +16,7 @@ fn orders() -> ServiceName {
     "orders".parse().unwrap()
 }
 
-/// Puts an instance of a service, or takes it away.
+/// Puts or deletes an instance of a service.
 async fn change(raw: &mut Raw, service: &ServiceName, round: u32) {
     let number = u16::try_from(round % 7).unwrap();
     let one = version(number, round);
@@ -26,10 +28,10 @@ async fn change(raw: &mut Raw, service: &ServiceName, round: u32) {
     }
 }
 
-/// Two handles watch one service, and each of them another one besides, for 20 s of ten changes a
-/// second: no loss is told, each gets its set once, and all end with what is listed.
+/// Two handles watch two services each for 20 s with ten changes a second. No loss is reported,
+/// each watch gets one full set, and all end with the listed set.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn watchers_of_one_range_are_told_every_change_and_no_loss() {
+async fn watchers_of_one_range_get_every_change_and_no_loss() {
     let (etcd, proxy) = start().await;
     let handles = [through(&proxy), through(&proxy)];
     let services = [payments(), orders()];
@@ -38,7 +40,7 @@ async fn watchers_of_one_range_are_told_every_change_and_no_loss() {
         for service in &services {
             let follower = Follower::of(handle.watch(service).unwrap());
             follower.until("the first set", SOON, Snapshot::is_empty).await;
-            // The later ones join what the proxy watches already.
+            // Later watches join what the proxy already watches.
             sleep(Duration::from_millis(300)).await;
             followers.push((service, follower));
         }
@@ -50,7 +52,7 @@ async fn watchers_of_one_range_are_told_every_change_and_no_loss() {
     while start.elapsed() < Duration::from_secs(20) {
         ticks.tick().await;
         change(&mut raw, &services[0], round).await;
-        // Fewer, so that the revisions of one range are not those of the other.
+        // Fewer changes, so that the two ranges have different revisions.
         if round % 3 == 0 {
             change(&mut raw, &services[1], round / 3).await;
         }
@@ -61,19 +63,19 @@ async fn watchers_of_one_range_are_told_every_change_and_no_loss() {
         let listed = direct.list(service).await.unwrap();
         assert!(!listed.is_empty());
         follower.until("the last set", SOON, |set| *set == listed).await;
-        let told = told(follower);
-        assert_eq!(follower.losses(), 0, "{service}: {told:?}");
-        assert_eq!(follower.resets(), 1, "{service}: {told:?}");
-        // Not by polling.
-        assert!(told.len() > 30, "{service}: {} updates", told.len());
+        let updates = told(follower);
+        assert_eq!(follower.losses(), 0, "{service}: {updates:?}");
+        assert_eq!(follower.resets(), 1, "{service}: {updates:?}");
+        // The changes did not come from polling.
+        assert!(updates.len() > 30, "{service}: {} updates", updates.len());
     }
 }
 
-/// Watches of a service come and go while another one lives, as the proxy likes it: some join its
-/// watch, where that is behind what they have listed, and some are put together with it later. All
-/// are told what comes next.
+/// Watches of a service come and go while another one lives, and the proxy merges them: some join
+/// its watch while that is behind what they have listed, and some are merged into it later. All
+/// receive the next change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_joins_another_one_that_lives() {
+async fn a_watch_joins_a_live_watch() {
     let (etcd, proxy) = start().await;
     let mut raw = etcd.raw().await;
     let first = follow(&through(&proxy));
@@ -81,7 +83,7 @@ async fn a_watch_joins_another_one_that_lives() {
     let mut joined = Vec::new();
     for round in 0..6u16 {
         if round % 2 == 0 {
-            // With that a list is newer than what the watch that lives was told last.
+            // This makes a list newer than the last event of the live watch.
             raw.put("elsewhere", round.to_string()).await;
         }
         let follower = follow(&through(&proxy));
@@ -94,13 +96,13 @@ async fn a_watch_joins_another_one_that_lives() {
             follower.until("the next change", Duration::from_secs(1), |set| set.len() == size + 1).await;
         }
         if round == 3 {
-            // Others are left to who stays.
+            // The remaining watches must not depend on those that leave.
             joined.remove(0);
         }
     }
     for follower in joined.iter().chain([&first]) {
-        let told = told(follower);
-        assert_eq!(follower.losses(), 0, "{told:?}");
-        assert_eq!(follower.resets(), 1, "{told:?}");
+        let updates = told(follower);
+        assert_eq!(follower.losses(), 0, "{updates:?}");
+        assert_eq!(follower.resets(), 1, "{updates:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! Who may reach etcd, and what they may do there: TLS, certificates, users, roles and tokens, on real etcd processes.
+//! Access to etcd and permissions in it: TLS, certificates, users, roles and tokens, on real etcd
+//! processes.
 
 mod roles;
 mod tls;
@@ -13,7 +14,7 @@ use support::{
 };
 use tokio::time::timeout;
 
-/// The next loss of a stream, whatever comes before it.
+/// Waits for the next loss of a stream, whatever comes before it.
 async fn lost(updates: &mut UpdateStream) -> Error {
     let lost = async {
         loop {
@@ -22,10 +23,10 @@ async fn lost(updates: &mut UpdateStream) -> Error {
             }
         }
     };
-    timeout(SOON, lost).await.expect("a loss is told")
+    timeout(SOON, lost).await.expect("a loss is reported")
 }
 
-/// Waits for the next whole set of a stream, and returns how many instances it has.
+/// Waits for the next full set of a stream and returns its size.
 async fn reset(updates: &mut UpdateStream) -> usize {
     let reset = async {
         loop {
@@ -34,15 +35,15 @@ async fn reset(updates: &mut UpdateStream) -> usize {
             }
         }
     };
-    timeout(SOON, reset).await.expect("a set comes")
+    timeout(SOON, reset).await.expect("a set arrives")
 }
 
-/// The kind of the error that a list ends with.
+/// Returns the kind of error with which a list fails.
 async fn refusal(backend: &EtcdBackend) -> ErrorKind {
     backend.list(&payments()).await.expect_err("it is refused").kind()
 }
 
-/// How often a member was asked to check a password.
+/// Returns how many times a member was asked to check a password.
 fn authenticated(etcd: &Etcd) -> u64 {
     let name =
         r#"grpc_server_started_total{grpc_method="Authenticate",grpc_service="etcdserverpb.Auth",grpc_type="unary"}"#;

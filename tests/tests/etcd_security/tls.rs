@@ -43,7 +43,7 @@ async fn a_service_is_registered_watched_and_listed_over_tls() {
 }
 
 #[tokio::test]
-async fn one_of_three_members_after_the_other_goes_and_nothing_is_lost_over_tls() {
+async fn killing_three_members_in_turn_loses_nothing_over_tls() {
     let etcd = Etcd::setup().members(3).tls().start().await;
     let tls = trusting(etcd.authority());
     let long = config(etcd.members()).tls(tls.clone()).ttl(Duration::from_secs(5));
@@ -66,9 +66,10 @@ async fn one_of_three_members_after_the_other_goes_and_nothing_is_lost_over_tls(
     second.deregister().await.unwrap();
 }
 
-/// What does not fit is a typed error, with the reason in it, well within the deadline, and is not tried in a hot loop.
+/// A connection that cannot be trusted fails with a typed error that contains the reason, within
+/// the deadline, and is not retried in a hot loop.
 #[tokio::test]
-async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
+async fn untrusted_connections_fail_with_the_reason() {
     let (good, expired, elsewhere, closed, plain) = tokio::join!(
         Etcd::setup().tls().start(),
         Etcd::setup().tls_with(Flaw::Expired).start(),
@@ -83,7 +84,8 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
     let with = |tls: EtcdTls, own: &support::Certificate| tls.cert_file(&own.cert_file).key_file(&own.key_file);
     let silent = Proxy::to(good.address()).await;
     silent.set(Fault::BlackHole);
-    // Of TLS 1.3 the client is through when the server refuses it: the alert, or what the closed connection says before it.
+    // In TLS 1.3 the handshake is complete for the client when the server refuses it, so the error
+    // is the alert or that of the closed connection.
     let refused = &["fatal alert", "connection closed", "broken pipe", "reset"];
     let trusted = || Some(trusting(closed.authority()));
     let cases: [(&str, String, Option<EtcdTls>, &[&str]); 9] = [
@@ -105,12 +107,12 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
         let start = Instant::now();
         let error = backend.list(&payments()).await.unwrap_err();
         let took = start.elapsed();
-        let told = error.report().to_string();
-        println!("{name}: {told} after {took:?}");
-        assert!(error.is_retryable(), "{name}: {told}");
-        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{name}: {told}");
-        assert!(reasons.iter().any(|reason| told.contains(reason)), "{name}: {told}");
-        // The whole time of an operation, in which it might have become well.
+        let report = error.report().to_string();
+        println!("{name}: {report} after {took:?}");
+        assert!(error.is_retryable(), "{name}: {report}");
+        assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::DeadlineExceeded), "{name}: {report}");
+        assert!(reasons.iter().any(|reason| report.contains(reason)), "{name}: {report}");
+        // The operation timeout, because the fault could have passed in that time.
         assert!(took < Duration::from_secs(6), "{name}: {took:?}");
 
         let mut updates = backend.watch(&payments()).unwrap();
@@ -119,13 +121,13 @@ async fn connections_that_cannot_be_trusted_fail_with_the_reason() {
         sleep(Duration::from_secs(3)).await;
         let tried = proxy.accepted() - before;
         println!("{name}: {tried} connections in 3 s of watching");
-        // On average a quarter of a second between attempts, of two connections each.
+        // On average 250 ms between attempts of two connections each.
         assert!(tried <= 60, "{name}: {tried} connections");
     }))
     .await;
 
     let named = trusting(elsewhere.authority()).server_name("elsewhere.test");
-    assert_eq!(count(&backend(elsewhere.members(), named)).await, Some(0), "by its right name it is trusted");
+    assert_eq!(count(&backend(elsewhere.members(), named)).await, Some(0), "it is trusted by its right name");
 }
 
 #[tokio::test]
@@ -140,13 +142,13 @@ async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
     let trusted = || EtcdTls::new().ca(authority.pem());
     let body = own.key.lines().nth(1).unwrap();
     for (tls, said) in [
-        (EtcdTls::new(), "`ca_file` names nobody to trust"),
+        (EtcdTls::new(), "`ca_file` is missing"),
         (EtcdTls::new().ca("canary"), "invalid ca: it holds no certificate"),
         (EtcdTls::new().ca(own.key.clone()), "invalid ca: it holds no certificate"),
         (EtcdTls::new().ca_file(folder.path().join("absent.pem")), "it cannot be read"),
         (EtcdTls::new().ca_file(&garbage), "a certificate in it cannot be used"),
-        (trusted().cert(own.cert.clone()), "belong together"),
-        (trusted().key(own.key.clone()), "belong together"),
+        (trusted().cert(own.cert.clone()), "both are required"),
+        (trusted().key(own.key.clone()), "both are required"),
         (trusted().cert(own.key.clone()).key(own.key.clone()), "invalid cert: it holds no certificate"),
         (trusted().cert(own.cert.clone()).key(own.cert.clone()), "invalid key: it holds no private key"),
         (trusted().cert(own.cert.clone()).key(torn), "invalid key: it holds no private key"),
@@ -157,31 +159,31 @@ async fn certificates_and_keys_are_checked_when_a_backend_is_made() {
         let config = EtcdConfig::new(["127.0.0.1"]).tls(tls);
         let error = EtcdBackend::new(config.clone()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        let told = format!("{error:?} {} {config:?}", error.report());
-        assert!(told.contains(said), "{told}");
-        assert!(!told.contains("canary") && !told.contains(body), "{told}");
+        let text = format!("{error:?} {} {config:?}", error.report());
+        assert!(text.contains(said), "{text}");
+        assert!(!text.contains("canary") && !text.contains(body), "{text}");
     }
     let good = EtcdConfig::new(["127.0.0.1"]).tls(trusted().cert(own.cert).key(own.key));
     EtcdBackend::new(good).unwrap();
 }
 
-/// Certificates that live for a day are exchanged while programs run.
+/// Certificates that are valid for a day are replaced while programs run.
 #[tokio::test]
-async fn renewed_certificates_are_taken_and_broken_ones_are_not() {
+async fn renewed_certificates_are_used_and_broken_ones_are_not() {
     let etcd = Etcd::setup().client_certificates().start().await;
     let own = etcd.authority().client("own", Flaw::Expired);
     let tls = trusting(etcd.authority()).cert_file(&own.cert_file).key_file(&own.key_file);
     let backend = backend(etcd.members(), tls);
     let error = backend.list(&payments()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.report());
-    println!("with an expired one: {}", error.report());
+    println!("with an expired certificate: {}", error.report());
     etcd.authority().client("own", Flaw::None);
     assert_eq!(count(&backend).await, Some(0));
 
     fs::write(&own.key_file, "half of a k").unwrap();
     etcd.kill(0);
     etcd.restart(0).await;
-    eventually("listed with the former one", SOON, async || count(&backend).await == Some(0)).await;
+    eventually("listed with the former certificate", SOON, async || count(&backend).await == Some(0)).await;
 }
 
 #[tokio::test]
@@ -203,7 +205,7 @@ async fn the_common_name_of_a_certificate_is_the_user() {
 
     let nobody = backend(etcd.members(), of("nobody"));
     assert!(matches!(refusal(&nobody).await, ErrorKind::PermissionDenied | ErrorKind::Unauthenticated));
-    // A password goes before the certificate.
+    // A password takes precedence over the certificate.
     let as_root = config(etcd.members()).tls(of("teller")).credentials("root", "of root");
     let root = EtcdBackend::new(as_root).unwrap();
     root.register(&"orders".parse().unwrap(), instance(1)).await.unwrap().deregister().await.unwrap();

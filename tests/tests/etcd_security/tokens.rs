@@ -11,10 +11,10 @@ use tokio::time::{sleep, timeout};
 
 use crate::{authenticated, lost, refusal, reset};
 
-/// The password of all users here.
+/// The password of all users in these tests.
 const PASSWORD: &str = "canary";
 
-/// A cluster that lets in `root` and `teller`, who may read and write all services.
+/// Starts a cluster with the users `root` and `teller`, who may read and write all services.
 async fn guarded(setup: Setup) -> Etcd {
     let etcd = setup.start().await;
     let mut raw = etcd.raw().await;
@@ -24,7 +24,8 @@ async fn guarded(setup: Setup) -> Etcd {
     etcd
 }
 
-/// Whose beats are 5 s apart, so that tokens that live for 2 s end in between.
+/// Returns a configuration whose watches are checked every 2.5 s, so that tokens valid for 2 s
+/// expire in between.
 fn unhurried(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     config(members).ttl(Duration::from_secs(15)).credentials("teller", PASSWORD)
 }
@@ -38,7 +39,7 @@ async fn cut(proxy: &Proxy) {
 
 #[tokio::test]
 async fn credentials_are_used_and_renewed() {
-    // Tokens end after 2 s, or when the member restarts.
+    // Tokens expire after 2 s or when the member restarts.
     let etcd = Etcd::setup().token_ttl(2).start().await;
     etcd.raw().await.enable_auth("canary").await;
     let with = |password: &str| EtcdBackend::new(config(etcd.members()).credentials("root", password)).unwrap();
@@ -74,8 +75,9 @@ async fn credentials_are_used_and_renewed() {
     assert!(!format!("{backend:?} {registration:?}").contains("canary"));
 }
 
-/// `fault_a20`. The token has expired, and the stream is cut: the token is refreshed and the watch opened anew within 1 s, with at most
-/// two `Authenticate`. Where nothing is cut, the next beat renews it, and nobody is told of anything.
+/// `fault_a20`. The token has expired and the stream is cut: the token is refreshed and the watch
+/// reopened within 1 s, with at most two `Authenticate` calls. If nothing is cut, the next check
+/// refreshes the token, and no update is reported.
 #[tokio::test]
 async fn fault_a20_an_expired_token_is_refreshed_for_a_watch() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
@@ -88,7 +90,7 @@ async fn fault_a20_an_expired_token_is_refreshed_for_a_watch() {
         let mut root = etcd.raw_as("root", PASSWORD).await;
         let before = authenticated(&etcd);
         sleep(Duration::from_secs(4)).await;
-        // Before this one is counted.
+        // So that the root client's own `Authenticate` calls are counted before the cut.
         root.put(&format!("elsewhere{number}"), "x").await;
         let by_root = authenticated(&etcd) - before;
         cut(&proxy).await;
@@ -104,12 +106,12 @@ async fn fault_a20_an_expired_token_is_refreshed_for_a_watch() {
     }
     let before = authenticated(&etcd);
     let quiet = timeout(Duration::from_secs(7), updates.next()).await;
-    assert!(quiet.is_err(), "a beat with an expired token is no news: {quiet:?}");
+    assert!(quiet.is_err(), "a check with an expired token causes no update: {quiet:?}");
     assert!(authenticated(&etcd) - before <= 2);
 }
 
-/// `fault_a20`, with many: 200 registrations and 20 watches of one handle lose the token at once, which costs one `Authenticate`, and
-/// one more where somebody was on the way.
+/// `fault_a20` for many: 200 registrations of one handle lose the token at once. That costs one
+/// `Authenticate`, and one more if a call was in flight.
 #[tokio::test]
 async fn fault_a20_one_token_is_refreshed_for_all() {
     let etcd = guarded(Etcd::setup().token_ttl(2)).await;
@@ -127,8 +129,9 @@ async fn fault_a20_one_token_is_refreshed_for_all() {
     backend.close().await.unwrap();
 }
 
-/// `fault_a21`. With JSON Web Tokens each change of users and roles makes all tokens old, which etcd says in its own words
-/// (`InvalidArgument`): the next call has a new one within 1 s, and so has a watch that is cut.
+/// `fault_a21`. With JSON Web Tokens each change of users or roles invalidates all tokens, which
+/// etcd reports with an error of its own (`InvalidArgument`). The next call gets a new token within
+/// 1 s, and so does a watch that is cut.
 #[tokio::test]
 async fn fault_a21_an_old_auth_revision_is_answered_by_a_new_token() {
     let etcd = guarded(Etcd::setup().json_web_tokens()).await;
@@ -158,10 +161,11 @@ async fn fault_a21_an_old_auth_revision_is_answered_by_a_new_token() {
     assert!(registration.status().is_registered());
 }
 
-/// `fault_a22`. The password is changed, then the user is deleted: watchers are told `Unauthenticated` and keep their sets, all of a
-/// handle together ask for no more than one `Authenticate` a second, and all is well within 10 s of the mend.
+/// `fault_a22`. The password is changed, then the user is deleted: watchers get `Unauthenticated`
+/// and keep their sets, a handle sends at most one `Authenticate` a second in total, and everything
+/// recovers within 10 s of the correction.
 #[tokio::test]
-async fn fault_a22_refused_credentials_are_told_and_tried_once_a_second() {
+async fn fault_a22_refused_credentials_are_reported_and_tried_once_a_second() {
     let etcd = guarded(Etcd::setup()).await;
     let backend = EtcdBackend::new(config(etcd.members()).credentials("teller", PASSWORD)).unwrap();
     let registration = register(&backend, 1).await;
@@ -183,11 +187,11 @@ async fn fault_a22_refused_credentials_are_told_and_tried_once_a_second() {
             // A busy etcd may be too slow to refuse at first.
             while lost(updates).await.kind() != ErrorKind::Unauthenticated {}
         }
-        println!("fault_a22: {fault}: told in {:?}", start.elapsed());
+        println!("fault_a22: {fault}: reported in {:?}", start.elapsed());
         assert_eq!(refusal(&backend).await, ErrorKind::Unauthenticated);
         let before = authenticated(&etcd);
         let since = Instant::now();
-        // Others ask meanwhile.
+        // Other calls ask meanwhile.
         for _ in 0..60 {
             assert_eq!(refusal(&backend).await, ErrorKind::Unauthenticated);
             sleep(Duration::from_millis(100)).await;
@@ -196,7 +200,7 @@ async fn fault_a22_refused_credentials_are_told_and_tried_once_a_second() {
         let took = since.elapsed();
         println!("fault_a22: {fault}: {asked} Authenticate in {took:?}");
         assert!(asked as f64 <= took.as_secs_f64() + 1.0, "{asked} in {took:?}");
-        assert!(asked >= 2, "it goes on trying");
+        assert!(asked >= 2, "the handle keeps trying");
 
         match fault {
             "password changed" => root.change_password("teller", PASSWORD).await,
@@ -211,8 +215,9 @@ async fn fault_a22_refused_credentials_are_told_and_tried_once_a_second() {
     }
 }
 
-/// `fault_b13`. Tokens expire, connections are cut, and roles change while a lease is renewed: no entry ever goes. The own entries stay
-/// watched too. etcd checks who renews only from 3.4.42, 3.5.28 and 3.6.9 on.
+/// `fault_b13`. Tokens expire, connections are cut and roles change while a lease is renewed: no
+/// entry is ever removed. The registrations' own entries stay watched too. etcd checks the user of
+/// a renewal only from 3.4.42, 3.5.28 and 3.6.9 on.
 #[tokio::test]
 async fn fault_b13_renewals_outlive_tokens_and_roles() {
     join_all([("expiring", Etcd::setup().token_ttl(2)), ("JSON Web", Etcd::setup().json_web_tokens())].map(
@@ -244,7 +249,7 @@ async fn fault_b13_renewals_outlive_tokens_and_roles() {
                 assert_eq!(set.len(), 1, "{name}: {update:?}");
             }
 
-            // Late comers are watched as well, on a stream whose token is old by now.
+            // Later registrations are watched as well, on a stream whose token has expired by now.
             sleep(Duration::from_secs(3)).await;
             let _second = register(&backend, 2).await;
             let mut root = etcd.raw_as("root", PASSWORD).await;

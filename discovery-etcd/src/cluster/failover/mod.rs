@@ -1,4 +1,4 @@
-//! Which member to ask: the decision without the I/O.
+//! Which member to ask, without the I/O.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::{
     retry_delays::RetryDelays,
 };
 
-/// What is known of the members, by their places.
+/// What is known of the members, by their index.
 #[derive(Debug)]
 pub(super) struct Failover {
     /// The member that calls and streams stay with while it is well.
@@ -22,16 +22,16 @@ pub(super) struct Failover {
 pub(super) struct Health {
     delays: RetryDelays,
     state: State,
-    /// How it failed last, and when, since it was first asked.
+    /// When it last failed, and how.
     failed: Option<(Instant, Failure)>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum State {
-    /// It failed last, and is left alone until then.
+    /// It failed last, and is left alone until this time.
     Resting(Instant),
-    /// It failed last, its rest is over, and one caller finds out since then whether it is well
-    /// again.
+    /// It failed last, and its rest is over. Since this time, one caller has been checking whether
+    /// it is well again.
     Trying(Instant),
     /// Nothing is known against it.
     Well,
@@ -48,7 +48,7 @@ impl Failover {
         Self { current, health }
     }
 
-    /// What is known of a member.
+    /// The health of one member.
     pub(super) fn health(&self, place: usize) -> Health {
         self.health[place].clone()
     }
@@ -61,9 +61,9 @@ impl Failover {
         self.health[place].state == State::Well
     }
 
-    /// A member that may answer: the current one, else one at random of those that are well, else
-    /// one at random of those whose rest is over, which nobody else is given until it is known how
-    /// that ends.
+    /// A member that may answer: the current one, or a random one of those that are well, or a
+    /// random one of those whose rest is over. The last kind is given to nobody else until the
+    /// result of the trial is known, or [`TRIAL`] has passed.
     pub(super) fn available(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         let is_well = |place: &usize| !tried.contains(place) && self.is_well(*place);
         if is_well(&self.current) {
@@ -78,7 +78,7 @@ impl Failover {
         Some(place)
     }
 
-    /// Since when somebody finds out whether a member is well again.
+    /// Since when a caller has been checking whether a member is well again.
     pub(super) fn trial(&self, place: usize) -> Option<Instant> {
         match self.health[place].state {
             State::Trying(since) => Some(since),
@@ -86,8 +86,8 @@ impl Failover {
         }
     }
 
-    /// A member to ask in any case: one that is [available](Self::available), else the one whose
-    /// rest ends first; `None` once all were tried.
+    /// A member to ask in any case: one that is [available](Self::available), or the one whose rest
+    /// ends first; `None` once all were tried.
     pub(super) fn any(&mut self, now: Instant, tried: &[usize]) -> Option<usize> {
         self.available(now, tried).or_else(|| {
             let untried = self.places().filter(|place| !tried.contains(place));
@@ -95,7 +95,7 @@ impl Failover {
         })
     }
 
-    /// The member for a stream, whatever is known against it. It is not kept from others meanwhile.
+    /// The member for a stream, even if none is well. Other callers may use it meanwhile.
     pub(super) fn preferred(&self, now: Instant) -> usize {
         if self.is_well(self.current) {
             return self.current;
@@ -117,7 +117,7 @@ impl Failover {
         self.health.iter().all(|health| health.state != State::Well)
     }
 
-    /// Whether a member that was not tried may yet answer otherwise than by a final error.
+    /// Whether a member that was not tried may answer with something other than a final error.
     pub(super) fn may_others_answer(&self, tried: &[usize]) -> bool {
         let is_final = |place: usize| match &self.health[place].failed {
             Some((_, failure)) => !self.is_well(place) && !failure.error.is_retryable(),
@@ -126,8 +126,9 @@ impl Failover {
         self.places().any(|place| !tried.contains(&place) && !is_final(place))
     }
 
-    /// Records that a member failed in what was begun then; a stream may have begun at any time.
-    /// Returns whether that is news: what was begun before a failure that is known is part of that.
+    /// Records that a call or stream on a member failed. `begun` is when the call began, and `None`
+    /// for a stream. Returns whether this is news: a call that began before a known failure is part
+    /// of that failure, and so is a stream that breaks while the member is not well.
     pub(super) fn failed(&mut self, place: usize, failure: &Failure, begun: Option<Instant>, now: Instant) -> bool {
         let health = &mut self.health[place];
         let is_known = match (begun, &health.failed) {
@@ -140,9 +141,10 @@ impl Failover {
         }
         health.failed = Some((now, failure.clone()));
         let rest = match failure.reason {
-            // It answers at once, and a password is not checked more often for it.
+            // The member answers at once, and trying again soon does not make it check more
+            // passwords.
             Reason::Credentials | Reason::Token => Duration::ZERO,
-            // The jitter may be next to nothing; a member that has just failed is not the first
+            // Jitter can make the delay tiny; a member that just failed must not be the first
             // choice again.
             _ => health.delays.after(failure).max(LEAST_REST),
         };
@@ -151,14 +153,14 @@ impl Failover {
         true
     }
 
-    /// Records that a trial that began then ended without an outcome.
+    /// Records that a trial that began at `since` ended without a result.
     pub(super) fn abandoned(&mut self, place: usize, since: Instant, now: Instant) {
         if self.trial(place) == Some(since) {
             self.health[place].state = State::Resting(now);
         }
     }
 
-    /// Records that a member answered. It becomes the current one where that is not well. Returns
+    /// Records that a member answered. It becomes the current one if that is not well. Returns
     /// whether it had failed before.
     pub(super) fn succeeded(&mut self, place: usize) -> bool {
         if !self.is_well(self.current) {
@@ -178,8 +180,7 @@ impl Failover {
         self.current = place;
     }
 
-    /// A member at random, of those that are well and those whose rest is over: where calls and
-    /// streams may move to.
+    /// A random member that is well or whose rest is over, for calls and streams to move to.
     pub(super) fn candidate(&mut self, now: Instant) -> Option<usize> {
         let is_eligible = |place: &usize| self.rest(*place).is_none_or(|until| until <= now);
         let place = at_random(self.places().filter(is_eligible))?;
@@ -189,7 +190,7 @@ impl Failover {
         Some(place)
     }
 
-    /// Makes another member the current one, at random of those that are well, if there is one.
+    /// Makes a random member that is well the current one, if there is one.
     fn leave(&mut self, place: usize) {
         if self.current == place {
             self.current = at_random(self.places().filter(|place| self.is_well(*place))).unwrap_or(place);
@@ -200,7 +201,7 @@ impl Failover {
         0..self.health.len()
     }
 
-    /// When a member may be tried, or tried by another caller; `None` for one that is well.
+    /// When a member may be tried, or tried by another caller; `None` if it is well.
     fn rest(&self, place: usize) -> Option<Instant> {
         match self.health[place].state {
             State::Resting(until) => Some(until),
@@ -215,7 +216,7 @@ fn at_random(places: impl Iterator<Item = usize>) -> Option<usize> {
 }
 
 const LEAST_REST: Duration = Duration::from_millis(50);
-/// How long one caller finds out for all. It may ask for something that takes long by itself.
+/// How long one caller may check for all. Its call may take long by itself.
 const TRIAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ fn failure(reason: Reason) -> Failure {
     Failure::new(reason, Error::new(ErrorKind::Unavailable, "not now"))
 }
 
-/// A call that begins and fails at this moment.
+/// A call that begins and fails at `now`.
 fn fails(failover: &mut Failover, place: usize, reason: Reason, now: Instant) -> bool {
     failover.failed(place, &failure(reason), Some(now), now)
 }
@@ -27,13 +27,13 @@ async fn calls_stay_with_a_member_until_it_fails() {
     assert!(second != 0 && failover.available(now, &[]) == Some(second));
     fails(&mut failover, second, Reason::Member, now);
     let third = failover.available(now, &[]).unwrap();
-    assert!(![0, second].contains(&third), "the one that is left");
+    assert!(![0, second].contains(&third), "the remaining one");
     failover.succeeded(third);
     let later = now + Duration::from_secs(3600);
     assert_eq!(failover.available(later, &[]), Some(third), "and it stays there");
     fails(&mut failover, third, Reason::Member, now);
     assert!(failover.is_down() && failover.available(now, &[]).is_none());
-    assert_eq!(failover.any(now, &[0, second]), Some(third), "whatever is known against it");
+    assert_eq!(failover.any(now, &[0, second]), Some(third), "even though it failed");
     assert_eq!(failover.any(now, &[0, 1, 2]), None);
 }
 
@@ -46,24 +46,24 @@ async fn one_caller_at_a_time_tries_a_member_that_failed() {
     assert!(rested > now && rested <= now + Duration::from_secs(1));
     assert_eq!(failover.available(now, &[]), None);
     assert_eq!(failover.available(rested, &[]), Some(0));
-    assert_eq!(failover.available(rested, &[]), None, "somebody tries it");
+    assert_eq!(failover.available(rested, &[]), None, "it is being tried");
     failover.abandoned(0, rested, rested);
-    assert_eq!(failover.available(rested, &[]), Some(0), "another one's turn");
+    assert_eq!(failover.available(rested, &[]), Some(0), "the next caller's turn");
     let late = failover.next_trial().expect("a trial ends");
     assert_eq!(late, rested + TRIAL);
     assert_eq!(failover.available(late, &[]), Some(0));
     failover.abandoned(0, rested, late);
-    assert_eq!(failover.available(late, &[]), None, "that trial was over");
+    assert_eq!(failover.available(late, &[]), None, "that trial had expired");
     fails(&mut failover, 0, Reason::Member, late);
     assert!(failover.next_trial().is_some_and(|next| next > late));
     assert!(failover.succeeded(0) && !failover.is_down());
-    assert!(!failover.succeeded(0), "that is no news");
+    assert!(!failover.succeeded(0), "not news");
     failover.abandoned(0, late, late);
     assert!(!failover.is_down());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_member_rests_for_longer_than_one_out_of_reach() {
+async fn an_overloaded_member_rests_longer_than_an_unreachable_one() {
     let now = Instant::now();
     let longest = |reason| {
         let rests = (0..200).map(|_| {
@@ -82,10 +82,10 @@ async fn a_busy_member_rests_for_longer_than_one_out_of_reach() {
     }
 }
 
-/// 128 calls that time out together, streams that break with them, and calls that began before and
-/// end after the member is back.
+/// 128 calls time out together, streams break with them, and calls that began before end after the
+/// member is back.
 #[tokio::test(start_paused = true)]
-async fn what_began_before_a_failure_is_part_of_it() {
+async fn calls_begun_before_a_failure_are_part_of_it() {
     let begun = Instant::now();
     let longest = (0..200).map(|_| {
         let mut failover = failover(1);
@@ -95,14 +95,14 @@ async fn what_began_before_a_failure_is_part_of_it() {
         for _ in 0..128 {
             at += Duration::from_millis(1);
             assert!(!failover.failed(0, &failure(Reason::TimedOut), Some(begun), at));
-            assert!(!failover.failed(0, &failure(Reason::Member), None, at), "of a stream");
+            assert!(!failover.failed(0, &failure(Reason::Member), None, at), "a stream");
         }
         assert_eq!(failover.next_trial(), Some(trial));
         assert_eq!(failover.available(trial, &[]), Some(0));
         assert!(!failover.failed(0, &failure(Reason::TimedOut), Some(begun), trial));
         failover.succeeded(0);
         assert!(!failover.failed(0, &failure(Reason::TimedOut), Some(begun), trial));
-        assert!(!failover.is_down(), "it has been well since");
+        assert!(!failover.is_down(), "the member has been well since");
         assert!(failover.failed(0, &failure(Reason::Member), None, trial), "a stream that breaks now");
         assert!(failover.is_down());
         trial - begun - Duration::from_secs(5)
@@ -110,7 +110,7 @@ async fn what_began_before_a_failure_is_part_of_it() {
     assert!(longest.max() <= Some(Backoff::default().min()), "the first step of the backoff");
 }
 
-/// A move is not undone by an answer to what began before it.
+/// An answer to a call that began before a move does not undo the move.
 #[tokio::test(start_paused = true)]
 async fn a_member_that_is_well_stays_the_current_one() {
     let mut failover = failover(3);
@@ -123,9 +123,9 @@ async fn a_member_that_is_well_stays_the_current_one() {
     assert_ne!(failover.current(), 1);
 }
 
-/// What one member refuses for good, another one may not, unless that refused it as well.
+/// What one member refuses for good, another may accept, unless it refused as well.
 #[tokio::test(start_paused = true)]
-async fn a_final_error_is_final_where_all_that_rest_agree() {
+async fn an_error_is_final_if_all_resting_members_agree() {
     let refused = Failure::new(Reason::Credentials, Error::new(ErrorKind::Unauthenticated, "refused"));
     let now = Instant::now();
     let mut failover = failover(3);
@@ -133,7 +133,7 @@ async fn a_final_error_is_final_where_all_that_rest_agree() {
     assert!(failover.may_others_answer(&[0]), "two are well");
     fails(&mut failover, 1, Reason::Member, now);
     failover.failed(2, &refused, Some(now), now);
-    assert!(failover.may_others_answer(&[0]), "one is only away");
+    assert!(failover.may_others_answer(&[0]), "one is only unreachable");
     let later = now + Duration::from_secs(1);
     failover.failed(1, &refused, Some(later), later);
     assert!(!failover.may_others_answer(&[0]));
@@ -142,8 +142,8 @@ async fn a_final_error_is_final_where_all_that_rest_agree() {
     assert!(failover.may_others_answer(&[0]));
 }
 
-/// A restart of one member after the other leaves all handles on two of three; choosing once
-/// more spreads them.
+/// Restarting one member after another leaves all handles on two of three. Choosing again spreads
+/// them.
 #[tokio::test(start_paused = true)]
 async fn handles_spread_over_the_members_that_are_well() {
     let mut handles: Vec<Failover> = (0..3000).map(|_| failover(3)).collect();
@@ -162,9 +162,9 @@ async fn handles_spread_over_the_members_that_are_well() {
             assert!(count(&handles)[1..].iter().all(|handles| (1350..1650).contains(handles)), "at random");
         }
     }
-    assert_eq!(count(&handles)[2], 0, "the last one that was restarted has none");
+    assert_eq!(count(&handles)[2], 0, "the member restarted last has none");
     for handle in &mut handles {
-        let place = handle.candidate(now).expect("all have had their rest");
+        let place = handle.candidate(now).expect("all rests are over");
         handle.settle(place);
         handle.succeeded(place);
     }

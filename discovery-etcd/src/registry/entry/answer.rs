@@ -1,3 +1,5 @@
+//! What etcd's answers mean for the entry.
+
 use discovery_core::Status;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -8,18 +10,19 @@ use crate::{
     registry::decide::{Act, Intent},
 };
 
-/// What etcd answers to what was done about the entry.
+/// Answers of etcd.
 impl Entry {
-    /// Takes that a write under this lease was not answered, and so may be done at any time.
+    /// Records that a write under this lease was not answered, so that it may be applied at any
+    /// time.
     pub(in crate::registry) fn doubt(&mut self, lease: i64) {
         self.late_write.doubt(lease);
     }
 
-    /// Takes the answer to a write.
+    /// Handles the answer to a write.
     pub(in crate::registry) fn written(&mut self, lease: i64, answer: Result<Put, Failure>) {
         self.known.answer();
         if !answer.as_ref().is_err_and(Failure::is_unsent) {
-            // There may be an entry, whatever is answered.
+            // The write was sent, so there may be an entry under this lease whatever the answer is.
             self.ownership.may_stand(lease);
         }
         if answer.is_ok() {
@@ -52,7 +55,7 @@ impl Entry {
 
     fn failed(&mut self, failure: Failure) {
         self.pacing.fail(&failure);
-        // The entry may be written or not.
+        // It is unknown whether the entry was written.
         let stood = self.known.forget();
         let Some(owner) = self.ownership.owner_mut() else { return };
         let is_final = is_final(&failure.error);
@@ -66,8 +69,8 @@ impl Entry {
                 owner.status.set(Status::lost(failure.error.clone()));
             }
             if is_final {
-                // An update that nobody waits for any more was given up as one that is still to be
-                // written.
+                // Restore the former value only while a caller waits for the update. A caller whose
+                // update timed out was promised that the backend keeps trying to write it.
                 owner.waiting.retain(|reply| !reply.is_closed());
                 if !owner.waiting.is_empty() {
                     self.restore(&stood);
@@ -80,7 +83,7 @@ impl Entry {
         }
     }
 
-    /// Wants again what was wanted before an update that was refused for good; `stood` is what was
+    /// Returns to the value before an update that was refused for good. `stood` is what was last
     /// seen of the entry.
     fn restore(&mut self, stood: &Stands) {
         let Some(owner) = self.ownership.owner_mut() else { return };
@@ -89,13 +92,13 @@ impl Entry {
         let is_untouched =
             |(lease, revision): &(i64, i64)| stood.is(*lease, *revision) && self.known.written() == *revision;
         if let Some((lease, _)) = stands.filter(is_untouched) {
-            // It was never away, so there is nothing to write.
+            // The entry still has the former value, so there is nothing to write.
             owner.held = Some(lease);
             self.pacing.resume();
         }
     }
 
-    /// Takes what is certain about the entry.
+    /// Settles an outcome that is certain: informs the owner and everybody who waits.
     pub(super) fn settle(&mut self, act: Act) {
         let Ownership::Owned(owned) = &mut self.ownership else { return };
         let owner = &mut owned.owner;
@@ -107,7 +110,7 @@ impl Entry {
                 }
                 owner.intent = Intent::Heal;
                 owner.before = None;
-                // What is done is done under the lease that was tried last.
+                // The entry was written under the lease of the last attempt.
                 owner.held = owned.tried;
                 answer(owner.waiting.drain(..), &Ok(()));
                 if let Some(former) = owned.former.take() {
@@ -126,15 +129,15 @@ impl Entry {
                 warn!(service = %self.place.service, id = %self.place.id, "registration superseded by another owner");
                 self.ownership.supersede();
             }
-            Act::Write(_) => unreachable!("a write is not certain before it is answered"),
+            Act::Write(_) => unreachable!("a write is settled by its answer"),
         }
     }
 
-    /// Takes the answer to a removal.
+    /// Handles the answer to a removal.
     pub(in crate::registry) fn removed(&mut self, answered: Result<Delete, Failure>) {
         self.known.answer();
         match answered {
-            // Written later than was known.
+            // An unanswered write was applied late. Remove that entry too.
             Ok(Delete::Refused(row)) if self.lease.is_own(row.lease) => {
                 self.ownership.may_stand(row.lease);
                 self.known.write_late(row.revision);
@@ -152,15 +155,15 @@ impl Entry {
         }
     }
 
-    /// Takes what was read to see whether the watch tells all. It was asked for at that moment,
-    /// when so much was known.
+    /// Handles an audit: a reading that shows whether the watch missed a change. It was requested
+    /// at `asked`, when the entry was known up to the revision `known`.
     pub(in crate::registry) fn audited(&mut self, asked: Instant, known: i64, reading: KeyReading) {
         if !self.known.is_overtaken(asked, known, &reading) {
             self.read(Ok(reading));
         }
     }
 
-    /// Takes what was read, because the watch ended and things may have happened since.
+    /// Handles a reading of the entry, made after its watch ended or by an audit.
     pub(in crate::registry) fn read(&mut self, answered: Result<KeyReading, Failure>) {
         self.known.answer();
         match answered {
@@ -172,7 +175,7 @@ impl Entry {
                 let was_held = is_held(&self.ownership);
                 self.seen(reading.row);
                 if was_held && !is_held(&self.ownership) {
-                    // Where the watch did not tell, another one may.
+                    // The watch missed this change, so begin another one.
                     self.watched.leave();
                 }
             }

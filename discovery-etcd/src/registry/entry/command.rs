@@ -1,3 +1,5 @@
+//! What registrations and the watch mean for the entry.
+
 use discovery_core::{Claim, Error, ErrorKind, Status, backend::StatusWriter};
 use tokio::sync::oneshot;
 
@@ -9,25 +11,25 @@ use super::{
 };
 use crate::{client::KeyValue, registry::decide::Intent};
 
-/// Whoever asked for something waits here for its end.
+/// Where a caller waits for the outcome of its command.
 pub(in crate::registry) type Reply = oneshot::Sender<Result<(), Error>>;
 
-/// What the worker of one entry is told.
+/// A command to the worker of an entry.
 #[derive(Debug)]
 pub(in crate::registry) enum Command {
-    /// A registration wants the entry.
+    /// Register: make this registration the owner.
     Claim { number: u64, value: Vec<u8>, claim: Claim, status: StatusWriter, reply: Reply },
-    /// End a registration, or whichever there is.
+    /// End the registration of this number, or with `None` every registration of the entry.
     Release { number: Option<u64>, reply: Option<Reply> },
-    /// Mind no longer that a write may still be done, if nobody owns the entry.
+    /// Stop watching for an unanswered write, unless the entry has an owner.
     Forget,
-    /// A registration has another value.
+    /// Write another value for a registration.
     Update { number: u64, value: Vec<u8>, reply: Reply },
 }
 
-/// What registrations, and the watch of the entry, tell.
+/// Commands, and changes that the watch reports.
 impl Entry {
-    /// Takes a command.
+    /// Handles a command.
     pub(in crate::registry) fn take(&mut self, command: Command) {
         match command {
             Command::Claim { number, value, claim, status, reply } => self.claim(number, value, claim, status, reply),
@@ -43,7 +45,8 @@ impl Entry {
                     self.release();
                 }
                 match (&mut self.ownership, reply) {
-                    // What stands there goes with the first write of the owner, or with the owner.
+                    // The former owner's entry is replaced by the owner's first write, or removed
+                    // with the owner. The caller is answered then.
                     (Ownership::Owned(owned), Some(reply)) if waits_for_former => owned.leaving.push(reply),
                     (Ownership::Leaving { waiting, .. }, Some(reply)) => waiting.push(reply),
                     (_, reply) => answer(reply, &Ok(())),
@@ -57,16 +60,16 @@ impl Entry {
         }
     }
 
-    /// Takes what the watch of the entry tells.
+    /// Handles a change that the watch reports.
     pub(in crate::registry) fn changed(&mut self, revision: i64, row: Option<KeyValue>) {
-        // A write whose answer was lost shows itself here too.
+        // This may also be a write of our own whose answer was lost.
         if revision > self.known.revision() {
             self.known.hear(revision);
             self.seen(row);
         }
     }
 
-    /// Takes that the entry is watched no longer.
+    /// Records that the watch ended, so that the entry must be read.
     pub(in crate::registry) fn unwatched(&mut self) {
         self.watched.lose();
     }
@@ -79,7 +82,7 @@ impl Entry {
         if intent == Intent::IfAbsent && self.ownership.owner().is_some() {
             return answer([reply], &Err(conflict()));
         }
-        // Entered before the former one leaves, so that the lease stays.
+        // Enter before the former owner leaves, or the lease would be without users and be revoked.
         let user = self.lease.enter();
         let owner =
             Owner { number, value, intent, status, waiting: vec![reply], held: None, before: None, _user: user };
@@ -105,7 +108,8 @@ impl Entry {
         owner.waiting.push(reply);
         let stands = owner.held.take().map(|lease| (lease, self.known.written()));
         owner.before = Some(Former { value: std::mem::replace(&mut owner.value, value), stands });
-        // What stands there with the former value is the entry's own.
+        // The entry with the former value is our own, so it may be overwritten. Any value will do
+        // here that differs from the wanted one.
         if let Some((lease, revision)) = stands {
             let key = self.place.key.clone().into_bytes();
             self.known.see(Some(KeyValue { key, value: Vec::new(), lease, revision }));
@@ -113,7 +117,7 @@ impl Entry {
         self.pacing.resume();
     }
 
-    /// Ends the owner; the one before it owns again, if the ended one was never written.
+    /// Ends the owner. If it was never written, the former owner owns the entry again.
     pub(super) fn release(&mut self) {
         if self.ownership.owner().is_none() {
             return;
@@ -124,10 +128,10 @@ impl Entry {
         self.late_write.move_on();
     }
 
-    /// Another, or time, changed the entry.
+    /// Handles the current state of the entry, seen after a change from outside or a late write.
     pub(super) fn seen(&mut self, row: Option<KeyValue>) {
         let Some(owner) = self.ownership.owner_mut() else {
-            // Given up, and written all the same.
+            // A write of a registration that has ended was applied late.
             if let Some(row) = row.filter(|row| self.lease.is_own(row.lease)) {
                 self.ownership.may_stand(row.lease);
                 self.known.write_late(row.revision);
@@ -152,7 +156,9 @@ impl Entry {
         self.watched.reset_delays();
     }
 
-    /// What stood there is gone; also where it had a value that was to be replaced, or of the owner before one that is to replace it.
+    /// Handles the loss of an entry that was registered. That is the entry of the owner, also if an
+    /// update was about to replace its value, or of the former owner that a claim was about to
+    /// replace.
     pub(super) fn missed(&mut self) {
         let Ownership::Owned(owned) = &self.ownership else { return };
         let owner = Some(&owned.owner).filter(|owner| owner.intent == Intent::Heal);

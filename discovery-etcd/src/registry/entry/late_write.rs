@@ -1,34 +1,38 @@
-/// The last write, and what of the writes before it may still be done.
+//! Writes that were not answered and may still be applied.
+
+/// The last write, and whether an unanswered one may still be applied.
 ///
-/// A write that is not answered may be done late, by a member that was frozen with it or behind a
-/// network that holds it back, for as long as its lease lives.
+/// An unanswered write may be applied late, as long as its lease lives: a frozen member or a slow
+/// network may hold it back.
 #[derive(Debug, Default)]
 pub(super) struct LateWrite {
-    /// What the last write was for.
+    /// The guard of the last write.
     last: Option<Guard>,
     doubt: Doubt,
 }
 
-/// The state of an entry that a write is for.
+/// The condition of a write: its lease, and the revision that the entry must have.
 #[derive(Clone, Copy, Debug)]
 struct Guard {
     lease: i64,
     revision: i64,
 }
 
+/// Whether an unanswered write may still be applied.
 #[derive(Clone, Copy, Debug, Default)]
 enum Doubt {
-    /// No write may still be done.
+    /// No.
     #[default]
     None,
-    /// One under this lease may be, and what the next one is for is open.
+    /// Yes, under this lease. The next write may have any guard.
     Under(i64),
-    /// The last one may be, and the next one is for the same state of the entry.
+    /// Yes, with this guard. The next write must have the same one, so that neither of them
+    /// can overwrite a later write.
     Repeated(Guard),
 }
 
 impl LateWrite {
-    /// The lease of a write that may still be done.
+    /// The lease of a write that may still be applied.
     pub(super) fn lease(&self) -> Option<i64> {
         match self.doubt {
             Doubt::None => None,
@@ -36,8 +40,8 @@ impl LateWrite {
         }
     }
 
-    /// The revision that an unanswered write under this lease was for, if the next one is to be for
-    /// the same.
+    /// The revision that guarded an unanswered write under this lease, if the next write must use
+    /// the same one.
     pub(super) fn repeated(&self, lease: i64) -> Option<i64> {
         match self.doubt {
             Doubt::Repeated(guard) if guard.lease == lease => Some(guard.revision),
@@ -45,26 +49,25 @@ impl LateWrite {
         }
     }
 
-    /// Takes what the next write is for.
+    /// Records the guard of a write that is about to be sent.
     pub(super) fn begin(&mut self, lease: i64, revision: i64) {
         self.last = Some(Guard { lease, revision });
     }
 
-    /// Takes that a write under this lease was not answered.
+    /// Records that a write under this lease was not answered.
     pub(super) fn doubt(&mut self, lease: i64) {
         let last = self.last.filter(|guard| guard.lease == lease);
         self.doubt = last.map_or(Doubt::Under(lease), Doubt::Repeated);
     }
 
-    /// Takes that the next write need not be for what the unanswered one was for, which may still
-    /// be done.
+    /// Allows the next write another guard. The unanswered write may still be applied.
     pub(super) fn move_on(&mut self) {
         if let Doubt::Repeated(Guard { lease, .. }) = self.doubt {
             self.doubt = Doubt::Under(lease);
         }
     }
 
-    /// Minds no longer that a write may still be done.
+    /// Stops expecting that a write may still be applied.
     pub(super) fn forget(&mut self) {
         self.doubt = Doubt::None;
     }

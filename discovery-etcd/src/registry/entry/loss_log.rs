@@ -1,3 +1,5 @@
+//! The log of lost registrations.
+
 use std::time::Duration;
 
 use discovery_core::Error;
@@ -6,19 +8,19 @@ use tracing::{info, warn};
 
 use super::Place;
 
-/// Reports losses of one registration, at most one a minute: somebody may take it away as often as
-/// it is written.
+/// Logs losses of one registration, at most one per minute, because somebody may delete the entry
+/// as often as it is written.
 #[derive(Debug, Default)]
 pub(super) struct LossLog {
     reported: Option<Instant>,
-    /// The losses since then.
+    /// The number of losses since then.
     unreported: u32,
-    /// Whether the last loss was reported, so that its end is too.
+    /// Whether the last loss was logged, so that its end must be logged too.
     is_open: bool,
 }
 
 impl LossLog {
-    /// Reports that the registration was lost and is written again.
+    /// Logs that the registration was lost and will be written again.
     pub(super) fn lost(&mut self, place: &Place, error: &Error) {
         self.is_open = self.is_due();
         if self.is_open {
@@ -27,7 +29,7 @@ impl LossLog {
         }
     }
 
-    /// Reports that the registration is back, if its loss was reported.
+    /// Logs that the registration was restored, if its loss was logged.
     pub(super) fn restored(&mut self, place: &Place) {
         if std::mem::take(&mut self.is_open) {
             info!(service = %place.service, id = %place.id, "registered again");
@@ -53,7 +55,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn losses_are_reported_once_a_minute() {
+    async fn losses_are_logged_at_most_once_a_minute() {
         let mut log = LossLog::default();
         assert!(log.is_due());
         for _ in 0..10 {
@@ -62,6 +64,6 @@ mod tests {
         }
         advance(Duration::from_secs(10)).await;
         assert!(log.is_due());
-        assert_eq!(log.unreported, 12, "with how many there were");
+        assert_eq!(log.unreported, 12, "all losses are counted");
     }
 }

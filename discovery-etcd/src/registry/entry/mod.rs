@@ -1,3 +1,12 @@
+//! Every decision about one entry, without the I/O. It is a state machine: the worker asks
+//! [`Entry::next`] what to do, does it, and hands the result back.
+//!
+//! [`command`] handles what registrations ask for and what the watch reports, [`mod@answer`] the
+//! answers of etcd. The state consists of the registration that owns the entry ([`ownership`],
+//! [`owner`]), what is known of the entry in etcd ([`known`]), writes that may still be applied
+//! ([`late_write`]), the watch ([`watched`]) and the backoff ([`pacing`]). [`loss_log`] logs
+//! losses.
+
 mod answer;
 mod command;
 mod known;
@@ -27,10 +36,11 @@ use super::{
 };
 use crate::lease::{Lease, LeaseState};
 
-/// What a handle knows and wants of one entry: every decision about it, without the I/O.
+/// What a handle knows about one entry, and what it wants the entry to be.
 ///
-/// Several registrations of one id follow one another here, each the owner from its claim on, and the former one superseded from
-/// its first write on; between handles the entry's lease decides.
+/// Within a handle, several registrations of one id may follow one another. Each is the owner from
+/// its claim on, and the former owner is superseded once the new one is written. Between handles,
+/// the lease of the entry decides who owns it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) place: Place,
@@ -39,13 +49,13 @@ pub(super) struct Entry {
     known: Known,
     pacing: Pacing,
     watched: Watched,
-    /// A lease that etcd did not know; another one is to come.
+    /// A lease that etcd did not know; the keeper will grant another one.
     dead: Option<i64>,
     late_write: LateWrite,
     losses: LossLog,
 }
 
-/// Which entry it is.
+/// Identifies an entry.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     pub(super) service: ServiceName,
@@ -56,18 +66,19 @@ pub(super) struct Place {
 /// What to do next about an entry.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Nothing is left to do, now or later.
+    /// Nothing is left to do, now or later; the worker may end.
     Exit,
     /// Read the entry.
     Read,
-    /// Delete it, if it still is under this lease and of this revision.
+    /// Delete the entry if it still has this lease and this revision.
     Remove { lease: i64, revision: i64 },
-    /// Wait for news, at most until then.
+    /// Wait for news, until this time at the latest.
     Wait(Option<Instant>),
-    /// Watch it from this revision on, which is known, in place of any former watch. From the next one on, some releases leave out
-    /// a removal up to which history is compacted.
+    /// Watch the entry from this revision, replacing any former watch. The revision itself is
+    /// already known, but some releases of etcd lose a removal if history is compacted right before
+    /// the revision at which a watch begins.
     Watch(i64),
-    /// Put this value under this lease, if the entry still is of this revision.
+    /// Put this value under this lease if the entry still has this revision; 0 means no entry.
     Write { value: Vec<u8>, lease: i64, revision: i64 },
 }
 
@@ -86,7 +97,7 @@ impl Entry {
         }
     }
 
-    /// What to do now, by all that is known.
+    /// Returns what to do now, and first settles what is already certain.
     pub(super) fn next(&mut self, lease: &LeaseState) -> Next {
         loop {
             match self.step(lease) {
@@ -96,7 +107,7 @@ impl Entry {
         }
     }
 
-    /// What to do now, or what is certain now.
+    /// Returns what to do now, or as an error an outcome that is certain and must be settled first.
     fn step(&mut self, lease: &LeaseState) -> Result<Next, Act> {
         let pause = self.pacing.pause();
         let owner = match &mut self.ownership {
@@ -112,7 +123,7 @@ impl Entry {
             LeaseState::RegistrationBackend { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
             LeaseState::Lost { error } => {
                 self.lost(error.clone());
-                // Given up where it cannot become one.
+                // `lost` may have given up the owner, if it was never written. Then step again.
                 return if self.ownership.owner().is_some() { Ok(Next::Wait(None)) } else { self.step(lease) };
             }
         };
@@ -120,7 +131,7 @@ impl Entry {
             return Ok(self.attend(id));
         }
         if owner.held.take().is_some() {
-            // Another lease came without a moment in which there was none to see.
+            // The lease was replaced without a visible time in between, so the entry may be gone.
             self.known.forget();
         }
         if let Some(until) = pause {
@@ -129,8 +140,8 @@ impl Entry {
         let seen = self.known.seen();
         match decide(owner.intent, seen, &owner.value, id, |lease| self.lease.is_own(lease)) {
             Act::Write(revision) => {
-                // After a write that was not answered the next one is for the same state of the
-                // entry: if it is late too, it is not done to what came since.
+                // After an unanswered write, the next one keeps the same guard unless the entry was
+                // seen meanwhile. If it is late too, it cannot overwrite what was written since.
                 let same = self.late_write.repeated(id).filter(|_| seen == Seen::Nothing);
                 let revision = same.unwrap_or(revision);
                 self.late_write.begin(id, revision);
@@ -140,7 +151,8 @@ impl Entry {
         }
     }
 
-    /// What to do about an entry that is gone: watch for a write that comes back from the dead.
+    /// Returns what to do about an entry without an owner: watch it while an unanswered write may
+    /// still be applied, which is as long as its lease lives.
     fn watch_for_late_write(&mut self, lease: &LeaseState) -> Next {
         match (self.late_write.lease(), lease) {
             (Some(doubt), LeaseState::RegistrationBackend { id }) if *id == doubt => self.attend(doubt),
@@ -148,12 +160,12 @@ impl Entry {
         }
     }
 
-    /// Whether a write that may still be done is all that is left of it.
+    /// Whether the entry matters only because an unanswered write may still be applied.
     pub(super) fn is_in_doubt(&self) -> bool {
         matches!(self.ownership, Ownership::Vacant { .. }) && self.late_write.lease().is_some()
     }
 
-    /// Keeps an eye on the entry, which is under this lease or may come to be.
+    /// Watches the entry, which is under this lease or may be written under it late.
     fn attend(&mut self, lease: i64) -> Next {
         match self.watched.attend(lease) {
             Attend::Watch => {
@@ -166,12 +178,12 @@ impl Entry {
         }
     }
 
-    /// The revision up to which it is known what became of the entry.
+    /// The revision up to which all changes of the entry are known.
     pub(super) fn known(&self) -> i64 {
         self.known.revision()
     }
 
-    /// Whether what is to be done is waited for by somebody.
+    /// Whether a caller waits for the next request.
     pub(super) fn urgency(&self) -> Urgency {
         match &self.ownership {
             Ownership::Owned(owned) if owned.owner.intent == Intent::Heal && owned.owner.waiting.is_empty() => {
@@ -182,31 +194,31 @@ impl Entry {
         }
     }
 
-    /// When a removal is given up that nobody confirms, since the lease ends the entry; `None`
-    /// while that is renewed for others.
+    /// Returns when to give up a removal that etcd does not confirm, because the lease ends the
+    /// entry anyway; `None` while the lease is renewed for other registrations.
     pub(super) fn gives_up(&self, lease: &LeaseState) -> Option<Instant> {
         let Ownership::Leaving { lease: left, since, .. } = &self.ownership else { return None };
         if matches!(lease, LeaseState::RegistrationBackend { id } if id == left) {
             return None;
         }
-        // By then the lease has ended.
+        // The lease has expired by then, with a margin.
         let patience = self.lease.granted().unwrap_or_default() * 2 + Duration::from_secs(10);
         Some(since.map_or_else(Instant::now, |since| since + patience))
     }
 
-    /// Leaves the entry to its lease, and says so to those who wait for its end.
+    /// Leaves the entry to its lease, and fails the callers that wait for the removal.
     pub(super) fn give_removal_up(&mut self) {
         let error =
             Error::new(ErrorKind::DeadlineExceeded, "etcd did not confirm the removal; the lease ends the entry");
         self.ownership.end_removal(&Err(error));
     }
 
-    /// Forgets a pause, because the lease changed.
+    /// Ends a pause early, because the lease changed.
     pub(super) fn resume(&mut self) {
         self.pacing.resume();
     }
 
-    /// The lease is lost, and the entry with it.
+    /// Handles the loss of the lease, and of the entry with it.
     fn lost(&mut self, error: Error) {
         let Ownership::Owned(owned) = &mut self.ownership else { return };
         let owner = &mut owned.owner;
@@ -225,7 +237,7 @@ impl Entry {
         }
     }
 
-    /// A registration that never was cannot become one.
+    /// Fails and ends a registration that was never written and cannot be.
     fn give_up(&mut self, error: Error) {
         if let Some(owner) = self.ownership.owner_mut() {
             answer(owner.waiting.drain(..), &Err(error));
@@ -233,7 +245,7 @@ impl Entry {
         self.release();
     }
 
-    /// Forgets that the entry has a watch.
+    /// Records that the watch of the entry was dropped.
     pub(super) fn leave(&mut self) {
         self.watched.leave();
     }
@@ -241,7 +253,8 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        // In order, there is no owner any more. Else the runtime went, and nobody keeps the entry.
+        // A worker that ends by itself leaves no owner. Otherwise the runtime was shut down, and
+        // nobody keeps the entry.
         let Ownership::Owned(owned) = &self.ownership else { return };
         for owner in owned.former.iter().chain([&owned.owner]) {
             owner.status.set(Status::lost(Error::new(
@@ -254,25 +267,25 @@ impl Drop for Entry {
 
 fn answer(replies: impl IntoIterator<Item = Reply>, result: &Result<(), Error>) {
     for reply in replies {
-        // Who asked may have given up.
+        // The caller may have stopped waiting.
         let _ = reply.send(result.clone());
     }
 }
 
 fn conflict() -> Error {
-    Error::new(ErrorKind::Conflict, "another owner's entry lives")
+    Error::new(ErrorKind::Conflict, "another owner's entry exists")
 }
 
 pub(super) fn superseded() -> Error {
     Error::new(ErrorKind::Conflict, "another owner took the id over")
 }
 
-/// Whether trying again cannot help before somebody changes something.
+/// Whether the same request will fail again until somebody intervenes.
 fn is_final(error: &Error) -> bool {
     !error.is_retryable()
 }
 
-/// How long a watch, or the stream that carries it, lasts that is not one of many that end at once.
+/// A watch that lasts this long, or an entry that nobody removes for this long, resets its backoff.
 pub(super) const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

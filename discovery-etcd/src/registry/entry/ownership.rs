@@ -1,3 +1,5 @@
+//! Who owns the entry.
+
 use discovery_core::Error;
 use tokio::time::Instant;
 
@@ -7,32 +9,33 @@ use crate::registry::decide::Intent;
 /// The registration that owns the entry, if there is one.
 #[derive(Debug)]
 pub(super) enum Ownership {
-    /// A registration has it. Boxed, since it is much larger than the others.
+    /// A registration owns it. Boxed, because it is much larger than the other variants.
     Owned(Box<Owned>),
-    /// Nobody has it, and what may stand under this lease is to be removed.
+    /// Nobody owns it. There may be an entry under this lease, which has to be removed.
     Leaving {
         lease: i64,
-        /// When the last registration ended, as in [`Self::Vacant`].
+        /// When the last registration ended, as for [`Self::Vacant`].
         since: Option<Instant>,
-        /// The callers that wait for the removal.
+        /// Callers that wait for the removal.
         waiting: Vec<Reply>,
     },
-    /// Nobody has it, and nothing is known to be left of it.
+    /// Nobody owns it, and no entry is known to be left.
     Vacant {
-        /// When the last registration ended; `None` where there was none, or another took over.
+        /// When the last registration ended; `None` if there was none or another owner took over.
         since: Option<Instant>,
     },
 }
 
-/// The registration that has the entry, and who still waits for it to stand.
+/// The registration that owns the entry, and what remains of those before it.
 #[derive(Debug)]
 pub(super) struct Owned {
     pub(super) owner: Owner,
-    /// The owner before one that was never written yet; owns again if that is given up.
+    /// The former owner, until the owner is first written. If the owner is given up before that,
+    /// the former one owns the entry again.
     pub(super) former: Option<Owner>,
-    /// The lease of the last write that was tried and of which nothing is known to be gone.
+    /// The lease of the last write that was attempted, unless its entry is known to be gone.
     pub(super) tried: Option<i64>,
-    /// The callers that wait until the owner's first write has replaced what stood there.
+    /// Callers that wait until the owner's first write has replaced a former entry.
     pub(super) leaving: Vec<Reply>,
 }
 
@@ -51,13 +54,13 @@ impl Ownership {
         }
     }
 
-    /// Gives the entry to this owner. The one before it steps back, if it was written.
+    /// Makes this the owner. The one before becomes the former owner, if it was written.
     pub(super) fn claim(&mut self, owner: Owner) {
         let mut claimed = Owned { owner, former: None, tried: None, leaving: Vec::new() };
         let leaving = match self.take() {
             Self::Owned(before) => {
                 claimed.tried = before.tried;
-                // Not superseded before it is certain that this one stands in its place.
+                // It is superseded only once the new owner is known to be written.
                 if before.owner.intent == Intent::Heal {
                     claimed.former = Some(before.owner);
                 } else {
@@ -73,11 +76,11 @@ impl Ownership {
             Self::Vacant { .. } => Vec::new(),
         };
         *self = Self::Owned(Box::new(claimed));
-        // What they wait to be gone is this one's now.
+        // The entry that they wait to be removed belongs to the new owner now.
         answer(leaving, &Ok(()));
     }
 
-    /// Ends the owner; the one before it owns again, if the ended one was never written.
+    /// Ends the owner. If it was never written, the former owner owns the entry again.
     pub(super) fn release(&mut self) {
         *self = match self.take() {
             Self::Owned(owned) => {
@@ -85,7 +88,8 @@ impl Ownership {
                 let since = Some(Instant::now());
                 match (owned.former, owned.tried) {
                     (Some(mut former), tried) => {
-                        // The ended one may have been written all the same.
+                        // The owner that ends may have been written after all, so the former one
+                        // has to be written again.
                         former.held = None;
                         Self::Owned(Box::new(Owned { owner: former, former: None, tried, leaving: owned.leaving }))
                     }
@@ -97,7 +101,7 @@ impl Ownership {
         };
     }
 
-    /// Takes the owner before the present one out, if it is the one that is meant.
+    /// Removes and returns the former owner, if it is the one that is meant.
     pub(super) fn take_former_if(&mut self, is_meant: impl Fn(&Owner) -> bool) -> Option<Owner> {
         match self {
             Self::Owned(owned) => owned.former.take_if(|former| is_meant(former)),
@@ -105,14 +109,14 @@ impl Ownership {
         }
     }
 
-    /// Ends the owner, because another owns the place now.
+    /// Ends the owner because the entry belongs to another handle now.
     pub(super) fn supersede(&mut self) {
         if let Self::Owned(owned) = self.take() {
             owned.owner.supersede();
         }
     }
 
-    /// Takes that there may be an entry under this lease.
+    /// Records that there may be an entry under this lease.
     pub(super) fn may_stand(&mut self, under: i64) {
         match self {
             Self::Owned(owned) => owned.tried = Some(under),
@@ -123,7 +127,7 @@ impl Ownership {
         }
     }
 
-    /// Ends the removal, and tells those who wait for it.
+    /// Ends the removal and answers the callers that wait for it.
     pub(super) fn end_removal(&mut self, result: &Result<(), Error>) {
         *self = match self.take() {
             Self::Leaving { since, waiting, .. } => {

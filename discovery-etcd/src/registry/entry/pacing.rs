@@ -1,20 +1,22 @@
+//! How often etcd is asked about the entry.
+
 use discovery_core::{Backoff, Delays};
 use tokio::time::Instant;
 
 use super::STEADY;
 use crate::{client::Failure, retry_delays::RetryDelays};
 
-/// How soon etcd may be asked again about the entry.
+/// When etcd may be asked about the entry again.
 #[derive(Debug)]
 pub(super) struct Pacing {
-    /// Not to be asked again before then.
+    /// The earliest time of the next request.
     pause: Option<Instant>,
     pauses: RetryDelays,
-    /// The last write was refused because what stood there was not what was known.
+    /// Whether the last write was refused because its guard was stale.
     is_refused: bool,
-    /// When somebody last took the entry away.
+    /// When the entry was last removed from outside.
     missed: Option<Instant>,
-    /// The waits before what somebody takes away again and again is written once more.
+    /// The delays before an entry that is removed again and again is restored.
     repair_delays: Delays,
 }
 
@@ -29,45 +31,46 @@ impl Pacing {
         }
     }
 
-    /// Until when not to ask, if not now.
+    /// Returns when the pause ends, if there is one.
     pub(super) fn pause(&self) -> Option<Instant> {
         self.pause.filter(|until| *until > Instant::now())
     }
 
-    /// Forgets the pause.
+    /// Ends the pause.
     pub(super) fn resume(&mut self) {
         self.pause = None;
     }
 
-    /// Starts again from the shortest wait, for another value or owner.
+    /// Ends the pause and resets the backoff, for another owner.
     pub(super) fn restart(&mut self) {
         self.pause = None;
         self.pauses.reset();
     }
 
-    /// Takes that the entry stands as it should.
+    /// Records that the entry is as wanted.
     pub(super) fn succeed(&mut self) {
         self.is_refused = false;
         self.pauses.reset();
     }
 
-    /// Takes a failure.
+    /// Records a failure, which starts a pause.
     pub(super) fn fail(&mut self, failure: &Failure) {
         self.pause = Some(Instant::now() + self.pauses.after(failure));
     }
 
-    /// Takes that a write was refused for what stood there.
+    /// Records that a write was refused because its guard was stale.
     pub(super) fn refuse(&mut self) {
-        // What was read with the refusal is enough to go by, unless the entry changes all the time.
+        // The refusal carries the current entry, so the next write needs no pause. A second refusal
+        // in a row means that the entry keeps changing.
         if std::mem::replace(&mut self.is_refused, true) {
             self.pause = Some(Instant::now() + self.pauses.first());
         }
     }
 
-    /// Takes that somebody took the entry away.
+    /// Records that the entry was removed from outside.
     ///
-    /// It is written again at once, unless that was done only a moment ago. Then the waits grow, so
-    /// that somebody who takes it away each time does not keep etcd busy.
+    /// It is restored at once, unless it was removed less than [`STEADY`] ago. In that case the
+    /// delays grow, so that somebody who keeps removing it does not keep etcd busy.
     pub(super) fn miss(&mut self) {
         if self.missed.replace(Instant::now()).is_some_and(|missed| missed.elapsed() < STEADY) {
             self.pause = Some(Instant::now() + self.repair_delays.next_delay());

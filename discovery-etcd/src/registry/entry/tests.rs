@@ -46,7 +46,7 @@ fn row(lease: i64, value: &str, revision: i64) -> KeyValue {
     KeyValue { key: KEY.into(), value: value.into(), lease, revision }
 }
 
-/// Whether nothing is to be done but to wait for news.
+/// Whether there is nothing to do but to wait for news.
 fn is_at_rest(next: &Next) -> bool {
     matches!(next, Next::Wait(None))
 }
@@ -67,7 +67,7 @@ fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_registered_is_removed_again() {
+async fn a_registration_is_written_and_removed() {
     let mut entry = entry();
     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
     let lease = held(&entry.lease);
@@ -75,14 +75,14 @@ async fn what_is_registered_is_removed_again() {
     let mut gone = release(&mut entry, 1);
     assert!(matches!(status.current(), Status::Deregistered { .. }));
     assert!(matches!(entry.next(&lease), Next::Remove { lease: id, revision: 5 } if id == id_of(&lease)));
-    assert!(gone.try_recv().is_err(), "not before it is answered");
+    assert!(gone.try_recv().is_err(), "not before the removal is answered");
     entry.removed(Ok(Delete::Gone(6)));
     assert!(gone.try_recv().unwrap().is_ok());
     assert!(matches!(entry.next(&lease), Next::Exit));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
+async fn a_lost_lease_is_repaired_and_another_owner_is_left_alone() {
     let mut entry = entry();
     let first = held(&entry.lease);
     let status = registered(&mut entry, &first);
@@ -90,10 +90,10 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     assert!(matches!(status.current(), Status::Lost { .. }));
     let second = held(&entry.lease);
     assert!(matches!(entry.next(&second), Next::Write { revision: 0, .. }));
-    // etcd was only away, and has it under the former lease still.
+    // etcd was only unreachable, and still has the entry under the former lease.
     entry.written(id_of(&second), Ok(Put::Refused(Some(row(id_of(&first), "v", 5)))));
     assert!(matches!(entry.next(&second), Next::Write { revision: 5, .. }));
-    // Its data was wiped, too: revisions begin anew, and so must the watch.
+    // Its data was wiped too: revisions start over, and so must the watch.
     entry.written(id_of(&second), Ok(Put::Written(2)));
     assert!(status.current().is_registered());
     assert!(matches!(entry.next(&second), Next::Watch(2)));
@@ -102,19 +102,19 @@ async fn a_lost_lease_is_healed_and_another_owner_left_alone() {
     let third = held(&entry.lease);
     assert!(matches!(entry.next(&third), Next::Write { revision: 0, .. }));
     entry.written(id_of(&third), Ok(Put::Refused(Some(row(77, "w", 9)))));
-    assert!(matches!(entry.next(&third), Next::Exit), "nothing is left to do, nor to remove");
+    assert!(matches!(entry.next(&third), Next::Exit), "there is nothing left to do or to remove");
     assert!(matches!(status.current(), Status::Superseded { .. }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_others_do_to_it_is_repaired_or_final() {
+async fn a_removal_is_repaired_and_a_takeover_is_final() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
     entry.changed(5, None);
     assert!(is_at_rest(&entry.next(&lease)), "older than the last write");
     entry.changed(6, Some(row(id_of(&lease), "v", 6)));
-    assert!(is_at_rest(&entry.next(&lease)), "as it should be");
+    assert!(is_at_rest(&entry.next(&lease)), "as wanted");
     entry.changed(7, None);
     assert!(matches!(status.current(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
@@ -126,7 +126,7 @@ async fn what_others_do_to_it_is_repaired_or_final() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
+async fn a_watch_that_ended_begins_again_at_the_revision_of_the_reading() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
@@ -136,12 +136,12 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
         assert!(matches!(entry.next(&lease), Next::Read));
         entry.read(Ok(KeyReading { row, revision }));
     };
-    // What lies between may be compacted.
+    // The history in between may be compacted.
     read(&mut entry, Some(row(id_of(&lease), "v", 5)), 30);
     assert!(matches!(entry.next(&lease), Next::Watch(30)));
     entry.changed(30, None);
     assert!(status.current().is_registered(), "known when it was read");
-    // etcd was set back to when there was no such entry, and counts anew from there.
+    // etcd was restored to a time before the entry, and counts on from there.
     read(&mut entry, None, 3);
     assert!(matches!(status.current(), Status::Lost { .. }));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
@@ -153,7 +153,7 @@ async fn a_watch_that_ended_begins_anew_where_the_entry_was_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_goes_while_it_cannot_be_written_is_lost() {
+async fn an_entry_that_is_removed_while_it_cannot_be_written_is_lost() {
     let full = || Failure::new(Reason::Refused, Error::new(ErrorKind::ResourceExhausted, "no space"));
     for (what, is_claim) in [("an update", false), ("another claim", true)] {
         for by_watch in [true, false] {
@@ -168,7 +168,7 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
                     entry.next(&lease);
                     entry.written(id_of(&lease), Err(full()));
                 }
-                assert!(status.current().is_registered(), "with the former value: {what}");
+                assert!(status.current().is_registered(), "{what}: with the former value");
                 let stands = stands.map(|id| row(if id == 1 { id_of(&lease) } else { id }, "v", 6));
                 let case = format!("{what}, {stands:?}, by the watch: {by_watch}");
                 if by_watch {
@@ -183,7 +183,7 @@ async fn what_goes_while_it_cannot_be_written_is_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_no_watch_tells_is_found_by_audits() {
+async fn a_change_that_the_watch_misses_is_found_by_an_audit() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let status = registered(&mut entry, &lease);
@@ -199,12 +199,12 @@ async fn what_no_watch_tells_is_found_by_audits() {
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(41)));
     assert!(status.current().is_registered());
-    assert!(matches!(entry.next(&lease), Next::Watch(41)), "the former one did not tell");
+    assert!(matches!(entry.next(&lease), Next::Watch(41)), "the former watch missed the removal");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audit_that_was_overtaken_counts_for_nothing() {
-    // By what the watch told.
+async fn an_outdated_audit_is_ignored() {
+    // Outdated by news from the watch.
     let mut first = entry();
     let lease = held(&first.lease);
     let status = registered(&mut first, &lease);
@@ -215,19 +215,19 @@ async fn an_audit_that_was_overtaken_counts_for_nothing() {
     first.audited(asked, 5, stands());
     assert!(!status.current().is_registered());
     assert!(matches!(first.next(&lease), Next::Write { revision: 0, .. }));
-    // By a write.
+    // Outdated by a write.
     advance(Duration::from_secs(1)).await;
     first.written(id_of(&lease), Ok(Put::Written(10)));
     first.audited(asked, 5, KeyReading { row: None, revision: 9 });
     assert!(status.current().is_registered());
-    // By nothing: etcd was set back to an older copy of its data.
+    // Not outdated: etcd was restored from an older copy of its data.
     advance(Duration::from_secs(1)).await;
     first.audited(Instant::now(), 10, KeyReading { row: None, revision: 3 });
     assert!(!status.current().is_registered());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_later_claim_of_a_handle_owns() {
+async fn the_latest_claim_of_a_handle_owns_the_entry() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let first = registered(&mut entry, &lease);
@@ -240,11 +240,11 @@ async fn the_later_claim_of_a_handle_owns() {
     entry.written(id_of(&lease), Ok(Put::Written(6)));
     assert!(second.current().is_registered());
     assert!(matches!(first.current(), Status::Superseded { .. }));
-    assert!(release(&mut entry, 1).try_recv().unwrap().is_ok(), "of the superseded at once");
+    assert!(release(&mut entry, 1).try_recv().unwrap().is_ok(), "a superseded owner is answered at once");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
+async fn a_claim_that_is_never_written_leaves_the_former_owner() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let first = registered(&mut entry, &lease);
@@ -257,7 +257,8 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
     assert_eq!(refused.try_recv().unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
     assert!(matches!(second.current(), Status::Deregistered { .. }));
     assert!(first.current().is_registered());
-    // Whether the other was written is not known; what stands there under the handle's own lease is overwritten.
+    // It is unknown whether the other claim was written. An entry under the handle's own lease is
+    // overwritten.
     assert!(matches!(entry.next(&lease), Next::Write { value, revision: 0, .. } if value == b"x"));
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "w", 6)))));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
@@ -267,21 +268,21 @@ async fn a_claim_that_is_never_written_leaves_the_owner_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_leaves_while_another_claims_is_gone_with_its_first_write() {
+async fn an_owner_that_leaves_during_a_claim_is_gone_once_the_claim_is_written() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let first = registered(&mut entry, &lease);
     let (_second, _answer) = claim(&mut entry, 2, "w", Claim::TakeOver);
     let mut gone = release(&mut entry, 1);
     assert!(matches!(first.current(), Status::Deregistered { .. }));
-    assert!(gone.try_recv().is_err(), "its entry stands there still");
+    assert!(gone.try_recv().is_err(), "its entry is still there");
     entry.next(&lease);
     entry.written(id_of(&lease), Ok(Put::Written(6)));
     assert!(gone.try_recv().unwrap().is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_claim_of_a_free_place_yields_to_who_is_there() {
+async fn a_claim_if_absent_yields_to_an_existing_owner() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let (_, mut answer) = claim(&mut entry, 1, "v", Claim::IfAbsent);
@@ -291,15 +292,15 @@ async fn a_claim_of_a_free_place_yields_to_who_is_there() {
     advance(Duration::from_secs(1)).await;
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(77, "w", 3)))));
-    // The first attempt may still be done, once the other has left.
+    // The first attempt may still be applied after the other owner has left.
     assert!(matches!(entry.next(&lease), Next::Watch(3)));
     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
     assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), ErrorKind::Conflict);
 }
 
-/// An entry put by hand over and over, each time with another lease than was read.
+/// Somebody keeps writing the entry, each time with another lease than was read.
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_changes_all_the_time_is_not_written_ever_on() {
+async fn an_entry_that_keeps_changing_is_not_written_without_pause() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let former = entry.lease.new_id();
@@ -320,7 +321,7 @@ async fn an_entry_that_changes_all_the_time_is_not_written_ever_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease_lives() {
+async fn a_write_that_is_given_up_and_applied_late_is_removed_while_its_lease_lives() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);
@@ -329,23 +330,23 @@ async fn what_is_given_up_and_written_late_is_removed_again_as_long_as_its_lease
     let mut gone = release(&mut entry, 1);
     assert!(matches!(entry.next(&lease), Next::Remove { .. }));
     entry.removed(Ok(Delete::Gone(5)));
-    assert!(gone.try_recv().unwrap().is_ok(), "nobody waits for what may never be");
+    assert!(gone.try_recv().unwrap().is_ok(), "a caller does not wait for a write that may never be applied");
     for revision in [5, 7] {
         assert!(matches!(entry.next(&lease), Next::Watch(from) if from == revision));
         assert!(is_at_rest(&entry.next(&lease)));
         entry.changed(revision + 1, Some(row(id_of(&lease), "v", revision + 1)));
         let next = entry.next(&lease);
         assert!(matches!(next, Next::Remove { revision: of, .. } if of == revision + 1), "{next:?}");
-        // As the worker does.
+        // The worker does the same.
         entry.leave();
         entry.removed(Ok(Delete::Gone(revision + 2)));
     }
     entry.next(&lease);
-    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit), "nothing can be written under a lease that is over");
+    assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit), "nothing can be written under a lease that has ended");
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that_is_given_up() {
+async fn only_a_write_that_may_have_been_sent_is_watched_for_and_only_until_it_is_forgotten() {
     for (unsent, is_in_doubt) in [(true, false), (false, true)] {
         let mut entry = entry();
         let lease = held(&entry.lease);
@@ -354,7 +355,7 @@ async fn only_a_write_that_may_have_been_sent_leaves_a_doubt_and_only_until_that
         let failure = if unsent { no_answer().before_sending() } else { no_answer() };
         entry.written(id_of(&lease), Err(failure));
         entry.take(Command::Forget);
-        assert!(!entry.is_in_doubt(), "it is owned");
+        assert!(!entry.is_in_doubt(), "it has an owner");
         release(&mut entry, 1);
         entry.next(&lease);
         entry.removed(Ok(Delete::Gone(5)));
@@ -378,18 +379,18 @@ async fn a_write_is_guarded_by_the_revision_before_it() {
     let _lost = update(&mut entry, "w");
     assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }));
     entry.written(id_of(&lease), Err(no_answer()));
-    // The answer is given up, and the write may arrive at any time.
+    // Nobody waits for the answer any more, but the write may still be applied.
     let mut written = update(&mut entry, "x");
-    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }), "late, it does nothing to what came since");
+    assert!(matches!(entry.next(&lease), Next::Write { revision: 5, .. }), "a late write overwrites nothing newer");
     entry.written(id_of(&lease), Ok(Put::Refused(Some(row(id_of(&lease), "w", 6)))));
     assert!(matches!(entry.next(&lease), Next::Write { revision: 6, .. }));
     entry.written(id_of(&lease), Ok(Put::Written(7)));
     assert!(written.try_recv().unwrap().is_ok());
-    // What was given up is of revision 5, which is no more.
+    // The unanswered write is guarded by revision 5, which no longer exists.
     let _next = update(&mut entry, "y");
     assert!(matches!(entry.next(&lease), Next::Write { revision: 7, .. }));
 
-    // Where it is gone, it takes one more write.
+    // If the entry is gone, one more write is needed.
     entry.written(id_of(&lease), Err(no_answer()));
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(matches!(entry.next(&lease), Next::Write { revision: 7, .. }));
@@ -398,14 +399,15 @@ async fn a_write_is_guarded_by_the_revision_before_it() {
     assert!(matches!(entry.next(&lease), Next::Write { revision: 0, .. }));
 }
 
-/// A revision that was seen under another owner guards no write of an owner who does not take over.
+/// A revision that belongs to another owner's entry must not guard the write of a repair.
 #[tokio::test(start_paused = true)]
-async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
+async fn a_repair_does_not_overwrite_another_owners_entry() {
     const OTHER: i64 = 77;
     let pass = || tokio::time::sleep(Duration::from_secs(10));
     let foreign = || row(OTHER, "theirs", 9);
 
-    // It took the place while the lease was lost, and the first write after that is not answered.
+    // Another owner took over while the lease was lost, and the first write after that is not
+    // answered.
     let mut first = entry();
     let lease = held(&first.lease);
     registered(&mut first, &lease);
@@ -425,7 +427,7 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
     first.next(&next);
     assert!(first.ownership.owner().is_none(), "superseded");
 
-    // A claim of the same handle meets it, and is given up, be it answered or not.
+    // A claim of the same handle finds the other owner's entry and is given up, answered or not.
     for is_answered in [true, false] {
         let mut second = entry();
         let lease = held(&second.lease);
@@ -438,7 +440,7 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
         if !is_answered {
             second.written(id_of(&lease), Err(no_answer()));
             pass().await;
-            assert!(matches!(second.next(&lease), Next::Write { revision: 9, .. }), "it takes over");
+            assert!(matches!(second.next(&lease), Next::Write { revision: 9, .. }), "a claim takes over");
         }
         let _gone = release(&mut second, 2);
         assert!(matches!(second.next(&lease), Next::Write { value, revision: 0, .. } if value == b"v"));
@@ -451,27 +453,27 @@ async fn what_another_owner_wrote_is_not_overwritten_by_a_repair() {
 
 #[derive(Clone, Debug)]
 enum Event {
-    /// Our own handle registers or deregisters.
+    /// Our own handle registers, taking over or not, or deregisters.
     Claim(bool),
     Release,
     Update,
-    /// Another handle takes the place over or leaves it.
+    /// Another handle takes over the entry, or removes it.
     Other,
     OtherLeaves,
-    /// Somebody's hand.
+    /// Somebody changes the entry by hand.
     Delete,
     Overwrite,
-    /// The lease ends in etcd, and is known to be lost.
+    /// The lease expires in etcd, and its loss is noticed.
     Expire,
-    /// A call is made; it is answered, or done without an answer, or lost before it is done, or under way for longer than it is
-    /// waited for.
+    /// A call is made. It is answered (0), applied without an answer (1), lost before it is applied
+    /// (2), or delayed until nobody waits for it any more (3).
     Call(u8),
-    /// What was under way arrives.
+    /// Delayed calls arrive.
     Arrive,
     /// An audit reads the entry, and its result arrives later.
     Audit,
     Audited,
-    /// RetryDelays between attempts pass.
+    /// Time passes.
     Wait,
 }
 
@@ -504,7 +506,7 @@ struct World {
     revision: i64,
     watched_from: Option<i64>,
     events: Vec<(i64, Option<KeyValue>)>,
-    /// What was read, when that was asked for, and what was known then.
+    /// Audits under way: when each was requested, the revision known then, and what was read.
     audits: Vec<(Instant, i64, KeyReading)>,
     under_way: Vec<Next>,
 }
@@ -526,8 +528,8 @@ impl World {
         KeyReading { row: self.row.clone(), revision: self.revision }
     }
 
-    /// Does one call of the entry; `how` 0 is answered, 1 done without an answer, 2 not done, 3 done later. `None` where nothing is
-    /// to do.
+    /// Makes one call for the entry, with an outcome as in [`Event::Call`]; `None` if there is
+    /// nothing to do.
     fn call(&mut self, entry: &mut Entry, lease: &LeaseState, how: u8) -> Option<()> {
         let next = entry.next(lease);
         match &next {
@@ -546,7 +548,7 @@ impl World {
                     self.meet(&next);
                 }
                 let left = self.row.clone().map_or(Delete::Gone(self.revision), Delete::Refused);
-                // As the worker does.
+                // The worker does the same.
                 self.watched_from = None;
                 entry.leave();
                 entry.removed(if how == 0 { Ok(left) } else { Err(no_answer()) });
@@ -571,7 +573,7 @@ impl World {
         Some(())
     }
 
-    /// etcd's side of a call, which is done if its guard holds.
+    /// etcd's side of a call, which is applied if its guard holds.
     fn meet(&mut self, call: &Next) -> bool {
         let row = self.row.as_ref();
         match call {
@@ -593,7 +595,7 @@ impl World {
         }
     }
 
-    /// Lets arrive what was under way; etcd refuses what is under a lease that has ended.
+    /// Delivers delayed calls. etcd refuses writes under a lease that has ended.
     fn arrive(&mut self, entry: &Entry, lease: &LeaseState) {
         for call in std::mem::take(&mut self.under_way) {
             if matches!(call, Next::Write { lease: id, .. } if id != id_of(lease)) {
@@ -605,15 +607,16 @@ impl World {
             };
             let was_right = self.row.as_ref().is_some_and(is_right);
             let is_done = self.meet(&call);
-            assert!(!(was_right && is_done), "what is given up never undoes what was done since: {call:?}");
+            assert!(!(was_right && is_done), "a call that was given up must not undo a later one: {call:?}");
         }
     }
 }
 
 proptest! {
-    /// Whatever happens in whatever order, once it is over either the owner's entry stands, or another's, or none.
+    /// Whatever happens in whatever order, in the end the entry is the owner's, another handle's,
+    /// or absent.
     #[test]
-    fn all_ends_well(events in proptest::collection::vec(any_event(), 0..40)) {
+    fn any_sequence_of_events_ends_in_a_consistent_state(events in proptest::collection::vec(any_event(), 0..40)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let mut entry = entry();
@@ -669,12 +672,12 @@ proptest! {
                     entry.changed(revision, row);
                 }
             }
-            // From here on all is answered.
+            // From here on every call is answered.
             for _ in 0..30 {
                 let mut calls = 0;
                 while world.call(&mut entry, &lease, 0).is_some() {
                     calls += 1;
-                    assert!(calls < 100, "it goes round in circles");
+                    assert!(calls < 100, "the calls never end");
                     for (revision, row) in std::mem::take(&mut world.events) {
                         entry.changed(revision, row);
                     }
@@ -682,23 +685,23 @@ proptest! {
                 advance(Duration::from_secs(1)).await;
             }
             for mut answer in answers {
-                assert!(answer.try_recv().is_ok(), "everybody who asked is answered");
+                assert!(answer.try_recv().is_ok(), "every caller is answered");
             }
             match entry.ownership.owner() {
                 Some(owner) => {
                     assert!(owner.status.current().is_registered());
-                    let row = world.row.expect("the owner's entry stands");
+                    let row = world.row.expect("the owner's entry is there");
                     assert_eq!((row.lease, &row.value), (id_of(&lease), &owner.value));
                 }
                 None => {
                     let next = entry.next(&lease);
                     assert!(matches!(next, Next::Exit) || is_at_rest(&next));
                     assert!(matches!(entry.next(&LeaseState::Idle), Next::Exit));
-                    assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "nothing of ours is left");
+                    assert!(!world.row.is_some_and(|row| entry.lease.is_own(row.lease)), "no entry of ours is left");
                 }
             }
             let live = statuses.iter().filter(|status| status.current().is_registered()).count();
-            assert_eq!(live, usize::from(entry.ownership.owner().is_some()), "one owner at most");
+            assert_eq!(live, usize::from(entry.ownership.owner().is_some()), "only the owner is registered");
         });
     }
 }
@@ -713,7 +716,8 @@ fn refused(kind: ErrorKind) -> Failure {
     Failure::new(Reason::Refused, Error::new(kind, "no"))
 }
 
-/// The value that is written next, however long that takes.
+/// Returns the value that is written next, waiting as long as it takes; `None` if nothing is
+/// written.
 async fn next_value(entry: &mut Entry, lease: &LeaseState) -> Option<Vec<u8>> {
     for _ in 0..200 {
         match entry.next(lease) {
@@ -722,7 +726,7 @@ async fn next_value(entry: &mut Entry, lease: &LeaseState) -> Option<Vec<u8>> {
             _ => return None,
         }
     }
-    panic!("it never rests")
+    panic!("it neither writes nor stops waiting")
 }
 
 #[tokio::test(start_paused = true)]
@@ -735,23 +739,23 @@ async fn an_update_that_is_refused_for_good_is_not_written_later() {
         assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
         entry.written(id_of(&lease), Err(refused(kind)));
         assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), kind);
-        assert!(status.current().is_registered(), "with the value that it had");
-        assert_eq!(next_value(&mut entry, &lease).await, None, "what stands is right");
+        assert!(status.current().is_registered(), "with the former value");
+        assert_eq!(next_value(&mut entry, &lease).await, None, "the entry is as wanted");
 
-        // What is lost later is repaired with the value that it had.
+        // A later loss is repaired with the former value.
         entry.changed(7, None);
         assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"v", "{kind:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_is_refused_while_the_entry_changes_comes_back_to_the_value_before() {
+async fn an_update_that_is_refused_while_the_entry_changes_restores_the_former_value() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     registered(&mut entry, &lease);
     let mut answer = update(&mut entry, 1, "w");
     entry.next(&lease);
-    // Somebody took the entry away meanwhile.
+    // Meanwhile somebody deletes the entry.
     entry.changed(6, None);
     entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
     assert!(answer.try_recv().unwrap().is_err());
@@ -759,19 +763,19 @@ async fn an_update_that_is_refused_while_the_entry_changes_comes_back_to_the_val
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_may_still_be_done_stays_wanted() {
+async fn an_update_that_was_not_answered_is_still_written() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     registered(&mut entry, &lease);
     let answer = update(&mut entry, 1, "w");
     entry.next(&lease);
     entry.written(id_of(&lease), Err(no_answer()));
-    // The caller learnt that the backend keeps trying.
+    // The caller's update timed out, with an error that promises that the backend keeps trying.
     drop(answer);
     assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w");
     entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
-    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w", "as was promised");
-    // The next one comes back to that.
+    assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"w", "the promised value");
+    // A refused update after that returns to this value.
     let mut answer = update(&mut entry, 1, "x");
     assert_eq!(next_value(&mut entry, &lease).await.unwrap(), b"x");
     entry.written(id_of(&lease), Err(refused(ErrorKind::PermissionDenied)));
@@ -781,10 +785,10 @@ async fn an_update_that_may_still_be_done_stays_wanted() {
     assert_eq!(next_value(&mut entry, &lease).await, None);
 }
 
-/// Somebody deletes the entry after each write: the first time it is back at once, and then ever
-/// later.
+/// Somebody deletes the entry after each write. It is restored at once the first time, and later
+/// each time after that.
 #[tokio::test(start_paused = true)]
-async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often() {
+async fn an_entry_that_is_deleted_repeatedly_is_restored_less_and_less_often() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     registered(&mut entry, &lease);
@@ -802,7 +806,7 @@ async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often
         revision += 2;
     }
     assert!((8..60).contains(&writes), "{writes} in a minute");
-    // One that stood for a while is back at once again.
+    // An entry that was left alone for a while is restored at once again.
     entry.next(&lease);
     advance(STEADY).await;
     entry.changed(revision + 1, None);
@@ -810,7 +814,7 @@ async fn an_entry_that_is_deleted_again_and_again_is_written_less_and_less_often
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_waits_for_goes_before_repairs() {
+async fn requests_of_callers_go_before_repairs() {
     let mut entry = entry();
     let lease = held(&entry.lease);
     let (_, _answer) = claim(&mut entry, 1, "v", Claim::TakeOver);

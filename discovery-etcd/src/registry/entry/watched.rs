@@ -1,3 +1,5 @@
+//! Whether the entry is watched, and when to read it instead.
+
 use std::time::Duration;
 
 use discovery_core::{Backoff, Delays};
@@ -5,11 +7,11 @@ use tokio::time::Instant;
 
 use super::STEADY;
 
-/// How the entry is watched.
+/// The state of the entry's watch.
 #[derive(Debug)]
 pub(super) struct Watched {
     state: State,
-    /// The waits before the entry is read because its watch ended.
+    /// The delays before the entry is read after its watch ended.
     recheck_delays: Delays,
 }
 
@@ -17,20 +19,20 @@ pub(super) struct Watched {
 enum State {
     /// It is not watched.
     No,
-    /// It is watched. It was under this lease when its watch began.
+    /// It is watched, under this lease since the watch began.
     Since { lease: i64, began: Instant },
-    /// Its watch ended, and it is to be read at this time.
+    /// Its watch ended, and it must be read at this time.
     Lost { recheck: Instant },
 }
 
-/// What to do to keep an eye on the entry.
+/// What to do to learn of changes.
 #[derive(Debug)]
 pub(super) enum Attend {
-    /// Watch it.
+    /// Begin a watch.
     Watch,
-    /// Read it, at this time.
+    /// Read the entry at this time.
     Read(Instant),
-    /// Wait for what the watch tells.
+    /// Wait for the watch.
     Listen,
 }
 
@@ -41,23 +43,23 @@ impl Watched {
         Self { state: State::No, recheck_delays: recheck.delays() }
     }
 
-    /// What to do about an entry that is under this lease, or may come to be.
+    /// Returns what to do about an entry that is under this lease, or may be written under it.
     pub(super) fn attend(&self, lease: i64) -> Attend {
         match self.state {
             State::Lost { recheck } => Attend::Read(recheck),
             State::Since { lease: under, .. } if under == lease => Attend::Listen,
-            // A watch that began under another lease may wait for a revision of a history that is
-            // no more.
+            // The store may have been wiped since a watch began under another lease. The watch
+            // would then wait for a revision of a history that no longer exists.
             State::Since { .. } | State::No => Attend::Watch,
         }
     }
 
-    /// Takes that a watch begins.
+    /// Records that a watch begins.
     pub(super) fn begin(&mut self, lease: i64) {
         self.state = State::Since { lease, began: Instant::now() };
     }
 
-    /// Takes that the watch ended, and things may have happened since.
+    /// Records that the watch ended, so that changes may have been missed.
     pub(super) fn lose(&mut self) {
         if let State::Since { began, .. } = self.state
             && began.elapsed() >= STEADY
@@ -67,31 +69,31 @@ impl Watched {
         self.recheck_later();
     }
 
-    /// Takes that the entry is still to be read.
+    /// Schedules a read of the entry.
     pub(super) fn recheck_later(&mut self) {
         self.state = State::Lost { recheck: Instant::now() + self.recheck_delays.next_delay() };
     }
 
-    /// Takes that the entry need not be read any more: what became of it is known.
+    /// Cancels a scheduled read, because the state of the entry is known.
     pub(super) fn settle(&mut self) {
         if let State::Lost { .. } = self.state {
             self.state = State::No;
         }
     }
 
-    /// Forgets the watch, but not that the entry is to be read.
+    /// Forgets the watch, but keeps a scheduled read.
     pub(super) fn leave(&mut self) {
         if let State::Since { .. } = self.state {
             self.state = State::No;
         }
     }
 
-    /// Starts again from the shortest wait, because a change was noticed.
+    /// Resets the backoff of reads, because a change was noticed.
     pub(super) fn reset_delays(&mut self) {
         self.recheck_delays.reset();
     }
 
-    /// Has the entry read now.
+    /// Schedules a read for now.
     #[cfg(test)]
     pub(super) fn recheck_now(&mut self) {
         self.state = State::Lost { recheck: Instant::now() };

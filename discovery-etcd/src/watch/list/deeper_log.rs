@@ -1,3 +1,5 @@
+//! Logs keys below a service that are not entries of it.
+
 use std::{
     collections::HashSet,
     sync::{Mutex, PoisonError},
@@ -8,12 +10,12 @@ use tracing::info;
 
 use super::Listed;
 
-/// Logs that a service has keys that are nobody's entries, once for each service.
+/// Logs that a service has keys that belong to no instance, once per service.
 #[derive(Debug, Default)]
 pub(crate) struct DeeperLog(Mutex<HashSet<ServiceName>>);
 
 impl DeeperLog {
-    /// Takes note of a list of a service.
+    /// Logs what a list of a service found, unless it was logged before.
     pub(in crate::watch) fn note(&self, service: &ServiceName, listed: &Listed) {
         if listed.deeper > 0 && self.is_news(service) {
             let keys = listed.keys;
@@ -24,12 +26,12 @@ impl DeeperLog {
 
     fn is_news(&self, service: &ServiceName) -> bool {
         let mut logged = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Names may come from outside.
+        // Bounded, because callers may pass names from untrusted sources.
         logged.len() < MAX_SERVICES && logged.insert(service.clone())
     }
 }
 
-/// Beyond them nothing is logged.
+/// Beyond this number, no further services are logged.
 const MAX_SERVICES: usize = 1000;
 
 #[cfg(test)]
@@ -44,6 +46,6 @@ mod tests {
         assert!(news(0) && news(1));
         assert!(!news(0) && !news(1));
         assert!((2..MAX_SERVICES).all(news));
-        assert!(!news(MAX_SERVICES), "it is bounded");
+        assert!(!news(MAX_SERVICES), "the log is bounded");
     }
 }

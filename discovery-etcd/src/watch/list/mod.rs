@@ -1,4 +1,7 @@
-//! A whole range, as it was at one revision, read page by page.
+//! Reads a whole range as it was at one revision, page by page.
+//!
+//! [`reading`] collects the pages, [`page_size`] decides how large the next one is, and
+//! [`subtrees`] which keys to skip. [`deeper_log`] logs keys that belong to no instance.
 
 mod deeper_log;
 mod page_size;
@@ -19,33 +22,33 @@ pub(crate) use deeper_log::DeeperLog;
 use page_size::PageSize;
 use reading::Reading;
 
-/// What a range held at one revision.
+/// The contents of a range at one revision.
 ///
-/// Where it has more entries than are followed, it is read no further than shows that.
+/// A range with more entries than the limit is read only until that is certain.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
     pub(super) entries: Vec<Entry>,
-    /// All of the range, those of deeper paths included.
+    /// The number of keys in the range, those of deeper paths included.
     pub(super) keys: usize,
-    /// How many of them are nobody's entries, as far as the range was read.
+    /// How many of them belong to no instance, as far as the range was read.
     pub(super) deeper: usize,
     pub(super) revision: i64,
-    /// 0 where no member said.
+    /// 0 if no member sent it.
     pub(super) cluster: u64,
-    /// How a watch from there begins: while page after page came, much may have happened.
+    /// How a watch from there begins: while several pages were read, much may have happened.
     pub(super) start: Start,
 }
 
 impl EtcdSource {
-    /// The whole range, as it was at one revision. Rows are read page by page, so that no more than
-    /// one page of raw values is held.
+    /// Reads the whole range as it was at one revision. It is read in pages, so that at most one
+    /// page of raw values is held in memory.
     pub(super) async fn list(&self, range: &Range<'_>) -> Result<Listed, Error> {
         self.read(range, None, Instant::now()).await
     }
 
-    /// As [`list`](Self::list), with no more than `bound` from `begun` to the first page and from
-    /// one page to the next. So it ends within that time where the members are silent; while pages
-    /// come it goes on, however long the whole list takes.
+    /// Like [`list`](Self::list), with at most `bound` from `begun` to the first page and from one
+    /// page to the next. So it ends within that time if the members are silent, and continues while
+    /// pages arrive, however long the whole list takes.
     pub(super) async fn list_within(
         &self,
         range: &Range<'_>,
@@ -75,7 +78,7 @@ impl EtcdSource {
             match failure.reason {
                 Reason::TooLarge if reading.size.too_large() => heard = Instant::now(),
                 Reason::TimedOut if reading.size.timed_out() => {}
-                // Compacted in between, or gone back on another member.
+                // Compacted in the meantime, or not known to the member asked now.
                 Reason::Compacted | Reason::Member if reading.has_begun && restarts < MAX_RESTARTS => {
                     restarts += 1;
                     heard = Instant::now();
@@ -86,7 +89,8 @@ impl EtcdSource {
         }
     }
 
-    /// The next page, in less time than the members may take together if so wanted.
+    /// Reads the next page, within `patience` if it is set; the members together may otherwise take
+    /// longer.
     async fn page(&self, reading: &Reading<'_>, patience: Option<Duration>) -> Result<Page, Failure> {
         let limit = i64::try_from(reading.rows()).unwrap_or(i64::MAX);
         let page = self.cluster.run_when_reachable(|member| {
@@ -97,11 +101,11 @@ impl EtcdSource {
         });
         let Some(patience) = patience else { return page.await };
         timeout(patience, page).await.unwrap_or_else(|_| {
-            let message = format!("no etcd member gave a page of a list within {patience:?}");
+            let message = format!("no etcd member returned a page of the list within {patience:?}");
             Err(Failure::new(Reason::TimedOut, Error::new(ErrorKind::DeadlineExceeded, message).with_operation("list")))
         })
     }
 }
 
-/// How often one list starts anew because its revision was compacted in between.
+/// How often one list starts again because its revision was compacted in the meantime.
 const MAX_RESTARTS: u32 = 3;

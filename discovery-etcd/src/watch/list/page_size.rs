@@ -1,29 +1,30 @@
-//! How many rows of a range to ask for at once: the decision without the I/O.
+//! How many rows of a range to request at once, without the I/O.
 //!
-//! For each page etcd walks the whole rest of the range, so pages are as large as may be. Bounds
-//! are the decoder, the memory of both sides, and the time that an answer may take.
+//! For each page etcd walks the whole rest of the range, so pages are as large as possible. The
+//! limits are the decoder, the memory of both sides, and the time that an answer may take.
 
 use std::time::Duration;
 
 use crate::client::KeyValue;
 
-/// The size of a list's next page, by what came so far and how fast it came.
+/// The size of a list's next page, derived from the sizes and times of the pages so far.
 #[derive(Debug)]
 pub(super) struct PageSize {
     rows: usize,
     last: Volume,
     total: Volume,
-    /// The shortest time that a page took; so much of each page's time is not its size's.
+    /// The shortest time that any page took. This much of each page's time does not depend on its
+    /// size.
     least: Option<Duration>,
-    /// What a page may take, at most.
+    /// The most time that a page may take.
     allowed: Duration,
-    /// The next page has at most so many times the rows of the last one.
+    /// The next page has at most this many times the rows of the last one.
     growth: usize,
-    /// The page before did not come in time.
+    /// The page before did not arrive in time.
     is_retry: bool,
 }
 
-/// What came.
+/// The size of what arrived.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Volume {
     pub(super) rows: usize,
@@ -47,14 +48,14 @@ impl PageSize {
         self.rows
     }
 
-    /// How long to wait for the next page where a smaller one is asked for after it; `None` where
-    /// it is the last try.
+    /// How long to wait for the next page before requesting a smaller one; `None` if it is the last
+    /// attempt.
     pub(super) fn patience(&self) -> Option<Duration> {
         let is_last_try = self.is_retry || self.least.is_none();
         (!is_last_try).then(|| self.allowed / 2)
     }
 
-    /// Records a page that came in `took`, of the time `allowed` for one.
+    /// Records a page that took `took` of the `allowed` time.
     pub(super) fn came(&mut self, page: Volume, took: Duration, allowed: Duration) {
         self.last = page;
         self.total.rows += page.rows;
@@ -69,17 +70,17 @@ impl PageSize {
         self.rows = fitting.min(grown).max(1);
     }
 
-    /// Records that a page was too large to decode. Returns whether a smaller one may do.
+    /// Records that a page was too large to decode. Returns whether a smaller one may succeed.
     pub(super) fn too_large(&mut self) -> bool {
         let may_do = self.rows > 1;
         self.rows = (self.rows / SHRINK).max(1);
-        // The rows here are larger than those before, and so may be what follows.
+        // The rows here are larger than those before, and those that follow may be too.
         self.growth = CAREFUL_GROWTH;
         may_do
     }
 
-    /// Records that a page did not come in time. Returns whether to ask for a smaller one, which
-    /// is done once: who answers neither is silent.
+    /// Records that a page did not arrive in time. Returns whether to request a smaller one. That
+    /// is done once: a member that does not answer the smaller request either is silent.
     pub(super) fn timed_out(&mut self) -> bool {
         if self.patience().is_none() {
             return false;
@@ -94,24 +95,25 @@ impl PageSize {
         self.rows = self.rows.min(FIRST_PAGE);
     }
 
-    /// The mean size of a row, by the last page or by all, whichever had larger ones.
+    /// The mean size of a row: that of the last page or that of all pages, whichever is larger.
     fn row_bytes(&self) -> usize {
         let mean = |volume: Volume| volume.bytes / volume.rows.max(1);
         mean(self.last).max(mean(self.total)).max(1)
     }
 
-    /// How many bytes come in a third of the time allowed, at the last page's rate.
+    /// How many bytes arrive in a third of the allowed time, at the rate of the last page.
     fn bytes_in_time(&self, transfer: Duration, least: Duration) -> usize {
         if transfer.is_zero() {
             return usize::MAX;
         }
-        // Where a round trip alone takes that third, pages of a few rows would make it worse.
+        // If a round trip alone takes that third, pages of a few rows would only make it worse.
         let spare = (self.allowed / 3).saturating_sub(least).max(self.allowed / 8);
-        // Beyond all bounds it saturates.
+        // The cast saturates.
         (self.last.bytes as f64 * (spare.as_secs_f64() / transfer.as_secs_f64())) as usize
     }
 
-    /// How many times the rows of the last page come in time, even if its time was all its size's.
+    /// By what factor the rows may grow and still arrive in time, even if all of `took` was due to
+    /// the size.
     fn growth_in_time(&self, took: Duration) -> usize {
         let times = self.allowed.as_nanos() / 2 / took.as_nanos().max(1);
         usize::try_from(times).unwrap_or(usize::MAX).clamp(LEAST_GROWTH, self.growth)
@@ -125,15 +127,15 @@ impl Volume {
     }
 }
 
-/// Small enough to fit the decoder, whatever the values: etcd takes 1.5 MiB in one request.
+/// Small enough for the decoder, whatever the values: etcd accepts 1.5 MiB in one request.
 const FIRST_PAGE: usize = 16;
-/// What later pages are made to fit, roughly.
+/// The approximate target size of later pages.
 const PAGE_BYTES: usize = 8 << 20;
-/// What the answer has of a row besides its key and its value: revisions, a lease, lengths.
+/// What a row takes in the answer besides its key and value: revisions, a lease, lengths.
 const ROW_OVERHEAD: usize = 24;
-/// So few pages lead from the first one to a full one.
+/// Large enough to reach a full page within a few pages.
 const GROWTH: usize = 64;
-/// After a page that was too large.
+/// The growth after a page that was too large.
 const CAREFUL_GROWTH: usize = 4;
 const LEAST_GROWTH: usize = 2;
 const SHRINK: usize = 8;
@@ -180,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_network_gets_pages_that_come_in_time() {
+    fn a_slow_network_gets_pages_that_arrive_in_time() {
         let second = Duration::from_secs(1);
         for (name, round_trip, rate, allowed, most) in [
             ("slow", second / 100, 64_000, ALLOWED, 10),
@@ -197,22 +199,22 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_come_is_asked_for_in_less_once() {
+    fn a_page_that_times_out_is_retried_once_with_fewer_rows() {
         let volume = |rows| Volume { rows, bytes: rows * 100 };
         let mut size = PageSize::new();
         assert_eq!(size.patience(), None);
-        assert!(!size.timed_out(), "nothing ever came");
+        assert!(!size.timed_out(), "no page ever arrived");
         size.came(volume(16), Duration::from_millis(1), ALLOWED);
         assert_eq!((size.rows(), size.patience()), (1024, Some(ALLOWED / 2)));
         assert!(size.timed_out());
         assert_eq!((size.rows(), size.patience()), (16, None));
-        assert!(!size.timed_out(), "that was the last try");
+        assert!(!size.timed_out(), "that was the last attempt");
         size.came(volume(16), Duration::from_secs(1), ALLOWED);
         assert_eq!((size.rows(), size.patience()), (26, Some(ALLOWED / 2)), "it grows as time allows");
     }
 
     #[test]
-    fn what_is_too_large_shrinks_to_one_row_and_grows_with_care() {
+    fn a_page_that_is_too_large_shrinks_to_one_row_and_grows_slowly() {
         let mut size = PageSize::new();
         let mut rows = Vec::new();
         while size.too_large() {

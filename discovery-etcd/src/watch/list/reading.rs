@@ -1,3 +1,5 @@
+//! Collects the pages of a list.
+
 use std::time::Duration;
 
 use discovery_core::{Error, ErrorKind};
@@ -10,7 +12,7 @@ use super::{
 };
 use crate::{client::Page, watch::range::Range, watcher::Start};
 
-/// A list on its way: what came of it, and what to ask for next.
+/// A list in progress: what was read, and what to request next.
 pub(super) struct Reading<'a> {
     pub(super) range: &'a Range<'a>,
     pub(super) listed: Listed,
@@ -18,7 +20,7 @@ pub(super) struct Reading<'a> {
     pub(super) from: Vec<u8>,
     pub(super) size: PageSize,
     subtrees: Subtrees,
-    /// Whether a page came.
+    /// Whether a page has arrived.
     pub(super) has_begun: bool,
 }
 
@@ -34,10 +36,10 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// How many rows to ask for: while all of them are entries, no more than show that there are
-    /// too many.
+    /// How many rows to request. While all rows so far are entries, no more than needed to show
+    /// that there are too many.
     ///
-    /// The number of keys alone shows nothing: those that follow may be of deeper paths.
+    /// The number of keys alone does not show that: the following keys may be of deeper paths.
     pub(super) fn rows(&self) -> usize {
         if self.listed.deeper > 0 {
             return self.size.rows();
@@ -46,9 +48,9 @@ impl<'a> Reading<'a> {
         self.size.rows().min(wanted)
     }
 
-    /// Takes a page that was allowed so much time. Returns whether it was the last one.
+    /// Takes a page that was allowed this much time. Returns whether it was the last one.
     ///
-    /// To decode a large page takes a tenth of a second, so other tasks have their turns meanwhile.
+    /// Decoding a large page takes a tenth of a second, so this yields to other tasks in between.
     pub(super) async fn take(&mut self, page: Page, allowed: Duration) -> Result<bool, Error> {
         self.is_of(page.cluster)?;
         if self.has_begun {
@@ -84,8 +86,8 @@ impl<'a> Reading<'a> {
         Ok(is_over)
     }
 
-    /// Moves behind a page's last key, which so many keys follow. Returns whether the range ends
-    /// there.
+    /// Continues after a page's last key, which `behind` keys follow. Returns whether the range
+    /// ends there.
     fn go_behind(&mut self, mut last: Vec<u8>, behind: usize) -> bool {
         if let Some(end) = self.range.behind_subtree(&last) {
             if self.subtrees.skip(behind) {
@@ -93,14 +95,14 @@ impl<'a> Reading<'a> {
             }
             self.from = end;
         } else {
-            // The least key after the last one.
+            // The least key after `last`.
             last.push(0);
             self.from = last;
         }
         self.from >= self.range.to
     }
 
-    /// Whether all pages are of one cluster, as far as the members say.
+    /// Checks that all pages are from one cluster, as far as the members report it.
     fn is_of(&mut self, cluster: u64) -> Result<(), Error> {
         let known = self.listed.cluster;
         if known != 0 && cluster != 0 && known != cluster {
@@ -111,7 +113,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Decoded in about a millisecond.
+/// About a millisecond of decoding.
 const ROWS_A_TURN: usize = 500;
 
 #[cfg(test)]
@@ -124,8 +126,8 @@ mod tests {
     use super::*;
     use crate::{client::KeyValue, layout::EtcdNaming};
 
-    /// Lists keys below `s/` as an etcd with these keys would, with the cluster's id on the pages
-    /// as given, the last one on all that follow. Returns the pages' numbers of rows too.
+    /// Lists keys below `s/` as an etcd with these keys would. The pages carry the given cluster
+    /// ids, the last of them repeated. Also returns the number of rows of each page.
     fn list(keys: &BTreeSet<String>, limit: usize, clusters: &[u64]) -> Result<(Listed, Vec<usize>), Error> {
         let layout = EtcdNaming::default();
         let range = Range::new(&layout, "", &"s".parse().unwrap(), limit);
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn deeper_paths_are_left_out_wherever_they_stand() {
+    fn deeper_paths_are_left_out_wherever_they_are() {
         for (name, parts, entries, most) in [
             ("none", &[("e", 10_000)][..], 10_000, 3),
             ("first", &[("a/", 50_000), ("e", 10)], 10, 2),
@@ -190,9 +192,9 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_shows_that_there_are_too_many() {
+    fn reading_stops_once_there_are_too_many_entries() {
         for (name, parts, entries, most) in [
-            ("as many as may be", &[("e", 2000)][..], 2000, 2000),
+            ("as many as allowed", &[("e", 2000)][..], 2000, 2000),
             ("one more", &[("e", 2001)], 2001, 2001),
             ("many more", &[("e", 50_000)], 2001, 2001),
             ("many keys, and few entries", &[("e", 1500), ("z/", 50_000)], 1500, 2001 + 16),
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_not_named_is_no_other_one() {
+    fn a_page_without_a_cluster_id_is_not_of_another_cluster() {
         let keys = keys(&[("e", 2000)]);
         for (clusters, known) in [
             (&[7, 7][..], Some(7)),

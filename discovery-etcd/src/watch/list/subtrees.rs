@@ -1,24 +1,24 @@
-//! Which subtrees of deeper paths a list leaves out: the decision without the I/O.
+//! Which subtrees of deeper paths a list skips, without the I/O.
 //!
-//! Where the last row of a page belongs to a subtree that has nobody's entries, the next page
-//! begins behind it. That costs nothing. A large page may have read many keys of it by then,
-//! though, so after a skip the next page is a small one again, in case that another subtree
-//! follows. A small page costs etcd a walk of the rest of the range, and there may be as many
-//! subtrees as keys: so that is done only where it pays.
+//! If the last row of a page is in a subtree without entries, the next page starts after that
+//! subtree. Skipping is free. However, a large page may already have read many of the subtree's
+//! keys, so after a skip the next page is a small one, in case another subtree follows. A small
+//! page makes etcd walk the rest of the range, and there may be as many subtrees as keys, so small
+//! pages are used only while they pay off.
 
-/// What became of the skips of one list.
+/// The skips of one list, and whether they paid off.
 #[derive(Debug, Default)]
 pub(super) struct Subtrees {
-    /// The small pages so far.
+    /// The number of small pages so far.
     small: u32,
-    /// The skips of them that left out next to nothing.
+    /// How many of the small pages' skips saved almost nothing.
     vain: u32,
-    /// The keys behind the last page, where a small page follows it.
+    /// The number of keys after the last page, if a small page follows it.
     behind: Option<usize>,
 }
 
 impl Subtrees {
-    /// Records a page that begins with so many keys of the range left, itself included.
+    /// Records a page that starts with `left` keys of the range to go, its own included.
     pub(super) fn page(&mut self, left: usize) {
         if let Some(behind) = self.behind.take()
             && behind.saturating_sub(left) < WORTHWHILE
@@ -27,8 +27,8 @@ impl Subtrees {
         }
     }
 
-    /// Skips the subtree that a page ends in, with so many keys behind the page. Returns whether
-    /// the next page is to be a small one.
+    /// Skips the subtree that a page ends in, with `behind` keys after the page. Returns whether
+    /// the next page must be a small one.
     pub(super) fn skip(&mut self, behind: usize) -> bool {
         let is_small = behind >= WORTHWHILE && self.small < MAX_SMALL && self.vain < MAX_VAIN;
         if is_small {
@@ -39,18 +39,18 @@ impl Subtrees {
     }
 }
 
-/// To leave out so many keys is worth a page.
+/// Skipping this many keys is worth a page.
 const WORTHWHILE: usize = 1000;
-/// How many small pages a list makes for skips.
+/// How many small pages a list uses for skips.
 const MAX_SMALL: u32 = 32;
-/// How many of them may be in vain.
+/// How many of them may save nothing.
 const MAX_VAIN: u32 = 2;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Lists `subtrees` of so many keys each, and returns how many small pages of 16 rows that
+    /// Lists `subtrees` subtrees of `keys` keys each. Returns how many small pages of 16 rows it
     /// takes until pages are large.
     fn small_pages(subtrees: usize, keys: usize) -> u32 {
         let mut skips = Subtrees::default();
@@ -84,19 +84,19 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_in_vain_is_counted_once_and_a_page_without_skip_is_not() {
+    fn a_skip_that_saves_nothing_is_counted_once_and_a_page_without_a_skip_is_not() {
         let mut skips = Subtrees::default();
         skips.page(100_000);
         assert!(skips.skip(99_984));
         skips.page(99_984);
         skips.page(50_000);
         skips.page(49_000);
-        assert!(skips.skip(48_000), "one was in vain");
+        assert!(skips.skip(48_000), "one skip saved nothing");
         skips.page(20_000);
-        assert!(skips.skip(19_000), "one that paid counts for nothing");
+        assert!(skips.skip(19_000), "a skip that paid off does not count");
         skips.page(18_999);
-        assert!(!skips.skip(18_000), "two were");
+        assert!(!skips.skip(18_000), "two skips saved nothing");
         let few = WORTHWHILE - 1;
-        assert!(!Subtrees::default().skip(few), "there is not much left to leave out");
+        assert!(!Subtrees::default().skip(few), "there is little left to skip");
     }
 }

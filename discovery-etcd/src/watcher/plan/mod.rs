@@ -1,3 +1,6 @@
+//! The state machine behind [`Task`](super::task): which stream carries which watch. It does no I/O
+//! and is tested with random sequences of events.
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
@@ -7,29 +10,33 @@ use tokio::time::Instant;
 
 use super::{Start, keys::Keys};
 
-/// Which stream carries which watch: the decisions without the I/O.
+/// Decides which stream carries which watch, without the I/O.
+///
+/// New watches start on the main stream. Other streams exist beside it for a while. A watch may be
+/// requested on several streams, each time in a new turn. Its owner listens to the latest turn that
+/// was created, and the watch is left elsewhere once that is the latest one requested.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
     watches: BTreeMap<u64, Placement>,
     streams: BTreeMap<u64, Stream>,
-    /// The stream on which watches begin.
+    /// The main stream, on which watches start.
     main: Option<u64>,
     last_stream: u64,
     last_turn: u64,
-    /// Watches that want a stream beside it, each group one of its own.
+    /// Groups of watches that wait for a stream of their own, beside the main one.
     beside: VecDeque<Group>,
-    /// Those of the group whose stream is being opened.
+    /// The watches of the group whose stream is being opened.
     opening: BTreeSet<u64>,
 }
 
-/// Where a watch is.
+/// Where a watch is carried.
 #[derive(Clone, Copy, Debug)]
 struct Placement {
     is_range: bool,
     added: Instant,
-    /// Where it was last asked for.
+    /// Where it was last requested.
     asked: Option<Place>,
-    /// What its owner listens to: the created one that was asked for last.
+    /// Where its owner listens: the place with the latest turn that was created.
     home: Option<Place>,
     /// The last turn that was created: its owner listens to no earlier one.
     heard: u64,
@@ -44,9 +51,9 @@ struct Place {
 #[derive(Debug)]
 struct Stream {
     opened: Instant,
-    /// Those that were asked for on it and not left, with the last turn of each.
+    /// The watches requested on it and not left, with the last turn of each.
     watches: BTreeMap<u64, u64>,
-    /// It was opened to see whether another token does better.
+    /// It was opened to try another token.
     tries_token: bool,
 }
 
@@ -56,7 +63,7 @@ struct Group {
     tries_token: bool,
 }
 
-/// A stream that is to be opened, with a first watch.
+/// A stream to open, with a first watch.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Opening {
     pub(super) first: u64,
@@ -66,17 +73,17 @@ pub(super) struct Opening {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 enum Purpose {
-    /// It is the one on which watches begin.
+    /// It becomes the main stream.
     Main,
-    /// It takes the place of the one on which watches begin.
+    /// It replaces the main stream.
     Move,
     Beside(Group),
 }
 
-/// What is to be done.
+/// What the task must do.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Act {
-    /// Ask for a watch on a stream. Of several turns of a watch, the last one that is created
+    /// Request a watch on a stream. If a watch is requested in several turns, the last one created
     /// counts.
     Ask {
         stream: u64,
@@ -90,11 +97,11 @@ pub(super) enum Act {
     Close {
         stream: u64,
     },
-    /// Tell the owner of a watch that it is over, and forget it.
+    /// Report to the owner of a watch that it is over, and forget it.
     End {
         number: u64,
     },
-    /// The watch goes on with another stream by itself; what happened meanwhile is to be read.
+    /// The watch continues on another stream by itself; read what happened in between.
     Resume {
         number: u64,
     },
@@ -103,14 +110,14 @@ pub(super) enum Act {
 /// Why a stream ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Break {
-    /// An answer for one of its watches was too large. The connection, and so the history, are as
-    /// they were.
+    /// An answer for one of its watches was too large. The connection still works, so the history
+    /// is the same.
     TooLarge,
     Lost,
 }
 
 impl Plan {
-    /// Takes a new watch.
+    /// Adds a watch.
     pub(super) fn add(&mut self, number: u64, keys: &Keys, start: Start, now: Instant) -> Vec<Act> {
         let is_range = matches!(keys, Keys::Range { .. });
         self.watches.insert(number, Placement { is_range, added: now, asked: None, home: None, heard: 0 });
@@ -152,18 +159,18 @@ impl Plan {
         self.main.is_none() || !self.beside.is_empty()
     }
 
-    /// The stream that carries a watch, or is to.
+    /// The stream that carries a watch, or is about to.
     pub(super) fn stream_of(&self, number: u64) -> Option<u64> {
         let placement = self.watches.get(&number)?;
         placement.home.or(placement.asked).map(|place| place.stream)
     }
 
-    /// Any watch of the stream on which watches begin.
+    /// Any watch on the main stream.
     pub(super) fn any_on_main(&self) -> Option<u64> {
         self.streams.get(&self.main?)?.watches.keys().next().copied()
     }
 
-    /// The stream to open next, if there is one.
+    /// The stream to open next, if any.
     pub(super) fn next_opening(&mut self) -> Option<Opening> {
         let main = self.unassigned().next().filter(|_| self.main.is_none());
         let (first, purpose) = match main {
@@ -177,14 +184,14 @@ impl Plan {
         Some(Opening { first, turn: self.next_turn(), purpose })
     }
 
-    /// The stream to open where the handle moves to another member.
+    /// The stream to open if the handle moves to another member.
     pub(super) fn next_move(&mut self) -> Option<Opening> {
         let first = self.any_on_main()?;
         Some(Opening { first, turn: self.next_turn(), purpose: Purpose::Move })
     }
 
-    /// A stream was opened. Returns its number, and what to do on it, which includes the watch that
-    /// it was opened with.
+    /// Records that a stream was opened. Returns its number, and what to do on it, including the
+    /// watch that it was opened with.
     pub(super) fn opened(&mut self, opening: Opening, now: Instant) -> (u64, Vec<Act>) {
         let Opening { first, turn, purpose } = opening;
         self.last_stream += 1;
@@ -206,7 +213,7 @@ impl Plan {
         let waiting: Vec<u64> = if is_main { self.unassigned().collect() } else { Vec::new() };
         let known: BTreeSet<u64> = self.watches.keys().copied().filter(begins).chain(asked).chain(waiting).collect();
         for number in known {
-            // The watch that it was opened with may have been asked for elsewhere since.
+            // The watch that it was opened with may have been requested elsewhere since.
             let is_first = number == first && self.last_turn_of(number) < turn;
             let turn = if is_first { turn } else { self.next_turn() };
             acts.extend(self.ask(stream, number, turn));
@@ -216,7 +223,7 @@ impl Plan {
         (stream, acts)
     }
 
-    /// A stream could not be opened.
+    /// Records that a stream could not be opened.
     pub(super) fn not_opened(&mut self, opening: &Opening) -> Vec<Act> {
         let numbers: Vec<u64> = match &opening.purpose {
             Purpose::Main => self.unassigned().collect(),
@@ -230,7 +237,7 @@ impl Plan {
         for number in numbers {
             match (self.watches.get(&number), self.main) {
                 (Some(placement), _) if placement.is_range => acts.extend(self.end(number)),
-                // Where the others are, it can be no worse.
+                // The main stream works for the others, so it is no worse for this one.
                 (Some(placement), Some(main)) if placement.asked.is_none() => acts.extend(self.ask_next(main, number)),
                 _ => {}
             }
@@ -238,7 +245,7 @@ impl Plan {
         acts
     }
 
-    /// The server has created a watch.
+    /// Records that the server created a watch.
     pub(super) fn created(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
         let is_carried = self.streams.get(&stream).is_some_and(|state| state.watches.get(&number) == Some(&turn));
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
@@ -262,7 +269,7 @@ impl Plan {
         } else if let Some(former) = former {
             acts.extend(self.leave_stream(former.stream, number));
         }
-        // Its token does, and that of the others may be too old for the next watch.
+        // Its token is accepted. That of the main stream may be too old for the next watch.
         let does_token = self.streams.get_mut(&stream).is_some_and(|stream| std::mem::take(&mut stream.tries_token));
         if does_token {
             self.beside.retain(|group| !group.tries_token);
@@ -271,8 +278,8 @@ impl Plan {
         acts
     }
 
-    /// A watch was created in a turn that is of no use: its owner listens to a later one, or
-    /// listens to this one, whose stream has ended since.
+    /// Handles a watch that was created in a useless turn: its owner listens to a later one, or to
+    /// this one, whose stream has ended since.
     fn lost_turn(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
         let is_carried = self.streams.get(&stream).is_some_and(|state| state.watches.get(&number) == Some(&turn));
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
@@ -291,7 +298,8 @@ impl Plan {
         acts
     }
 
-    /// The server has refused to create a watch, for its token or permission or for another reason.
+    /// Records that the server refused to create a watch, because of its token or permission or for
+    /// another reason.
     pub(super) fn refused(&mut self, stream: u64, number: u64, is_for_token: bool) -> Vec<Act> {
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
         let Some(state) = self.streams.get_mut(&stream) else { return Vec::new() };
@@ -303,7 +311,7 @@ impl Plan {
         }
         placement.asked = placement.home;
         match self.beside.iter_mut().find(|group| group.tries_token) {
-            // One token is enough for all.
+            // One token is enough for all of them.
             Some(group) => {
                 group.numbers.insert(number);
             }
@@ -312,7 +320,7 @@ impl Plan {
         self.close_if_empty(stream).into_iter().collect()
     }
 
-    /// A stream has ended.
+    /// Records that a stream has ended.
     pub(super) fn broken(&mut self, stream: u64, why: Break) -> Vec<Act> {
         let Some(state) = self.streams.remove(&stream) else { return Vec::new() };
         if self.main == Some(stream) {
@@ -324,7 +332,7 @@ impl Plan {
             let Some(placement) = self.watches.get_mut(&number) else { continue };
             let is_elsewhere = |place: Option<Place>| place.is_some_and(|place| place.stream != stream);
             if is_elsewhere(placement.home) {
-                // It stays where it was before it was asked for here.
+                // It stays where it was before it was requested here.
                 if !is_elsewhere(placement.asked) {
                     placement.asked = placement.home;
                 }
@@ -339,7 +347,7 @@ impl Plan {
             match why {
                 Break::TooLarge if is_asked => {}
                 Break::TooLarge => lost.push(number),
-                // What is told from here on may be another history, which a list tells.
+                // The next member may have another history; only a list shows that.
                 Break::Lost if is_range => acts.extend(self.end(number)),
                 Break::Lost => acts.push(Act::Resume { number }),
             }
@@ -357,9 +365,10 @@ impl Plan {
         acts
     }
 
-    /// Moves watches that are level with their streams to the one on which watches begin.
+    /// Moves watches that are level with their streams to the main stream.
     ///
-    /// A service that changes all the time is so after a while.
+    /// A stream that has been open for [`CAUGHT_UP`] counts as level: a service that changes all
+    /// the time never looks so.
     pub(super) fn gather(&mut self, now: Instant, is_level: impl Fn(u64) -> bool) -> Vec<Act> {
         let mut acts = Vec::new();
         let beside: Vec<u64> = self.streams.keys().copied().filter(|stream| Some(*stream) != self.main).collect();
@@ -381,7 +390,7 @@ impl Plan {
         acts
     }
 
-    /// What waits for a stream, and in no group.
+    /// The watches that wait for a stream and are in no group.
     fn unassigned(&self) -> impl Iterator<Item = u64> {
         let in_group = |number: &u64| {
             self.opening.contains(number) || self.beside.iter().any(|group| group.numbers.contains(number))
@@ -394,7 +403,7 @@ impl Plan {
         self.beside.push_back(Group { numbers, tries_token });
     }
 
-    /// The last turn in which a stream was asked for a watch, 0 where none was.
+    /// The last turn in which a watch was requested on an open stream, 0 if there is none.
     fn last_turn_of(&self, number: u64) -> u64 {
         self.streams.values().filter_map(|state| state.watches.get(&number)).copied().max().unwrap_or(0)
     }
@@ -404,7 +413,7 @@ impl Plan {
         self.last_turn
     }
 
-    /// Asks for a watch on a stream, in place of a former turn there that was not created.
+    /// Requests a watch on a stream, in place of a former turn there that was not created.
     fn ask(&mut self, stream: u64, number: u64, turn: u64) -> Vec<Act> {
         let Some(placement) = self.watches.get_mut(&number) else { return Vec::new() };
         let Some(state) = self.streams.get_mut(&stream) else { return Vec::new() };
@@ -424,13 +433,13 @@ impl Plan {
         self.ask(stream, number, turn)
     }
 
-    /// Those that were last asked for on a stream.
+    /// The watches last requested on a stream.
     fn asked_on(&self, stream: Option<u64>) -> Vec<u64> {
         let is_there = |placement: &Placement| placement.asked.is_some_and(|asked| Some(asked.stream) == stream);
         self.watches.iter().filter(|(_, placement)| is_there(placement)).map(|(number, _)| *number).collect()
     }
 
-    /// Makes this the stream on which watches begin, and moves those of the former one there.
+    /// Makes a stream the main one, and moves the watches of the former one there.
     fn replace_main(&mut self, stream: u64) -> Vec<Act> {
         let former = self.main.replace(stream).filter(|former| *former != stream);
         let numbers: Vec<u64> = self.asked_on(former).into_iter().chain(self.unassigned()).collect();
@@ -439,8 +448,8 @@ impl Plan {
         acts
     }
 
-    /// Of watches whose stream had an answer that was too large: each half gets another stream,
-    /// until the one that it was for is alone.
+    /// Splits the watches of a stream that received an answer too large to decode. Each half gets a
+    /// stream, until the watch that the answer was for is alone.
     fn separate(&mut self, lost: &[u64]) -> Vec<Act> {
         if let [number] = lost {
             return self.end(*number);
@@ -460,7 +469,7 @@ impl Plan {
         acts
     }
 
-    /// Leaves a watch on all streams but one.
+    /// Leaves a watch on all streams except one.
     fn leave_streams(&mut self, number: u64, but: Option<u64>) -> Vec<Act> {
         let carries = |(stream, state): &(&u64, &Stream)| Some(**stream) != but && state.watches.contains_key(&number);
         let streams: Vec<u64> = self.streams.iter().filter(carries).map(|(stream, _)| *stream).collect();
@@ -473,8 +482,8 @@ impl Plan {
         vec![self.close_if_empty(stream).unwrap_or(Act::Leave { stream, turn })]
     }
 
-    /// Closes a stream that carries nothing, and the one on which watches begin where there are
-    /// none.
+    /// Closes a stream that carries nothing. The main stream stays open as long as there are
+    /// watches.
     fn close_if_empty(&mut self, stream: u64) -> Option<Act> {
         let is_empty = self.streams.get(&stream).is_some_and(|state| state.watches.is_empty());
         let is_kept = self.main == Some(stream) && !self.watches.is_empty();
@@ -489,7 +498,7 @@ impl Plan {
     }
 }
 
-/// By then a watch has caught up with whatever it was behind.
+/// By this time a watch has caught up with whatever it was behind.
 const CAUGHT_UP: Duration = Duration::from_secs(30);
 
 #[cfg(test)]

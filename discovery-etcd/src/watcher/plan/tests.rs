@@ -12,15 +12,15 @@ fn one() -> Keys {
     Keys::One(b"a/1".to_vec())
 }
 
-/// A plan, and what its streams would be asked for by now.
+/// A plan, and what its streams have been asked for.
 struct Scene {
     plan: Plan,
     now: Instant,
     /// By stream and turn.
     asked: BTreeMap<(u64, u64), u64>,
-    /// What they were asked for, and left before the answer was known here.
+    /// What was requested, and left before the plan learned the answer.
     past: Vec<((u64, u64), u64)>,
-    /// In which turn each owner listens.
+    /// The turn in which each owner listens.
     heard: BTreeMap<u64, u64>,
     ended: Vec<u64>,
     resumed: Vec<u64>,
@@ -46,7 +46,7 @@ impl Scene {
             match act {
                 Act::Ask { stream, number, turn } => drop(self.asked.insert((stream, turn), number)),
                 Act::Leave { stream, turn } => {
-                    let number = self.asked.remove(&(stream, turn)).expect("it was asked for");
+                    let number = self.asked.remove(&(stream, turn)).expect("it was requested");
                     self.past.push(((stream, turn), number));
                 }
                 Act::Close { stream } => {
@@ -86,7 +86,7 @@ impl Scene {
         }
     }
 
-    /// The owner is told, and the plan.
+    /// Informs the owner and the plan.
     fn created(&mut self, stream: u64, number: u64, turn: u64) {
         let heard = self.heard.entry(number).or_default();
         *heard = turn.max(*heard);
@@ -169,14 +169,14 @@ fn a_move_takes_each_watch_over_once_it_is_created() {
     let opening = scene.plan.next_move().unwrap();
     let second = scene.opened(opening);
     assert_eq!(scene.numbers_on(second), [1, 2, 3]);
-    assert_eq!(scene.numbers_on(first), [1, 2, 3], "it tells until they are created");
+    assert_eq!(scene.numbers_on(first), [1, 2, 3], "it carries them until they are created there");
     scene.add(4, &range(), Start::Level);
     assert_eq!(scene.numbers_on(second), [1, 2, 3, 4]);
     let (turn, number) = scene.asked_on(second)[0];
     let acts = scene.plan.created(second, number, turn);
     scene.act(acts);
     assert_eq!(scene.numbers_on(first).len(), 2);
-    // The new one breaks: what is still told by the former one goes on there.
+    // The new stream breaks: what the former one still carries continues there.
     scene.break_off(second, Break::Lost);
     assert_eq!(scene.ended, [number, 4]);
     assert_eq!(scene.numbers_on(first).len(), 2);
@@ -184,7 +184,7 @@ fn a_move_takes_each_watch_over_once_it_is_created() {
 }
 
 #[test]
-fn a_refused_token_is_tried_beside_and_then_moves_all() {
+fn a_new_token_is_tried_on_another_stream_and_then_moves_all_watches() {
     let mut scene = Scene::new();
     scene.add(1, &range(), Start::Level);
     let old = scene.open().unwrap();
@@ -195,13 +195,13 @@ fn a_refused_token_is_tried_beside_and_then_moves_all() {
     let fresh = scene.open().unwrap();
     assert_eq!((scene.numbers_on(old), scene.numbers_on(fresh)), (vec![1], vec![2]));
     scene.create(fresh);
-    assert_eq!(scene.numbers_on(fresh), [1, 2], "the token of the former one is too old for all");
+    assert_eq!(scene.numbers_on(fresh), [1, 2], "the former token is too old for all of them");
     scene.create(fresh);
     assert_eq!(scene.closed, [old]);
 }
 
 #[test]
-fn a_watch_that_is_forbidden_ends_alone() {
+fn a_forbidden_watch_ends_alone() {
     let mut scene = Scene::new();
     scene.add(1, &range(), Start::Level);
     let old = scene.open().unwrap();
@@ -212,7 +212,7 @@ fn a_watch_that_is_forbidden_ends_alone() {
     scene.refuse(fresh, 2, true);
     assert_eq!((&scene.ended[..], &scene.closed[..]), (&[2][..], &[fresh][..]));
     assert_eq!(scene.numbers_on(old), [1]);
-    // For another reason it ends at once.
+    // Refused for another reason, it ends at once.
     scene.add(3, &range(), Start::Level);
     scene.refuse(old, 3, false);
     assert_eq!(scene.ended, [2, 3]);
@@ -226,7 +226,7 @@ fn the_watch_whose_answer_is_too_large_is_found_and_ends_alone() {
     let mut streams = vec![scene.open().unwrap()];
     scene.create(streams[0]);
     let mut breaks = 0;
-    // Whichever stream carries 77 breaks.
+    // Breaks whichever stream carries 77.
     while scene.ended.is_empty() {
         let guilty = streams.iter().copied().find(|stream| scene.numbers_on(*stream).contains(&77)).unwrap();
         scene.break_off(guilty, Break::TooLarge);
@@ -247,7 +247,7 @@ fn the_watch_whose_answer_is_too_large_is_found_and_ends_alone() {
 }
 
 #[test]
-fn a_watch_that_is_behind_begins_beside_and_joins_when_it_is_level() {
+fn a_watch_that_is_behind_starts_on_its_own_stream_and_joins_when_level() {
     let mut scene = Scene::new();
     scene.add(1, &range(), Start::Level);
     let main = scene.open().unwrap();
@@ -293,7 +293,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: once all that is asked for is created, each watch that
+    /// Whatever happens in whatever sequence: once everything requested is created, each watch that
     /// did not end is carried by exactly one stream, and there is no stream without watches.
     #[test]
     fn no_watch_is_lost_and_none_is_carried_twice(steps in proptest::collection::vec(step(), 1..80)) {
@@ -341,7 +341,7 @@ proptest! {
                 }
                 Step::Refuse { which, is_for_token } if !asked.is_empty() => {
                     let ((stream, turn), number) = asked[which % asked.len()];
-                    // What is created is not refused.
+                    // A created watch is not refused.
                     if scene.heard.get(&number).is_none_or(|heard| *heard < turn) {
                         scene.refuse(stream, number, is_for_token);
                     }
@@ -360,7 +360,7 @@ proptest! {
                 alive.remove(&ended);
             }
         }
-        // From here on all goes well.
+        // From here on everything succeeds.
         for _ in 0..100 {
             while scene.open().is_some() {}
             let streams: BTreeSet<u64> = scene.asked.keys().map(|(stream, _)| *stream).collect();

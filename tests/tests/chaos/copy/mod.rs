@@ -1,7 +1,11 @@
-//! A small registry of the harness's own, with bugs on demand: it shows that the oracle finds what it is there to find.
+//! A small registry in the harness with bugs on demand. It shows that the oracle finds what it is
+//! meant to find.
 //!
-//! It has one member to talk to and leans on it: it lists anew after every break, and has a lease for each registration. Without a
-//! bug it keeps the promises in rough weather; it is no example of how to do it in foul one.
+//! It talks to one member only, lists again after every break and has a lease per registration.
+//! Without a bug it keeps the promises in [rough weather](crate::plan::Weather::Rough), but it is
+//! not built for foul weather.
+//!
+//! `source` resolves and `registry` registers.
 
 mod registry;
 mod source;
@@ -21,27 +25,27 @@ use source::CopySource;
 /// A mistake that registries on etcd make.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bug {
-    /// What is missing is put back whoever's entry stands there by then.
+    /// Restores a missing entry whoever owns the key by then.
     BlindPut,
-    /// Each change is passed on twice.
+    /// Forwards every change twice.
     DoubledChanges,
-    /// After a compaction the watch goes on where history begins, without a list.
+    /// Continues a watch after a compaction from the oldest revision left, without a list.
     IgnoredCompaction,
-    /// The watch begins with what happens next, not with what follows the list.
+    /// Starts the watch at the current revision, not at the one after the list.
     ListWithoutRevision,
-    /// Lost entries are not written again.
+    /// Does not restore lost entries.
     NoHealing,
-    /// `payments` also reads `payments-history`.
+    /// Reads `payments-history` as part of `payments`.
     PrefixWithoutSeparator,
-    /// A removed key takes all instances with its address along.
+    /// Removes all instances with the address of a removed key.
     RemovalByValue,
-    /// The lease of what was deregistered is renewed for ever.
+    /// Renews the lease of a deregistered instance forever.
     RenewedForEver,
-    /// The events of one revision are passed on one by one.
+    /// Forwards the events of one revision one by one.
     SplitRevisions,
-    /// Deregistering deletes the key, whoever's it is by then.
+    /// Deletes the key on deregistration whoever owns it by then.
     UnconditionalDelete,
-    /// An update removes the entry and puts it anew.
+    /// Updates by deleting the entry and writing it again.
     UpdateByRemoval,
 }
 

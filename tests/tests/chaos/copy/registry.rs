@@ -1,3 +1,5 @@
+//! The registering half of the harness's own registry.
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +26,7 @@ use crate::{
     oracle::{DEADLINE, TTL},
 };
 
-/// Registers each instance under a lease of its own, and looks after it several times a second.
+/// Registers each instance under its own lease and maintains it several times a second.
 pub(super) struct CopyRegistry {
     pub(super) member: String,
     pub(super) bug: Option<Bug>,
@@ -114,7 +116,7 @@ impl Keeper {
         }
     }
 
-    /// Renews the lease, and puts the entry back where it is missing.
+    /// Renews the lease and restores the entry if it is missing.
     async fn look_after(&mut self) -> Result<(), Error> {
         let former = self.lease;
         let renewed = within(self.client.lease_keep_alive(self.lease)).await;
@@ -178,7 +180,7 @@ impl Keeper {
         let delete = Txn::new().when(guard).and_then([TxnOp::delete(&*self.key, None)]);
         within(self.client.txn(delete)).await?;
         if self.bug != Some(Bug::RenewedForEver) {
-            // Where that fails, it runs out.
+            // If this fails, the lease expires.
             let _ = within(self.client.lease_revoke(self.lease)).await;
         }
         Ok(())

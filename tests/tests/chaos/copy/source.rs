@@ -1,3 +1,5 @@
+//! The resolving half of the harness's own registry.
+
 use std::{collections::HashMap, time::Duration};
 
 use async_trait::async_trait;
@@ -12,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::Bug;
 use crate::history::{PREFIX, connect};
 
-/// Lists, and watches from the next revision on.
+/// Lists a service and watches it from the next revision on.
 #[derive(Debug)]
 pub(super) struct CopySource {
     pub(super) member: String,
@@ -31,7 +33,7 @@ impl Source for CopySource {
         let mut live = feed.reset(listed.kvs().iter().filter_map(|entry| reader.read(entry)).collect::<Vec<_>>());
         let mut next = revision + 1;
         if self.bug == Some(Bug::ListWithoutRevision) {
-            // As on a network that is not in the same machine.
+            // Delay, as on a network between two machines.
             sleep(Duration::from_millis(30)).await;
             next = 0;
         }
@@ -72,11 +74,11 @@ impl CopySource {
     }
 }
 
-/// Makes instances of keys and values.
+/// Decodes keys and values into instances.
 struct Reader {
     prefix: String,
     bug: Option<Bug>,
-    /// The addresses that stand there.
+    /// The addresses of the present entries.
     ids: HashMap<InstanceId, Address>,
 }
 

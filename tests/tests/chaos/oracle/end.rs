@@ -1,3 +1,5 @@
+//! Judges the state after the last fault.
+
 use std::time::Duration;
 
 use super::{About, Case, Violation};
@@ -6,7 +8,8 @@ use crate::{
     log::{Life, Word},
 };
 
-/// How it is after the last fault: every stream has what etcd lists, every registration is healed, and nothing is left over.
+/// The state after the last fault: every stream has what etcd lists, every registration is healed,
+/// and nothing is left over.
 pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     let end = &case.log.end;
     let mut say = |rule, what: String, about| found.push(Violation { rule, what, at: end.healed, about });
@@ -18,8 +21,10 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
         let last = end.unhealed.iter().filter_map(|(at, number)| Some((at, case.log.lives.get(*number)?)));
         let about = last.clone().next().map_or(About::All, |(_, life)| About::Key(life.key.clone()));
         let last: Vec<_> = last.map(|(at, life)| (at, life.number, &life.key, life.pending)).collect();
-        let what =
-            format!("after the last fault the registrations were healed in {:?}, at last {last:?}", end.registered);
+        let what = format!(
+            "after the last fault the registrations were healed in {:?}; the last unhealed were {last:?}",
+            end.registered
+        );
         say("R2", what, about);
     }
     for life in &case.log.lives {
@@ -29,22 +34,26 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     }
     for (key, stored) in &end.entries {
         let owner = owner_in(stored).and_then(|(number, _)| case.log.lives.get(number));
-        // Those that were let go of just before have their lease's time, which the history of the key tells.
+        // An entry released just before is due when its lease ends.
         let is_over = |life: &Life| life.released.is_some_and(|at| case.lease_ends(life.process.0, at) < end.closing);
         if owner.is_none_or(is_over) {
-            say("R6", format!("{key} stands there and nobody owns it"), About::Key(key.clone()));
+            say("R6", format!("{key} exists and nobody owns it"), About::Key(key.clone()));
         }
     }
     let left = &end.left;
     if !left.keys.is_empty() || left.leases > 0 {
-        say("R6", format!("when all was given up, {} leases and {:?} were left", left.leases, left.keys), About::All);
+        say(
+            "R6",
+            format!("after everything was given up, {} leases and {:?} were left", left.leases, left.keys),
+            About::All,
+        );
     }
     if left.watches > 0 {
-        say("W8", format!("when all was given up, {} watches were left", left.watches), About::All);
+        say("W8", format!("after everything was given up, {} watches were left", left.watches), About::All);
     }
 }
 
-/// Why a registration that is held is not as it should be.
+/// Returns why a held registration is not as it should be.
 fn astray(case: &Case<'_>, life: &Life) -> Option<(&'static str, String)> {
     let closing = case.log.end.closing;
     if !life.is_alive(closing) {
@@ -62,17 +71,17 @@ fn astray(case: &Case<'_>, life: &Life) -> Option<(&'static str, String)> {
         }
         Word::Lost => Some(("R2", "it is still lost".to_owned())),
         Word::Registered if owner != Some(life.number) => {
-            Some(("R2", format!("it says that it is registered, but {owner:?} is there")))
+            Some(("R2", format!("it reports that it is registered, but the owner in etcd is {owner:?}")))
         }
         Word::Registered => {
             let wanted = life.instance.as_deref()?;
             let is = stored.and_then(|stored| instance_of(wanted.id(), stored));
-            (is.as_ref() != Some(wanted)).then(|| ("R5", format!("{wanted:?} is wanted, {is:?} is there")))
+            (is.as_ref() != Some(wanted)).then(|| ("R5", format!("expected {wanted:?}, found {is:?}")))
         }
     }
 }
 
-/// What is promised.
+/// The promised bound.
 const CONVERGED: Duration = Duration::from_secs(3);
-/// The longest wait between two attempts, a request that goes unanswered, and an election, on a busy machine.
+/// The longest backoff, an unanswered request and an election, on a busy machine.
 const REGISTERED: Duration = Duration::from_secs(5);

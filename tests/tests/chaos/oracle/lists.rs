@@ -1,3 +1,5 @@
+//! Judges lists.
+
 use std::time::Duration;
 
 use super::{About, Case, Violation};
@@ -6,14 +8,15 @@ use crate::{
     log::{Life, Listing, Word},
 };
 
-/// Lists are linearizable: each is a state that was current between its call and its answer. So it shows what was registered (R1),
-/// updated (R5) and not what was deregistered (R4) before the call.
+/// Lists are linearizable: each is a state that was current between its call and its answer. So a
+/// list shows what was registered (R1) or updated (R5) before the call, and not what was
+/// deregistered (R4) before it.
 pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     for listing in &case.log.listings {
         let states = &case.states[&listing.service];
         let lives = case.log.lives.iter().filter(|life| life.key.starts_with(&format!("chaos/{}/", listing.service)));
         let missed = || lives.filter_map(|life| missed(case, listing, life, states)).next();
-        // What is stale misses much.
+        // A stale list misses much, so report only that.
         let broken = stale(listing, states).or_else(missed);
         found.extend(broken.map(|(rule, what)| {
             let at = listing.ended;
@@ -27,7 +30,7 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
 type Broken = (&'static str, String);
 
 fn stale(listing: &Listing, states: &[State]) -> Option<Broken> {
-    // What the recorder had by then, etcd had too.
+    // What the recorder had received by then, etcd had applied.
     let from = states.partition_point(|state| state.at < listing.began).saturating_sub(1);
     if states[from..].iter().any(|state| state.set == listing.set) {
         return None;
@@ -60,8 +63,8 @@ fn missed(case: &Case<'_>, listing: &Listing, life: &Life, states: &[State]) -> 
     (!is_after).then(|| ("R1", format!("it is from before registration {}, Ok at {registered:.3?}", life.number)))
 }
 
-/// Whether another took over before it was deregistered, which then waits for nothing. Within a process that shows before it is
-/// written.
+/// Returns whether another registration took over before this one was deregistered, which then does
+/// not wait. Within a process the takeover is visible before it is written.
 fn is_superseded(case: &Case<'_>, life: &Life) -> bool {
     let gone = life.gone.unwrap_or(Duration::MAX);
     let successor = |other: &&Life| {

@@ -1,8 +1,11 @@
-//! Says from a [`Log`] alone which promises were broken: pure functions, modelled on etcd's own checks of its watches (ordered,
-//! unique, atomic, reliable, resumable).
+//! Decides from a [`Log`] alone which promises were broken. It consists of pure functions modelled
+//! on etcd's own checks of its watches (ordered, unique, atomic, reliable, resumable).
 //!
-//! The history is the truth. It is known to the recorder a little later than it happened, so whatever is judged by time is
-//! judged in favour of the accused; what is judged by revisions is exact.
+//! The history is the truth. The recorder learns of a revision a little after it happened, so
+//! whatever is judged by time is judged in favour of the code under test. What is judged by
+//! revisions is exact.
+//!
+//! `streams`, `lists` and `owners` judge the run, and `end` the state that it leaves.
 
 mod end;
 mod lists;
@@ -28,7 +31,7 @@ pub(crate) struct Violation {
     pub(crate) rule: &'static str,
     pub(crate) what: String,
     pub(crate) at: Duration,
-    /// Whose log to read: a stream, a registration, a key.
+    /// The stream, registration or key whose log shows it.
     pub(crate) about: About,
 }
 
@@ -37,26 +40,26 @@ pub(crate) enum About {
     All,
     Key(String),
     Service(ServiceName),
-    /// By its place in the log.
+    /// By its index in the log.
     Stream(usize),
 }
 
-/// What all the checks read.
+/// What all checks read.
 struct Case<'a> {
     log: &'a Log,
     /// By service.
     states: BTreeMap<&'a ServiceName, Vec<State>>,
 }
 
-/// How long things may take, by the configuration of the run.
+/// Bounds that follow from the configuration of the run.
 pub(crate) const TTL: Duration = Duration::from_secs(2);
 pub(crate) const ELECTION: Duration = Duration::from_secs(1);
-/// An operation's deadline, within which a stream has its first item too.
+/// The deadline of an operation, and of a stream's first item.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(5);
-/// For a machine that is busy with other things.
+/// An allowance for a busy machine.
 pub(crate) const SLACK: Duration = Duration::from_secs(1);
 
-/// All broken promises.
+/// Returns all broken promises.
 pub(crate) fn check(log: &Log) -> Vec<Violation> {
     let services = log.recordings.iter().map(|one| &one.service).chain(log.listings.iter().map(|one| &one.service));
     let states = services.map(|service| (service, states(&log.steps, service))).collect();
@@ -71,13 +74,14 @@ pub(crate) fn check(log: &Log) -> Vec<Violation> {
 }
 
 impl Case<'_> {
-    /// By when what a process let go of is over: within the ttl and a second, and anew from the end of each fault that concerned
-    /// the process or everybody, plus an election.
+    /// Returns when what a process released must be gone: after the TTL and a second, counted
+    /// again, plus an election, from the end of each fault that affected the process or everybody.
     fn lease_ends(&self, process: usize, from: Duration) -> Duration {
         self.after_faults(process, from, TTL + Duration::from_secs(1) + SLACK)
     }
 
-    /// When a grace that begins at `from` is over, where it begins anew with every fault that falls into it.
+    /// Returns when a grace period that starts at `from` is over. Every fault within it restarts
+    /// it.
     fn after_faults(&self, process: usize, from: Duration, grace: Duration) -> Duration {
         let concerns = |one: &&Disturbance| one.whom == Whom::Everybody || one.whom == Whom::Process(process);
         let mut faults: Vec<_> = self.log.disturbances.iter().filter(concerns).collect();
@@ -93,7 +97,7 @@ impl Case<'_> {
 }
 
 impl Violation {
-    /// The violation with the seed, and the shortest log around it that shows it.
+    /// Formats the violation with the part of the log that shows it.
     pub(crate) fn report<'a>(&'a self, log: &'a Log) -> impl fmt::Display + 'a {
         Report { violation: self, log }
     }
@@ -142,7 +146,7 @@ impl fmt::Display for Report<'_> {
             lines.extend(items.map(|(at, item)| (*at, format!("  stream {item:?}"))));
         }
         lines.sort_by_key(|(at, _)| *at);
-        // The nearest ones.
+        // The lines nearest to the violation.
         let place = lines.partition_point(|(at, _)| *at <= violation.at);
         let from = place.saturating_sub(LINES);
         writeln!(f, "{violation}")?;
@@ -153,7 +157,7 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-/// Whether the harness did this itself.
+/// Returns whether the harness itself did this.
 fn is_by_hand(log: &Log, target: &Target, revision: crate::history::Revision, at: Duration) -> bool {
     log.by_hand.iter().filter(|one| one.target == *target).any(|one| match one.revision {
         Some(known) => known == revision,

@@ -1,3 +1,5 @@
+//! Judges writes, removals and statuses by the history of each key.
+
 use std::collections::BTreeMap;
 
 use super::{About, Case, SLACK, TTL, Violation, is_by_hand};
@@ -6,7 +8,7 @@ use crate::{
     log::{Disturbance, Life, Target, Whom, Word},
 };
 
-/// R2 to R5 by the history of each key: who wrote, who was removed, and why.
+/// R2 to R5 by the history of each key: who wrote, what was removed, and why.
 pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     let mut standing: BTreeMap<&str, &Stored> = BTreeMap::new();
     let mut leases: BTreeMap<i64, (usize, u32)> = BTreeMap::new();
@@ -39,7 +41,7 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
 
 type Broken = (&'static str, String);
 
-/// R3: the later one owns, and each handle has leases of its own.
+/// R3: the later registration owns the entry, and each handle has its own leases.
 fn put(
     case: &Case<'_>,
     former: Option<&Stored>,
@@ -57,7 +59,8 @@ fn put(
     }
     let other = former.filter(|former| former.lease != 0).and_then(|former| life_of(case, former))?;
     let came_later = life.registered.is_some_and(|registered| other.began > registered);
-    // Within a process the former one owns again where the later one was given up before it was `Ok`.
+    // Within a process the former owner gets the entry back if the later registration was given up
+    // before it was `Ok`.
     let failed = other.process == life.process && other.registered.is_none();
     let failed = failed && other.released.is_some_and(|at| at <= step.at);
     (other.number != life.number && came_later && !failed).then(|| {
@@ -67,7 +70,8 @@ fn put(
     })
 }
 
-/// R2, R3, R5: what is removed while its owner holds it went with its lease, and that for a reason.
+/// R2, R3, R5: an entry that is removed while its owner holds it went with its lease, and for a
+/// reason.
 fn removed(case: &Case<'_>, key: &str, former: &Stored, step: &Step) -> Option<Broken> {
     let life = life_of(case, former)?;
     if !life.is_alive(step.at) || is_by_hand(case.log, &Target::Key(key.to_owned()), step.revision, step.at) {
@@ -91,15 +95,15 @@ fn removed(case: &Case<'_>, key: &str, former: &Stored, step: &Step) -> Option<B
         let reach = one.end + TTL * 2 + SLACK;
         one.start <= step.at && step.at <= reach
     });
-    (!disturbed).then(|| ("R2", format!("registration {number} lost its lease, and nothing disturbed it")))
+    (!disturbed).then(|| ("R2", format!("registration {number} lost its lease although nothing disturbed it")))
 }
 
-/// When a registration's entry stood, by the history.
+/// A time during which a registration's entry existed, by the history.
 struct Span {
     from: Revision,
     at: std::time::Duration,
     until: Option<std::time::Duration>,
-    /// Whose value stood there next.
+    /// The owner of the next value.
     next: Option<usize>,
 }
 
@@ -132,7 +136,7 @@ fn spans(case: &Case<'_>, life: &Life) -> Vec<Span> {
     spans
 }
 
-/// R4: what was let go of is gone in time, and stays gone.
+/// R4: a released entry is gone in time and does not come back.
 fn outlives(case: &Case<'_>, life: &Life, spans: &[Span]) -> Option<(&'static str, std::time::Duration, String)> {
     let released = life.released?;
     let due = case.lease_ends(life.process.0, released);
@@ -140,13 +144,14 @@ fn outlives(case: &Case<'_>, life: &Life, spans: &[Span]) -> Option<(&'static st
     let until = last.until.unwrap_or(std::time::Duration::MAX);
     let is_over = case.log.steps.last().is_some_and(|step| step.at > due);
     (until > due && (last.until.is_some() || is_over)).then(|| {
-        let what = format!("let go of at {released:.3?}, its entry of {:?} was due to be gone by {due:.3?}", last.from);
-        let ended = last.until.map_or_else(|| "it never went".to_owned(), |until| format!("it went at {until:.3?}"));
+        let what = format!("released at {released:.3?}, its entry of {:?} had to be gone by {due:.3?}", last.from);
+        let ended =
+            last.until.map_or_else(|| "it never went away".to_owned(), |until| format!("it went away at {until:.3?}"));
         ("R4", due, format!("{what}; {ended}"))
     })
 }
 
-/// R2: a status never says `Registered` for longer than a lease of an entry that is not there.
+/// R2: a status never stays `Registered` for longer than a TTL while the entry is missing.
 fn lies(case: &Case<'_>, life: &Life, spans: &[Span]) -> Option<(&'static str, std::time::Duration, String)> {
     let gaps = spans.iter().enumerate().filter_map(|(place, span)| {
         let until = spans.get(place + 1).map(|next| next.at).or(life.released);
@@ -154,10 +159,11 @@ fn lies(case: &Case<'_>, life: &Life, spans: &[Span]) -> Option<(&'static str, s
     });
     for (from, until) in gaps {
         let patience = case.after_faults(life.process.0, from, TTL + SLACK * 2);
-        for (place, (said, word)) in life.statuses.iter().enumerate() {
-            let unsaid = life.statuses.get(place + 1).map_or(until, |(at, _)| *at).min(until);
-            if *word == Word::Registered && unsaid > patience && *said < patience {
-                let what = format!("not in etcd since {from:.3?}, but `Registered` from {said:.3?} to {unsaid:.3?}");
+        for (place, (since, word)) in life.statuses.iter().enumerate() {
+            let until_then = life.statuses.get(place + 1).map_or(until, |(at, _)| *at).min(until);
+            if *word == Word::Registered && until_then > patience && *since < patience {
+                let what =
+                    format!("not in etcd since {from:.3?}, but `Registered` from {since:.3?} to {until_then:.3?}");
                 return Some(("R2", patience, what));
             }
         }

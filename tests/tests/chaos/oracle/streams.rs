@@ -1,3 +1,5 @@
+//! Judges update streams.
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use discovery_core::{Change, Instance, Snapshot, Update};
@@ -8,7 +10,7 @@ use crate::{
     log::{Recording, Whom},
 };
 
-/// W1 to W6 and W9: every stream tells the registry's history.
+/// W1 to W6 and W9: every stream follows the registry's history.
 pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
     for (place, recording) in case.log.recordings.iter().enumerate() {
         let states = &case.states[&recording.service];
@@ -22,7 +24,7 @@ pub(super) fn check(case: &Case<'_>, found: &mut Vec<Violation>) {
 
 type Broken = (&'static str, Duration, String);
 
-/// W1, in time; W4.
+/// W1, including its time limit, and W4.
 fn begins(case: &Case<'_>, recording: &Recording) -> Option<Broken> {
     if recording.ended {
         return Some(("W4", recording.closed.unwrap_or_default(), "it ended by itself".into()));
@@ -33,16 +35,16 @@ fn begins(case: &Case<'_>, recording: &Recording) -> Option<Broken> {
     let first = recording.items.first().map(|(at, _)| *at);
     let lived_so_long = recording.closed.is_none_or(|closed| closed > latest);
     match first {
-        Some(at) if at > latest => Some(("W1", at, format!("the first item came {:?} late", at - latest))),
+        Some(at) if at > latest => Some(("W1", at, format!("the first item arrived {:?} late", at - latest))),
         None if lived_so_long => Some(("W1", latest, "no first item".into())),
         _ => None,
     }
 }
 
-/// The first thing that is wrong; what comes after it follows from it.
+/// Returns the first violation; later ones follow from it.
 fn follow(case: &Case<'_>, recording: &Recording, states: &[State]) -> Option<Broken> {
     let mut held = Snapshot::default();
-    // Where in the history it may be; sets come back, so that there may be several places.
+    // Where in the history the stream may be. Sets recur, so there may be several places.
     let mut places: Vec<usize> = Vec::new();
     let mut lost = None;
     for (number, (at, update)) in recording.items.iter().enumerate() {
@@ -67,7 +69,7 @@ fn follow(case: &Case<'_>, recording: &Recording, states: &[State]) -> Option<Br
             }
             Update::Lost(error) => {
                 if lost == Some(error.kind()) {
-                    return broken("W5", format!("{:?} is told twice", error.kind()));
+                    return broken("W5", format!("{:?} is reported twice", error.kind()));
                 }
                 lost = Some(error.kind());
             }
@@ -95,7 +97,7 @@ fn is_at(states: &[State], place: usize, set: &Snapshot) -> bool {
     states.get(place).is_some_and(|state| state.set == *set)
 }
 
-/// What a change carries that changes nothing.
+/// Returns how a change carries something that changes nothing.
 fn idle(held: &Snapshot, change: &Change) -> Option<String> {
     if change.is_empty() {
         return Some("an empty change".into());
@@ -104,12 +106,12 @@ fn idle(held: &Snapshot, change: &Change) -> Option<String> {
     let absent = change.removes().iter().find(|id| held.get(id.as_str()).is_none());
     let upserted: BTreeSet<_> = change.upserts().iter().map(|one| one.id()).collect();
     let both = change.removes().iter().find(|id| upserted.contains(id));
-    same.map(|one| format!("the change carries {}, which is the same as before", one.id()))
+    same.map(|one| format!("the change carries {}, which did not change", one.id()))
         .or_else(|| absent.map(|id| format!("the change removes {id}, which was not there")))
         .or_else(|| both.map(|id| format!("the change both sets and removes {id}")))
 }
 
-/// An instance that was the same all the time, and is another allocation now.
+/// Returns an instance that did not change and is another allocation now.
 fn moved(held: &Snapshot, set: &Snapshot, meanwhile: &[State]) -> Option<Arc<Instance>> {
     let stayed = |one: &&Arc<Instance>| {
         let id = one.id().as_str();
@@ -119,7 +121,7 @@ fn moved(held: &Snapshot, set: &Snapshot, meanwhile: &[State]) -> Option<Arc<Ins
     set.iter().find(stayed).cloned()
 }
 
-/// Why a set is not where it should be.
+/// Explains why a set is not a possible next state.
 fn explain(
     case: &Case<'_>,
     recording: &Recording,
@@ -133,23 +135,23 @@ fn explain(
     let is_own = |one: &Arc<Instance>| states.iter().any(|state| state.set.get(one.id().as_str()) == Some(one));
     if let Some(foreign) = set.iter().find(|one| !is_own(one)) {
         return match elsewhere(case, recording, foreign) {
-            Some(key) => ("W9", format!("{} stands under {key}, which is none of its keys", foreign.id())),
+            Some(key) => ("W9", format!("{} is the value of {key}, which is not a key of the service", foreign.id())),
             None => ("W2", format!("{} was never registered", foreign.id())),
         };
     }
     match known {
         Some(state) if state.since > from.since => {
-            ("W3", format!("it went from {:?} to {:?} and left out what is between", from.since, state.since))
+            ("W3", format!("it went from {:?} to {:?} and skipped the states between", from.since, state.since))
         }
         Some(state) => ("W2", format!("it went back from {:?} to {:?}", from.since, state.since)),
         None => {
             let expected = states.get(place + 1).map(|state| from.set.diff(&state.set));
-            ("W2", format!("after {:?} the registry never had {set:?}; next came {expected:?}", from.since))
+            ("W2", format!("after {:?} the registry never had {set:?}; the next change was {expected:?}", from.since))
         }
     }
 }
 
-/// The key of another service, or a deeper one, under which an instance stood.
+/// Returns the key of another service, or a deeper one, that held an instance.
 fn elsewhere<'a>(case: &Case<'a>, recording: &Recording, foreign: &Instance) -> Option<&'a String> {
     let changes = case.log.steps.iter().flat_map(|step| &step.changes);
     let mut others = changes.filter(|(key, _)| id_of(&recording.service, key).is_none());

@@ -1,4 +1,4 @@
-//! Hand-written histories: one that keeps every promise, and for each promise some that break it.
+//! Hand-written histories: some that keep every promise, and for each promise some that break it.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     log::{ByHand, Disturbance, End, Left, Life, Listing, Log, Recording, Target, Updated, Whom, Word},
 };
 
-/// A second is as long as a revision: what etcd does at revision `n` is known at `n` seconds.
+/// Revision `n` happens at `n` seconds and is recorded at once.
 fn second(number: i64) -> Duration {
     Duration::from_secs(number.unsigned_abs())
 }
@@ -50,8 +50,8 @@ fn lost(kind: ErrorKind) -> Update {
     Update::Lost(Error::new(kind, "lost"))
 }
 
-/// The history of two registrations: `a` of id 1 by process 0 under lease 7, `b` of id 2 by process 1 under lease 8, and an update
-/// of `a`; all is given up after 20 s.
+/// The history of two registrations: `a` with id 1 in process 0 under lease 7, and `b` with id 2 in
+/// process 1 under lease 8; then `a` is updated. Everything is given up after 20 s.
 struct Story {
     log: Log,
     a: Arc<Instance>,
@@ -96,7 +96,7 @@ impl Story {
         story
     }
 
-    /// A registration that is `Ok` a second after it began.
+    /// Adds a registration that is `Ok` a second after it began.
     fn begin(&mut self, number: usize, process: usize, id: u16, began: Duration) {
         let registered = began + second(1);
         self.log.lives.push(Life {
@@ -139,11 +139,12 @@ impl Story {
     }
 
     fn list(&mut self, began: i64, instances: &[&Arc<Instance>]) {
-        let (began, ended) = (second(began), second(began) + Duration::from_millis(5));
+        let began = second(began);
+        let ended = began + Duration::from_millis(5);
         self.log.listings.push(Listing { service: payments(), began, ended, set: set(instances) });
     }
 
-    /// All three changes, seen one by one.
+    /// Lets the stream see all three changes one by one.
     fn see_all(&mut self) {
         let a = self.a.clone();
         let a_updated = self.a_updated.clone();
@@ -163,20 +164,20 @@ impl Story {
     fn rules(&self) -> Vec<&'static str> {
         let broken = check(&self.log);
         for one in &broken {
-            // Reports can be made of whatever is found.
+            // Every violation can be reported.
             assert!(one.report(&self.log).to_string().contains(one.rule));
         }
         broken.iter().map(|one| one.rule).collect()
     }
 }
 
-/// Tells a story, and says which rules the oracle finds broken in it.
+/// Runs stories and compares the rules that the oracle finds broken.
 macro_rules! stories {
-    ($($name:ident breaks $rules:expr, where |$story:ident| $told:block)+) => {
+    ($($name:ident breaks $rules:expr, where |$story:ident| $story_of:block)+) => {
         $(#[test]
         fn $name() {
             let mut $story = Story::new();
-            $told
+            $story_of
             let rules: &[&str] = &$rules;
             assert_eq!($story.rules(), rules);
         })+
@@ -184,7 +185,7 @@ macro_rules! stories {
 }
 
 stories! {
-    what_is_told_as_it_was_is_clean breaks [], where |story| {
+    a_faithful_stream_breaks_nothing breaks [], where |story| {
         story.see_all();
         story.list(5, &[&story.a_updated.clone(), &story.b.clone()]);
     }
@@ -197,7 +198,7 @@ stories! {
         story.see(9, reset(&[&a_updated, &b]));
     }
 
-    an_outage_is_told_once_for_each_kind breaks [], where |story| {
+    an_outage_is_reported_once_for_each_kind breaks [], where |story| {
         story.see_all();
         let a_updated = story.a_updated.clone();
         let b = story.b.clone();
@@ -250,7 +251,7 @@ stories! {
         story.see(3, Update::Change(Change::new(vec![a, b], Vec::new())));
     }
 
-    a_change_told_twice breaks ["W3"], where |story| {
+    a_change_reported_twice breaks ["W3"], where |story| {
         story.see_all();
         let a = story.a_updated.clone();
         story.see(5, upsert(&a));
@@ -281,12 +282,12 @@ stories! {
         story.see(2, upsert(&a));
     }
 
-    an_outage_told_twice breaks ["W5"], where |story| {
+    an_outage_reported_twice breaks ["W5"], where |story| {
         story.see(2, lost(ErrorKind::Unavailable));
         story.see(3, lost(ErrorKind::Unavailable));
     }
 
-    a_bad_value_that_is_no_removal breaks ["W3"], where |story| {
+    a_bad_value_that_removes_nothing breaks ["W3"], where |story| {
         story.see_all();
         story.step(5, vec![(key(2), Some(Stored { value: b"{".to_vec(), lease: 0 }))]);
         story.put(6, 8, &instance(2, 1, 0));
@@ -298,7 +299,7 @@ stories! {
             revision: Some(Revision { epoch: 0, number }),
         };
         story.log.by_hand.extend([by_hand(2, 5), by_hand(1, 7)]);
-        // The first of both was not told.
+        // The removal that the bad value means was not reported.
         story.see(7, remove(1));
     }
 
@@ -313,7 +314,7 @@ stories! {
     }
 
     a_list_without_what_is_registered breaks ["R1"], where |story| {
-        // The recorder is too slow to tell by time.
+        // The recorder is too slow for a judgement by time.
         story.log.steps.iter_mut().for_each(|step| step.at = second(10));
         story.list(5, &[]);
         story.log.lives.truncate(1);
@@ -328,7 +329,7 @@ stories! {
         story.list(9, &[&a, &b]);
     }
 
-    a_list_of_what_never_was breaks ["W2"], where |story| {
+    a_list_that_never_was breaks ["W2"], where |story| {
         let a = story.a_updated.clone();
         let b = instance(2, 1, 9);
         story.list(9, &[&a, &b]);
@@ -354,7 +355,7 @@ stories! {
         story.put(6, 70, &instance(1, 0, 1));
     }
 
-    an_entry_that_is_away_for_longer_than_is_said breaks ["R2"], where |story| {
+    a_status_that_hides_a_missing_entry breaks ["R2"], where |story| {
         story.log.by_hand.push(ByHand { target: Target::Key(key(1)), began: second(4), revision: None });
         story.delete(5, 1);
         story.put(12, 7, &instance(1, 0, 1));
@@ -380,7 +381,7 @@ stories! {
         story.put(7, 7, &instance(1, 0, 1));
     }
 
-    a_takeover_is_no_overwriting breaks [], where |story| {
+    a_takeover_breaks_nothing breaks [], where |story| {
         story.begin(2, 1, 1, second(5));
         story.put(6, 8, &instance(1, 2, 0));
         story.log.lives[0].statuses.push((second(6), Word::Superseded));
@@ -402,7 +403,7 @@ stories! {
         story.log.lives[0].statuses.push((second(6), Word::Superseded));
     }
 
-    what_was_deregistered_is_listed breaks ["R4"], where |story| {
+    a_list_of_what_was_deregistered breaks ["R4"], where |story| {
         let a = story.a_updated.clone();
         let b = story.b.clone();
         story.log.lives[1].released = Some(second(5));
@@ -411,7 +412,7 @@ stories! {
         story.list(7, &[&a, &b]);
     }
 
-    one_that_was_superseded_has_nothing_to_wait_for breaks [], where |story| {
+    a_superseded_registration_deregisters_without_waiting breaks [], where |story| {
         let a = story.a_updated.clone();
         let b = story.b.clone();
         story.log.lives[1].released = Some(second(6));
@@ -422,12 +423,12 @@ stories! {
         story.log.lives[2].registered = Some(second(8));
     }
 
-    a_crashed_one_that_stays_too_long breaks ["R4"], where |story| {
+    an_entry_that_outlives_a_crash_too_long breaks ["R4"], where |story| {
         story.log.lives[1].released = Some(second(5));
         story.delete(12, 2);
     }
 
-    a_crashed_one_that_goes_with_its_lease breaks [], where |story| {
+    an_entry_that_ends_with_the_lease_after_a_crash breaks [], where |story| {
         story.log.lives[1].released = Some(second(5));
         story.delete(8, 2);
     }
@@ -470,10 +471,10 @@ stories! {
     }
 }
 
-/// What the store forgets goes for streams too, and never comes back.
+/// Streams also drop what a wipe removed, and never show it again.
 #[test]
-fn a_wipe_is_a_reset_and_no_way_back() {
-    let told = |items: &[Update]| {
+fn a_wipe_resets_streams_and_is_final() {
+    let rules_of = |items: &[Update]| {
         let mut story = Story::new();
         story.see_all();
         let begin = Step { revision: Revision { epoch: 1, number: 1 }, at: second(6), changes: Vec::new() };
@@ -489,7 +490,7 @@ fn a_wipe_is_a_reset_and_no_way_back() {
     let a = instance(1, 0, 1);
     let b = instance(2, 1, 0);
     let gone = lost(ErrorKind::Unavailable);
-    assert!(told(&[gone.clone(), reset(&[]), upsert(&a)]).is_empty());
-    assert_eq!(told(&[remove(1), remove(2)]), ["W2"], "a wipe is no removal of one after the other");
-    assert_eq!(told(&[gone, reset(&[]), reset(&[&a, &b])]), ["W2"], "what was before the wipe is over");
+    assert!(rules_of(&[gone.clone(), reset(&[]), upsert(&a)]).is_empty());
+    assert_eq!(rules_of(&[remove(1), remove(2)]), ["W2"], "a wipe does not remove instances one by one");
+    assert_eq!(rules_of(&[gone, reset(&[]), reset(&[&a, &b])]), ["W2"], "the state before the wipe does not come back");
 }
