@@ -91,7 +91,7 @@
 //! | `discovery_channel_connects_total` | counter | connections made |
 //! | `discovery_channel_connect_failures_total` | counter | failed attempts to connect |
 //! | `discovery_channel_ejections_total` | counter | endpoints ejected |
-//! | `discovery_channel_endpoints` | gauge | endpoints of the set |
+//! | `discovery_channel_endpoints` | gauge | endpoints of the set, including held ones |
 //! | `discovery_channel_endpoints_ready` | gauge | endpoints of the set that take calls |
 //! | `discovery_channel_stale` | gauge | channels whose registry is unreachable, so that the set stays as last known: 0 or 1 each |
 //! | `discovery_channel_publish_seconds` | histogram | time from an update of the set until calls can use it |

@@ -40,9 +40,9 @@
 //! # Logs
 //!
 //! The `tracing` events of a server have the field `service`: `server stage` with each [`Stage`]
-//! (info), and the warnings `not registered yet` and `deregistering not confirmed` with the
-//! `error`. If the system refuses to accept connections, the warning `cannot accept connections` is
-//! logged once.
+//! after `Starting` (info), and the warnings `not registered yet` and `deregistering not confirmed`
+//! with the `error`. If the system refuses to accept connections, the warning
+//! `cannot accept connections` is logged once.
 //!
 //! # How long it takes to stop
 //!
