@@ -1,4 +1,4 @@
-//! Errors and panics of others, and how a line of a log names them.
+//! Errors and panics of other code, and how one line of a log shows them.
 
 use std::{any::Any, error::Error as StdError, sync::Arc};
 
@@ -6,7 +6,7 @@ pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync>;
 
-/// An error and what caused it, in one line.
+/// Formats an error and its sources in one line.
 pub(crate) fn report(error: &dyn StdError) -> String {
     let mut line = error.to_string();
     let mut next = error.source();
@@ -17,7 +17,7 @@ pub(crate) fn report(error: &dyn StdError) -> String {
     line
 }
 
-/// What a panic said.
+/// Returns the message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let text = text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "without a message".to_owned());

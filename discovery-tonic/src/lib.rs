@@ -1,6 +1,6 @@
 //! A balanced channel for tonic clients, over any [`Resolver`](discovery_core::Resolver).
 //!
-//! [`BalancedChannel`] takes the place of `tonic::transport::Channel` in a generated client:
+//! Use a [`BalancedChannel`] in place of `tonic::transport::Channel` in a generated client:
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -11,15 +11,16 @@
 //! use greeter::{Greeter, GreeterClient, GreetRequest};
 //! use tokio_stream::wrappers::TcpListenerStream;
 //!
-//! // A server, which registers once it listens.
+//! // A server, which registers once it is listening.
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
 //! let instance = Instance::new(listener.local_addr()?.try_into()?);
-//! let server = tonic::transport::Server::builder().add_service(Greeter::new("one").into_service());
+//! let server = tonic::transport::Server::builder()
+//!     .add_service(Greeter::new("one").into_service());
 //! tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
 //! let backend = MemoryBackend::new();
 //! let registration = backend.register(&"greeter".parse()?, instance).await?;
 //!
-//! // A client, which finds it.
+//! // A client, which finds the server by its name.
 //! let channel = BalancedChannel::new(backend, "greeter".parse()?)?;
 //! let mut greeter = GreeterClient::new(channel);
 //! let response = greeter.greet(GreetRequest::default()).await?;
@@ -30,24 +31,31 @@
 //! # }
 //! ```
 //!
-//! It drives hyper's HTTP/2 connections itself, because what a balancer must know (that a
-//! connection ended, that a request was not processed, how many streams the peer allows) is lost
-//! behind tonic's own channel. It repeats what may have been processed only where a [`RetryPolicy`]
-//! says so, resolves names only through its connector, and brings no TLS of its own: a connector
-//! does.
+//! The documentation of [`BalancedChannel`] lists what it promises. It repeats a call that may have
+//! been processed only if a [`RetryPolicy`] allows it. It resolves host names only through its
+//! connector. It has no TLS of its own; use a connector that has.
 //!
-//! [`ChannelBuilder`] says what a channel does besides: several connections to an endpoint and the age at
-//! which they are replaced ([`EndpointSettings`]), when endpoints are ejected
-//! ([`OutlierDetection`]), health checks, slow start. Single calls carry [`WaitForReady`],
-//! [`ExpectSlow`] and [`Retry`]; each answer has [`ServedBy`], each failure [`Tried`]. [`balance`]
-//! holds the policies, and `server` (the feature of that name) the other half: a tonic server that
-//! registers, and leaves before it stops.
+//! The channel drives hyper's HTTP/2 connections itself instead of wrapping tonic's channel,
+//! because tonic's channel hides what a balancer must know: that a connection ended, that a request
+//! was not processed, how many streams the peer allows.
 //!
-//! # Seen from outside
+//! # Options
 //!
-//! [`BalancedChannel::endpoints`] shows where each endpoint stands, and prints as a table.
+//! [`ChannelBuilder`] configures everything else: several connections to each endpoint and a
+//! maximum age for them ([`EndpointSettings`]), outlier detection ([`OutlierDetection`]), health
+//! checks, slow start. [`balance`] has the policies that pick an endpoint.
 //!
-//! `tracing` events report what becomes of endpoints, within a span `channel` with the field
+//! Override the defaults for a single call with the request extensions [`WaitForReady`],
+//! [`ExpectSlow`] and [`Retry`]. Each response carries [`ServedBy`], and each failure [`Tried`].
+//!
+//! The module `server` (Cargo feature `server`) is the other half: a tonic server that registers,
+//! and that leaves the registry before it stops.
+//!
+//! # Observability
+//!
+//! [`BalancedChannel::endpoints`] returns the state of each endpoint, and prints as a table.
+//!
+//! The channel emits `tracing` events about its endpoints, in a span `channel` with the field
 //! `service`. Single calls are not logged.
 //!
 //! | Event | Level | Fields |
@@ -55,42 +63,42 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
-//! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
-//! | `held endpoint let go` | info | `instance` |
+//! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
+//! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
-//! | `control task panicked, starting over` | error | `panic` |
+//! | `control task panicked, restarting` | error | `panic` |
 //! | `registry lost`, `registry regained` | debug | `error` |
 //! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
-//! | `endpoint not connected` | debug | `instance`, `error` |
+//! | `connection attempt failed` | debug | `instance`, `error` |
 //! | `connection replaced` | debug | `instance`, `reason`: its age, silence, or many abandoned calls |
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
-//! | `endpoint told its health` | debug | `instance`, `health` |
+//! | `endpoint reported its health` | debug | `instance`, `health` |
 //!
-//! The feature `metrics` counts through the crate of that name, all with the label `service`. A
-//! channel finds its handles once, when it is built: the recorder must be installed before. The
-//! channels of a process on one service add up, and one that is dropped takes its part of the
-//! gauges back.
+//! With the Cargo feature `metrics`, the channel reports to the global recorder of the `metrics`
+//! crate. Install the recorder before building the channel, which looks its handles up once. All
+//! metrics have the label `service`. The channels of a process to the same service add up, and a
+//! channel that is dropped subtracts its part from the gauges.
 //!
-//! | Metric | Kind | What |
+//! | Metric | Kind | What it measures |
 //! |---|---|---|
-//! | `discovery_channel_picks_total` | counter | attempts of calls, each on an endpoint |
-//! | `discovery_channel_retries_total` | counter | attempts that were repeated because the request was not processed |
-//! | `discovery_channel_repeats_total` | counter | attempts that were repeated because the [`RetryPolicy`] said so |
-//! | `discovery_channel_failures_total` | counter | calls that failed before a response began, or with it |
+//! | `discovery_channel_picks_total` | counter | attempts of calls, each at one endpoint |
+//! | `discovery_channel_retries_total` | counter | attempts repeated because the request was not processed |
+//! | `discovery_channel_repeats_total` | counter | attempts repeated by the [`RetryPolicy`] |
+//! | `discovery_channel_failures_total` | counter | calls that failed before a response began, or with its headers |
 //! | `discovery_channel_connects_total` | counter | connections made |
-//! | `discovery_channel_connect_failures_total` | counter | attempts to connect that failed |
+//! | `discovery_channel_connect_failures_total` | counter | failed attempts to connect |
 //! | `discovery_channel_ejections_total` | counter | endpoints ejected |
-//! | `discovery_channel_endpoints` | gauge | endpoints of the set |
-//! | `discovery_channel_endpoints_ready` | gauge | those of them that get calls |
-//! | `discovery_channel_stale` | gauge | channels whose registry is out of reach, so that the set stands as last known: 0 or 1 each |
-//! | `discovery_channel_publish_seconds` | histogram | from an update of the set to the first call that can use it |
+//! | `discovery_channel_endpoints` | gauge | endpoints of the set, including held ones |
+//! | `discovery_channel_endpoints_ready` | gauge | endpoints of the set that take calls |
+//! | `discovery_channel_stale` | gauge | channels whose registry is unreachable, so that the set stays as last known: 0 or 1 each |
+//! | `discovery_channel_publish_seconds` | histogram | time from an update of the set until calls can use it |
 //!
-//! A call fails with whatever status the server sends, too; a response that breaks off later is not
-//! counted. The histogram begins when the channel has the update: neither the registry's time is in
-//! it nor that of connecting a new endpoint.
+//! A call that the server answers with an error status counts as failed too; a response that breaks
+//! off later does not. The histogram starts when the channel receives the update, so it includes
+//! neither the registry's own delay nor the time to connect a new endpoint.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

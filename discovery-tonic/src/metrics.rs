@@ -1,4 +1,4 @@
-//! What a channel counts, for the recorder of the `metrics` crate; without the feature nothing is.
+//! The metrics of a channel, for the recorder of the `metrics` crate; nothing without the feature.
 
 #[cfg(feature = "metrics")]
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,14 +8,14 @@ use std::time::Duration;
 use ::metrics::Unit;
 use discovery_core::ServiceName;
 
-/// A channel's metrics, found once and then only counted.
+/// The metrics of a channel. Their handles are looked up once, when the channel is built.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     #[cfg(feature = "metrics")]
     handles: Handles,
 }
 
-/// What is counted.
+/// What the channel counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Event {
     Connect,
@@ -32,8 +32,8 @@ pub(crate) enum Event {
 struct Handles {
     events: [::metrics::Counter; EVENTS.len()],
     gauges: [::metrics::Gauge; GAUGES.len()],
-    /// What the channel has added to the gauges, since other channels add theirs; `None` once it
-    /// has taken that back.
+    /// What this channel has added to the gauges, which other channels add to as well; `None` once
+    /// it has been subtracted again.
     part: Mutex<Option<[f64; GAUGES.len()]>>,
     lag: ::metrics::Histogram,
 }
@@ -64,7 +64,7 @@ impl Metrics {
 
     pub(crate) fn set(&self, endpoints: usize, ready: usize, is_stale: bool) {
         if let Some(part) = &mut *self.handles.lock() {
-            // Sets are far below 2⁵².
+            // A set is far smaller than 2⁵², so the conversion is exact.
             self.handles.shift(part, [endpoints as f64, ready as f64, f64::from(u8::from(is_stale))]);
         }
     }
@@ -73,7 +73,7 @@ impl Metrics {
         self.handles.lag.record(lag.as_secs_f64());
     }
 
-    /// Takes the channel's part of the gauges back, for good.
+    /// Subtracts what the channel added to the gauges, for good.
     pub(crate) fn end(&self) {
         if let Some(mut part) = self.handles.lock().take() {
             self.handles.shift(&mut part, [0.0; GAUGES.len()]);
@@ -119,23 +119,23 @@ impl Metrics {
 #[cfg(feature = "metrics")]
 const EVENTS: [(&str, &str); 7] = [
     ("discovery_channel_connects_total", "connections made"),
-    ("discovery_channel_connect_failures_total", "attempts to connect that failed"),
-    ("discovery_channel_ejections_total", "endpoints taken out"),
-    ("discovery_channel_failures_total", "calls that failed before a response began, or with it"),
-    ("discovery_channel_picks_total", "attempts of calls, each on an endpoint"),
-    ("discovery_channel_repeats_total", "attempts that were repeated because the retry policy said so"),
-    ("discovery_channel_retries_total", "attempts that were repeated because the request was not processed"),
+    ("discovery_channel_connect_failures_total", "failed attempts to connect"),
+    ("discovery_channel_ejections_total", "endpoints ejected"),
+    ("discovery_channel_failures_total", "calls that failed before a response began, or with its headers"),
+    ("discovery_channel_picks_total", "attempts of calls, each at one endpoint"),
+    ("discovery_channel_repeats_total", "attempts repeated by the retry policy"),
+    ("discovery_channel_retries_total", "attempts repeated because the request was not processed"),
 ];
 /// In the order of [`Metrics::set`].
 #[cfg(feature = "metrics")]
 const GAUGES: [(&str, &str); 3] = [
     ("discovery_channel_endpoints", "endpoints of the set"),
-    ("discovery_channel_endpoints_ready", "endpoints that get calls"),
-    ("discovery_channel_stale", "channels whose registry is out of reach, so that the set stands as last known"),
+    ("discovery_channel_endpoints_ready", "endpoints that take calls"),
+    ("discovery_channel_stale", "channels whose registry is unreachable, so that the set stays as last known"),
 ];
 #[cfg(feature = "metrics")]
 const LAG: (&str, &str) =
-    ("discovery_channel_publish_seconds", "from an update of the set to the first call that can use it");
+    ("discovery_channel_publish_seconds", "time from an update of the set until calls can use it");
 
 #[cfg(all(test, feature = "metrics"))]
 mod tests {
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_after_the_end_adds_nothing() {
+    fn a_channel_that_has_ended_adds_nothing_to_the_gauges() {
         let level = Arc::new(AtomicU64::new(7f64.to_bits()));
         let gauges = [Gauge::from_arc(Arc::clone(&level)), Gauge::noop(), Gauge::noop()];
         let events = EVENTS.map(|_| Counter::noop());

@@ -1,3 +1,5 @@
+//! How calls, endpoints and the pool wake one another.
+
 use std::sync::{
     Arc, Mutex, PoisonError,
     atomic::{AtomicBool, AtomicU32, Ordering},
@@ -8,23 +10,24 @@ use tokio::sync::Notify;
 
 use crate::{balance::WaitQueue, metrics::Metrics};
 
-/// How calls, endpoints and the pool wake one another, with what the pool is to look at.
+/// How calls, endpoints and the pool wake one another, and what they announce with it.
 #[derive(Debug)]
 pub(crate) struct Wakeups<T> {
     pub(crate) metrics: Metrics,
-    /// There are endpoints to look at, or calls have begun: the pool wakes.
+    /// Wakes the pool: endpoints changed, or calls have begun.
     pub(crate) wake: Notify,
     /// The endpoints that changed.
     dirty: Mutex<Vec<T>>,
-    /// The pool published what calls read.
+    /// Announces that the pool published what calls read.
     pub(crate) published: Notify,
-    /// The calls that wait for an endpoint with a place.
+    /// The calls that wait for an endpoint with room.
     pub(crate) waiters: Arc<WaitQueue>,
-    /// The pool sweeps. It stops where nothing is under way, so that an idle channel costs nothing.
+    /// Whether the pool sweeps. It stops while nothing is in progress, so that an idle channel
+    /// costs nothing.
     sweeping: AtomicBool,
-    /// Counts the sweeps: a clock that calls can read for nothing.
+    /// Number of sweeps, used by calls as a coarse clock without a system call.
     tick: AtomicU32,
-    /// Failures count as load, since most endpoints have few.
+    /// Whether failures count as load. They do unless most endpoints fail.
     penalizing: AtomicBool,
 }
 
@@ -48,14 +51,15 @@ impl<T> Wakeups<T> {
         self.wake.notify_one();
     }
 
-    /// The endpoints to look at.
+    /// Takes the endpoints to look at.
     pub(crate) fn take_dirty(&self) -> Vec<T> {
         std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Makes the pool sweep while calls are under way.
+    /// Makes the pool sweep while calls are in progress.
     #[inline]
     pub(crate) fn sweep(&self) {
+        // The plain load keeps the common case free of a write to a shared cache line.
         if !self.sweeping.load(Ordering::SeqCst) && !self.sweeping.swap(true, Ordering::SeqCst) {
             self.wake.notify_one();
         }
@@ -65,18 +69,18 @@ impl<T> Wakeups<T> {
         self.sweeping.load(Ordering::Acquire)
     }
 
-    /// Rests, unless a look around after this says otherwise; a call that begins meanwhile wakes
-    /// the pool.
+    /// Stops sweeping, unless the check after this finds a reason to continue. A call that begins
+    /// in the meantime wakes the pool.
     pub(crate) fn pause_sweeping(&self) {
         self.sweeping.store(false, Ordering::SeqCst);
     }
 
-    /// Goes on sweeping.
+    /// Continues sweeping.
     pub(crate) fn keep_sweeping(&self) {
         self.sweeping.store(true, Ordering::SeqCst);
     }
 
-    /// The number of sweeps so far, [`SWEEP`] apart while anything is under way.
+    /// Returns the number of sweeps so far, [`SWEEP`] apart while anything is in progress.
     #[inline]
     pub(crate) fn tick(&self) -> u32 {
         self.tick.load(Ordering::Relaxed)
@@ -87,7 +91,7 @@ impl<T> Wakeups<T> {
         self.penalizing.load(Ordering::Relaxed)
     }
 
-    /// Lets failures count as load, or not.
+    /// Sets whether failures count as load.
     pub(crate) fn set_penalizing(&self, penalizing: bool) {
         self.penalizing.store(penalizing, Ordering::Relaxed);
     }

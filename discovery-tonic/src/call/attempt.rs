@@ -1,3 +1,5 @@
+//! One attempt of a call: a request at one endpoint, and what it reveals about that endpoint.
+
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use discovery_core::Instance;
@@ -19,10 +21,10 @@ use crate::{
     wakeups::SWEEP,
 };
 
-/// What becomes of a request: a response that began, or an error, perhaps with the request.
+/// The answer to a request: a response that began, or an error that may hand the request back.
 pub(crate) type Answer = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>;
 
-/// A request at an endpoint; counted there until its drop.
+/// A request at an endpoint, counted there as in flight until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     picked: Picked<Target>,
@@ -31,20 +33,20 @@ pub(crate) struct Attempt {
     evidence: Evidence,
 }
 
-/// What the end of an attempt says of its endpoint.
+/// What the end of an attempt will show about its endpoint.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Evidence {
-    /// That it waited in vain, if it did; since when, where the endpoint has to answer something
-    /// first.
+    /// That a caller waited in vain, if it waits long enough. `since` is set if the endpoint must
+    /// answer a first request.
     Waiting { since: Option<Instant> },
     /// Nothing, since the call was expected to be slow.
     Slow,
-    /// Nothing more: it was answered, or has been counted.
+    /// Nothing more: the attempt was answered or has been counted.
     Taken,
 }
 
-/// The error of a call that was lost with its connection. Its source is why that ended, which the
-/// connection's own task may find out a moment later than the call.
+/// The error of a call that was lost with its connection. Its source is the reason why the
+/// connection ended, which the connection's own task may learn a moment later than the call.
 #[derive(Debug)]
 struct LostConnection {
     error: hyper::Error,
@@ -52,8 +54,8 @@ struct LostConnection {
 }
 
 impl Attempt {
-    /// Sends a request to where it was picked for; the answer resolves at the response's headers.
-    /// One that is expected to be slow says nothing of the endpoint while it waits.
+    /// Sends a request to the picked target; the returned future resolves with the response's
+    /// headers. If `expects_slow`, waiting for the answer shows nothing about the endpoint.
     pub(crate) fn send(
         mut picked: Picked<Target>,
         mut request: Request<RequestBody>,
@@ -82,19 +84,19 @@ impl Attempt {
         &self.picked.endpoint
     }
 
-    /// Takes the connection out of the picks at once: it said that it takes no more.
+    /// Stops picks of this connection at once: it accepts no new requests.
     pub(crate) fn close_connection(&self) {
         self.picked.load().close();
         self.picked.endpoint.recheck();
     }
 
-    /// The code and text for what the connection failed, and whether that was the peer's doing.
+    /// Returns the code and message for an error of the connection, and whether the peer caused it.
     pub(crate) fn loss(&self, error: &hyper::Error) -> (Code, &'static str, bool) {
         if self.picked.load().is_cut() { status::CUT } else { status::from_connection(error) }
     }
 
-    /// The error of a call as the source of its status: with the connection's end, where the call
-    /// was lost with it.
+    /// Turns the error of a call into the source of its status. If the call was lost with its
+    /// connection, the source includes why the connection ended.
     pub(crate) fn cause(&self, error: hyper::Error) -> BoxError {
         match h2_error(&error) {
             Some(of_call) if of_call.is_reset() || of_call.is_go_away() => error.into(),
@@ -102,13 +104,13 @@ impl Attempt {
         }
     }
 
-    /// The connection's end, where the call was lost with it and the reason is not known yet: the
-    /// error waits for it.
+    /// Returns a future of the connection's end if the call was lost with it and the reason is not
+    /// known yet: the error must wait for it.
     pub(crate) fn missing_end(&self, answer: &Answer) -> Option<impl Future<Output = ()> + Send + use<>> {
         self.missing_end_of_body(answer.as_ref().err()?.error())
     }
 
-    /// The same for the error of a response's body.
+    /// Same as [`missing_end`](Self::missing_end) for an error of the response body.
     pub(crate) fn missing_end_of_body(&self, error: &hyper::Error) -> Option<impl Future<Output = ()> + Send + use<>> {
         let end = self.picked.sender.end();
         end.is_missing(error).then(|| Arc::clone(end).known())
@@ -120,7 +122,7 @@ impl Attempt {
         self.discard();
     }
 
-    /// Counts the attempt as refused or ended by the peer, which is an answer of a kind.
+    /// Counts the attempt as refused or ended by the peer, which is a kind of answer.
     pub(crate) fn reject(mut self, code: Code) {
         self.answered_with(code);
     }
@@ -130,16 +132,16 @@ impl Attempt {
         self.evidence = Evidence::Taken;
     }
 
-    /// Counts the response as given up by its caller before its end.
+    /// Counts the response as abandoned by its caller before its end.
     pub(crate) fn abandon(&self) {
         self.picked.load().abandon();
     }
 
-    /// Counts an answer with this code; the message is still to come where it is `OK`.
+    /// Counts an answer with this code; if it is `OK`, the message is still to come.
     fn answered_with(&mut self, code: Code) {
         self.evidence = Evidence::Taken;
         let is_failing = self.endpoint().tally.is_failing(code);
-        // The connection first: the pool may look at once.
+        // Update the connection first: the pool may look at it at once.
         if is_failing {
             self.picked.take_answer();
         } else {
@@ -154,7 +156,7 @@ impl Attempt {
         }
     }
 
-    /// Counts how a response ended that had begun.
+    /// Counts how a response that had begun has ended.
     pub(crate) fn ended_with(&self, code: Code) {
         let endpoint = self.endpoint();
         if endpoint.tally.is_failing(code) {
@@ -164,18 +166,18 @@ impl Attempt {
         }
     }
 
-    /// Whether the server ends the call because of its deadline, as tonic's does: that it could not
-    /// answer in time.
+    /// Whether the server, such as tonic's, ended the call because of its deadline. That only shows
+    /// that it could not answer in time.
     fn is_given_up(&self, status: &Status) -> bool {
         matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && self.deadline.is_some_and(|deadline| Instant::now() + SWEEP >= deadline)
     }
 
-    /// Takes what the response's headers say of the endpoint, and the status of a call that failed
-    /// with them.
+    /// Counts what the response's headers show about the endpoint, and returns the status of a call
+    /// that failed with them.
     pub(crate) fn finish(mut self, response: &Response<Incoming>) -> Result<Self, (Status, Self)> {
-        // A server that fails before its first message sends all in one: there is no body that
-        // could carry who served.
+        // A server that fails before its first message sends a Trailers-Only response: the status
+        // is in the headers, and there is no body.
         let code = response.headers().get(&GRPC_STATUS);
         let failed = match code {
             Some(code) if code == "0" => {
@@ -189,7 +191,7 @@ impl Attempt {
             self.answered_with(Code::Ok);
             return Ok(self);
         };
-        // Then it is as if the server had said nothing.
+        // A call that ended at its deadline counts as unanswered.
         if !self.is_given_up(&status) {
             self.answered_with(status.code());
         }
@@ -218,6 +220,8 @@ impl Drop for Attempt {
             Evidence::Taken => {}
             Evidence::Slow => self.abandon(),
             Evidence::Waiting { since } => {
+                // An impatient caller counts only if it waited over a sweep, or for `SHORT` if the
+                // endpoint must answer a first request.
                 let has_waited = since.is_some_and(|since| since.elapsed() >= SHORT);
                 if has_waited || self.picked.endpoint.wakeups.tick() != self.tick {
                     self.picked.endpoint.given_up(self.picked.load());
@@ -227,6 +231,6 @@ impl Drop for Attempt {
     }
 }
 
-/// A single request that is given up earlier says nothing of its endpoint.
+/// A single request that is abandoned sooner shows nothing about its endpoint.
 const SHORT: Duration = Duration::from_millis(10);
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");

@@ -1,22 +1,26 @@
+//! The deadline of a call: read from its `grpc-timeout` header, and written for each further
+//! attempt.
+
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-/// When a call ends, from its `grpc-timeout` header; a malformed one counts as none, as in tonic.
+/// Returns the deadline of a call from its `grpc-timeout` header; a malformed one is ignored, as in
+/// tonic.
 pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Instant> {
     let timeout = parse(headers.get(&NAME)?.to_str().ok()?)?;
-    // Beyond what the clock can tell is without a deadline.
+    // A timeout that the clock cannot represent means no deadline.
     Instant::now().checked_add(timeout)
 }
 
-/// Tells a further attempt what is left.
+/// Sets the header of a further attempt to the time that is left.
 pub(crate) fn rewrite(headers: &mut HeaderMap, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());
     headers.insert(NAME, print(left));
 }
 
-/// Reads `TimeoutValue TimeoutUnit` of the gRPC protocol: at most eight digits and a unit.
+/// Parses `TimeoutValue TimeoutUnit` of the gRPC protocol: at most eight digits and a unit.
 fn parse(text: &str) -> Option<Duration> {
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -34,8 +38,8 @@ fn parse(text: &str) -> Option<Duration> {
     })
 }
 
-/// Prints in the finest unit that fits into eight digits; rounded up, so that the server does not
-/// give up before its client.
+/// Formats a timeout in the finest unit that fits into eight digits, rounded up so that the server
+/// does not give up before its client.
 fn print(timeout: Duration) -> HeaderValue {
     const MOST: u128 = 99_999_999;
     let units = [(1, 'n'), (1_000, 'u'), (1_000_000, 'm'), (1_000_000_000, 'S')];
@@ -53,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_units_are_read_and_all_else_is_none() {
+    fn all_units_are_parsed_and_anything_else_is_none() {
         for (text, nanos) in
             [("1n", 1), ("2u", 2_000), ("3m", 3_000_000), ("4S", 4_000_000_000), ("1M", 60_000_000_000)]
         {
@@ -67,7 +71,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back_within_a_unit(nanos in 0u64..99_999_999_000_000_000) {
+        fn a_printed_timeout_is_parsed_to_within_one_unit(nanos in 0u64..99_999_999_000_000_000) {
             let timeout = Duration::from_nanos(nanos);
             let read = parse(print(timeout).to_str().unwrap()).unwrap();
             prop_assert!(read >= timeout);

@@ -1,3 +1,5 @@
+//! The first attempt of a call, which is nearly always the only one.
+
 use std::{
     future::Future,
     pin::Pin,
@@ -20,19 +22,18 @@ use super::{
 use crate::{balance::Picked, connection::request_body::RequestBody, metrics::Event, published::target::Target};
 
 pin_project! {
-    /// A call whose request is on its way to the first endpoint, which nearly always is the only
-    /// one.
+    /// A call whose request is on its way to the first endpoint.
     ///
-    /// By hand instead of `async`, so that it is small and nothing in it moves: what is rare gets a
-    /// future of its own.
+    /// Written by hand rather than as an `async` block to keep the future small. The rare retry
+    /// path is boxed separately.
     #[project = Stage]
     #[project_replace = Former]
     pub(super) enum FirstAttempt<F> {
-        // Until the answer has come, or has been given up.
+        // Until the response has arrived or the attempt has run out of time.
         Sent {
             #[pin]
             answer: F,
-            // Of the attempt, or of the call.
+            // The end of the attempt or of the call, whichever is first.
             #[pin]
             end: Option<Sleep>,
             attempt: Attempt,
@@ -48,7 +49,7 @@ pin_project! {
 type Rest = BoxFuture<'static, Result<Response<ResponseBody>, Status>>;
 
 impl Call {
-    /// Sends the request to where it was picked for, and goes on from there.
+    /// Sends the request to the picked target, and continues from there.
     pub(crate) fn begin(
         self,
         shared: Arc<Shared>,
@@ -63,7 +64,7 @@ impl Call {
 }
 
 impl Call {
-    /// Waits until it is known how the connection ended, and goes on from there.
+    /// Waits until it is known how the connection ended, and continues from there.
     #[cold]
     fn conclude_after(
         mut self,
@@ -118,11 +119,11 @@ where
                 Poll::Pending => return Poll::Pending,
             },
             Stage::Rest { rest } => return rest.as_mut().poll(context),
-            Stage::Done => panic!("polled after it was ready"),
+            Stage::Done => panic!("polled after completion"),
         };
-        // Which cancels a request that is not answered.
+        // Replacing the stage drops the answer future, which cancels an unanswered request.
         let Former::Sent { attempt, mut call, shared, .. } = self.as_mut().project_replace(Self::Done) else {
-            unreachable!("it was sent a moment ago");
+            unreachable!("the stage was `Sent` a moment ago");
         };
         let next = match answer {
             Some(answer) => match attempt.missing_end(&answer) {

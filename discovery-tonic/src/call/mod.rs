@@ -1,19 +1,19 @@
-//! The way of one call, from the request to the end of its response.
+//! The path of one call, from the request to the end of its response.
 //!
 //! In the order in which a call meets them:
 //!
-//! - [`shared`] is what all calls of a channel have in common: the published set, the user agent,
-//!   the retries.
-//! - [`deadline`] reads when the call has to end, [`user_agent`] signs it, [`replay`] keeps a copy
-//!   of it.
+//! - [`shared`] is what all calls of a channel share: the published set, the user agent, the
+//!   retries.
+//! - [`deadline`] reads the deadline of the call, [`user_agent`] adds the channel's name,
+//!   [`replay`] keeps a copy of the request.
 //! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is
-//!   on its way to it. What is rare goes through [`Call::send_after`] instead: [`wait`] finds an
-//!   endpoint when none is ready, and the loop makes one attempt after the other.
-//! - [`attempt`] is one request at one endpoint, and what its end says of that endpoint.
-//! - [`Call::on_outcome`] decides what follows: [`status`] tells whether the request was processed
-//!   and [`retry`] whether the policy repeats it.
+//!   on its way to it. The rare cases go through [`Call::send_after`] instead: [`wait`] waits for
+//!   an endpoint if none is ready, and a loop makes one attempt after another.
+//! - [`attempt`] is one request at one endpoint, and what its end shows about that endpoint.
+//! - [`Call::on_outcome`] decides what follows: [`status`] classifies whether the request was
+//!   processed, and [`retry`] decides whether the policy repeats it.
 //! - [`response`] is the body that the caller reads, which holds the attempt until its end;
-//!   [`served`] is who answered.
+//!   [`served`] names the instance that answered.
 
 mod attempt;
 mod deadline;
@@ -49,30 +49,32 @@ use served::{ServedBy, Tried, with_tried};
 use shared::Shared;
 use status::Outcome;
 
-/// What a call keeps besides its request: all that further attempts need.
+/// The state of a call beyond a single attempt: what is needed to retry it.
 pub(crate) struct Call {
-    /// What it takes to send the request again; `None` where the channel's budget is used up.
+    /// The copy to send again; `None` if the channel's budget is used up.
     replay: Option<ReplayRequest>,
-    /// The request's, until the response takes them.
+    /// The extensions of the request; the response reuses the map.
     extensions: Extensions,
     pub(crate) deadline: Option<Instant>,
     refusals: u32,
-    /// `None` where no policy repeats it.
+    /// `None` if no policy repeats the call.
     repeats: Option<Repeats>,
-    /// The instances that it was sent to.
+    /// The instances that the request was sent to.
     tried: Vec<InstanceId>,
 }
 
-/// What becomes of a call after an attempt.
+/// What follows an attempt.
 pub(crate) enum Next {
-    /// The request goes out again after a wait.
+    /// Send the request again after a wait.
     Again(Request<RequestBody>, Duration),
     End(Result<Response<ResponseBody>, Status>),
 }
 
-/// Makes a call wait for an endpoint where it would fail at once: an extension of the request.
+/// Makes a call wait for an endpoint when it would otherwise fail at once: an extension of the
+/// request.
 ///
-/// It still ends at its deadline, or after the channel's limit of waiting.
+/// The call still ends at its deadline or, without one, after the channel's [wait
+/// timeout](crate::ChannelBuilder::wait_timeout).
 ///
 /// ```
 /// use discovery_tonic::WaitForReady;
@@ -84,12 +86,13 @@ pub(crate) enum Next {
 #[expect(clippy::exhaustive_structs, reason = "a mark that users write")]
 pub struct WaitForReady;
 
-/// Says that a call may wait long for its answer: an extension of the request.
+/// Declares that a call may wait long for its answer: an extension of the request.
 ///
-/// Its waiting is no sign of a hung endpoint. It is for long polls, and for streams whose server
-/// sends nothing before the first event, beside calls that are answered soon. Without it such calls
-/// are safe too: an endpoint is ejected only if a new connection to it and several single calls
-/// there are not answered while the other endpoints answer.
+/// The wait of such a call is no sign of a hung endpoint. The mark is for long polls, and for
+/// streams whose server sends nothing before the first event, if other calls of the channel are
+/// answered soon. Without the mark such calls are safe too: an endpoint is ejected only if a new
+/// connection to it and several single calls there are not answered while the other endpoints
+/// answer.
 ///
 /// ```
 /// use discovery_tonic::ExpectSlow;
@@ -102,7 +105,7 @@ pub struct WaitForReady;
 pub struct ExpectSlow;
 
 impl Call {
-    /// Takes a request from tonic: what the call keeps, and what it sends.
+    /// Splits a request from tonic into what the call keeps and what it sends.
     pub(crate) fn new(
         shared: &Shared,
         mut request: Request<tonic::body::Body>,
@@ -118,12 +121,12 @@ impl Call {
         Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
     }
 
-    /// Whether its waiting says nothing of an endpoint.
+    /// Whether waiting for its answer shows nothing about the endpoint.
     pub(crate) fn expects_slow(&self) -> bool {
         self.extensions.get::<ExpectSlow>().is_some()
     }
 
-    /// When the attempt that begins now has to be answered.
+    /// Returns when an attempt that starts now must be answered.
     pub(crate) fn attempt_end(&self, shared: &Shared) -> Option<Instant> {
         let is_repeatable = self.replay.as_ref().is_some_and(ReplayRequest::is_whole);
         let repeatable = shared.retries.as_ref().zip(self.repeats.as_ref()).filter(|_| is_repeatable);
@@ -131,7 +134,7 @@ impl Call {
         end.into_iter().chain(self.deadline).min()
     }
 
-    /// Waits, then for an endpoint, and goes on from there; all within the deadline.
+    /// Waits for `wait`, then for an endpoint, and continues from there, all within the deadline.
     pub(crate) fn send_after(
         mut self,
         shared: Arc<Shared>,
@@ -157,8 +160,8 @@ impl Call {
         mut wait: Duration,
     ) -> Result<Response<ResponseBody>, Status> {
         let wait_for_ready = self.extensions.get::<WaitForReady>().is_some();
-        // What is left for all waits for an endpoint together; where the call has a deadline, that
-        // ends them.
+        // The time left for all waits for an endpoint together. If the call has a deadline, that
+        // ends the waits instead.
         let mut left = self.deadline.is_none().then_some(shared.wait);
         loop {
             if !wait.is_zero() {
@@ -169,7 +172,7 @@ impl Call {
             let picked = match shared.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
-                    // A status is all that many callers look at, so it tells the cause too.
+                    // Many callers look at the status alone, so its message includes the cause.
                     let told = cause.as_ref().map(|cause| format!("{message}: {}", report(&**cause)));
                     return Err(self.failed(shared, Status::unavailable(told.unwrap_or(message)), cause));
                 }
@@ -179,7 +182,8 @@ impl Call {
                 deadline::rewrite(request.headers_mut(), deadline);
             }
             let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow());
-            // Noted before the wait, at whose deadline this future is dropped.
+            // Recorded before awaiting: at the deadline this future is dropped, and the error must
+            // still name the instance.
             self.tried.push(attempt.instance().id().clone());
             let answer = match self.attempt_end(shared) {
                 Some(end) => timeout_at(end, answer).await.ok(),
@@ -200,12 +204,13 @@ impl Call {
         }
     }
 
-    /// Takes the answer to an attempt.
+    /// Decides what follows the answer to an attempt.
     pub(crate) fn on_outcome(&mut self, shared: &Arc<Shared>, attempt: Attempt, answer: Answer) -> Next {
         let mut error = match answer {
             Ok(response) => return self.on_response(shared, attempt, response),
             Err(error) => error,
         };
+        // hyper handed the request back, so it was never sent.
         if let Some(request) = error.take_message() {
             attempt.close_connection();
             attempt.discard();
@@ -221,6 +226,7 @@ impl Call {
                 self.refusals += 1;
                 self.refusals <= MAX_REFUSALS
             }
+            // Without a message the headers are the whole request, and they may have been sent.
             Outcome::Unsent => self.replay.as_ref().is_some_and(ReplayRequest::has_message),
         };
         let again = self.replay.as_ref().filter(|_| unprocessed);
@@ -256,10 +262,10 @@ impl Call {
         }
     }
 
-    /// What the caller gets.
+    /// Turns hyper's response into the caller's.
     ///
-    /// Only a response takes what the call keeps: the request's extensions, which have done their
-    /// work and whose allocation serves again, and the instances that were tried before.
+    /// Consumes `extensions` and `tried` only on success. The request's `extensions` map is reused
+    /// for the response to save an allocation.
     fn respond(
         &mut self,
         shared: &Arc<Shared>,
@@ -280,7 +286,8 @@ impl Call {
         response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before))
     }
 
-    /// Takes note that no answer came in time: the attempt's, or the call's.
+    /// Records that no answer arrived in time, neither within the attempt's limit nor before the
+    /// call's deadline.
     pub(crate) fn expire(&mut self, shared: &Shared, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
         drop(attempt);
@@ -292,7 +299,7 @@ impl Call {
         self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
     }
 
-    /// Repeats a call that failed, where a policy says so.
+    /// Repeats a failed call if the policy allows it.
     fn repeat(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>, slow: bool) -> Next {
         let replay = self.replay.as_ref().filter(|replay| replay.is_whole());
         if let (Some(retries), Some(repeats), Some(replay)) = (&shared.retries, &mut self.repeats, replay) {
@@ -307,7 +314,7 @@ impl Call {
         Next::End(Err(self.failed(shared, status, cause)))
     }
 
-    /// The status that the call ends with: at its deadline the same, whatever else was said.
+    /// Returns the status that the call ends with; at its deadline always `DEADLINE_EXCEEDED`.
     fn failed(&mut self, shared: &Shared, mut status: Status, cause: Option<BoxError>) -> Status {
         shared.published.wakeups.metrics.count(Event::Failure);
         if let Some(replay) = &self.replay {
@@ -320,6 +327,6 @@ impl Call {
     }
 }
 
-/// gRFC A6 allows one transparent retry of what the peer refused; a rolling restart may lead from
-/// one leaving server to the next.
+/// gRFC A6 allows one transparent retry of a refused request. Three, because in a rolling restart
+/// one leaving server may follow another.
 const MAX_REFUSALS: u32 = 3;

@@ -1,3 +1,5 @@
+//! The copy of a request that lets the channel send it again.
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,8 +12,8 @@ use crate::connection::{
     request_stream::RequestStream,
 };
 
-/// A copy of a request whose body is kept, or shared where it streams. The headers are pairs,
-/// because a map costs more and is nearly never needed.
+/// A copy of a request whose body is kept, or shared if it streams. The headers are pairs, because
+/// a map costs more and is hardly ever needed.
 pub(super) struct ReplayRequest {
     method: Method,
     path: PathAndQuery,
@@ -20,13 +22,13 @@ pub(super) struct ReplayRequest {
 }
 
 enum ReplayBody {
-    /// The one message, if there is any, and what it takes of the budget.
+    /// The single message, if there is one, and what it takes of the budget.
     Message(Option<Bytes>, #[expect(dead_code, reason = "held, not read")] Option<Reservation>),
     Stream(Arc<RequestStream>),
 }
 
 impl ReplayRequest {
-    /// Keeps a request, if the channel's budget allows it.
+    /// Copies a request if the channel's budget allows it.
     pub(super) fn from_request(request: &Request<RequestBody>, budget: &Arc<ReplayBudget>) -> Option<Self> {
         let body = match request.body() {
             RequestBody::Kept(Some(message)) if message.len() > SMALL => {
@@ -42,15 +44,15 @@ impl ReplayRequest {
                 ReplayBody::Stream(Arc::clone(reader.stream()))
             }
         };
-        // The iterator cannot tell its length.
+        // Reserved explicitly: the iterator does not know its length.
         let mut headers = Vec::with_capacity(request.headers().len());
         headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
         let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         Some(Self { method: request.method().clone(), path, headers, body })
     }
 
-    /// The request once more, which says how often the policy has repeated it; `None` where a part
-    /// of it is not kept any more.
+    /// Returns the request again, with the number of attempts that the policy made before; `None`
+    /// if a part of it is no longer kept.
     pub(super) fn request(&self, repeats: Option<&Repeats>) -> Option<Request<RequestBody>> {
         let body = match &self.body {
             ReplayBody::Message(message, _) => RequestBody::Kept(message.clone()),
@@ -75,12 +77,12 @@ impl ReplayRequest {
         matches!(self.body, ReplayBody::Message(Some(_), _))
     }
 
-    /// Whether it does not stream.
+    /// Whether the request does not stream.
     pub(super) fn is_whole(&self) -> bool {
         matches!(self.body, ReplayBody::Message(..))
     }
 
-    /// The response has begun: a request that streams is not sent again.
+    /// Stops keeping what a streaming request sends: it will not be sent again.
     pub(super) fn stop_keeping(&self) {
         if let ReplayBody::Stream(stream) = &self.body {
             stream.stop_keeping();
@@ -88,6 +90,6 @@ impl ReplayRequest {
     }
 }
 
-/// A message of up to this size is not counted, since counting would cost every call; tonic
-/// allocates a buffer of that size for each anyway.
+/// A message of up to this size does not count against the budget, since counting would cost every
+/// call; tonic allocates a buffer of this size for each anyway.
 const SMALL: usize = 8 << 10;

@@ -1,3 +1,9 @@
+//! The body of a response, which holds the attempt until its end and enforces the deadline of the
+//! call.
+//!
+//! A body without a deadline is [`State::Endless`]. One with a deadline is shared with the pool,
+//! whose sweeps end it even if nobody polls it.
+
 use std::{
     fmt, mem,
     pin::Pin,
@@ -23,9 +29,9 @@ use crate::{error::BoxError, published::overdue::Expire};
 
 /// The body of a response from a [`BalancedChannel`](crate::BalancedChannel).
 ///
-/// Until it ends or is dropped the call counts as in flight. The call's deadline ends it too, and
-/// within 200 ms of it even if nobody polls it; a lost connection is `UNAVAILABLE`. The default is
-/// an empty body, which an interceptor answers with.
+/// Until it ends or is dropped, the call counts as in flight. The call's deadline ends it too, even
+/// if nobody polls it (within 200 ms then), with `DEADLINE_EXCEEDED`. A lost connection is
+/// `UNAVAILABLE`. The default is an empty body, for interceptors that answer a call themselves.
 #[derive(Default)]
 pub struct ResponseBody(State);
 
@@ -40,16 +46,17 @@ enum State {
     },
 }
 
-/// A response with a deadline, at which the sweep ends it if nobody polls it.
+/// A response with a deadline, which the sweep ends at the deadline if nobody polls it.
 struct Limited {
+    /// Locked by the polls of the caller and by the sweep, whichever ends the response.
     progress: Mutex<Progress>,
-    /// The sweeps go on for as long as this is there.
+    /// Keeps the pool, and so the sweeps, alive.
     _shared: Arc<Shared>,
 }
 
 enum Progress {
     Ended,
-    /// At its deadline, and nobody has polled it since.
+    /// Ended by the sweep at its deadline; the next poll reports it.
     Expired(Tried),
     Live(Live),
 }
@@ -60,7 +67,7 @@ struct Live {
     attempt: Attempt,
     /// The instances that were tried before this one.
     before: Option<Arc<[InstanceId]>>,
-    /// It was lost with its connection, and waits to know why.
+    /// The body was lost with its connection, and waits for the reason.
     lost: Option<(hyper::Error, BoxFuture<'static, ()>)>,
 }
 
@@ -79,7 +86,7 @@ impl ResponseBody {
         let limited = Arc::new(Limited { progress: Mutex::new(Progress::Live(live)), _shared: Arc::clone(shared) });
         let watched: Weak<Limited> = Arc::downgrade(&limited);
         shared.published.overdue.watch(deadline, watched);
-        // The connection may be a former one, of which no sweep counts what is in flight.
+        // The connection may be a former one, whose requests in flight no sweep counts.
         shared.published.wakeups.sweep();
         Self(State::Limited { timer: Box::pin(shared.timer(deadline)), shared: limited })
     }
@@ -100,7 +107,7 @@ impl Limited {
         };
         let deadline = timer.deadline();
         let polled = live.poll_frame(context);
-        // A body may be ready at every poll.
+        // A body may be ready at every poll, so the timer alone is not enough.
         let is_over = match &polled {
             Poll::Ready(_) => Instant::now() >= deadline,
             Poll::Pending => timer.poll(context).is_ready(),
@@ -228,7 +235,7 @@ impl fmt::Debug for ResponseBody {
     }
 }
 
-/// Whether nothing comes after this.
+/// Whether this is the last item of the body.
 fn is_last(polled: &Option<Result<Frame<Bytes>, Status>>) -> bool {
     polled.as_ref().is_none_or(|frame| frame.as_ref().map_or(true, Frame::is_trailers))
 }

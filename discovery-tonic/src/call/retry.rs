@@ -1,3 +1,6 @@
+//! The retry policy of a channel, as users set it, and the rule that applies it: what each call has
+//! used of it, and the budget of all calls.
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -8,48 +11,54 @@ use http::{Extensions, HeaderName};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-/// When calls are repeated that may have been processed; off unless
-/// [`ChannelBuilder::retry`](crate::ChannelBuilder::retry) turns it on.
+/// Sets when calls that may have been processed are repeated; off unless set with
+/// [`ChannelBuilder::retry`](crate::ChannelBuilder::retry).
 ///
-/// What becomes of a call after an attempt:
+/// What happens to a call after an attempt:
 ///
-/// | The attempt | Without a policy | With one |
+/// | The attempt | Without a policy | With a policy |
 /// |---|---|---|
-/// | was never sent, because its connection ended first | again, at once | the same |
-/// | was not processed, as the peer says: `REFUSED_STREAM`, or left out by its GOAWAY | again, at once, up to 3 times | the same, then as `UNAVAILABLE` |
-/// | lost its connection before the response began | fails: `UNAVAILABLE` | **repeated**, if the policy has that code |
-/// | was answered with a status alone | fails with it | **repeated**, if the policy has its code |
-/// | was answered by a proxy, without a gRPC status: HTTP 429, 502, 503, 504 | fails: `UNAVAILABLE` | **repeated**, if the policy has that code |
-/// | took longer than [`attempt_timeout`](Self::attempt_timeout) | there is none | cancelled and **repeated** |
+/// | was never sent, because its connection ended first | sent again at once | the same |
+/// | was not processed according to the peer: `REFUSED_STREAM`, or excluded by its GOAWAY | sent again at once, up to 3 times | the same, then treated as `UNAVAILABLE` |
+/// | lost its connection before the response began | fails with `UNAVAILABLE` | **repeated** if the policy has that code |
+/// | was answered with a status alone | fails with it | **repeated** if the policy has its code |
+/// | was answered by a proxy without a gRPC status: HTTP 429, 502, 503, 504 | fails with `UNAVAILABLE` | **repeated** if the policy has that code |
+/// | took longer than [`attempt_timeout`](Self::attempt_timeout) | there is no such limit | cancelled and **repeated** |
 /// | had a response that began, and then broke off or failed | fails | fails |
-/// | was overtaken by the call's deadline, or given up by its caller | ends | ends |
+/// | was still running at the call's deadline, or when its caller dropped it | ends | ends |
 ///
-/// A response begins with its headers. A handler that fails sends its status alone, as a rule; one
-/// that streams its answers sends headers before the first of them, and what happens from there on
-/// is never repeated.
+/// A response begins with its headers. A handler that fails usually sends its status alone. A
+/// handler that streams its answers sends headers before the first of them, and what fails after
+/// that is never repeated.
 ///
-/// Only calls of one request message of up to 256 KiB, within the 32 MiB of the channel, are
-/// repeated, those with a stream of answers among them; a call that streams its requests goes out a
-/// second time only by the first two rows, while it has sent no more than that. These two count
-/// neither as attempts nor against the budget. A repetition
+/// Only a call with a single request message of up to 256 KiB, within the 32 MiB of the channel, is
+/// repeated; its response may be a stream. A call that streams its requests is sent a second time
+/// only in the first two rows, and only while it has sent no more than that. Those two rows count
+/// neither as attempts nor against the budget.
 ///
-/// - follows after a wait, with full jitter and longer each time ([`backoff`](Self::backoff)), or
-///   the one that the server asks for by `grpc-retry-pushback-ms`, up to a minute; by a negative
-///   one it asks for no repetition,
-/// - goes to an instance that the call was not sent to yet, if there is one with room,
-/// - happens only within the number of attempts, the channel's [`budget`](Self::budget) and the
-///   call's deadline: where the wait would outlast that, the call fails at once with what is known,
-/// - says in `grpc-previous-rpc-attempts` how many came before, and in `grpc-timeout` what is left.
+/// A repeated attempt
 ///
-/// These headers are those of gRFC A6. Single calls say otherwise by [`Retry`]. The instances that
-/// were tried are listed by [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried).
+/// - starts after a wait with full jitter, longer each time ([`backoff`](Self::backoff)), or after
+///   the wait that the server requests in `grpc-retry-pushback-ms`, up to a minute; a negative
+///   value there prevents it,
+/// - goes to an instance that the call was not sent to yet, if one has room,
+/// - is made only within the number of attempts, the channel's [`budget`](Self::budget) and the
+///   call's deadline; if the wait would outlast the deadline, the call fails at once with the last
+///   error,
+/// - states in `grpc-previous-rpc-attempts` how many attempts came before, and in `grpc-timeout`
+///   how much time is left.
+///
+/// These headers are defined by gRFC A6. A single call overrides the policy with [`Retry`].
+/// [`ServedBy`](crate::ServedBy) and [`Tried`](crate::Tried) list the instances that were tried.
 ///
 /// ```
 /// use discovery_tonic::RetryPolicy;
 /// use std::time::Duration;
 /// use tonic::Code;
 ///
-/// let policy = RetryPolicy::new(3)?.codes([Code::Unavailable, Code::Aborted]).attempt_timeout(Duration::from_millis(500));
+/// let policy = RetryPolicy::new(3)?
+///     .codes([Code::Unavailable, Code::Aborted])
+///     .attempt_timeout(Duration::from_millis(500));
 /// # Ok::<(), discovery_core::Error>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -62,7 +71,8 @@ pub struct RetryPolicy {
     if_marked: bool,
 }
 
-/// Whether a channel's [`RetryPolicy`] is for this call: an extension of the request.
+/// Overrides for one call whether the channel's [`RetryPolicy`] applies: an extension of the
+/// request.
 ///
 /// ```
 /// use discovery_tonic::Retry;
@@ -73,22 +83,23 @@ pub struct RetryPolicy {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[expect(clippy::exhaustive_enums, reason = "a mark that users write")]
 pub enum Retry {
-    /// It is not repeated.
+    /// The call is not repeated.
     Off,
-    /// It is repeated, also where only marked calls are.
+    /// The call may be repeated, even if the policy is for [marked calls
+    /// only](RetryPolicy::only_marked).
     On,
 }
 
 impl RetryPolicy {
-    /// A policy with this many attempts in all, from 2 to 5 as in gRFC A6.
+    /// Returns a policy with this many attempts in all, from 2 to 5 as in gRFC A6.
     ///
-    /// Otherwise: calls that failed with `UNAVAILABLE`; no time limit for the single attempt; waits
-    /// of 25 ms to 250 ms with full jitter (Envoy's); a budget of 20 % (that of linkerd and
-    /// Finagle).
+    /// The other settings start with their defaults: calls that failed with `UNAVAILABLE`; no limit
+    /// for a single attempt; waits of 25 ms to 250 ms with full jitter (as in Envoy); a budget of
+    /// 20 % (as in linkerd and Finagle).
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another number.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another number of attempts.
     pub fn new(attempts: u32) -> Result<Self, Error> {
         if !(2..=5).contains(&attempts) {
             let message = format!("invalid number of attempts {attempts}: allowed are 2 to 5");
@@ -99,46 +110,50 @@ impl RetryPolicy {
             attempts,
             codes: vec![Code::Unavailable],
             attempt_timeout: None,
-            backoff: backoff.expect("25 ms to 250 ms is a backoff"),
+            backoff: backoff.expect("25 ms to 250 ms is a valid backoff"),
             budget: 20,
             if_marked: false,
         })
     }
 
-    /// The codes after which a call is repeated, instead of `UNAVAILABLE` alone.
+    /// Sets the codes after which a call is repeated; default `UNAVAILABLE` alone.
     #[must_use]
     pub fn codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.codes = codes.into_iter().collect();
         self
     }
 
-    /// How long one attempt may take to its response's first byte; then it is given up and the call
-    /// repeated, whatever the codes. It binds no attempt after which there is none: the last one,
-    /// that of a call that streams, and while the budget is used up.
+    /// Sets how long one attempt may take until its response headers arrive; default no limit.
+    /// After that the attempt is cancelled and the call repeated, whatever the codes.
+    ///
+    /// The limit does not apply to an attempt that could not be followed by another: the last one,
+    /// that of a call that streams its requests, and any attempt while the budget is used up.
     #[must_use]
     pub fn attempt_timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
         self.attempt_timeout = timeout.into();
         self
     }
 
-    /// The waits before the repetitions.
+    /// Sets the waits before repeated attempts; default 25 ms to 250 ms with full jitter.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How many repetitions there may be in percent of the channel's calls, so that a service in
-    /// trouble gets no more load than that on top; 100 at most. A channel begins with ten, and
-    /// saves up to a thousand, for the moment in which a server dies with many calls.
+    /// Sets the retry budget: retries as a percentage of the channel's calls, which bounds the
+    /// extra load on a failing service. Default 20, at most 100.
+    ///
+    /// A channel starts with ten retries, and saves up to a thousand for the moment in which a
+    /// server with many calls dies.
     #[must_use]
     pub fn budget(mut self, percent: u32) -> Self {
         self.budget = percent.min(100);
         self
     }
 
-    /// Repeats only calls that carry [`Retry::On`], as the idempotent ones of a service that has
-    /// others too.
+    /// Repeats only calls that carry [`Retry::On`], such as the idempotent calls of a service that
+    /// also has others.
     #[must_use]
     pub fn only_marked(mut self) -> Self {
         self.if_marked = true;
@@ -164,7 +179,7 @@ pub(crate) struct Repeats {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Failure<'a> {
     Status(&'a Status),
-    /// It took longer than one attempt may.
+    /// It took longer than the attempt timeout.
     Slow,
 }
 
@@ -174,7 +189,7 @@ impl Retries {
         Self { policy, budget }
     }
 
-    /// Counts a call that begins; nothing where the policy is not for it.
+    /// Counts a call that begins; `None` if the policy does not apply to it.
     pub(crate) fn begin(&self, extensions: &Extensions) -> Option<Repeats> {
         let on = match extensions.get::<Retry>() {
             Some(Retry::Off) => false,
@@ -188,7 +203,7 @@ impl Retries {
         Some(Repeats { done: 0, delays: self.policy.backoff.delays() })
     }
 
-    /// When an attempt that begins now has taken too long.
+    /// Returns when an attempt that starts now will have taken too long.
     pub(crate) fn attempt_end(&self, repeats: &Repeats) -> Option<Instant> {
         if repeats.done + 1 >= self.policy.attempts || !self.budget.has_one() {
             return None;
@@ -196,7 +211,7 @@ impl Retries {
         self.policy.attempt_timeout.and_then(|timeout| Instant::now().checked_add(timeout))
     }
 
-    /// How long to wait before the call is repeated; `None` where it is not.
+    /// Returns how long to wait before the call is repeated; `None` if it is not.
     pub(crate) fn next(
         &self,
         repeats: &mut Repeats,
@@ -216,7 +231,7 @@ impl Retries {
             Pushback::Stop => return None,
             Pushback::Wait(wait) => wait,
         };
-        // A call that would only wait for its end ends now, with what is known.
+        // A call that would only wait for its deadline fails now, with the last error.
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left <= wait) || !self.budget.withdraw() {
             return None;
@@ -232,7 +247,7 @@ impl Repeats {
     }
 }
 
-/// What a server says about repeating.
+/// What a server requests about repeated attempts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Pushback {
     None,
@@ -241,7 +256,7 @@ enum Pushback {
 }
 
 impl Pushback {
-    /// By gRFC A6 a negative or malformed value asks for no repetition.
+    /// By gRFC A6, a negative or malformed value asks for no further attempt.
     fn of(status: &Status) -> Self {
         let Some(value) = status.metadata().get(PUSHBACK) else { return Self::None };
         let digits = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
@@ -250,8 +265,8 @@ impl Pushback {
     }
 }
 
-/// A bucket of hundredths of repetitions: each call puts its percentage in, each repetition takes a
-/// whole one out.
+/// A bucket that counts hundredths of a retry: each call adds its percentage, each retry takes a
+/// whole one.
 #[derive(Debug)]
 struct Budget {
     percent: u32,
@@ -264,7 +279,7 @@ impl Budget {
     }
 
     fn deposit(&self) {
-        // Those that add at the same moment may go a little above the most.
+        // Concurrent deposits may exceed the maximum slightly.
         if self.left.load(Ordering::Relaxed) < MOST {
             self.left.fetch_add(self.percent, Ordering::Relaxed);
         }
@@ -279,15 +294,15 @@ impl Budget {
     }
 }
 
-/// What says how many attempts came before.
+/// The header with the number of previous attempts.
 pub(crate) const PREVIOUS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 const WHOLE: u32 = 100;
-/// What a channel begins with.
+/// The retries that a channel starts with.
 const FIRST: u32 = 10 * WHOLE;
-/// What it saves at most.
+/// The retries that a channel saves at most.
 const MOST: u32 = 1000 * WHOLE;
-/// The longest wait that a server may ask for.
+/// The longest wait that a server may request.
 const LONGEST: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
@@ -311,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_repeated_after_its_codes_and_so_many_times() {
+    fn a_call_is_repeated_for_its_codes_up_to_the_number_of_attempts() {
         let retries = retries(3);
         let mut repeats = begin(&retries);
         let unavailable = Status::unavailable("");
@@ -326,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_decides_on_the_wait() {
+    fn the_server_may_set_the_wait_or_prevent_a_retry() {
         let retries = retries(2);
         for (value, wanted) in [
             ("0", Some(0)),
@@ -347,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_would_only_wait_for_its_end_is_not_repeated() {
+    fn a_call_is_not_repeated_if_the_wait_would_outlast_its_deadline() {
         let retries = retries(2);
         let mut status = Status::unavailable("");
         status.metadata_mut().insert(PUSHBACK, "1000".parse().unwrap());
@@ -360,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_turn_it_off_and_on() {
+    fn a_mark_on_the_call_overrides_the_policy() {
         let marked = |mark: Option<Retry>| {
             let mut extensions = Extensions::new();
             mark.map(|mark| extensions.insert(mark));
@@ -377,14 +392,14 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_is_a_fifth_of_the_calls_and_a_reserve() {
+    fn the_budget_is_a_fifth_of_the_calls_plus_a_reserve() {
         let retries = retries(2);
         let mut repeated = 0;
         for _ in 0..1000 {
             repeated += u32::from(retries.next(&mut begin(&retries), Failure::Slow, None).is_some());
         }
         assert!((200..=210).contains(&repeated), "{repeated}");
-        // Calls that go well fill it up again.
+        // Successful calls refill the budget.
         (0..1000).for_each(|_| {
             begin(&retries);
         });
@@ -393,6 +408,6 @@ mod tests {
         (0..100_000).for_each(|_| {
             begin(&retries);
         });
-        assert!(retries.budget.left.load(Ordering::Relaxed) < MOST + WHOLE, "there is a limit to that");
+        assert!(retries.budget.left.load(Ordering::Relaxed) < MOST + WHOLE, "the reserve is limited");
     }
 }

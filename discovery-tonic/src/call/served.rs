@@ -1,3 +1,5 @@
+//! The instances that a call was sent to, as callers see them: in responses and in errors.
+
 use std::{error::Error as StdError, fmt, sync::Arc};
 
 use discovery_core::{Instance, InstanceId};
@@ -5,7 +7,7 @@ use tonic::Status;
 
 use crate::error::BoxError;
 
-/// Which instance answered, and which were tried before: an extension of every response.
+/// The instance that answered a call, and those tried before: an extension of every response.
 ///
 /// ```
 /// # fn example(response: tonic::Response<()>) {
@@ -19,16 +21,16 @@ use crate::error::BoxError;
 #[derive(Clone, Debug)]
 pub struct ServedBy {
     pub(crate) instance: Arc<Instance>,
-    /// `None` where there are none, which costs nothing.
+    /// `None` if there are none, which saves an allocation.
     pub(crate) before: Option<Arc<[InstanceId]>>,
 }
 
-/// Which instances a failed call was sent to, and what the last one did: the source of the call's
-/// [`tonic::Status`].
+/// The instances that a failed call was sent to, and the cause of the last failure: a source of the
+/// call's [`tonic::Status`].
 ///
-/// It never travels on: a status that a server passes to its own caller carries neither this nor
-/// its text. A response that began says who gave it by its [`ServedBy`]; the status that its server
-/// ends it with later carries nothing of this.
+/// It never travels on: a status that a server passes to its own caller carries neither this value
+/// nor its text. If a response began, its [`ServedBy`] names the instance; a status that the server
+/// ends that response with later carries no `Tried`.
 ///
 /// ```
 /// # fn example(status: tonic::Status) {
@@ -46,13 +48,13 @@ pub struct Tried {
 }
 
 impl ServedBy {
-    /// The instance, as it was registered when the request was sent.
+    /// Returns the instance, as it was registered when the request was sent.
     pub fn instance(&self) -> &Arc<Instance> {
         &self.instance
     }
 
-    /// The instances that the request was sent to before this one, in this order; empty where
-    /// nothing was repeated.
+    /// Returns the instances that the request was sent to before this one, in order of the
+    /// attempts; empty if nothing was repeated.
     pub fn tried(&self) -> &[InstanceId] {
         self.before.as_deref().unwrap_or_default()
     }
@@ -63,7 +65,7 @@ impl Tried {
         Self { instances, cause }
     }
 
-    /// What a failed call carries, if a balanced channel made it fail.
+    /// Returns the instances tried, if the status is an error of a balanced channel.
     pub fn from_status(status: &Status) -> Option<&Self> {
         let mut next = status.source();
         while let Some(source) = next {
@@ -75,8 +77,8 @@ impl Tried {
         None
     }
 
-    /// The instances that the request was sent to, in this order; empty where there was none to
-    /// send it to.
+    /// Returns the instances that the request was sent to, in order of the attempts; empty if it
+    /// was sent to none.
     pub fn instances(&self) -> &[InstanceId] {
         &self.instances
     }
@@ -100,7 +102,7 @@ impl StdError for Tried {
     }
 }
 
-/// A status whose source says who was tried.
+/// Makes the instances tried the source of a status.
 pub(crate) fn with_tried(mut status: Status, tried: Tried) -> Status {
     status.set_source(Arc::new(tried));
     status

@@ -1,3 +1,5 @@
+//! The state that all clones of a channel and all its calls share.
+
 use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
@@ -17,21 +19,22 @@ pub(crate) struct Shared {
     pub(crate) wait: Duration,
     pub(crate) retries: Option<Retries>,
     pub(crate) replay_budget: Arc<ReplayBudget>,
-    /// The pool, which ends with this.
+    /// The task of the pool, which is aborted when this is dropped.
     pub(crate) task: AbortHandle,
-    /// The one that the channel was built on.
+    /// The runtime that the channel was built on.
     pub(crate) runtime: Handle,
 }
 
 impl Shared {
-    /// A timer that ends at this moment. It is the channel's runtime's, since the caller may be in
-    /// none, or in one that ends earlier or has no timers.
+    /// Returns a timer that ends at `at`. It belongs to the channel's runtime, because the caller
+    /// may be in no runtime, or in one that shuts down earlier or has no timers.
     pub(super) fn timer(&self, at: Instant) -> Sleep {
         let _entered = self.runtime.enter();
         sleep_until(at)
     }
 
-    /// Waits for this time, or until the channel's runtime has ended: its timers panic after that.
+    /// Waits for this time, or until the channel's runtime has shut down: its timers panic after
+    /// that.
     pub(super) async fn pause(&self, wait: Duration) {
         let mut timer = pin!(self.timer(Instant::now() + wait));
         poll_fn(|context| if self.is_gone() { Poll::Ready(()) } else { timer.as_mut().poll(context) }).await;
@@ -41,7 +44,7 @@ impl Shared {
         !self.published.availability.load().may_change()
     }
 
-    /// A future that needs timers, to be polled also outside of a runtime.
+    /// Wraps a future that needs timers, so that it can be polled outside a runtime.
     pub(crate) fn on_runtime<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<'_, F> {
         let mut future = Box::pin(future);
         poll_fn(move |context| {

@@ -1,30 +1,33 @@
+//! Classifies how a request failed: whether it may have been processed, and the gRPC status that
+//! its caller gets.
+
 use h2::Reason;
 use http::StatusCode;
 use tonic::{Code, Status};
 
 use crate::connection::end::h2_error;
 
-/// What is known of a request whose sending failed.
+/// What is known about a request that failed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Outcome {
     /// It may have been processed.
     Ambiguous,
-    /// The peer says that it was not processed.
+    /// The peer states that it was not processed.
     Refused,
-    /// Its message never left this process; its headers may have, if they are all there is.
+    /// Its message never left this process; its headers may have been sent, if there is no message.
     Unsent,
 }
 
-/// Looks for a proof that a request was not processed.
+/// Looks for proof that a request was not processed.
 ///
 /// - GOAWAY from the peer: h2 fails only streams above the last one that the peer processed.
-/// - REFUSED_STREAM from the peer says so itself.
-/// - A user error of h2 means that it dropped the request while it waited for a place, its body
-///   never polled.
+/// - REFUSED_STREAM from the peer: it states so itself.
+/// - A user error of h2: h2 dropped the request while it waited for a free stream, and never polled
+///   its body.
 ///
-/// That hyper handed the message back is a proof too; the caller has seen that before. All else is
-/// ambiguous, also hyper's user error: it may mean that a request was dropped which waited for its
-/// place, but just as well that one was which had been sent, with its runtime.
+/// A message that hyper handed back is proof too; the caller has checked that before. Anything else
+/// is ambiguous, including hyper's user error: it may mean that a queued request was dropped, but
+/// equally that a sent one was dropped when its runtime shut down.
 pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     match h2_error(error) {
         Some(error) if error.is_remote() && error.is_go_away() => Outcome::Refused,
@@ -37,10 +40,10 @@ pub(crate) fn outcome(error: &hyper::Error) -> Outcome {
     }
 }
 
-/// The code and text for a call or a response body that the connection failed, by the HTTP/2
-/// mapping of the gRPC protocol, and whether it was the peer's or the connection's doing.
+/// Returns the code and message for a call or a response body that failed with its connection, by
+/// the HTTP/2 mapping of the gRPC protocol, and whether the peer or the network caused it.
 ///
-/// An own table, since tonic's depends on its features.
+/// tonic's own table depends on its features, so this is a separate one.
 pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool) {
     let Some(error) = h2_error(error).filter(|error| error.is_reset() || error.is_go_away()) else {
         return (Code::Unavailable, "the connection was lost", true);
@@ -48,32 +51,36 @@ pub(crate) fn from_connection(error: &hyper::Error) -> (Code, &'static str, bool
     if error.is_go_away() {
         return match error.is_remote() {
             true => (Code::Unavailable, "the peer ended the connection", true),
-            // h2's guards, which are settings of ours; all else is what the peer did wrong.
+            // These are h2's guards, whose limits this side sets; anything else is a violation by
+            // the peer.
             false if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) => CUT,
-            false => (Code::Unavailable, "the peer broke HTTP/2, which ended the connection", true),
+            false => (Code::Unavailable, "the peer violated HTTP/2, which ended the connection", true),
         };
     }
     match (error.is_remote(), error.reason()) {
-        // h2 has one error for both; grpc-go has this code for both.
+        // h2 has one error for both, and grpc-go this code for both.
         (false, Some(Reason::PROTOCOL_ERROR)) if error.is_library() => {
-            (Code::Internal, "the response has headers above the limit (max_header_list_size), or breaks HTTP/2", false)
+            (Code::Internal, "the response violates HTTP/2, or its headers exceed http2_max_header_list_size", false)
         }
-        (false, _) if error.is_library() => (Code::Internal, "the response breaks HTTP/2", false),
-        (false, _) => (Code::Internal, "the call was reset on this side, as when its request's body fails", false),
+        (false, _) if error.is_library() => (Code::Internal, "the response violates HTTP/2", false),
+        (false, _) => {
+            (Code::Internal, "the call was reset on this side, for example because its request body failed", false)
+        }
         (true, Some(Reason::CANCEL)) => (Code::Cancelled, "the peer cancelled the call", true),
         (true, Some(Reason::ENHANCE_YOUR_CALM)) => {
-            (Code::ResourceExhausted, "the peer asked for less (ENHANCE_YOUR_CALM)", true)
+            (Code::ResourceExhausted, "the peer asked for less load (ENHANCE_YOUR_CALM)", true)
         }
         (true, Some(Reason::INADEQUATE_SECURITY)) => {
-            (Code::PermissionDenied, "the peer asks for better transport security", true)
+            (Code::PermissionDenied, "the peer requires better transport security", true)
         }
         (true, Some(Reason::REFUSED_STREAM)) => (Code::Unavailable, "the peer refused the call", true),
         (true, _) => (Code::Internal, "the peer reset the call", true),
     }
 }
 
-/// What an answer without `grpc-status` says that comes from a proxy, or from a server that is
-/// about to go, by the mapping of the gRPC protocol; nothing where its HTTP status is 200.
+/// Returns the status for a response without `grpc-status`, which comes from a proxy or from a
+/// server that is shutting down, by the mapping of the gRPC protocol; `None` if its HTTP status is
+/// 200.
 pub(crate) fn from_http(status: StatusCode) -> Option<Status> {
     let code = match status {
         StatusCode::OK => return None,
@@ -87,24 +94,24 @@ pub(crate) fn from_http(status: StatusCode) -> Option<Status> {
         | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
         _ => Code::Unknown,
     };
-    Some(Status::new(code, format!("an answer without grpc-status, of HTTP status {}", status.as_u16())))
+    Some(Status::new(code, format!("the response has no grpc-status, and HTTP status {}", status.as_u16())))
 }
 
-/// The status that the deadline ends a call with.
+/// Returns the status of a call that its deadline ended.
 pub(crate) fn deadline_exceeded() -> Status {
-    Status::deadline_exceeded("the deadline of the call passed")
+    Status::deadline_exceeded("the deadline of the call has passed")
 }
 
-/// The status where an attempt took too long, and the call is not repeated.
+/// Returns the status of a call whose attempt took too long, and that is not repeated.
 pub(crate) fn attempt_too_long() -> Status {
-    Status::deadline_exceeded("no answer came within the time of one attempt")
+    Status::deadline_exceeded("no response arrived within the attempt timeout")
 }
 
-/// What a call ends with whose connection this side ended.
+/// The result of a call whose connection was ended on this side.
 pub(crate) const CUT: (Code, &str, bool) =
-    (Code::Unavailable, "this side ended the connection, as at the drain limit", false);
+    (Code::Unavailable, "this side ended the connection, for example at the drain limit", false);
 
-/// h2 names its user errors by this alone: no remote peer, no io, no library.
+/// h2 identifies its user errors only by this: no remote peer, no io, no library.
 fn is_user(error: &h2::Error) -> bool {
     !error.is_remote() && !error.is_library() && !error.is_io() && error.reason().is_none()
 }

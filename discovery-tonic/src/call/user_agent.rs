@@ -1,6 +1,8 @@
+//! The `user-agent` header of requests.
+
 use http::{HeaderMap, HeaderValue, header::USER_AGENT};
 
-/// What the channel calls itself, after whatever the request says of its own.
+/// The channel's user agent, which is appended to that of the request.
 #[derive(Clone, Debug)]
 pub(crate) struct UserAgent(pub(crate) HeaderValue);
 

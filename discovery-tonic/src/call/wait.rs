@@ -1,3 +1,5 @@
+//! How a call waits for an endpoint if none is ready.
+
 use std::{future::poll_fn, time::Duration};
 
 use discovery_core::InstanceId;
@@ -12,10 +14,12 @@ use crate::{
 };
 
 impl Shared {
-    /// Waits for an endpoint, preferably one that was not tried, at most until `limit`; fails at
-    /// once where waiting leads nowhere, unless `wait` says to wait all the same. A call with a
-    /// deadline spares endpoints that have to answer first for at most half of its time; otherwise,
-    /// with nothing else there, it would never be sent.
+    /// Waits until `limit` at most for an endpoint, preferably one that was not tried. Fails at
+    /// once if waiting is pointless, unless `wait` asks to wait anyway.
+    ///
+    /// For the first 200 ms the call skips endpoints that must answer an earlier request first. A
+    /// call with a deadline does so for at most half its remaining time, because those may be the
+    /// only endpoints left.
     pub(super) async fn wait_for_endpoint(
         &self,
         wait: bool,
@@ -30,15 +34,16 @@ impl Shared {
         let mut waiter = self.published.wakeups.waiters.join();
         let mut patient = true;
         loop {
-            // Before the look, so that nothing that is published after it is missed.
+            // Subscribe before looking, so that nothing published afterwards is missed.
             let mut published = Box::pin(self.published.wakeups.published.notified());
             published.as_mut().enable();
             let was_patient = std::mem::replace(&mut patient, Instant::now() < patience);
-            // At the end of its patience it looks for a place without a ticket alone: others were
-            // called for the rest.
+            // When its patience ends, the call looks without having been called, but only if all
+            // places left are out of tickets: other calls were called for the rest.
             if waiter.take_call() || (was_patient != patient && !picker.has_room(true)) {
                 if let Some(picked) = pick(&mut picker, patient, tried) {
-                    // Before the look whether there is more, so that those who join now are seen.
+                    // Leave the queue before checking for more places, so that calls that join now
+                    // are seen.
                     drop(waiter);
                     if picker.has_room(true) {
                         self.published.wakeups.waiters.free(1);
@@ -56,7 +61,7 @@ impl Shared {
             if waited || !(availability.may_change() && wait || availability.is_worth_waiting()) {
                 return Err(availability.explain(&self.published.service, waited.then_some(self.wait)));
             }
-            // The sweeps look at connections whose peers may allow more by now.
+            // The sweeps recheck connections, whose peers may allow more streams by now.
             self.published.wakeups.sweep();
             let end = async {
                 match limit {
@@ -65,8 +70,8 @@ impl Shared {
                 }
             };
             tokio::select! {
-                // First, since it tells that the runtime is gone whose timers must not be polled
-                // then.
+                // This branch goes first: it reports that the runtime has shut down, whose timers
+                // must not be polled any more.
                 biased;
                 () = published => {}
                 () = poll_fn(|context| waiter.poll_called(context)) => {}
@@ -84,12 +89,12 @@ fn pick(picker: &mut BalancerHandle<Target>, patient: bool, tried: &[InstanceId]
             [] => picker.pick(patient),
             _ => picker.pick_other(patient, |target| tried.contains(target.instance.id())),
         };
-        // A place that others left again in the same moment is still a place.
+        // Try again if there is room after all: another call took the place and left it.
         if found.is_some() || !picker.has_room(patient) {
             return found;
         }
     }
 }
 
-/// The longest that a call spares endpoints that have to answer first.
+/// How long a call skips endpoints that must answer an earlier request first.
 const PATIENCE: Duration = Duration::from_millis(200);

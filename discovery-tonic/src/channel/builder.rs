@@ -1,3 +1,5 @@
+//! The settings of a [`BalancedChannel`], and how its parts are put together.
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
@@ -76,7 +78,8 @@ impl ChannelBuilder {
             connector: None,
             endpoint_settings: None,
             user_agent: None,
-            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30)).expect("1 s to 30 s is a backoff"),
+            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30))
+                .expect("1 s to 30 s is a valid backoff"),
             wait_timeout: Duration::from_secs(10),
             retry: None,
             drain_timeout: Duration::from_secs(30),
@@ -89,23 +92,23 @@ impl ChannelBuilder {
         }
     }
 
-    /// How endpoints are picked; by default [`PowerOfTwo`].
+    /// Sets how endpoints are picked; default [`PowerOfTwo`].
     pub fn policy(mut self, policy: impl Policy) -> Self {
         self.policy = Arc::new(policy);
         self
     }
 
-    /// How connections are opened, from the endpoint's address to its bytes; by default plain TCP,
-    /// without delay and with keepalive. It refuses endpoints with an `https` origin, so that
-    /// nothing meant for TLS is sent in clear text.
+    /// Sets how a connection to an endpoint's address is opened; default plain TCP, with
+    /// TCP_NODELAY and keepalive. The default connector refuses endpoints with an `https` origin,
+    /// so that nothing meant for TLS is sent in clear text.
     ///
-    /// A connector has the endpoint's [connect timeout](EndpointSettings::connect_timeout) for all
-    /// that it does; where it panics the attempt fails. It should not block: that costs a thread of
-    /// the runtime.
+    /// A custom connector provides TLS (it must negotiate ALPN `h2`), unix sockets, or in-memory
+    /// connections for tests on a paused clock. It is called with `http://address` or, if
+    /// [`EndpointSettings::origin`] has that scheme, with `https://address`.
     ///
-    /// This is where TLS comes in (a connector that offers ALPN `h2`), unix sockets, or a
-    /// connection in memory for tests on a paused clock. The connector is given `http://address`
-    /// or, with the scheme of [`EndpointSettings::origin`], `https://address`.
+    /// Each call may take the endpoint's [connect timeout](EndpointSettings::connect_timeout) in
+    /// total. If the connector panics, that attempt fails. It should not block, since that occupies
+    /// a thread of the runtime.
     pub fn connector<C>(mut self, connector: C) -> Self
     where
         C: Service<Uri> + Clone + Send + Sync + 'static,
@@ -117,11 +120,12 @@ impl ChannelBuilder {
         self
     }
 
-    /// How each endpoint is connected, from its instance; asked before every attempt, so that a
-    /// new answer does not affect connections that are there.
+    /// Sets a hook that returns how to connect an instance; default [`EndpointSettings::default`].
+    /// It is called before each attempt to connect, so a new answer does not affect existing
+    /// connections.
     ///
-    /// It may block, since it runs on tokio's blocking pool; an attempt fails where it panics, or
-    /// takes longer than 1 s, after which the next attempt takes its answer.
+    /// The hook may block: it runs on tokio's blocking pool. If it panics or takes longer than 1 s,
+    /// that attempt fails; a late answer is used by the next attempt.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -148,78 +152,84 @@ impl ChannelBuilder {
         self
     }
 
-    /// What stands before this library's name in the `user-agent` of every request.
+    /// Sets a product to put before this library's name in the `user-agent` of every request;
+    /// default none.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) where it is no header value.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if it is not a valid header value.
     pub fn user_agent(mut self, agent: &str) -> Result<Self, Error> {
         let agent = HeaderValue::from_str(&format!("{agent} {AGENT}"));
         self.user_agent = Some(agent.map_err(|error| {
-            Error::new(ErrorKind::InvalidInput, "invalid user agent: allowed is printable ASCII").with_source(error)
+            Error::new(ErrorKind::InvalidInput, "invalid user agent: only printable ASCII is allowed")
+                .with_source(error)
         })?);
         Ok(self)
     }
 
-    /// The waits between attempts to connect an endpoint, with full jitter; by default at most 1 s
-    /// at first and 30 s in the end, after a good connection none.
+    /// Sets the backoff between attempts to connect an endpoint, with full jitter: each wait is
+    /// random, up to a limit that by default grows from 1 s to 30 s. A connection that got an
+    /// answer or lasted for 1 s is re-established without a wait.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.backoff = backoff;
         self
     }
 
-    /// How many connections each endpoint has; by default 1, at least that and at most 64.
+    /// Sets how many connections each endpoint has, from 1 to 64 (other values are clamped);
+    /// default 1.
     ///
-    /// More than one are of use where a single connection is the limit: more calls at once than the
-    /// peer allows streams, or more bytes than one core moves through a connection. Requests are
-    /// spread over all of them; an endpoint's share does not depend on how many of its connections
-    /// are there, except under a policy that ignores weights, and it is probed by one request all
-    /// the same.
+    /// More than one helps if a single connection is the limit: more concurrent calls than the peer
+    /// allows streams, or more bytes than one core moves through a connection. Requests are spread
+    /// over all of them. An endpoint's share does not depend on how many of its connections are up,
+    /// except under a policy that ignores weights, and a probe is still one request per endpoint.
     ///
-    /// The number neither grows under load nor shrinks without. The first connection is made alone,
-    /// the others once it is there.
+    /// The number neither grows with load nor shrinks without it. The first connection is made
+    /// alone, the others once it is up.
     pub fn connections_per_endpoint(mut self, count: usize) -> Self {
         self.connections_per_endpoint = count.clamp(1, 64);
         self
     }
 
-    /// How many connections are made at a time; by default 100, at least 1. The others wait for
-    /// their turn, so that a large set that is new, or lost all its connections at once, is no
-    /// storm. At most half of the turns are for attempts after failed ones.
+    /// Limits how many connections are being made at a time, at least 1; default 100. It keeps a
+    /// large set that is new, or that lost all its connections at once, from causing a connection
+    /// storm. At most half of the permits are used for attempts after a failed one.
     pub fn max_concurrent_connects(mut self, limit: usize) -> Self {
         self.max_concurrent_connects = limit;
         self
     }
 
-    /// How long the share of a new endpoint takes to grow from a tenth to its whole, so that it can
-    /// warm up; by default not at all. It begins with the first connection, and anew after failed
-    /// attempts to connect and after an ejection; endpoints that begin together share alike. It
-    /// works by weight, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
+    /// Sets how long the share of a new endpoint takes to grow from a tenth to the whole, so that
+    /// the endpoint can warm up; default off.
+    ///
+    /// The slow start begins with the first connection, and begins again after failed attempts to
+    /// connect and after an ejection. Endpoints that begin together get equal shares. It works
+    /// through weights, which [`RoundRobin`](crate::balance::RoundRobin) ignores.
     pub fn slow_start(mut self, window: impl Into<Option<Duration>>) -> Self {
         self.slow_start = window.into();
         self
     }
 
-    /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) of this gRPC
-    /// service, or with the empty name of the server as a whole: one that does not say SERVING gets
-    /// no calls, however many are left. By default off.
+    /// Follows the health of each endpoint (`grpc.health.v1.Health/Watch`, gRFC A17) for this gRPC
+    /// service, or with an empty name for the server as a whole; default off. An endpoint that does
+    /// not report SERVING gets no calls, however few are left.
     ///
-    /// It takes one stream of each connection; where the server allows only one or two at once,
-    /// only for a moment in a second, so that it is as late. A server without health checks counts
-    /// as serving, one that does not answer the check within 2 s does not.
+    /// The check holds one stream of each connection. If the server allows fewer than three
+    /// streams, the check polls once a second instead of holding one, so a change is seen up to a
+    /// second later. A server without the health service counts as serving; one that does not
+    /// answer the check within 2 s does not.
     pub fn health_check(mut self, service: impl Into<String>) -> Self {
         self.health_check = Some(service.into());
         self
     }
 
-    /// How long a call without a deadline waits for an endpoint, all its waits together; by default
+    /// Sets how long a call without a deadline waits for an endpoint, over all its waits; default
     /// 10 s.
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
         self.wait_timeout = timeout;
         self
     }
 
-    /// Repeats calls that may have been processed, by this policy; by default none are.
+    /// Sets the policy by which calls that may have been processed are repeated; default none.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -228,7 +238,9 @@ impl ChannelBuilder {
     /// use discovery_tonic::{BalancedChannel, RetryPolicy};
     ///
     /// # let resolver = FixedResolver::new([]);
-    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?).retry(RetryPolicy::new(3)?).build()?;
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .retry(RetryPolicy::new(3)?)
+    ///     .build()?;
     /// # Ok(())
     /// # }
     /// ```
@@ -237,37 +249,38 @@ impl ChannelBuilder {
         self
     }
 
-    /// How long the calls of a removed endpoint may go on before its connection is cut; by default
-    /// 30 s.
+    /// Sets how long the calls of a removed endpoint may continue before its connection is cut;
+    /// default 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
         self
     }
 
-    /// How long endpoints that are connected are held where more than half of at least three vanish
-    /// in one step, or around an outage of the registry, as they do when it comes back having
-    /// expired everybody; by default 15 s, the default lifetime of a lease. `None` turns it off.
+    /// Sets how long connected endpoints are kept after a mass removal; default 15 s, the default
+    /// lifetime of a lease. `None` disables it.
     ///
-    /// Instances that are replaced are not held: not if the same step adds as many as it removes,
-    /// and no longer once as many others get calls as there were before. An outage extends a hold
-    /// by its length.
+    /// A mass removal is more than half of at least three instances gone in one step, or over all
+    /// steps around an outage of the registry: a registry may come back with all leases expired.
+    /// Instances that are replaced are not held: a step that adds as many as it removes is no mass
+    /// removal, and a hold ends once as many other endpoints take calls as there were before. It
+    /// also ends with the endpoint's connection. An outage extends a hold by its length.
     pub fn hold_on_mass_removal(mut self, duration: impl Into<Option<Duration>>) -> Self {
         self.hold_on_mass_removal = duration.into();
         self
     }
 
-    /// When endpoints are ejected, and for how long; `None` turns it off.
+    /// Sets when endpoints are ejected, and for how long; `None` disables it.
     pub fn outlier_detection(mut self, detection: impl Into<Option<OutlierDetection>>) -> Self {
         self.outlier_detection = detection.into().unwrap_or_else(OutlierDetection::off);
         self
     }
 
-    /// Builds the channel, which starts to follow the service and to connect at once.
+    /// Builds the channel, which starts at once to follow the service and to connect.
     ///
     /// # Errors
     ///
-    /// Those of [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) where the
-    /// outlier detection is out of bounds.
+    /// Same errors as [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) if a
+    /// setting of the outlier detection is out of bounds.
     pub fn build(self) -> Result<BalancedChannel, Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             let error =
@@ -325,5 +338,5 @@ impl fmt::Debug for ChannelBuilder {
     }
 }
 
-/// By the form of the gRPC protocol: `grpc-` language `-` variant `/` version.
+/// In the format of the gRPC protocol: `grpc-` language `-` variant `/` version.
 const AGENT: &str = concat!("grpc-rust-discovery/", env!("CARGO_PKG_VERSION"));

@@ -1,7 +1,8 @@
-//! The face of the crate: [`BalancedChannel`], which generated clients call, and its [`builder`].
+//! The public face of the channel: [`BalancedChannel`], which generated clients call, and its
+//! [`builder`].
 //!
-//! A channel holds nothing of its own but a picker. What its clones and its calls share stands with
-//! the calls ([`Shared`]); what they read is published by the pool, which the builder starts.
+//! A channel itself holds only a picker. What its clones and its calls share is in `call/`
+//! ([`Shared`]); what calls read is published by the pool, which the builder starts.
 
 pub(crate) mod builder;
 
@@ -27,43 +28,63 @@ use crate::{
 };
 use builder::ChannelBuilder;
 
-/// A channel for any generated tonic client that spreads requests over the live set of a service.
+/// A channel for any generated tonic client that spreads requests over the live instances of a
+/// service.
 ///
 /// Cloning is cheap, and clones share everything. One control task follows the set, connects
-/// endpoints, replaces lost connections and ejects endpoints that hang, with or without traffic;
-/// it ends with the last clone and the last call. It lives on the tokio runtime that the channel
-/// was built on: once that has ended, calls fail at once with `UNAVAILABLE`.
+/// endpoints, replaces lost connections and ejects endpoints that fail or hang, with or without
+/// traffic. It ends with the last clone and the last call. It runs on the tokio runtime that the
+/// channel was built on: once that runtime has shut down, calls fail at once with `UNAVAILABLE`.
 ///
-/// What it promises, besides balancing by a [`Policy`](crate::balance::Policy):
+/// The channel balances by a [`Policy`](crate::balance::Policy), and it promises:
 ///
-/// - **B1** A request goes to an endpoint that is ready as far as can be known: connected, its
-///   SETTINGS seen, below its stream limit, not ejected.
-/// - **B2** A request that provably was not processed is sent to another endpoint, within its
-///   deadline, where its body is still at hand: until the response's headers arrive, up to 256 KiB
-///   per call and 32 MiB per channel are kept; of a stream, what has been sent so far, with 64
-///   bytes for each frame. Messages of up to 8 KiB are always kept. Anything else is repeated only
-///   by a [`RetryPolicy`](crate::RetryPolicy).
-/// - **B3** No call outlives its deadline, its response stream included. A call waits only before
-///   the first set or while an endpoint makes its first attempt, without a deadline at most 10 s
-///   ([`ChannelBuilder::wait_timeout`]); otherwise it fails at once with `UNAVAILABLE` and the reason, unless it
-///   asks to wait ([`WaitForReady`](crate::WaitForReady)). Calls that wait for a free stream are
-///   served in order of arrival.
+/// - **B1** A request goes to an endpoint that is connected, whose SETTINGS have arrived, that is
+///   below its stream limit and that is not ejected. (B8 has the two exceptions: single requests
+///   that probe an ejected endpoint, and a set of which less than half is left.)
+/// - **B2** A request that provably was not processed is sent again, within its deadline and to
+///   another endpoint if there is one, provided that its body is still at hand. Bodies are kept
+///   until the response headers arrive: up to 256 KiB per call and 32 MiB per channel, where each
+///   frame of a stream counts 64 bytes more than its length. A single message of up to 8 KiB is
+///   always kept. Any other request is repeated only if a [`RetryPolicy`](crate::RetryPolicy)
+///   allows it.
+/// - **B3** No call outlives its deadline, including waits, attempts and the response body. At the
+///   deadline it fails with `DEADLINE_EXCEEDED`, whatever the server sent. A call waits only before
+///   the first set, while an endpoint makes its first attempt to connect, or while all endpoints
+///   are at their stream limit; without a deadline it waits at most 10 s
+///   ([`ChannelBuilder::wait_timeout`]). Otherwise it fails at once with `UNAVAILABLE` and the
+///   reason, unless it asks to wait ([`WaitForReady`](crate::WaitForReady)). Calls that wait for a
+///   free stream are served in order of arrival.
 /// - **B4** Once [`endpoints`](Self::endpoints) no longer shows an endpoint, no call started after
-///   that goes there; its calls end in peace, within a drain limit.
-/// - **B5** No update closes the connection of an unchanged endpoint, nor resets its statistics.
-/// - **B6** While the registry is out of reach traffic goes on. Where most of the set vanishes at
-///   once, connected endpoints are held for a while ([`ChannelBuilder::hold_on_mass_removal`]).
-/// - **B7** Discovery and connecting go on while no request flows.
-/// - **B8** An endpoint that keeps failing, or hangs, is ejected and probed, at most half of the
-///   set ([`OutlierDetection`](crate::OutlierDetection)). It is compared with the others: what all
-///   of them do, such as slow calls, ejects nobody. One that reports NOT_SERVING gets no calls,
-///   where that is asked ([`ChannelBuilder::health_check`]). What panics, blocks or breaks its law costs itself
-///   (B11): a call, an endpoint, or an update.
-/// - **B9** Each response says which instance served it and which were tried before
-///   ([`ServedBy`](crate::ServedBy)), each failure which were tried ([`Tried`](crate::Tried)).
+///   that goes there. Its requests and streams in flight complete, within a drain limit
+///   ([`ChannelBuilder::drain_timeout`]).
+/// - **B5** No update closes the connection of an unchanged endpoint or resets its statistics.
+/// - **B6** While the registry is unreachable, traffic continues. If most of the set vanishes in
+///   one step, for example because a registry comes back with all leases expired, the connected
+///   endpoints are held for a while ([`ChannelBuilder::hold_on_mass_removal`]).
+/// - **B7** Discovery and connecting continue while there is no traffic.
+/// - **B8** An endpoint that keeps failing or hangs is ejected, and later probed with single
+///   requests ([`OutlierDetection`](crate::OutlierDetection)). Ejection compares an endpoint with
+///   the rest of the set: what all endpoints do, such as slow calls, ejects nobody. At most half of
+///   the connected endpoints are ejected at a time, and if less than half are left, all are used.
+///   An endpoint that reports NOT_SERVING gets no calls while it does, if
+///   [`ChannelBuilder::health_check`] is set.
+/// - **B9** Each response names the instance that served it and those tried before
+///   ([`ServedBy`](crate::ServedBy)); each failure names the instances tried
+///   ([`Tried`](crate::Tried)). Both are typed values, never part of a message or of metadata,
+///   which would travel on.
+/// - **B10** Deploying a new version under load, server after server, fails no call, provided that
+///   each server deregisters, keeps serving for a drain time, and then closes its connections
+///   gracefully, as `RegisteredServer` does (feature `server`).
+/// - **B11** One bad call, peer, metadata label or hook costs at most that call or that endpoint,
+///   never the connections of others or the control task. A hook or connector that
+///   panics or blocks costs only attempts to connect its endpoint. If the resolver panics or its
+///   stream ends, the set stays as last known and the service is watched again. If the control task
+///   panics, it restarts.
 ///
 /// ```no_run
-/// # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
+/// # use std::{error::Error, sync::Arc};
+/// # use discovery_core::Backend;
+/// # async fn example(backend: Arc<dyn Backend>) -> Result<(), Box<dyn Error>> {
 /// use discovery_tonic::BalancedChannel;
 /// use greeter::{GreeterClient, GreetRequest};
 ///
@@ -80,19 +101,19 @@ pub struct BalancedChannel {
 }
 
 impl BalancedChannel {
-    /// A channel over the instances of a service, with the defaults of [`ChannelBuilder`].
+    /// Returns a channel over the instances of a service, with the defaults of [`ChannelBuilder`].
     ///
-    /// Never waits; it starts to follow the service and to connect at once.
+    /// Never waits. The channel starts at once to follow the service and to connect.
     ///
     /// # Errors
     ///
-    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime, and what [`Resolver::watch`]
-    /// says.
+    /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime, and the errors of
+    /// [`Resolver::watch`].
     pub fn new(resolver: impl Resolver, service: ServiceName) -> Result<Self, Error> {
         Self::builder(resolver, service).build()
     }
 
-    /// A builder of a channel over the instances of a service.
+    /// Returns a builder of a channel over the instances of a service.
     pub fn builder(resolver: impl Resolver, service: ServiceName) -> ChannelBuilder {
         ChannelBuilder::new(resolver, service)
     }
@@ -102,26 +123,28 @@ impl BalancedChannel {
         Self { shared: Arc::new(shared), picker }
     }
 
-    /// The service.
+    /// Returns the name of the service.
     pub fn service(&self) -> &ServiceName {
         &self.shared.published.service
     }
 
-    /// Waits until a request could be sent, at most for `limit`. One endpoint is enough for that;
-    /// others may still be connecting.
+    /// Waits until a request could be sent, for at most `timeout`. One endpoint is enough; others
+    /// may still be connecting.
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the timeout, with what keeps the
-    /// endpoints away.
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the timeout, with the reason why no
+    /// endpoint is ready.
     ///
     /// # Cancel safety
     ///
-    /// It only waits.
+    /// Dropped before completion, it has no effect: it only waits.
     pub async fn ready(&self, timeout: Duration) -> Result<(), Error> {
         let published = &self.shared.published;
         let serving = async {
             loop {
+                // Subscribe before reading the availability, so that no change is missed in
+                // between.
                 let mut news = Box::pin(published.wakeups.published.notified());
                 news.as_mut().enable();
                 if matches!(**published.availability.load(), Availability::Serving) {
@@ -141,14 +164,16 @@ impl BalancedChannel {
         })
     }
 
-    /// All endpoints of the set, as calls begun from now on see them.
+    /// Returns all endpoints of the set, as calls started from now on see them.
     ///
     /// ```
     /// # fn example(channel: discovery_tonic::BalancedChannel) {
     /// use discovery_tonic::EndpointState;
     ///
     /// let endpoints = channel.endpoints();
-    /// let ready = endpoints.iter().filter(|one| one.state == EndpointState::Ready && one.ejected_until.is_none());
+    /// let ready = endpoints
+    ///     .iter()
+    ///     .filter(|one| one.state == EndpointState::Ready && one.ejected_until.is_none());
     /// println!("{} of {} take calls\n{endpoints}", ready.count(), endpoints.len());
     /// # }
     /// ```
@@ -173,7 +198,7 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
             Ok(call) => call,
             Err(status) => return Box::pin(std::future::ready(Err(status))),
         };
-        // Behind those who wait, or they would be overtaken.
+        // If calls are waiting, join the queue: picking here would overtake them.
         let has_line = shared.published.wakeups.waiters.has_line();
         match if has_line { None } else { self.picker.pick(true) } {
             Some(picked) => call.begin(shared, request, picked),

@@ -1,3 +1,5 @@
+//! Why a call finds no endpoint, and whether it should wait for one.
+
 use std::{error::Error as StdError, fmt, time::Duration};
 
 use discovery_core::{Error, ServiceName};
@@ -5,32 +7,32 @@ use tokio::time::Instant;
 
 use crate::error::{BoxError, SharedError};
 
-/// What a call that finds no endpoint may expect.
+/// What a call that finds no endpoint can expect.
 #[derive(Clone, Debug)]
 pub(crate) enum Availability {
-    /// An endpoint makes its first attempt.
+    /// An endpoint makes its first attempt to connect.
     Connecting,
     /// The service has no instances.
     Empty { since: Instant },
-    /// No endpoint can be reached.
+    /// No endpoint can be reached, or none takes calls.
     Failing { since: Instant, endpoints: usize, error: Option<SharedError> },
-    /// The control task is gone, for this reason.
+    /// The control task has ended, for this reason.
     Gone { reason: &'static str },
-    /// The registry could not be reached from the start.
+    /// The registry has been unreachable from the start.
     Lost { since: Instant, error: Error },
     /// There are endpoints, although all of them may be full.
     Serving,
-    /// The first item of the watch has not come.
+    /// The first item of the watch has not arrived.
     Waiting,
 }
 
-/// Why no endpoint is connected, as a call's error carries it: the source is the error of the last
-/// attempt.
+/// Why no endpoint is connected, as the error of a call carries it. Its source is the error of the
+/// last attempt to connect.
 #[derive(Debug)]
 struct NotConnected(SharedError);
 
 impl Availability {
-    /// Whether an endpoint may turn up by itself in a moment.
+    /// Whether an endpoint may become available soon.
     pub(crate) fn is_worth_waiting(&self) -> bool {
         match self {
             Self::Connecting | Self::Serving | Self::Waiting => true,
@@ -43,7 +45,8 @@ impl Availability {
         !matches!(self, Self::Gone { .. })
     }
 
-    /// Why a call fails: the service and since when, and what keeps the endpoints away.
+    /// Returns why a call fails, as a message with the service, the reason and since when, and as
+    /// an error if there is one.
     pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<BoxError>) {
         let ago = |since: &Instant| humanly(since.elapsed());
         let (reason, cause) = match self {
@@ -52,13 +55,13 @@ impl Availability {
             Self::Failing { since, endpoints, error } => {
                 let what = if error.is_some() { "been reachable" } else { "taken calls" };
                 let why =
-                    if error.is_some() { "" } else { ": they say that they do not serve, are ejected, or reconnect" };
+                    if error.is_some() { "" } else { ": they report NOT_SERVING, are ejected, or are reconnecting" };
                 let reason = format!("none of its {endpoints} endpoints has {what} for {}{why}", ago(since));
                 (reason, error.clone().map(|error| NotConnected(error).into()))
             }
             Self::Gone { reason } => ((*reason).to_owned(), None),
             Self::Lost { since, error } => {
-                let reason = format!("the registry has been out of reach for {}", ago(since));
+                let reason = format!("the registry has been unreachable for {}", ago(since));
                 (reason, Some(error.clone().into()))
             }
             Self::Serving => ("all its endpoints are busy".to_owned(), None),
@@ -81,7 +84,7 @@ impl StdError for NotConnected {
     }
 }
 
-/// A duration to the millisecond.
+/// Formats a duration to the millisecond.
 fn humanly(duration: Duration) -> String {
     format!("{:?}", Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
 }

@@ -1,3 +1,5 @@
+//! The endpoints of a channel as people see them.
+
 use std::{error::Error, fmt, ops::Deref, sync::Arc, time::Instant};
 
 use discovery_core::Instance;
@@ -8,40 +10,40 @@ use crate::{
     error::report,
 };
 
-/// The endpoints of a channel as it last published them: a slice, and in `Display` a table for
-/// people.
+/// The endpoints of a channel as last published: a slice, whose `Display` is a table for people.
 ///
 /// ```text
 /// INSTANCE   ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES
 /// greeter-1  10.0.7.4:50051     100  ready                3         0
-/// greeter-2  10.0.7.5:50051     100  backing off          0         5  connection refused  ejected for 3.2s
+/// greeter-2  10.0.7.5:50051     100  backing off          0         5  connection refused
+/// greeter-3  10.0.7.6:50051     100  ready                1         5  ejected for 3.2s
 /// ```
 #[derive(Clone, Debug)]
 pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
 
 /// One endpoint of a channel, as [`BalancedChannel::endpoints`](crate::BalancedChannel::endpoints)
-/// shows it.
+/// returns it.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointStatus {
     /// The instance, as it is registered.
     pub instance: Arc<Instance>,
-    /// Where its connections stand.
+    /// The state of its connections.
     pub state: EndpointState,
-    /// The requests in flight on its present connections, until their response streams end. What
-    /// goes on at one that was lost or replaced is not counted.
+    /// The requests in flight on its current connections, each until its response stream ends.
+    /// Requests on a connection that was lost or replaced are not counted.
     pub in_flight: u32,
-    /// The calls in a row that were lost with their connection, or answered with `UNAVAILABLE`.
+    /// The consecutive calls that were lost with their connection or answered with `UNAVAILABLE`.
     pub failures: u32,
-    /// Why the last attempt to connect failed, until the next one begins.
+    /// Why the last attempt to connect failed; `None` once the next attempt begins.
     pub error: Option<Arc<dyn Error + Send + Sync>>,
-    /// Why its last connection ended, where there was a reason: what the peer's GOAWAY said, or
-    /// what the network did. It stays until another one ends for a reason.
+    /// Why its last connection ended, if there was a reason: the GOAWAY of the peer, or an error of
+    /// the network. It is kept until another connection ends with a reason.
     pub disconnect: Option<Arc<dyn Error + Send + Sync>>,
-    /// Until when it is ejected; after that it is probed.
+    /// When its ejection ends; after that it is probed.
     pub ejected_until: Option<Instant>,
-    /// Until when it is held at most, although the registry no longer has it; longer by any outage
-    /// of the registry meanwhile.
+    /// When its hold ends at the latest, if the registry no longer has the instance. An outage of
+    /// the registry extends it.
     pub held_until: Option<Instant>,
 }
 
@@ -151,6 +153,6 @@ mod tests {
             "a-long-name  10.0.7.4:50051     100  backing off          3        12  connection\\nrefused  last connection: too_many_pings  ejected for "
         ));
         assert!(lines[2].ends_with('s') && lines.len() == 3, "{printed}");
-        assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "the titles alone");
+        assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "only the header");
     }
 }

@@ -1,8 +1,9 @@
-//! Where the ways of a call and of an update meet: what the pool publishes and calls read.
+//! Where the path of a call and the path of an update meet: what the pool publishes and calls read.
 //!
-//! The picker reads [`target`]s, one for each connection that takes requests; a call that finds
-//! none reads the [`availability`], which says whether to wait and why to fail; people read the
-//! [`endpoints`]. What is [`overdue`] goes the other way: calls hand in what the pool is to end.
+//! The picker reads [`target`]s, one for each connection that takes requests. A call that finds
+//! none reads the [`availability`], which shows whether to wait and why to fail. People read the
+//! [`endpoints`]. Responses that may become [`overdue`] go the other way: calls hand them in, and
+//! the pool ends them.
 
 pub(crate) mod availability;
 pub(crate) mod endpoints;
@@ -20,7 +21,7 @@ use endpoints::{EndpointRow, Endpoints};
 use overdue::Overdue;
 use target::Target;
 
-/// Where the pool publishes and calls read.
+/// What the pool publishes and calls read.
 #[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) service: ServiceName,
@@ -32,7 +33,7 @@ pub(crate) struct Published {
 }
 
 impl Published {
-    /// All endpoints of the set.
+    /// Returns all endpoints of the set.
     pub(crate) fn endpoints(&self) -> Endpoints {
         Endpoints(self.rows.load().iter().map(|row| row.status()).collect())
     }

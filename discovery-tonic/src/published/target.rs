@@ -1,3 +1,5 @@
+//! What the picker picks.
+
 use std::sync::Arc;
 
 use discovery_core::Instance;
@@ -7,7 +9,7 @@ use crate::{
     endpoint::Endpoint,
 };
 
-/// What the pool publishes of a ready endpoint, for each of its connections.
+/// What the pool publishes about a ready endpoint, once for each of its connections.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) instance: Arc<Instance>,

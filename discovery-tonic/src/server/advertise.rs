@@ -1,3 +1,5 @@
+//! The address to register for a listener.
+
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
@@ -5,9 +7,9 @@ use std::{
 
 use discovery_core::{Address, Error, ErrorKind};
 
-/// Where others reach a listener, which may be an IPv6 one that takes IPv4 as well.
+/// Returns the address at which others reach a listener; an IPv6 listener may accept IPv4 as well.
 ///
-/// One that is bound to the unspecified address has the address of the interface that the default route goes through.
+/// For the unspecified address it is the address of the interface of the default route.
 pub(super) fn address(bound: SocketAddr, takes_ipv4: bool) -> Result<Address, Error> {
     choose(bound, takes_ipv4, outgoing)
 }
@@ -23,14 +25,16 @@ fn choose(
     };
     match bound.ip() {
         ip if !ip.is_unspecified() => bound.try_into(),
-        // A host may have IPv6 on its links alone, and then no route, or an address that nobody else reaches.
+        // A host may have IPv6 only on its links: then there is no route, or an address that no
+        // other host reaches.
         ip if takes_ipv4 => found(ip).or_else(|error| found(Ipv4Addr::UNSPECIFIED.into()).map_err(|_| error)),
         ip => found(ip),
     }
 }
 
-/// Connecting a datagram socket sends nothing, but makes the system choose the address to send from. The target is of the blocks
-/// kept for documentation (RFC 5737, RFC 3849), to which nothing but the default route leads.
+/// Connecting a datagram socket sends nothing, but makes the system choose the source address. The
+/// target is in the blocks reserved for documentation (RFC 5737, RFC 3849), to which only the
+/// default route leads.
 fn outgoing(unspecified: IpAddr) -> io::Result<IpAddr> {
     let target = match unspecified {
         IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
@@ -42,7 +46,7 @@ fn outgoing(unspecified: IpAddr) -> io::Result<IpAddr> {
 }
 
 fn no_route(cause: io::Error) -> Error {
-    let message = "no route leads out, so the address to register is unknown; say it with `advertise`";
+    let message = "no default route, so the address to register is unknown; set it with `advertise`";
     Error::new(ErrorKind::Unavailable, message).with_source(cause)
 }
 
@@ -65,14 +69,14 @@ mod tests {
                     let address = address.socket_addr().unwrap();
                     assert!(!address.ip().is_unspecified() && address.port() == 50051, "{address}");
                 }
-                // A machine without a route.
+                // A machine without a default route.
                 Err(error) => assert!(error.to_string().contains("`advertise`"), "{error}"),
             }
         }
     }
 
     #[test]
-    fn the_unspecified_address_is_that_of_a_route_of_a_family_that_is_taken() {
+    fn the_unspecified_address_becomes_that_of_a_route_of_an_accepted_family() {
         let v4 = Some("10.0.0.7");
         let v6 = Some("2001:db8::7");
         let cases = [

@@ -1,3 +1,5 @@
+//! The settings of a [`RegisteredServer`].
+
 use std::{fmt, future::Future, net::SocketAddr, sync::Arc, time::Duration};
 
 use discovery_core::{Address, Claim, Error, ErrorKind, Instance, Registry, ServiceName};
@@ -10,12 +12,13 @@ use super::{RegisteredServer, advertise, config::ServerConfig, health::Health};
 /// Builds a [`RegisteredServer`].
 ///
 /// ```
-/// # fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+/// # use discovery_core::{Backend, Error};
+/// # fn example(backend: std::sync::Arc<dyn Backend>) -> Result<(), Error> {
 /// use std::time::Duration;
 /// use discovery_core::Claim;
 /// use discovery_tonic::server::RegisteredServer;
 ///
-/// // The second half answers the checks: it goes into the router, beside the services of the server's own.
+/// // `checks` answers the health checks: add it to the router, next to your own services.
 /// let (reporter, checks) = tonic_health::server::health_reporter();
 /// let builder = RegisteredServer::builder(backend, "greeter".parse()?)
 ///     .claim(Claim::IfAbsent)
@@ -48,27 +51,29 @@ impl ServerBuilder {
         Self { config, advertise: None, describe: Box::new(|instance| instance) }
     }
 
-    /// Where others reach the server, if not where it listens, as behind a translated or a
-    /// forwarded port.
+    /// Sets the address at which others reach the server, if that is not the one it listens at, for
+    /// example behind network address translation or a forwarded port.
     ///
-    /// By default the address that it is bound to, with the port that it really got; and bound to
-    /// the unspecified address, that of the interface which the default route goes through. Bound
-    /// to `[::]` that is the one for IPv6, or where none leads out, the one for IPv4 if the socket
-    /// takes that as well.
+    /// The default is the address that the server is bound to, with the actual port. If that is the
+    /// unspecified address, the default is the address of the interface of the default route: for
+    /// `[::]` that of the IPv6 route or, if there is none and the socket accepts IPv4 too, that of
+    /// the IPv4 route.
     pub fn advertise(mut self, address: Address) -> Self {
         self.advertise = Some(address);
         self
     }
 
-    /// What else the registry shall know: id, weight, metadata.
+    /// Sets what else to register: id, weight, metadata.
     ///
     /// ```
-    /// # fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::{Backend, Error};
+    /// # fn example(backend: std::sync::Arc<dyn Backend>) -> Result<(), Error> {
     /// use discovery_core::Weight;
     /// use discovery_tonic::server::RegisteredServer;
     ///
     /// let weight = Weight::new(200)?;
-    /// let builder = RegisteredServer::builder(backend, "greeter".parse()?).instance(move |instance| instance.with_weight(weight));
+    /// let builder = RegisteredServer::builder(backend, "greeter".parse()?)
+    ///     .instance(move |instance| instance.with_weight(weight));
     /// # Ok(())
     /// # }
     /// ```
@@ -77,19 +82,19 @@ impl ServerBuilder {
         self
     }
 
-    /// What becomes of another owner of the same id; by default it is taken over, as by a process
-    /// that was restarted.
+    /// Sets what to do if another owner has registered the same id; by default the server takes
+    /// over, as a restarted process must.
     ///
-    /// With [`Claim::IfAbsent`] the server ends in order with a [`Conflict`](ErrorKind::Conflict)
-    /// where another owner's entry lives. That may be the server's own former life, killed less
-    /// than a time to live ago.
+    /// With [`Claim::IfAbsent`], the server stops gracefully with a
+    /// [`Conflict`](ErrorKind::Conflict) if another owner's entry exists. That may be the entry of
+    /// the server's own former process, if that was killed less than a time to live ago.
     pub fn claim(mut self, claim: Claim) -> Self {
         self.config.claim = claim;
         self
     }
 
-    /// Registers only once this has resolved: caches are warm, the health check has passed. By
-    /// default at once.
+    /// Sets a future to wait for before registering, for example until caches are warm or a health
+    /// check has passed; default none.
     ///
     /// Connections are accepted meanwhile, so a check may call the server itself.
     pub fn ready(mut self, ready: impl Future<Output = ()> + Send + 'static) -> Self {
@@ -97,12 +102,12 @@ impl ServerBuilder {
         self
     }
 
-    /// Tells the server's health (`grpc.health.v1`) by this reporter: for the server as a whole and
-    /// for the gRPC services named, such as `greeter.v1.Greeter`, SERVING from before it registers
-    /// until it shall stop, else NOT_SERVING.
+    /// Sets the reporter of the server's health (`grpc.health.v1`). It reports for the server as a
+    /// whole and for the given gRPC services, such as `greeter.v1.Greeter`: SERVING from just
+    /// before the server registers until it is asked to stop, NOT_SERVING otherwise.
     ///
-    /// The service that answers with it is the other half of
-    /// [`tonic_health::server::health_reporter`], of the crate `tonic-health`.
+    /// The service that answers the checks is the other half of
+    /// [`tonic_health::server::health_reporter`], in the crate `tonic-health`.
     pub fn health_reporter<S: Into<String>>(
         mut self,
         reporter: HealthReporter,
@@ -112,44 +117,45 @@ impl ServerBuilder {
         self
     }
 
-    /// Takes ctrl-c, and SIGTERM where there is one, as requests to stop: gracefully at the first
-    /// one, at once at the second.
+    /// Stops the server on Ctrl-C and, where it exists, SIGTERM: gracefully on the first signal, at
+    /// once on the second.
     ///
-    /// For the whole process, and for as long as it lives: once the server has stopped they do
-    /// nothing, unless somebody else listens for them. Two within 50 ms count as one, since some
-    /// signal a process and then its group, as `timeout` of the coreutils does.
+    /// This affects the whole process for as long as it lives: after the server has stopped, the
+    /// signals have no effect unless other code listens for them. Two signals within 50 ms count as
+    /// one, since some tools, such as `timeout` of the coreutils, signal a process and then its
+    /// group.
     pub fn stop_on_signals(mut self) -> Self {
         self.config.stop_on_signals = true;
         self
     }
 
-    /// How long the server serves on after it has left the registry, so that callers hear of that
-    /// first; by default 5 s.
+    /// Sets how long the server keeps serving after it has left the registry, so that clients
+    /// notice first; default 5 s.
     pub fn drain_time(mut self, time: Duration) -> Self {
         self.config.drain_time = time;
         self
     }
 
-    /// How long what is in flight after the drain time may take before it is cut; by default 10 s,
-    /// so that the [whole](super#how-long-it-takes-to-stop) stays below 30 s.
+    /// Sets how long requests in flight may take after the drain time before they are cut; default
+    /// 10 s, so that the [whole stop](super#how-long-it-takes-to-stop) takes less than 30 s.
     pub fn shutdown_timeout(mut self, timeout: Duration) -> Self {
         self.config.shutdown_timeout = timeout;
         self
     }
 
-    /// Listens at an address; port 0 is any that is free. Callers may connect from here on, and are
+    /// Listens at an address; port 0 picks a free port. Clients may connect from then on, and are
     /// served once [`serve`](RegisteredServer::serve) is awaited.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) where the address cannot be bound, or where it is
-    /// the unspecified one and no route leads out; [`InvalidInput`](ErrorKind::InvalidInput) where
-    /// it is none that may be registered; [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio
-    /// runtime.
+    /// - [`Unavailable`](ErrorKind::Unavailable) if the address cannot be bound, or if it is the
+    ///   unspecified address and there is no default route.
+    /// - [`InvalidInput`](ErrorKind::InvalidInput) if the address may not be registered.
+    /// - [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, nothing listens.
+    /// Dropped before completion, it leaves no listener behind.
     pub async fn bind(self, address: SocketAddr) -> Result<RegisteredServer, Error> {
         self.check_runtime()?;
         let listener = TcpListener::bind(address).await;
@@ -157,11 +163,11 @@ impl ServerBuilder {
         self.listen(listener)
     }
 
-    /// Takes a listener that is there already, as one handed over by a supervisor.
+    /// Uses an existing listener, such as one handed over by a supervisor.
     ///
     /// # Errors
     ///
-    /// As of [`bind`](Self::bind).
+    /// Same errors as [`bind`](Self::bind).
     pub fn listen_on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
         self.check_runtime()?;
         let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
@@ -178,7 +184,7 @@ impl ServerBuilder {
 
     fn listen(self, listener: TcpListener) -> Result<RegisteredServer, Error> {
         let bound = listener.local_addr().map_err(|error| self.error("cannot listen".to_owned(), error))?;
-        // An error for an IPv4 socket, of which nobody asks.
+        // `only_v6` fails for an IPv4 socket, for which the answer does not matter.
         let takes_ipv4 = SockRef::from(&listener).only_v6().is_ok_and(|only| !only);
         let address = self.advertise.clone().map_or_else(|| advertise::address(bound, takes_ipv4), Ok);
         let address = address.map_err(|error| error.with_operation("listen").with_service(&self.config.service))?;
@@ -226,8 +232,12 @@ mod tests {
     fn by_default_a_server_has_stopped_before_kubernetes_kills_it() {
         let ServerConfig { drain_time, shutdown_timeout, .. } =
             ServerBuilder::new(FixedResolver::new([]), "greeter".parse().unwrap()).config;
-        // The etcd backend's.
+        // The default of the etcd backend.
         let deadline = Duration::from_secs(10);
-        assert_eq!(deadline + drain_time + shutdown_timeout + LAST, Duration::from_secs(26), "as the module says");
+        assert_eq!(
+            deadline + drain_time + shutdown_timeout + LAST,
+            Duration::from_secs(26),
+            "as documented for the module"
+        );
     }
 }

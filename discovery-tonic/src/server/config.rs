@@ -1,3 +1,5 @@
+//! The settings of a server as its lifecycle uses them.
+
 use std::{sync::Arc, time::Duration};
 
 use discovery_core::{Claim, Registry, ServiceName};
@@ -6,12 +8,11 @@ use tokio::sync::Mutex;
 
 use super::health::Health;
 
-/// What a server's lifecycle goes by.
 pub(super) struct ServerConfig {
     pub(super) registry: Arc<dyn Registry>,
     pub(super) service: ServiceName,
     pub(super) claim: Claim,
-    /// Locked once, by the one who waits for it.
+    /// Locked once, to await it.
     pub(super) ready: Mutex<BoxFuture<'static, ()>>,
     pub(super) health: Option<Health>,
     pub(super) stop_on_signals: bool,

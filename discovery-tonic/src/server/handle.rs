@@ -1,3 +1,5 @@
+//! The handle to a running server, and the stages of its life.
+
 use std::sync::Weak;
 
 use discovery_core::{
@@ -7,7 +9,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::shutdown::{Shutdown, ShutdownKind};
 
-/// A hand on a server that runs: cheap to clone, and of no effect on how long it does.
+/// A handle to a server. It is cheap to clone, and does not keep the server running.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -26,7 +28,9 @@ use super::shutdown::{Shutdown, ShutdownKind};
 ///     .await?;
 /// let handle = server.handle();
 /// let greeter = Server::builder().add_service(Greeter::new("one").into_service());
-/// let running = tokio::spawn(server.serve(|incoming, goaway| greeter.serve_with_incoming_shutdown(incoming, goaway)));
+/// let running = tokio::spawn(
+///     server.serve(|incoming, goaway| greeter.serve_with_incoming_shutdown(incoming, goaway)),
+/// );
 ///
 /// handle.reached(Stage::Serving).await;
 /// let less = Weight::new(10)?;
@@ -48,15 +52,15 @@ pub struct ServerHandle {
     pub(super) status: StatusWriter,
 }
 
-/// How far a server is in its life; a later stage is greater, and none comes twice.
+/// The stage that a server has reached. A later stage is greater, and no stage comes twice.
 ///
 /// ```
 /// # async fn example(handle: discovery_tonic::server::ServerHandle) {
 /// use discovery_tonic::server::Stage;
 ///
-/// // Said to a load balancer of another kind.
+/// // The answer to the health check of another load balancer.
 /// let takes_new_calls = handle.stage() <= Stage::Draining;
-/// // Work in the background had better end before the process does.
+/// // Finish background work before the process ends.
 /// handle.reached(Stage::Draining).await;
 /// # }
 /// ```
@@ -65,23 +69,23 @@ pub struct ServerHandle {
 pub enum Stage {
     /// It accepts connections, and is not in the registry yet.
     Starting,
-    /// It is registered, or heals its registration.
+    /// It has registered. If the registration is lost, it is being restored.
     Serving,
-    /// It leaves the registry, and serves on while callers hear of that.
+    /// It leaves the registry, and keeps serving while clients notice.
     Draining,
-    /// It takes no new calls and finishes those in flight.
+    /// It takes no new calls, and finishes those in flight.
     Finishing,
-    /// It is done.
+    /// It has stopped.
     Stopped,
 }
 
 /// What a server has in the registry.
 #[derive(Debug)]
 pub(super) enum Entry {
-    /// It shall be registered like this.
+    /// Not registered yet; will be registered like this.
     Planned(Instance),
     Registered(Registration),
-    /// It has left.
+    /// It has left the registry.
     Left,
 }
 
@@ -93,38 +97,40 @@ impl ServerHandle {
         Self { service, entry, shutdown: Shutdown::new(), stage, status }
     }
 
-    /// Asks the server to stop in order, as the [module](super) says. Asked again, by whomever, it stays at that.
+    /// Asks the server to stop gracefully, as described for the [module](super). Further requests
+    /// have no effect.
     pub fn stop(&self) {
         self.shutdown.give(ShutdownKind::Stop);
     }
 
-    /// Asks the server to stop at once: what is in flight is cut.
+    /// Asks the server to stop at once: requests in flight are cut.
     ///
-    /// Where it has not left the registry yet, that is asked for without waiting.
+    /// If the server has not left the registry yet, its removal is requested without waiting.
     pub fn stop_now(&self) {
         self.shutdown.give(ShutdownKind::StopNow);
     }
 
-    /// How far the server is.
+    /// Returns the stage that the server has reached.
     pub fn stage(&self) -> Stage {
         *self.stage.borrow()
     }
 
-    /// Waits until the server is so far, or further.
+    /// Waits until the server has reached this stage or a later one.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe.
+    /// Dropped before completion, it has no effect: it only waits.
     pub async fn reached(&self, stage: Stage) {
         let reached = self.stage.subscribe().wait_for(|now| *now >= stage).await.map(drop);
         reached.expect("the sender lives in `self`");
     }
 
-    /// How the registration stands, and from now on: before it is written [`Lost`](Status::Lost), since the server was built and with
-    /// what the registry answered last, if it was asked; then as the [`Registration`] has it; once it has ended
-    /// [`Deregistered`](Status::Deregistered), and a registration that was [`Superseded`](Status::Superseded) so for ever.
+    /// Follows the status of the registration: first [`Lost`](Status::Lost) since the server was
+    /// built, with the registry's last error if there was one; once it is written, that of the
+    /// [`Registration`]; finally [`Deregistered`](Status::Deregistered) or
+    /// [`Superseded`](Status::Superseded).
     ///
-    /// A server whose registration is lost or superseded serves on. One that had better not can be told to stop:
+    /// A server whose registration is lost or superseded keeps serving. To stop it instead:
     ///
     /// ```
     /// # fn example(server: discovery_tonic::server::RegisteredServer) {
@@ -145,19 +151,21 @@ impl ServerHandle {
         self.status.statuses()
     }
 
-    /// Changes weight and metadata while the server runs, without a moment of absence.
+    /// Changes weight and metadata while the server runs, without removing the entry.
     ///
-    /// Before the server is registered it changes what is going to be registered. While the registration is lost it fails with a
-    /// retryable error, but is written as soon as the registration heals.
+    /// Before the server is registered, this changes what will be registered. While the
+    /// registration is lost, it fails with a retryable error, but the change is written as soon as
+    /// the registration is restored.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address; [`Closed`](ErrorKind::Closed) once the server leaves
-    /// the registry; else those of [`Registration::update`].
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address;
+    /// [`Closed`](ErrorKind::Closed) once the server leaves the registry; otherwise the same errors
+    /// as [`Registration::update`].
     ///
     /// # Cancel safety
     ///
-    /// That of [`Registration::update`].
+    /// Same as [`Registration::update`].
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
         self.change(change).await.map_err(|error| error.with_operation("update").with_service(&self.service))
     }
@@ -168,7 +176,7 @@ impl ServerHandle {
             Entry::Planned(instance) => {
                 let after = change(instance.clone());
                 if (after.id(), after.address()) != (instance.id(), instance.address()) {
-                    let message = "an update may change weight and metadata, nothing else";
+                    let message = "an update may change only weight and metadata";
                     return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
                 *instance = after;
@@ -176,7 +184,7 @@ impl ServerHandle {
             }
             Entry::Registered(registration) => tokio::select! {
                 biased;
-                // It must not keep the server from leaving, nor write once that has begun.
+                // The update must not keep the server from leaving, nor write once it leaves.
                 () = self.shutdown.given(ShutdownKind::Stop) => Err(left()),
                 result = registration.update(change) => result,
             },

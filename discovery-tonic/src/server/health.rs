@@ -1,6 +1,8 @@
+//! The health that the server reports (`grpc.health.v1`).
+
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-/// What the server says of its health.
+/// Reports the health of the server and of its gRPC services.
 pub(super) struct Health {
     reporter: HealthReporter,
     /// The gRPC services; the empty name is the server as a whole.

@@ -1,3 +1,5 @@
+//! The connections of a server, which can be counted and cut.
+
 use std::{
     io, mem,
     net::SocketAddr,
@@ -20,21 +22,26 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 use tonic::transport::server::{Connected, TcpConnectInfo};
 use tracing::warn;
 
-/// The connections that a [`RegisteredServer`](super::RegisteredServer) accepts: what tonic's and hyper's servers serve.
+/// The connections that a [`RegisteredServer`](super::RegisteredServer) accepts, as tonic's and
+/// hyper's servers take them.
 ///
-/// Dropping it closes the listener. Where the system has no descriptors left it waits instead of ending the server.
+/// Dropping it closes the listener. If the system refuses to accept a connection, for example
+/// because no file descriptor is left, it waits for 100 ms and tries again instead of ending the
+/// server.
 ///
-/// It is a stream, so that connections can be told apart, counted or refused before the server has them:
+/// It is a stream, so connections can be inspected, counted or refused before the server gets them:
 ///
 /// ```
-/// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+/// # use discovery_tonic::server::RegisteredServer;
+/// # async fn example(server: RegisteredServer) -> Result<(), discovery_core::Error> {
 /// use futures::TryStreamExt;
 /// use greeter::Greeter;
 /// use tonic::transport::Server;
 ///
 /// let router = Server::builder().add_service(Greeter::new("one").into_service());
 /// let serve = server.serve(|incoming, goaway| {
-///     let incoming = incoming.inspect_ok(|connection| println!("connected: {:?}", connection.peer_addr()));
+///     let incoming = incoming
+///         .inspect_ok(|connection| println!("connected: {:?}", connection.peer_addr()));
 ///     router.serve_with_incoming_shutdown(incoming, goaway)
 /// });
 /// serve.await?;
@@ -46,11 +53,11 @@ pub struct Incoming {
     listener: TcpListener,
     connections: Connections,
     pause: Option<Pin<Box<Sleep>>>,
-    /// Whether the system refused the last time, so that a log has one line of it.
+    /// Whether the system refused the last time, so that this is logged once.
     refused: bool,
 }
 
-/// A connection that can be cut from outside.
+/// An accepted connection, which its [`RegisteredServer`](super::RegisteredServer) can cut.
 #[derive(Debug)]
 pub struct Accepted {
     stream: TcpStream,
@@ -58,14 +65,14 @@ pub struct Accepted {
     _open: Open,
 }
 
-/// All connections of a server together.
+/// All connections of a server.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Connections {
     open: Arc<AtomicUsize>,
     cut: CancellationToken,
 }
 
-/// Counts one connection until its drop.
+/// Counts one connection until it is dropped.
 #[derive(Debug)]
 struct Open(Arc<AtomicUsize>);
 
@@ -90,12 +97,12 @@ impl Stream for Incoming {
                     this.refused = false;
                     return Poll::Ready(Some(Ok(this.connections.accept(stream))));
                 }
-                // It was closed again before it was taken.
+                // The peer closed the connection before it was accepted.
                 Err(error)
                     if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
                 Err(error) => {
                     if !mem::replace(&mut this.refused, true) {
-                        warn!(%error, "connections not accepted");
+                        warn!(%error, "cannot accept connections");
                     }
                     this.pause = Some(Box::pin(sleep(PAUSE)));
                 }
@@ -106,10 +113,10 @@ impl Stream for Incoming {
 
 impl Connections {
     fn accept(&self, stream: TcpStream) -> Accepted {
-        // Where it cannot be set, calls are slower and nothing else.
+        // If it cannot be set, calls are slower, but nothing else.
         let _ = stream.set_nodelay(true);
         self.open.fetch_add(1, Ordering::Relaxed);
-        // One of its own, so that connections do not share a lock.
+        // A child token of its own, so that connections do not contend for one lock.
         let cut = Box::pin(self.cut.child_token().cancelled_owned());
         Accepted { stream, cut, _open: Open(Arc::clone(&self.open)) }
     }
@@ -129,11 +136,11 @@ impl Connections {
 }
 
 impl Accepted {
-    /// The peer's address.
+    /// Returns the peer's address.
     ///
     /// # Errors
     ///
-    /// The system's, where the connection is gone.
+    /// The error of the system if the connection is gone.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.stream.peer_addr()
     }
@@ -201,5 +208,5 @@ impl Drop for Open {
     }
 }
 
-/// How long nothing is accepted after the system refused to.
+/// How long to wait after the system refused to accept a connection.
 const PAUSE: Duration = Duration::from_millis(100);

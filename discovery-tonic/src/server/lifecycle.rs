@@ -1,3 +1,6 @@
+//! What a server does besides serving: it registers, reports its health, and leaves the registry
+//! when it stops.
+
 use std::{
     mem,
     sync::{
@@ -21,10 +24,10 @@ use super::{
     shutdown::ShutdownKind,
 };
 
-/// What a server does besides serving.
+/// The state of a server besides its connections.
 pub(super) struct Lifecycle {
     pub(super) config: ServerConfig,
-    /// The handles only borrow it, so that it goes with the server.
+    /// Handles hold only a weak reference, so that the entry is dropped with the server.
     entry: Arc<Mutex<Entry>>,
     was_registered: AtomicBool,
     pub(super) handle: ServerHandle,
@@ -37,10 +40,11 @@ impl Lifecycle {
         Self { config, entry, was_registered: AtomicBool::new(false), handle }
     }
 
-    /// Registers and waits for the order to stop, then leaves the registry and gives callers time to hear of that.
+    /// Registers and waits for the request to stop, then leaves the registry and gives clients time
+    /// to notice.
     pub(super) async fn until_left(&self) -> Result<(), Error> {
         let shutdown = &self.handle.shutdown;
-        // A reporter begins with SERVING.
+        // A reporter starts with SERVING.
         self.say(ServingStatus::NotServing).await;
         let registered = tokio::select! {
             biased;
@@ -53,23 +57,24 @@ impl Lifecycle {
             let since = Instant::now();
             let drain = self.config.drain_time;
             let rest = match self.leave().await {
-                // Nobody has heard of it.
+                // It was never in the registry, so no client knows of it.
                 None => Duration::ZERO,
                 Some(true) => drain,
-                // Who cannot hear that it left will not hear it in more time either.
+                // If deregistering failed, waiting longer will not inform clients either.
                 Some(false) => drain.saturating_sub(since.elapsed()),
             };
             sleep(rest).await;
         };
         tokio::select! {
             () = drain => {}
+            // A request to stop at once ends the drain time.
             () = shutdown.given(ShutdownKind::StopNow) => {}
         }
         registered
     }
 
-    /// Registers once the server is ready, and tells how the registration stands from then on; ends
-    /// with an error that trying again does not help.
+    /// Registers once the server is ready, and reports the status of the registration from then on.
+    /// Returns only with an error that a retry cannot solve.
     async fn stay_registered(&self) -> Error {
         self.config.ready.lock().await.as_mut().await;
         self.say(ServingStatus::Serving).await;
@@ -85,13 +90,13 @@ impl Lifecycle {
                 Status::Lost { error, .. } if error.is_retryable() => {}
                 Status::Lost { error, .. } => return error,
                 Status::Superseded { .. } if self.config.claim == Claim::IfAbsent => {
-                    return Error::new(ErrorKind::Conflict, "another owner's entry lives").with_operation("register");
+                    return Error::new(ErrorKind::Conflict, "another owner's entry exists").with_operation("register");
                 }
-                // Nobody else ends what was not registered yet.
+                // Only closing the backend ends a registration that was never written.
                 Status::Deregistered { .. } => {
                     return Error::new(ErrorKind::Closed, "the backend was closed").with_operation("register");
                 }
-                // Taken over by another owner: it was registered before.
+                // A superseded registration was written before.
                 Status::Registered { .. } | Status::Superseded { .. } => {
                     self.was_registered.store(true, Ordering::Relaxed);
                     self.enter(Stage::Serving);
@@ -105,7 +110,7 @@ impl Lifecycle {
         }
     }
 
-    /// Registers as soon as the registry can be reached.
+    /// Starts a registration that is written as soon as the registry can be reached.
     async fn register(&self) -> Result<StatusReceiver, Error> {
         let mut entry = self.entry.lock().await;
         let Entry::Planned(instance) = &*entry else { return Err(left()) };
@@ -116,9 +121,9 @@ impl Lifecycle {
         Ok(statuses)
     }
 
-    /// Leaves the registry where nobody serves any more, without time for callers to hear of that.
+    /// Leaves the registry of a server that serves no more, without giving clients time to notice.
     pub(super) async fn leave_at_once(&self) {
-        // Updates end, too.
+        // Ends updates too.
         self.handle.stop();
         self.enter(Stage::Finishing);
         self.say(ServingStatus::NotServing).await;
@@ -128,13 +133,14 @@ impl Lifecycle {
         }
     }
 
-    /// Leaves the registry; whether that is confirmed, where it was there at all.
+    /// Leaves the registry. Returns whether that is confirmed; `None` if the server was never in
+    /// it.
     async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
         let was_registered = self.was_registered.load(Ordering::Relaxed) || registration.status().is_registered();
-        // Also where it is not registered yet: an attempt that is under way may write the entry,
-        // which outlives a process that ends before it is taken back.
+        // Also if it is not registered yet: an attempt in progress may write the entry, which would
+        // outlive a process that ends before the entry is removed again.
         let result = registration.deregister().await;
         self.handle.status.set(Status::deregistered());
         if let Err(error) = &result {
@@ -156,9 +162,9 @@ impl Lifecycle {
 }
 
 impl Drop for Lifecycle {
-    /// However it ends: also by an abort, or a panic.
+    /// Runs however the server ends, including an abort or a panic.
     fn drop(&mut self) {
-        // An update that goes on holds the entry, and ends with this.
+        // A running update holds the lock of the entry; this ends it.
         self.handle.stop_now();
         if let Ok(mut entry) = self.entry.try_lock() {
             *entry = Entry::Left;

@@ -1,19 +1,22 @@
-//! A tonic server's life in the registry: from its first listening to its last answer.
+//! The lifecycle of a tonic server in the registry, from its first connection to its last response.
 //!
-//! [`RegisteredServer`] listens, registers once it can serve, and on the order to stop lets go of its callers one step after the
-//! other, so that a deployment fails none of their calls:
+//! [`RegisteredServer`] listens, and registers once it can serve. When it is asked to stop, it
+//! releases its clients step by step, so that a deployment fails none of their calls:
 //!
-//! 1. it says NOT_SERVING to those who check its health, and deregisters;
-//! 2. it serves on for the *drain time*, while callers hear of that;
-//! 3. it sends GOAWAY, refuses new connections, and finishes what is in flight;
-//! 4. what is left after the *limit* is cut.
+//! 1. It reports NOT_SERVING to health checks, and deregisters.
+//! 2. It keeps serving for the *drain time*, while clients notice that it left.
+//! 3. It sends GOAWAY, refuses new connections, and finishes the requests in flight.
+//! 4. What is left after the *shutdown timeout* is cut.
 //!
-//! [`ServerHandle::stop_now`], or a second signal, cuts at once. The handle also changes weight and metadata, and tells how the registration
-//! stands ([`statuses`](ServerHandle::statuses)). Another owner of the same id is taken over, or refuses the server
-//! ([`claim`](ServerBuilder::claim)).
+//! [`ServerHandle::stop_now`], or a second signal, cuts everything at once. The handle also changes
+//! weight and metadata, and reports the status of the registration
+//! ([`statuses`](ServerHandle::statuses)). If another owner has registered the same id, the server
+//! takes over or is refused ([`claim`](ServerBuilder::claim)).
 //!
 //! ```no_run
-//! # async fn example(backend: std::sync::Arc<dyn discovery_core::Backend>) -> Result<(), Box<dyn std::error::Error>> {
+//! # use std::{error::Error, sync::Arc};
+//! # use discovery_core::Backend;
+//! # async fn example(backend: Arc<dyn Backend>) -> Result<(), Box<dyn Error>> {
 //! use std::time::Duration;
 //! use discovery_tonic::server::RegisteredServer;
 //! use greeter::Greeter;
@@ -30,24 +33,30 @@
 //! # }
 //! ```
 //!
-//! The registry is not needed to serve: a server whose registry is away serves on, and one that starts without it registers as soon
-//! as it is there.
+//! The server does not need the registry to serve. While the registry is unreachable it keeps
+//! serving, and if it starts without the registry, it registers as soon as the registry can be
+//! reached.
 //!
-//! What it logs through `tracing` has a field `service`: `server stage` with each [`Stage`] (info), and as warnings `server not registered
-//! yet` and `deregistering not confirmed`, with the `error`. The listener warns once with `connections not accepted` where the system
-//! refuses it any.
+//! # Logs
+//!
+//! The `tracing` events of a server have the field `service`: `server stage` with each [`Stage`]
+//! after `Starting` (info), and the warnings `not registered yet` and `deregistering not confirmed`
+//! with the `error`. If the system refuses to accept connections, the warning
+//! `cannot accept connections` is logged once.
 //!
 //! # How long it takes to stop
 //!
-//! Mostly little more than the drain time. At most, from the order to the end: what the backend takes to deregister (with etcd its
-//! deadline, 10 s by default), the drain time (5 s), the limit (10 s), and a second for what was cut. These are 26 s by default, so
-//! that a Kubernetes pod with the usual `terminationGracePeriodSeconds` of 30 ends by itself, if its `preStop` hook, whose time counts
-//! there too, takes less than 4 s; it needs none for the registry's sake. Calls that last longer need a higher limit, and the pod a
-//! longer grace.
+//! Usually little more than the drain time. At most, from the request to the end: the time that the
+//! backend takes to deregister (with etcd its deadline, 10 s by default), the drain time (5 s), the
+//! shutdown timeout (10 s), and a second for what was cut. That is 26 s by default, so a Kubernetes
+//! pod with the usual `terminationGracePeriodSeconds` of 30 ends by itself, if its `preStop` hook,
+//! which counts towards that time, takes less than 4 s. The registry needs no such hook. Calls that
+//! last longer need a longer shutdown timeout, and the pod a longer grace period.
 //!
-//! What is in flight includes streams that never end by themselves, such as `Watch` of `grpc.health.v1`: they hold their connection until
-//! the limit, and then are cut. A [`BalancedChannel`](crate::BalancedChannel) that checks health lets go of its own within about a
-//! second.
+//! Requests in flight include streams that never end by themselves, such as `Watch` of
+//! `grpc.health.v1`. They hold their connection until the shutdown timeout, and are then cut. A
+//! [`BalancedChannel`](crate::BalancedChannel) that checks health ends its own streams within about
+//! a second.
 
 mod advertise;
 mod builder;

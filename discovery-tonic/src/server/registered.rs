@@ -1,3 +1,5 @@
+//! A server with its listener, and the order in which it starts and stops.
+
 use std::{fmt, future::Future, net::SocketAddr, pin::pin, time::Duration};
 
 use discovery_core::{Error, ErrorKind, Instance, Registry, ServiceName};
@@ -19,27 +21,30 @@ use crate::error::BoxError;
 
 /// A server that is registered while it serves; see the [module](super).
 ///
-/// It listens from when it is built. Dropped, or with the future of [`serve`](Self::serve) dropped, it is cut off, and deregisters
-/// without waiting.
+/// It listens as soon as it is built. Dropping it, or the future of [`serve`](Self::serve), cuts
+/// its connections and requests the removal of its registration without waiting.
 #[must_use = "it serves once `serve` is awaited"]
 pub struct RegisteredServer {
     listener: TcpListener,
     instance: Instance,
-    /// There from the beginning, so that handles hear of the end of a server that never served.
+    /// Exists from the beginning, so that handles learn of the end of a server that never served.
     life: Lifecycle,
 }
 
-/// How a server ended that was told to.
+/// The result of a server that was asked to stop.
 ///
 /// ```
-/// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+/// # use discovery_tonic::server::RegisteredServer;
+/// # async fn example(server: RegisteredServer) -> Result<(), discovery_core::Error> {
 /// use greeter::Greeter;
 /// use tonic::transport::Server;
 ///
 /// let router = Server::builder().add_service(Greeter::new("one").into_service());
-/// let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
+/// let stopped = server
+///     .serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway))
+///     .await?;
 /// if stopped.aborted_connections > 0 {
-///     println!("{} connections had calls that outlasted the limit", stopped.aborted_connections);
+///     println!("{} connections outlasted the shutdown timeout", stopped.aborted_connections);
 /// }
 /// # Ok(())
 /// # }
@@ -47,12 +52,13 @@ pub struct RegisteredServer {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Stopped {
-    /// How many connections were cut, because what was on them outlasted the limit, or because it was told to stop now.
+    /// The number of connections that were cut, because their requests outlasted the shutdown
+    /// timeout or because the server was asked to stop at once.
     pub aborted_connections: usize,
 }
 
 impl RegisteredServer {
-    /// Starts to build a server that is registered under `service` while it serves.
+    /// Returns a builder of a server that is registered under `service` while it serves.
     pub fn builder(registry: impl Registry, service: ServiceName) -> ServerBuilder {
         ServerBuilder::new(registry, service)
     }
@@ -62,52 +68,58 @@ impl RegisteredServer {
         Self { listener, instance, life }
     }
 
-    /// The instance as it was built; what [`ServerHandle::update`] changes later does not show here.
+    /// Returns the instance as it was built. Later changes by [`ServerHandle::update`] do not show
+    /// here.
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
 
-    /// Where it listens, with the port that it really got.
+    /// Returns the address that the server listens at, with the actual port.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable), where the system does not say.
+    /// [`Unavailable`](ErrorKind::Unavailable) if the system does not return an address.
     pub fn local_addr(&self) -> Result<SocketAddr, Error> {
         let address = self.listener.local_addr();
         address.map_err(|error| Error::new(ErrorKind::Unavailable, "the listener has no address").with_source(error))
     }
 
-    /// A hand on the server while it runs: to stop it, to change its weight, to see how far it is.
+    /// Returns a handle to stop the server, to change its weight, and to follow its stage.
     pub fn handle(&self) -> ServerHandle {
         self.life.handle.clone()
     }
 
-    /// Runs the server through its life, and returns once it has stopped.
+    /// Runs the server from start to stop, and returns once it has stopped.
     ///
-    /// `serve` is given the connections and the signal that ends them: what tonic's `serve_with_incoming_shutdown` takes, so that any
-    /// router, layer and setting of tonic's can be used.
+    /// `serve` receives the connections and the signal that ends them: the arguments of tonic's
+    /// `serve_with_incoming_shutdown`, so that any router, layer and setting of tonic can be used.
     ///
     /// ```no_run
-    /// # async fn example(server: discovery_tonic::server::RegisteredServer) -> Result<(), discovery_core::Error> {
+    /// # use discovery_tonic::server::RegisteredServer;
+    /// # async fn example(server: RegisteredServer) -> Result<(), discovery_core::Error> {
     /// use greeter::Greeter;
     /// use tonic::transport::Server;
     ///
     /// let router = Server::builder().add_service(Greeter::new("one").into_service());
-    /// server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
+    /// server
+    ///     .serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway))
+    ///     .await?;
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
     ///
-    /// What the registry answers where trying again is of no use, as [`PermissionDenied`](ErrorKind::PermissionDenied), or
-    /// [`Conflict`](ErrorKind::Conflict) by the [claim](ServerBuilder::claim); the server has stopped in order then.
-    /// [`Unavailable`](ErrorKind::Unavailable), with the cause, where `serve` ended by itself, or where the system lets nobody listen for
-    /// signals.
+    /// - The error of the registry if it is final, such as
+    ///   [`PermissionDenied`](ErrorKind::PermissionDenied), or [`Conflict`](ErrorKind::Conflict)
+    ///   according to the [claim](ServerBuilder::claim). The server has then stopped gracefully.
+    /// - [`Unavailable`](ErrorKind::Unavailable), with the cause, if `serve` ended by itself, or if
+    ///   the system does not let the process listen for signals.
     ///
     /// # Cancel safety
     ///
-    /// Dropped half-way, connections are cut, and the registration is asked to end without waiting.
+    /// Dropped before completion, connections are cut, and the removal of the registration is
+    /// requested without waiting.
     pub async fn serve<F, E>(self, serve: impl FnOnce(Incoming, GoAway) -> F) -> Result<Stopped, Error>
     where
         F: Future<Output = Result<(), E>>,
@@ -118,10 +130,11 @@ impl RegisteredServer {
         let on_signals = self.life.config.stop_on_signals;
         let signals = async { if on_signals { shutdown.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
-            // Listening before anybody can have heard of the server.
+            // Polled first, so that the process listens for signals before anyone can learn of the
+            // server.
             biased;
             error = signals => {
-                let message = "the system lets nobody listen for the signals that stop a process";
+                let message = "cannot listen for the signals that stop a process";
                 Err(Error::new(ErrorKind::Unavailable, message).with_source(error))
             }
             result = self.run(serve) => result,
@@ -134,12 +147,13 @@ impl RegisteredServer {
         F: Future<Output = Result<(), E>>,
         E: Into<BoxError>,
     {
-        // First, and so dropped last: the server is done once nothing of it is left.
+        // Declared first, and so dropped last: the handles report the server as stopped only once
+        // nothing of it is left.
         let life = self.life;
         let connections = Connections::default();
         let _cut = connections.cut_on_drop();
         let (tell, told) = oneshot::channel::<()>();
-        // A sender that is gone means the same.
+        // A dropped sender means the same.
         let told = GoAway::new(async { told.await.unwrap_or_default() });
         let mut serving = pin!(serve(Incoming::new(self.listener, connections.clone()), told));
 
@@ -151,7 +165,7 @@ impl RegisteredServer {
             left = life.until_left() => left,
         };
         life.enter(Stage::Finishing);
-        // Nobody listens where it ended at this moment.
+        // Fails if the server ended just now, which does not matter.
         let _ = tell.send(());
         let ended = tokio::select! {
             ended = &mut serving => Some(ended),
@@ -162,7 +176,7 @@ impl RegisteredServer {
         if ended.is_none() {
             aborted_connections = connections.open();
             connections.cut();
-            // Each ends by itself now. What goes on all the same is dropped.
+            // Each connection ends by itself now. Whatever still runs after that is dropped.
             let _ = timeout(LAST, serving).await;
         }
         left?;

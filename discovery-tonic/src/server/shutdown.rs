@@ -1,3 +1,5 @@
+//! The request to stop a server: from its handles, from signals, and on to its connections.
+
 use std::{
     fmt,
     future::Future,
@@ -10,7 +12,7 @@ use std::{
 use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 
-/// How a server is asked to end, of which only the strongest request counts.
+/// The strongest request so far.
 #[derive(Clone, Debug)]
 pub(super) struct Shutdown(watch::Sender<ShutdownKind>);
 
@@ -21,9 +23,9 @@ pub(super) enum ShutdownKind {
     StopNow,
 }
 
-/// Resolves when connections shall be told to end: the shutdown signal of tonic's and hyper's
-/// servers.
-#[must_use = "a server that does not wait for it is cut off at the end"]
+/// Resolves when the connections must send GOAWAY and finish: the shutdown signal of tonic's and
+/// hyper's servers.
+#[must_use = "a server that does not await it is cut off at the end"]
 pub struct GoAway(BoxFuture<'static, ()>);
 
 impl Shutdown {
@@ -39,15 +41,15 @@ impl Shutdown {
         });
     }
 
-    /// Waits for this order, or a stronger one.
+    /// Waits for this request, or a stronger one.
     pub(super) async fn given(&self, order: ShutdownKind) {
         let given = self.0.subscribe().wait_for(|strongest| *strongest >= order).await.map(drop);
         given.expect("the sender lives in `self`");
     }
 
-    /// Listens for the signals that ask a process to end, ctrl-c, and SIGTERM where there is one:
-    /// the first means to stop, the second to stop now. Ends only where the system lets nobody
-    /// listen for them.
+    /// Listens for the signals that ask a process to end: Ctrl-C and, where it exists, SIGTERM. The
+    /// first signal stops the server, the second stops it at once. Returns only if the system does
+    /// not let the process listen.
     pub(super) async fn follow_signals(&self) -> io::Error {
         let mut first = None;
         #[cfg(unix)]
@@ -87,8 +89,8 @@ impl Shutdown {
     }
 }
 
-/// Signals of one moment count as one: `timeout` of coreutils, for one, signals a process and then
-/// its group.
+/// Signals this close together count as one: some tools, such as `timeout` of the coreutils, signal
+/// a process and then its group.
 const TOGETHER: Duration = Duration::from_millis(50);
 
 impl GoAway {
