@@ -16,7 +16,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let instance = Instance::new("10.0.7.4:50051".parse()?).with_id("payments-1".parse()?);
     let registration = backend.register(&service, instance).await?;
 
-    // The memory backend simulates faults: here, a process that was frozen for longer than its lease.
+    // The memory backend simulates faults: this process seems frozen for longer than its lease.
     let mut statuses = registration.statuses();
     backend.expire(&service, "payments-1");
     while let Some(status) = statuses.changed().await {

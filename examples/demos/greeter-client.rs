@@ -87,7 +87,7 @@ async fn print_changes(mut updates: UpdateStream) {
     let mut set = Snapshot::default();
     while let Some(update) = updates.next().await {
         if let Update::Lost(error) = &update {
-            println!("! {}; the set stands as last known", error.report());
+            println!("! {}; the set stays as last known", error.report());
         }
         let next = set.after(&update);
         let change = set.diff(&next);

@@ -4,7 +4,8 @@
 //! cargo run --example greeter-server --features etcd,server -- greeter-1
 //! ```
 //!
-//! Ctrl-C or SIGTERM stops it in order: it deregisters, serves on while clients hear of that, and shuts down.
+//! Ctrl-C or SIGTERM stops it gracefully: it deregisters, keeps serving until clients have noticed,
+//! and shuts down.
 
 use std::{error::Error, net::SocketAddr, time::Duration};
 
@@ -60,7 +61,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let router = Server::builder().add_service(Greeter::new(&name).into_service());
     let stopped = server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)).await?;
     if stopped.aborted_connections > 0 {
-        println!("{name}: {} connections outlasted the limit, and were cut", stopped.aborted_connections);
+        println!(
+            "{name}: {} connections outlasted the shutdown timeout, and were aborted",
+            stopped.aborted_connections
+        );
     }
     println!("{name} stopped");
     Ok(())

@@ -1,8 +1,10 @@
-//! Four servers and a client in one process: who answers while one of them stops and another one is killed.
+//! Four servers and a client in one process: one server stops, another one is killed, and the client
+//! counts which servers answered.
 //!
 //! ```text
 //! cargo run --example quickstart --features memory,tonic
-//! cargo run --example quickstart --features memory,tonic,etcd -- --registry 'etcd://127.0.0.1:2379/quickstart?ttl=3s'
+//! cargo run --example quickstart --features memory,tonic,etcd -- \
+//!     --registry 'etcd://127.0.0.1:2379/quickstart?ttl=3s'
 //! ```
 
 use std::{
@@ -63,14 +65,14 @@ async fn main() -> Result<()> {
     sleep(PHASE).await;
     load.finish().await?.report(0)?;
 
-    println!("\ngreeter-2 stops in order: it deregisters, serves on for a moment, and shuts down.");
+    println!("\ngreeter-2 stops gracefully: it deregisters, keeps serving for a moment, and shuts down.");
     let load = Load::start(&channel);
     sleep(PHASE / 2).await;
     servers.remove("greeter-2").ok_or("greeter-2 runs")?.stop().await?;
     sleep(PHASE / 2).await;
     load.finish().await?.report(0)?;
 
-    println!("\ngreeter-3 is killed and tells nobody.");
+    println!("\ngreeter-3 is killed, without deregistering.");
     let load = Load::start(&channel);
     sleep(PHASE / 2).await;
     servers.remove("greeter-3").ok_or("greeter-3 runs")?.kill();
@@ -100,7 +102,7 @@ struct Place {
 
 impl Place {
     fn open(&self) -> Result<Handle> {
-        // `connect("memory:")` would be a new registry with each call.
+        // `discovery::open("memory:")` would be a new registry with each call.
         if self.url == "memory:" {
             let memory = self.memory.another_process();
             return Ok(Handle { backend: Arc::new(memory.clone()), memory: Some(memory) });
@@ -116,7 +118,8 @@ struct Handle {
     memory: Option<MemoryBackend>,
 }
 
-/// A server with a runtime of its own, so that it can die as a process does: at once, with all its sockets and tasks.
+/// A server with its own runtime, so that it can die like a process: at once, with all its sockets
+/// and tasks.
 struct Process {
     handle: Handle,
     registration: Registration,
@@ -156,7 +159,7 @@ impl Process {
 
     async fn stop(self) -> Result<()> {
         self.registration.deregister().await?;
-        // Clients hear of it and start no more calls here; what they have started before is still answered.
+        // Clients notice and start no more calls here; earlier calls are still answered.
         sleep(DRAIN).await;
         // Nobody listens where the server has ended before.
         let _ = self.shutdown.send(());
@@ -190,7 +193,7 @@ impl Drop for Mortal {
     }
 }
 
-/// Callers that call without a pause until they are told to finish.
+/// Callers that call without a pause until they are stopped.
 struct Load {
     callers: JoinSet<Vec<Call>>,
     finished: Arc<AtomicBool>,

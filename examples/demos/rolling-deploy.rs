@@ -3,7 +3,8 @@
 //! ```text
 //! cargo run --example rolling-deploy --features memory,server
 //! cargo run --example rolling-deploy --features memory,server -- --drain 0ms
-//! cargo run --example rolling-deploy --features memory,server,etcd -- --registry 'etcd://127.0.0.1:2379/deploy?ttl=5s'
+//! cargo run --example rolling-deploy --features memory,server,etcd -- \
+//!     --registry 'etcd://127.0.0.1:2379/deploy?ttl=5s'
 //! ```
 
 use std::{collections::BTreeSet, error::Error, sync::Arc, time::Duration};
@@ -174,7 +175,7 @@ async fn watch(channel: BalancedChannel, mut ended: mpsc::UnboundedReceiver<Ende
                     return all;
                 };
                 second.add(&Tally { calls: 1, failed: failure.is_some().into(), slowest: took });
-                // One of each second says enough.
+                // One error per second is enough.
                 if let Some(status) = failure.filter(|_| second.failed == 1) {
                     println!("         {status}");
                 }
