@@ -55,19 +55,19 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
-//! | `most instances vanished at once, held while they answer` | warn | `endpoints`, how many |
-//! | `held endpoint let go` | info | `instance` |
+//! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
+//! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
-//! | `control task panicked, starting over` | error | `panic` |
+//! | `control task panicked, restarting` | error | `panic` |
 //! | `registry lost`, `registry regained` | debug | `error` |
 //! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
-//! | `endpoint not connected` | debug | `instance`, `error` |
+//! | `connection attempt failed` | debug | `instance`, `error` |
 //! | `connection replaced` | debug | `instance`, `reason`: its age, silence, or many abandoned calls |
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
-//! | `endpoint told its health` | debug | `instance`, `health` |
+//! | `endpoint reported its health` | debug | `instance`, `health` |
 //!
 //! The feature `metrics` counts through the crate of that name, all with the label `service`. A
 //! channel finds its handles once, when it is built: the recorder must be installed before. The
