@@ -229,7 +229,7 @@ impl Subscriber for PanicsAt {
 #[tokio::test]
 async fn b11_a_panic_in_the_control_task_is_contained() {
     for message in
-        ["endpoint connected", "endpoint not connected", "connection ended", "registry lost", "registry regained"]
+        ["endpoint connected", "connection attempt failed", "connection ended", "registry lost", "registry regained"]
     {
         let panicked = Arc::new(AtomicBool::new(false));
         println!("panics at {message}");

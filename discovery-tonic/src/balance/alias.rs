@@ -1,25 +1,26 @@
 use super::Rng;
 
-/// Samples indices in proportion to weights, in constant time: the alias method of Walker (1974), built as by Vose (1991).
+/// Samples indices in proportion to weights, in constant time, with the alias method of Walker
+/// (1974), built as by Vose (1991).
 #[derive(Debug)]
 pub(crate) struct Alias(Box<[Column]>);
 
 #[derive(Clone, Copy, Debug)]
 struct Column {
-    /// The share of this column that is its own index, of 2³².
+    /// The share of this column that belongs to its own index, of 2³².
     own: u32,
     other: u32,
 }
 
 impl Alias {
-    /// A table for these weights; `None` where all are equal, which needs no table.
+    /// Builds a table for these weights; `None` if all are equal, which needs no table.
     pub(crate) fn new(weights: &[u64]) -> Option<Self> {
         let total: u64 = weights.iter().sum();
         let count = weights.len() as u64;
         if total == 0 || weights.iter().all(|weight| *weight == weights[0]) {
             return None;
         }
-        // Scaled so that the mean is `total`: exact in integers.
+        // Scaled so that the mean is `total`, which keeps the integers exact.
         let mut rest: Vec<u64> = weights.iter().map(|weight| weight * count).collect();
         let mut columns: Vec<Column> = (0..weights.len()).map(|n| Column { own: u32::MAX, other: n as u32 }).collect();
         let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..weights.len()).partition(|n| rest[*n] < total);

@@ -5,9 +5,10 @@ use discovery_core::Weight;
 
 use super::{Candidates, Load, Policy, Rng, alias::Alias, load::Share};
 
-/// Where a set of candidates is published, and pickers over it are made.
+/// Publishes a set of candidates, and creates pickers over it.
 ///
-/// The channel publishes its ready endpoints here; a simulation may publish anything else and measures the same code.
+/// The channel publishes its ready endpoints here. A simulation can publish anything else and
+/// measures the same code.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -18,7 +19,8 @@ use super::{Candidates, Load, Policy, Rng, alias::Alias, load::Share};
 /// let mut picker = balancer.handle();
 /// assert!(picker.pick(true).is_none());
 ///
-/// let candidates = ["a", "b"].map(|name| Candidate::new(name, Weight::default(), Arc::new(Load::default())));
+/// let candidates = ["a", "b"]
+///     .map(|name| Candidate::new(name, Weight::default(), Arc::new(Load::default())));
 /// balancer.publish(candidates);
 /// let first = picker.pick(true).unwrap();
 /// let second = picker.pick(true).unwrap();
@@ -29,7 +31,7 @@ pub struct Balancer<T> {
     set: Arc<ArcSwap<Set<T>>>,
 }
 
-/// Picks candidates; one for each clone of a channel, because it caches the set.
+/// Picks candidates. Each clone of a channel has one of its own, because it caches the set.
 pub struct BalancerHandle<T> {
     set: Cache<Arc<ArcSwap<Set<T>>>, Arc<Set<T>>>,
     draw: Rng,
@@ -43,7 +45,7 @@ pub struct Candidate<T> {
     load: Arc<Load>,
 }
 
-/// A candidate that was picked; until its drop the request counts as in flight there.
+/// A candidate that was picked. Until this is dropped, the request counts as in flight there.
 #[derive(Debug)]
 pub struct Picked<T> {
     candidate: Arc<Candidate<T>>,
@@ -51,16 +53,16 @@ pub struct Picked<T> {
 }
 
 struct Set<T> {
-    /// Here too, so that a picker is cloned with fewer reference counts.
+    /// A copy, so that cloning a picker touches fewer reference counts.
     policy: Arc<dyn Policy>,
     candidates: Box<[Arc<Candidate<T>>]>,
-    /// The candidates' loads and weights, apart from what the policies need not know.
+    /// The candidates' loads and weights, separate from what policies do not see.
     loads: Box<[Arc<Load>]>,
     weights: Box<[Weight]>,
     alias: Option<Alias>,
 }
 
-/// How a candidate compares where the least loaded one is wanted.
+/// How candidates compare in the search for the least loaded one.
 struct Rank {
     avoided: bool,
     in_flight: u64,
@@ -68,7 +70,7 @@ struct Rank {
 }
 
 impl<T> Balancer<T> {
-    /// An empty set under a policy.
+    /// Creates an empty set with a policy.
     pub fn new(policy: impl Policy) -> Self {
         Self::of(Arc::new(policy))
     }
@@ -78,17 +80,18 @@ impl<T> Balancer<T> {
         Self { policy, set: Arc::new(ArcSwap::from_pointee(empty)) }
     }
 
-    /// A picker over what is published here, now and later.
+    /// Creates a picker over what is published here, now and later.
     pub fn handle(&self) -> BalancerHandle<T> {
         BalancerHandle { set: Cache::new(Arc::clone(&self.set)), draw: Rng::default() }
     }
 
-    /// Publishes the set that every pick begun after this uses. Candidates of weight 0 are left out, unless all have weight 0.
+    /// Publishes the set for every pick that begins after this. Candidates of weight 0 are left
+    /// out, unless all have weight 0.
     pub fn publish(&self, candidates: impl IntoIterator<Item = Candidate<T>>) {
         self.publish_shared(candidates.into_iter().map(Arc::new).collect());
     }
 
-    /// The same with candidates that may have been published before.
+    /// Like [`publish`](Self::publish), with candidates that may have been published before.
     pub(crate) fn publish_shared(&self, mut candidates: Vec<Arc<Candidate<T>>>) {
         if candidates.iter().any(|one| one.weight.value() > 0) {
             candidates.retain(|one| one.weight.value() > 0);
@@ -96,7 +99,7 @@ impl<T> Balancer<T> {
         self.set.store(Arc::new(Set::new(Arc::clone(&self.policy), candidates)));
     }
 
-    /// How many requests the published candidates could take now.
+    /// How many more requests the published candidates could take now.
     pub(crate) fn places(&self) -> usize {
         let set = self.set.load();
         set.loads.iter().map(|load| load.places() as usize).fold(0, usize::saturating_add)
@@ -104,9 +107,10 @@ impl<T> Balancer<T> {
 }
 
 impl<T> BalancerHandle<T> {
-    /// Picks a candidate and counts the request in; `None` where all are full, or there is none.
+    /// Picks a candidate and counts the request as in flight; `None` if all are full, or if there
+    /// is none.
     ///
-    /// `patient` callers leave out candidates that have to answer something first.
+    /// A `patient` caller skips candidates that must answer something first.
     #[inline]
     pub fn pick(&mut self, patient: bool) -> Option<Picked<T>> {
         let set = &**self.set.load();
@@ -148,7 +152,8 @@ impl<T> Set<T> {
         Candidates { loads: &self.loads, weights: &self.weights, alias: self.alias.as_ref() }
     }
 
-    /// A candidate with room: the policy's next choice, else the least loaded one; one to avoid only where there is no other.
+    /// A candidate with room: one of the policy's next choices, or else the least loaded one. One
+    /// to avoid is used only if there is no other.
     #[cold]
     fn any_with_room(&self, patient: bool, draw: &mut Rng, avoid: impl Fn(&T) -> bool) -> Option<Picked<T>> {
         let view = self.view();
@@ -159,7 +164,7 @@ impl<T> Set<T> {
             }
         }
         let least = self.least_loaded(patient, draw, &avoid)?;
-        // Others may have filled it since; then whoever lets in first.
+        // Others may have filled it since. Then take the first one that has room.
         Candidate::enter(least, patient).or_else(|| {
             let (before, after) = self.candidates.split_at(draw.below(self.candidates.len()));
             let mut ways = [false, true].into_iter();
@@ -170,22 +175,23 @@ impl<T> Set<T> {
         })
     }
 
-    /// The candidate with room that has the least in flight for its weight, of equals one in proportion to its weight; one to avoid only
-    /// where there is no other.
+    /// The candidate with room that has the fewest requests in flight for its weight. Among equals
+    /// it is chosen at random, in proportion to the weights. One to avoid is used only if there is
+    /// no other.
     fn least_loaded(&self, patient: bool, draw: &mut Rng, avoid: impl Fn(&T) -> bool) -> Option<&Arc<Candidate<T>>> {
         let mut least: Option<(&Arc<Candidate<T>>, Rank)> = None;
-        // The weights of all that are equal so far.
+        // The total weight of the equals so far.
         let mut equals = 0;
         for (n, load) in self.loads.iter().enumerate().filter(|(_, load)| load.has_room(patient)) {
             let one = &self.candidates[n];
-            // Where all have weight 0 they are equal.
+            // If all have weight 0 they are equal.
             let weight = u64::from(one.weight.value().max(1));
             let rank = Rank { avoided: avoid(&one.item), in_flight: load.cost().into(), weight };
             match least.as_ref().map_or(Ordering::Less, |(_, least)| rank.compare(least)) {
                 Ordering::Less => equals = weight,
                 Ordering::Equal => {
                     equals += weight;
-                    // A sample of one from a stream whose length is not known.
+                    // Reservoir sampling of one item, since the number of equals is not known.
                     if u128::from(draw.bits()) * u128::from(equals) >= u128::from(weight) << 32 {
                         continue;
                     }
@@ -206,7 +212,7 @@ impl Rank {
 }
 
 impl<T> Candidate<T> {
-    /// A candidate of a weight, whose requests are counted in `load`.
+    /// Creates a candidate whose requests are counted in `load`.
     pub fn new(item: T, weight: Weight, load: Arc<Load>) -> Self {
         Self { item, weight, load }
     }
@@ -228,23 +234,24 @@ impl<T> Picked<T> {
         self.candidate.load.sent(&mut self.share);
     }
 
-    /// Where the request is counted.
+    /// Returns the load that counts the request.
     pub fn load(&self) -> &Arc<Load> {
         &self.candidate.load
     }
 
-    /// Counts the request as answered, once; it stays in flight.
+    /// Counts the request as answered, once. It stays in flight.
     #[inline]
     pub fn answer(&mut self) {
         self.candidate.load.answer(&mut self.share);
     }
 
-    /// Counts the request as answered, once, by an answer that says nothing for the candidate.
+    /// Counts the request as answered, once, without taking that as a sign of life of the
+    /// candidate.
     pub(crate) fn take_answer(&mut self) {
         self.candidate.load.take_answer(&mut self.share);
     }
 
-    /// Whether the request was answered.
+    /// Returns whether the request was answered.
     pub fn is_answered(&self) -> bool {
         self.share.is_answered()
     }
@@ -289,7 +296,8 @@ impl<T> fmt::Debug for BalancerHandle<T> {
     }
 }
 
-/// How often the policy is asked again where its choice is full or to be avoided, before all candidates are looked at.
+/// How many times the policy is asked again if its choice is full or to be avoided, before all
+/// candidates are examined.
 const DRAWS: usize = 4;
 
 #[cfg(test)]
@@ -317,7 +325,7 @@ mod tests {
         picker
     }
 
-    /// The shares of candidates in picks one after the other.
+    /// The share of each candidate in consecutive picks.
     fn shares(picks: usize, mut pick: impl FnMut() -> usize) -> HashMap<usize, f64> {
         let mut shares = HashMap::new();
         for _ in 0..picks {
@@ -328,7 +336,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_pick_fails_where_nothing_has_room_and_only_there(
+        fn a_pick_fails_only_if_no_candidate_has_room(
             limits in proptest::collection::vec(0u32..4, 1..30),
             even in any::<bool>(),
             in_turn in any::<bool>(),
@@ -348,7 +356,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_to_be_avoided_is_where_nothing_else_has_room(
+        fn candidates_to_avoid_are_avoided_while_others_have_room(
             all in proptest::collection::vec((0u32..4, any::<bool>()), 1..30),
             patient in any::<bool>(),
         ) {
@@ -361,7 +369,7 @@ mod tests {
         }
 
         #[test]
-        fn shares_follow_the_weights_where_some_are_avoided(
+        fn shares_follow_the_weights_if_some_are_avoided(
             weights in proptest::collection::vec(prop_oneof![1u16..=10, 1_000u16..=10_000], 2..8),
             avoided in 0usize..8,
         ) {
@@ -377,7 +385,7 @@ mod tests {
         }
     }
 
-    /// These, one after the other, then the last one for ever.
+    /// Picks these one after the other, then the last one forever.
     #[derive(Debug)]
     struct Those(&'static [usize], AtomicUsize);
 
@@ -392,15 +400,15 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_is_asked_again_where_its_choice_is_full() {
+    fn the_policy_is_asked_again_if_its_choice_is_full() {
         let mut picker =
             picker(those(&[0, 0, 2]), [0, 9, 9].into_iter().enumerate().map(|(n, limit)| candidate(n, 100, limit)));
         let held: Vec<_> = (0..3).map(|_| picker.pick(true).unwrap()).collect();
-        assert!(held.iter().all(|one| **one == 2), "though 1 has less in flight: {held:?}");
+        assert!(held.iter().all(|one| **one == 2), "although 1 has fewer in flight: {held:?}");
     }
 
     #[test]
-    fn the_least_loaded_for_its_weight_takes_what_the_policy_cannot_place() {
+    fn the_least_loaded_candidate_for_its_weight_takes_what_the_policy_cannot_place() {
         let sizes = [(100, 0), (300, 200), (100, 200)];
         let candidates = sizes.into_iter().enumerate().map(|(n, (weight, limit))| candidate(n, weight, limit));
         let mut picker = picker(those(&[0]), candidates);
@@ -409,14 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_taken_after_the_look_is_not_the_last_word() {
+    fn a_pick_finds_another_place_if_one_is_taken_in_between() {
         let candidates = [1, 1, 9].into_iter().enumerate().map(|(n, limit)| candidate(n, 100, limit));
         let candidates: Vec<_> = candidates.collect();
         let last = Arc::clone(&candidates[1].load);
         let busy = Arc::clone(&candidates[2].load);
         busy.enter(true).unwrap();
         let mut picker = picker(those(&[0]), candidates);
-        // Somebody else takes the least loaded one while the others are looked at.
+        // Another caller fills the least loaded one while the others are examined.
         let avoid = |n: &usize| {
             if *n == 2 {
                 let _ = last.enter(true);
@@ -427,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_fill_the_last_place() {
+    fn concurrent_picks_fill_the_last_place() {
         for _ in 0..200 {
             let balancer = Balancer::new(PowerOfTwo);
             balancer.publish((0..16).map(|n| candidate(n, 100, 4)));

@@ -5,51 +5,53 @@ use std::sync::{
 
 use super::wait_queue::WaitQueue;
 
-/// What is under way at one candidate, and how much may be.
+/// The requests in flight at one candidate, and how many are allowed.
 ///
-/// One word counts the requests in flight, among them those not answered yet, and those that are
-/// just being handed over; it also says whether the candidate is closed, so that entering is one
-/// atomic step against all of it. On cache lines of its own, because every request writes it.
+/// One word counts the requests in flight, those of them that are not answered yet, and those that
+/// are being handed over to the connection. It also has the closed flag, so that entering is one
+/// atomic step against all of these. The type has cache lines of its own, because every request
+/// writes it.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct Load {
     /// Bits 0 to 30: in flight. Bit 31: closed. Bits 32 to 53: not answered yet. Bits 54 to 63:
     /// being handed over.
     word: AtomicU64,
-    /// What the peer allows at once.
+    /// How many requests the peer allows at a time.
     limit: AtomicU32,
-    /// How many more requests may enter before the peer answers one; [`OPEN`] once it has.
+    /// How many more requests may enter before the peer answers one; [`OPEN`] once it has answered.
     tickets: AtomicU32,
-    /// What failed here lately counts as load too.
+    /// Recent failures, which count as load.
     penalty: AtomicU32,
     /// The part of the penalty that has faded, in fiftieths of a request.
     faded: AtomicU32,
-    /// The requests so far whose callers gave them up.
+    /// How many requests were given up by their callers so far.
     abandoned: AtomicU32,
-    /// What is in flight was ended on this side.
+    /// This side has aborted the requests in flight.
     cut: AtomicBool,
     /// The calls that wait for a place at any candidate.
     waiters: Option<Arc<WaitQueue>>,
 }
 
-/// What one request stands for in the word: it is in flight, and perhaps still being handed over,
-/// or without an answer.
+/// What one request contributes to the word: it is in flight, and possibly still being handed over
+/// or not answered yet.
 #[derive(Debug)]
 pub(crate) struct Share(u64);
 
-/// Why a [`Load`] takes no further request.
+/// Why a [`Load`] takes no more requests.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Full {
-    /// It takes none any more.
+    /// It is closed.
     Closed,
-    /// As many as the peer allows are in flight.
+    /// The peer's limit is reached.
     Limit,
-    /// The peer has to answer something first.
+    /// The peer must answer something first.
     Tickets,
 }
 
 impl Load {
-    /// Nothing in flight, at most `limit` at once, and at most `tickets` before the first answer.
+    /// Creates a load that takes at most `limit` requests at a time, and at most `tickets` before
+    /// the first answer.
     pub fn new(limit: u32, tickets: u32) -> Self {
         Self {
             word: AtomicU64::new(0),
@@ -63,48 +65,49 @@ impl Load {
         }
     }
 
-    /// The same, and calls those who wait when a place becomes free.
+    /// Like [`new`](Self::new), and calls the waiters when a place becomes free.
     pub(crate) fn with_waiters(limit: u32, tickets: u32, waiters: Arc<WaitQueue>) -> Self {
         Self { waiters: Some(waiters), ..Self::new(limit, tickets) }
     }
 
-    /// The number of requests in flight, until their responses have ended.
+    /// Returns the number of requests in flight. A request is in flight until its response has
+    /// ended.
     #[inline]
     pub fn in_flight(&self) -> u32 {
         in_flight(self.word.load(Ordering::Relaxed))
     }
 
-    /// What a policy compares: the requests in flight, and those that failed lately.
+    /// What a policy compares: the requests in flight, and those that recently failed.
     #[inline]
     pub(crate) fn cost(&self) -> u32 {
         self.in_flight() + self.penalty()
     }
 
-    /// The number of requests in flight that are not answered yet.
+    /// Returns the number of requests in flight that are not answered yet.
     pub fn unanswered(&self) -> u32 {
         unanswered(self.word.load(Ordering::Relaxed))
     }
 
-    /// Whether a request is just being handed over.
+    /// Whether a request is being handed over to the connection.
     pub(crate) fn is_sending(&self) -> bool {
         self.word.load(Ordering::SeqCst) >> 54 != 0
     }
 
-    /// Whether it takes no requests any more.
+    /// Whether it takes no more requests.
     pub(crate) fn is_closed(&self) -> bool {
         self.word.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Counts a request in, if there is room; `patient` callers need a ticket where the peer has to
-    /// answer first.
+    /// Counts a request as in flight, if there is room. A `patient` caller needs a ticket if the
+    /// peer must answer first.
     ///
     /// # Errors
     ///
-    /// Why there is none.
+    /// Why there is no room.
     #[inline]
     pub(crate) fn enter(&self, patient: bool) -> Result<Share, Full> {
         let before = self.word.fetch_add(WHOLE, Ordering::SeqCst);
-        // A closed word is above any limit, so that one comparison asks for both.
+        // A closed word exceeds any limit, so that one comparison covers both.
         if (before as u32) < self.limit.load(Ordering::Relaxed).min(MOST)
             && (self.tickets.load(Ordering::Relaxed) >= UNLIMITED || !patient || self.take_ticket())
         {
@@ -135,8 +138,8 @@ impl Load {
         if in_flight(before) < limit {
             return Full::Tickets;
         }
-        // Others in passing stood in the word, or left meanwhile: somebody was turned away for
-        // nothing.
+        // A rejected caller was counted for a moment, or another left meanwhile: this caller may
+        // have been turned away although there was a place, so call a waiter.
         if in_flight(now) < limit {
             self.free(1);
         }
@@ -149,7 +152,7 @@ impl Load {
         self.word.fetch_sub(share.take(SENDING), Ordering::SeqCst);
     }
 
-    /// Counts a request as answered, once: the peer is alive, and needs no tickets any more.
+    /// Counts a request as answered, once. The peer is alive, so tickets are no longer needed.
     #[inline]
     pub(crate) fn answer(&self, share: &mut Share) {
         self.take_answer(share);
@@ -158,7 +161,7 @@ impl Load {
         }
     }
 
-    /// Counts a request as answered, once, whose answer says nothing for the peer.
+    /// Counts a request as answered, once, without taking that as a sign of life of the peer.
     #[inline]
     pub(crate) fn take_answer(&self, share: &mut Share) {
         self.word.fetch_sub(share.take(UNANSWERED), Ordering::SeqCst);
@@ -170,33 +173,33 @@ impl Load {
         self.free(self.places());
     }
 
-    /// Takes requests without tickets, and remembers the next answer.
+    /// Lifts the limit of tickets, and begins to watch for an answer.
     pub(crate) fn watch(&self) {
         self.open(UNLIMITED);
     }
 
-    /// Takes this many requests until the peer answers one.
+    /// Sets how many requests may enter until the peer answers one.
     pub(crate) fn set_tickets(&self, tickets: u32) {
         self.tickets.store(tickets.min(UNLIMITED - 1), Ordering::SeqCst);
         self.free(tickets);
     }
 
-    /// Whether the peer has answered since it was made, watched or given tickets.
+    /// Whether the peer has answered since this was created, watched or given tickets.
     pub(crate) fn has_answered(&self) -> bool {
         self.tickets.load(Ordering::SeqCst) == OPEN
     }
 
-    /// Whether it takes only so many requests before an answer.
+    /// Whether the number of requests before an answer is limited.
     pub(crate) fn is_limited(&self) -> bool {
         self.tickets.load(Ordering::SeqCst) < UNLIMITED
     }
 
-    /// Whether it takes a request only after an answer.
+    /// Whether all tickets are used up.
     pub(crate) fn is_out_of_tickets(&self) -> bool {
         self.tickets.load(Ordering::SeqCst) == 0
     }
 
-    /// Counts a request out.
+    /// Counts a request as ended.
     #[inline]
     pub(crate) fn leave(&self, share: &Share) {
         if !share.is_answered() {
@@ -206,14 +209,14 @@ impl Load {
         self.free(1);
     }
 
-    /// Lets a failure count as load for some seconds, so that one that fails at once does not seem
-    /// to be the fastest.
+    /// Counts a failure as load for some seconds, so that a candidate that fails at once does not
+    /// seem to be the fastest.
     #[cold]
     pub(crate) fn penalize(&self) {
         self.penalty.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Lets this much count as load besides the requests in flight.
+    /// Sets how many failures count as load.
     pub(crate) fn set_penalty(&self, penalty: u32) {
         self.penalty.store(penalty, Ordering::Relaxed);
     }
@@ -223,7 +226,7 @@ impl Load {
         self.penalty.load(Ordering::Relaxed)
     }
 
-    /// A fiftieth of the penalty ends; returns whether there is more.
+    /// Reduces the penalty by a fiftieth; returns whether any is left.
     pub(crate) fn fade(&self) -> bool {
         let penalty = self.penalty();
         if penalty == 0 {
@@ -235,7 +238,7 @@ impl Load {
         self.penalty.fetch_sub(ended, Ordering::Relaxed) > ended
     }
 
-    /// Counts a request whose caller gave it up, before the answer or in the middle of it.
+    /// Counts a request that its caller gave up, before the answer or in the middle of it.
     #[cold]
     pub(crate) fn abandon(&self) {
         self.abandoned.fetch_add(1, Ordering::Relaxed);
@@ -246,17 +249,17 @@ impl Load {
         self.abandoned.load(Ordering::Relaxed)
     }
 
-    /// Takes note that this side ends what is in flight.
+    /// Records that this side aborts the requests in flight.
     pub(crate) fn cut(&self) {
         self.cut.store(true, Ordering::Release);
     }
 
-    /// Whether this side has ended what was in flight.
+    /// Whether this side has aborted the requests in flight.
     pub(crate) fn is_cut(&self) -> bool {
         self.cut.load(Ordering::Acquire)
     }
 
-    /// How many more requests the peer allows, with a ticket or without.
+    /// How many more requests the peer allows, regardless of tickets.
     pub(crate) fn places(&self) -> u32 {
         let word = self.word.load(Ordering::SeqCst);
         if word & CLOSED == 0 { self.limit().saturating_sub(in_flight(word)) } else { 0 }
@@ -270,13 +273,13 @@ impl Load {
         }
     }
 
-    /// Takes no requests any more; those in flight go on.
+    /// Closes it to new requests. Those in flight go on.
     pub(crate) fn close(&self) {
         self.word.fetch_or(CLOSED, Ordering::SeqCst);
     }
 
-    /// Closes if nothing is in flight, in one step with the look. Returns whether it is closed with
-    /// nothing in flight.
+    /// Closes it if no request is in flight, in one atomic step. Returns whether it is closed with
+    /// none in flight.
     pub(crate) fn close_if_idle(&self) -> bool {
         match self.word.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => true,
@@ -284,13 +287,13 @@ impl Load {
         }
     }
 
-    /// Takes over what the peer allows at once.
+    /// Sets how many requests the peer allows at a time.
     pub(crate) fn set_limit(&self, limit: u32) {
         let before = self.limit.swap(limit, Ordering::SeqCst);
         self.free(limit.saturating_sub(before));
     }
 
-    /// How many requests it takes at once.
+    /// How many requests it takes at a time.
     pub(crate) fn limit(&self) -> u32 {
         self.limit.load(Ordering::Relaxed)
     }
@@ -310,7 +313,7 @@ impl Share {
 }
 
 impl Default for Load {
-    /// Without limits.
+    /// Creates a load without limits.
     fn default() -> Self {
         Self::new(u32::MAX, UNLIMITED)
     }
@@ -330,8 +333,8 @@ fn unanswered(word: u64) -> u32 {
 const OPEN: u32 = u32::MAX;
 /// The tickets of a peer that has not answered, and needs none.
 pub(crate) const UNLIMITED: u32 = u32::MAX - 1;
-/// How many sweeps a failure counts as load, on average: 5 s, by which an endpoint that fails at
-/// once gets at most 1.2 % of the calls where the others take 60 ms.
+/// How many sweeps a failure counts as load, on average: 5 s. An endpoint that fails at once then
+/// gets at most 1.2 % of the calls if the others take 60 ms.
 const FADE: u32 = 50;
 const CLOSED: u64 = 1 << 31;
 const MOST: u32 = CLOSED as u32;
@@ -383,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn no_place_stays_empty_while_somebody_waits() {
+    async fn no_place_stays_free_while_a_call_waits() {
         let waiters = Arc::new(WaitQueue::default());
         let load = Arc::new(Load::with_waiters(3, u32::MAX, Arc::clone(&waiters)));
         let mut callers = tokio::task::JoinSet::new();
@@ -406,12 +409,12 @@ mod tests {
             });
         }
         let all = tokio::time::timeout(std::time::Duration::from_secs(20), callers.join_all());
-        all.await.expect("all callers get their turns");
+        all.await.expect("every caller gets its turn");
         assert_eq!(load.in_flight(), 0);
     }
 
     #[test]
-    fn a_greater_limit_calls_as_many_as_it_lets_in() {
+    fn a_greater_limit_calls_one_waiter_per_new_place() {
         let waiters = Arc::new(WaitQueue::default());
         let load = Load::with_waiters(0, u32::MAX, Arc::clone(&waiters));
         let mut waiting: Vec<_> = (0..3).map(|_| waiters.join()).collect();
@@ -421,17 +424,17 @@ mod tests {
     }
 
     #[test]
-    fn tickets_are_for_requests_whatever_becomes_of_those_before() {
+    fn tickets_count_new_requests_only() {
         let load = Load::default();
         let mut hanging: Vec<_> = (0..3).map(|_| load.enter(true).unwrap()).collect();
         load.set_tickets(1);
-        let mut probe = load.enter(true).expect("one more than those that hang");
+        let mut probe = load.enter(true).expect("one request besides those that hang");
         for share in hanging.drain(1..) {
             load.leave(&share);
-            assert_eq!(load.enter(true).unwrap_err(), Full::Tickets, "what ends makes no place");
+            assert_eq!(load.enter(true).unwrap_err(), Full::Tickets, "a request that ends frees no ticket");
         }
         load.take_answer(&mut probe);
-        assert!(load.is_out_of_tickets() && !load.has_answered(), "an answer that says nothing for it");
+        assert!(load.is_out_of_tickets() && !load.has_answered(), "such an answer is no sign of life");
         load.answer(&mut hanging[0]);
         assert_eq!((0..10).filter(|_| load.enter(true).is_ok()).count(), 10);
     }

@@ -1,6 +1,7 @@
-//! How an endpoint is picked: the published set, the policies, and the picker that both the channel and simulations use.
+//! How an endpoint is picked: the published set, the policies, and the picker that both the channel
+//! and simulations use.
 //!
-//! A pick loads an immutable set and touches no lock, no clock and no central task.
+//! A pick loads an immutable set. It takes no lock, reads no clock and involves no central task.
 
 mod alias;
 mod balancer;
@@ -19,7 +20,7 @@ pub use rng::Rng;
 pub use round_robin::RoundRobin;
 pub(crate) use wait_queue::WaitQueue;
 
-/// What the benchmarks measure. No part of the API: it may change in any release.
+/// What the benchmarks measure. This is not part of the API and may change in any release.
 #[doc(hidden)]
 pub mod internal {
     pub use super::{

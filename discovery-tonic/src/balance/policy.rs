@@ -4,64 +4,69 @@ use discovery_core::Weight;
 
 use super::{Load, Rng, alias::Alias};
 
-/// Decides which of the candidates gets a request.
+/// Decides which candidate gets a request.
 ///
-/// Called for every request, so it should take no lock and read no clock. What it returns is a wish: where that candidate is full, or
-/// was tried by the same call, the policy is asked a few times more, and then the candidate with room that has the least in flight for
-/// its weight takes its place.
+/// It is called for every request, so it should take no lock and read no clock. The result is a
+/// preference: if that candidate is full, or was tried by the same call, the policy is asked up to
+/// four more times. Then the candidate with room that has the fewest requests in flight for its
+/// weight is used.
 ///
 /// ```
 /// use discovery_tonic::balance::{Candidates, Rng, Policy};
 ///
-/// /// Always the candidate with the fewest requests in flight.
+/// /// Always picks the candidate with the fewest requests in flight.
 /// #[derive(Debug)]
 /// struct LeastLoaded;
 ///
 /// impl Policy for LeastLoaded {
 ///     fn pick(&self, candidates: &Candidates<'_>, _: &mut Rng) -> usize {
-///         (0..candidates.len()).min_by_key(|n| candidates.in_flight(*n)).expect("there is at least one candidate")
+///         let all = 0..candidates.len();
+///         all.min_by_key(|n| candidates.in_flight(*n)).expect("there is at least one candidate")
 ///     }
 /// }
 /// ```
 pub trait Policy: fmt::Debug + Send + Sync + 'static {
-    /// The index of the candidate that shall get the request; there is at least one.
+    /// Returns the index of the candidate that is to get the request. There is at least one
+    /// candidate.
     fn pick(&self, candidates: &Candidates<'_>, draw: &mut Rng) -> usize;
 }
 
-/// The endpoints that can take a request now, as a [`Policy`] sees them: one candidate for each connection, among which the endpoint's
-/// weight is divided.
+/// The candidates that a [`Policy`] chooses from: one for each connection of an endpoint that takes
+/// requests. The endpoint's weight is divided among its connections.
 ///
-/// Endpoints of weight 0 are not among them, unless all have weight 0.
+/// Endpoints of weight 0 are not included, unless all have weight 0.
 pub struct Candidates<'a> {
     /// Not empty.
     pub(super) loads: &'a [Arc<Load>],
-    /// As many as the loads.
+    /// Has the length of `loads`.
     pub(super) weights: &'a [Weight],
+    /// `None` if all weights are equal.
     pub(super) alias: Option<&'a Alias>,
 }
 
 impl Candidates<'_> {
-    /// How many there are, at least one.
+    /// Returns the number of candidates, at least one.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     #[inline]
     pub fn len(&self) -> usize {
         self.loads.len()
     }
 
-    /// The requests in flight at a candidate, and those that failed there in the last seconds, so
-    /// that failing at once does not look like being fast.
+    /// Returns the number of requests in flight at a candidate, plus those that recently failed
+    /// there. Failures count for some seconds, so that failing at once does not look like being
+    /// fast.
     #[inline]
     pub fn in_flight(&self, n: usize) -> u32 {
         self.loads[n].cost()
     }
 
-    /// A candidate's weight.
+    /// Returns the weight of a candidate.
     #[inline]
     pub fn weight(&self, n: usize) -> Weight {
         self.weights[n]
     }
 
-    /// A random candidate, each in proportion to its weight.
+    /// Returns a random candidate, with a probability proportional to its weight.
     #[inline]
     pub fn sample(&self, draw: &mut Rng) -> usize {
         match self.alias {
@@ -70,7 +75,7 @@ impl Candidates<'_> {
         }
     }
 
-    /// Whether all candidates have the same weight.
+    /// Returns whether all candidates have the same weight.
     #[inline]
     pub fn is_uniform(&self) -> bool {
         self.alias.is_none()

@@ -1,10 +1,12 @@
 use super::{Candidates, Policy, Rng};
 
-/// Power of two choices: of two random candidates, the one with fewer requests in flight for its weight; the default.
+/// Picks the less loaded of two random candidates, by requests in flight for their weight; the
+/// default policy.
 ///
-/// Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, IEEE TPDS 12 (2001). The candidates are sampled by
-/// weight, two different ones where there are two, and a tie keeps the first, so that shares follow the weights also where
-/// little is under way.
+/// Source: Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, IEEE TPDS 12
+/// (2001). The candidates are sampled by weight: with equal weights they always differ, otherwise a
+/// candidate drawn twice is replaced once. A tie keeps the first, so that shares follow the weights
+/// even with little load.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct PowerOfTwo;
@@ -18,7 +20,7 @@ impl Policy for PowerOfTwo {
         }
         if candidates.is_uniform() {
             let (first, step) = draw.pair_below(len, len - 1);
-            // One of the others, each equally likely.
+            // One of the other candidates, each equally likely.
             let second = first + 1 + step;
             let second = if second < len { second } else { second - len };
             return if candidates.in_flight(second) < candidates.in_flight(first) { second } else { first };
@@ -27,7 +29,7 @@ impl Policy for PowerOfTwo {
     }
 }
 
-/// Apart, so that the even case, which most sets are, stays small.
+/// A function of its own, so that the code for equal weights, the usual case, stays small.
 #[inline(never)]
 fn by_weight(candidates: &Candidates<'_>, draw: &mut Rng) -> usize {
     let first = candidates.sample(draw);
@@ -35,7 +37,8 @@ fn by_weight(candidates: &Candidates<'_>, draw: &mut Rng) -> usize {
     if second == first {
         second = candidates.sample(draw);
     }
-    // As it would be with this request, so that a light candidate does not win whenever nothing is in flight.
+    // Compare the load including this request, so that a candidate of low weight does not win
+    // whenever it has nothing in flight.
     let cost = |in_flight: u32, other: usize| u64::from(in_flight) * u64::from(candidates.weight(other).value());
     let one = candidates.in_flight(first);
     let other = candidates.in_flight(second);

@@ -3,26 +3,28 @@
 pub struct Rng(fastrand::Rng);
 
 impl Rng {
-    /// Numbers that follow from a seed, for tests and simulations.
+    /// Creates a generator from a seed, for tests and simulations.
     pub fn seeded(seed: u64) -> Self {
         Self(fastrand::Rng::with_seed(seed))
     }
 
-    /// 32 random bits.
+    /// Returns 32 random bits.
     #[inline]
     pub fn bits(&mut self) -> u32 {
         (self.0.u64(..) >> 32) as u32
     }
 
-    /// Two numbers below bounds that are not 0, for the price of one.
+    /// Returns two numbers below two bounds, at the cost of one. The bounds must not be 0.
     #[inline]
     pub fn pair_below(&mut self, first: usize, second: usize) -> (usize, usize) {
         let bits = self.0.u64(..);
         (scale(bits >> 32, first), scale(bits & u64::from(u32::MAX), second))
     }
 
-    /// A number below `bound`, which is not 0: Lemire's multiplication without its rejection, whose
-    /// bias is under `bound` / 2³².
+    /// Returns a number below `bound`, which must not be 0.
+    ///
+    /// This is Lemire's multiplication without its rejection step, whose bias is below `bound` /
+    /// 2³².
     #[inline]
     pub fn below(&mut self, bound: usize) -> usize {
         scale(self.bits().into(), bound)
@@ -35,7 +37,7 @@ fn scale(bits: u64, bound: usize) -> usize {
 }
 
 impl Default for Rng {
-    /// Numbers from the thread's generator.
+    /// Creates a generator that is seeded by the thread's.
     fn default() -> Self {
         Self::seeded(fastrand::u64(..))
     }

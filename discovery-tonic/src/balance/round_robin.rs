@@ -2,15 +2,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Candidates, Policy, Rng};
 
-/// One candidate after the other, from a random start; weights are ignored, except that weight 0 gets nothing.
+/// Picks one candidate after the other, from a random start. Weights are ignored, except that
+/// weight 0 gets no requests.
 ///
-/// Slow start works by weight, and so has no effect here; and where endpoints have several connections, each connection has its turn, so
-/// that an endpoint which lacks some gets fewer requests. All clones of a channel share the counter, which every pick writes.
+/// Slow start works through weights, so it has no effect here. If endpoints have several
+/// connections, each connection takes its turn, so that an endpoint with fewer connections gets
+/// fewer requests. All clones of a channel share one counter, which every pick writes.
 #[derive(Debug)]
 pub struct RoundRobin(AtomicUsize);
 
 impl RoundRobin {
-    /// Starts anywhere, so that many clients do not begin with the same endpoint.
+    /// Creates a policy with a random start, so that many clients do not begin with the same
+    /// endpoint.
     pub fn new() -> Self {
         Self(AtomicUsize::new(fastrand::usize(..)))
     }

@@ -11,24 +11,25 @@ use std::{
 /// The calls that wait for capacity, served in order of arrival.
 ///
 /// A place that becomes free belongs to the first waiter that has not been called yet. A waiter
-/// looks for a place when it is called, and new calls join the queue instead of looking, so that
-/// nobody is overtaken. A called waiter that goes away passes the call on, and so does one that
-/// does not look for a few sweeps, because its caller polls nothing. One that cannot use what is
-/// free steps aside: it keeps its turn, and holds nobody up.
+/// looks for a place when it is called. New calls join the queue instead of looking, so that none
+/// is overtaken. A called waiter that is dropped passes the call on, and so does one that does not
+/// look for a few sweeps because its caller polls nothing. A waiter that cannot use the free place
+/// steps aside: it keeps its turn and delays no other.
 ///
-/// No place is lost: the first in line joins before it looks, and whoever frees a place does so
-/// before it reads the length. Those behind it are called by it, when it has left the queue and
-/// there is another place.
+/// No wake-up is lost: the first in line joins before it looks for a place, and whoever frees a
+/// place does so before it reads the length. The first in line calls the next one when it has left
+/// the queue and there is another place.
 #[derive(Debug, Default)]
 pub(crate) struct WaitQueue {
     waiters: Mutex<Waiters>,
-    /// All waiters; read by those who free a place, so that they lock nothing while nobody waits.
+    /// The number of waiters. Read when a place becomes free, so that no lock is taken while none
+    /// waits.
     len: AtomicUsize,
-    /// The waiters that have not stepped aside; while there are any, new calls have to join.
+    /// The number of waiters that have not stepped aside. While it is not 0, new calls must join.
     in_line: AtomicUsize,
 }
 
-/// A call in the queue; it leaves on drop.
+/// A call in the queue. It leaves on drop.
 #[derive(Debug)]
 pub(crate) struct Waiter<'a> {
     queue: &'a WaitQueue,
@@ -39,7 +40,7 @@ pub(crate) struct Waiter<'a> {
 struct Waiters {
     next_ticket: u64,
     by_ticket: BTreeMap<u64, Turn>,
-    /// Those of them that are not called.
+    /// The tickets of waiters that have not been called.
     uncalled: BTreeSet<u64>,
 }
 
@@ -47,7 +48,7 @@ struct Waiters {
 enum Turn {
     /// Called this many sweeps ago: there may be a place for it.
     Called(u8),
-    /// It was called long ago, and has not looked. It counts as aside.
+    /// Called long ago, but it has not looked. It counts as aside.
     Overdue,
     InLine(Option<Waker>),
     /// It could not use the places that were free when it last looked.
@@ -55,7 +56,7 @@ enum Turn {
 }
 
 impl WaitQueue {
-    /// Joins at the end. The first in line is called at once: a place may be free.
+    /// Joins at the end. The first in line is called at once, since a place may be free.
     pub(crate) fn join(&self) -> Waiter<'_> {
         let mut waiters = self.lock();
         let ticket = waiters.next_ticket;
@@ -67,12 +68,12 @@ impl WaitQueue {
         }
         waiters.by_ticket.insert(ticket, turn);
         self.len.fetch_add(1, Ordering::SeqCst);
-        // What the look reads is not read before the others can see that somebody waits.
+        // The waiter must be visible to those who free places before it looks for one.
         fence(Ordering::SeqCst);
         Waiter { queue: self, ticket }
     }
 
-    /// Calls the first waiters, one for each of at most this many freed places.
+    /// Calls the first waiters, one for each freed place.
     #[inline]
     pub(crate) fn free(&self, places: usize) {
         if self.is_waiting() {
@@ -80,19 +81,20 @@ impl WaitQueue {
         }
     }
 
-    /// Whether anybody waits.
+    /// Whether any call waits.
     #[inline]
     pub(crate) fn is_waiting(&self) -> bool {
         self.len.load(Ordering::SeqCst) > 0
     }
 
-    /// Whether new calls have to join.
+    /// Whether new calls must join the queue.
     #[inline]
     pub(crate) fn has_line(&self) -> bool {
         self.in_line.load(Ordering::Relaxed) > 0
     }
 
-    /// Calls those with this ticket or a later one that are not called yet, one for each place.
+    /// Calls the waiters with this ticket or a later one that have not been called yet, one for
+    /// each place.
     #[cold]
     fn call_from(&self, ticket: u64, places: usize) {
         let mut wakers = Vec::new();
@@ -106,7 +108,7 @@ impl WaitQueue {
                     wakers.extend(waker);
                 }
                 Turn::InLine(waker) => wakers.extend(waker),
-                Turn::Called(_) | Turn::Overdue => unreachable!("it was not called yet"),
+                Turn::Called(_) | Turn::Overdue => unreachable!("it has not been called yet"),
             }
         }
         drop(waiters);
@@ -139,7 +141,7 @@ impl WaitQueue {
 }
 
 impl Waiter<'_> {
-    /// Whether it is called; it has to look for a place then.
+    /// Whether it is called. It must look for a place then.
     pub(crate) fn take_call(&mut self) -> bool {
         let mut waiters = self.queue.lock();
         let turn = waiters.turn(self.ticket);
@@ -164,12 +166,12 @@ impl Waiter<'_> {
         }
     }
 
-    /// It found a place that it cannot use: whoever is behind may take it.
+    /// Steps aside, because it found a place that it cannot use: the next waiter may take it.
     pub(crate) fn step_aside(&mut self) {
         {
             let mut waiters = self.queue.lock();
             let turn = waiters.turn(self.ticket);
-            // Unless it is called again by now, which is for another place.
+            // Unless it has been called again by now, which is for another place.
             if let Turn::InLine(waker) = turn {
                 *turn = Turn::Aside(waker.take());
                 self.queue.in_line.fetch_sub(1, Ordering::SeqCst);
@@ -181,7 +183,7 @@ impl Waiter<'_> {
 
 impl Waiters {
     fn turn(&mut self, ticket: u64) -> &mut Turn {
-        self.by_ticket.get_mut(&ticket).expect("a waiter is in the queue until its drop")
+        self.by_ticket.get_mut(&ticket).expect("a waiter is in the queue until it is dropped")
     }
 }
 
@@ -193,7 +195,7 @@ impl Turn {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        // Whoever joins next sees either this one, or that it is gone.
+        // Under the lock, so that the next waiter to join sees either this one or none.
         let mut waiters = self.queue.lock();
         let turn = waiters.by_ticket.remove(&self.ticket);
         waiters.uncalled.remove(&self.ticket);
@@ -208,7 +210,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-/// After so many sweeps the call of a waiter that does not look is passed on.
+/// How many sweeps a called waiter may take to look before its call is passed on.
 const PATIENCE: u8 = 2;
 
 #[cfg(test)]
@@ -223,8 +225,8 @@ mod tests {
 
     use super::*;
 
-    /// Capacity that waiters take: as many places as are free, some for anybody and some that only
-    /// a part can use.
+    /// The capacity that waiters take: free places, some for any call and some that only special
+    /// calls can use.
     #[derive(Debug, Default)]
     struct Places {
         any: usize,
@@ -240,7 +242,7 @@ mod tests {
         }
     }
 
-    /// A call as `wait_for_endpoint` makes it; `special` ones can use only special places, the
+    /// A call as `wait_for_endpoint` makes it. `special` calls can use only special places, the
     /// others only the rest.
     struct Caller<'a> {
         number: usize,
@@ -288,9 +290,9 @@ mod tests {
             any: usize,
             special: usize,
         },
-        /// Polls one that was woken.
+        /// Polls a call that was woken.
         Poll(usize),
-        /// Drops one, woken or not, polled or not.
+        /// Drops a call, woken or not, polled or not.
         Drop(usize),
         Sweep,
     }
@@ -309,11 +311,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2_000))]
 
-        /// Whatever is dropped at whatever moment: nobody waits while there is a place for it, and
-        /// nobody who can use the same places is overtaken, unless a call in front of both has been
-        /// called and is polled later.
+        /// Whatever is dropped at any moment, no call waits while there is a place for it. None is
+        /// overtaken by another that can use the same places, unless a call in front of both has
+        /// been called and is polled later.
         #[test]
-        fn no_place_is_lost_and_nobody_is_overtaken(steps in steps()) {
+        fn no_place_is_lost_and_no_call_is_overtaken(steps in steps()) {
             let queue = WaitQueue::default();
             let mut places = Places::default();
             let mut callers: Vec<Caller<'_>> = Vec::new();
@@ -339,7 +341,7 @@ mod tests {
             while poll_one_woken(&mut callers, &mut places, 0)?.is_some() {}
             for caller in &callers {
                 let free = if caller.special { places.special } else { places.any };
-                prop_assert_eq!(free, 0, "{} waits for nothing", caller.number);
+                prop_assert_eq!(free, 0, "{} waits although a place is free", caller.number);
             }
             prop_assert_eq!(queue.is_waiting(), !callers.is_empty());
             callers.clear();
@@ -347,7 +349,7 @@ mod tests {
         }
     }
 
-    /// Polls the n-th of those who were woken, if there is any; fails where it overtakes another.
+    /// Polls the n-th of the woken calls, if there is any; fails if it overtakes another.
     fn poll_one_woken(
         callers: &mut Vec<Caller<'_>>,
         places: &mut Places,
@@ -375,14 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn a_new_call_joins_behind_those_in_line_and_passes_those_aside() {
+    fn a_new_call_joins_behind_calls_in_line_and_passes_those_aside() {
         let queue = WaitQueue::default();
         let mut first = queue.join();
         assert!(first.take_call() && queue.has_line());
         let mut second = queue.join();
         assert!(!second.take_call());
         first.step_aside();
-        assert!(second.take_call(), "what the first cannot use is for the second");
+        assert!(second.take_call(), "a place that the first cannot use is for the second");
         second.step_aside();
         assert!(!queue.has_line() && queue.is_waiting());
         assert!(queue.join().take_call());
@@ -391,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_called_waiter_that_goes_away_passes_the_call_on() {
+    fn a_dropped_waiter_passes_its_call_on() {
         let queue = WaitQueue::default();
         let first = queue.join();
         let mut second = queue.join();
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn a_waiter_that_does_not_look_holds_nobody_up_for_long() {
+    fn a_waiter_that_does_not_look_delays_others_only_briefly() {
         let queue = WaitQueue::default();
         let mut first = queue.join();
         let mut second = queue.join();
@@ -411,12 +413,12 @@ mod tests {
         queue.sweep();
         assert!(second.take_call(), "its call is passed on");
         drop(second);
-        assert!(!queue.has_line() && queue.join().take_call(), "nor do new calls wait for it");
+        assert!(!queue.has_line() && queue.join().take_call(), "new calls do not wait for it either");
         assert!(first.take_call() && queue.has_line(), "it looks when it is polled again");
     }
 
     #[test]
-    fn as_many_are_called_as_places_are_free() {
+    fn one_waiter_is_called_for_each_free_place() {
         let queue = WaitQueue::default();
         let mut waiters: Vec<_> = (0..4).map(|_| queue.join()).collect();
         assert!(waiters[0].take_call());
@@ -424,6 +426,6 @@ mod tests {
         assert_eq!(waiters.iter_mut().map(Waiter::take_call).collect::<Vec<_>>(), [true, true, true, false]);
         queue.free(usize::MAX);
         let called = waiters.iter_mut().filter_map(|one| one.take_call().then_some(())).count();
-        assert_eq!(called, 4, "and no more than wait");
+        assert_eq!(called, 4, "all waiters, and no more");
     }
 }

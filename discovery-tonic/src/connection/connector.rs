@@ -9,7 +9,7 @@ use tower::{Service, ServiceExt, util::BoxCloneSyncService};
 use super::{settings::EndpointSettings, tcp, wire::Io};
 use crate::error::BoxError;
 
-/// Opens connections: from the endpoint's address to its bytes.
+/// Opens the byte stream of a connection to an endpoint's address.
 #[derive(Clone, Debug)]
 pub(crate) enum Connector {
     Custom(BoxCloneSyncService<Uri, Box<dyn Io>, BoxError>),
@@ -17,12 +17,12 @@ pub(crate) enum Connector {
 }
 
 impl Connector {
-    /// The default: plain TCP.
+    /// The default connector: plain TCP.
     pub(crate) fn plain_tcp() -> Self {
         Self::PlainTcp(tcp::connector())
     }
 
-    /// The user's, with its types hidden.
+    /// The user's connector, with its types erased.
     pub(crate) fn custom<C>(connector: C) -> Self
     where
         C: Service<Uri> + Clone + Send + Sync + 'static,
@@ -38,7 +38,8 @@ impl Connector {
         ))
     }
 
-    /// Connects to an instance's address; of a name's addresses, this one is tried first.
+    /// Connects to an instance's address. If it is a name, `first` selects which of its addresses
+    /// is tried first.
     pub(super) async fn connect(
         &self,
         address: &Address,
@@ -49,7 +50,7 @@ impl Connector {
         let limit = settings.connect_timeout;
         match self {
             Self::PlainTcp(_) if target.scheme() == Some(&Scheme::HTTPS) => {
-                let message = "an https origin over plain TCP: give the channel's builder a connector that brings TLS";
+                let message = "an https origin over plain TCP: give the channel's builder a connector with TLS";
                 Err(Error::new(ErrorKind::InvalidInput, message).into())
             }
             Self::PlainTcp(tcp) => tcp::connect(tcp, address, first, limit).await,

@@ -10,14 +10,15 @@ use tokio::sync::Notify;
 
 use crate::error::SharedError;
 
-/// How a connection ended, once it takes no new requests: with a reason, or without.
+/// How a connection ended, with or without a reason; set once it takes no new requests.
 #[derive(Default)]
 pub(crate) struct End {
     ended: OnceLock<Option<SharedError>>,
     known: Notify,
 }
 
-/// Held by the connection's task: once that is gone, the end counts as known.
+/// Held by the connection's task. If that task is dropped, the end counts as known, so that no call
+/// waits for it forever.
 pub(super) struct Witness(Arc<End>);
 
 impl Witness {
@@ -25,7 +26,7 @@ impl Witness {
         Self(Arc::clone(end))
     }
 
-    /// The connection has ended.
+    /// Records how the connection ended.
     pub(super) fn tell(&self, ended: Result<(), hyper::Error>) {
         self.0.ended.get_or_init(|| ended.err().map(|error| Arc::new(error) as SharedError));
         self.0.known.notify_waiters();
@@ -39,17 +40,18 @@ impl Drop for Witness {
 }
 
 impl End {
-    /// Waits until it is known how the connection ended, which its task finds out a moment after
-    /// its calls.
+    /// Waits until it is known how the connection ended. The connection's task learns it a moment
+    /// after its calls.
     pub(crate) async fn known(self: Arc<Self>) {
         let mut known = pin!(self.known.notified());
+        // Registered before the check, so that no notification is missed.
         known.as_mut().enable();
         if self.ended.get().is_none() {
             known.await;
         }
     }
 
-    /// Whether a call's error is that its connection was lost, and it is not known why.
+    /// Whether a call failed because its connection was lost, and the reason is not known yet.
     pub(crate) fn is_missing(&self, error: &hyper::Error) -> bool {
         self.ended.get().is_none() && is_io(error)
     }
@@ -58,12 +60,12 @@ impl End {
         self.ended.get()?.as_ref()
     }
 
-    /// Whether the peer ended it by a GOAWAY with a reason other than NO_ERROR.
+    /// Whether the peer ended it with a GOAWAY whose reason is not NO_ERROR.
     pub(crate) fn is_go_away(&self) -> bool {
         self.go_away().is_some()
     }
 
-    /// Whether the peer ended it because too much was asked of it, as by frequent pings.
+    /// Whether the peer ended it because it was asked too much, such as by frequent pings.
     pub(crate) fn is_enhance_your_calm(&self) -> bool {
         self.go_away() == Some(Reason::ENHANCE_YOUR_CALM)
     }
@@ -80,8 +82,8 @@ impl fmt::Debug for End {
     }
 }
 
-/// Whether the connection was lost. hyper keeps h2's error for a body, and its io error for an
-/// answer.
+/// Whether the connection was lost. The source of hyper's error is h2's error for a body, and the
+/// I/O error for a response.
 fn is_io(error: &hyper::Error) -> bool {
     match h2_error(error) {
         Some(error) => error.is_io(),
@@ -89,9 +91,9 @@ fn is_io(error: &hyper::Error) -> bool {
     }
 }
 
-/// h2's error behind hyper's.
+/// Finds h2's error among the sources of hyper's.
 ///
-/// The types meet only while hyper and this crate use the same major version of h2; a test of the
+/// The types match only while hyper and this crate use the same major version of h2; a test of the
 /// channel guards that.
 pub(crate) fn h2_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a h2::Error> {
     let mut next = error.source();

@@ -26,23 +26,23 @@ use super::{
 };
 use crate::{balance::Load, error::BoxError};
 
-/// Follows the health of a peer over a connection, by gRFC A17: nothing but SERVING is good, and
-/// where the stream breaks the peer counts as not serving until it answers another one.
+/// Follows the health of a peer over a connection, according to gRFC A17: only `SERVING` is
+/// healthy. If the stream breaks, the peer counts as not serving until it answers another one.
 ///
-/// As there, a peer that answers UNIMPLEMENTED counts as serving: it is asked once more after a
-/// wait, and then left alone. Three points differ:
+/// As in A17, a peer that answers `UNIMPLEMENTED` counts as serving. It is asked once more after
+/// the backoff, then no more. Three points differ:
 ///
-/// - A first answer has to come within [`FIRST`]. In A17 a peer that shakes hands and then hangs
-///   keeps connecting, and calls wait for it; here it does not serve, and calls that find nobody
-///   else fail at once.
-/// - The stream is opened anew every [`SERVING`], and every [`NOT_SERVING`] where the peer does not
-///   serve. An open stream would keep a connection from ending that the peer lets go, and a server
-///   that stops in order would wait for it until its limit: on such a connection the next stream
+/// - The first answer must arrive within [`FIRST`]. In A17 a peer that completes the handshake and
+///   then hangs stays connecting, and calls wait for it. Here it does not serve, and calls that
+///   find no other endpoint fail at once.
+/// - The stream is reopened every [`SERVING`], and every [`NOT_SERVING`] while the peer does not
+///   serve. An open stream would keep alive a connection that the peer wants to end, and a server
+///   that stops gracefully would wait for it until its limit. On such a connection the next stream
 ///   fails.
-/// - Where the peer allows only a stream or two at once there is none to spare for the check: it
-///   takes one every [`NOT_SERVING`] for a single answer, in line with the calls.
+/// - If the peer allows only one or two streams at once, none can be reserved for the check: it
+///   opens one every [`NOT_SERVING`] for a single answer, in line with the calls.
 ///
-/// Never ends.
+/// The returned stream never ends.
 pub(crate) fn follow(link: &Link, service: String, backoff: Backoff) -> BoxStream<'static, Health> {
     let client = HealthClient::new(Through(link.clone()));
     let check = Check {
@@ -69,18 +69,18 @@ struct Check {
 }
 
 impl Check {
-    /// The next health that differs from the last one, or that of a connection that takes no
-    /// requests any more.
+    /// The next health that differs from the last one; or any, once the connection takes no more
+    /// requests.
     async fn next(&mut self) -> Health {
         loop {
             let health = match self.answer().await {
                 Ok(ServingStatus::Serving) => Health::Serving,
                 Ok(_) => Health::NotServing,
                 Err(status) if status.code() == Code::Unimplemented && self.said != Health::Serving => {
-                    debug!("the peer has no health check, and counts as serving");
+                    debug!("the peer has no health service and counts as serving");
                     Health::Serving
                 }
-                // It has been told already.
+                // It counts as serving already.
                 Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
                 Err(_) => Health::NotServing,
             };
@@ -112,11 +112,11 @@ impl Check {
         {
             return status_of(answer);
         }
-        self.ask_anew().await.unwrap_or_else(|_| Err(silent()))
+        self.reopen().await.unwrap_or_else(|_| Err(silent()))
     }
 
-    /// Opens a stream in place of the present one, and waits for its first answer.
-    async fn ask_anew(&mut self) -> Result<Result<ServingStatus, Status>, Elapsed> {
+    /// Opens a stream that replaces the current one, and waits for its first answer.
+    async fn reopen(&mut self) -> Result<Result<ServingStatus, Status>, Elapsed> {
         self.answers = None;
         let request = HealthCheckRequest { service: self.service.clone() };
         let first = async {
@@ -126,18 +126,18 @@ impl Check {
         timeout(FIRST, first).await
     }
 
-    /// Takes a stream for a single answer, now and then.
+    /// Opens a stream for a single answer, then closes it.
     async fn ask_in_passing(&mut self) -> Result<ServingStatus, Status> {
         loop {
             if self.said != Health::Unknown {
                 sleep(NOT_SERVING).await;
             }
             let behind = self.load.in_flight() > 0;
-            let answer = self.ask_anew().await;
+            let answer = self.reopen().await;
             self.answers = None;
             match answer {
                 Ok(answer) => return answer,
-                // A call has the stream, so that no answer says nothing.
+                // A call occupied the stream, so the missing answer proves nothing.
                 Err(_) if behind => {}
                 Err(_) => return Err(silent()),
             }
@@ -146,11 +146,11 @@ impl Check {
 }
 
 fn status_of(answer: Result<Option<HealthCheckResponse>, Status>) -> Result<ServingStatus, Status> {
-    let answer = answer?.ok_or_else(|| Status::unavailable("the health check ended"))?;
+    let answer = answer?.ok_or_else(|| Status::unavailable("the health check stream ended"))?;
     Ok(answer.status())
 }
 
-/// One connection as a tonic client needs it.
+/// Adapts one connection to the service that a tonic client needs.
 #[derive(Clone)]
 struct Through(Link);
 
@@ -180,13 +180,13 @@ impl Service<Request<tonic::body::Body>> for Through {
 }
 
 fn silent() -> Status {
-    Status::deadline_exceeded("the health check is not answered")
+    Status::deadline_exceeded("the health check was not answered in time")
 }
 
-/// How long a first answer may take: a health check does no work, and a second is what a frozen
-/// endpoint is given.
+/// How long the first answer may take. A health check does no work, and a frozen endpoint is given
+/// one second.
 const FIRST: Duration = Duration::from_secs(2);
-/// How long a stream is kept.
+/// How long a stream is kept while the peer serves.
 const SERVING: Duration = Duration::from_secs(10);
-/// The same where the peer does not serve, as one that is about to stop.
+/// How long a stream is kept while the peer does not serve, because it may be about to stop.
 const NOT_SERVING: Duration = Duration::from_secs(1);

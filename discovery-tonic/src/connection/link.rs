@@ -12,26 +12,26 @@ use crate::balance::Load;
 /// A connection that takes requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
-    /// Where the requests say that they go.
+    /// The origin of its requests.
     pub(crate) origin: Origin,
     pub(crate) sender: Sender,
     pub(crate) load: Arc<Load>,
     pub(crate) health: Health,
 }
 
-/// Where requests enter a connection.
+/// Hands requests to a connection.
 #[derive(Clone)]
 pub(crate) struct Sender {
     requests: SendRequest<RequestBody>,
     end: Arc<End>,
 }
 
-/// What a peer says of its health (`grpc.health.v1`).
+/// The health that a peer reports (`grpc.health.v1`).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Health {
     NotServing,
     Serving,
-    /// It has not said anything yet.
+    /// The peer has not reported yet.
     Unknown,
 }
 
@@ -40,7 +40,7 @@ impl Sender {
         Self { requests, end }
     }
 
-    /// Sends a request; resolves at the response's headers.
+    /// Sends a request; resolves when the response's headers arrive.
     pub(crate) fn send(
         &self,
         request: Request<RequestBody>,
@@ -48,7 +48,7 @@ impl Sender {
         self.requests.clone().try_send_request(request)
     }
 
-    /// Why the connection ended.
+    /// How the connection ended.
     pub(crate) fn end(&self) -> &Arc<End> {
         &self.end
     }

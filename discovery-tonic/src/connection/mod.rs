@@ -1,13 +1,14 @@
-//! One HTTP/2 connection, and what the channel adds to hyper's.
+//! One HTTP/2 connection of hyper's, and what the channel adds to it.
 //!
-//! - The [`connector`] opens the bytes by the [`settings`] of the endpoint, by default over
-//!   [`tcp`]; [`wire`] reads them before it writes.
-//! - [`Connection`] owns hyper's tasks: it sees the peer's SETTINGS, its stream limit and its
-//!   GOAWAY before a request does.
-//! - The [`link`] is what others hold of it: requests enter there, addressed by its [`origin`],
-//!   with a [`request_body`] that can be sent again, if it streams by its [`request_stream`],
-//!   within the [`replay_budget`]. Its [`end`] says why it takes no more.
-//! - The [`health_check`] asks the peer over a link whether it serves.
+//! - The [`connector`] opens the byte stream according to the endpoint's [`settings`], by default
+//!   over [`tcp`]; [`wire`] reads from it before it writes.
+//! - [`Connection`] owns hyper's tasks. It sees the peer's SETTINGS, stream limit and GOAWAY before
+//!   a request does.
+//! - A [`link`] is what the others hold of a connection. Requests enter it with the connection's
+//!   [`origin`] and a [`request_body`] that can be sent again; a streaming one is a
+//!   [`request_stream`], within the [`replay_budget`]. The [`end`] is why the connection takes no
+//!   more requests.
+//! - A [`health_check`] asks the peer over a link whether it serves.
 
 pub(crate) mod connector;
 pub(crate) mod end;
@@ -52,11 +53,12 @@ use link::{Health, Link, Sender};
 use settings::EndpointSettings;
 use wire::ReadFirstIo;
 
-/// An HTTP/2 connection, owned: its end is seen here before any request misses it.
+/// An HTTP/2 connection and its tasks. Its end is noticed here before a request can fail because of
+/// it.
 ///
-/// Two tasks serve it, as any connection of hyper's: the one of its socket and the one that hands
-/// it requests. Dropping the owner ends the second, and the first once its streams have ended, or
-/// at once by its [`AbortableExecutor`].
+/// Two tasks serve it, as with any connection of hyper's: one for the socket, and one that hands
+/// requests to it. Dropping this value ends the second. The first ends once its streams have ended,
+/// or immediately if the [`AbortableExecutor`] aborts it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Link,
@@ -69,33 +71,33 @@ pub(crate) struct Connection {
 /// How many requests a connection takes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowance {
-    /// The streams that are left to others.
+    /// The streams that are left to others, such as the health check.
     pub(crate) reserved: u32,
-    /// The requests before its first answer.
+    /// The requests that it takes before its first answer.
     pub(crate) tickets: u32,
 }
 
-/// Ends a connection at once, with everything on it.
+/// Runs hyper's tasks of one connection, and can abort it at once with all its requests.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AbortableExecutor(Arc<OnceLock<AbortHandle>>);
 
-/// Makes the connection's task look at what hyper does not tell: a GOAWAY while streams live,
-/// another stream limit.
+/// Wakes the connection's task to look for what hyper does not report: a GOAWAY while streams are
+/// open, or another stream limit.
 #[derive(Debug, Default)]
 struct Recheck {
     wanted: AtomicBool,
-    /// The owner is gone.
+    /// The owner was dropped.
     shut: AtomicBool,
     waker: AtomicWaker,
 }
 
 impl Connection {
-    /// Connects and waits for the peer's SETTINGS, each within the connect timeout; calls `ended`
-    /// when the connection takes no requests any more, with the reason if there is one.
+    /// Connects and waits for the peer's SETTINGS, each within the connect timeout. Calls `ended`
+    /// once the connection takes no more requests, with the reason if there is one.
     ///
-    /// hyper's handshake alone succeeds against a listener that never speaks, and assumes 100
-    /// streams until SETTINGS come. With no streams allowed at first, a limit above 0 means that
-    /// they have come; they do not wake the connection's future, so that it is polled on a tick.
+    /// hyper's handshake alone succeeds even if the listener never speaks, and assumes 100 streams
+    /// until SETTINGS arrive. Therefore no streams are allowed at first: a limit above 0 means that
+    /// SETTINGS have arrived. They do not wake the connection's future, so it is polled on a tick.
     pub(crate) async fn open(
         connector: &Connector,
         address: &Address,
@@ -115,8 +117,8 @@ impl Connection {
                 .initial_stream_window_size(settings.initial_stream_window_size)
                 .initial_connection_window_size(settings.initial_connection_window_size)
                 .max_header_list_size(settings.http2_max_header_list_size)
-                // Late answers to abandoned calls would end the connection, and all other calls
-                // with it.
+                // With a limit, late responses to abandoned calls would end the connection with all
+                // other calls.
                 .max_local_error_reset_streams(None);
             if let Some(interval) = settings.http2_keep_alive_interval {
                 builder.keep_alive_interval(interval).keep_alive_timeout(settings.keep_alive_timeout);
@@ -145,8 +147,8 @@ impl Connection {
                 let mut future = pin!(future);
                 let ended_with = poll_fn(|context| {
                     rechecking.waker.register(context.waker());
-                    // Its end means "no new requests"; and before the order to end, since it knows
-                    // why.
+                    // The end of this future means that the connection accepts no new requests.
+                    // Polled before `shut` is read, since it knows the reason.
                     if let Poll::Ready(ended) = future.as_mut().poll(context) {
                         return Poll::Ready(ended);
                     }
@@ -162,8 +164,8 @@ impl Connection {
                 witness.tell(ended_with);
                 watched.close();
                 span.in_scope(|| ended(&end));
-                // A request that is being handed over as the queue goes away would stay in it,
-                // neither sent nor handed back.
+                // Keep hyper's request queue until all hand-overs have finished. Otherwise a
+                // request could be lost in it, neither sent nor returned.
                 while watched.is_sending() {
                     sleep(HANDOVER_TICK).await;
                 }
@@ -181,24 +183,25 @@ impl Connection {
         timeout(limit, shake_hands).await.unwrap_or_else(|_| Err(too_slow().into()))
     }
 
-    /// Looks at the connection once more.
+    /// Wakes the connection's task to look again.
     pub(crate) fn recheck(&self) {
         self.recheck.wanted.store(true, Ordering::Release);
         self.recheck.waker.wake();
     }
 
-    /// Whether it takes no requests any more.
+    /// Whether it takes no more requests.
     pub(crate) fn is_closed(&self) -> bool {
         self.task.is_finished() || self.link.load.is_closed()
     }
 
-    /// Whether so many of its calls were given up that it should be replaced: peers and proxies
-    /// take that for an attack at some point (CVE-2023-44487), and end it with all calls on it.
+    /// Whether enough of its calls were given up that it should be replaced: at some point peers
+    /// and proxies take that for an attack (CVE-2023-44487) and end the connection with all its
+    /// calls.
     pub(crate) fn is_worn(&self) -> bool {
         self.link.load.abandoned() >= MOST_ABANDONED
     }
 
-    /// After so long it shall be replaced.
+    /// The age at which it is to be replaced.
     pub(crate) fn age(&self) -> Option<Duration> {
         self.age
     }
@@ -231,33 +234,33 @@ impl AbortableExecutor {
     }
 }
 
-/// Spawns hyper's tasks, the first of which holds the socket; the others, one a request, end with
-/// it.
+/// Spawns hyper's tasks. The first one holds the socket; the others, one per request, end with it.
 impl<F> hyper::rt::Executor<F> for AbortableExecutor
 where
     F: Future<Output: Send> + Send + 'static,
 {
     fn execute(&self, future: F) {
-        // Boxed, because hyper's future is large and tokio moves it several times: 2,500
-        // instructions a call.
+        // Boxed, because hyper's future is large and tokio moves it several times, which costs
+        // 2,500 instructions per call.
         let task = tokio::spawn(Box::pin(future));
         self.0.get_or_init(|| task.abort_handle());
     }
 }
 
-/// How many requests a connection takes: all but the reserved ones, but one where any is allowed.
+/// How many requests a connection takes: the peer's limit minus the reserved streams, but at least
+/// one if the peer allows any.
 fn streams(limit: usize, reserved: u32) -> u32 {
     let limit = u32::try_from(limit).unwrap_or(u32::MAX);
     limit.saturating_sub(reserved).max(limit.min(1))
 }
 
-/// A tenth more or less, as gRPC servers do it with theirs, so that what was connected at once is
-/// not replaced at once.
+/// Varies an age by up to a tenth, as gRPC servers do, so that connections opened together are not
+/// replaced together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }
 
-/// Enough for any caller's habits, and well below what would cost a peer much.
+/// More than ordinary callers give up, and well below what would burden a peer.
 const MOST_ABANDONED: u32 = 8192;
 const HANDOVER_TICK: Duration = Duration::from_millis(1);
 const SETTINGS_TICK: Duration = Duration::from_millis(5);

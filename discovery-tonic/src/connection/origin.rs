@@ -5,7 +5,7 @@ use http::{
     uri::{self, Authority, PathAndQuery, Scheme},
 };
 
-/// Where requests say that they go: their scheme and their authority.
+/// The scheme and the authority of requests.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     pub(crate) scheme: Scheme,
@@ -13,7 +13,7 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// Addresses a request to this origin.
+    /// Sets the scheme and the authority of a request.
     pub(crate) fn apply_to<B>(&self, request: &mut Request<B>) {
         let path = mem::take(request.uri_mut()).into_parts().path_and_query;
         let mut parts = uri::Parts::default();

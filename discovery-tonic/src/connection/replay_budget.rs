@@ -6,11 +6,11 @@ use std::{
     },
 };
 
-/// How much of their requests all calls of a channel keep together, to send them again.
+/// The bytes of requests that all calls of a channel keep together, to be able to send them again.
 #[derive(Debug, Default)]
 pub(crate) struct ReplayBudget(AtomicUsize);
 
-/// How much one call keeps; given back on drop.
+/// The bytes that one call keeps; returned on drop.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<ReplayBudget>,
@@ -18,14 +18,14 @@ pub(crate) struct Reservation {
 }
 
 impl ReplayBudget {
-    /// Nothing yet.
+    /// Creates an empty reservation.
     pub(crate) fn reserve(self: &Arc<Self>) -> Reservation {
         Reservation { budget: Arc::clone(self), bytes: 0 }
     }
 }
 
 impl Reservation {
-    /// Takes so many bytes more, if neither the call's limit nor the channel's is in the way.
+    /// Reserves this many more bytes, unless that exceeds the limit of the call or of the channel.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         if bytes > PER_CALL - self.bytes {
             return false;
@@ -38,7 +38,7 @@ impl Reservation {
         true
     }
 
-    /// Gives everything back.
+    /// Returns all bytes to the budget.
     pub(crate) fn clear(&mut self) {
         self.budget.0.fetch_sub(mem::take(&mut self.bytes), Ordering::Relaxed);
     }
@@ -50,7 +50,7 @@ impl Drop for Reservation {
     }
 }
 
-/// How much of its request a call keeps at most.
+/// How many bytes of its request a call keeps at most.
 pub(crate) const PER_CALL: usize = 256 << 10;
 const PER_CHANNEL: usize = 32 << 20;
 
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_and_a_channel_have_their_limits() {
+    fn a_call_and_a_channel_are_limited() {
         let budget = Arc::new(ReplayBudget::default());
         let mut one = budget.reserve();
         assert!(one.grow(PER_CALL - 1) && one.grow(1) && !one.grow(1));

@@ -15,20 +15,20 @@ use super::{
 
 /// A request's body on its way into hyper.
 ///
-/// The body of a unary or server-streaming call is ready at once: polled without waiting it gives
+/// The body of a unary or server-streaming call is ready at once: polled without waiting, it yields
 /// one frame and the end. Such a body of up to 256 KiB is kept, so that the request can be sent
-/// again to another endpoint. All else is read through a stream that outlives the attempt.
+/// again to another endpoint. Any other body is read through a stream that outlives the attempt.
 ///
-/// Gives no exact size, or hyper would add a `content-length`.
+/// It reports no exact size, because hyper would then add a `content-length`.
 #[derive(Debug)]
 pub(crate) enum RequestBody {
-    /// The one frame, if there is any, until it is sent.
+    /// The single frame, if there is one, until it is sent.
     Kept(Option<Bytes>),
     Stream(StreamReader),
 }
 
 impl RequestBody {
-    /// Looks at a body without waiting. Fails where the body does, for example when the message is
+    /// Examines a body without waiting. Fails if the body does, for example because the message is
     /// too large.
     pub(crate) fn new(mut body: tonic::body::Body) -> Result<Self, Status> {
         let mut context = Context::from_waker(Waker::noop());
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn large_waiting_and_many_frames_stream_through() {
+    async fn large_pending_and_multi_frame_bodies_are_streamed() {
         let large = tonic::body::Body::new(Full::new(Bytes::from(vec![0; PER_CALL + 1])));
         let large = RequestBody::new(large).unwrap();
         assert!(!kept(&large));

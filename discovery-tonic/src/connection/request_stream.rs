@@ -12,14 +12,14 @@ use tonic::Status;
 
 use super::replay_budget::{ReplayBudget, Reservation};
 
-/// The frames of a request that streams, shared by the attempts to send it.
+/// The frames of a streaming request, shared by the attempts to send it.
 ///
-/// hyper drops the body of a request that fails, and the caller's frames with it. So it gets a
-/// reader of the stream, and what it has read is kept until the response's headers arrive: where
-/// the request was not processed, another reader begins anew.
+/// hyper drops the body of a failed request, and with it the caller's frames. So it is given a
+/// reader of this stream, and what was read is kept until the response's headers arrive. If the
+/// request was not processed, another reader starts from the beginning.
 pub(crate) struct RequestStream(Mutex<Inner>);
 
-/// What one attempt reads of a stream.
+/// The view that one attempt has of a stream.
 #[derive(Debug)]
 pub(crate) struct StreamReader {
     stream: Arc<RequestStream>,
@@ -27,26 +27,27 @@ pub(crate) struct StreamReader {
 }
 
 struct Inner {
-    /// The frames that were looked at before the first attempt.
+    /// The frames that were taken from the body before the first attempt.
     head: VecDeque<Frame<Bytes>>,
     rest: tonic::body::Body,
     has_ended: bool,
     has_failed: bool,
     /// The attempt that may read.
     attempt: u32,
-    /// Whether anything has been taken from the head or the rest.
+    /// Whether anything has been read from the head or the rest.
     is_taken: bool,
     kept: Kept,
 }
 
 enum Kept {
-    /// All that was taken, of which the present attempt has read so many.
+    /// All that was read; the current attempt has read this many frames of it.
     All {
         frames: Vec<Bytes>,
         read: usize,
         reservation: Reservation,
     },
-    /// What the present attempt has still to read of that; there will be no other attempt.
+    /// What the current attempt has still to read of the kept frames; there will be no other
+    /// attempt.
     Rest(VecDeque<Bytes>, #[expect(dead_code, reason = "held, not read")] Reservation),
     Nothing,
 }
@@ -68,12 +69,12 @@ impl RequestStream {
         StreamReader { stream: self, attempt: 0 }
     }
 
-    /// Keeps what is read from now on, within the limits.
+    /// Keeps what is read from now on, within the limits of the budget.
     pub(crate) fn keep(&self, budget: &Arc<ReplayBudget>) {
         self.lock().kept = Kept::All { frames: Vec::new(), read: 0, reservation: budget.reserve() };
     }
 
-    /// Keeps nothing more than what the present attempt has still to read.
+    /// Discards all but what the current attempt has still to read.
     pub(crate) fn stop_keeping(&self) {
         let mut inner = self.lock();
         if let Kept::All { frames, read, reservation } = mem::replace(&mut inner.kept, Kept::Nothing)
@@ -83,8 +84,8 @@ impl RequestStream {
         }
     }
 
-    /// A reader that begins anew, in place of the present one; `None` where what was read is not
-    /// there any more.
+    /// A reader that starts from the beginning and replaces the current one; `None` if what was
+    /// read is no longer kept.
     pub(crate) fn replay(self: &Arc<Self>) -> Option<StreamReader> {
         let mut inner = self.lock();
         if inner.has_failed {
@@ -144,7 +145,7 @@ impl Inner {
             self.kept = Kept::Nothing;
             return;
         };
-        // A slice keeps all of its buffer, which a small one shares with others.
+        // A slice keeps its whole buffer alive, and a small one shares that with others: copy it.
         let is_small = data.len() < WORTH_SHARING;
         frames.push(if is_small { Bytes::copy_from_slice(data) } else { data.clone() });
         *read += 1;
@@ -185,9 +186,9 @@ impl fmt::Debug for RequestStream {
     }
 }
 
-/// Frames from this size on are taken to have a buffer of their own, or most of one.
+/// Frames of this size or more are assumed to use most of their buffer.
 const WORTH_SHARING: usize = 4 << 10;
-/// What a frame costs besides its bytes.
+/// What is charged for a frame in addition to its bytes.
 const OVERHEAD: usize = 64;
 
 #[cfg(test)]
@@ -219,7 +220,7 @@ mod tests {
     }
 
     proptest! {
-        /// However often, and after however many frames, an attempt is given up: the next one reads
+        /// However many attempts are given up, and after however many frames, the next one reads
         /// the same.
         #[test]
         fn each_reader_reads_the_whole(
@@ -236,9 +237,10 @@ mod tests {
                     let former = reader;
                     reader = former.stream().replay().expect("all of it is kept");
                     let mut former = former;
-                    prop_assert!(read(&mut former).await.unwrap().is_err(), "the former one reads nothing more");
+                    prop_assert!(read(&mut former).await.unwrap().is_err(), "the former reader gets nothing more");
                 }
-                // The response begins while the last attempt has still to read, or has read all.
+                // The response begins while the last attempt is still reading, or after it has read
+                // everything.
                 let mut all = Vec::new();
                 for _ in 0..headers_after {
                     if let Some(frame) = read(&mut reader).await {
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_too_much_is_not_kept() {
+    async fn frames_beyond_the_limit_are_not_kept() {
         let frames = vec![vec![1; 100_000]; 4];
         let mut reader = reader(frames.clone());
         for _ in 0..2 {
@@ -269,13 +271,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_not_read_may_be_of_any_size() {
+    async fn a_stream_that_was_not_read_may_be_of_any_size() {
         let reader = reader(vec![vec![1; PER_CALL * 2]]);
         assert_eq!(read_all(reader.stream().replay().unwrap()).await.len(), PER_CALL * 2);
     }
 
     #[tokio::test]
-    async fn what_failed_is_not_read_once_more() {
+    async fn a_failed_stream_is_not_read_again() {
         let frames = stream::iter([Ok(Frame::data(Bytes::from_static(b"a"))), Err(Status::aborted("a fault"))]);
         let stream = Arc::new(RequestStream::new([], tonic::body::Body::new(StreamBody::new(frames))));
         stream.keep(&Arc::default());

@@ -8,17 +8,17 @@ use http::{
 
 use super::origin::Origin;
 
-/// How one endpoint is connected: what the hook of [`ChannelBuilder::endpoint_settings`](crate::ChannelBuilder::endpoint_settings)
-/// returns.
+/// The connection settings of an endpoint, as returned by the hook of
+/// [`ChannelBuilder::endpoint_settings`](crate::ChannelBuilder::endpoint_settings).
 ///
-/// Setters reject invalid values, so that a hook cannot fail because of them: build the settings
-/// first, and let the hook hand out clones.
+/// Setters reject invalid values, but the hook cannot return an error. Build the settings first,
+/// and let the hook return clones.
 ///
 /// ```
 /// use std::time::Duration;
 /// use discovery_tonic::EndpointSettings;
 ///
-/// // A client that is connected through a load balancer, which forgets idle connections.
+/// // For endpoints behind a load balancer that forgets idle connections.
 /// let settings = EndpointSettings::default()
 ///     .connect_timeout(Duration::from_secs(3))?
 ///     .http2_keep_alive_interval(Duration::from_secs(30))?
@@ -38,14 +38,15 @@ pub struct EndpointSettings {
 }
 
 impl EndpointSettings {
-    /// The scheme and the `:authority` that requests carry, such as `https://payments.internal`; by
-    /// default `http` and the instance's address. The connector is handed the instance's address
-    /// with this scheme in any case.
+    /// Sets the scheme and the `:authority` of requests, such as `https://payments.internal`;
+    /// default `http` and the instance's address.
+    ///
+    /// The connector is always given the instance's address, with this scheme.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) where scheme or authority is missing, or a path is
-    /// given.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if the scheme is neither `http` nor `https`, if
+    /// there is no host, or if there is anything but a scheme, a host and a port.
     pub fn origin(mut self, origin: &str) -> Result<Self, Error> {
         let parse = || {
             let parts = origin.parse::<Uri>().ok()?.into_parts();
@@ -53,7 +54,7 @@ impl EndpointSettings {
             let http = parts.scheme.filter(|scheme| [Scheme::HTTP, Scheme::HTTPS].contains(scheme));
             if bare {
                 let authority = parts.authority.filter(|authority| !authority.as_str().contains('@'))?;
-                // A port that is no number, or too large, is none to the parser.
+                // The parser ignores a port that is too large or not a number.
                 let rest = authority.as_str().strip_prefix(authority.host())?;
                 if authority.host().is_empty()
                     || !(rest.is_empty() || authority.port_u16().is_some_and(|port| port > 0))
@@ -66,17 +67,17 @@ impl EndpointSettings {
             }
         };
         self.origin = Some(parse().ok_or_else(|| {
-            invalid("invalid origin: allowed is http or https with a host, such as https://payments.internal")
+            invalid("invalid origin: allowed are http or https and a host, such as https://payments.internal")
         })?);
         Ok(self)
     }
 
-    /// How long each step of connecting may take; by default 1 s.
+    /// Sets how long each step of connecting may take; default 1 s.
     ///
-    /// The steps are to look up the address' name, to connect to one of the addresses found, and to
-    /// wait for the peer's HTTP/2 SETTINGS. The default connector tries the next address 250 ms
-    /// after the previous one, or as soon as that one fails, up to 16 of a name. A custom connector
-    /// has this long in total.
+    /// The steps are resolving a name, connecting to one of the resulting addresses, and waiting
+    /// for the peer's HTTP/2 SETTINGS. The default connector tries up to 16 addresses of a name,
+    /// each 250 ms after the previous one or as soon as that one fails. A custom connector has this
+    /// long for resolving and connecting together.
     ///
     /// # Errors
     ///
@@ -86,12 +87,11 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// Pings the peer at this interval while calls are in flight; `None`, the default, sends no
-    /// pings.
+    /// Sets the interval of pings to the peer while calls are in flight; default `None`, no pings.
     ///
     /// Servers may punish frequent pings: grpc-go's default enforcement allows one every 5 minutes.
-    /// Where a peer ends a connection with `ENHANCE_YOUR_CALM`, the interval of its endpoint
-    /// doubles, as in gRFC A8, whatever the reason's text.
+    /// If a peer ends a connection with `ENHANCE_YOUR_CALM`, with any text, the interval of its
+    /// endpoint doubles, as in gRFC A8.
     ///
     /// # Errors
     ///
@@ -102,10 +102,10 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// Drops the connection if a ping is not answered within this time; by default 20 s, as in
-    /// tonic.
+    /// Sets how long a ping may stay unanswered before the connection is dropped; default 20 s, as
+    /// in tonic.
     ///
-    /// Without a [keep-alive interval](Self::http2_keep_alive_interval) it has no effect.
+    /// It has no effect without a [keep-alive interval](Self::http2_keep_alive_interval).
     ///
     /// # Errors
     ///
@@ -115,11 +115,14 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// Replaces each connection at this age, a tenth more or less, so that new ones follow a name
-    /// whose address moved, or spread anew behind a load balancer; by default never.
+    /// Sets the age at which a connection is replaced, varied by up to a tenth; default `None`,
+    /// never.
     ///
-    /// The new one is made first, so that no call waits for it or fails; while it cannot be made
-    /// the old one serves on. What is on the old one may end within the channel's [drain
+    /// New connections follow a name whose address has changed, and are spread again by a load
+    /// balancer.
+    ///
+    /// The new connection is opened first, so that no call waits or fails; the old one keeps
+    /// serving until then. Calls on the old connection may finish within the channel's [drain
     /// limit](crate::ChannelBuilder::drain_timeout).
     ///
     /// # Errors
@@ -131,8 +134,8 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// The HTTP/2 flow-control window of a stream, in bytes: how much a peer may send that nobody
-    /// has read yet; by default 2 MiB, as in hyper.
+    /// Sets the HTTP/2 flow-control window of a stream, in bytes; default 2 MiB, as in hyper. It
+    /// limits how much a peer may send that has not been read yet.
     ///
     /// # Errors
     ///
@@ -143,13 +146,15 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// The HTTP/2 flow-control window of a connection, in bytes; by default the maximum.
+    /// Sets the HTTP/2 flow-control window of a connection, in bytes; default 2,147,483,647, the
+    /// maximum.
     ///
-    /// So a stream that nobody reads costs its own window, and no other call: 40 of them took 85 to
-    /// 101 MiB. With messages below 256 bytes it costs more, up to ten times the window. A smaller
-    /// window of the connection bounds that for all streams together, at a price: once it is used
-    /// up, the other calls of the connection wait for the readers, and at half as many bytes in
-    /// small messages h2's guard against peers that send mostly overhead ends the connection.
+    /// With the maximum, a stream that is not read uses up its own window and blocks no other call:
+    /// 40 of them took 85 to 101 MiB. With messages below 256 bytes they take more, up to ten times
+    /// the window. A smaller window of the connection limits the memory of all streams together, at
+    /// a price: once it is used up, the other calls of the connection wait for the readers. If the
+    /// messages are small, h2's guard against peers that send mostly overhead ends the connection
+    /// at half as many bytes.
     ///
     /// # Errors
     ///
@@ -160,20 +165,20 @@ impl EndpointSettings {
         Ok(self)
     }
 
-    /// How large the headers, or the trailers, of a response may be together, in bytes; by default
-    /// 16 MiB, as in grpc-go. A response whose headers are larger fails with `INTERNAL`, which
+    /// Sets the maximum total size of the headers, or of the trailers, of a response, in bytes;
+    /// default 16 MiB, as in grpc-go. A response with larger headers fails with `INTERNAL`, which
     /// does not count against the endpoint; larger trailers are truncated.
     ///
-    /// It is the size after decompression, with 32 bytes for each header (RFC 9113, section 6.5.2).
-    /// Far above the limit, from a quarter more as it is sent or four times as much decoded, the
-    /// connection ends with all calls on it: lower it with care.
+    /// The size is taken after decompression, plus 32 bytes for each header (RFC 9113, section
+    /// 6.5.2). Lower it with care: far above the limit, from 1.25 times as much as sent or four
+    /// times as much as decoded, the connection ends with all its calls.
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 KiB to 1 GiB.
     pub fn http2_max_header_list_size(mut self, bytes: u32) -> Result<Self, Error> {
         if !(1 << 10..=1 << 30).contains(&bytes) {
-            return Err(invalid(format!("invalid size of headers {bytes}: allowed are 1 KiB to 1 GiB")));
+            return Err(invalid(format!("invalid header list size {bytes}: allowed are 1 KiB to 1 GiB")));
         }
         self.http2_max_header_list_size = bytes;
         Ok(self)
@@ -186,13 +191,13 @@ impl EndpointSettings {
         self.http2_keep_alive_interval = self.http2_keep_alive_interval.map(slowed);
     }
 
-    /// Where the requests to an instance say that they go.
+    /// The origin of requests to an instance.
     pub(crate) fn origin_of(&self, address: &Address) -> Origin {
         let plain = || Origin { scheme: Scheme::HTTP, authority: authority(&address.without_trailing_dot()) };
         self.origin.clone().unwrap_or_else(plain)
     }
 
-    /// What the connector is asked for.
+    /// The URI that the connector is given.
     pub(crate) fn target(&self, address: &Address) -> Uri {
         let scheme = self.origin.as_ref().map_or(Scheme::HTTP, |origin| origin.scheme.clone());
         let uri = Uri::builder().scheme(scheme).authority(authority(address)).path_and_query("/");
@@ -229,7 +234,7 @@ fn within(name: &str, value: Duration, allowed: RangeInclusive<Duration>) -> Res
 
 fn window(of: &str, bytes: u32) -> Result<u32, Error> {
     if !(1..=MAX_WINDOW).contains(&bytes) {
-        return Err(invalid(format!("invalid window of a {of} {bytes}: allowed are 1 to {MAX_WINDOW} bytes")));
+        return Err(invalid(format!("invalid {of} window {bytes}: allowed are 1 to {MAX_WINDOW} bytes")));
     }
     Ok(bytes)
 }
@@ -239,10 +244,10 @@ fn invalid(message: impl Into<Cow<'static, str>>) -> Error {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-/// The intervals and timeouts of pings that are allowed.
+/// The allowed intervals and timeouts of pings.
 const PINGS: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(24 * 3600);
 const MAX_WINDOW: u32 = (1 << 31) - 1;
-/// What is added to an instant, which cannot take everything that a duration can say.
+/// The longest duration that is added to an instant, which would overflow with larger ones.
 pub(crate) const FAR: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(test)]
@@ -273,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_with_what_is_allowed() {
+    fn values_out_of_bounds_are_rejected_with_the_allowed_range() {
         let zero = Duration::ZERO;
         let ever = Duration::MAX;
         let second = Duration::from_secs(1);
@@ -309,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trailing_dot_is_for_resolving_alone() {
+    fn a_trailing_dot_is_used_only_for_resolving() {
         let settings = EndpointSettings::default();
         let address = "payments.default.svc.:80".parse().unwrap();
         assert_eq!(settings.target(&address).authority().unwrap().as_str(), "payments.default.svc.:80");

@@ -12,7 +12,8 @@ use tower::{Service, ServiceExt};
 use super::wire::Io;
 use crate::error::BoxError;
 
-/// TCP without delay, with the keepalive and user timeout that tell a silent peer from a slow one.
+/// Creates a connector for TCP with `TCP_NODELAY`, and with the keepalive and user timeout that
+/// distinguish a silent peer from a slow one.
 pub(super) fn connector() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
@@ -23,11 +24,11 @@ pub(super) fn connector() -> HttpConnector {
     tcp
 }
 
-/// Connects to an address, or to one of those that its name has, of which the one after `first`
-/// others is tried first. The lookup and each connection have `limit`.
+/// Connects to an address. If it is a name, one of its addresses is used: they are tried in turn,
+/// after skipping `first` of them. The lookup and each connection may take `limit`.
 ///
-/// A peer that accepts connections and does not speak HTTP/2 is found out later: so the next
-/// attempt begins elsewhere.
+/// Whether a peer that accepts the connection speaks HTTP/2 is known only later. A caller whose
+/// attempt failed passes another `first`, so that the next one begins at another address.
 pub(super) async fn connect(
     tcp: &HttpConnector,
     address: &Address,
@@ -55,8 +56,8 @@ pub(super) async fn connect(
     .await
 }
 
-/// The first connection that one of the addresses gives: the next one is tried after a moment, or
-/// as soon as one has failed (RFC 8305, "Happy Eyeballs").
+/// The first connection that succeeds. The next address is tried after a moment, or as soon as an
+/// attempt has failed (RFC 8305, "Happy Eyeballs").
 async fn race<T, F>(
     addresses: impl IntoIterator<Item = SocketAddr>,
     connect: impl Fn(SocketAddr) -> F,
@@ -72,7 +73,7 @@ where
         tokio::select! {
             connected = attempts.next() => match connected {
                 Some(Ok(connection)) => return Ok(connection),
-                // The first one is of the address that the resolver prefers.
+                // Keep the first error: it belongs to the address that the resolver prefers.
                 Some(Err(error)) => drop(failed.get_or_insert(error)),
                 None => return Err(failed.unwrap_or_else(|| "the name has no address".into())),
             },
@@ -81,8 +82,8 @@ where
     }
 }
 
-/// The addresses of both families in turn, so that one that leads nowhere does not delay the other;
-/// otherwise as they were found, and not more than are worth trying.
+/// Interleaves the addresses of both families, so that a family that cannot be reached does not
+/// delay the other. Keeps the order within a family, and at most [`MOST`] addresses.
 fn interleaved(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v4 = found.first().is_some_and(SocketAddr::is_ipv4);
     let (first, second): (Vec<_>, Vec<_>) = found.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
@@ -99,11 +100,11 @@ fn too_slow(what: String, limit: Duration) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, format!("{what} within {limit:?}"))
 }
 
-/// How long unacknowledged bytes may stay so: gRFC A18's default for TCP_USER_TIMEOUT.
+/// How long sent bytes may stay unacknowledged: gRFC A18's default for TCP_USER_TIMEOUT.
 const SILENCE: Duration = Duration::from_secs(20);
 /// RFC 8305's Connection Attempt Delay.
 const DELAY: Duration = Duration::from_millis(250);
-/// How many addresses of a name are tried.
+/// How many addresses of a name are tried, at most.
 const MOST: usize = 16;
 
 #[cfg(test)]
@@ -114,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of an attempt.
+    /// How an attempt ends.
     #[derive(Clone, Copy, Debug)]
     enum Fate {
         Connects,
@@ -123,7 +124,7 @@ mod tests {
     }
     use Fate::{Connects, Refuses, Swallows};
 
-    /// Which of these addresses is connected after how many milliseconds, and how many were tried.
+    /// Which of the addresses is connected, after how many milliseconds, and how many were tried.
     async fn raced(fates: &[Fate]) -> (Option<usize>, u128, usize) {
         let start = Instant::now();
         let tried = Mutex::new(0);
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_address_that_works_is_enough() {
+    async fn one_reachable_address_is_enough() {
         for (fates, expected) in [
             (&[Connects, Connects][..], (Some(0), 0, 1)),
             (&[Refuses, Connects], (Some(1), 0, 2)),
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn families_take_turns() {
+    fn address_families_alternate() {
         let addresses = |list: &[&str]| list.iter().map(|one| one.parse().unwrap()).collect::<Vec<SocketAddr>>();
         let found = addresses(&["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1"]);
         assert_eq!(interleaved(found), addresses(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]));

@@ -9,26 +9,27 @@ use std::{
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep};
 
-/// What a connector may hand out: bytes both ways.
+/// The byte stream that a connector returns.
 pub(crate) trait Io: Read + Write + Send + Unpin {}
 
 impl<T: Read + Write + Send + Unpin> Io for T {}
 
-/// A connection's bytes, read first.
+/// The byte stream of a connection, whose read side decides how it ends.
 ///
-/// A peer that goes away sends GOAWAY and closes. Writing to it may then fail before that GOAWAY is
-/// read, and with it the proof that the requests above it were not processed. So a failed write is
-/// swallowed, and the end is left to the read side, which sees GOAWAY, then the end or the same
-/// error. Where it sees nothing for a moment, the error of the write is what it reads.
+/// A peer that stops sends GOAWAY and closes the connection. A write may then fail before the
+/// GOAWAY is read, and the proof is lost that the requests above its last stream were not
+/// processed. Therefore a failed write is reported as a success, and the read side reports the end:
+/// the GOAWAY, then the end of the stream or the same error. If nothing arrives for a moment, a
+/// read returns the error of the write.
 pub(crate) struct ReadFirstIo {
     io: Box<dyn Io>,
     failed: Option<FailedWrite>,
 }
 
-/// Nothing more is written after this.
+/// A write failed: nothing more is written.
 struct FailedWrite {
     error: io::Error,
-    /// How long the read side may still be silent.
+    /// When a read gives up waiting for the peer's last bytes.
     grace: Pin<Box<Sleep>>,
 }
 
@@ -37,7 +38,7 @@ impl ReadFirstIo {
         Self { io, failed: None }
     }
 
-    /// What a write step means for hyper: a failure is a success that leads nowhere.
+    /// Turns a failed write into a success for hyper, and starts the grace period of the read side.
     fn ignore_failure<T>(
         &mut self,
         context: &Context<'_>,
@@ -48,7 +49,7 @@ impl ReadFirstIo {
             Ok(done) => Poll::Ready(Ok(done)),
             Err(error) => {
                 self.failed = Some(FailedWrite { error, grace: Box::pin(sleep(GRACE)) });
-                // The read side has to be polled again, to wait for the grace, too.
+                // Poll the read side again, so that it also waits for the grace period.
                 context.waker().wake_by_ref();
                 Poll::Ready(Ok(pretended))
             }
@@ -117,8 +118,8 @@ impl Write for ReadFirstIo {
     }
 }
 
-/// How long the read side of a connection that cannot be written to may be silent. What a peer sent
-/// before it went is there by then.
+/// How long a read may wait after a write has failed. What a peer sent before it stopped has
+/// arrived by then.
 const GRACE: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
@@ -128,10 +129,10 @@ mod tests {
 
     use super::*;
 
-    /// What the peer sent before it went away can be read; nothing can be written to it any more.
+    /// A peer that has stopped: what it sent before can be read, but nothing can be written.
     struct Gone {
         sent: io::Cursor<Vec<u8>>,
-        /// After that it is silent, instead of at its end.
+        /// Whether it is silent after that, instead of closed.
         is_silent: bool,
     }
 
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_read_side_that_is_silent_reads_the_error_of_the_write() {
+    async fn a_silent_read_side_returns_the_error_of_the_write() {
         let mut wire = gone(b"GOAWAY", true);
         wire.write_all(b"request").await.unwrap();
         let mut read = Vec::new();

@@ -1,23 +1,23 @@
 use crate::connection::link::Link;
 
-/// A second connection to a peer that is silent. The pool asks for it, and decides what becomes of
-/// it; the driver of the first lane does it.
+/// A check: a second connection to a silent peer. The pool requests it and decides its outcome; the
+/// driver of the first lane carries it out.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Check {
     #[default]
     None,
-    /// It shall be made, or is being made.
+    /// It is requested, or being opened.
     Pending,
     Failed,
     /// It takes requests.
     Open(Link),
-    /// It takes requests, and is about to take the place of the others.
+    /// It takes requests, and is about to replace the others.
     Replacing(Link),
     /// It takes no more requests.
     Ending,
 }
 
-/// What is known of a check.
+/// What the pool knows of a check.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) enum Checked {
     #[default]

@@ -1,3 +1,6 @@
+//! How a [`Check`] is used: the pool requests it and decides its outcome, the driver of the first
+//! lane carries it out.
+
 use std::{
     mem,
     sync::{Arc, MutexGuard, PoisonError},
@@ -10,9 +13,9 @@ use super::{
 };
 use crate::connection::link::{Health, Link};
 
-/// What the pool orders.
+/// The part of the pool.
 impl Endpoint {
-    /// Makes a second connection, to see whether the peer is alive.
+    /// Requests a second connection, to see whether the peer is alive.
     pub(crate) fn begin_check(&self) {
         {
             let mut check = self.lock_check();
@@ -21,15 +24,16 @@ impl Endpoint {
             }
             *check = match &*self.lanes[0].lock() {
                 Phase::Ready(_) | Phase::Connecting { .. } => Check::Pending,
-                // It does not connect, as is known already.
+                // The peer is known to be unreachable already.
                 Phase::BackingOff { .. } | Phase::Ended | Phase::Idle => Check::Failed,
             };
         }
+        // Notice whether a former connection answers during the check.
         self.former_links().iter().filter(|link| !link.load.is_limited()).for_each(|link| link.load.watch());
         self.lanes[0].recheck();
     }
 
-    /// Ends the second connection, whose calls go on.
+    /// Closes the second connection. Its calls go on.
     pub(crate) fn end_check(&self) {
         {
             let mut check = self.lock_check();
@@ -44,14 +48,14 @@ impl Endpoint {
         self.lanes[0].recheck();
     }
 
-    /// Lets the second connection take the place of the others, whose calls go on.
+    /// Replaces the other connections with the second one. Their calls go on.
     pub(crate) fn replace_with_check(&self) {
         {
             let mut check = self.lock_check();
             let Check::Open(link) = &*check else { return };
             *check = Check::Replacing(link.clone());
         }
-        // The driver of the first lane puts it there; the other lanes connect anew.
+        // The driver of the first lane adopts it; the other lanes connect again.
         for lane in &self.lanes[1..] {
             if let Phase::Ready(link) = &*lane.lock() {
                 link.load.close();
@@ -60,7 +64,7 @@ impl Endpoint {
         self.recheck();
     }
 
-    /// What is known of the second connection.
+    /// The outcome of the check so far.
     pub(crate) fn checked(&self) -> Checked {
         let load = match &*self.lock_check() {
             Check::None | Check::Replacing(_) | Check::Ending => return Checked::None,
@@ -81,14 +85,14 @@ impl Endpoint {
     }
 }
 
-/// What the driver does.
+/// The part of the driver.
 impl Endpoint {
-    /// What is to be done.
+    /// What the driver is to do.
     pub(super) fn check(&self) -> Check {
         self.lock_check().clone()
     }
 
-    /// Takes the second connection, or that it could not be made; returns whether it is still
+    /// Records the second connection, or that it could not be opened; returns whether it is still
     /// wanted.
     pub(super) fn take_check(&self, link: Option<Link>) -> bool {
         {
@@ -102,13 +106,13 @@ impl Endpoint {
         true
     }
 
-    /// The second connection is not one any more, but the first, or none.
+    /// Ends the check: its connection has become that of the first lane, or has been closed.
     pub(super) fn forget_check(&self) {
         *self.lock_check() = Check::None;
         self.mark_dirty();
     }
 
-    /// Takes note of what the peer says of its health, for its second connection.
+    /// Records the health that the peer reports on the second connection.
     pub(super) fn tell_check(&self, health: Health) {
         let is_news = match &mut *self.lock_check() {
             Check::Open(link) => mem::replace(&mut link.health, health) != health,

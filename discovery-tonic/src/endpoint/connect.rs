@@ -13,11 +13,12 @@ use crate::{
     metrics::Event,
 };
 
-/// The user's hook, while it runs: one that blocks is not asked once more before it has returned.
+/// The user's hook while it runs. It is not called again before it has returned, so that a hook
+/// that blocks occupies one thread at most.
 #[derive(Default)]
 pub(super) struct PendingHook(Option<OwnedTask<EndpointSettings>>);
 
-/// A task that ends with this.
+/// A task that is aborted on drop.
 pub(super) struct OwnedTask<T>(pub(super) JoinHandle<T>);
 
 impl<T> Drop for OwnedTask<T> {
@@ -27,8 +28,8 @@ impl<T> Drop for OwnedTask<T> {
 }
 
 impl PendingHook {
-    /// How an endpoint is connected, as the user's hook has it: where the hook panics the attempt
-    /// fails, and where it blocks, too, so that it does not keep its permit from others.
+    /// The settings of an endpoint, as the user's hook returns them. If the hook panics the attempt
+    /// fails. If the hook blocks it fails as well, so that it does not hold its connect permit.
     async fn settings(&mut self, endpoint: &Endpoint, config: &DriverConfig) -> Result<EndpointSettings, BoxError> {
         let mut settings = match config.settings.clone() {
             None => EndpointSettings::default(),
@@ -39,7 +40,7 @@ impl PendingHook {
                     OwnedTask(spawn_blocking(move || span.in_scope(|| hook(&instance))))
                 });
                 let Ok(asked) = timeout(HOOK, &mut asking.0).await else {
-                    return Err(format!("the hook of the endpoint's settings has not returned within {HOOK:?}").into());
+                    return Err(format!("the endpoint settings hook did not return within {HOOK:?}").into());
                 };
                 self.0 = None;
                 asked.map_err(failed_task)?
@@ -50,9 +51,11 @@ impl PendingHook {
     }
 }
 
-/// One attempt to connect; the connection takes so many requests until it answers, or by default
-/// those of a new endpoint. The connector is the user's, too; where it blocks its thread, the task
-/// of the channel is elsewhere.
+/// Makes one connection attempt. The connection takes `tickets` requests before it answers, by
+/// default as many as a new endpoint.
+///
+/// The connector is the user's code as well, so the attempt runs in a task of its own: if it blocks
+/// its thread, the control task is not affected.
 pub(super) async fn connect(
     endpoint: &Arc<Endpoint>,
     config: &Arc<DriverConfig>,
@@ -61,7 +64,8 @@ pub(super) async fn connect(
 ) -> Result<Connection, BoxError> {
     let connected = match hook.settings(endpoint, config).await {
         Ok(settings) => {
-            // The pool opens it, before it is published, if the endpoint has answered before.
+            // If the endpoint has answered before, the pool lifts this limit before it publishes
+            // the connection.
             let tickets = tickets.unwrap_or(config.tickets);
             let attempt = attempt(Arc::clone(endpoint), Arc::clone(config), settings, tickets).in_current_span();
             let mut attempt = OwnedTask(tokio::spawn(attempt));
@@ -76,7 +80,7 @@ pub(super) async fn connect(
         }
         Err(error) => {
             endpoint.count_failed_attempt();
-            debug!(instance = %endpoint.id, error = report(&**error), "endpoint not connected");
+            debug!(instance = %endpoint.id, error = report(&**error), "connection attempt failed");
             endpoint.wakeups.metrics.count(Event::ConnectFailure);
         }
     }
@@ -91,7 +95,7 @@ async fn attempt(
 ) -> Result<Connection, BoxError> {
     let disconnected = Arc::clone(&endpoint);
     let allowance = Allowance {
-        // The health check has a stream of its own.
+        // The health check needs a stream of its own.
         reserved: u32::from(config.health.is_some()),
         tickets,
     };
@@ -104,7 +108,7 @@ async fn attempt(
 
 fn failed_task(error: JoinError) -> BoxError {
     match error.try_into_panic() {
-        Ok(panic) => format!("the attempt panicked, in the connector or in the hook: {}", panic_text(&*panic)).into(),
+        Ok(panic) => format!("the connector or the endpoint settings hook panicked: {}", panic_text(&*panic)).into(),
         Err(_) => "the runtime is shutting down".into(),
     }
 }

@@ -1,3 +1,5 @@
+//! The state machine of one lane: connect, serve, back off, drain.
+
 use std::{future, mem, sync::Arc, time::Duration};
 
 use futures::{
@@ -24,18 +26,18 @@ use crate::{
     error::BoxError,
 };
 
-/// What drives one lane.
+/// The driver of one lane.
 struct Driver {
     endpoint: Arc<Endpoint>,
     number: usize,
     config: Arc<DriverConfig>,
-    /// The connections whose requests may still be in flight, the present one last.
+    /// The connections that may have requests in flight; the current one is last.
     connections: Connections,
     hook: PendingHook,
     check: CheckConnection,
 }
 
-/// The second connection to a silent peer, of the first lane.
+/// The second connection to a silent peer; used by the first lane.
 #[derive(Default)]
 enum CheckConnection {
     #[default]
@@ -44,34 +46,34 @@ enum CheckConnection {
     Open(Connection),
 }
 
-/// Why a lane has no connection any more.
+/// Why a lane has no connection any longer.
 enum ServeEnd {
-    /// `good`: it was of use, or lived for a while.
+    /// `good`: the connection answered something, or lived for [`GOOD`].
     Closed { good: bool },
-    /// The order came at this moment.
+    /// Draining began at this moment.
     Drained(Instant),
 }
 
 /// The endpoint drains.
 struct Draining;
 
-/// What becomes of one connection.
+/// How one connection ended.
 enum ConnectionEnd {
     Ended(ServeEnd),
-    /// This one takes its place.
+    /// This one replaces it.
     Renewed(Connection),
 }
 
-/// A connection that takes the place of another one, once it is made.
+/// The connection that replaces another one once it is open.
 struct Renewal {
     reason: &'static str,
     successor: BoxFuture<'static, Connection>,
 }
 
-/// Connects, serves and connects again, on all lanes, until the endpoint is drained.
+/// Connects, serves and reconnects on all lanes, until the endpoint is drained.
 ///
-/// The first lane leads: the others connect only while it is connected, so that a peer that cannot
-/// be reached costs one attempt at a time.
+/// The other lanes connect only while the first one is connected, so that an unreachable peer costs
+/// one attempt at a time.
 pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) -> Arc<Endpoint> {
     let lane = |number| {
         let endpoint = Arc::clone(&endpoint);
@@ -87,8 +89,8 @@ pub(crate) async fn drive(endpoint: Arc<Endpoint>, config: Arc<DriverConfig>) ->
 }
 
 impl Driver {
-    /// An attempt, and the wait after one that failed, go on to their end while the endpoint
-    /// drains: an entry that flaps finds them as they are, instead of costing an attempt each time.
+    /// Draining interrupts neither a connection attempt nor a backoff. A registry entry that flaps
+    /// then resumes the running attempt instead of starting another.
     async fn run(mut self) {
         let config = Arc::clone(&self.config);
         let mut delays = config.backoff.delays();
@@ -105,7 +107,7 @@ impl Driver {
             };
             self.enter(Phase::Connecting { first });
             let begun = Instant::now();
-            // Boxed, as what follows, so that an endpoint that only waits is small.
+            // Boxed, like `serve` below, so that the driver of a waiting endpoint is small.
             let connected = connect(&self.endpoint, &config, &mut self.hook, None).boxed().await;
             drop(permit);
             let error: BoxError = match connected {
@@ -128,8 +130,8 @@ impl Driver {
             let until = Instant::now() + delays.next_delay();
             self.lane().stay();
             self.enter(Phase::BackingOff { error: error.into() });
-            // An instance that registers again is probably back; but not more often than a first
-            // wait allows.
+            // A re-registered instance is probably reachable, so retry early, but no sooner than
+            // the minimum backoff after the last attempt began.
             let earliest = until.min(begun + config.backoff.min());
             if self.back_off(until, earliest).await.is_err() {
                 return self.finish(config.drain).await;
@@ -137,12 +139,13 @@ impl Driver {
         }
     }
 
-    /// Waits until the next attempt to connect, less where the endpoint is taken back.
+    /// Waits until the next connection attempt, or only until `earliest` if the endpoint is taken
+    /// back.
     ///
     /// # Errors
     ///
-    /// Where the endpoint drains and there are calls to end on former connections, for which this
-    /// may be too long.
+    /// [`Draining`] if the endpoint drains while former connections have calls to end, for which
+    /// the backoff may be too long.
     async fn back_off(&mut self, until: Instant, earliest: Instant) -> Result<(), Draining> {
         loop {
             let overdue = self.connections.overdue();
@@ -159,7 +162,7 @@ impl Driver {
     }
 
     /// Waits until the endpoint is taken back, or drains while calls are left. One future for both,
-    /// since it is woken once for each news.
+    /// since a wake-up reaches only one waiter.
     async fn wait_until_returned(&self) -> Result<(), Draining> {
         loop {
             if self.endpoint.is_draining() && self.connections.has_calls() {
@@ -172,8 +175,7 @@ impl Driver {
         }
     }
 
-    /// Offers a connection, and its successors for as long as each is there before the former one
-    /// is missed.
+    /// Serves a connection, and each successor that is open before the former one ends.
     async fn serve(&mut self, mut connection: Connection) -> ServeEnd {
         let mut health = if self.config.health.is_some() { Health::Unknown } else { Health::Serving };
         loop {
@@ -185,14 +187,14 @@ impl Driver {
         }
     }
 
-    /// Offers a connection until it closes, until the endpoint has drained, or
-    /// until there is a younger one.
+    /// Serves a connection until it closes, until the endpoint has drained, or until a successor is
+    /// open.
     async fn serve_one(&mut self, connection: &Connection, health: &mut Health) -> ConnectionEnd {
         let since = Instant::now();
         let config = Arc::clone(&self.config);
         let endpoint = Arc::clone(&self.endpoint);
         let lane = endpoint.lane(self.number);
-        // What is known of the peer holds until it says otherwise.
+        // The last known health holds until the peer reports another.
         let link = Link { health: *health, ..connection.link() };
         let mut checks = config.health.clone().map(|service| health_check::follow(&link, service, config.backoff));
         let mut renewal = self.renewal(connection, since);
@@ -200,6 +202,7 @@ impl Driver {
         let mut draining_since = None;
         let mut checked_health = None;
         loop {
+            // The pool may have changed its order with any wake-up, so look at the check first.
             if let Some(successor) = self.follow_check(draining_since.is_some()) {
                 self.connections.retire(None);
                 return ConnectionEnd::Renewed(successor);
@@ -218,7 +221,7 @@ impl Driver {
                 () = lane.recheck_wanted() => connection.recheck(),
                 Some(()) = OptionFuture::from(tick.map(sleep)) => connection.recheck(),
                 Some(said) = next(&mut checks) => {
-                    debug!(instance = %self.endpoint.id, health = ?said, "endpoint told its health");
+                    debug!(instance = %self.endpoint.id, health = ?said, "endpoint reported its health");
                     *health = said;
                     self.endpoint.tell(self.number, said);
                 }
@@ -261,22 +264,22 @@ impl Driver {
                 }
                 continue;
             }
-            // Half made, it would keep its permit from others.
+            // Drop a half-open successor: it would keep holding its connect permit.
             renewal = None;
             let since = *draining_since.get_or_insert_with(Instant::now);
-            // Kept for a moment even if idle, because the endpoint may be held after all.
+            // Keep it for a moment even if idle, because the endpoint may be taken back to be held.
             let idle = since.elapsed() >= GRACE && connection.load().close_if_idle();
             if closed || idle || since.elapsed() >= config.drain {
                 connection.load().close();
-                // It ends with the others.
+                // The connection of a check ends with the others.
                 drop(self.checked_successor());
                 return ConnectionEnd::Ended(ServeEnd::Drained(since));
             }
         }
     }
 
-    /// Begins, goes on with, or ends the check of a silent peer; returns the connection that takes
-    /// the place of the present one.
+    /// Begins, continues or ends the check of a silent peer, as the pool wants; returns the
+    /// connection that is to replace the current one.
     fn follow_check(&mut self, is_draining: bool) -> Option<Connection> {
         if self.number > 0 {
             return None;
@@ -301,21 +304,20 @@ impl Driver {
                 let endpoint = Arc::clone(&self.endpoint);
                 let config = Arc::clone(&self.config);
                 let connecting = async move {
-                    // Those that were well a moment ago go first.
+                    // Counts as a repeated attempt, so that the first attempts of others go first.
                     let _permit = config.connects.acquire(false).await;
                     connect(&endpoint, &config, &mut PendingHook::default(), Some(1)).await.ok()
                 };
                 self.check = CheckConnection::Connecting(OwnedTask(tokio::spawn(connecting.in_current_span())));
             }
-            // Of a connection that is not here any more.
+            // The connection of this check is gone.
             (_, Check::Open(_) | Check::Replacing(_) | Check::Ending) => self.endpoint.forget_check(),
             (_, Check::None | Check::Failed) => {}
         }
         None
     }
 
-    /// The connection of a check, if it may take the place of one that has ended; otherwise it ends
-    /// too.
+    /// The connection of a check, if it may replace one that has ended; otherwise it is closed too.
     fn checked_successor(&mut self) -> Option<Connection> {
         let CheckConnection::Open(checked) = mem::take(&mut self.check) else { return None };
         self.endpoint.forget_check();
@@ -326,7 +328,7 @@ impl Driver {
         Some(checked)
     }
 
-    /// What takes the place of a connection, which began at this moment.
+    /// The replacement of a connection that was opened at this moment, if it is due to be replaced.
     fn renewal(&self, connection: &Connection, since: Instant) -> Option<Renewal> {
         let (reason, wait) = match connection.age() {
             _ if connection.is_worn() => (WORN, Duration::ZERO),
@@ -336,7 +338,7 @@ impl Driver {
         Some(Renewal { reason, successor: self.successor(wait) })
     }
 
-    /// The connection that takes the place of one of this age; there is one at some time.
+    /// Opens the successor once the connection has reached this age, and retries until it succeeds.
     fn successor(&self, age: Duration) -> BoxFuture<'static, Connection> {
         let endpoint = Arc::clone(&self.endpoint);
         let config = Arc::clone(&self.config);
@@ -357,8 +359,8 @@ impl Driver {
         })
     }
 
-    /// Waits until nothing is in flight on closed connections, at most for `limit`, then cuts what
-    /// is left.
+    /// Waits until no requests are in flight on closed connections. After `limit` it aborts the
+    /// rest.
     async fn finish(&self, limit: Duration) {
         self.enter(Phase::Ended);
         let since = Instant::now();
@@ -370,8 +372,10 @@ impl Driver {
         }
     }
 
-    /// Waits until the first lane is connected. An endpoint that drains may come back: its end is
-    /// then when the first lane has ended, or now where this lane has calls to end.
+    /// Waits until the first lane is connected.
+    ///
+    /// While the endpoint drains, waits instead until the first lane has ended, because the
+    /// endpoint may be taken back; or returns at once if this lane has calls to end.
     async fn wait_for_first_lane(&mut self) {
         while !self.may_continue() {
             let overdue = self.connections.overdue();
@@ -387,7 +391,7 @@ impl Driver {
         if self.endpoint.is_draining() { first.has_ended() || self.connections.has_calls() } else { first.is_ready() }
     }
 
-    /// Waits for the order to drain.
+    /// Waits until the endpoint drains.
     async fn drained(&self) {
         while !self.endpoint.is_draining() {
             self.lane().recheck_wanted().await;
@@ -404,8 +408,8 @@ impl Driver {
 }
 
 impl CheckConnection {
-    /// The second connection, or that it could not be made; never without one under way. Cancel
-    /// safe.
+    /// Waits for the second connection; `None` if it could not be opened. Pending forever if none
+    /// is being opened. Dropped before completion, it loses nothing.
     async fn made(&mut self) -> Option<Connection> {
         match self {
             Self::Connecting(connecting) => (&mut connecting.0).await.ok().flatten(),
@@ -414,21 +418,22 @@ impl CheckConnection {
     }
 }
 
-/// The next health, where there is a check.
+/// The next reported health, if health is checked.
 async fn next(checks: &mut Option<BoxStream<'static, Health>>) -> Option<Health> {
     checks.as_mut()?.next().await
 }
 
-/// When to look again whether an endpoint is drained, after so long.
+/// How long to wait before looking again whether an endpoint has drained, which began at `since`.
 fn tick(since: Instant, limit: Duration) -> Duration {
     let elapsed = since.elapsed();
     GRACE.saturating_sub(elapsed).max(DRAIN_TICK).min(limit.saturating_sub(elapsed))
 }
 
-/// Why a connection is replaced on which many calls were given up.
+/// The reason of a replacement because too many calls were given up.
 const WORN: &str = "abandoned calls";
-/// A connection that lived for so long was good, even if nobody used it.
+/// A connection that lived this long was good, even if it was never used.
 const GOOD: Duration = Duration::from_secs(1);
-/// How long a removed endpoint's connection is kept at least, since it may be held after all.
+/// How long the connection of a removed endpoint is kept, at least, since it may be taken back to
+/// be held.
 const GRACE: Duration = Duration::from_secs(1);
 const DRAIN_TICK: Duration = Duration::from_millis(50);

@@ -11,23 +11,24 @@ use crate::{
     error::SharedError,
 };
 
-/// The place of one connection, which its driver fills anew when it is lost.
+/// The slot of one connection. Its driver connects again when the connection is lost.
 #[derive(Debug)]
 pub(crate) struct Lane {
     phase: Mutex<Phase>,
-    /// The endpoint was drained and is not any more.
+    /// The endpoint was taken back while it drained.
     returned: AtomicBool,
-    /// Makes the driver look again: at the connection, and at whether it shall drain.
+    /// Wakes the driver to look at the connection, and at whether the endpoint drains.
     recheck: Notify,
 }
 
-/// Where a lane stands.
+/// The phase of a lane.
 #[derive(Clone, Debug)]
 pub(crate) enum Phase {
     BackingOff {
         error: SharedError,
     },
-    /// `first`: nothing has failed since the endpoint was new, or since its last good connection.
+    /// `first`: no attempt has failed since the endpoint was new, or since its last good
+    /// connection.
     Connecting {
         first: bool,
     },
@@ -66,27 +67,27 @@ impl Lane {
         matches!(*self.lock(), Phase::Ended)
     }
 
-    /// Makes the driver look again.
+    /// Wakes the driver.
     pub(super) fn recheck(&self) {
         self.recheck.notify_one();
     }
 
-    /// Says whether the endpoint was taken back after it was drained.
+    /// Sets whether the endpoint was taken back after it was drained.
     pub(super) fn set_returned(&self, returned: bool) {
         self.returned.store(returned, Ordering::Release);
     }
 
-    /// Waits until it shall look again.
+    /// Waits until the driver is woken.
     pub(crate) async fn recheck_wanted(&self) {
         self.recheck.notified().await;
     }
 
-    /// Forgets that the endpoint was taken back, as of earlier than now.
+    /// Forgets that the endpoint was taken back earlier.
     pub(crate) fn stay(&self) {
         self.set_returned(false);
     }
 
-    /// Whether the endpoint was taken back after it was drained; says so once.
+    /// Whether the endpoint was taken back after it was drained; true only once.
     pub(crate) fn has_returned(&self) -> bool {
         self.returned.swap(false, Ordering::AcqRel)
     }

@@ -1,13 +1,13 @@
-//! One instance as the channel sees it, from its first attempt to connect to the end of its last
+//! An instance as the channel sees it, from its first connection attempt to the end of its last
 //! call.
 //!
-//! - [`Endpoint`] is what calls, the pool and the drivers share: its lanes and its tally.
-//! - A [`lane`] is the place of one connection. Its [`driver`] connects, by [`connect`] and within
-//!   the [`connect_limit`], serves, connects again and drains; [`retired`] has the connections
-//!   whose calls have not ended yet. The [`config`] is what all drivers go by.
-//! - A [`check`] is a second connection to a peer that is silent; [`checking`] is what pool and
-//!   driver do with it.
-//! - The [`tally`] counts what calls report; the [`state`] is what people see.
+//! - [`Endpoint`] is shared by calls, the pool and the drivers: it has the lanes and the tally.
+//! - A [`lane`] is the slot of one connection. Its [`driver`] connects (see [`connect`]) within the
+//!   [`connect_limit`], serves, reconnects and drains. [`retired`] keeps the connections whose
+//!   calls have not ended yet. [`config`] is the configuration of all drivers.
+//! - A [`check`] is a second connection to a silent peer; [`checking`] is how the pool and the
+//!   driver use it.
+//! - The [`tally`] counts what calls report; the [`state`] is the public view.
 
 pub(crate) mod check;
 mod checking;
@@ -42,10 +42,10 @@ use lane::{Lane, Phase};
 use state::EndpointState;
 use tally::Tally;
 
-/// What wakes calls, endpoints and the pool of a channel.
+/// The wake-ups between the calls, the endpoints and the pool of a channel.
 pub(crate) type Wakeups = crate::wakeups::Wakeups<Weak<Endpoint>>;
 
-/// An instance as the channel sees it: its connections, and what calls report of it.
+/// An instance as the channel sees it: its connections, and what calls report about it.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) id: InstanceId,
@@ -56,20 +56,23 @@ pub(crate) struct Endpoint {
     lanes: Box<[Lane]>,
     check: Mutex<Check>,
     draining: AtomicBool,
-    /// How often the peer ended a connection because too much was asked of it.
+    /// How many times the peer ended a connection with ENHANCE_YOUR_CALM. Connections that end
+    /// together count once.
     complaints: AtomicU32,
-    /// How often an attempt to connect failed: of a name, the next one begins at another address.
+    /// How many connection attempts failed. If the address is a name, the next attempt begins at
+    /// another of its IP addresses.
     failed_attempts: AtomicUsize,
-    /// Why the last connection ended that had a reason.
+    /// Why the last connection ended, if there was a reason; kept until another one ends for a
+    /// reason.
     disconnect: Mutex<Option<SharedError>>,
-    /// The pool has been told to look at it, and has not yet.
+    /// The pool has been asked to look at it, and has not done so yet.
     is_dirty: AtomicBool,
-    /// What the pool is told.
+    /// What is handed to the pool when it is asked to look.
     me: Weak<Self>,
 }
 
 impl Endpoint {
-    /// An endpoint of so many connections, at least one.
+    /// Creates an endpoint with this many connections, at least one.
     pub(crate) fn new(
         instance: Arc<Instance>,
         connections: usize,
@@ -93,35 +96,35 @@ impl Endpoint {
         })
     }
 
-    /// The instance, as it is registered now.
+    /// The instance, as it is registered.
     pub(crate) fn instance(&self) -> Arc<Instance> {
         Arc::clone(&self.instance.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Takes note of another weight or other metadata.
+    /// Sets another weight or other metadata.
     pub(crate) fn set_instance(&self, instance: &Arc<Instance>) {
         *self.instance.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(instance);
     }
 
-    /// Counts a call that was lost without an answer, on the connection of this load.
+    /// Counts a call that was lost without an answer on the connection of this load.
     #[cold]
     pub(crate) fn lost(&self, load: &Load) {
         self.tally.lost();
         self.penalize(load);
     }
 
-    /// Counts a call that was answered with a failing code, on the connection of this load.
+    /// Counts a call that was answered with a failing code on the connection of this load.
     #[cold]
     pub(crate) fn failed(&self, code: Code, load: &Load) {
         self.tally.failed(code);
         self.penalize(load);
-        // A failing call costs no look, unless it is the one that the pool waits for.
+        // A failed call does not wake the pool, unless the pool waits for it.
         if load.is_limited() {
             self.mark_dirty();
         }
     }
 
-    /// Counts a call whose caller gave up after a while without an answer.
+    /// Counts a call whose caller gave up after waiting for an answer for some time.
     #[cold]
     pub(crate) fn given_up(&self, load: &Load) {
         self.tally.given_up();
@@ -134,7 +137,7 @@ impl Endpoint {
         }
     }
 
-    /// Where the endpoint stands, and how many requests are in flight, as it is shown.
+    /// The public state of the endpoint, and the number of its requests in flight.
     pub(crate) fn state(&self) -> (EndpointState, u32) {
         let in_flight = |lane: &Lane| match &*lane.lock() {
             Phase::Ready(link) => link.load.in_flight(),
@@ -151,10 +154,10 @@ impl Endpoint {
         (best.unwrap_or(EndpointState::Idle), self.lanes.iter().map(in_flight).sum::<u32>() + checking)
     }
 
-    /// Takes note that a connection takes no more requests, and why.
+    /// Records that a connection takes no more requests, and why.
     ///
-    /// The connection was made after `complaints` of them: all connections of an endpoint that are
-    /// complained of at once count once.
+    /// `complaints` is their number when the connection was opened: if several connections of the
+    /// endpoint end with ENHANCE_YOUR_CALM at once, they count once.
     pub(crate) fn disconnected(&self, end: &End, complaints: u32) {
         if end.is_enhance_your_calm() {
             self.complaints.fetch_max(complaints + 1, Ordering::Relaxed);
@@ -163,7 +166,7 @@ impl Endpoint {
             let mut last = self.disconnect.lock().unwrap_or_else(PoisonError::into_inner);
             last.replace(Arc::clone(reason))
         });
-        // Before the log, since a subscriber may panic.
+        // Before logging, since a subscriber may panic.
         self.recheck();
         if let (Some(reason), Some(former)) = (end.reason(), former) {
             let text = report(&**reason);
@@ -177,27 +180,29 @@ impl Endpoint {
         }
     }
 
-    /// How often the peer ended a connection because too much was asked of it.
+    /// How many times the peer ended a connection with ENHANCE_YOUR_CALM. Connections that end
+    /// together count once.
     pub(crate) fn complaints(&self) -> u32 {
         self.complaints.load(Ordering::Relaxed)
     }
 
-    /// Takes note that an attempt to connect failed.
+    /// Records a failed connection attempt.
     pub(crate) fn count_failed_attempt(&self) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How often an attempt to connect failed.
+    /// How many connection attempts failed.
     pub(crate) fn failed_attempts(&self) -> usize {
         self.failed_attempts.load(Ordering::Relaxed)
     }
 
-    /// Why the last connection ended that had a reason.
+    /// Why the last connection ended, if there was a reason; kept until another one ends for a
+    /// reason.
     pub(crate) fn disconnect(&self) -> Option<SharedError> {
         self.disconnect.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why it is not connected, as far as its first lane found out.
+    /// Why the last connection attempt of its first lane failed, while it backs off.
     pub(crate) fn error(&self) -> Option<SharedError> {
         match &*self.lanes[0].lock() {
             Phase::BackingOff { error } => Some(Arc::clone(error)),
@@ -205,8 +210,8 @@ impl Endpoint {
         }
     }
 
-    /// Where the endpoint stands: at its best connection, or where one is about to be, or else
-    /// where its first lane does.
+    /// The phase that describes the endpoint: that of its best connection, or else of a lane in its
+    /// first attempt, or else of its first lane.
     pub(crate) fn phase(&self) -> Phase {
         if let Some(best) = self.links().into_iter().max_by_key(|link| link.health == Health::Serving) {
             return Phase::Ready(best);
@@ -215,7 +220,7 @@ impl Endpoint {
         self.lanes.iter().map(Lane::phase).find(coming).unwrap_or_else(|| self.lanes[0].phase())
     }
 
-    /// The connections that take requests, that of a check last.
+    /// The connections that take requests; that of a check is last.
     pub(crate) fn links(&self) -> Vec<Link> {
         let mut links = self.former_links();
         links.extend(self.check_link());
@@ -231,7 +236,7 @@ impl Endpoint {
         self.lanes.iter().filter_map(open).collect()
     }
 
-    /// Whether its drivers will go on where the endpoint is not drained after all.
+    /// Whether all of its drivers go on if draining is taken back.
     pub(crate) fn is_driven(&self) -> bool {
         self.lanes.iter().all(|lane| match &*lane.lock() {
             Phase::Ended => false,
@@ -240,20 +245,20 @@ impl Endpoint {
         })
     }
 
-    /// Whether no attempt to connect has been made.
+    /// Whether no connection attempt has been made.
     pub(crate) fn is_idle(&self) -> bool {
         self.lanes.iter().all(|lane| matches!(*lane.lock(), Phase::Idle))
     }
 
-    /// Lets the drivers end their connections once the requests have ended, or takes that back.
+    /// Makes the drivers end their connections once their requests have ended, or takes that back.
     pub(crate) fn drain(&self, draining: bool) {
         self.draining.store(draining, Ordering::Release);
         self.lanes.iter().for_each(|lane| lane.set_returned(!draining));
         self.recheck();
     }
 
-    /// Makes the drivers look at their connections: hyper does not tell of a GOAWAY while streams
-    /// live.
+    /// Makes the drivers look at their connections: hyper does not report a GOAWAY while streams
+    /// are open.
     pub(crate) fn recheck(&self) {
         self.lanes.iter().for_each(Lane::recheck);
     }
@@ -262,7 +267,7 @@ impl Endpoint {
         self.draining.load(Ordering::Acquire)
     }
 
-    /// How many connections it has at most.
+    /// The number of its lanes, which is the maximum number of its connections.
     pub(crate) fn lanes(&self) -> usize {
         self.lanes.len()
     }
@@ -271,8 +276,8 @@ impl Endpoint {
         &self.lanes[number]
     }
 
-    /// Moves a lane on; the pool looks, except where a new endpoint begins to connect, or an old
-    /// one ends, which it knows.
+    /// Sets the phase of a lane. The pool is asked to look, unless a new endpoint begins to connect
+    /// or a lane ends, which the pool knows.
     pub(crate) fn enter(&self, number: usize, phase: Phase) {
         let is_news = {
             let mut former = self.lanes[number].lock();
@@ -282,7 +287,7 @@ impl Endpoint {
             !is_first && !is_last
         };
         if number == 0 {
-            // The others go by the first.
+            // The other lanes follow the first.
             self.lanes[1..].iter().for_each(Lane::recheck);
         }
         if is_news {
@@ -290,7 +295,7 @@ impl Endpoint {
         }
     }
 
-    /// Takes note of what the peer says of its health, which is an answer too.
+    /// Records the health that the peer reports. Such a report is an answer, too.
     pub(crate) fn tell(&self, number: usize, health: Health) {
         if let Phase::Ready(link) = &mut *self.lanes[number].lock() {
             link.health = health;
@@ -302,14 +307,14 @@ impl Endpoint {
         self.mark_dirty();
     }
 
-    /// Asks the pool to look, once until it has.
+    /// Asks the pool to look, once until it has done so.
     fn mark_dirty(&self) {
         if !self.is_dirty.swap(true, Ordering::AcqRel) {
             self.wakeups.mark_dirty(Weak::clone(&self.me));
         }
     }
 
-    /// The pool is about to look: what calls told before this it sees.
+    /// Called when the pool is about to look: it sees everything that calls reported before this.
     pub(crate) fn clear_dirty(&self) {
         self.is_dirty.swap(false, Ordering::AcqRel);
     }

@@ -7,26 +7,26 @@ use crate::{
     connection::{AbortableExecutor, Connection},
 };
 
-/// The connections of a lane whose requests may still be in flight, the present one last.
+/// The connections of a lane that may have requests in flight; the current one is last.
 #[derive(Default)]
 pub(super) struct Connections(Vec<RetiredConnection>);
 
-/// A connection as far as its end is concerned.
+/// What is needed to end a connection.
 struct RetiredConnection {
     executor: AbortableExecutor,
     load: Arc<Load>,
-    /// When what is left on it is cut; `None` while that is the peer's to say.
+    /// When its remaining requests are aborted; `None` while it may live on.
     until: Option<Instant>,
 }
 
 impl Connections {
-    /// Takes the present connection, and forgets those on which nothing is in flight.
+    /// Adds the current connection, and forgets those without requests in flight.
     pub(super) fn add(&mut self, connection: &Connection) {
         self.0.retain(|retired| retired.load.in_flight() > 0);
         self.0.push(RetiredConnection::new(connection));
     }
 
-    /// Takes a connection beside the present one, which takes no more calls; those on it go on.
+    /// Adds a connection beside the current one. It takes no more calls; those in flight go on.
     pub(super) fn add_retired(&mut self, connection: &Connection) {
         connection.load().close();
         let present = self.0.pop();
@@ -35,36 +35,37 @@ impl Connections {
         self.0.extend(present);
     }
 
-    /// Lets the present connection take no more calls; those on it may go on until then, if there
+    /// Closes the current connection to new calls. Those in flight may go on until then, if there
     /// is a limit.
     pub(super) fn retire(&mut self, until: Option<Instant>) {
-        let present = self.0.last_mut().expect("the present connection is the last");
+        let present = self.0.last_mut().expect("the current connection is last");
         present.load.close();
         present.until = until;
     }
 
-    /// When the time of the first retired connection is over.
+    /// When the first retired connection must be aborted.
     pub(super) fn overdue(&self) -> Option<Instant> {
         self.0.iter().filter_map(|retired| retired.until).min()
     }
 
-    /// Cuts the retired connections whose time is over.
+    /// Aborts the retired connections whose time is over.
     pub(super) fn cut_overdue(&mut self) {
         let now = Instant::now();
         for retired in &mut self.0 {
-            // Once, since it counts as in flight until the caller looks at what it got.
+            // Only once: an aborted request counts as in flight until its caller polls the
+            // response.
             if retired.until.take_if(|until| *until <= now).is_some() {
                 retired.cut();
             }
         }
     }
 
-    /// Cuts all of them, with everything on them.
+    /// Aborts all of them, with their requests.
     pub(super) fn cut(&self) {
         self.0.iter().for_each(RetiredConnection::cut);
     }
 
-    /// Whether anything is in flight on them.
+    /// Whether any of them has requests in flight.
     pub(super) fn has_calls(&self) -> bool {
         self.0.iter().any(|retired| retired.load.in_flight() > 0)
     }

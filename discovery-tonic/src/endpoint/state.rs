@@ -1,21 +1,21 @@
 use std::fmt;
 
-/// Where an endpoint's connections stand: the best of them, where there are several.
+/// The connection state of an endpoint: that of its best connection, if it has several.
 ///
-/// It does not say whether the endpoint is ejected;
-/// [`EndpointStatus::ejected_until`](crate::EndpointStatus::ejected_until) does.
+/// It does not include ejection: see
+/// [`EndpointStatus::ejected_until`](crate::EndpointStatus::ejected_until).
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum EndpointState {
-    /// The last attempt failed; the next one follows after a wait.
+    /// The last connection attempt failed; the next one follows after the backoff.
     BackingOff,
-    /// An attempt is being made.
+    /// A connection attempt is under way.
     Connecting,
-    /// No attempt has been made.
+    /// No connection attempt has been made yet.
     Idle,
-    /// Connected, but the peer's health is not SERVING, or not known yet.
+    /// Connected, but the peer's health is not `SERVING`, or not known yet.
     NotServing,
-    /// Connected, the peer's SETTINGS seen.
+    /// Connected, and the peer's SETTINGS have arrived.
     Ready,
 }
 

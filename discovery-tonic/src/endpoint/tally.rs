@@ -2,12 +2,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tonic::Code;
 
-/// What calls report of an endpoint. It stays when its connections, or what drives them, end.
+/// What calls report about an endpoint. It outlives the endpoint's connections and their driver.
 #[derive(Debug)]
 pub(crate) struct Tally {
     /// The codes that count as failures of the endpoint.
     failing: Codes,
-    /// Calls in a row that were lost with their connection, or answered with `UNAVAILABLE`.
+    /// Consecutive calls that were lost with their connection, or answered with `UNAVAILABLE`.
     failures: AtomicU32,
     answers: AtomicU32,
     lost: AtomicU32,
@@ -15,7 +15,7 @@ pub(crate) struct Tally {
     given_up: AtomicU32,
 }
 
-/// What has become of an endpoint's calls so far; all of it may wrap around.
+/// How an endpoint's calls have ended so far. The counters may wrap around.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Totals {
     pub(crate) answers: u32,
@@ -47,7 +47,7 @@ impl Tally {
         self.failing.contains(code)
     }
 
-    /// Counts an answer, whatever it says: the peer is there.
+    /// Counts an answer with any status: the peer is alive.
     pub(crate) fn answered(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
@@ -59,8 +59,8 @@ impl Tally {
         }
     }
 
-    /// Counts a call that was answered with a failing code. Only `UNAVAILABLE` is a failure of the
-    /// row, since the others are what an application says of one call.
+    /// Counts a call that was answered with a failing code. Only `UNAVAILABLE` counts as a
+    /// consecutive failure, since the other codes are the application's verdict on a single call.
     pub(super) fn failed(&self, code: Code) {
         self.failed.fetch_add(1, Ordering::Relaxed);
         match code {
@@ -100,7 +100,7 @@ impl Tally {
 }
 
 impl Totals {
-    /// What was added since then.
+    /// The difference to earlier totals.
     pub(crate) fn since(&self, before: &Self) -> Self {
         Self {
             answers: self.answers.wrapping_sub(before.answers),

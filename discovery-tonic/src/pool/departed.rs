@@ -6,8 +6,8 @@ use tokio::time::Instant;
 use super::outlier::Outlier;
 use crate::endpoint::Endpoint;
 
-/// What is known of endpoints that left while they were taken out, so that one that fails does not
-/// get its share of calls again by being announced anew.
+/// Remembers ejected endpoints that were removed, so that a failing instance cannot reset its state
+/// by registering again.
 #[derive(Debug, Default)]
 pub(crate) struct Departed(BTreeMap<InstanceId, DepartedEndpoint>);
 
@@ -15,21 +15,21 @@ pub(crate) struct Departed(BTreeMap<InstanceId, DepartedEndpoint>);
 struct DepartedEndpoint {
     address: Address,
     outlier: Outlier,
-    /// Then it is forgotten.
+    /// When it is forgotten.
     until: Instant,
 }
 
 impl Departed {
-    /// Keeps what is known of an endpoint for so long, if there is anything against it.
+    /// Keeps the state of an endpoint until then, if it is ejected or being probed.
     pub(crate) fn keep(&mut self, endpoint: &Endpoint, outlier: &Outlier, until: Instant) {
         if let Some(outlier) = outlier.for_successor() {
             self.0.insert(endpoint.id.clone(), DepartedEndpoint { address: endpoint.address.clone(), outlier, until });
         }
     }
 
-    /// What is known of an instance that comes back to where it was.
+    /// Takes the state of an instance that returns at the same address.
     pub(crate) fn take(&mut self, instance: &Instance) -> Option<Outlier> {
-        // Nearly always nobody has left like this.
+        // The usual case.
         if self.0.is_empty() {
             return None;
         }
@@ -37,11 +37,11 @@ impl Departed {
         (left.address == *instance.address() && Instant::now() < left.until).then_some(left.outlier)
     }
 
-    /// Forgets what is over.
+    /// Forgets the endpoints whose time is over.
     pub(crate) fn expire(&mut self, now: Instant) {
         self.0.retain(|_, left| now < left.until);
     }
 }
 
-/// For so long after it left an endpoint is known at least.
+/// How long an ejected endpoint is remembered after its removal, at least.
 pub(crate) const REMEMBER: Duration = Duration::from_secs(60);

@@ -1,17 +1,17 @@
 use crate::endpoint::tally::Totals;
 
-/// What all endpoints of a channel do: the measure of each.
+/// What all endpoints of a channel do, with which each of them is compared.
 #[derive(Debug, Default)]
 pub(crate) struct Fleet {
     counts: Counts,
-    /// How many sweeps requests waited at most until the next answer, in this period and the last.
+    /// The longest wait for an answer, in sweeps, of this period and of the last one.
     gaps: [u32; 2],
-    /// How long the period lasts.
+    /// The sweeps of this period so far.
     sweeps: u32,
     census: Census,
 }
 
-/// What has become of calls since the channel was built.
+/// How many calls were answered, ended and failed since the channel was built.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Counts {
     pub(crate) answers: u64,
@@ -19,23 +19,24 @@ pub(crate) struct Counts {
     pub(crate) failed: u64,
 }
 
-/// How many of the calls that ended lately failed, or were given up.
+/// The calls that ended recently, and those of them that failed or were given up. Older calls count
+/// less.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Recent {
     ended: f32,
     failed: f32,
 }
 
-/// The endpoints of the last sweep that shall get requests and are connected.
+/// The endpoints that were connected and due to get requests in the last sweep.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Census {
     pub(crate) endpoints: usize,
     pub(crate) ejected: usize,
-    /// Those where requests wait without an answer.
+    /// Those whose requests wait for an answer longer than usual.
     pub(crate) silent: usize,
-    /// Those that are ejected, or where most calls fail.
+    /// Those that are ejected, or whose calls mostly fail.
     pub(crate) failing: usize,
-    /// Calls that ended lately.
+    /// Calls that ended recently, on all of them.
     ended: f32,
 }
 
@@ -44,22 +45,22 @@ impl Fleet {
         self.counts
     }
 
-    /// Adds what happened at one endpoint.
+    /// Adds the news of one endpoint.
     pub(crate) fn add(&mut self, news: &Totals) {
         self.counts.add(news);
     }
 
-    /// Takes note of an answer for which requests waited this many sweeps.
+    /// Records an answer for which requests waited this many sweeps.
     pub(crate) fn note_gap(&mut self, sweeps: u32) {
         self.gaps[0] = self.gaps[0].max(sweeps);
     }
 
-    /// The most sweeps that requests lately waited for an answer.
+    /// How many sweeps requests recently waited for an answer, at most.
     pub(crate) fn longest_gap(&self) -> u32 {
         self.gaps[0].max(self.gaps[1])
     }
 
-    /// Counts a sweep, which found this.
+    /// Counts a sweep, and records its census.
     pub(crate) fn take(&mut self, census: Census) {
         self.census = census;
         self.sweeps += 1;
@@ -69,7 +70,7 @@ impl Fleet {
         }
     }
 
-    /// Takes note of an ejection.
+    /// Records an ejection.
     pub(crate) fn eject(&mut self) {
         self.census.ejected += 1;
     }
@@ -89,7 +90,7 @@ impl Fleet {
         self.census.silent * 2 > self.census.endpoints
     }
 
-    /// Where most endpoints fail: how many calls an endpoint had lately on average.
+    /// The mean number of recent calls of an endpoint, if most endpoints fail.
     pub(crate) fn mean_where_most_fail(&self) -> Option<f32> {
         let Census { endpoints, failing, ended, .. } = self.census;
         (failing * 2 > endpoints).then(|| ended / endpoints as f32)
@@ -122,17 +123,17 @@ impl Counts {
         }
     }
 
-    /// Whether at least this many of a hundred failed.
+    /// Whether at least this percentage of the calls failed.
     pub(crate) fn fails(&self, percentage: u32) -> bool {
         u128::from(self.failed) * 100 >= u128::from(self.ended) * u128::from(percentage)
     }
 
-    /// Whether calls ended, and most of them well.
+    /// Whether calls ended, and at most half of them failed.
     pub(crate) fn mostly_succeed(&self) -> bool {
         self.ended > 0 && self.failed * 2 <= self.ended
     }
 
-    /// Whether at least twice as large a share of this failed as of the others.
+    /// Whether the share of failed calls is at least twice that of the others.
     pub(crate) fn stands_out(&self, others: &Self) -> bool {
         let [own, rest] =
             [(self, others), (others, self)].map(|(one, other)| u128::from(one.failed) * u128::from(other.ended));
@@ -141,7 +142,7 @@ impl Counts {
 }
 
 impl Recent {
-    /// Adds what is new; with a sweep the rest counts less.
+    /// Adds the news; each sweep lets what was there before decay.
     pub(crate) fn add(&mut self, news: &Totals, is_sweep: bool) {
         let decay = if is_sweep { DECAY } else { 1.0 };
         let given_up = news.given_up as f32;
@@ -159,9 +160,9 @@ impl Recent {
     }
 }
 
-/// How many sweeps a period of gaps has: 30 s, so that they are known for 30 s to a minute.
+/// The length of a period in sweeps: 30 s, so that a gap is remembered for 30 s to a minute.
 const PERIOD: u32 = 300;
-/// What is left after a sweep: half of it after 1.4 s.
+/// The share that is left after a sweep: half of it after 1.4 s.
 const DECAY: f32 = 0.95;
-/// Less than this is nothing.
+/// Less than this counts as no calls.
 const TRACE: f32 = 0.01;

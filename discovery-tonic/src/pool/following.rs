@@ -12,8 +12,10 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::panic_text;
 
-/// The updates of a service, without end: where the resolver's stream panics or ends, which breaks
-/// its law, the set stands, and the service is watched anew.
+/// The updates of a service, without end.
+///
+/// If the resolver's stream panics, or ends contrary to its contract, the set stays as last known
+/// and the service is watched again after a backoff.
 pub(crate) struct Following {
     resolver: Arc<dyn Resolver>,
     service: ServiceName,
@@ -32,7 +34,7 @@ impl Following {
         Self { resolver, service, state, delays: Backoff::default().delays() }
     }
 
-    /// The next update. It may be dropped at any time.
+    /// Waits for the next update. Dropped before completion, it loses none.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
             match &mut self.state {
@@ -53,8 +55,9 @@ impl Following {
         }
     }
 
-    /// Watches the service anew after a while: the set may not be what the updates say.
-    pub(crate) fn begin_anew(&mut self) {
+    /// Drops the stream and watches the service again after a backoff, because the set may differ
+    /// from what the updates assume.
+    pub(crate) fn restart(&mut self) {
         if matches!(self.state, State::Waiting { until } if until > Instant::now()) {
             return;
         }
@@ -63,12 +66,12 @@ impl Following {
             self.delays.reset();
         }
         self.state = State::Waiting { until: Instant::now() + self.delays.next_delay() };
-        // A stream that panicked may do so once more.
+        // A stream that panicked may panic again when it is dropped.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(former)));
     }
 
     fn lose(&mut self, error: Error) -> Update {
-        self.begin_anew();
+        self.restart();
         Update::Lost(error)
     }
 }
@@ -81,5 +84,5 @@ fn panicked(panic: &(dyn Any + Send)) -> Error {
     Error::new(ErrorKind::Internal, format!("the resolver panicked: {}", panic_text(panic)))
 }
 
-/// After this time a stream counts as good, and the delays begin anew.
+/// A stream that lived this long counts as good, which resets the backoff.
 const GOOD: Duration = Duration::from_secs(10);

@@ -3,13 +3,12 @@ use std::{collections::HashSet, time::Duration};
 use discovery_core::InstanceId;
 use tokio::time::Instant;
 
-/// Notices that most of a set vanishes, as it does when a registry comes back having expired
-/// everybody (B6).
+/// Detects mass removals, such as when a registry comes back with all leases expired (B6).
 ///
-/// More than half of at least three instances in one step are a mass. Around an outage of the
-/// registry all steps count as one, because it revokes expired leases one after the other. Without
-/// an outage they do not: a scale-down in single steps is meant. So is a step that brings as many
-/// instances as it removes: it replaces them.
+/// A mass removal is one step that removes more than half of at least three instances. Around an
+/// outage of the registry all steps count as one, because the registry revokes expired leases one
+/// after the other. Otherwise they do not: a scale-down in single steps is intended. A step that
+/// adds as many instances as it removes is a replacement, and no mass removal.
 #[derive(Debug, Default)]
 pub(crate) struct MassRemoval(Option<Outage>);
 
@@ -17,21 +16,21 @@ pub(crate) struct MassRemoval(Option<Outage>);
 struct Outage {
     /// The size of the set when contact was lost.
     before: usize,
-    /// When contact came back.
+    /// When contact was regained.
     over: Option<Instant>,
     vanished: HashSet<InstanceId>,
 }
 
-/// Most of a set, which vanished.
+/// The instances that a mass removal took away.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Mass {
-    /// How many instances the set had.
+    /// How many instances the set had before.
     pub(crate) before: usize,
     pub(crate) vanished: Vec<InstanceId>,
 }
 
 impl MassRemoval {
-    /// Contact was lost while the set had `size` instances.
+    /// Records that contact was lost while the set had `size` instances.
     pub(crate) fn lose(&mut self, now: Instant, limit: Duration, size: usize) {
         self.expire(now, limit);
         let outage = self.0.get_or_insert_with(|| Outage { before: 0, over: None, vanished: HashSet::new() });
@@ -39,18 +38,19 @@ impl MassRemoval {
         outage.over = None;
     }
 
-    /// Contact came back.
+    /// Records that contact was regained.
     pub(crate) fn regain(&mut self, now: Instant) {
         if let Some(outage) = &mut self.0 {
             outage.over.get_or_insert(now);
         }
     }
 
-    /// Takes one step: the set had `size` instances, gains `added` and loses `removed`. An outage
-    /// counts for `limit` after its end. Where the set is as large as before, it was replaced.
+    /// Applies one step: the set had `size` instances, gains `added` and loses `removed`. An outage
+    /// counts for `limit` after its end. If the set is then as large as before, its instances were
+    /// replaced.
     ///
-    /// Returns the instances to hold, among them such as vanished in earlier steps; `None` where
-    /// this is no mass.
+    /// Returns the instances to hold, including those that vanished in earlier steps of the same
+    /// outage; `None` if this is not a mass removal.
     pub(crate) fn step(
         &mut self,
         now: Instant,
@@ -79,14 +79,14 @@ impl MassRemoval {
         self.0.take_if(|outage| outage.over.is_some_and(|over| now - over > limit));
     }
 
-    /// The set is whole: what vanished was replaced.
+    /// Records that the set is whole again: what vanished was replaced.
     pub(crate) fn settle(&mut self) {
         if let Some(outage) = &mut self.0 {
             outage.vanished.clear();
         }
     }
 
-    /// Takes note that an instance is back.
+    /// Records that an instance is back.
     pub(crate) fn forget(&mut self, id: &InstanceId) {
         if let Some(outage) = &mut self.0 {
             outage.vanished.remove(id);
@@ -94,7 +94,7 @@ impl MassRemoval {
     }
 }
 
-/// Below this there is no mass.
+/// A smaller set has no mass removals.
 const FEWEST: usize = 3;
 
 #[cfg(test)]
@@ -107,7 +107,7 @@ mod tests {
         names.iter().map(|name| name.parse().unwrap()).collect()
     }
 
-    /// Those who are held after a step that adds nothing.
+    /// The instances held after a step that adds none.
     fn held(hold: &mut MassRemoval, now: Instant, size: usize, removed: &[InstanceId]) -> Vec<InstanceId> {
         let mut held = hold.step(now, LIMIT, size, 0, removed).map(|mass| mass.vanished).unwrap_or_default();
         held.sort();
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_of_at_least_three_in_one_step_is_a_mass() {
+    fn more_than_half_of_at_least_three_in_one_step_is_a_mass_removal() {
         let now = Instant::now();
         for (size, removed, count) in [
             (2, &["a", "b"][..], 0),
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_brings_as_many_as_it_removes_is_no_mass() {
+    fn a_step_that_adds_as_many_as_it_removes_is_a_replacement() {
         let now = Instant::now();
         let all = ids(&["a", "b", "c", "d"]);
         for (added, is_mass) in [(0, true), (3, true), (4, false), (9, false)] {
@@ -142,19 +142,19 @@ mod tests {
         hold.lose(now, LIMIT, 4);
         hold.regain(now);
         assert_eq!(hold.step(now, LIMIT, 4, 2, &ids(&["a", "b"])), None);
-        assert_eq!(held(&mut hold, now, 4, &ids(&["c"])), [], "what was replaced did not vanish");
+        assert_eq!(held(&mut hold, now, 4, &ids(&["c"])), [], "replaced instances did not vanish");
 
         let mut hold = MassRemoval::default();
         hold.lose(now, LIMIT, 4);
         hold.regain(now);
-        assert_eq!(hold.step(now, LIMIT, 4, 4, &[]), None, "four others come");
+        assert_eq!(hold.step(now, LIMIT, 4, 4, &[]), None, "four others are added");
         for (size, name) in [(8, "a"), (7, "b"), (6, "c"), (5, "d")] {
-            assert_eq!(held(&mut hold, now, size, &ids(&[name])), [], "and the former ones go one by one: {name}");
+            assert_eq!(held(&mut hold, now, size, &ids(&[name])), [], "the former ones leave one by one: {name}");
         }
     }
 
     #[test]
-    fn single_steps_add_up_around_an_outage_only() {
+    fn single_steps_add_up_only_around_an_outage() {
         let now = Instant::now();
         let mut hold = MassRemoval::default();
         for (size, name) in [(4, "a"), (3, "b"), (2, "c"), (1, "d")] {
@@ -175,11 +175,11 @@ mod tests {
         hold.regain(now);
         held(&mut hold, now, 8, &ids(&["a", "b", "c", "d"]));
         hold.lose(later, LIMIT, 4);
-        assert_eq!(held(&mut hold, later, 4, &ids(&["e"])), [], "the next outage counts for itself");
+        assert_eq!(held(&mut hold, later, 4, &ids(&["e"])), [], "the next outage is counted separately");
     }
 
     #[test]
-    fn what_is_back_did_not_vanish() {
+    fn an_instance_that_is_back_did_not_vanish() {
         let mut hold = MassRemoval::default();
         let now = Instant::now();
         hold.lose(now, LIMIT, 4);

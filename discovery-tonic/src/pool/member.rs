@@ -18,21 +18,20 @@ use crate::{
     published::{endpoints::EndpointRow, target::Target},
 };
 
-/// One instance of the set in the pool's hand: its endpoint, and what is known of it whatever
-/// becomes of its connections.
+/// An instance managed by the pool: its endpoint, and the state that outlives its connections.
 ///
-/// It keeps what it last published, so that a set is published for little where little changed.
+/// It caches what it last published, so that publishing a set costs little if little has changed.
 pub(crate) struct Member {
     instance: Arc<Instance>,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) outlier: Outlier,
     held_until: Option<Instant>,
-    /// How often its driver panicked.
+    /// How many times its driver panicked.
     pub(crate) panics: u32,
     slow_start: SlowStart,
-    /// How far it was in its slow start when that was looked at last.
+    /// The share of its slow start when it was last read, in thousandths.
     step: u32,
-    /// The connections as of the last look.
+    /// The connections, as of the last refresh.
     links: Vec<Link>,
     candidates: Vec<Arc<Candidate<Target>>>,
     row: Option<Arc<EndpointRow>>,
@@ -58,7 +57,7 @@ impl Member {
         &self.instance
     }
 
-    /// Takes note of another weight or other metadata.
+    /// Sets another weight or other metadata.
     pub(crate) fn set_instance(&mut self, instance: &Arc<Instance>) {
         self.instance = Arc::clone(instance);
         self.endpoint.set_instance(instance);
@@ -74,10 +73,10 @@ impl Member {
         self.held_until
     }
 
-    /// Looks at the connections again; returns whether there are others now.
+    /// Reads the connections again; returns whether they changed.
     ///
-    /// Its slow start begins with its first connection, and with the first one after an attempt
-    /// that failed.
+    /// The slow start begins with the first connection, and with the first one after a failed
+    /// attempt.
     pub(crate) fn refresh(&mut self, now: Instant) -> bool {
         let links = self.endpoint.links();
         if !links.is_empty() {
@@ -89,6 +88,8 @@ impl Member {
         if links.len() == self.links.len() && links.iter().zip(&self.links).all(same) {
             return false;
         }
+        // On probation a new connection must not take requests beyond the tickets that were
+        // granted.
         if self.outlier.is_limited() {
             let is_new = |link: &&Link| !self.links.iter().any(|known| Arc::ptr_eq(&known.load, &link.load));
             let check = self.endpoint.check_link();
@@ -100,7 +101,7 @@ impl Member {
         true
     }
 
-    /// Whether it has a connection, as of the last look.
+    /// Whether it has a connection, as of the last refresh.
     pub(crate) fn is_connected(&self) -> bool {
         !self.links.is_empty()
     }
@@ -109,7 +110,7 @@ impl Member {
         self.links.iter().map(|link| link.load.in_flight()).sum()
     }
 
-    /// What its outlier judges it by.
+    /// What outlier detection judges it by.
     pub(crate) fn observation(&self, now: Instant, is_sweep: bool) -> Observation {
         let tally = &self.endpoint.tally;
         let tickets = self.tickets();
@@ -128,7 +129,7 @@ impl Member {
     }
 
     fn tickets(&self) -> Tickets {
-        // Nearly always, and for each sweep.
+        // The usual case, checked on each sweep.
         if self.links.iter().all(|link| !link.load.is_limited()) {
             return Tickets::Unlimited;
         }
@@ -145,8 +146,8 @@ impl Member {
         }
     }
 
-    /// Lets the endpoint take requests without a limit, or so many of them, on the connection of a
-    /// check if there is one.
+    /// Sets how the endpoint takes requests. A limited number goes to the connection of a check, if
+    /// there is one.
     pub(crate) fn admit(&self, access: Access) {
         let former = self.endpoint.former_links();
         match access {
@@ -164,14 +165,15 @@ impl Member {
         }
     }
 
-    /// Lets a part of what failed lately count no longer as load; returns whether there is more.
+    /// Reduces the penalty for recent failures; returns whether any is left.
     pub(crate) fn fade(&self) -> bool {
-        // All of them, so not `any`.
+        // Not `any`, which would stop at the first.
         self.links.iter().filter(|link| link.load.fade()).count() > 0
     }
 
-    /// Where most endpoints fail, gives one that fails about as many calls as the others have on
-    /// average: all are used then, and none is to attract calls by failing fast.
+    /// Evens out the calls while most endpoints fail: one whose calls mostly fail gets about the
+    /// mean number of calls. All endpoints are used then, and none may attract calls by failing
+    /// fast.
     pub(crate) fn level(&self, mean: f32, begins: bool) {
         let recent = self.outlier.recent();
         for link in &self.links {
@@ -184,7 +186,7 @@ impl Member {
         }
     }
 
-    /// Begins its slow start anew.
+    /// Restarts its slow start.
     pub(crate) fn warm_up(&mut self, now: Instant) {
         self.slow_start.reset();
         if self.is_connected() {
@@ -192,7 +194,7 @@ impl Member {
         }
     }
 
-    /// Goes on in its slow start; returns whether it came to the next step.
+    /// Advances its slow start; returns whether it reached another step.
     pub(crate) fn advance(&mut self, now: Instant, window: Duration) -> bool {
         let step = self.slow_start.share(now, window);
         std::mem::replace(&mut self.step, step) != step
@@ -207,12 +209,12 @@ impl Member {
         self.links.iter().filter(|link| link.health == Health::Serving).count()
     }
 
-    /// What its weight is to be.
+    /// What its weight is computed from.
     pub(crate) fn share(&self) -> WeightShare {
         WeightShare { weight: self.instance.weight(), slow_start: self.slow_start, parts: self.lanes() }
     }
 
-    /// Its connections as they are published, each with this weight.
+    /// Its serving connections as they are published, each with this weight.
     pub(crate) fn candidates(&mut self, weight: Weight) -> &[Arc<Candidate<Target>>] {
         if self.candidates.first().is_none_or(|one| one.weight() != weight) {
             let serving = self.links.iter().filter(|link| link.health == Health::Serving);
@@ -231,7 +233,7 @@ impl Member {
         Candidate::new(target, weight, Arc::clone(&link.load))
     }
 
-    /// What it shows of itself.
+    /// Its row in the table of endpoints.
     pub(crate) fn row(&mut self) -> &Arc<EndpointRow> {
         self.row.get_or_insert_with(|| {
             Arc::new(EndpointRow {
@@ -243,7 +245,7 @@ impl Member {
         })
     }
 
-    /// Makes what is published of it anew.
+    /// Discards what was published, so that it is built again.
     pub(crate) fn forget_published(&mut self) {
         self.candidates.clear();
         self.row = None;

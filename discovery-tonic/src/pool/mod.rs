@@ -1,12 +1,13 @@
-//! The way of one update, from the resolver to what calls read.
+//! The control task of a channel: it takes updates from the resolver and publishes what calls read.
 //!
-//! - [`Pool`] is the control task. It follows the resolver ([`following`]), applies each update to
-//!   its members, one [`member`] for each instance, and starts their drivers; [`mass_removal`]
-//!   holds those that vanish all at once, [`departed`] remembers those that left while ejected.
-//! - [`sweep`] looks at the endpoints that changed, and at all of them every 100 ms while calls are
-//!   in flight. [`outlier`] decides who is checked, ejected, probed or restored, by the
-//!   [`outlier_detection`] that the user chose, and compared with the whole [`fleet`].
-//! - [`publish`] makes what calls read of all that, with the weights of [`slow_start`].
+//! - [`Pool`] is the task. It follows the resolver ([`following`]), applies each update to its
+//!   members, one [`member`] per instance, and starts their drivers. [`mass_removal`] decides which
+//!   instances are held when most of the set vanishes; [`departed`] remembers those that left while
+//!   ejected.
+//! - [`sweep`] examines the endpoints that changed, and all of them every 100 ms while calls are in
+//!   flight. [`outlier`] decides which are checked, ejected, probed or restored, according to the
+//!   user's [`outlier_detection`] and compared with the whole [`fleet`].
+//! - [`publish`] publishes the result for calls, with the weights of [`slow_start`].
 
 pub(crate) mod departed;
 pub(crate) mod fleet;
@@ -47,44 +48,44 @@ use mass_removal::{Mass, MassRemoval};
 use member::Member;
 use outlier_detection::OutlierDetection;
 
-/// The control task of a channel: it follows the updates, drives the endpoints and publishes what
-/// calls read, with or without traffic.
+/// The control task of a channel. It follows the updates, runs the drivers of the endpoints and
+/// publishes what calls read, with or without traffic.
 pub(crate) struct Pool {
     published: Arc<Published>,
     config: PoolConfig,
     members: BTreeMap<InstanceId, Member>,
-    /// Removed endpoints whose requests, or attempts to connect, are ending. The last of an id may
-    /// be taken back.
+    /// Removed endpoints that still have requests in flight or a connection attempt under way. If
+    /// an instance returns, the latest one at the same address is taken back.
     leaving: BTreeMap<InstanceId, Vec<Member>>,
     departed: Departed,
     fleet: Fleet,
     drivers: FuturesUnordered<BoxFuture<'static, Driven>>,
     mass_removal: MassRemoval,
-    /// How many endpoints of the set have to be ready before those that are held are let go early;
-    /// `None` where none is held.
+    /// Once this many other endpoints get calls, the held ones are released early; `None` if none
+    /// is held.
     refilled_at: Option<usize>,
-    /// An update is being applied, unless that panicked.
+    /// An update is being applied. If this is still set after a panic, the update was applied in
+    /// part.
     is_applying: bool,
-    /// How many instances the registry has, which is without the held ones; `None` before the first
-    /// set.
+    /// How many instances the registry has, not counting held ones; `None` before the first set.
     size: Option<usize>,
     lost: Option<(Instant, Error)>,
     next_sweep: Instant,
-    /// Nothing is published before.
+    /// Nothing is published before this.
     next_publish: Instant,
     failing_since: Option<Instant>,
     empty_since: Option<Instant>,
-    /// When the first update came that is not published yet.
+    /// When the first update arrived that is not published yet.
     updated: Option<Instant>,
 }
 
-/// What became of what drove an endpoint.
+/// How an endpoint's driver finished.
 enum Driven {
     Ended(Arc<Endpoint>),
     Panicked(Arc<Endpoint>, Box<dyn Any + Send>),
 }
 
-/// What a pool is built from.
+/// The configuration of a pool.
 pub(crate) struct PoolConfig {
     pub(crate) driver: Arc<DriverConfig>,
     pub(crate) hold: Option<Duration>,
@@ -115,33 +116,35 @@ impl Pool {
         }
     }
 
-    /// Runs until it is dropped with its channel, whatever panics.
+    /// Runs until it is dropped with its channel. It survives panics.
     pub(crate) async fn run(mut self, mut following: Following, span: Span) {
         loop {
             let follow = self.follow(&mut following).instrument(span.clone());
             let Err(panic) = AssertUnwindSafe(follow).catch_unwind().await;
             if mem::take(&mut self.is_applying) {
-                // The update may be half applied: the set is compared as a whole.
-                following.begin_anew();
+                // The update may be applied in part. Watching again brings a whole set to compare
+                // with.
+                following.restart();
             }
-            // Not in a tight loop if it panics again.
+            // Do not spin if it panics again.
             let later = Instant::now() + AFTER_PANIC;
             self.next_publish = later;
             self.next_sweep = later;
             self.published.wakeups.keep_sweeping();
-            let log = || span.in_scope(|| error!(panic = panic_text(&*panic), "control task panicked, starting over"));
-            // A subscriber may panic at this, too.
+            let log = || span.in_scope(|| error!(panic = panic_text(&*panic), "control task panicked, restarting"));
+            // The subscriber may panic as well.
             let _ = catch_unwind(AssertUnwindSafe(log));
         }
     }
 
     async fn follow(&mut self, following: &mut Following) -> Infallible {
         let mut stale = true;
-        // Updates and looks in a row, so that those that come without end do not keep the rest
-        // waiting.
+        // Counts updates and wake-ups since the last publication, so that an endless series of them
+        // does not starve the rest.
         let mut consecutive = 0;
         loop {
             let sweeping = self.published.wakeups.is_sweeping();
+            // Biased: updates come first, and publishing after everything that happened before it.
             tokio::select! {
                 biased;
                 update = following.next(), if consecutive < MOST_IN_A_ROW => {
@@ -155,7 +158,7 @@ impl Pool {
                 Some(driven) = self.drivers.next(), if !self.drivers.is_empty() => match driven {
                     Driven::Ended(endpoint) => self.forget(&endpoint),
                     Driven::Panicked(endpoint, panic) => {
-                        self.connect_anew(&endpoint);
+                        self.reconnect(&endpoint);
                         stale = true;
                         let panic = panic_text(&*panic);
                         error!(instance = %endpoint.id, panic, "endpoint driver panicked, reconnecting");
@@ -166,7 +169,7 @@ impl Pool {
                     consecutive += 1;
                 }
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
-                // After them, so that all that has happened is published at once.
+                // Last of the work, so that everything that has happened is published together.
                 () = until(self.next_publish), if stale => {
                     self.publish();
                     stale = false;
@@ -224,19 +227,19 @@ impl Pool {
         let hold = self.config.hold;
         let mass = hold.and_then(|limit| self.mass_removal.step(now, limit, before, added, change.removes()));
         match mass {
-            // It includes everything that this step removes.
+            // It includes every instance that this step removes.
             Some(mass) => self.keep(mass, now),
             None => change.removes().iter().for_each(|id| self.remove(id)),
         }
     }
 
-    /// Takes an instance, and returns whether it is one more in the registry.
+    /// Adds or updates an instance; returns whether the registry has one more.
     fn upsert(&mut self, instance: &Arc<Instance>) -> bool {
         let mut is_known = false;
         if let Some(member) = self.members.get_mut(instance.id()) {
             is_known = member.held_until().is_none();
             if member.endpoint.address == *instance.address() {
-                // The connection and its statistics stay.
+                // Keep the connection and its statistics (B5).
                 member.set_instance(instance);
                 member.hold(None);
                 return !is_known;
@@ -264,7 +267,7 @@ impl Pool {
         member
     }
 
-    /// A new endpoint for an instance, which connects after this time.
+    /// Creates an endpoint for an instance, and starts its driver after this delay.
     fn drive(&self, instance: &Arc<Instance>, tally: Arc<Tally>, after: Duration) -> Arc<Endpoint> {
         let driver = Arc::clone(&self.config.driver);
         let wakeups = Arc::clone(&self.published.wakeups);
@@ -285,7 +288,7 @@ impl Pool {
     }
 
     /// Replaces an endpoint whose driver panicked, if it is still in the set.
-    fn connect_anew(&mut self, endpoint: &Arc<Endpoint>) {
+    fn reconnect(&mut self, endpoint: &Arc<Endpoint>) {
         self.forget(endpoint);
         let Some(former) = self.members.get(&endpoint.id) else { return };
         if !Arc::ptr_eq(&former.endpoint, endpoint) {
@@ -303,8 +306,8 @@ impl Pool {
         self.members.insert(endpoint.id.clone(), member);
     }
 
-    /// Takes a leaving endpoint back as it is, connected or on its way: an entry that flapped, or
-    /// one to hold.
+    /// Takes back a leaving endpoint as it is, connected or connecting: its entry flapped, or it is
+    /// to be held.
     fn take_back(&mut self, instance: &Instance) -> Option<Member> {
         let leaving = self.leaving.get_mut(instance.id())?;
         let of_address = |member: &Member| member.endpoint.address == *instance.address();
@@ -334,15 +337,14 @@ impl Pool {
         if let Some(mut member) = self.members.remove(id) {
             member.hold(None);
             member.endpoint.drain(true);
-            // One that has not even begun to connect leaves nothing to end, or to take back.
+            // An endpoint that has not begun to connect has nothing to finish or to take back.
             if !member.endpoint.is_idle() {
                 self.leaving.entry(id.clone()).or_default().push(member);
             }
         }
     }
 
-    /// Holds the instances of a mass removal that are connected, for as long as the set may take to
-    /// refill.
+    /// Holds the connected instances of a mass removal, for as long as the set may take to refill.
     fn keep(&mut self, mass: Mass, now: Instant) {
         let Some(limit) = self.config.hold else { return };
         let mut count = 0;
@@ -364,11 +366,11 @@ impl Pool {
         if count > 0 {
             self.refilled_at = self.refilled_at.max(Some(mass.before));
             self.published.wakeups.sweep();
-            warn!(endpoints = count, "most instances vanished at once, held while they answer");
+            warn!(endpoints = count, "most instances vanished at once, holding the connected ones");
         }
     }
 
-    /// Extends the holds by an outage, in which the set could not refill.
+    /// Extends the holds by the length of an outage: instances could not register again during it.
     fn hold_on(&mut self, outage: Duration) {
         for member in self.members.values_mut() {
             if let Some(until) = member.held_until() {
@@ -379,13 +381,14 @@ impl Pool {
 }
 
 impl Drop for Pool {
-    /// Calls hold what ends the pool, so that only with its runtime it goes before them.
+    /// Calls keep the pool alive, so this runs before they end only if the runtime shuts down.
     fn drop(&mut self) {
+        // Empty the set first: a call must not pick an endpoint that nothing drives any more.
         self.published.balancer.publish_shared(Vec::new());
         let reason = if thread::panicking() {
             "its control task panicked"
         } else {
-            "the runtime that it was built on has ended"
+            "the runtime that it was built on has shut down"
         };
         self.published.availability.store(Arc::new(Availability::Gone { reason }));
         self.published.wakeups.published.notify_waiters();
@@ -393,13 +396,15 @@ impl Drop for Pool {
     }
 }
 
-/// Waits for a moment that may have passed, which a timer would round up to the next millisecond.
+/// Waits until a moment, or not at all if it has passed: a timer would round up to the next
+/// millisecond.
 async fn until(moment: Instant) {
     if Instant::now() < moment {
         sleep_until(moment).await;
     }
 }
 
-/// How long nothing is published or swept after a panic.
+/// How long publishing and sweeping pause after a panic.
 const AFTER_PANIC: Duration = Duration::from_millis(200);
+/// How many updates and wake-ups are handled before drivers, sweeps and publishing get a turn.
 const MOST_IN_A_ROW: u32 = 64;

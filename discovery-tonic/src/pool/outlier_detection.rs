@@ -5,27 +5,30 @@ use tonic::Code;
 
 use crate::{connection::settings::FAR, endpoint::tally::Codes, wakeups::SWEEP};
 
-/// When an endpoint is ejected, and for how long (gRFC A50).
+/// The settings of outlier detection: when an endpoint is ejected, and for how long (gRFC A50).
 ///
-/// An endpoint is compared with the rest of the set: what all of them do ejects nobody. At most
-/// half of the connected endpoints are ejected at a time, and where less than half are left, all
-/// are used. When its time is over an ejected endpoint gets one request at a time until one is
-/// answered. Each setting that takes an `Option` is turned off by `None`.
+/// An endpoint is compared with the rest of the set, so what all of them do ejects none. At most
+/// half of the connected endpoints are ejected at a time. If fewer than half remain available,
+/// ejections are ignored and all are used, since the cause is then unlikely to be the endpoints.
+/// When its time is over, an ejected endpoint gets one request at a time until one is answered.
+/// `None` turns off a setting that takes an `Option`.
 ///
-/// - **It hangs.** Requests wait there while the others answer. A new connection shows whether the
-///   process is alive; if it is, a few single requests decide. Where all endpoints are slow, or
-///   there is no other, nothing is ejected. A call that its caller gives up is no failure, but the
-///   time that it waited counts. Calls that are meant to be slow can be marked
-///   ([`ExpectSlow`](crate::ExpectSlow)).
+/// [`ChannelBuilder::build`](crate::ChannelBuilder::build) reports values that are not allowed.
+///
+/// - **It hangs.** Requests wait there while the other endpoints answer. A new connection then
+///   shows whether the process is alive; if it is, a few single requests decide. If all endpoints
+///   are slow, or there is no other, none is ejected. A call that its caller gives up is not a
+///   failure, but the time it waited counts. Calls that are expected to be slow can be marked with
+///   [`ExpectSlow`](crate::ExpectSlow).
 /// - **It fails.** Its connections break, it answers `UNAVAILABLE` several times in a row, or most
-///   of its calls in an interval end with one of the failing codes. A failed call counts as load
-///   for some seconds, so that an endpoint that fails at once attracts no calls.
+///   of its calls in an interval end with a failing code. A failed call also counts as load for
+///   some seconds, so that an endpoint that fails quickly does not attract calls.
 ///
-/// It does not compare how fast endpoints answer, as long as they do: that is the policy's part.
-/// Nor does it look at single connections of an endpoint that has several: while one of them is
-/// answered the endpoint is not silent.
+/// It does not compare how fast endpoints answer: that is up to the policy. Nor does it judge the
+/// single connections of an endpoint that has several: as long as one of them is answered, the
+/// endpoint is not silent.
 ///
-/// The names are those of gRFC A50, the defaults those of other breakers: linkerd2 ejects after 7
+/// The names follow gRFC A50; the defaults follow other circuit breakers: linkerd2 ejects after 7
 /// failures, for 1 s to 60 s; Finagle and Envoy after 5.
 ///
 /// ```
@@ -35,7 +38,7 @@ use crate::{connection::settings::FAR, endpoint::tally::Codes, wakeups::SWEEP};
 /// use std::time::Duration;
 /// use discovery_tonic::{BalancedChannel, OutlierDetection};
 ///
-/// // A service that is often silent for a while, and whose codes say nothing of the server.
+/// // Its instances may be silent for a while, and its status codes do not reflect their health.
 /// let detection = OutlierDetection::default()
 ///     .silence(Duration::from_secs(30))
 ///     .failure_percentage(None);
@@ -60,69 +63,75 @@ pub struct OutlierDetection {
 }
 
 impl OutlierDetection {
-    /// Ejects after this many calls in a row that were lost with their connection, or answered with
-    /// `UNAVAILABLE` while that is a failing code, if most calls of the others succeed meanwhile;
-    /// by default 5. At least 1.
+    /// Sets how many consecutive failures eject an endpoint; default 5, at least 1.
+    ///
+    /// A failure is a call that was lost with its connection, or one answered with `UNAVAILABLE` if
+    /// that is a failing code. They eject only while most calls of the other endpoints succeed.
     pub fn consecutive_failures(mut self, failures: impl Into<Option<u32>>) -> Self {
         self.consecutive_failures = failures.into();
         self
     }
 
-    /// How long requests may wait without any answer before an endpoint is suspected to hang of
-    /// which no other is known to be faster; by default 1 s. While the others answer, a fifth of
-    /// it; where answers of this service are seen to take longer, twice as long as they take. At
-    /// least 100 ms.
+    /// Sets how long requests may wait without any answer before the endpoint is suspected to hang;
+    /// default 1 s, at least 100 ms.
+    ///
+    /// A fifth of this is enough while the other endpoints answer. If answers of this service have
+    /// recently taken longer, the limit is twice as long as they took.
     pub fn silence(mut self, silence: impl Into<Option<Duration>>) -> Self {
         self.silence = silence.into();
         self
     }
 
-    /// The codes that count as failures of the server; by default `UNAVAILABLE`, `INTERNAL`,
-    /// `UNKNOWN` and `DATA_LOSS`.
+    /// Sets the status codes that count as failures of the endpoint; default `UNAVAILABLE`,
+    /// `INTERNAL`, `UNKNOWN` and `DATA_LOSS`. `OK` is not allowed.
     pub fn failing_codes(mut self, codes: impl IntoIterator<Item = Code>) -> Self {
         self.failing_codes = Codes::from_iter(codes);
         self
     }
 
-    /// Ejects an endpoint if this many of a hundred calls in an interval failed, and at least twice
-    /// the share of the others; by default 85, as in gRFC A50. From 1 to 100.
+    /// Sets the percentage of failed calls in an interval that ejects an endpoint; default 85, as
+    /// in gRFC A50, from 1 to 100.
+    ///
+    /// It ejects only if the other endpoints failed at most half as large a share of their calls.
     pub fn failure_percentage(mut self, percentage: impl Into<Option<u32>>) -> Self {
         self.failure_percentage = percentage.into();
         self
     }
 
-    /// How many calls an interval has at least: it goes on until then. By default 20, at least 1.
+    /// Sets the minimum number of calls in an interval; default 20, at least 1. An interval lasts
+    /// until it has this many.
     pub fn request_volume(mut self, calls: u32) -> Self {
         self.request_volume = calls;
         self
     }
 
-    /// How long an interval lasts at least; by default 10 s, as in gRFC A50. At least 100 ms.
+    /// Sets the minimum length of an interval; default 10 s, as in gRFC A50, at least 100 ms.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
     }
 
-    /// How long an ejection lasts the first time; by default 1 s. It doubles each time that the
-    /// endpoint fails its probe, except while nothing but its handshake is waited for. At least
-    /// 1 ms.
+    /// Sets how long the first ejection lasts; default 1 s, at least 1 ms.
+    ///
+    /// The time doubles with each probe that fails. It does not grow while the endpoint cannot
+    /// complete a handshake.
     pub fn base_ejection_time(mut self, time: Duration) -> Self {
         self.base_ejection_time = time;
         self
     }
 
-    /// How long an ejection lasts at most; by default 60 s. At least the base ejection time.
+    /// Sets how long an ejection lasts at most; default 60 s, at least the base ejection time.
     pub fn max_ejection_time(mut self, time: Duration) -> Self {
         self.max_ejection_time = time;
         self
     }
 
-    /// Ejects no endpoint.
+    /// Settings that eject no endpoint.
     pub(crate) fn off() -> Self {
         Self::default().consecutive_failures(None).silence(None).failure_percentage(None)
     }
 
-    /// Whether endpoints that do not answer are to be found.
+    /// Whether endpoints that do not answer are detected.
     pub(crate) fn finds_hung(&self) -> bool {
         self.silence.is_some()
     }
@@ -131,7 +140,7 @@ impl OutlierDetection {
         self.failing_codes
     }
 
-    /// Checks the settings, and caps what no clock can add up.
+    /// Checks the settings, and caps durations that would overflow when added to an instant.
     pub(crate) fn validated(mut self) -> Result<Self, Error> {
         let at_least = |name: &str, value: Duration, least: Duration| {
             if value < least {
@@ -149,7 +158,7 @@ impl OutlierDetection {
             return Err(invalid("request volume 0: allowed is at least 1"));
         }
         if self.failing_codes.contains(Code::Ok) {
-            return Err(invalid("failing codes: OK is not allowed among them"));
+            return Err(invalid("failing codes: OK is not allowed"));
         }
         if let Some(silence) = self.silence {
             self.silence = Some(at_least("silence", silence, SWEEP)?);
@@ -185,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_out_of_bounds_are_refused_with_what_is_allowed() {
+    fn settings_out_of_bounds_are_rejected_with_the_allowed_range() {
         let usual = OutlierDetection::default;
         let short = Duration::from_micros(10);
         for (detection, allowed) in [
@@ -206,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_may_be_off_or_without_end() {
+    fn settings_may_be_off_or_unlimited() {
         let off = OutlierDetection::default().consecutive_failures(None).silence(None).failure_percentage(None);
         assert!(off.failing_codes([]).validated().is_ok());
         let endless = OutlierDetection::default().silence(Some(Duration::MAX)).interval(Duration::MAX);

@@ -12,7 +12,7 @@ use super::Pool;
 use super::{member::Member, outlier::orders::Access, slow_start};
 use crate::{connection::link::Health, endpoint::lane::Phase, published::availability::Availability};
 
-/// What calls read.
+/// Publishes what calls read.
 impl Pool {
     pub(super) fn publish(&mut self) {
         let now = Instant::now();
@@ -20,12 +20,14 @@ impl Pool {
         let all_zero = self.is_all_zero();
         let takers = self.members.values_mut().filter(|member| is_taker(member, all_zero) && member.lanes() > 0);
         let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.ejected_until().is_some());
-        // Where less than half are left, something else is wrong than they: all are used.
+        // Panic mode: if more are ejected than left, use all, since the endpoints are unlikely to
+        // be the cause.
         if takers.len() < out.len() {
             out.iter().for_each(|member| member.admit(Access::Open));
             takers.extend(out);
         }
-        // The sweeps publish what differs from this, also where they begin much later.
+        // Record the step that is published here, so that a later sweep publishes only if it has
+        // changed.
         let window = self.config.slow_start;
         for member in &mut takers {
             member.advance(now, window);
@@ -39,7 +41,7 @@ impl Pool {
         }
         let availability = self.availability(ready > 0);
         let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
-        // In this order: once the rows are without an endpoint, no pick finds it.
+        // The order matters: once the rows no longer show an endpoint, no pick may find it (B4).
         self.published.balancer.publish_shared(candidates);
         self.published.availability.store(Arc::new(availability));
         self.published.rows.store(Arc::new(rows));
@@ -52,9 +54,9 @@ impl Pool {
         }
     }
 
-    /// Calls those who wait for an endpoint, now that there may be others.
+    /// Calls the waiters, now that the set may have changed.
     fn call_waiters(&self) {
-        // A first waiter that is not seen here joined after this, and sees what was published.
+        // A waiter that is not seen here joined after the fence, so it sees what was published.
         fence(Ordering::SeqCst);
         let waiters = &self.published.wakeups.waiters;
         if waiters.is_waiting() {
@@ -62,7 +64,7 @@ impl Pool {
         }
     }
 
-    /// Whether all weights are zero, which counts as equal.
+    /// Whether all weights are zero. They count as equal then.
     pub(super) fn is_all_zero(&self) -> bool {
         self.members.values().all(|member| member.instance().weight().value() == 0)
     }
@@ -87,7 +89,7 @@ impl Pool {
         for member in self.members.values() {
             match member.endpoint.phase() {
                 Phase::Connecting { first: true } | Phase::Idle => return Availability::Connecting,
-                // It was lost a moment ago, and its driver is about to connect again.
+                // The connection was just lost, and the driver is about to connect again.
                 Phase::Ready(link) if link.load.is_closed() => return Availability::Connecting,
                 Phase::Ready(link) if link.health == Health::Unknown => return Availability::Connecting,
                 Phase::BackingOff { error, .. } => last = Some(error),
@@ -99,11 +101,11 @@ impl Pool {
     }
 }
 
-/// Whether a member shall get requests: one of weight 0 does not step in for others that are away.
+/// Whether a member gets requests. One of weight 0 does so only if all have weight 0.
 pub(super) fn is_taker(member: &Member, all_zero: bool) -> bool {
     all_zero || member.instance().weight().value() > 0
 }
 
-/// The time between two sets that are published, for each thousand endpoints: about a twentieth of
-/// it is spent on publishing.
+/// The minimum time between two publications for each thousand endpoints, so that about a twentieth
+/// of the time is spent on publishing.
 const PAUSE: Duration = Duration::from_millis(2);

@@ -3,25 +3,25 @@ use std::time::Duration;
 use discovery_core::Weight;
 use tokio::time::Instant;
 
-/// How far an endpoint is in its slow start: its share grows from a tenth to the whole in a
-/// straight line, as Envoy's does with an aggression of 1.
+/// The slow start of an endpoint: its share grows linearly from a tenth to the whole, as Envoy's
+/// does with an aggression of 1.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SlowStart {
     since: Option<Instant>,
 }
 
 impl SlowStart {
-    /// Takes requests from now on, if it did not before.
+    /// Begins, unless it has begun before.
     pub(crate) fn begin(&mut self, now: Instant) {
         self.since.get_or_insert(now);
     }
 
-    /// Begins anew with the next request.
+    /// Resets it; the next [`begin`](Self::begin) starts over.
     pub(crate) fn reset(&mut self) {
         self.since = None;
     }
 
-    /// The share of its weight that the endpoint gets, in thousandths, by steps; all of it where it
+    /// The share of its weight that the endpoint gets, in thousandths and in steps; the whole if it
     /// has not begun.
     pub(crate) fn share(self, now: Instant, window: Duration) -> u32 {
         match self.since {
@@ -34,19 +34,19 @@ impl SlowStart {
     }
 }
 
-/// What goes into the weight of an endpoint's connections.
+/// What the weights of an endpoint's connections are computed from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WeightShare {
     pub(crate) weight: Weight,
     pub(crate) slow_start: SlowStart,
-    /// Among so many connections the weight is divided.
+    /// The number of connections that share the weight.
     pub(crate) parts: usize,
 }
 
-/// The weights of each endpoint's connections, in the same order; those of weight 0 keep that.
+/// Computes the weight of each endpoint's connections, in the same order. Weight 0 stays 0.
 ///
-/// Where they are not in the proportion of the endpoints' weights, all are first scaled up alike,
-/// so that a part of a small weight is something.
+/// If the shares or the numbers of connections differ, all are first scaled up by the same factor,
+/// so that a part of a small weight does not round to 0.
 pub(crate) fn weights(all: &[WeightShare], now: Instant, window: Duration) -> Vec<Weight> {
     let parts = all.first().map_or(0, |share| share.parts);
     if all.iter().all(|share| share.parts == parts && share.slow_start.share(now, window) == WHOLE) {
@@ -63,10 +63,10 @@ pub(crate) fn weights(all: &[WeightShare], now: Instant, window: Duration) -> Ve
     all.iter().map(shared).collect()
 }
 
-/// All of a share, in thousandths.
+/// A whole share, in thousandths.
 pub(crate) const WHOLE: u32 = 1000;
 const LEAST: u32 = 100;
-/// A set is published anew for each step, so that there are not too many.
+/// The number of steps. Each step publishes a set, so there must not be too many.
 const STEPS: u128 = 20;
 
 #[cfg(test)]
@@ -100,18 +100,18 @@ mod tests {
             let now = start + Duration::from_secs(seconds);
             assert_eq!(at(&[100, 100], &[old, new], now), [10_000, share], "after {seconds} s");
         }
-        assert_eq!(at(&[100, 100], &[old, new], start + WINDOW), [100, 100], "then all is as registered");
+        assert_eq!(at(&[100, 100], &[old, new], start + WINDOW), [100, 100], "weights as registered");
     }
 
     #[test]
-    fn small_weights_ramp_too_and_none_stays_none() {
+    fn small_weights_ramp_too_and_weight_zero_stays_zero() {
         let start = Instant::now();
         let weights = at(&[1, 1, 0], &[SlowStart::default(), slow_start(start), slow_start(start)], start);
         assert_eq!(weights, [10_000, 1000, 0]);
     }
 
     #[test]
-    fn a_weight_is_divided_among_connections_that_are_not_as_many() {
+    fn a_weight_is_divided_among_unequal_numbers_of_connections() {
         let start = Instant::now();
         let each = |parts: [usize; 3]| {
             let all =
@@ -121,7 +121,7 @@ mod tests {
         };
         assert_eq!(each([4, 4, 4]), [100, 100, 50]);
         assert_eq!(each([4, 1, 2]), [2500, 10_000, 2500]);
-        assert_eq!(each([3, 0, 1]), [3333, 10_000, 5000], "one without a connection is not published");
+        assert_eq!(each([3, 0, 1]), [3333, 10_000, 5000], "an endpoint without a connection is not published");
     }
 
     #[test]
@@ -138,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_weight_is_lost_and_none_grows_beyond_the_others(
+        fn no_positive_weight_becomes_zero_and_zero_stays_zero(
             weights in proptest::collection::vec(0u16..=10_000, 1..20),
             age in 0u64..12_000,
         ) {

@@ -16,13 +16,13 @@ use super::{
 };
 use crate::{endpoint::check::Checked, metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
-/// What the pool sees of its endpoints, and what it does with them.
+/// Observes the endpoints, and acts on what outlier detection orders.
 impl Pool {
-    /// Looks at the endpoints that have changed; returns whether anything changed that
-    /// calls shall see.
+    /// Examines the endpoints that have changed; returns whether anything changed that calls must
+    /// see.
     pub(super) fn look(&mut self) -> bool {
         let now = Instant::now();
-        // While none serves, calls are told why.
+        // While no endpoint serves, the reason that calls report may have changed.
         let mut changed = !matches!(**self.published.availability.load(), Availability::Serving);
         let mut active = Vec::new();
         for endpoint in self.published.wakeups.take_dirty().iter().filter_map(Weak::upgrade) {
@@ -39,13 +39,14 @@ impl Pool {
         self.judge(&active, now) || changed
     }
 
-    /// Looks at all endpoints a moment later; returns whether anything changed that calls shall
+    /// Examines all endpoints, once per [`SWEEP`]; returns whether anything changed that calls must
     /// see.
     pub(super) fn sweep(&mut self) -> bool {
         let now = Instant::now();
         self.next_sweep = now + SWEEP;
         self.published.wakeups.count_sweep();
-        // First rest, then look: a call that begins in between wakes the pool again.
+        // Clear the flag before looking: a call that begins in between sets it again and wakes the
+        // pool.
         self.published.wakeups.pause_sweeping();
         self.departed.expire(now);
         self.published.wakeups.waiters.sweep();
@@ -65,6 +66,7 @@ impl Pool {
             if member.held_until().is_some_and(|until| is_over(until) || !member.is_connected()) {
                 over.push(id.clone());
             }
+            // hyper reports neither a GOAWAY nor a new stream limit while streams are open.
             if member.is_connected() && (wanted || member.in_flight() > 0) {
                 member.endpoint.recheck();
                 busy = true;
@@ -94,7 +96,7 @@ impl Pool {
         changed
     }
 
-    /// Lets the held endpoints go once as many others get calls as the set had before: it was
+    /// Releases the held endpoints once as many others get calls as the set had before: it was
     /// replaced, or is back.
     pub(super) fn let_go_where_refilled(&mut self) -> bool {
         let Some(wanted) = self.refilled_at else { return false };
@@ -114,18 +116,18 @@ impl Pool {
     fn let_go(&mut self, held: &[InstanceId]) -> bool {
         held.iter().for_each(|id| self.remove(id));
         for id in held {
-            info!(instance = %id, "held endpoint let go");
+            info!(instance = %id, "held endpoint released");
         }
         !held.is_empty()
     }
 
-    /// Ejects endpoints, probes them and brings them back; returns whether it did.
+    /// Ejects, probes and restores endpoints; returns whether it did so to any.
     fn judge(&mut self, observed: &[(InstanceId, Observation)], now: Instant) -> bool {
         let mut changed = false;
         for (id, seen) in observed {
             let Some(member) = self.members.get_mut(id) else { continue };
             let orders = member.outlier.judge(&self.config.outlier_detection, seen, &self.fleet);
-            // Before the endpoint may be taken for one that is open.
+            // First, so that `begin_check` finds the connections limited already.
             if let Some(access) = orders.access {
                 member.admit(access);
             }

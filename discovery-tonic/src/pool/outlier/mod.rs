@@ -1,7 +1,15 @@
-//! The rule that decides which endpoint is checked, ejected, probed or restored.
+//! The state machine that decides which endpoint is checked, ejected, probed or restored.
 //!
-//! It does no I/O. A sweep hands an [`observation`] of each endpoint to its [`Outlier`], first for
-//! all of them to be observed, then judged; what comes out are [`orders`].
+//! It does no I/O. All endpoints are first observed ([`observation`]), then judged, because each is
+//! compared with what the others do; the results are [`orders`].
+//!
+//! - An endpoint is *in* at first. If it is silent while the others answer it becomes *suspect*,
+//!   and a check begins: a second connection that shows whether the peer is alive. A suspect
+//!   returns when it answers.
+//! - It is *ejected* if single requests are not answered, if it cannot be reached, or if its calls
+//!   fail while those of the others succeed.
+//! - When its time is over it is *probed* by a single request; if it was silent, a check must
+//!   succeed first. An answer restores it, anything else ejects it again.
 
 pub(crate) mod observation;
 pub(crate) mod orders;
@@ -21,37 +29,38 @@ use crate::{
 use observation::{Observation, Tickets};
 use orders::{Access, Cause, CheckOrder, News, Orders};
 
-/// What the sweeps know of one endpoint, and the rule that decides what becomes of it. It stays
-/// with the instance, whatever becomes of its connections.
+/// What is known of one endpoint, and the rules that decide about it. It belongs to the instance
+/// and outlives its connections.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Outlier {
     state: State,
-    /// Ejections in a row.
+    /// Consecutive ejections, not counting those of an unreachable peer.
     streak: u32,
     /// When the next check may begin.
     next_check: Option<Instant>,
-    /// Checks that failed since the endpoint was ejected.
+    /// Failed checks since the endpoint was ejected.
     failed_checks: u32,
-    /// The present check as of the last look, and how many sweeps it has lasted.
+    /// The check as of the last observation, and how many sweeps it has lasted.
     check: Checked,
     check_sweeps: u32,
-    /// As of the last look.
+    /// The totals as of the last observation.
     totals: Totals,
     own: Counts,
     recent: Recent,
-    /// It has answered, or failed, since the look before.
+    /// It has answered, or failed, since the previous observation.
     answered: bool,
     failed: bool,
-    /// Requests were given up since the last sweep.
+    /// Callers have given up since the last sweep.
     gave_up: bool,
-    /// How many sweeps requests have waited since the last answer, whether one or several.
+    /// The number of sweeps in which requests waited since the last answer. Accumulated, because
+    /// impatient callers may each wait only briefly.
     silence: u32,
-    /// What the others had done after the sweep in which the silence began, or the present row of
-    /// failures: what they do later is compared.
+    /// What the others had done by the sweep in which the silence, or the row of failures, began.
+    /// What they have done since is compared.
     before_silence: Option<Counts>,
     before_row: Option<Counts>,
-    /// When the present interval of the failure percentage began, with what it and the others had
-    /// done.
+    /// When the current interval of the failure percentage began, and what this endpoint and the
+    /// others had done by then.
     interval: Option<(Instant, Counts, Counts)>,
 }
 
@@ -59,45 +68,45 @@ pub(crate) struct Outlier {
 enum State {
     #[default]
     In,
-    /// The others answer, it does not: requests go there one by one, if at all.
+    /// It is silent while the others answer: it gets one request at a time, if any.
     Suspect(Trial),
     Ejected {
         until: Instant,
         cause: Cause,
     },
-    /// One request at a time, until one is answered.
+    /// It gets one request at a time, until one is answered.
     Probing(Trial),
 }
 
-/// Requests that are sent one by one to see whether they are answered.
+/// Requests that are sent one at a time to see whether they are answered.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 struct Trial {
-    /// Those that were not.
+    /// How many were not answered.
     unanswered: u32,
-    /// The silence when the present one was sent, if one was allowed.
+    /// The silence when the current one was sent; `None` if none has been allowed yet.
     from: Option<u32>,
-    /// The requests that were given up by then.
+    /// The total of requests given up by then.
     given_up: u32,
-    /// The failures when the trial began.
+    /// The total of failures when the trial began.
     failed: u64,
 }
 
-/// How many sweeps of silence lead to what.
+/// After how many sweeps of silence something is done.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// An endpoint is suspected while the others answer.
+    /// Suspect the endpoint, if the others answer.
     suspect: u32,
-    /// A single request is not answered.
+    /// Count a single request as unanswered.
     trial: u32,
-    /// An endpoint is checked although nothing says that others are better.
+    /// Check the endpoint, even if the others are not known to be better.
     alone: u32,
-    /// The former connections are given up for the new one, or the new one for them.
+    /// End a check, and give up either the former connections or the new one.
     check: u32,
 }
 
 impl Outlier {
-    /// What holds for another endpoint of the same instance: that it is ejected, or to be probed.
-    /// Nothing where it is not.
+    /// The state that another endpoint of the same instance inherits: an ejection, which is over at
+    /// once if this endpoint is being probed. `None` if it is neither.
     pub(crate) fn for_successor(&self) -> Option<Self> {
         let until = match self.state {
             State::In | State::Suspect(_) => return None,
@@ -108,13 +117,13 @@ impl Outlier {
         Some(Self { state, streak: self.streak, ..Self::default() })
     }
 
-    /// The same endpoint with other connections.
+    /// The state of the same endpoint once all of its connections are replaced. Its totals go on.
     pub(crate) fn with_new_connections(&self) -> Self {
         let successor = self.for_successor().unwrap_or_default();
         Self { next_check: self.next_check, totals: self.totals, own: self.own, ..successor }
     }
 
-    /// Until when it gets no requests.
+    /// Until when it is ejected.
     pub(crate) fn ejected_until(&self) -> Option<Instant> {
         match self.state {
             State::Ejected { until, .. } => Some(until),
@@ -122,12 +131,12 @@ impl Outlier {
         }
     }
 
-    /// Whether it gets requests one by one, if at all.
+    /// Whether it gets one request at a time, if any.
     pub(crate) fn is_limited(&self) -> bool {
         matches!(self.state, State::Suspect(_) | State::Probing(_))
     }
 
-    /// Whether sweeps must go on although nothing is in flight.
+    /// Whether sweeps must continue even if nothing is in flight.
     pub(crate) fn needs_sweeps(&self) -> bool {
         self.ejected_until().is_some()
     }
@@ -136,15 +145,15 @@ impl Outlier {
         self.recent
     }
 
-    /// Counts this endpoint among those of a sweep.
+    /// Counts this endpoint in the census of a sweep.
     pub(crate) fn count_in(&self, census: &mut Census, fleet: &Fleet) {
-        // One that is probed is not back yet.
+        // An endpoint that is being probed is not restored yet.
         let is_ejected = matches!(self.state, State::Ejected { .. } | State::Probing(_));
-        // What is usual is no silence.
+        // A usual wait does not count as silence.
         census.add(is_ejected, self.silence >= fleet.longest_gap().saturating_add(1).max(2), self.recent);
     }
 
-    /// Takes what has happened since the last look, for itself and for the fleet.
+    /// Records what has happened since the last observation, here and in the fleet.
     pub(crate) fn observe(&mut self, seen: &Observation, fleet: &mut Fleet) {
         let news = seen.totals.since(&mem::replace(&mut self.totals, seen.totals));
         self.own.add(&news);
@@ -154,7 +163,7 @@ impl Outlier {
         self.failed = news.failed > 0;
         self.gave_up |= news.given_up > 0;
         if self.answered {
-            // One that is ejected, or stuck, is not what others are measured by.
+            // The waits of an ejected or stuck endpoint do not count as usual.
             let is_stuck = matches!(seen.check, Checked::Open { former: false, .. });
             if matches!(self.state, State::In | State::Suspect(_)) && !is_stuck {
                 fleet.note_gap(self.silence);
@@ -163,7 +172,7 @@ impl Outlier {
             self.before_silence = None;
             self.gave_up = false;
         } else if !seen.is_connected {
-            // Its calls are lost, and its next connection is another matter.
+            // Its calls are lost. The next connection begins without silence.
             self.silence = 0;
             self.before_silence = None;
         } else if seen.is_sweep {
@@ -177,7 +186,7 @@ impl Outlier {
         }
     }
 
-    /// Whether there is nothing to decide.
+    /// Whether there is nothing to decide, so that the endpoint need not be judged.
     pub(crate) fn is_quiet(&self, rule: &OutlierDetection, seen: &Observation) -> bool {
         self.state == State::In
             && seen.check == Checked::None
@@ -186,7 +195,7 @@ impl Outlier {
             && self.interval.is_some_and(|(since, ..)| seen.now - since < rule.interval)
     }
 
-    /// Decides, after everybody was observed.
+    /// Decides what to do, after all endpoints were observed.
     pub(crate) fn judge(&mut self, rule: &OutlierDetection, seen: &Observation, fleet: &Fleet) -> Orders {
         let mut orders = Orders::default();
         let limits = Limits::new(rule.silence.unwrap_or(SILENCE), fleet.longest_gap());
@@ -216,8 +225,9 @@ impl Outlier {
                     self.follow_trial(rule, seen, limits, trial, fleet.may_eject(), &mut orders);
                 }
             },
+            // With all endpoints ejected there is none to compare with.
             State::Ejected { .. } | State::Probing(_) if fleet.all_ejected() => self.restore(&mut orders),
-            // A late answer is as good as a probe's.
+            // A late answer is as good as the answer to a probe.
             State::Ejected { cause: Cause::Silent | Cause::Unreachable, .. } if self.answered => {
                 self.restore(&mut orders);
             }
@@ -231,7 +241,7 @@ impl Outlier {
                 }
                 (_, Checked::Failed) => {
                     self.failed_checks += 1;
-                    // It may take no more connections, and still answer.
+                    // The peer may refuse new connections and still answer on one that it has.
                     if self.failed_checks.is_multiple_of(MOST_FAILED_CHECKS) {
                         self.probe(&mut orders);
                     } else {
@@ -254,13 +264,15 @@ impl Outlier {
         fleet.counts().since(&self.own)
     }
 
-    /// Whether the others have answered since this one is silent, and are not silent themselves.
+    /// Whether the others have answered since this one fell silent, and are mostly not silent
+    /// themselves.
     fn is_compared(&self, fleet: &Fleet) -> bool {
         let have_answered = |before: Counts| self.others(fleet).since(&before).answers > 0;
         self.before_silence.is_some_and(have_answered) && !fleet.mostly_silent()
     }
 
-    /// From the next sweep on the others are compared with this endpoint, if it is silent or fails.
+    /// Records what the others have done by now, if this endpoint is silent or fails, so that what
+    /// they do later can be compared.
     fn begin_comparison(&mut self, seen: &Observation, fleet: &Fleet) {
         let others = self.others(fleet);
         if seen.is_sweep && self.silence > 0 {
@@ -271,10 +283,11 @@ impl Outlier {
         }
     }
 
-    /// Whether it fails while the others do not: in a row, or most calls of an interval.
+    /// Whether it fails while the others do not: several calls in a row, or most calls of an
+    /// interval.
     fn fails(&mut self, rule: &OutlierDetection, seen: &Observation, fleet: &Fleet) -> bool {
         let others = self.others(fleet);
-        // One that has not failed just now may be as well as the others by now.
+        // Only if it failed just now: otherwise it may have recovered like the others.
         let in_row = self.failed
             && rule.consecutive_failures.is_some_and(|most| seen.failures >= most)
             && self.before_row.is_some_and(|before| others.since(&before).mostly_succeed());
@@ -289,8 +302,8 @@ impl Outlier {
         in_row || rule.failure_percentage.is_some_and(stands_out)
     }
 
-    /// Begins to suspect a silent endpoint, or to check one that nothing is compared with; opens
-    /// one that need not prove itself.
+    /// Suspects a silent endpoint, checks one that cannot be compared, or opens one that need not
+    /// prove itself.
     fn suspect(
         &mut self,
         rule: &OutlierDetection,
@@ -302,7 +315,7 @@ impl Outlier {
         let finds_hung = rule.silence.is_some() && !self.is_check_answered();
         let is_used_up = seen.cold.is_some() && seen.tickets == Tickets::Gone;
         if finds_hung && is_compared && (self.silence >= limits.suspect || is_used_up) {
-            // What waited at one that never answered says as much as single requests would.
+            // Requests that wait at an endpoint that never answered count as single requests.
             let unanswered = seen.cold.unwrap_or(MOST_UNANSWERED - TRIALS).min(MOST_UNANSWERED - 1);
             self.state = State::Suspect(Trial { unanswered, from: None, given_up: 0, failed: 0 });
             orders.access = Some(Access::Tickets(0));
@@ -310,9 +323,9 @@ impl Outlier {
         } else if seen.check == Checked::None {
             orders.access = match (seen.cold, seen.tickets) {
                 (_, Tickets::Unlimited) | (Some(_), Tickets::Left) => None,
-                // They ended without a word on either side.
+                // The requests ended and prove nothing: allow as many again.
                 (Some(cold), Tickets::Gone) if self.silence == 0 => Some(Access::Tickets(cold)),
-                // The others may be better, or are.
+                // Keep the limit, because the others may be better, or are.
                 (Some(_), _) if self.before_silence.is_none() || is_compared => None,
                 (Some(_), _) | (None, _) => Some(Access::Open),
             };
@@ -324,7 +337,7 @@ impl Outlier {
         }
     }
 
-    /// Sends single requests to an endpoint until one is answered, or enough are not.
+    /// Sends single requests until one is answered, or until enough are not.
     fn follow_trial(
         &mut self,
         rule: &OutlierDetection,
@@ -356,7 +369,7 @@ impl Outlier {
         self.state = if is_probe { State::Probing(trial) } else { State::Suspect(trial) };
     }
 
-    /// Ends a check that has failed, or once it is clear which connection is better; returns
+    /// Ends a check once it has failed, or once it is clear which connection is better; returns
     /// whether it has failed.
     fn follow_check(&mut self, seen: &Observation, limits: Limits, orders: &mut Orders) -> bool {
         let before = mem::replace(&mut self.check, seen.check);
@@ -367,7 +380,7 @@ impl Outlier {
         }
         match seen.check {
             Checked::None if !matches!(before, Checked::Open { .. }) => {}
-            // Its connection has ended.
+            // The connection of the check has ended.
             Checked::None => self.leave_check(orders),
             Checked::Pending if !is_over => {}
             Checked::Failed | Checked::Pending => {
@@ -378,7 +391,7 @@ impl Outlier {
             }
             Checked::Open { former: false, answered } if !is_over => {
                 if answered && !matches!(before, Checked::Open { answered: true, .. }) {
-                    // From now on no request goes to the silent ones.
+                    // From now on no request goes to the silent connections.
                     orders.access = Some(Access::Tickets(0));
                 }
             }
@@ -394,11 +407,11 @@ impl Outlier {
         false
     }
 
-    /// Goes on without a check.
+    /// Continues without a check.
     fn leave_check(&mut self, orders: &mut Orders) {
         self.check = Checked::None;
         if let State::Suspect(trial) | State::Probing(trial) = &mut self.state {
-            // The next request goes elsewhere.
+            // The next request goes to another connection, so its wait starts over.
             trial.from = None;
         }
         self.open(orders);
@@ -415,7 +428,7 @@ impl Outlier {
         }
     }
 
-    /// Opens an endpoint that is in, as far as no check of it says otherwise.
+    /// Opens an endpoint that is in, unless the connection of its check has answered.
     fn open(&self, orders: &mut Orders) {
         if self.state == State::In && !self.is_check_answered() {
             orders.access = Some(Access::Open);
@@ -434,7 +447,7 @@ impl Outlier {
     fn restore(&mut self, orders: &mut Orders) {
         self.state = State::In;
         self.failed_checks = 0;
-        // It does not stay slow and alive.
+        // It is no longer known to be alive but slow, so the next check need not wait.
         self.next_check = None;
         self.open(orders);
         orders.news = Some(News::Restored);
@@ -442,7 +455,7 @@ impl Outlier {
 
     fn eject(&mut self, rule: &OutlierDetection, seen: &Observation, cause: Cause, orders: &mut Orders) {
         let mut factor = 1;
-        // Until it shakes hands no request is at stake.
+        // An unreachable endpoint gets no requests, so its ejections need not grow longer.
         if cause != Cause::Unreachable {
             factor = 1u32.checked_shl(self.streak).unwrap_or(u32::MAX);
             self.streak = self.streak.saturating_add(1);
@@ -465,7 +478,7 @@ impl Outlier {
 impl Limits {
     fn new(silence: Duration, longest_gap: u32) -> Self {
         let alone = silence.as_millis().div_ceil(SWEEP.as_millis()).try_into().unwrap_or(u32::MAX);
-        // Twice what was usual, and a sweep for where it began.
+        // Twice the usual wait, plus the sweep in which it began.
         let usual = longest_gap.saturating_mul(2).saturating_add(1);
         let limit = |sweeps: u32| sweeps.max(2).max(usual);
         Self {
@@ -477,16 +490,15 @@ impl Limits {
     }
 }
 
-/// So many requests that are not answered, by an endpoint that is alive while the others answer,
-/// are enough.
+/// How many unanswered requests eject an endpoint that is alive, while the others answer.
 const MOST_UNANSWERED: u32 = 5;
-/// How many of them are sent one by one, to an endpoint that answered before.
+/// How many of them are sent one at a time, if the endpoint has answered before.
 const TRIALS: u32 = 3;
-/// After so many checks that failed a request is sent all the same.
+/// After this many failed checks a request is sent nevertheless.
 const MOST_FAILED_CHECKS: u32 = 10;
-/// The time between two checks of an endpoint that is alive and slow.
+/// The minimum time between two checks of an endpoint that is alive but slow.
 const CHECK_INTERVAL: Duration = Duration::from_secs(60);
-/// The time after a check that failed, and how long a probe waits where silence is not looked for.
+/// The wait after a failed check, and the limit for probes if silence is not detected.
 const SILENCE: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

@@ -2,33 +2,33 @@ use tokio::time::Instant;
 
 use crate::endpoint::{check::Checked, tally::Totals};
 
-/// What a look finds at an endpoint.
+/// What is known of an endpoint when it is observed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observation {
     pub(crate) now: Instant,
-    /// It belongs to a sweep, of which each counts as much waiting.
+    /// It is made by a sweep. Waiting is counted in sweeps.
     pub(crate) is_sweep: bool,
     pub(crate) is_connected: bool,
-    /// Requests that wait for an answer.
+    /// Requests that have not been answered yet.
     pub(crate) waiting: u32,
-    /// Calls in a row that were lost, or answered with `UNAVAILABLE`.
+    /// Consecutive calls that were lost, or answered with `UNAVAILABLE`.
     pub(crate) failures: u32,
     pub(crate) totals: Totals,
-    /// How many requests it gets before its first answer; `None` where there is no limit, or once
-    /// it has answered.
+    /// How many requests it gets before its first answer; `None` if there is no limit, or once it
+    /// has answered.
     pub(crate) cold: Option<u32>,
     pub(crate) tickets: Tickets,
     pub(crate) check: Checked,
 }
 
-/// What has become of the requests that an endpoint is allowed before it answers.
+/// The state of the requests that an endpoint may get before it answers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Tickets {
     Unlimited,
-    /// There are some left.
+    /// Some are left.
     Left,
-    /// There are none left, and requests wait for their answers.
+    /// None is left, and requests wait for answers.
     Taken,
-    /// There are none left, and nothing waits.
+    /// None is left, and no request waits.
     Gone,
 }

@@ -1,6 +1,6 @@
 use tokio::time::Instant;
 
-/// What the pool does with an endpoint.
+/// What the pool is to do with an endpoint.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Orders {
     pub(crate) access: Option<Access>,
@@ -12,22 +12,22 @@ pub(crate) struct Orders {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Access {
     Open,
-    /// This many on its newest connection, none on others, until one is answered.
+    /// This many on its newest connection and none on the others, until one is answered.
     Tickets(u32),
-    /// One more on the connection of a check, and on others as before.
+    /// One more on the connection of a check; the others stay as they are.
     Check,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum CheckOrder {
     Begin,
-    /// The connections stay as they were before.
+    /// The former connections stay.
     End,
-    /// The new connection takes the place of the others, which keep their requests.
+    /// The new connection takes the place of the others, whose requests continue.
     Replace,
 }
 
-/// What calls and people shall see.
+/// A change that must be published.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum News {
     Ejected { until: Instant, cause: Cause, again: bool },
@@ -40,6 +40,6 @@ pub(crate) enum News {
 pub(crate) enum Cause {
     Failing,
     Silent,
-    /// The peer did not shake hands.
+    /// The peer did not complete a handshake.
     Unreachable,
 }

@@ -3,7 +3,7 @@ use tonic::Code;
 
 use super::*;
 
-/// Endpoints that sweep after sweep do what a test says.
+/// Endpoints that act as a test prescribes, sweep after sweep.
 struct Scene {
     rule: OutlierDetection,
     fleet: Fleet,
@@ -14,7 +14,7 @@ struct Scene {
 struct Simulated {
     outlier: Outlier,
     seen: Observation,
-    /// It shakes hands, which takes a moment.
+    /// It completes handshakes, which take `handshake` sweeps.
     is_alive: bool,
     handshake: u32,
     checks: Vec<Instant>,
@@ -48,7 +48,7 @@ impl Scene {
         Self { rule: OutlierDetection::default(), fleet: Fleet::default(), now, endpoints }
     }
 
-    /// A sweep after the endpoints did this; returns the orders.
+    /// Lets the endpoints act, then sweeps; returns the orders.
     fn sweep(&mut self, mut act: impl FnMut(usize, &mut Simulated)) -> Vec<Orders> {
         self.now += SWEEP;
         let mut census = Census::default();
@@ -76,14 +76,14 @@ impl Scene {
         all
     }
 
-    /// Sweeps until one brings orders for the first endpoint; returns how many there were, and the
+    /// Sweeps until there are orders for the first endpoint; returns the number of sweeps, and the
     /// orders.
     fn until_ordered(&mut self, mut act: impl FnMut(usize, &mut Simulated)) -> (u32, Orders) {
         let orders = (1..10_000).find_map(|count| {
             let orders = self.sweep(&mut act)[0];
             (orders != Orders::default()).then_some((count, orders))
         });
-        orders.expect("there are orders at some time")
+        orders.expect("there are orders eventually")
     }
 
     fn ejected(&self) -> usize {
@@ -111,12 +111,12 @@ impl Simulated {
         self.ejections += u32::from(matches!(orders.news, Some(News::Ejected { again: false, .. })));
     }
 
-    /// All tickets are taken.
+    /// Takes all tickets.
     fn take_ticket(&mut self) {
         self.seen.tickets = if self.seen.waiting > 0 { Tickets::Taken } else { Tickets::Gone };
     }
 
-    /// A call is answered, on a former connection.
+    /// Answers a call on a former connection.
     fn answer(&mut self) {
         self.seen.totals.answers += 1;
         if let Checked::Open { former, .. } = &mut self.seen.check {
@@ -125,7 +125,7 @@ impl Simulated {
         self.seen.failures = 0;
     }
 
-    /// A call is answered on the new connection.
+    /// Answers a call on the new connection.
     fn answer_check(&mut self) {
         self.seen.totals.answers += 1;
         if let Checked::Open { answered, .. } = &mut self.seen.check {
@@ -141,7 +141,7 @@ impl Simulated {
     }
 }
 
-/// The first endpoint hangs with calls on it, the others answer.
+/// The first endpoint hangs with calls in flight; the others answer.
 fn hang(number: usize, endpoint: &mut Simulated) {
     if number > 0 {
         return endpoint.answer();
@@ -165,8 +165,8 @@ fn a_frozen_endpoint_is_suspected_checked_and_ejected() {
     let ejected = News::Ejected { until, cause: Cause::Unreachable, again: false };
     assert_eq!((sweeps, orders.news), (1, Some(ejected)));
 
-    // Until it shakes hands it is asked for that alone, and no less often; but for a request at
-    // times, since it may answer all the same.
+    // Until it completes a handshake it is only checked, once per second. Every tenth time a
+    // request is sent nevertheless, since it may still answer.
     for round in 1..=20 {
         let (sweeps, orders) = scene.until_ordered(hang);
         assert_eq!((sweeps, orders.check, orders.access), (10, Some(CheckOrder::Begin), None));
@@ -192,7 +192,7 @@ fn a_frozen_endpoint_is_suspected_checked_and_ejected() {
 }
 
 #[test]
-fn one_that_shakes_hands_and_hangs_is_ejected_after_single_requests() {
+fn a_hung_endpoint_that_completes_handshakes_is_ejected_after_single_requests() {
     let mut scene = Scene::of(4);
     scene.until_ordered(hang);
     let mut trials = 0;
@@ -206,7 +206,7 @@ fn one_that_shakes_hands_and_hangs_is_ejected_after_single_requests() {
     };
     assert_eq!((trials, until - scene.now), (TRIALS, Duration::from_secs(1)));
 
-    // Each probe that fails doubles the time, up to the longest.
+    // Each failed probe doubles the time, up to the maximum.
     let mut times = Vec::new();
     while times.len() < 8 {
         let (_, orders) = scene.until_ordered(hang);
@@ -215,20 +215,20 @@ fn one_that_shakes_hands_and_hangs_is_ejected_after_single_requests() {
                 assert!(again);
                 times.push((until - scene.now).as_secs());
             }
-            // On a new connection, in case that the old one is stuck.
+            // On a new connection, in case the old one is stuck.
             None => assert_eq!(orders.check, Some(CheckOrder::Begin)),
             news => assert_eq!((news, orders.access), (Some(News::Probed), Some(Access::Tickets(1)))),
         }
     }
     assert_eq!(times, [2, 4, 8, 16, 32, 60, 60, 60]);
-    // A late answer is as good as a probe's.
+    // A late answer is as good as the answer to a probe.
     let (sweeps, orders) = scene.until_ordered(|_, endpoint| endpoint.answer());
     assert_eq!((sweeps, orders.news), (1, Some(News::Restored)));
 }
 
-/// What hung at one that never answered counts like single requests.
+/// Requests that hang at an endpoint that never answered count as single requests.
 #[test]
-fn one_that_never_answered_gets_five_requests() {
+fn an_endpoint_that_never_answered_gets_five_requests() {
     let mut scene = Scene::of(4);
     scene.endpoints[0].seen.cold = Some(3);
     scene.endpoints[0].seen.tickets = Tickets::Taken;
@@ -240,7 +240,7 @@ fn one_that_never_answered_gets_five_requests() {
     assert_eq!(requests, 5);
 }
 
-/// Requests that are given up one after the other are as silent as one that waits on.
+/// Requests that are given up one after the other prove silence like one that keeps waiting.
 #[test]
 fn callers_that_give_up_are_evidence_of_silence() {
     let mut scene = Scene::of(4);
@@ -261,19 +261,19 @@ fn callers_that_give_up_are_evidence_of_silence() {
     }
 }
 
-/// A connection that is stuck is replaced by one that is answered, also where there is no other
-/// endpoint; and not if it was slow.
+/// A stuck connection is replaced by one that is answered, even if there is no other endpoint. A
+/// slow connection is not replaced.
 #[test]
 fn the_connection_that_is_answered_takes_over() {
     for (count, is_slow) in [(1, false), (1, true), (4, false), (4, true)] {
         let mut scene = Scene::of(count);
-        // Until the check is made; alone it takes longer.
+        // Until the check begins, which takes longer if there is no other endpoint.
         let (sweeps, orders) = scene.until_ordered(hang);
         assert_eq!((sweeps, orders.check), (if count == 1 { 10 } else { 2 }, Some(CheckOrder::Begin)));
         scene.sweep(hang);
         scene.sweep(|number, endpoint| if number == 0 { endpoint.answer_check() } else { endpoint.answer() });
         let former = scene.endpoints[0].seen.tickets;
-        assert_ne!(former, Tickets::Unlimited, "no request goes to the silent one");
+        assert_ne!(former, Tickets::Unlimited, "no request goes to the silent connection");
         for _ in 0..50 {
             scene.sweep(|number, endpoint| if number == 0 { endpoint.answer_check() } else { endpoint.answer() });
         }
@@ -290,8 +290,8 @@ fn the_connection_that_is_answered_takes_over() {
     }
 }
 
-/// Where nobody else answers, one request that ends without an answer does not decide about a new
-/// connection.
+/// If no other endpoint answers, a single request that ends without an answer does not decide about
+/// a new connection.
 #[test]
 fn a_check_of_a_single_endpoint_gets_another_request() {
     let mut scene = Scene::of(1);
@@ -309,12 +309,12 @@ fn a_check_of_a_single_endpoint_gets_another_request() {
         endpoint.seen.tickets = Tickets::Unlimited;
         endpoint.answer_check();
     });
-    assert_eq!(orders.access, Some(Access::Tickets(0)), "none for the silent one");
+    assert_eq!(orders.access, Some(Access::Tickets(0)), "none for the silent connection");
     let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.answer_check());
     assert_eq!(orders.check, Some(CheckOrder::Replace));
 }
 
-/// What an endpoint did not answer is over when its last connection is.
+/// The silence of an endpoint ends with its last connection.
 #[test]
 fn a_lost_connection_ends_the_silence() {
     let mut scene = Scene::of(3);
@@ -332,10 +332,10 @@ fn a_lost_connection_ends_the_silence() {
 }
 
 #[test]
-fn a_pause_of_the_client_is_no_silence() {
+fn a_pause_of_the_client_is_not_silence() {
     let mut scene = Scene::of(4);
     for _ in 0..100 {
-        // One sweep after a pause of any length, in which nobody could answer; then all do.
+        // One sweep after a pause of any length, in which no endpoint could answer; then all do.
         scene.now += Duration::from_secs(5);
         for orders in scene.sweep(|_, endpoint| endpoint.seen.waiting = 3) {
             assert_eq!(orders, Orders::default());
@@ -347,9 +347,9 @@ fn a_pause_of_the_client_is_no_silence() {
     }
 }
 
-/// Slow answers are what later ones are measured by.
+/// Waits are compared with the slow answers before.
 #[test]
-fn what_is_usual_is_no_silence() {
+fn a_usual_wait_is_not_silence() {
     let mut scene = Scene::of(4);
     for round in 0..20 {
         for sweep in 0..15 {
@@ -370,8 +370,8 @@ fn what_is_usual_is_no_silence() {
     }
 }
 
-/// Where an answer a second is usual for all, most are silent most of the time, and one that hangs
-/// is found all the same.
+/// If one answer per second is usual for all, most are silent most of the time. One that hangs is
+/// found nevertheless.
 #[test]
 fn a_hung_endpoint_is_found_among_slow_ones() {
     for is_alive in [false, true] {
@@ -397,16 +397,16 @@ fn a_hung_endpoint_is_found_among_slow_ones() {
     }
 }
 
-/// Requests that are expected to be slow, or end at once, take tickets and prove nothing.
+/// Requests that are expected to be slow, or that end at once, take tickets but prove nothing.
 #[test]
-fn what_says_nothing_is_no_evidence() {
+fn requests_that_prove_nothing_are_no_evidence() {
     let mut scene = Scene::of(4);
     for _ in 0..1000 {
         scene.sweep(|number, endpoint| {
             if number > 0 {
                 return endpoint.answer();
             }
-            // Older ones wait, and every ticket is gone at once.
+            // Older requests wait, and each ticket is used up at once.
             endpoint.seen.waiting = 2;
             if endpoint.seen.tickets != Tickets::Unlimited {
                 endpoint.seen.tickets = Tickets::Gone;
@@ -421,7 +421,7 @@ fn failures_in_a_row_eject_while_the_others_succeed() {
     for (code, fails, is_ejected) in [
         (Code::Unavailable, 4, false),
         (Code::Unavailable, 5, true),
-        // What an application says of one call, by one poisonous caller.
+        // The application's verdict on one call, from one poisonous caller.
         (Code::Internal, 19, false),
     ] {
         let mut scene = Scene::of(3);
@@ -440,9 +440,9 @@ fn failures_in_a_row_eject_while_the_others_succeed() {
     assert_eq!(scene.ejected(), 0, "all fail");
 }
 
-/// What all did well before they fail together is no comparison.
+/// Earlier successes do not count when all endpoints fail together.
 #[test]
-fn a_failure_of_all_that_begins_at_once_ejects_nobody() {
+fn endpoints_that_all_begin_to_fail_at_once_are_not_ejected() {
     let mut scene = Scene::of(5);
     for round in 0..200 {
         scene.sweep(|number, endpoint| match round % 100 < 50 {
@@ -453,9 +453,9 @@ fn a_failure_of_all_that_begins_at_once_ejects_nobody() {
     }
 }
 
-/// A check that fails where nothing may be ejected is made again, but not at once.
+/// A failed check is repeated if the endpoint may not be ejected, but not at once.
 #[test]
-fn checks_that_fail_are_made_once_a_second() {
+fn failed_checks_are_repeated_once_a_second() {
     let mut scene = Scene::of(1);
     scene.endpoints[0].is_alive = false;
     (0..300).for_each(|_| drop(scene.sweep(|_, endpoint| endpoint.seen.waiting = 1)));
@@ -464,7 +464,7 @@ fn checks_that_fail_are_made_once_a_second() {
     assert_eq!(endpoint.ejections, 0);
 }
 
-/// Wherever a check ends, the next one begins after it.
+/// However a check ends, the next one begins after it.
 #[test]
 fn checks_may_last_longer_than_the_time_between_them() {
     for handshake in [0, 50, 1_000_000] {
@@ -498,7 +498,7 @@ fn a_share_of_failures_ejects_if_it_stands_out() {
     }
 }
 
-/// An interval goes on until it has enough calls.
+/// An interval lasts until it has enough calls.
 #[test]
 fn few_calls_are_judged_later() {
     let mut scene = Scene::of(2);
@@ -508,8 +508,8 @@ fn few_calls_are_judged_later() {
         scene.sweep(|number, endpoint| if number == 0 { endpoint.fail(Code::DataLoss) } else { endpoint.answer() });
         (0..5).for_each(|_| drop(scene.sweep(|_, _| {})));
     }
-    assert_eq!(calls, 21, "one begins the first interval");
-    // Failing probes eject again, and one that succeeds brings it back.
+    assert_eq!(calls, 21, "the first call begins the interval");
+    // Failed probes eject it again, and a successful one restores it.
     let (_, orders) = scene.until_ordered(|_, _| {});
     assert_eq!(orders.news, Some(News::Probed));
     let (_, orders) = scene.until_ordered(|_, endpoint| endpoint.fail(Code::DataLoss));
@@ -520,7 +520,7 @@ fn few_calls_are_judged_later() {
 }
 
 #[test]
-fn what_is_off_ejects_nobody() {
+fn settings_that_are_off_eject_no_endpoint() {
     let mut scene = Scene::of(4);
     scene.rule = OutlierDetection::default().silence(None).consecutive_failures(None).failure_percentage(None);
     for _ in 0..1000 {
@@ -533,7 +533,7 @@ fn what_is_off_ejects_nobody() {
     }
 }
 
-/// An instance that comes back as another endpoint is as ejected as it was.
+/// An instance that returns as another endpoint stays ejected.
 #[test]
 fn a_successor_inherits_the_ejection() {
     let mut scene = Scene::of(4);
@@ -546,7 +546,7 @@ fn a_successor_inherits_the_ejection() {
     assert_eq!(ejected.for_successor().unwrap().ejected_until(), ejected.ejected_until());
     let mut renewed = ejected.with_new_connections();
     renewed.observe(&scene.endpoints[0].seen, &mut scene.fleet);
-    assert!(!renewed.answered, "the tally stays, so its answers are no news");
+    assert!(!renewed.answered, "the tally stays, so its answers are not new");
 }
 
 /// What one endpoint does in a sweep.
@@ -588,9 +588,9 @@ impl Simulated {
 }
 
 proptest! {
-    /// What all of them do ejects nobody, and checks each at most once a minute.
+    /// What all endpoints do ejects none, and each is checked at most once a minute.
     #[test]
-    fn what_all_do_alike_ejects_nobody(
+    fn what_all_endpoints_do_ejects_none(
         count in 1usize..6,
         is_alive in any::<bool>(),
         acts in proptest::collection::vec((act(), 1u32..40), 1..60),
@@ -612,9 +612,9 @@ proptest! {
         }
     }
 
-    /// Whatever they do, at most half are ejected at a time, and each comes back once it answers.
+    /// Whatever they do, at most half are ejected at a time, and each is restored once it answers.
     #[test]
-    fn at_most_half_are_ejected_and_all_come_back(
+    fn at_most_half_are_ejected_and_all_are_restored(
         acts in proptest::collection::vec((proptest::collection::vec((act(), any::<bool>()), 5), 1u32..40), 1..60),
         handshake in 0u32..30,
     ) {
