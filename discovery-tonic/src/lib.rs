@@ -67,7 +67,8 @@
 //! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
 //! | `control task panicked, restarting` | error | `panic` |
-//! | `registry lost`, `registry regained` | debug | `error` |
+//! | `registry lost` | warn | `error`, once per outage |
+//! | `registry regained` | info | |
 //! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
@@ -76,6 +77,7 @@
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
 //! | `endpoint reported its health` | debug | `instance`, `health` |
+//! | `the peer has no health service and counts as serving` | debug | |
 //!
 //! With the Cargo feature `metrics`, the channel reports to the global recorder of the `metrics`
 //! crate. Install the recorder before building the channel, which looks its handles up once. All

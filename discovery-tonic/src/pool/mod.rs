@@ -34,7 +34,7 @@ use std::{
 use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{Instrument, Span, debug, error, warn};
+use tracing::{Instrument, Span, error, info, warn};
 
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive, tally::Tally},
@@ -184,7 +184,10 @@ impl Pool {
         self.updated.get_or_insert_with(Instant::now);
         let change = match update {
             Update::Lost(error) => {
-                debug!(error = %error.report(), "registry lost");
+                // Once per outage: the error may change its kind while it lasts.
+                if self.lost.is_none() {
+                    warn!(error = %error.report(), "registry lost");
+                }
                 self.mass_removal.lose(
                     Instant::now(),
                     self.config.hold.unwrap_or_default(),
@@ -208,7 +211,7 @@ impl Pool {
         }
         self.change(&change);
         if lost.is_some() {
-            debug!("registry regained");
+            info!("registry regained");
         }
     }
 
