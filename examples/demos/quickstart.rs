@@ -1,5 +1,5 @@
-//! Four servers and a client in one process: one server stops, another one is killed, and the client
-//! counts which servers answered.
+//! Four servers and a client in one process: one server stops, another one is killed, and the
+//! client counts which servers answered.
 //!
 //! ```text
 //! cargo run --example quickstart --features memory,tonic
