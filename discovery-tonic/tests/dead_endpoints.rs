@@ -222,7 +222,7 @@ async fn an_endpoint_that_fails_every_other_call_is_ejected_by_its_failure_perce
         assert!(start.elapsed() < Duration::from_secs(30), "{} requests", requests.load(Ordering::Relaxed));
         // An answer without a message is a failure for the caller, but not one of the endpoint.
         let _ = greet(&channel, None).await;
-        assert!(channel.endpoints().iter().all(|endpoint| endpoint.failures < 5), "never many in a row");
+        assert!(channel.endpoints().iter().all(|endpoint| endpoint.failures < 5), "never many consecutive failures");
     }
     let reached = requests.load(Ordering::Relaxed);
     println!("ejected after {reached} requests, in {:?}", start.elapsed());
