@@ -1,4 +1,4 @@
-//! What one call, peer or hook does wrong costs that call or that endpoint, and no others (B11).
+//! A fault of one call, peer or hook affects only that call or that endpoint (B11).
 
 mod support;
 
@@ -19,19 +19,19 @@ use tokio::{
 };
 use tonic::{Code, Status};
 
-/// A peer that answers each call with NOT_FOUND, and every 20th with a message of this size.
+/// A peer that answers each call with NOT_FOUND, every 20th with a message of this size.
 async fn with_large_statuses(size: usize) -> (std::net::SocketAddr, JoinSet<()>) {
     let (address, _, tasks) = raw_h2_with(move |n, respond| {
         let message = if n % 20 == 7 { "x".repeat(size) } else { "short".to_owned() };
         let response = http::Response::builder().header("content-type", "application/grpc").header("grpc-status", "5");
-        // A peer may have gone by now.
+        // The client may have disconnected by now.
         let _ = respond.send_response(response.header("grpc-message", message).body(()).unwrap(), true);
     })
     .await;
     (address, tasks)
 }
 
-/// Many calls at once; how they ended.
+/// Makes this many calls at once; returns how they ended.
 async fn calls(channel: &BalancedChannel, count: usize) -> Vec<Status> {
     let mut statuses = Vec::new();
     let mut running = JoinSet::new();
@@ -46,9 +46,9 @@ async fn calls(channel: &BalancedChannel, count: usize) -> Vec<Status> {
     statuses
 }
 
-/// Statuses of 100 kB on 5 % of the calls failed 642 of 1,900 others.
+/// Regression: statuses of 100 kB on 5 % of the calls made 642 of 1,900 others fail.
 #[tokio::test]
-async fn b11_large_headers_reach_their_callers_and_hurt_no_others() {
+async fn b11_large_headers_reach_their_callers_and_fail_no_other_call() {
     for size in [17_000, 100_000, 1 << 20] {
         let (peer, _tasks) = with_large_statuses(size).await;
         let channel = channel(&registry([peer]));
@@ -60,7 +60,7 @@ async fn b11_large_headers_reach_their_callers_and_hurt_no_others() {
 }
 
 #[tokio::test]
-async fn headers_above_the_limit_are_one_honest_error_and_not_the_endpoints_fault() {
+async fn headers_above_the_limit_fail_their_call_and_do_not_blame_the_endpoint() {
     for (limit, size) in [(1 << 14, 17_000), (1 << 14, 60_000), (1 << 16, 100_000), (1 << 20, 1_200_000)] {
         let (peer, _tasks) = with_large_statuses(size).await;
         let settings = EndpointSettings::default().http2_max_header_list_size(limit).unwrap();
@@ -120,14 +120,14 @@ async fn late_answers(mut peer: Frames, mut first: oneshot::Receiver<()>) {
             }
             _ = &mut first, if !told => {
                 told = true;
-                peer.answer(first_stream.expect("it came first"), "5").await;
+                peer.answer(first_stream.expect("it was the first call"), "5").await;
             }
         }
     }
 }
 
-/// A channel to such a peer, and a call that nobody gives up; what tells its peer to answer comes
-/// for each connection.
+/// A channel to such a peer, and a call that is not given up. The receiver yields, for each
+/// connection, the sender that makes the peer answer its first call.
 async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::UnboundedReceiver<oneshot::Sender<()>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = registry([listener.local_addr().unwrap()]);
@@ -145,19 +145,19 @@ async fn with_late_answers() -> (BalancedChannel, JoinHandle<Status>, mpsc::Unbo
         let channel = channel.clone();
         async move { greet(&channel, None).await.unwrap_err() }
     });
-    eventually("it is under way", || channel.endpoints().first().is_some_and(|one| one.in_flight == 1)).await;
-    // An answer proves the peer, which takes many calls from then on.
+    eventually("it is in flight", || channel.endpoints().first().is_some_and(|one| one.in_flight == 1)).await;
+    // After its first answer the peer gets many calls.
     assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::NotFound);
     (channel, innocent, connections)
 }
 
-/// A hundred calls at once that are given up before their answers come.
+/// Makes a hundred calls at once that are given up before their answers arrive.
 async fn abandon_a_hundred(channel: &BalancedChannel) {
     let calls = (0..100).map(|_| timeout(Duration::from_millis(20), greet(channel, None)));
     assert!(join_all(calls).await.iter().all(Result::is_err));
 }
 
-/// 1,024 late answers ended the connection, with every other call on it.
+/// Regression: 1,024 late answers ended the connection with all its other calls.
 #[tokio::test]
 async fn b11_late_answers_to_abandoned_calls_end_no_connection() {
     let (channel, innocent, mut connections) = with_late_answers().await;
@@ -172,8 +172,8 @@ async fn b11_late_answers_to_abandoned_calls_end_no_connection() {
     assert!(connections.try_recv().is_err(), "one connection");
 }
 
-/// Peers and proxies count, too: before one of them ends the connection, another one takes its
-/// place.
+/// Peers and proxies count abandoned calls, too: the connection is replaced before one of them ends
+/// it.
 #[tokio::test]
 async fn a_connection_of_many_abandoned_calls_is_replaced() {
     let (channel, innocent, mut connections) = with_late_answers().await;
@@ -188,5 +188,5 @@ async fn a_connection_of_many_abandoned_calls_is_replaced() {
     assert!(hundreds > 80);
     tell.send(()).unwrap();
     let status = innocent.await.unwrap();
-    assert_eq!(status.code(), Code::NotFound, "what is on the former one goes on: {status:?}");
+    assert_eq!(status.code(), Code::NotFound, "calls on the former connection continue: {status:?}");
 }

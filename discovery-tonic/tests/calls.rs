@@ -1,4 +1,5 @@
-//! One call: waiting, deadlines, proofs, what is told of it (B1 to B3, B9), and the four kinds of calls.
+//! Single calls: waiting, deadlines, proofs, what is reported about them (B1 to B3, B9), and the
+//! four kinds of calls.
 
 mod support;
 
@@ -23,13 +24,13 @@ async fn fault_c5_an_empty_set_fails_at_once_and_names_the_service() {
     let channel = channel(&MemoryBackend::new());
     for _ in 0..3 {
         let call = tokio::time::timeout(Duration::from_secs(1), greet(&channel, None));
-        let status = call.await.expect("never pending").unwrap_err();
+        let status = call.await.expect("it fails at once").unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("greeter") && status.message().contains("no instances"), "{status:?}");
     }
 }
 
-/// A registry that says nothing until it is opened.
+/// A registry that is silent until it is opened.
 #[derive(Debug)]
 struct Late {
     open: Arc<Notify>,
@@ -59,7 +60,7 @@ async fn b03_before_the_first_set_a_call_waits_until_its_deadline() {
 
     let start = Instant::now();
     let status = greet(&channel, None).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable, "without a deadline the wait is capped");
+    assert_eq!(status.code(), Code::Unavailable, "without a deadline the wait is limited");
     assert!((690..1_500).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
 
     let waiting = tokio::spawn({
@@ -106,7 +107,7 @@ async fn fault_c5_a_call_that_asks_to_wait_waits_for_an_instance() {
     let mut request = Request::new(GreetRequest::default());
     request.extensions_mut().insert(WaitForReady);
     let status = GreeterClient::new(channel).greet(request).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable, "asking to wait is capped too");
+    assert_eq!(status.code(), Code::Unavailable, "a call that asks to wait is limited too");
 }
 
 #[tokio::test]
@@ -120,7 +121,7 @@ async fn b03_no_call_outlives_its_deadline() {
     assert_eq!(Tried::from_status(&status).unwrap().instances(), [server.instance().id().clone()]);
     assert!(start.elapsed() < Duration::from_millis(600));
 
-    // Slow messages, and messages faster than anyone reads.
+    // Slow messages, and messages that arrive faster than they are read.
     for interval_ms in [50, 0] {
         let start = Instant::now();
         let mut request =
@@ -149,12 +150,12 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
     let mut replies = client.greet_many(request.clone()).await.unwrap().into_inner();
     assert_eq!(in_flight(), 1);
     while replies.message().await.unwrap().is_some() {}
-    assert_eq!(in_flight(), 0, "the stream has ended, although it is still held");
+    assert_eq!(in_flight(), 0, "the stream has ended, although it is not dropped yet");
     let unread = client.greet_many(request).await.unwrap();
     assert_eq!(in_flight(), 1);
     drop(unread);
     assert_eq!(in_flight(), 0, "dropped unread");
-    // One that waits for the next message, and one with more messages at hand than anyone reads.
+    // A stream that waits for the next message, and one that receives more messages than are read.
     for interval_ms in [60_000, 0] {
         let request = GreetManyRequest { count: u32::MAX, interval_ms, ..GreetManyRequest::default() };
         let mut half_read = client.greet_many(request).await.unwrap().into_inner();
@@ -163,11 +164,11 @@ async fn in_flight_is_counted_until_the_response_stream_ends() {
         drop(half_read);
         assert_eq!(in_flight(), 0, "dropped half-read");
     }
-    assert_eq!(channel.endpoints()[0].failures, 0, "which is no failure of the endpoint");
+    assert_eq!(channel.endpoints()[0].failures, 0, "this is not a failure of the endpoint");
 }
 
 #[tokio::test]
-async fn b02_what_the_peer_refused_is_sent_elsewhere() {
+async fn b02_a_refused_request_is_sent_elsewhere() {
     let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
     let (refusing, refused, _tasks) = raw_h2(refuse).await;
     let server = Server::start("one").await;
@@ -175,14 +176,14 @@ async fn b02_what_the_peer_refused_is_sent_elsewhere() {
     eventually("ready", || channel.endpoints().iter().all(|one| format!("{:?}", one.state) == "Ready")).await;
     for _ in 0..200 {
         let served = greet(&channel, Some(Duration::from_secs(2))).await;
-        assert_eq!(served.expect("a proof, so not lost"), server.address);
+        assert_eq!(served.expect("a refused request is not lost"), server.address);
     }
     println!("{} requests were refused", refused.load(Ordering::Relaxed));
-    assert!(refused.load(Ordering::Relaxed) > 0, "the proof was needed, and h2's types are hyper's");
+    assert!(refused.load(Ordering::Relaxed) > 0, "some requests were refused, and hyper uses the same h2");
 }
 
 #[tokio::test]
-async fn b09_what_may_have_been_processed_is_not_repeated_and_says_who_was_tried() {
+async fn b09_a_request_that_may_have_been_processed_is_not_repeated_and_names_the_tried_instance() {
     let fail: OnRequest = |_, respond| respond.send_reset(h2::Reason::INTERNAL_ERROR);
     let (failing, requests, _tasks) = raw_h2(fail).await;
     let channel = channel(&registry([failing]));
@@ -194,12 +195,12 @@ async fn b09_what_may_have_been_processed_is_not_repeated_and_says_who_was_tried
     assert!(std::error::Error::source(tried).is_some(), "with the cause");
     assert!(
         !status.message().contains(&failing.to_string()) && status.metadata().is_empty(),
-        "nothing that travels on"
+        "nothing is passed on to other processes"
     );
 }
 
 #[tokio::test]
-async fn a_servers_own_error_says_who_sent_it() {
+async fn an_error_of_a_server_names_its_instance() {
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address]));
     let mut client = tonic::client::Grpc::new(channel);
@@ -210,9 +211,10 @@ async fn a_servers_own_error_says_who_sent_it() {
     assert_eq!(Tried::from_status(&status).unwrap().instances(), [server.instance().id().clone()]);
 }
 
-/// A proxy, or a server that is about to go, answers in HTTP alone: by its status the call's code, and whether it is the endpoint's failure.
+/// A proxy, or a server that is shutting down, may answer with HTTP only. The HTTP status decides
+/// the call's code, and whether it counts against the endpoint.
 #[tokio::test]
-async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
+async fn a_response_without_a_grpc_status_counts_by_its_http_status() {
     const STATUSES: [(u16, Code, u32); 11] = [
         (503, Code::Unavailable, 1),
         (502, Code::Unavailable, 2),
@@ -239,14 +241,14 @@ async fn an_answer_without_a_grpc_status_counts_by_its_http_status() {
     for (status, code, failures) in STATUSES {
         let error = greet(&channel, Some(Duration::from_secs(5))).await.unwrap_err();
         assert_eq!(error.code(), code, "{status}: {error:?}");
-        assert_eq!(Tried::from_status(&error).expect("it says who").instances(), [instance(address).id().clone()]);
+        assert_eq!(Tried::from_status(&error).expect("it names one").instances(), [instance(address).id().clone()]);
         let endpoint = &channel.endpoints()[0];
         assert_eq!((endpoint.failures, endpoint.in_flight), (failures, 0), "{status}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b01_servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them() {
+async fn b01_servers_with_few_streams_refuse_no_call_and_none_queues_at_them() {
     let mut servers = Vec::new();
     for name in ["a", "b"] {
         let builder = tonic::transport::Server::builder().max_concurrent_streams(8);
@@ -262,13 +264,13 @@ async fn b01_servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them
                 request.set_timeout(Duration::from_secs(10));
                 let response = GreeterClient::new(channel.clone()).greet(request).await.expect("no call fails");
                 let served_by = response.extensions().get::<ServedBy>().unwrap();
-                assert!(served_by.tried().is_empty(), "one refused it: {served_by:?}");
+                assert!(served_by.tried().is_empty(), "it was refused once: {served_by:?}");
             }
         });
     }
     while !callers.is_empty() {
         let most = || channel.endpoints().iter().map(|one| one.in_flight).max().unwrap_or_default();
-        // A pick that finds no room is counted in passing; what queued would be there for 5 ms.
+        // A pick that finds no room is counted for a moment. A queued call would be there for 5 ms.
         let least = (0..100).map(|_| most()).min().unwrap_or_default();
         assert!(least <= 8, "{least} in flight at a peer that allows 8");
         let _ = tokio::time::timeout(Duration::from_millis(5), callers.join_next())
@@ -279,7 +281,7 @@ async fn b01_servers_with_few_streams_refuse_nothing_and_nothing_queues_for_them
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_c8_rolling_graceful_restarts_lose_nothing() {
+async fn fault_c8_rolling_graceful_restarts_lose_no_call() {
     let backend = MemoryBackend::new();
     let channel = channel(&backend);
     let mut servers = std::collections::VecDeque::new();
@@ -309,7 +311,7 @@ async fn fault_c8_rolling_graceful_restarts_lose_nothing() {
         backend.put(&service(), fresh.instance());
         servers.push_back(fresh);
         let old = servers.pop_front().unwrap();
-        // Stopped before it is removed: no drain at all.
+        // Stopped before it is removed, without any drain.
         let address = old.address.to_string();
         old.stop().await;
         backend.remove(&service(), &address);
@@ -395,7 +397,7 @@ async fn requests_carry_origin_agent_and_timeout() {
     let settings = |_: &_| EndpointSettings::default().origin("https://greeter.internal").unwrap();
     let named =
         builder(&registry([address])).endpoint_settings(settings).user_agent("shop/7").unwrap().connector(plain_tcp());
-    // The scheme is what the requests say; plain TCP is what this connector opens.
+    // The requests carry the scheme https; this connector opens plain TCP.
     let named = named.build().unwrap();
     greet(&named, None).await.unwrap_err();
     let request = requests.recv().await.unwrap();
@@ -404,7 +406,7 @@ async fn requests_carry_origin_agent_and_timeout() {
 }
 
 #[test]
-fn outside_a_runtime_is_a_typed_error() {
+fn building_outside_a_runtime_is_a_typed_error() {
     let error = BalancedChannel::new(MemoryBackend::new(), service()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoRuntime);
 }

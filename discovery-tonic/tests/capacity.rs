@@ -1,4 +1,5 @@
-//! Calls that wait for a free stream: in order of arrival, whatever becomes of the others.
+//! Calls that wait for a free stream are served in order of arrival, whatever happens to the
+//! others.
 
 mod support;
 
@@ -14,7 +15,7 @@ use greeter::{GreetRequest, GreeterClient};
 use support::*;
 use tokio::task::JoinSet;
 
-/// What one caller saw.
+/// The results of one caller.
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
     calls: u32,
@@ -24,7 +25,7 @@ struct Seen {
 
 const TASK: Duration = Duration::from_millis(10);
 
-/// Calls again and again, for this time.
+/// Calls repeatedly for this time.
 async fn keep_calling(channel: BalancedChannel, time: Duration) -> Seen {
     let mut seen = Seen::default();
     let start = Instant::now();
@@ -53,13 +54,13 @@ fn assert_fair(all: &[Seen], time: Duration) {
     eprintln!("{fewest} of {mean:.1} calls, longest {longest:?} against {fair:?}");
     assert_eq!(all.iter().map(|seen| seen.failed).sum::<u32>(), 0);
     assert!(f64::from(fewest) >= 0.9 * mean - 1.0, "{fewest} of {mean}: {all:?}");
-    // Twice the fair one, and what a busy machine adds.
+    // Twice the fair wait, and what a busy machine adds.
     assert!(longest < fair * 2 + Duration::from_millis(200), "{longest:?} against {fair:?}");
 }
 
-/// Figure F14 in small: 64 callers got 1 to 946 calls each, and 20 failed.
+/// Figure F14, scaled down. Regression: 64 callers got 1 to 946 calls each, and 20 calls failed.
 #[tokio::test]
-async fn b03_all_callers_have_their_share_of_few_streams() {
+async fn b03_all_callers_get_their_share_of_few_streams() {
     let time = Duration::from_secs(4);
     for (callers, limit) in [(64, 8), (8, 4)] {
         let server = few_streams(limit).await;
@@ -70,7 +71,7 @@ async fn b03_all_callers_have_their_share_of_few_streams() {
     }
 }
 
-/// The same while others give up all the time, at every moment of their wait.
+/// The same, while other callers keep giving up at any point of their wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_give_up_take_nothing_from_those_that_wait() {
     let time = Duration::from_secs(4);
@@ -96,9 +97,9 @@ async fn callers_that_give_up_take_nothing_from_those_that_wait() {
     assert!(start.elapsed() < Duration::from_secs(1), "no place is lost: {:?}", start.elapsed());
 }
 
-/// A future that is kept and not polled, as in a stream of calls whose reader pauses.
+/// A future that is kept but not polled, as in a stream of calls whose reader pauses.
 #[tokio::test]
-async fn a_call_that_nobody_polls_keeps_no_place_from_others() {
+async fn a_call_that_is_not_polled_keeps_no_place_from_others() {
     let server = few_streams(1).await;
     let channel = channel(&registry([server.address]));
     greet(&channel, None).await.unwrap();
@@ -113,7 +114,7 @@ async fn a_call_that_nobody_polls_keeps_no_place_from_others() {
     assert!(kept.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending(), "it waits for the stream");
     busy.await.unwrap().unwrap();
     for _ in 0..5 {
-        greet(&channel, Some(Duration::from_secs(2))).await.expect("the one that is not polled is passed");
+        greet(&channel, Some(Duration::from_secs(2))).await.expect("the call that is not polled is overtaken");
     }
     kept.await.expect("it has kept its turn");
 }

@@ -1,4 +1,4 @@
-//! The second connection to a silent endpoint, and what becomes of it.
+//! Checks: the second connection to a silent endpoint, and how it ends.
 
 mod support;
 
@@ -25,7 +25,7 @@ use tonic::Code;
 /// What a peer does with a request: answers with a code at once or after a while, or never.
 type OnConnection = Arc<dyn Fn(usize, usize) -> Option<(&'static str, Duration)> + Send + Sync>;
 
-/// A peer that treats each connection, by its number, and each request on it by its own.
+/// A peer that treats each connection, and each request on it, according to its number.
 async fn peer(treat: OnConnection) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -66,7 +66,7 @@ const NOT_FOUND: &str = "5";
 const UNAVAILABLE: &str = "14";
 const SLOW: Duration = Duration::from_millis(300);
 
-/// Whether a call was late; the peers here have codes for answers.
+/// Whether a call was late. The peers here answer with status codes.
 async fn is_late(channel: &BalancedChannel) -> bool {
     greet(channel, Some(SLOW)).await.is_err_and(|status| status.code() == Code::DeadlineExceeded)
 }
@@ -77,10 +77,10 @@ fn poll(channel: &BalancedChannel, delay: Duration) -> impl Future<Output = bool
     async move { greet_with(&channel, None, request).await.is_ok() }
 }
 
-/// A peer that takes no further connections costs an attempt a second, however soon each fails, and
-/// keeps its calls.
+/// A peer that accepts no more connections costs one attempt per second, however soon each fails,
+/// and keeps its calls.
 #[tokio::test]
-async fn a_check_that_fails_is_made_again_a_second_later() {
+async fn a_failed_check_is_repeated_after_a_second() {
     let server = Server::start("one").await;
     let tries = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&tries);
@@ -89,7 +89,7 @@ async fn a_check_that_fails_is_made_again_a_second_later() {
         async move {
             match is_first {
                 true => TcpStream::connect(uri.authority().unwrap().as_str()).await.map(TokioIo::new),
-                false => Err(std::io::Error::other("no more of them")),
+                false => Err(std::io::Error::other("no more connections")),
             }
         }
     });
@@ -101,9 +101,9 @@ async fn a_check_that_fails_is_made_again_a_second_later() {
     greet(&channel, Some(Duration::from_secs(1))).await.unwrap();
 }
 
-/// Each lane has a first call of its own, and none stays without calls because that failed.
+/// Each lane has its own first call, and gets more calls even if that one fails.
 #[tokio::test]
-async fn a_lane_whose_first_calls_fail_is_used_all_the_same() {
+async fn a_lane_whose_first_calls_fail_is_used_nevertheless() {
     let on_second = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&on_second);
     let (address, _, _peer) = peer(Arc::new(move |number, request| {
@@ -127,9 +127,9 @@ async fn a_lane_whose_first_calls_fail_is_used_all_the_same() {
     assert_eq!(on_second.load(Ordering::Relaxed) - before, 10, "in turn");
 }
 
-/// A server that dies while it is checked is connected again like any other.
+/// A server that dies during a check is connected again like any other.
 #[tokio::test]
-async fn a_server_may_die_in_the_middle_of_a_check() {
+async fn a_server_may_die_during_a_check() {
     for at in [900, 1300, 1700] {
         let mut server = Mortal::start("one");
         let address = server.address;
@@ -141,11 +141,11 @@ async fn a_server_may_die_in_the_middle_of_a_check() {
         sleep(Duration::from_millis(50)).await;
         server.kill();
         assert!(!timeout(Duration::from_secs(2), waiting).await.unwrap().unwrap(), "lost with its connection");
-        assert!(!timeout(Duration::from_secs(2), other).await.unwrap().unwrap(), "also on the new one");
+        assert!(!timeout(Duration::from_secs(2), other).await.unwrap().unwrap(), "lost on the new connection too");
         let server = Mortal::start_at("again", address);
         let start = Instant::now();
         while greet(&channel, Some(Duration::from_secs(1))).await.is_err() {
-            assert!(start.elapsed() < Duration::from_secs(5), "not connected again");
+            assert!(start.elapsed() < Duration::from_secs(5), "it is not connected again");
             sleep(Duration::from_millis(10)).await;
         }
         println!("killed after {at} ms: used again {:?} after it was back", start.elapsed());
@@ -154,9 +154,9 @@ async fn a_server_may_die_in_the_middle_of_a_check() {
     }
 }
 
-/// An instance that leaves while it is checked ends its calls in peace, on both connections.
+/// The calls of an instance that leaves during a check may finish, on both connections.
 #[tokio::test]
-async fn an_instance_may_leave_in_the_middle_of_a_check() {
+async fn an_instance_may_leave_during_a_check() {
     let server = Server::start("one").await;
     let backend = registry([server.address]);
     let channel = channel(&backend);
@@ -170,8 +170,8 @@ async fn an_instance_may_leave_in_the_middle_of_a_check() {
     server.stop().await;
 }
 
-/// A connection that gets stuck soon after its endpoint was checked for being slow is found all the
-/// same.
+/// A connection that gets stuck soon after its endpoint was checked for being slow is found
+/// nevertheless.
 #[tokio::test]
 async fn a_connection_may_get_stuck_soon_after_a_check() {
     let is_stuck = Arc::<AtomicBool>::default();
@@ -183,7 +183,7 @@ async fn a_connection_may_get_stuck_soon_after_a_check() {
     }))
     .await;
     let backend = registry([address]);
-    // In turn, since the default policy hardly uses it once calls were late there.
+    // Round robin, since the default policy hardly uses an endpoint once calls were late there.
     let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
     let _ = greet(&channel, None).await;
     assert_eq!(accepted.load(Ordering::Relaxed), 2, "it was checked");
@@ -202,14 +202,14 @@ async fn a_connection_may_get_stuck_soon_after_a_check() {
         sleep(Duration::from_millis(5)).await;
     }
     println!("{late} late calls, the last one after {latest:?}; {} connections", accepted.load(Ordering::Relaxed));
-    // Since 1.5 s was usual, it takes twice as long until it is suspected.
+    // 1.5 s was usual, so it is suspected after twice that time.
     assert!(latest < Duration::from_secs(10) && accepted.load(Ordering::Relaxed) > 2, "{latest:?}");
 }
 
-/// Where one of three is out, and another one fails at once, the good one is not left with nothing
-/// to do.
+/// If one of three is ejected and another fails at once, the good one still gets its share of
+/// calls.
 #[tokio::test]
-async fn failing_fast_attracts_no_calls_where_most_are_ill() {
+async fn failing_fast_attracts_no_calls_if_most_endpoints_fail() {
     let (hung, _, _hung) = hung().await;
     let (failing, _, _failing) = peer(Arc::new(|_, _| Some(("13", Duration::ZERO)))).await;
     let good = Server::start("good").await;

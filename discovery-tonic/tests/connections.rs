@@ -30,13 +30,13 @@ use tonic::Code;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// What a connector has made.
+/// The connections that a connector has opened.
 #[derive(Clone, Default)]
 struct Wires {
     tries: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
-    /// The bytes written on each connection, in their order.
+    /// The bytes written to each connection, in order of opening.
     written: Arc<Mutex<Vec<usize>>>,
     refuses: Arc<AtomicBool>,
     sockets: Arc<Mutex<Vec<std::net::TcpStream>>>,
@@ -80,7 +80,7 @@ impl Wires {
     }
 }
 
-/// One connection; open until its drop.
+/// One connection, open until it is dropped.
 struct Wire {
     stream: TcpStream,
     number: usize,
@@ -126,7 +126,7 @@ async fn calls_are_spread_over_the_connections_of_an_endpoint() {
     let channel =
         wires.builder(builder(&backend).connections_per_endpoint(3).policy(RoundRobin::new())).build().unwrap();
     eventually("three connections", || wires.made() == 3).await;
-    assert_eq!(ready(&channel), 1, "of one endpoint");
+    assert_eq!(ready(&channel), 1, "they belong to one endpoint");
     sleep(Duration::from_millis(50)).await;
     let before = wires.written.lock().unwrap().clone();
     for _ in 0..300 {
@@ -138,17 +138,17 @@ async fn calls_are_spread_over_the_connections_of_an_endpoint() {
         assert!((90_000..120_000).contains(&(after - before)), "a third of 300 kB each: {before} to {after}");
     }
     drop(channel);
-    eventually("none is left", || wires.open() == 0).await;
+    eventually("no connection is left", || wires.open() == 0).await;
 }
 
-/// A connection takes as many calls as the peer allows streams; more need more connections.
+/// A connection takes as many calls as the peer allows streams. More calls need more connections.
 #[tokio::test]
 async fn more_connections_carry_more_calls_at_once() {
     let server = Server::start_with("one", tonic::transport::Server::builder().max_concurrent_streams(4)).await;
     for (connections, rounds) in [(1, 4), (4, 1)] {
         let channel = builder(&registry([server.address])).connections_per_endpoint(connections).build().unwrap();
         eventually("connected", || channel.endpoints().iter().any(|one| one.state == EndpointState::Ready)).await;
-        // Until each has proven itself.
+        // Until each connection has answered.
         eventually("proven", || server.accepted() >= connections).await;
         join_all((0..32).map(|_| greet(&channel, Some(SOON)))).await;
         let start = Instant::now();
@@ -165,9 +165,9 @@ async fn more_connections_carry_more_calls_at_once() {
 }
 
 #[tokio::test]
-async fn a_peer_out_of_reach_costs_one_attempt_at_a_time_however_many_connections_it_should_have() {
+async fn an_unreachable_peer_costs_one_attempt_at_a_time_for_any_number_of_connections() {
     let wires = Wires::default();
-    // With full jitter, so that hardly any first wait is short.
+    // A long backoff with full jitter, so that hardly any first wait is short.
     let hour = Duration::from_secs(3600);
     let wait = Backoff::new(hour, hour).unwrap();
     let address = refusing().await;
@@ -178,7 +178,7 @@ async fn a_peer_out_of_reach_costs_one_attempt_at_a_time_however_many_connection
     assert_eq!(wires.tries.load(Ordering::Relaxed), 1);
 }
 
-/// As with one connection: at most five calls are slow.
+/// As with one connection, at most five calls are slow.
 #[tokio::test]
 async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
     let (address, _requests, _hung) = hung().await;
@@ -193,7 +193,7 @@ async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
 }
 
 #[tokio::test]
-async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
+async fn the_other_connections_serve_until_a_lost_one_is_replaced() {
     let server = Server::start("one").await;
     let wires = Wires::default();
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
@@ -216,7 +216,7 @@ async fn where_a_connection_is_lost_the_others_serve_until_it_is_replaced() {
 }
 
 #[tokio::test]
-async fn an_old_connection_is_replaced_before_it_is_missed() {
+async fn an_old_connection_is_replaced_before_it_is_closed() {
     let server = Server::start("one").await;
     let wires = Wires::default();
     let plan = builder(&registry([server.address])).endpoint_settings(aging(Duration::from_secs(1)));
@@ -227,19 +227,19 @@ async fn an_old_connection_is_replaced_before_it_is_missed() {
         let begun = Instant::now();
         greet(&channel, Some(SOON)).await.expect("no call fails");
         slowest = slowest.max(begun.elapsed());
-        assert!(ready(&channel) == 1, "there is always one");
+        assert!(ready(&channel) == 1, "a connection is always ready");
         sleep(Duration::from_millis(2)).await;
     }
     let made = wires.made();
     let most = wires.most.load(Ordering::Relaxed);
     println!("{made} connections in {:?}, {most} at once; the slowest call took {slowest:?}", start.elapsed());
     assert!((4..=6).contains(&made), "{made}");
-    assert_eq!(most, 2, "the next one before the end of the last");
-    eventually("what is old is closed", || wires.open() == 1).await;
+    assert_eq!(most, 2, "the next one is opened before the last one ends");
+    eventually("the old connections are closed", || wires.open() == 1).await;
 }
 
 #[tokio::test]
-async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
+async fn calls_on_an_old_connection_end_within_the_drain_limit() {
     let server = Server::start("one").await;
     let wires = Wires::default();
     let drain = Duration::from_secs(1);
@@ -254,22 +254,22 @@ async fn what_is_on_an_old_connection_ends_within_the_drain_limit() {
             Ok(message) => drop(message.expect("it does not end by itself")),
             Err(status) => break status,
         }
-        assert!(start.elapsed() < Duration::from_secs(8), "the stream goes on");
+        assert!(start.elapsed() < Duration::from_secs(8), "the stream is still open");
     };
     let took = start.elapsed();
-    println!("cut after {took:?}: {status}");
+    println!("aborted after {took:?}: {status}");
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("this side"), "{status:?}");
-    assert_eq!(channel.endpoints()[0].failures, 0, "what this side ends is not the peer's failure");
+    assert_eq!(channel.endpoints()[0].failures, 0, "a call aborted on this side is not the peer's failure");
     assert!(took > Duration::from_millis(1500), "it was drained first: {took:?}");
     greet(&channel, Some(SOON)).await.unwrap();
     drop(stream);
-    eventually("few are left", || wires.open() <= 2).await;
+    eventually("at most two connections are left", || wires.open() <= 2).await;
 }
 
-/// Also where its successor is lost meanwhile, and cannot be made anew.
+/// Even if the successor is lost meanwhile and cannot be opened again.
 #[tokio::test]
-async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() {
+async fn calls_on_an_old_connection_end_while_the_endpoint_is_unreachable() {
     let server = Server::start("one").await;
     let wires = Wires::default();
     let wait = Backoff::new(Duration::from_secs(60), Duration::from_secs(60)).unwrap();
@@ -285,13 +285,13 @@ async fn what_is_on_an_old_connection_ends_while_the_endpoint_is_out_of_reach() 
     let start = Instant::now();
     wires.cut(1);
     while stream.message().await.is_ok() {
-        assert!(start.elapsed() < SOON, "the stream goes on");
+        assert!(start.elapsed() < SOON, "the stream is still open");
     }
-    println!("cut after {:?}", start.elapsed());
+    println!("aborted after {:?}", start.elapsed());
 }
 
 #[tokio::test]
-async fn an_old_connection_serves_on_where_there_is_no_other() {
+async fn an_old_connection_serves_until_another_can_be_opened() {
     let server = Server::start("one").await;
     let wires = Wires::default();
     let wait = Backoff::new(Duration::from_millis(100), Duration::from_millis(200)).unwrap();
@@ -311,9 +311,10 @@ async fn an_old_connection_serves_on_where_there_is_no_other() {
     greet(&channel, Some(SOON)).await.unwrap();
 }
 
-/// A removed endpoint that was about to replace its connection does not keep others from connecting while it drains.
+/// A removed endpoint that was replacing its connection does not keep others from connecting while
+/// it drains.
 #[tokio::test]
-async fn an_endpoint_that_drains_gives_its_turn_back() {
+async fn a_draining_endpoint_returns_its_connect_permit() {
     let old = Server::start("old").await;
     let new = Server::start("new").await;
     let tries = Arc::new(AtomicUsize::new(0));
@@ -325,7 +326,7 @@ async fn an_endpoint_that_drains_gives_its_turn_back() {
         async move {
             let address: SocketAddr = uri.authority().unwrap().as_str().parse().unwrap();
             if address == first && count.fetch_add(1, Ordering::Relaxed) > 0 {
-                // Longer than it takes to remove it.
+                // Longer than it takes to remove the endpoint.
                 sleep(Duration::from_millis(700)).await;
             }
             TcpStream::connect(address).await.map(TokioIo::new)
@@ -336,12 +337,12 @@ async fn an_endpoint_that_drains_gives_its_turn_back() {
     let request = GreetManyRequest { count: 10_000, interval_ms: 20, ..GreetManyRequest::default() };
     let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
     stream.message().await.unwrap();
-    eventually("the next connection is being made", || tries.load(Ordering::Relaxed) == 2).await;
+    eventually("the next connection is being opened", || tries.load(Ordering::Relaxed) == 2).await;
     backend.remove(&service(), &first.to_string());
     backend.put(&service(), new.instance());
-    let took = eventually("the new one is connected", || new.accepted() == 1).await;
+    let took = eventually("the new endpoint is connected", || new.accepted() == 1).await;
     println!("connected after {took:?}");
-    stream.message().await.expect("the stream goes on");
+    stream.message().await.expect("the stream continues");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Corners in which calls were once lost, one test for each.
+//! Corner cases in which calls were once lost, with one test for each.
 
 mod support;
 
@@ -26,7 +26,7 @@ use tonic::Code;
 const UNAVAILABLE: &str = "14";
 const NOT_FOUND: &str = "5";
 
-/// A registry that never says anything.
+/// A registry that never sends an update.
 #[derive(Debug)]
 struct Mute;
 
@@ -40,7 +40,7 @@ impl Source for Mute {
 }
 
 #[tokio::test]
-async fn places_that_are_freed_at_once_wake_as_many() {
+async fn places_that_become_free_together_wake_as_many_calls() {
     let server = Server::start_with("a", tonic::transport::Server::builder().max_concurrent_streams(2)).await;
     let channel = channel(&registry([server.address]));
     greet(&channel, None).await.unwrap();
@@ -62,8 +62,8 @@ async fn places_that_are_freed_at_once_wake_as_many() {
 }
 
 #[tokio::test]
-async fn a_live_stream_does_not_keep_its_endpoint_out() {
-    // A stream, then failures until it is out, then all is well.
+async fn an_open_stream_does_not_keep_its_endpoint_ejected() {
+    // A stream, then failures until the endpoint is ejected, then successes.
     let fails = Arc::new(AtomicBool::new(true));
     let failing = Arc::clone(&fails);
     let (mending, requests, _tasks) = raw_h2_with(move |n, respond| match n {
@@ -92,7 +92,7 @@ async fn a_live_stream_does_not_keep_its_endpoint_out() {
 }
 
 #[tokio::test]
-async fn an_endpoint_of_weight_zero_does_not_let_the_only_other_one_be_taken_out() {
+async fn an_endpoint_of_weight_zero_does_not_allow_ejecting_the_only_other_one() {
     let (failing, _, _tasks) = raw_h2(|_, respond| answer(respond, UNAVAILABLE)).await;
     let idle = Server::start("idle").await;
     let backend = registry([failing]);
@@ -107,7 +107,7 @@ async fn an_endpoint_of_weight_zero_does_not_let_the_only_other_one_be_taken_out
 }
 
 #[tokio::test]
-async fn a_refused_call_goes_to_another_endpoint_though_it_is_busier() {
+async fn a_refused_call_goes_to_another_endpoint_even_if_it_is_busier() {
     let refuse: OnRequest = |_, respond| respond.send_reset(h2::Reason::REFUSED_STREAM);
     let (refusing, _, _tasks) = raw_h2(refuse).await;
     let server = Server::start("one").await;
@@ -124,13 +124,13 @@ async fn a_refused_call_goes_to_another_endpoint_though_it_is_busier() {
     backend.put(&service(), instance(refusing));
     eventually("two endpoints", || ready(&channel) == 2).await;
     for _ in 0..50 {
-        let served = greet(&channel, Some(Duration::from_secs(2))).await.expect("refused, so sent to the other");
+        let served = greet(&channel, Some(Duration::from_secs(2))).await.expect("sent to the other endpoint");
         assert_eq!(served, server.address);
     }
 }
 
 #[tokio::test]
-async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
+async fn the_wait_timeout_applies_to_calls_without_a_deadline() {
     for wait in [Duration::from_millis(100), Duration::MAX] {
         let channel = BalancedChannel::builder(Recovered::new(Mute), service()).wait_timeout(wait).build().unwrap();
         let start = Instant::now();
@@ -140,7 +140,7 @@ async fn the_cap_of_waiting_is_for_calls_without_a_deadline() {
     }
 }
 
-/// Also where the endpoint waits for long before it would connect again.
+/// Even if the endpoint has a long backoff before it would connect again.
 #[tokio::test]
 async fn b04_the_drain_limit_binds_streams_of_former_connections() {
     let mut old = Server::start("old").await;
@@ -153,15 +153,15 @@ async fn b04_the_drain_limit_binds_streams_of_former_connections() {
     stream.message().await.unwrap();
     old.begin_stop();
     let is_waiting = || channel.endpoints().iter().any(|one| one.state == EndpointState::BackingOff);
-    eventually("GOAWAY is seen while the stream lives", is_waiting).await;
+    eventually("GOAWAY is noticed while the stream is open", is_waiting).await;
     backend.put(&service(), new.instance());
     backend.remove(&service(), &old.address.to_string());
     let start = Instant::now();
     while stream.message().await.is_ok() {
-        assert!(start.elapsed() < Duration::from_secs(5), "the stream goes on");
+        assert!(start.elapsed() < Duration::from_secs(5), "the stream is still open");
     }
     let took = start.elapsed();
-    println!("cut after {took:?}");
+    println!("aborted after {took:?}");
     assert!(took > Duration::from_millis(900), "{took:?}");
 }
 
@@ -190,7 +190,7 @@ async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
 }
 
 #[tokio::test]
-async fn a_hold_may_be_for_ever() {
+async fn a_hold_may_be_unlimited() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = builder(&backend).hold_on_mass_removal(Some(Duration::MAX)).build().unwrap();
@@ -201,7 +201,7 @@ async fn a_hold_may_be_for_ever() {
 }
 
 #[tokio::test]
-async fn a_request_body_that_fails_is_not_the_peers_fault() {
+async fn a_request_body_that_fails_is_not_the_peers_failure() {
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address]));
     for _ in 0..3 {
@@ -219,9 +219,10 @@ async fn a_request_body_that_fails_is_not_the_peers_fault() {
     }
 }
 
-/// However long a request waited at a peer that goes: where it says that it did not process it, that is no failure.
+/// However long a request waited at a peer that shuts down, it is no failure if the peer reports
+/// that it did not process it.
 #[tokio::test]
-async fn what_a_leaving_peer_did_not_process_is_not_its_failure() {
+async fn a_request_that_a_leaving_peer_did_not_process_is_not_its_failure() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let leaving = listener.local_addr().unwrap();
     let backend = registry([leaving]);
@@ -241,10 +242,11 @@ async fn what_a_leaving_peer_did_not_process_is_not_its_failure() {
     assert_eq!(failures(&channel, leaving), 0);
 }
 
-/// Where a peer takes back that it allows many requests, some wait on this side. When it goes they come back as they were, except for
-/// one: hyper says of the next in line just what it says of a request that was sent.
+/// If a peer lowers its stream limit, some requests wait on this side. When the peer shuts down
+/// they are returned unsent, except for one: for the next in line hyper reports the same as for a
+/// request that was sent.
 #[tokio::test]
-async fn what_comes_back_unsent_is_not_the_peers_failure() {
+async fn a_request_that_is_returned_unsent_is_not_the_peers_failure() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let leaving = listener.local_addr().unwrap();
     let backend = registry([leaving]);
@@ -254,7 +256,7 @@ async fn what_comes_back_unsent_is_not_the_peers_failure() {
     peer.until(frames::SETTINGS, frames::ACK).await;
     peer.send(frames::SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 1]).await;
     peer.until(frames::SETTINGS, frames::ACK).await;
-    // All in one step, before the channel looks at the limit again.
+    // All in one step, before the channel reads the limit again.
     let calls = futures::future::join_all((0..3).map(|_| greet(&channel, None)));
     let leave = async {
         peer.until(frames::HEADERS, 0).await;
@@ -271,10 +273,10 @@ async fn what_comes_back_unsent_is_not_the_peers_failure() {
     let (served, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     assert!(served.iter().all(|address| *address.as_ref().unwrap() == good.address));
     assert_eq!((served.len(), lost.len()), (1, 2), "{lost:?}");
-    assert_eq!(failures(&channel, leaving), 2, "those alone");
+    assert_eq!(failures(&channel, leaving), 2, "only the lost calls");
 }
 
-/// So long that a call that ends without an answer counts against its endpoint.
+/// After this long, a call that ends without an answer counts against its endpoint.
 const LONG_FOR_AN_ANSWER: Duration = Duration::from_millis(600);
 
 fn failures(channel: &BalancedChannel, address: std::net::SocketAddr) -> u32 {
@@ -282,9 +284,10 @@ fn failures(channel: &BalancedChannel, address: std::net::SocketAddr) -> u32 {
     endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).unwrap().failures
 }
 
-/// A request that is handed over in the moment in which its connection ends must come back, or the call would hang.
+/// A request that is handed over at the moment its connection ends must be returned, or the call
+/// would hang.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_hangs_where_connections_age() {
+async fn no_call_hangs_while_connections_age() {
     let aging = tonic::transport::Server::builder().max_connection_age(Duration::from_millis(50));
     let server = Server::start_with("a", aging).await;
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(2)).unwrap();

@@ -1,4 +1,4 @@
-//! Endpoints that refuse, stay silent or hang: what they cost the callers (B1, B8; figures L1 and L2).
+//! Endpoints that refuse, stay silent or hang: what they cost callers (B1, B8; figures L1 and L2).
 
 mod support;
 
@@ -17,7 +17,7 @@ use discovery_tonic::{BalancedChannel, EndpointStatus, OutlierDetection, balance
 use support::*;
 use tokio::{task::JoinSet, time::sleep};
 
-/// Calls that took longer are slow.
+/// Calls that take longer are slow.
 const SLOW: Duration = Duration::from_secs(1);
 
 #[tokio::test]
@@ -48,7 +48,7 @@ async fn fault_c3_one_of_four_is_silent_and_no_call_is_slow() {
 }
 
 #[tokio::test]
-async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_alone() {
+async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_only_probes() {
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
@@ -59,17 +59,17 @@ async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_probes_
     let mut after = 0;
     let mut was_out = false;
     for _ in 0..2_000 {
-        // Once and for all: while it is probed it is not out.
+        // Once it has been ejected, slow calls are probes: `is_out` is false during a probe.
         was_out |= is_out();
         *if was_out { &mut after } else { &mut before } += slow().await;
     }
     let reached = requests.load(Ordering::Relaxed);
     println!(
-        "of 2000 sequential calls {before} were slow until it was out, then {after} as probes; {reached} requests reached it"
+        "of 2000 sequential calls {before} were slow until it was ejected, then {after} as probes; {reached} requests reached it"
     );
     assert!(before <= 5 && before + after <= reached, "{before} and {after} slow calls, {reached} requests");
 
-    // While it is out, one probe after the other, ever rarer.
+    // While it is ejected it is probed, less and less often.
     let before = requests.load(Ordering::Relaxed);
     let start = Instant::now();
     let mut lost = 0;
@@ -106,9 +106,10 @@ async fn fault_l2_fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_h
     assert!(stuck <= 6, "{stuck} requests, of which at most two are probes");
 }
 
-/// Callers that drop their calls after 100 ms report no failure, but leave a hung endpoint as soon.
+/// Callers that drop their calls after 100 ms report no failure, but a hung endpoint is ejected as
+/// soon.
 #[tokio::test]
-async fn callers_that_give_up_leave_a_hung_endpoint_as_soon() {
+async fn a_hung_endpoint_is_ejected_as_soon_if_callers_give_up() {
     for callers in [1, 50] {
         let servers = servers(3).await;
         let (hung, requests, _tasks) = hung().await;
@@ -145,7 +146,7 @@ async fn b08_a_hung_endpoint_that_answers_again_is_used_again() {
     while !is_out(&channel) {
         let _ = greet(&channel, Some(Duration::from_millis(50))).await;
     }
-    // The process is replaced by one that works, at the same address.
+    // The process is replaced by a working one at the same address.
     drop(tasks);
     let listener = loop {
         match tokio::net::TcpListener::bind(hung).await {
@@ -160,13 +161,13 @@ async fn b08_a_hung_endpoint_that_answers_again_is_used_again() {
     let start = Instant::now();
     while greeter.calls() < 10 {
         greet(&channel, Some(Duration::from_secs(1))).await.unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10), "not used again");
+        assert!(start.elapsed() < Duration::from_secs(10), "it is not used again");
     }
     println!("used again after {:?}", start.elapsed());
     server.abort();
 }
 
-/// What waits at the only endpoint may be meant to wait: it keeps its calls and gets the next ones,
+/// Requests at the only endpoint may be meant to wait: it keeps its calls and gets the next ones,
 /// however short their deadlines are.
 #[tokio::test]
 async fn the_only_endpoint_is_not_suspected() {
@@ -203,7 +204,7 @@ async fn b03_all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
 }
 
 #[tokio::test]
-async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures() {
+async fn an_endpoint_that_fails_every_other_call_is_ejected_by_its_failure_percentage() {
     let servers = servers(3).await;
     let every_other: OnRequest = |n, respond| answer(respond, if n % 2 == 0 { "14" } else { "0" });
     let (bad, requests, _tasks) = raw_h2(every_other).await;
@@ -213,40 +214,41 @@ async fn one_that_fails_every_other_call_is_taken_out_for_its_share_of_failures(
         .request_volume(20)
         .interval(Duration::from_secs(1))
         .base_ejection_time(Duration::from_secs(60));
-    // In turn, since the default policy gives it few calls.
+    // Round robin, since the default policy gives it few calls.
     let channel = builder(&registry).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
     let is_out = || channel.endpoints().iter().any(|endpoint| endpoint.ejected_until.is_some());
     let start = Instant::now();
     while !is_out() {
         assert!(start.elapsed() < Duration::from_secs(30), "{} requests", requests.load(Ordering::Relaxed));
-        // An answer without a message is a failure to the caller, but no fault of the endpoint.
+        // An answer without a message is a failure for the caller, but not one of the endpoint.
         let _ = greet(&channel, None).await;
-        assert!(channel.endpoints().iter().all(|endpoint| endpoint.failures < 5), "never many in a row");
+        assert!(channel.endpoints().iter().all(|endpoint| endpoint.failures < 5), "never many consecutive failures");
     }
     let reached = requests.load(Ordering::Relaxed);
-    println!("out after {reached} requests, in {:?}", start.elapsed());
+    println!("ejected after {reached} requests, in {:?}", start.elapsed());
     for _ in 0..200 {
         greet(&channel, None).await.unwrap();
     }
     assert_eq!(requests.load(Ordering::Relaxed), reached);
 }
 
-/// Where less than half are left, all are used: two of four hang and are ejected, and then a good one dies.
+/// If fewer than half are left, all are used: two of four hang and are ejected, then a good one
+/// dies.
 #[tokio::test]
-async fn b08_where_less_than_half_are_left_all_are_used() {
+async fn b08_all_endpoints_are_used_if_fewer_than_half_are_left() {
     let first = hung().await;
     let second = hung().await;
     let good = Server::start("good").await;
     let mut dying = Mortal::start("dying");
     let backend = registry([first.0, second.0, good.address, dying.address]);
     let detection = OutlierDetection::default().base_ejection_time(Duration::from_secs(60));
-    // In turn, since the default policy hardly uses them once calls were late there.
+    // Round robin, since the default policy hardly uses them once calls were late there.
     let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
     let out = || channel.endpoints().iter().filter(|endpoint| endpoint.ejected_until.is_some()).count();
     let start = Instant::now();
     while out() < 2 {
         let _ = greet(&channel, Some(Duration::from_millis(200))).await;
-        assert!(start.elapsed() < Duration::from_secs(20), "{} are out", out());
+        assert!(start.elapsed() < Duration::from_secs(20), "{} are ejected", out());
     }
     let reached = || first.1.load(Ordering::Relaxed) + second.1.load(Ordering::Relaxed);
     let before = reached();
@@ -262,7 +264,7 @@ async fn b08_where_less_than_half_are_left_all_are_used() {
     assert!(reached() > before + 2, "{} requests", reached() - before);
 }
 
-/// Three good servers and one that hangs and is out for 20 s.
+/// Three good servers, and one that hangs and is ejected for 20 s.
 struct OneOut {
     address: SocketAddr,
     requests: Arc<AtomicUsize>,
@@ -299,9 +301,9 @@ impl OneOut {
     }
 }
 
-/// B5: another weight, other metadata and a whole set anew change nothing of what is known of an endpoint.
+/// B5: neither another weight, other metadata nor a new whole set changes the state of an endpoint.
 #[tokio::test]
-async fn b05_no_update_resets_what_is_known_of_an_endpoint() {
+async fn b05_no_update_resets_the_state_of_an_endpoint() {
     let one = OneOut::start().await;
     let known = one.ejected_until();
     let weight = Weight::new(300).unwrap();
@@ -318,9 +320,9 @@ async fn b05_no_update_resets_what_is_known_of_an_endpoint() {
     one.gets_no_calls().await;
 }
 
-/// One that fails does not get calls again by being announced anew, however long it was away.
+/// A failing endpoint does not get calls again by registering again, however long it was away.
 #[tokio::test]
-async fn b01_an_endpoint_that_is_out_stays_out_when_it_comes_back() {
+async fn b01_an_ejected_endpoint_stays_ejected_when_it_returns() {
     let one = OneOut::start().await;
     let id = one.address.to_string();
     for away in [Duration::from_millis(100), Duration::from_millis(2500)] {
@@ -332,7 +334,7 @@ async fn b01_an_endpoint_that_is_out_stays_out_when_it_comes_back() {
         assert!(one.ejected_until().is_some(), "after {away:?}");
         one.gets_no_calls().await;
     }
-    // Another server at the same name is another one.
+    // The same id at another address is another endpoint.
     one.backend.remove(&service(), &id);
     let other = Server::start("other").await;
     one.backend.put(&service(), instance(other.address).with_id(id.parse().unwrap()));

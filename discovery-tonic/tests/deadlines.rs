@@ -1,4 +1,4 @@
-//! At its deadline a call ends, with one status, whoever polls it, and wherever.
+//! A call ends at its deadline with one status, wherever it is polled, and even if it is not.
 
 mod support;
 
@@ -28,11 +28,11 @@ fn many(timeout: Duration) -> Request<GreetManyRequest> {
     request
 }
 
-/// tonic's server answers `CANCELLED: Timeout expired` in the same moment: so did 98 of 7,500 calls
-/// end.
+/// tonic's server answers `CANCELLED: Timeout expired` at the same moment. Regression: 98 of 7,500
+/// calls ended with that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b03_whatever_the_server_says_at_the_deadline_it_is_deadline_exceeded() {
-    // Many calls given up at once are an attack for a tonic server, by default.
+async fn b03_the_status_at_the_deadline_is_deadline_exceeded_whatever_the_server_sends() {
+    // By default a tonic server takes many calls given up at once for an attack.
     let builder = tonic::transport::Server::builder().http2_max_pending_accept_reset_streams(Some(10_000));
     let server = Server::start_with("slow", builder).await;
     let channel = channel(&registry([server.address]));
@@ -54,9 +54,9 @@ async fn b03_whatever_the_server_says_at_the_deadline_it_is_deadline_exceeded() 
     assert!(others.is_empty(), "{} of {}: {:?}", others.len(), statuses.len(), others[0]);
 }
 
-/// The same for what comes in the middle of a stream, or instead of an answer.
+/// The same in the middle of a stream, or instead of an answer.
 #[tokio::test]
-async fn a_reset_or_a_status_at_the_deadline_is_no_other_end() {
+async fn a_reset_or_a_status_at_the_deadline_is_deadline_exceeded_too() {
     let resets = |_, respond: &mut h2::server::SendResponse<bytes::Bytes>| respond.send_reset(h2::Reason::CANCEL);
     for is_stream in [false, true] {
         let (peer, _tasks) = late_peer(Duration::from_millis(60), is_stream, resets).await;
@@ -70,7 +70,7 @@ async fn a_reset_or_a_status_at_the_deadline_is_no_other_end() {
 
 type Respond = h2::server::SendResponse<bytes::Bytes>;
 
-/// A peer that does this so long after a request, with the headers of a response before it or not.
+/// A peer that calls `end` this long after each request, having sent response headers or not.
 async fn late_peer(
     after: Duration,
     headers: bool,
@@ -94,7 +94,7 @@ async fn late_peer(
     (address, tasks)
 }
 
-/// How a stream of answers ends; its caller looks late, as on a busy machine.
+/// How a response stream ends. Its caller polls late, as on a busy machine.
 async fn ended(channel: &BalancedChannel, timeout: Duration) -> Status {
     let mut stream = match GreeterClient::new(channel.clone()).greet_many(many(timeout)).await {
         Ok(stream) => stream.into_inner(),
@@ -105,7 +105,7 @@ async fn ended(channel: &BalancedChannel, timeout: Duration) -> Status {
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_polls_ends_at_its_deadline() {
+async fn a_stream_that_is_not_polled_ends_at_its_deadline() {
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address]));
     let mut kept: Vec<Streaming<_>> = Vec::new();
@@ -126,9 +126,9 @@ async fn a_stream_that_nobody_polls_ends_at_its_deadline() {
     }
 }
 
-/// As from a thread of the user's that has an executor of its own.
+/// As from a thread of the user's that has its own executor.
 #[test]
-fn calls_are_polled_outside_of_a_runtime() {
+fn calls_may_be_polled_outside_a_runtime() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let (server, channel, empty) = runtime.block_on(async {
         let server = Server::start("one").await;
@@ -162,7 +162,7 @@ fn calls_are_polled_outside_of_a_runtime() {
     });
 }
 
-/// A former connection's, of which no sweep counts what is in flight.
+/// Sweeps do not count requests in flight on former connections.
 #[tokio::test]
 async fn a_response_that_begins_on_a_former_connection_ends_at_its_deadline() {
     let (peer, _tasks) = late_peer(Duration::from_secs(60), true, |_, _| {}).await;
@@ -174,10 +174,10 @@ async fn a_response_that_begins_on_a_former_connection_ends_at_its_deadline() {
     let mut stream = kept.into_inner();
     let start = Instant::now();
     assert_eq!(stream.message().await.unwrap_err().code(), Code::DeadlineExceeded);
-    assert!(start.elapsed() < Duration::from_millis(50), "it has ended: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(50), "it has ended already: {:?}", start.elapsed());
 }
 
-/// Calls that wait, outside of any runtime, while the one of the channel goes.
+/// Calls that wait outside any runtime while the channel's runtime ends.
 #[test]
 fn calls_that_wait_end_with_the_channels_runtime() {
     for n in 0..10 {
@@ -207,7 +207,7 @@ fn calls_that_wait_end_with_the_channels_runtime() {
 
 const BACKOFF: Duration = Duration::from_secs(60);
 
-/// A connection whose writes fail from the first request on, and which reads nothing then.
+/// A connection whose writes fail from the first request on, and whose reads are then silent.
 struct OneWay {
     stream: TcpStream,
     fails: bool,
@@ -228,7 +228,7 @@ impl AsyncRead for OneWay {
 
 impl AsyncWrite for OneWay {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        // The first request's headers.
+        // The headers of the first request.
         self.fails |= bytes.windows(7).any(|bytes| bytes == b"greeter") || bytes.get(3) == Some(&1);
         if self.fails {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -245,7 +245,7 @@ impl AsyncWrite for OneWay {
     }
 }
 
-/// Such a call hung for 20 s.
+/// Regression: such a call hung for 20 s.
 #[tokio::test]
 async fn a_call_whose_write_fails_ends_soon() {
     let server = Server::start("one").await;

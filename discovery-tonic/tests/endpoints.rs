@@ -1,4 +1,5 @@
-//! An endpoint's life: how often and how many at a time connect, and how a new one warms up.
+//! The lifecycle of endpoints: how often they connect, how many at a time, and how a new one warms
+//! up.
 
 mod support;
 
@@ -25,7 +26,7 @@ use tokio::{net::TcpStream, sync::Semaphore, task::JoinSet, time::sleep};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Counts what the hook is asked for: attempts to connect.
+/// Counts connection attempts, by the calls of the hook.
 fn attempts(
     builder: discovery_tonic::ChannelBuilder,
     settings: EndpointSettings,
@@ -39,11 +40,12 @@ fn attempts(
     (builder, count)
 }
 
-/// `fault_c10`: an address that comes and goes ten times a second is not tried more often than one that stays: once per wait, whether it
-/// refuses or is silent, and however many connections it should have. The waits are of full jitter up to a second, so that 40 flaps in 4 s see about eight, and one time in a
-/// million more than twenty.
+/// `fault_c10`: an address that comes and goes ten times a second is not tried more often than one
+/// that stays: once per backoff, whether it refuses or is silent, and however many connections it
+/// should have. The backoff has full jitter up to a second, so that 40 flaps in 4 s see about eight
+/// attempts, and more than twenty once in a million runs.
 #[tokio::test]
-async fn fault_c10_a_flapping_address_is_tried_once_per_wait() {
+async fn fault_c10_a_flapping_address_is_tried_once_per_backoff() {
     let (silent, _silent) = silent().await;
     let flap = async |address, connections| {
         let backend = registry([]);
@@ -63,7 +65,7 @@ async fn fault_c10_a_flapping_address_is_tried_once_per_wait() {
     let start = Instant::now();
     let counts = tokio::join!(flap(refusing().await, 1), flap(silent, 1), flap(refusing().await, 3));
     println!(
-        "fault_c10: {} attempts where it refuses, {} where it is silent, {} where it refuses three connections, 40 flaps in {:?}",
+        "fault_c10: {} attempts if it refuses, {} if it is silent, {} if it refuses three connections, 40 flaps in {:?}",
         counts.0,
         counts.1,
         counts.2,
@@ -74,7 +76,7 @@ async fn fault_c10_a_flapping_address_is_tried_once_per_wait() {
     }
 }
 
-/// `fault_c10`, where the address can be reached: the connection outlives the flaps.
+/// `fault_c10` for a reachable address: the connection outlives the flaps.
 #[tokio::test]
 async fn fault_c10_a_flapping_server_keeps_its_connection() {
     let server = Server::start("one").await;
@@ -83,7 +85,7 @@ async fn fault_c10_a_flapping_server_keeps_its_connection() {
     let channel = builder(&backend).build().unwrap();
     for _ in 0..20 {
         backend.put(&service(), flapping.clone());
-        eventually("it has come", || ready(&channel) == 1).await;
+        eventually("it has arrived", || ready(&channel) == 1).await;
         greet(&channel, Some(SOON)).await.unwrap();
         backend.remove(&service(), flapping.id().as_str());
         sleep(Duration::from_millis(20)).await;
@@ -106,7 +108,7 @@ async fn a_new_instance_with_the_address_of_a_failing_one_is_tried_at_once() {
     assert_eq!(count.load(Ordering::Relaxed), 2);
 }
 
-/// A connector whose attempts all wait until the test lets one through, and that counts those that wait.
+/// A connector whose attempts wait until the test lets one through. It counts those that wait.
 #[derive(Clone)]
 struct Gate {
     waiting: Arc<AtomicUsize>,
@@ -134,7 +136,7 @@ impl tower::Service<Uri> for Gate {
 }
 
 #[tokio::test]
-async fn so_many_endpoints_connect_at_a_time() {
+async fn a_limited_number_of_endpoints_connects_at_a_time() {
     let gate = Gate { waiting: Arc::default(), open: Arc::new(Semaphore::new(0)) };
     let backend = registry((1..=12).map(|port| ([127, 0, 0, 1], port).into()));
     let wait = Backoff::new(Duration::from_secs(600), Duration::from_secs(600)).unwrap();
@@ -155,7 +157,7 @@ async fn so_many_endpoints_connect_at_a_time() {
 }
 
 #[tokio::test]
-async fn the_hook_sees_the_instance_as_it_is_registered_now() {
+async fn the_hook_sees_the_instance_as_currently_registered() {
     let mut server = Mortal::start("one");
     let seen = Arc::new(Mutex::new(Vec::new()));
     let backend = registry([]);
@@ -167,36 +169,37 @@ async fn the_hook_sees_the_instance_as_it_is_registered_now() {
     let channel = builder(&backend).endpoint_settings(hook).build().unwrap();
     let one = instance(server.address);
     backend.put(&service(), one.clone());
-    eventually("it has come", || ready(&channel) == 1).await;
+    eventually("it has arrived", || ready(&channel) == 1).await;
     let mut metadata = Metadata::default();
     metadata.insert("zone", "b").unwrap();
     backend.put(&service(), one.with_metadata(metadata));
-    eventually("it has come", || channel.endpoints()[0].instance.metadata().get("zone").is_some()).await;
+    eventually("it has arrived", || channel.endpoints()[0].instance.metadata().get("zone").is_some()).await;
     server.kill();
-    eventually("it has come", || seen.lock().unwrap().len() >= 2).await;
+    eventually("it has arrived", || seen.lock().unwrap().len() >= 2).await;
     assert_eq!(seen.lock().unwrap()[..2], [None, Some("b".to_owned())]);
 }
 
-/// `fault_c13`: a new endpoint's share grows in a straight line, and is never more than 1.2 of the curve: for one caller, and for 4 and 32 at
-/// once, whose calls in flight decide too.
+/// `fault_c13`: a new endpoint's share grows linearly, and is never more than 1.2 times the curve:
+/// for one caller, and for 4 and 32 callers at once, whose calls in flight matter too.
 #[tokio::test]
 async fn fault_c13_a_new_endpoint_warms_up() {
     tokio::join!(warm_up(1, 1), warm_up(4, 5), warm_up(32, 20));
 }
 
 async fn warm_up(callers: usize, delay_ms: u32) {
-    /// Of a fifth of the window, by when a call began: all calls, those to the new one, and what the curve wants.
+    /// For each fifth of the window in which a call began: all calls, those to the new endpoint,
+    /// and what the curve wants.
     type Part = (f64, f64, f64);
     const PARTS: usize = 5;
     let old = servers(3).await;
     let backend = registry(old.iter().map(|server| server.address));
     let window = Duration::from_secs(4);
     let channel = builder(&backend).slow_start(window).build().unwrap();
-    eventually("it has come", || ready(&channel) == 3).await;
+    eventually("it has arrived", || ready(&channel) == 3).await;
     sleep(window).await;
     let new = Server::start("new").await;
     backend.put(&service(), new.instance());
-    eventually("it has come", || ready(&channel) == 4).await;
+    eventually("it has arrived", || ready(&channel) == 4).await;
     let start = Instant::now();
     let mut tasks = JoinSet::new();
     for _ in 0..callers {
@@ -224,11 +227,11 @@ async fn warm_up(callers: usize, delay_ms: u32) {
     parts.push(whole);
     let ratios: Vec<_> = parts.iter().map(|(_, to_new, curve)| to_new / curve).collect();
     println!(
-        "fault_c13: {callers} callers, {} of {} calls to the new one: {ratios:.2?} of the curve in each fifth, and in all",
+        "fault_c13: {callers} callers, {} of {} calls to the new endpoint: {ratios:.2?} of the curve in each fifth, and in all",
         whole.1, whole.0
     );
     for (ratio, (_, _, curve)) in ratios.into_iter().zip(parts) {
-        // On a busy machine the calls are few, so that chance has its part: four standard deviations.
+        // On a busy machine there are few calls, so allow for chance: four standard deviations.
         let chance = 4.0 / curve.sqrt();
         assert!(ratio <= 1.2 + chance && ratio >= 0.6 - chance, "{ratio}");
     }
@@ -248,18 +251,19 @@ async fn warm_up(callers: usize, delay_ms: u32) {
     assert!((400..600).contains(&to_new), "{to_new} of about 2000");
 }
 
-/// An idle channel looks at nothing; what was published while an endpoint was new does not stand for ever.
+/// An idle channel does not sweep. The share that was published while an endpoint was new must not
+/// stay forever.
 #[tokio::test]
-async fn an_endpoint_that_warms_up_while_the_channel_is_idle_has_its_whole_share_then() {
+async fn an_endpoint_that_warms_up_while_the_channel_is_idle_gets_its_whole_share() {
     let old = servers(3).await;
     let backend = registry(old.iter().map(|server| server.address));
     let window = Duration::from_secs(1);
     let channel = builder(&backend).slow_start(window).build().unwrap();
-    eventually("it has come", || ready(&channel) == 3).await;
+    eventually("it has arrived", || ready(&channel) == 3).await;
     sleep(window).await;
     let new = Server::start("new").await;
     backend.put(&service(), new.instance());
-    eventually("it has come", || ready(&channel) == 4).await;
+    eventually("it has arrived", || ready(&channel) == 4).await;
     sleep(window * 2).await;
     for _ in 0..2000 {
         greet(&channel, Some(SOON)).await.unwrap();
@@ -268,16 +272,16 @@ async fn an_endpoint_that_warms_up_while_the_channel_is_idle_has_its_whole_share
     assert!((400..600).contains(&to_new), "{to_new} of 2000");
 }
 
-/// By turns, a new endpoint is no different without a slow start.
+/// Without a slow start, round robin treats a new endpoint like any other.
 #[tokio::test]
 async fn without_a_slow_start_a_new_endpoint_gets_its_share_at_once() {
     let old = servers(3).await;
     let backend = registry(old.iter().map(|server| server.address));
     let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
-    eventually("it has come", || ready(&channel) == 3).await;
+    eventually("it has arrived", || ready(&channel) == 3).await;
     let new = Server::start("new").await;
     backend.put(&service(), new.instance());
-    eventually("it has come", || ready(&channel) == 4).await;
+    eventually("it has arrived", || ready(&channel) == 4).await;
     let mut to_new = 0;
     for _ in 0..400 {
         to_new += u32::from(greet(&channel, Some(SOON)).await.unwrap() == new.address);

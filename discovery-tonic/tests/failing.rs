@@ -1,5 +1,5 @@
-//! Endpoints that fail: what of it counts against them, and what attracts no calls (B8, B10; figure
-//! F16).
+//! Endpoints that fail: which failures count against them, and that failing attracts no calls (B8,
+//! B10; figure F16).
 
 mod support;
 
@@ -25,10 +25,10 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status};
 use tower::{Service, service_fn};
 
-/// How a server answers a request; `None` as the greeter does.
+/// How a server answers a request; `None`: as the greeter does.
 type Answers = fn(&http::Request<tonic::body::Body>) -> Option<Code>;
 
-/// A greeter that answers some requests at once with a code; and how many it got.
+/// A greeter that answers some requests at once with a code; also returns how many requests it got.
 async fn answering(answers: Answers, in_trailers: bool) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -63,7 +63,8 @@ async fn answering(answers: Answers, in_trailers: bool) -> (SocketAddr, Arc<Atom
     (address, count)
 }
 
-/// Calls at a rate that take this long where they succeed; of how many how many failed.
+/// Makes calls at a rate, which take `work` if they succeed; returns how many were made and how
+/// many failed.
 async fn steadily(channel: &BalancedChannel, rate: u32, work: Duration, time: Duration) -> (usize, usize) {
     let mut ticks = interval(Duration::from_secs(1) / rate);
     let mut calls = JoinSet::new();
@@ -84,8 +85,8 @@ fn was_ejected(channel: &BalancedChannel) -> bool {
 
 const WORK: Duration = Duration::from_millis(60);
 
-/// One of four fails every call at once, and gets fewer calls for it instead of more: by the load
-/// alone, as nothing is ejected here.
+/// One of four fails every call at once, and therefore gets fewer calls instead of more. Only the
+/// load decides, as nothing is ejected here.
 #[tokio::test]
 async fn failing_fast_attracts_no_calls() {
     let scene = async |name: &str, answers: Answers, in_trailers: bool| {
@@ -97,7 +98,7 @@ async fn failing_fast_attracts_no_calls() {
         eventually("all ready", || ready(&channel) == 4).await;
         let (calls, failed) = steadily(&channel, 200, WORK, Duration::from_secs(8)).await;
         println!("{name}: {failed} of {calls} calls failed");
-        // Before the first penalties have added up, each place is worth a few.
+        // Before the penalties have added up, a few calls go there.
         assert!(failed * 100 <= calls * 2, "{name}: {failed} of {calls}");
         assert!(!was_ejected(&channel));
     };
@@ -109,16 +110,16 @@ async fn failing_fast_attracts_no_calls() {
     );
 }
 
-/// A server that fails all calls is ejected, by whichever of the failing codes.
+/// A server that fails all calls is ejected, with any of the failing codes.
 #[tokio::test]
-async fn b08_one_that_fails_all_calls_is_ejected() {
+async fn b08_an_endpoint_that_fails_all_calls_is_ejected() {
     let scene = async |answers: Answers, in_trailers: bool| {
         let servers = servers(3).await;
         let (failing, count) = answering(answers, in_trailers).await;
         let backend = registry(servers.iter().map(|server| server.address).chain([failing]));
         let detection = OutlierDetection::default().interval(Duration::from_secs(1)).request_volume(10);
         let detection = detection.base_ejection_time(Duration::from_secs(60));
-        // In turn, since the default policy hardly uses it.
+        // Round robin, since the default policy hardly uses it.
         let channel = builder(&backend).policy(RoundRobin::new()).outlier_detection(detection).build().unwrap();
         eventually("all ready", || ready(&channel) == 4).await;
         let start = Instant::now();
@@ -141,10 +142,10 @@ async fn b08_one_that_fails_all_calls_is_ejected() {
     );
 }
 
-/// B10: a deployment adds a method, which the old half does not have. Nor do other codes say
-/// anything of a server.
+/// B10: a deployment adds a method, which the old half of the servers does not have. Other codes do
+/// not reflect a server's health either.
 #[tokio::test]
-async fn what_is_no_failing_code_ejects_nobody() {
+async fn codes_that_are_not_failing_eject_no_endpoint() {
     let scene = async |answers: Answers| {
         let servers = servers(2).await;
         let (first, _) = answering(answers, false).await;
@@ -167,9 +168,10 @@ async fn what_is_no_failing_code_ejects_nobody() {
     );
 }
 
-/// Requests that every server fails, of one caller or of all, say nothing of a server.
+/// Requests that fail on every server, from one caller or from all, do not reflect a server's
+/// health.
 #[tokio::test]
-async fn b08_poisonous_requests_eject_nobody() {
+async fn b08_poisonous_requests_eject_no_endpoint() {
     let poisonous: Answers = |request| request.headers().contains_key("poison").then_some(Code::Internal);
     let backend = registry([]);
     for _ in 0..4 {
@@ -196,7 +198,7 @@ async fn b08_poisonous_requests_eject_nobody() {
     assert_eq!(failed, 0);
 }
 
-/// The codes that count are the user's choice.
+/// The user chooses which codes count.
 #[tokio::test]
 async fn failing_codes_can_be_chosen() {
     let servers = servers(3).await;

@@ -1,4 +1,5 @@
-//! What happens to servers, and what their callers notice of it: rows `fault_c1` to `fault_c16` of the fault list that no other file has.
+//! Faults of servers, and what their callers notice: the rows `fault_c1` to `fault_c16` of the list
+//! of faults that no other file covers.
 
 mod support;
 
@@ -30,10 +31,11 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Status};
 
 const SOON: Duration = Duration::from_secs(10);
-/// The deadline of calls that find a frozen server.
+/// The deadline of calls to a frozen server.
 const SLOW: Duration = Duration::from_millis(500);
 
-/// Callers that call until they are told to stop; when each failed call began, and how it ended.
+/// Callers that call until they are stopped; each failed call is recorded with its start and its
+/// status.
 struct Callers {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<(usize, Vec<Failure>)>,
@@ -74,10 +76,11 @@ impl Callers {
     }
 }
 
-/// `fault_c1`: one of three processes is killed and stays registered, three times over. At most what was in flight there fails, and nothing
-/// that began once the loss was known, which is within milliseconds.
+/// `fault_c1`: one of three processes is killed and stays registered, three times over. At most the
+/// requests in flight there fail, and none that began after the loss was known, which takes
+/// milliseconds.
 #[tokio::test]
-async fn fault_c1_a_killed_server_costs_what_was_in_flight_there() {
+async fn fault_c1_a_killed_server_costs_only_its_requests_in_flight() {
     let backend = registry([]);
     let channel = channel(&backend);
     let mut servers = Vec::new();
@@ -91,7 +94,8 @@ async fn fault_c1_a_killed_server_costs_what_was_in_flight_there() {
         let callers = Callers::start(&channel, 30);
         sleep(Duration::from_millis(500)).await;
         let mut dying = servers.remove(0);
-        // The client has this thread alone, so that nothing of it runs between the kill and the count.
+        // The client has only this thread, so that none of its code runs between the kill and the
+        // count.
         dying.child.kill().unwrap();
         let killed = Instant::now();
         let in_flight = endpoint(&channel, dying.address).in_flight as usize;
@@ -117,7 +121,7 @@ async fn fault_c1_a_killed_server_costs_what_was_in_flight_there() {
     }
 }
 
-/// What the channel shows of the endpoint at this address.
+/// The status of the endpoint at this address.
 fn endpoint(channel: &BalancedChannel, address: SocketAddr) -> EndpointStatus {
     let endpoints = channel.endpoints();
     endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).unwrap().clone()
@@ -155,7 +159,7 @@ impl Drop for Process {
     }
 }
 
-/// What [`Process`] runs; no test unless it does.
+/// The server that [`Process`] runs; not a test otherwise.
 #[tokio::test]
 async fn a_server_as_a_process() {
     if env::var_os(AS_SERVER).is_none() {
@@ -167,10 +171,11 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// `fault_c2`: one of four freezes for ten seconds, under four clients at a time. At most five calls of
-/// each are slow, and it is used again within two seconds of waking (three on a busy machine).
+/// `fault_c2`: one of four freezes for ten seconds, under four clients at the same time. At most
+/// five calls of each are slow, and it is used again within two seconds of waking (three on a busy
+/// machine).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_c2_a_frozen_server_is_left_and_used_again() {
+async fn fault_c2_a_frozen_server_is_avoided_and_used_again() {
     let (one_by_one, steadily, dropping, _) = tokio::join!(
         frozen_for_ten_seconds("one by one", one_by_one),
         frozen_for_ten_seconds("200 a second", steadily),
@@ -180,7 +185,8 @@ async fn fault_c2_a_frozen_server_is_left_and_used_again() {
     assert!(one_by_one <= 5 && steadily <= 5 && dropping <= 5, "{one_by_one}, {steadily} and {dropping}");
 }
 
-/// Freezes one of four under a load that runs until a moment, which says of how many calls how many were slow.
+/// Freezes one of four under a load that runs until a moment and returns how many calls it made and
+/// how many were slow.
 async fn frozen_for_ten_seconds(what: &str, load: impl AsyncFn(&BalancedChannel, Instant) -> (usize, usize)) -> usize {
     let frozen = Process::start();
     let servers = servers(3).await;
@@ -213,7 +219,7 @@ async fn one_by_one(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     (calls, slow)
 }
 
-/// 200 calls a second, whatever becomes of those before.
+/// Makes 200 calls a second, whether or not earlier ones have ended.
 async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     let mut ticks = interval(Duration::from_millis(5));
     let mut calls = JoinSet::new();
@@ -227,7 +233,7 @@ async fn steadily(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())
 }
 
-/// The same by callers that drop their calls after a while, without a deadline that the server
+/// The same, with callers that drop their calls after a while, without a deadline that the server
 /// could know.
 async fn dropping(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     let mut ticks = interval(Duration::from_millis(5));
@@ -243,8 +249,9 @@ async fn dropping(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())
 }
 
-/// Calls that were in flight at the freeze and give up long after, which says nothing of the server as it is then: each a moment after
-/// the server would be tried again, had it been taken out for the one before.
+/// Makes calls that are in flight at the freeze and give up long after, which proves nothing about
+/// the server at that time. Each gives up a moment after the server would be tried again, had it
+/// been ejected for the one before.
 async fn giving_up_late(channel: &BalancedChannel, end: Instant) -> (usize, usize) {
     let mut late = JoinSet::new();
     let time = end.saturating_duration_since(Instant::now());
@@ -258,7 +265,8 @@ async fn giving_up_late(channel: &BalancedChannel, end: Instant) -> (usize, usiz
     (ended.len(), ended.into_iter().filter(|slow| *slow).count())
 }
 
-/// `fault_c4`: all are down. Calls fail at once and say why; the first succeeds soon after they are back.
+/// `fault_c4`: all servers are down. Calls fail at once with the reason; the first succeeds soon
+/// after the servers are back.
 #[tokio::test]
 async fn fault_c4_all_servers_are_down_and_come_back() {
     let mut servers = ["1", "2", "3"].map(Mortal::start);
@@ -277,14 +285,15 @@ async fn fault_c4_all_servers_are_down_and_come_back() {
     let _back = addresses.map(|address| Mortal::start_at("back", address));
     let start = Instant::now();
     while greet(&channel, Some(SOON)).await.is_err() {
-        assert!(start.elapsed() < SOON, "nothing is used again");
+        assert!(start.elapsed() < SOON, "no server is used again");
         sleep(Duration::from_millis(5)).await;
     }
     println!("fault_c4: first answer {:?} after they were back", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(4), "a wait of at most 2 s, and some");
+    assert!(start.elapsed() < Duration::from_secs(4), "a backoff of at most 2 s, and some more");
 }
 
-/// `fault_c6`: 100,000 updates while no call is made. Memory stays, and the next call uses the last state.
+/// `fault_c6`: 100,000 updates while no call is made. Memory does not grow, and the next call uses
+/// the last state.
 #[tokio::test]
 async fn fault_c6_updates_without_traffic_are_followed_and_cost_no_memory() {
     let first = Server::start("first").await;
@@ -320,12 +329,13 @@ async fn a_thousand_channels_share_a_watch() {
     assert_eq!(backend.watches(&service()), 1);
     let server = Server::start("one").await;
     backend.put(&service(), server.instance());
-    eventually("all know it", || channels.iter().all(|channel| channel.endpoints().len() == 1)).await;
+    eventually("all channels know the set", || channels.iter().all(|channel| channel.endpoints().len() == 1)).await;
     drop(channels);
-    eventually("none is left", || backend.watches(&service()) == 0).await;
+    eventually("no watch is left", || backend.watches(&service()) == 0).await;
 }
 
-/// `fault_c9`: servers that end every connection after a second, in order, under 200 calls a second: no call fails.
+/// `fault_c9`: servers that gracefully end every connection after a second, under 200 calls a
+/// second: no call fails.
 #[tokio::test]
 async fn fault_c9_connections_that_age_lose_no_call() {
     goaways(Duration::from_secs(6)).await;
@@ -363,9 +373,10 @@ async fn goaways(time: Duration) {
     assert!(connections > 3 * (time.as_secs() as usize / 2), "connections did age");
 }
 
-/// `fault_c11`: three of five fail all calls. At most half are taken out, so that the good ones get no more than twice their share.
+/// `fault_c11`: three of five fail all calls. At most half are ejected, so that the good ones get
+/// at most twice their share.
 #[tokio::test]
-async fn fault_c11_where_most_fail_the_good_ones_are_not_flooded() {
+async fn fault_c11_the_good_endpoints_are_not_flooded_if_most_fail() {
     let mut bad = Vec::new();
     for _ in 0..3 {
         bad.push(raw_h2(|_, respond| answer(respond, "14")).await);
@@ -382,7 +393,8 @@ async fn fault_c11_where_most_fail_the_good_ones_are_not_flooded() {
     assert!(calls.iter().all(|calls| (300..=800).contains(calls)), "{calls:?}");
 }
 
-/// `fault_c15`: a server is replaced at its address, and registers under another id: one connection, with the new metadata.
+/// `fault_c15`: a server is replaced at its address and registers under another id: one connection,
+/// with the new metadata.
 #[tokio::test]
 async fn fault_c15_another_instance_at_the_same_address() {
     let mut old = Mortal::start("old");
@@ -397,12 +409,13 @@ async fn fault_c15_another_instance_at_the_same_address() {
     let second = named("second");
     backend.put(&service(), first);
     eventually("ready", || ready(&channel) == 1).await;
-    // All before the client, on this thread too, runs again: it finds the new one with the old one's end.
+    // All before the client, which shares this thread, runs again: it notices the new instance
+    // together with the end of the old one.
     old.kill();
     let new = Mortal::start_at("new", old.address);
     backend.remove(&service(), "first");
     backend.put(&service(), second);
-    let took = eventually("the new one", || {
+    let took = eventually("the new instance is ready", || {
         let endpoints = channel.endpoints();
         ready(&channel) == 1 && endpoints.iter().all(|one| one.instance.metadata().get("version") == Some("second"))
     });
@@ -413,7 +426,7 @@ async fn fault_c15_another_instance_at_the_same_address() {
     assert_eq!(new.accepted(), 1, "no reconnect storm");
 }
 
-/// `fault_c16`: ten servers get even shares; one that is slow gets at most half of its.
+/// `fault_c16`: ten servers get even shares; a slow one gets at most half of its share.
 #[tokio::test]
 async fn fault_c16_calls_are_spread_and_a_slow_server_gets_fewer() {
     shares_of_ten(10_000).await;
@@ -445,7 +458,7 @@ async fn shares_of_ten(calls: usize) {
     assert!(share <= 0.5, "{share}");
 }
 
-/// So many calls by so many callers; how many each server answered.
+/// Makes this many calls by this many callers; returns how many each server answered.
 async fn spread(channel: &BalancedChannel, calls: usize, callers: usize) -> BTreeMap<SocketAddr, usize> {
     let mut tasks = JoinSet::new();
     for _ in 0..callers {
@@ -465,7 +478,8 @@ async fn spread(channel: &BalancedChannel, calls: usize, callers: usize) -> BTre
     all
 }
 
-/// A server that takes this long for each call, and ends it after `limit`; and how many it got.
+/// A server that takes this long for each call, and ends it after `limit`; also returns how many it
+/// got.
 async fn slow_server(delay: Duration, limit: Duration) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -492,7 +506,7 @@ async fn slow_server(delay: Duration, limit: Duration) -> (SocketAddr, Arc<Atomi
     (address, count)
 }
 
-/// The memory that this process holds.
+/// The resident memory of this process.
 fn resident_bytes() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
     pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
@@ -501,9 +515,10 @@ fn resident_bytes() -> usize {
 const AS_SERVER: &str = "FLEET_FAULTS_SERVER";
 const LISTENS: &str = "listens at ";
 
-/// A server that is too slow, and itself ends calls around their deadlines as tonic's do, is left like one that hangs.
+/// A server that is too slow, and itself ends calls around their deadlines as tonic's servers do,
+/// is ejected like one that hangs.
 #[tokio::test]
-async fn a_server_that_ends_calls_at_their_deadlines_is_left() {
+async fn a_server_that_ends_calls_at_their_deadlines_is_ejected() {
     let good = servers(2).await;
     let (slow, _) = slow_server(SOON, Duration::from_millis(270)).await;
     let channel = channel(&registry(good.iter().map(|one| one.address).chain([slow])));
@@ -517,6 +532,6 @@ async fn a_server_that_ends_calls_at_their_deadlines_is_left() {
         sleep(Duration::from_millis(2)).await;
     }
     println!("{late} of {calls} calls were late");
-    // Until it is out, and then its probes after 1, 2 and 4 s.
+    // The calls until it is ejected, then its probes after 1, 2 and 4 s.
     assert!(calls > 200 && late <= 8, "{late} of {calls}");
 }

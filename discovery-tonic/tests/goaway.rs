@@ -1,4 +1,5 @@
-//! Why a peer ends a connection reaches the calls that it costs, and those who look.
+//! The reason why a peer ended a connection is reported by the calls that were lost, and by
+//! `endpoints()`.
 
 mod support;
 
@@ -33,7 +34,7 @@ async fn stream(channel: &BalancedChannel) -> Result<Streaming<GreetReply>, Stat
 }
 
 /// A peer that answers each request with headers if `headers`, and ends the connection a moment
-/// after the first.
+/// after the first request.
 async fn complaining(headers: bool) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -52,52 +53,52 @@ async fn complaining(headers: bool) -> std::net::SocketAddr {
     address
 }
 
-/// Whether a lost call tells the reason.
-async fn is_told(headers: bool) -> bool {
+/// Whether a lost call reports the reason.
+async fn is_reported(headers: bool) -> bool {
     let channel = channel(&registry([complaining(headers).await]));
     let status = match stream(&channel).await {
         Ok(mut stream) => stream.message().await.unwrap_err(),
         Err(status) => status,
     };
-    // At once, and not when the connection's own task has had its turn.
+    // At once, not only after the connection's own task has run.
     let chain = chain(&status);
     assert_eq!(status.code(), Code::Unavailable);
-    let is_told = chain.last().unwrap().contains("too_many_pings");
-    assert!(!status.message().contains("too_many_pings"), "it travels no further: {status:?}");
-    let told = || {
+    let is_reported = chain.last().unwrap().contains("too_many_pings");
+    assert!(!status.message().contains("too_many_pings"), "it is not passed on: {status:?}");
+    let reported = || {
         let endpoints = channel.endpoints();
-        let is_told = endpoints.to_string().contains("too_many_pings");
-        assert_eq!(endpoints[0].disconnect.is_some(), is_told);
-        is_told
+        let is_reported = endpoints.to_string().contains("too_many_pings");
+        assert_eq!(endpoints[0].disconnect.is_some(), is_reported);
+        is_reported
     };
-    if is_told {
-        eventually("it is shown", told).await;
+    if is_reported {
+        eventually("it is shown", reported).await;
     }
-    is_told
+    is_reported
 }
 
 #[tokio::test]
-async fn the_reason_of_a_goaway_is_told() {
+async fn the_reason_of_a_goaway_is_reported() {
     for headers in [true, false] {
-        assert!(is_told(headers).await);
+        assert!(is_reported(headers).await);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_reason_of_a_goaway_is_told_on_many_threads() {
+async fn the_reason_of_a_goaway_is_reported_on_many_threads() {
     for headers in [true, false] {
-        let mut told = 0;
+        let mut reported = 0;
         for _ in 0..20 {
-            told += usize::from(is_told(headers).await);
+            reported += usize::from(is_reported(headers).await);
         }
-        println!("told {told} times of 20");
-        // Now and then hyper finds the end of the connection before its reason.
-        assert!(told >= 18, "{told}");
+        println!("reported {reported} times of 20");
+        // Sometimes hyper notices the end of the connection before its reason.
+        assert!(reported >= 18, "{reported}");
     }
 }
 
-/// A peer that allows a ping every 150 ms, as grpc-go does every 5 minutes by default: with the
-/// third one too many it ends the connection.
+/// A peer that allows a ping every 150 ms, as grpc-go allows one every 5 minutes by default. With
+/// the third ping too many it ends the connection.
 async fn with_ping_enforcement() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -128,9 +129,10 @@ async fn with_ping_enforcement() -> std::net::SocketAddr {
     address
 }
 
-/// With pings every 1 s at a server that allows 5 s, a stream died every 4.0 s, 12 of 12 times.
+/// Regression: with pings every 1 s at a server that allows one every 5 s, a stream died every 4.0
+/// s, 12 of 12 times.
 #[tokio::test]
-async fn pings_slow_down_where_a_peer_complains() {
+async fn pings_slow_down_if_a_peer_complains() {
     let settings = EndpointSettings::default().http2_keep_alive_interval(Duration::from_millis(50)).unwrap();
     let backend = registry([with_ping_enforcement().await]);
     let channel = builder(&backend).endpoint_settings(move |_| settings.clone()).build().unwrap();
@@ -148,13 +150,13 @@ async fn pings_slow_down_where_a_peer_complains() {
         ended += 1;
         assert!(ended <= 3, "50 ms, 100 ms and perhaps 200 ms are too often");
     }
-    println!("a stream lives after {ended} ended");
+    println!("a stream lives on after {ended} were lost");
     assert!(ended >= 2);
 }
 
-/// The same GOAWAY refuses one call and costs another one, which has the reason all the same.
+/// One GOAWAY refuses one call and loses another; the lost call reports the reason nevertheless.
 #[tokio::test]
-async fn the_reason_is_told_where_another_call_was_refused() {
+async fn the_reason_is_reported_if_another_call_was_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let backend = registry([listener.local_addr().unwrap()]);
     let channel = channel(&backend);

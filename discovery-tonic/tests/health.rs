@@ -57,7 +57,8 @@ fn state(channel: &BalancedChannel, address: SocketAddr) -> Option<EndpointState
     endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).map(|one| one.state)
 }
 
-/// `fault_c12`: who says NOT_SERVING gets no call 100 ms later (250 on a busy machine), and calls again once it serves.
+/// `fault_c12`: a server that reports NOT_SERVING gets no calls after 100 ms (250 on a busy
+/// machine), and gets calls again once it serves.
 #[tokio::test]
 async fn fault_c12_a_server_that_does_not_serve_gets_no_calls() {
     let sick = Checked::start().await;
@@ -67,19 +68,19 @@ async fn fault_c12_a_server_that_does_not_serve_gets_no_calls() {
     eventually("both serve", || ready(&channel) == 2).await;
     for round in 0..3 {
         sick.say(ServingStatus::NotServing).await;
-        let took = eventually("one is out", || ready(&channel) == 1).await;
-        println!("fault_c12: round {round}: out after {took:?}");
+        let took = eventually("one does not serve", || ready(&channel) == 1).await;
+        println!("fault_c12: round {round}: not serving after {took:?}");
         assert!(took < Duration::from_millis(250), "{took:?}");
         assert_eq!(state(&channel, sick.address), Some(EndpointState::NotServing));
         for _ in 0..50 {
             assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), well.address);
         }
-        // Also over the moment at which the check is opened anew.
+        // Long enough for the check to be reopened in between.
         sleep(Duration::from_millis(1200)).await;
         assert_eq!(ready(&channel), 1);
         sick.say(ServingStatus::Serving).await;
         let took = eventually("both serve again", || ready(&channel) == 2).await;
-        println!("fault_c12: round {round}: back after {took:?}");
+        println!("fault_c12: round {round}: serving again after {took:?}");
     }
 }
 
@@ -106,12 +107,12 @@ async fn a_service_that_the_server_does_not_know_is_not_served() {
 }
 
 #[tokio::test]
-async fn where_none_serves_calls_fail_at_once_and_go_on_after() {
+async fn calls_fail_at_once_if_no_server_serves_and_succeed_afterwards() {
     let server = Checked::start().await;
     let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), server.address);
     server.say(ServingStatus::NotServing).await;
-    eventually("it is out", || ready(&channel) == 0).await;
+    eventually("it does not serve", || ready(&channel) == 0).await;
     let start = Instant::now();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap_err().code(), Code::Unavailable);
     assert!(start.elapsed() < Duration::from_secs(1));
@@ -120,34 +121,35 @@ async fn where_none_serves_calls_fail_at_once_and_go_on_after() {
     greet(&channel, Some(SOON)).await.unwrap();
 }
 
-/// A peer that shakes hands and never answers is not even tried.
+/// A peer that completes the handshake and never answers is not even tried.
 #[tokio::test]
-async fn a_hung_server_gets_no_calls_at_all() {
+async fn a_hung_server_gets_no_calls() {
     let (address, requests, _peer) = hung().await;
     let good = Checked::start().await;
     let channel = builder(&registry([address, good.address])).health_check("").build().unwrap();
-    eventually("the good one", || ready(&channel) == 1).await;
+    eventually("the good server is ready", || ready(&channel) == 1).await;
     for _ in 0..50 {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
     }
-    assert_eq!(requests.load(Ordering::Relaxed), 1, "the health check alone");
+    assert_eq!(requests.load(Ordering::Relaxed), 1, "only the health check");
 }
 
-/// The check is a stream that never ends; it must not keep a server from ending.
+/// The check is an endless stream, which must not keep a server from stopping.
 #[tokio::test]
-async fn a_health_check_does_not_keep_a_server_that_stops() {
+async fn a_health_check_does_not_delay_a_server_that_stops() {
     let mut server = Checked::start().await;
     let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     eventually("it serves", || ready(&channel) == 1).await;
     server.say(ServingStatus::NotServing).await;
-    eventually("it is out", || ready(&channel) == 0).await;
+    eventually("it does not serve", || ready(&channel) == 0).await;
     let start = Instant::now();
     drop(server.stop.take());
     tokio::time::timeout(SOON, server.task).await.expect("the server ends").unwrap();
     println!("the server ended after {:?}", start.elapsed());
 }
 
-/// A peer that shakes hands and then says nothing, or begins to answer and never does, does not serve.
+/// A peer that completes the handshake and is then silent, or begins an answer and never finishes
+/// it, does not serve.
 #[tokio::test]
 async fn a_check_that_is_not_answered_in_time_means_that_the_server_does_not_serve() {
     let begins: OnRequest = |_, respond| {
@@ -162,14 +164,14 @@ async fn a_check_that_is_not_answered_in_time_means_that_the_server_does_not_ser
     };
     let (hung, begun) = tokio::join!(call(|_, _| {}), call(begins));
     for (status, took) in [hung, begun] {
-        println!("given up after {took:?}");
+        println!("not serving after {took:?}");
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("NOT_SERVING"), "{status}");
         assert!((Duration::from_millis(1_950)..Duration::from_secs(5)).contains(&took), "{took:?}");
     }
 }
 
-/// The check and the calls share the only stream, and neither keeps the other out.
+/// The check and the calls share the only stream, and neither starves the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     let server = Checked::start_with(tonic::transport::Server::builder().max_concurrent_streams(1)).await;
@@ -195,7 +197,7 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
         println!("{calls} calls, the slowest took {slowest:?}; a check that kept its stream would hold it for 10 s");
     }
 
-    // While a call has the stream for longer than a check may take, the check waits.
+    // While a call occupies the stream for longer than a check may take, the check waits.
     let long = GreetRequest { delay_ms: 3_500, ..GreetRequest::default() };
     let long = tokio::spawn({
         let channel = channel.clone();
@@ -207,7 +209,7 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     }
     long.await.unwrap().unwrap();
 
-    // Calls without end do not keep what the check says away.
+    // Endless calls do not delay the result of the check.
     let stop = Arc::new(AtomicBool::new(false));
     let caller = tokio::spawn({
         let channel = channel.clone();
@@ -222,15 +224,15 @@ async fn the_only_stream_of_a_server_is_shared_with_the_check() {
     for status in [ServingStatus::NotServing, ServingStatus::Serving] {
         server.say(status).await;
         let wanted = usize::from(status == ServingStatus::Serving);
-        let took = eventually("the check sees it", || ready(&channel) == wanted).await;
-        println!("{status:?} seen after {took:?}");
+        let took = eventually("the check notices it", || ready(&channel) == wanted).await;
+        println!("{status:?} noticed after {took:?}");
         assert!(took < Duration::from_secs(4), "{took:?}");
     }
     stop.store(true, Ordering::Relaxed);
     caller.await.unwrap();
 }
 
-/// A server's health holds for the connection of a check, too, as it changes.
+/// A server's health also applies to the connection of a check, and follows its changes.
 #[tokio::test]
 async fn a_check_has_the_health_of_its_endpoint() {
     let server = Checked::start().await;
@@ -241,21 +243,21 @@ async fn a_check_has_the_health_of_its_endpoint() {
         let request = GreetRequest { delay_ms: 4000, ..GreetRequest::default() };
         greet_with(&polling, None, request).await.map(drop)
     });
-    // By then it is checked.
+    // By then it is being checked.
     sleep(Duration::from_millis(1500)).await;
     for _ in 0..2 {
         server.say(ServingStatus::NotServing).await;
-        eventually("it is out", || ready(&channel) == 0).await;
-        // The server says so on each connection.
+        eventually("it does not serve", || ready(&channel) == 0).await;
+        // The server reports this on each connection.
         sleep(Duration::from_millis(100)).await;
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap_err().code(), Code::Unavailable);
         server.say(ServingStatus::Serving).await;
-        eventually("it is back", || ready(&channel) == 1).await;
+        eventually("it serves again", || ready(&channel) == 1).await;
         sleep(Duration::from_millis(100)).await;
         for _ in 0..20 {
             let start = Instant::now();
             greet(&channel, Some(SOON)).await.unwrap();
-            assert!(start.elapsed() < Duration::from_millis(150), "it waited {:?}", start.elapsed());
+            assert!(start.elapsed() < Duration::from_millis(150), "the call waited {:?}", start.elapsed());
         }
     }
     poll.await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! What is left of channels: no connection, no task, no request that counts as in flight.
+//! Channels leave nothing behind: no connection, no task, no request that counts as in flight.
 
 mod support;
 
@@ -25,14 +25,15 @@ use tonic::{Code, Status};
 
 const SOON: Duration = Duration::from_secs(10);
 
-/// What a test has of its own before a channel comes, and has again after.
+/// What exists before a test builds a channel, and must be restored afterwards.
 struct Before {
     tasks: usize,
     peers: Vec<SocketAddr>,
 }
 
 impl Before {
-    /// The tasks of this runtime, the test's own among them, and connections to these peers.
+    /// Counts the tasks of this runtime, including the test's own, and watches connections to these
+    /// peers.
     fn of(peers: impl IntoIterator<Item = SocketAddr>) -> Self {
         Self { tasks: tasks(), peers: peers.into_iter().collect() }
     }
@@ -47,9 +48,9 @@ fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
-/// This process' sockets that are connected to a peer.
+/// The number of this process's sockets that are connected to a peer.
 fn connections(peer: &SocketAddr) -> usize {
-    let SocketAddr::V4(peer) = peer else { panic!("{peer} is not of IPv4") };
+    let SocketAddr::V4(peer) = peer else { panic!("{peer} is not an IPv4 address") };
     let ip = u32::from_ne_bytes(peer.ip().octets());
     let port = peer.port();
     let remote = format!("{ip:08X}:{port:04X}");
@@ -66,8 +67,8 @@ fn in_flight(channel: &BalancedChannel) -> u32 {
     channel.endpoints().iter().map(|one| one.in_flight).sum()
 }
 
-/// Calls that have all reached their servers and will not end by themselves: half of them wait for an answer, half are streams
-/// half-read.
+/// Makes calls that have all reached their servers and do not end by themselves: half of them wait
+/// for an answer, half are half-read streams.
 async fn calls(channel: &BalancedChannel, servers: &[Server], count: usize) -> JoinSet<Status> {
     let reached = || servers.iter().map(|server| server.greeter.calls()).sum::<u64>();
     let before = reached();
@@ -89,13 +90,13 @@ async fn calls(channel: &BalancedChannel, servers: &[Server], count: usize) -> J
         });
     }
     let all = || reached() - before == count as u64 && half_read.load(Ordering::Relaxed) == count / 2;
-    eventually("all are there", all).await;
+    eventually("all calls have arrived", all).await;
     assert_eq!(in_flight(channel) as usize, count);
     calls
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_control_tasks_runtime_is_killed_and_nothing_is_left() {
+async fn a_channel_whose_runtime_is_killed_leaves_nothing() {
     for _ in 0..5 {
         let servers = servers(2).await;
         let backend = registry(servers.iter().map(|server| server.address));
@@ -110,16 +111,16 @@ async fn the_control_tasks_runtime_is_killed_and_nothing_is_left() {
         assert!(before.peers.iter().map(connections).sum::<usize>() > 0 && tasks() > before.tasks);
         runtime.shutdown_background();
 
-        let ended = timeout(SOON, calls.join_all()).await.expect("no call waits for a task that is gone");
+        let ended = timeout(SOON, calls.join_all()).await.expect("no call waits for a task that has ended");
         assert!(ended.iter().all(|status| status.code() == Code::Unavailable), "{ended:?}");
-        assert_eq!(servers.iter().map(|server| server.greeter.calls()).sum::<u64>(), 12, "none is executed twice");
+        assert_eq!(servers.iter().map(|server| server.greeter.calls()).sum::<u64>(), 12, "no call is executed twice");
         assert_eq!(in_flight(&channel), 0);
         before.is_again().await;
     }
 }
 
 #[tokio::test]
-async fn a_channel_is_dropped_with_calls_in_flight_and_nothing_is_left() {
+async fn a_channel_dropped_with_calls_in_flight_leaves_nothing() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let before = Before::of(servers.iter().map(|server| server.address));
@@ -128,7 +129,7 @@ async fn a_channel_is_dropped_with_calls_in_flight_and_nothing_is_left() {
         let mut calls = calls(&channel, &servers, 12).await;
         if calls_first {
             calls.shutdown().await;
-            assert_eq!(in_flight(&channel), 0, "each call is counted out by its drop");
+            assert_eq!(in_flight(&channel), 0, "a dropped call is no longer in flight");
         }
         drop(channel);
         drop(calls);
@@ -138,7 +139,7 @@ async fn a_channel_is_dropped_with_calls_in_flight_and_nothing_is_left() {
 }
 
 #[tokio::test]
-async fn responses_are_dropped_half_read_and_nothing_is_left() {
+async fn responses_dropped_half_read_leave_nothing() {
     let server = Server::start("one").await;
     let backend = registry([server.address]);
     let before = Before::of([server.address]);
@@ -159,15 +160,15 @@ async fn responses_are_dropped_half_read_and_nothing_is_left() {
         drop(halves);
         assert_eq!(in_flight(&channel), 0);
     }
-    eventually("no task is left, of the server's neither", || tasks() <= idle).await;
-    assert_eq!((connections(&server.address), server.accepted()), (1, 1), "all over one connection, which stays");
+    eventually("no task is left, not even of the server", || tasks() <= idle).await;
+    assert_eq!((connections(&server.address), server.accepted()), (1, 1), "all calls used one connection, which stays");
     drop(channel);
     before.is_again().await;
 }
 
-/// Channels in all states, dropped with whatever is under way.
+/// Channels in all states, dropped while something is under way.
 #[tokio::test]
-async fn a_thousand_channels_are_dropped_and_nothing_is_left() {
+async fn a_thousand_dropped_channels_leave_nothing() {
     let servers = servers(2).await;
     let (hung, _, _tasks) = hung().await;
     let addresses: Vec<_> = servers.iter().map(|server| server.address).chain([hung]).collect();
@@ -186,26 +187,26 @@ async fn a_thousand_channels_are_dropped_and_nothing_is_left() {
     assert_eq!(backend.watches(&service()), 0);
 }
 
-/// A channel after one use.
+/// A channel that was used in one way.
 async fn used(backend: &MemoryBackend, n: usize) -> BalancedChannel {
     let channel = channel(backend);
     let mut client = GreeterClient::new(channel.clone());
     match n % 5 {
         // Never used.
         0 => {}
-        // Dropped in mid-call, wherever that is.
+        // Dropped during a call, at any point.
         1 => {
             let slow = GreetRequest { delay_ms: 60_000, ..GreetRequest::default() };
             let _ = timeout(Duration::from_millis(2), client.greet(slow)).await;
         }
-        // A response half-read.
+        // A half-read response.
         2 => {
             let request = GreetManyRequest { count: 1_000, interval_ms: 1, ..GreetManyRequest::default() };
             if let Ok(Ok(replies)) = timeout(Duration::from_millis(20), client.greet_many(request)).await {
                 let _ = timeout(Duration::from_millis(1), replies.into_inner().message()).await;
             }
         }
-        // A call that outlives its channel's handles, then its caller.
+        // A call that outlives the handles of its channel and then its caller.
         3 => {
             let call =
                 tokio::spawn(
@@ -223,7 +224,7 @@ async fn used(backend: &MemoryBackend, n: usize) -> BalancedChannel {
 }
 
 #[tokio::test]
-async fn a_call_goes_on_after_its_channel_is_dropped() {
+async fn a_call_continues_after_its_channel_is_dropped() {
     let server = Server::start("one").await;
     let backend = registry([server.address]);
     let before = Before::of([server.address]);
@@ -243,7 +244,7 @@ async fn a_call_goes_on_after_its_channel_is_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_channel_whose_runtime_is_gone_fails_its_calls() {
+async fn a_channel_whose_runtime_has_ended_fails_its_calls() {
     let server = Server::start("one").await;
     let backend = registry([server.address]);
     let channel = std::thread::spawn(move || {
@@ -262,5 +263,5 @@ async fn a_channel_whose_runtime_is_gone_fails_its_calls() {
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("the runtime that it was built on has shut down"), "{status}");
-    assert!(start.elapsed() < Duration::from_secs(5), "nobody waits for what cannot come");
+    assert!(start.elapsed() < Duration::from_secs(5), "no call waits in vain");
 }

@@ -1,4 +1,4 @@
-//! What a channel tells a recorder of metrics.
+//! What a channel reports to a metrics recorder.
 #![cfg(feature = "metrics")]
 
 mod support;
@@ -19,7 +19,7 @@ use support::{Server, answer, builder, eventually, greet, instance, raw_h2, refu
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// Keeps the values by name.
+/// A recorder that keeps the values by name.
 #[derive(Clone, Default)]
 struct Seen {
     counters: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
@@ -28,7 +28,7 @@ struct Seen {
     described: Arc<Mutex<BTreeMap<String, String>>>,
 }
 
-/// How many values a histogram was given.
+/// Counts the values that a histogram was given.
 struct Values(Arc<AtomicU64>);
 
 impl HistogramFn for Values {
@@ -117,10 +117,10 @@ async fn calls_connections_and_the_set_are_counted() {
     backend.interrupt();
     eventually("stale", || seen.level("stale") == 1.0).await;
     backend.restore();
-    eventually("not stale any more", || seen.level("stale") == 0.0).await;
+    eventually("no longer stale", || seen.level("stale") == 0.0).await;
 
     backend.put(&service(), instance(refusing().await));
-    eventually("a failure to connect", || seen.count("connect_failures_total") == 1).await;
+    eventually("a failed connection attempt", || seen.count("connect_failures_total") == 1).await;
     assert_eq!((seen.level("endpoints"), seen.level("endpoints_ready")), (2.0, 1.0));
 
     backend.put(&service(), instance(bad));
@@ -135,7 +135,7 @@ async fn calls_connections_and_the_set_are_counted() {
     let repeats = seen.count("repeats_total");
     assert!(repeats > 0);
     assert_eq!(picks, calls + repeats, "each attempt is a pick");
-    eventually("one is out", || seen.level("endpoints_ready") == 1.0).await;
+    eventually("one is ejected", || seen.level("endpoints_ready") == 1.0).await;
 
     backend.remove(&service(), &server.address.to_string());
     eventually("gone", || seen.level("endpoints") == 2.0).await;
@@ -144,7 +144,7 @@ async fn calls_connections_and_the_set_are_counted() {
 }
 
 #[tokio::test]
-async fn the_gauges_of_channels_add_up_and_go_with_them() {
+async fn the_gauges_of_channels_add_up_and_end_with_them() {
     let servers = [Server::start("one").await, Server::start("two").await];
     let small = registry([servers[0].address]);
     let large = registry(servers.iter().map(|server| server.address));
@@ -161,10 +161,10 @@ async fn the_gauges_of_channels_add_up_and_go_with_them() {
     eventually("both are stale", || levels() == [3.0, 3.0, 2.0]).await;
     small.restore();
     small.remove(&service(), &servers[0].address.to_string());
-    eventually("one has nothing", || levels() == [2.0, 2.0, 1.0]).await;
+    eventually("one channel is gone", || levels() == [2.0, 2.0, 1.0]).await;
     let clone = other.clone();
     drop((one, other));
-    assert_eq!(levels(), [2.0, 2.0, 1.0], "a clone goes on");
+    assert_eq!(levels(), [2.0, 2.0, 1.0], "a clone keeps the channel");
     drop(clone);
     assert_eq!(levels(), [0.0, 0.0, 0.0]);
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -182,7 +182,7 @@ async fn each_metric_is_described() {
     assert_eq!(described.len(), 11);
 }
 
-/// A channel whose runtime is gone fails all calls, which its levels say too.
+/// A channel whose runtime has ended fails all calls, and its gauges show it.
 #[tokio::test]
 async fn a_channel_without_its_runtime_counts_no_endpoint_as_ready() {
     let server = Server::start("one").await;

@@ -1,4 +1,5 @@
-//! What panics, blocks or ends against its law costs itself, and not the channel (B11, B4).
+//! What panics, blocks, or ends contrary to its contract does not affect the rest of the channel
+//! (B11, B4).
 
 mod support;
 
@@ -23,12 +24,12 @@ use tracing::{
     span,
 };
 
-/// What a resolver does after its first update, once.
+/// What a resolver does once, after its first update.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Ends,
     Panics,
-    /// And the next watch as well.
+    /// Also panics at the next watch.
     PanicsTwice,
 }
 
@@ -57,9 +58,10 @@ impl Resolver for Faulty {
     }
 }
 
-/// A stream that panicked ended the channel for good, supposedly because "the runtime has ended".
+/// Regression: a stream that panicked ended the channel for good, supposedly because "the runtime
+/// has ended".
 #[tokio::test]
-async fn b11_a_resolver_that_panics_or_ends_is_watched_anew() {
+async fn b11_a_resolver_that_panics_or_ends_is_watched_again() {
     for fault in [Fault::Ends, Fault::Panics, Fault::PanicsTwice] {
         let one = Server::start("one").await;
         let two = Server::start("two").await;
@@ -74,12 +76,12 @@ async fn b11_a_resolver_that_panics_or_ends_is_watched_anew() {
             sleep(Duration::from_millis(5)).await;
         }
         backend.remove(&service(), &one.address.to_string());
-        eventually("the updates go on", || channel.endpoints().len() == 1).await;
+        eventually("updates continue", || channel.endpoints().len() == 1).await;
         assert!(watches.load(Ordering::Relaxed) >= 2, "{fault:?}");
     }
 }
 
-/// An overflow at the first renewal.
+/// Regression: the first renewal overflowed.
 #[tokio::test]
 async fn no_duration_is_too_long() {
     let server = Server::start("one").await;
@@ -105,11 +107,11 @@ async fn no_duration_is_too_long() {
     backend.put(&service(), other.instance());
     backend.remove(&service(), &server.address.to_string());
     let only = |address| channel.endpoints().iter().all(|one| one.instance.address().socket_addr() == Some(address));
-    eventually("updates go on", || only(other.address) && ready(&channel) == 1).await;
+    eventually("updates continue", || only(other.address) && ready(&channel) == 1).await;
     assert_eq!(greet(&channel, Some(Duration::from_secs(5))).await.unwrap(), other.address);
 }
 
-/// How long the removal of the second endpoint takes, while something blocks for the first.
+/// How long the removal of the second endpoint takes while something blocks for the first.
 async fn removal(
     channel: &BalancedChannel,
     backend: &MemoryBackend,
@@ -166,9 +168,9 @@ async fn b11_a_hook_or_a_connector_that_blocks_delays_no_removal() {
     assert!(took < BLOCKED / 4, "{took:?}");
 }
 
-/// Nothing of the user's may block the runtime where there is a single thread, but the hook may.
+/// Nothing of the user's may block a runtime with a single thread, except the hook.
 #[tokio::test]
-async fn a_hook_that_blocks_keeps_no_single_thread() {
+async fn a_hook_that_blocks_does_not_block_a_single_threaded_runtime() {
     let server = Server::start("one").await;
     let other = refusing().await;
     let hook = move |instance: &Instance| {
@@ -183,7 +185,7 @@ async fn a_hook_that_blocks_keeps_no_single_thread() {
     assert!(start.elapsed() < BLOCKED / 4, "{:?}", start.elapsed());
 }
 
-/// Panics at an event, once.
+/// A subscriber that panics at one event, once.
 struct PanicsAt {
     message: &'static str,
     panicked: Arc<AtomicBool>,
@@ -225,7 +227,7 @@ impl Subscriber for PanicsAt {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// Wherever a panic comes from, it costs one endpoint's connection, or one update.
+/// Wherever a panic comes from, it costs the connection of one endpoint, or one update.
 #[tokio::test]
 async fn b11_a_panic_in_the_control_task_is_contained() {
     for message in
@@ -240,18 +242,18 @@ async fn b11_a_panic_in_the_control_task_is_contained() {
         channel.ready(Duration::from_secs(5)).await.unwrap();
         greet(&channel, Some(Duration::from_secs(5))).await.unwrap();
         backend.interrupt();
-        eventually("the outage is seen", || backend.watches(&service()) == 0).await;
+        eventually("the outage is noticed", || backend.watches(&service()) == 0).await;
         sleep(Duration::from_millis(50)).await;
         backend.restore();
         server.kill();
-        // Before it is removed, when its end would be no news.
-        eventually("its end is seen", || ready(&channel) == 0).await;
+        // Before it is removed, since its end would then go unnoticed.
+        eventually("its end is noticed", || ready(&channel) == 0).await;
         let other = Server::start("two").await;
         backend.put(&service(), other.instance());
         backend.remove(&service(), &server.address.to_string());
         let serves =
             || channel.endpoints().iter().any(|one| one.instance.address().socket_addr() == Some(other.address));
-        eventually("updates go on", || panicked.load(Ordering::Relaxed) && serves()).await;
+        eventually("updates continue", || panicked.load(Ordering::Relaxed) && serves()).await;
         let start = Instant::now();
         while let Err(status) = greet(&channel, Some(Duration::from_secs(5))).await {
             assert!(start.elapsed() < Duration::from_secs(5), "{message}: {status:?}");

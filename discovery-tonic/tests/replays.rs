@@ -1,4 +1,4 @@
-//! Requests that provably were not processed are sent again, also large ones and streams (B2).
+//! Requests that provably were not processed are sent again, including large ones and streams (B2).
 
 mod support;
 
@@ -18,7 +18,7 @@ use support::*;
 use tokio::{net::TcpListener, task::JoinSet, time::sleep};
 use tonic::{Code, Status};
 
-/// A peer that refuses each request once it has read so many bytes of it, or its end.
+/// A peer that refuses each request once it has read this many bytes of it, or its end.
 async fn refuses_after(bytes: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -65,7 +65,7 @@ fn request(size: usize) -> GreetRequest {
     GreetRequest { payload: vec![7; size], ..GreetRequest::default() }
 }
 
-/// So many messages of this size, one after the other; what comes back.
+/// Sends this many messages of this size, one after the other; returns how many come back.
 async fn chat(channel: &BalancedChannel, count: usize, size: usize) -> Result<usize, Status> {
     let requests = stream::iter(0..count).then(move |_| async move {
         sleep(Duration::from_millis(2)).await;
@@ -80,7 +80,7 @@ async fn chat(channel: &BalancedChannel, count: usize, size: usize) -> Result<us
 }
 
 #[tokio::test]
-async fn b02_large_requests_that_are_refused_go_elsewhere() {
+async fn b02_large_refused_requests_are_sent_elsewhere() {
     for (size, refused_after) in [(100_000, 0), (100_000, usize::MAX), (250_000, 60_000)] {
         let (channel, server, refused) = with_refusing(refused_after).await;
         for _ in 0..20 {
@@ -92,7 +92,7 @@ async fn b02_large_requests_that_are_refused_go_elsewhere() {
 }
 
 #[tokio::test]
-async fn b02_streams_that_are_refused_go_elsewhere_with_all_that_was_sent() {
+async fn b02_refused_streams_are_sent_elsewhere_from_the_beginning() {
     for (count, size, refused_after) in [(20, 100, 0), (20, 100, 1_000), (10, 10_000, 50_000), (5, 100, usize::MAX)] {
         let (channel, _server, refused) = with_refusing(refused_after).await;
         for _ in 0..20 {
@@ -104,7 +104,7 @@ async fn b02_streams_that_are_refused_go_elsewhere_with_all_that_was_sent() {
 
 /// The server begins its answer while the stream is still being sent again.
 #[tokio::test]
-async fn a_stream_that_is_sent_again_is_whole_whenever_its_answer_begins() {
+async fn a_stream_that_is_sent_again_is_complete_whenever_its_response_begins() {
     let (peer, refused) = refuses_after(150_000).await;
     let windows = tonic::transport::Server::builder().initial_stream_window_size(65_535);
     let server = Server::start_with("one", windows.initial_connection_window_size(65_535)).await;
@@ -125,9 +125,9 @@ async fn a_stream_that_is_sent_again_is_whole_whenever_its_answer_begins() {
     assert!(refused.load(Ordering::Relaxed) > 0);
 }
 
-/// What is larger is not kept; its refusal is the caller's to see.
+/// A larger request is not kept, so its caller sees the refusal.
 #[tokio::test]
-async fn b02_what_is_too_large_to_be_kept_fails_where_it_is_refused() {
+async fn b02_a_request_that_is_too_large_to_keep_fails_if_it_is_refused() {
     let (channel, server, refused) = with_refusing(400_000).await;
     let mut failed = 0;
     for _ in 0..20 {
@@ -143,7 +143,8 @@ async fn b02_what_is_too_large_to_be_kept_fails_where_it_is_refused() {
     assert!(failed > 0);
 }
 
-/// In 289 restarts without a drain, 31 of 11,979 calls of 100 kB failed, and 9 of 2,912 streams.
+/// Regression: in 289 restarts without a drain, 31 of 11,979 calls of 100 kB failed, and 9 of 2,912
+/// streams.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn restarts_without_a_drain_lose_neither_large_calls_nor_streams() {
     let backend = registry([]);
@@ -180,7 +181,7 @@ async fn restarts_without_a_drain_lose_neither_large_calls_nor_streams() {
     let seen = channel.clone();
     let restarts = tokio::spawn(async move {
         for n in 0..100 {
-            // The next one is there first; the former one leaves and ends at once.
+            // The next server starts first; the former one is removed and stops at once.
             let next = start(backend.clone(), n).await;
             let is_next = |one: &EndpointStatus| one.instance.address().socket_addr() == Some(next.address);
             let is_ready = |one: &EndpointStatus| is_next(one) && one.state == EndpointState::Ready;

@@ -29,7 +29,7 @@ async fn until_ready(channel: &discovery_tonic::BalancedChannel, count: usize) {
 }
 
 #[tokio::test]
-async fn b02_without_a_policy_nothing_that_failed_is_repeated() {
+async fn b02_without_a_policy_no_failed_call_is_repeated() {
     let (address, requests, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
     let channel = builder(&registry([address])).build().unwrap();
     assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::Unavailable);
@@ -45,12 +45,12 @@ async fn a_call_that_failed_goes_to_another_instance() {
     for _ in 0..30 {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
     }
-    assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
+    assert!(requests.load(Ordering::Relaxed) > 0, "the bad endpoint was called too");
 }
 
-/// Which instances were tried is told by the answer that came in the end, and by one that broke off.
+/// The final response names the instances that were tried before, and so does one that breaks off.
 #[tokio::test]
-async fn b09_an_answer_tells_who_was_tried_before() {
+async fn b09_a_response_names_the_instances_tried_before() {
     let (bad, _, _peer) = raw_h2(|_, respond| answer(respond, "14")).await;
     let good = Server::start("good").await;
     let channel = builder(&registry([bad, good.address])).retry(policy()).build().unwrap();
@@ -86,7 +86,7 @@ async fn b09_an_answer_tells_who_was_tried_before() {
     assert_eq!(Tried::from_status(&status).unwrap().instances(), [id.clone(), id]);
 }
 
-/// A proxy whose server is gone says so in HTTP alone.
+/// A proxy without a server answers with an HTTP status only.
 #[tokio::test]
 async fn a_call_that_a_proxy_could_not_deliver_goes_to_another_instance() {
     let (bad, requests, _peer) = raw_h2(|_, respond| {
@@ -102,11 +102,11 @@ async fn a_call_that_a_proxy_could_not_deliver_goes_to_another_instance() {
         assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), good.address);
     }
     let seen = requests.load(Ordering::Relaxed);
-    assert!((1..=10).contains(&seen), "asked, and taken out: {seen} of 30");
+    assert!((1..=10).contains(&seen), "called, then ejected: {seen} of 30");
 }
 
 #[tokio::test]
-async fn attempts_end_and_the_failure_tells_them_all() {
+async fn attempts_are_limited_and_the_failure_names_all_of_them() {
     let mut peers = Vec::new();
     for _ in 0..4 {
         peers.push(raw_h2(|_, respond| answer(respond, "14")).await);
@@ -138,19 +138,19 @@ async fn other_codes_marked_calls_and_pushback_are_respected() {
     let channel = builder(&registry([address])).retry(policy()).build().unwrap();
     let seen = || requests.load(Ordering::Relaxed);
     assert_eq!(greet(&channel, None).await.unwrap_err().code(), Code::Aborted);
-    assert_eq!(seen(), 1, "that code is none of the policy's");
+    assert_eq!(seen(), 1, "the policy does not have that code");
 
     let mut request = Request::new(GreetRequest::default());
     request.extensions_mut().insert(Retry::Off);
     GreeterClient::new(channel.clone()).greet(request).await.unwrap_err();
-    assert_eq!(seen(), 2, "the call asked not to");
+    assert_eq!(seen(), 2, "the call opted out");
 
     greet(&channel, None).await.unwrap_err();
-    assert_eq!(seen(), 4, "the server asked not to, at the second attempt");
+    assert_eq!(seen(), 4, "the server pushed back at the second attempt");
 }
 
 #[tokio::test]
-async fn a_repeated_request_says_how_often_and_keeps_its_deadline() {
+async fn a_repeated_request_carries_its_attempt_number_and_keeps_its_deadline() {
     let (sender, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -193,10 +193,10 @@ async fn an_attempt_that_takes_too_long_is_given_up() {
     assert!((Duration::from_millis(100)..Duration::from_secs(2)).contains(&slowest), "{slowest:?}");
 }
 
-/// The limit of waiting is for endpoints: what the attempts and the waits between them take does not count. That the call asked to wait
-/// holds for its repetitions too.
+/// The wait timeout limits the wait for endpoints: the time of attempts and of the backoff between
+/// them does not count. A call that asked to wait does so for its retries, too.
 #[tokio::test]
-async fn only_what_a_call_waits_for_an_endpoint_counts_against_its_limit() {
+async fn only_the_wait_for_an_endpoint_counts_against_the_wait_timeout() {
     let wait = async |comes: bool| {
         let (bad, requests, _peer) = raw_h2(|_, respond| {
             let response =
@@ -227,8 +227,8 @@ async fn only_what_a_call_waits_for_an_endpoint_counts_against_its_limit() {
     assert!((Duration::from_millis(2_450)..Duration::from_secs(5)).contains(&end), "{end:?}");
 }
 
-/// An attempt that is given up is cancelled at the server too, at once, or a slow server would work for nobody; and so is the last one
-/// where the call ends.
+/// An attempt that is given up is cancelled at the server at once, or a slow server would work in
+/// vain. So is the last attempt when the call ends.
 #[tokio::test]
 async fn an_attempt_that_is_given_up_is_cancelled_at_the_server() {
     let (sender, mut resets) = tokio::sync::mpsc::unbounded_channel();
@@ -259,9 +259,10 @@ async fn an_attempt_that_is_given_up_is_cancelled_at_the_server() {
     assert_eq!(tokio::time::timeout(SOON, resets.recv()).await.expect("the last one too"), Some(h2::Reason::CANCEL));
 }
 
-/// A response begins with its headers, which a stream's handler sends before the first message.
+/// A response begins with its headers, which the handler of a stream sends before the first
+/// message.
 #[tokio::test]
-async fn a_stream_is_repeated_where_it_did_not_begin() {
+async fn a_stream_is_repeated_if_it_did_not_begin() {
     let many = async |channel: &discovery_tonic::BalancedChannel| {
         let request = GreetManyRequest { count: 2, ..GreetManyRequest::default() };
         let mut answers = GreeterClient::new(channel.clone()).greet_many(request).await?.into_inner();
@@ -278,7 +279,7 @@ async fn a_stream_is_repeated_where_it_did_not_begin() {
     for _ in 0..30 {
         assert_eq!(many(&channel).await.unwrap(), 2);
     }
-    assert!(requests.load(Ordering::Relaxed) > 0, "the bad one was asked too");
+    assert!(requests.load(Ordering::Relaxed) > 0, "the bad endpoint was called too");
 
     let (begins, requests, _peer) = raw_h2(|_, respond| {
         let response = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
@@ -313,7 +314,7 @@ async fn a_stream_that_began_is_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_crash_under_load_fails_nothing_that_may_be_repeated() {
+async fn a_crash_under_load_fails_no_call_that_may_be_repeated() {
     let mut servers: Vec<_> = ["1", "2", "3", "4"].map(Mortal::start).into();
     let registry = registry(servers.iter().map(|server| server.address));
     for (repeated, most) in [(true, 0), (false, CALLERS)] {

@@ -1,4 +1,4 @@
-//! A server's life in the registry, over real sockets.
+//! The lifecycle of a registered server, over real sockets.
 #![cfg(feature = "server")]
 
 mod support;
@@ -44,16 +44,16 @@ async fn a_server_leaves_the_registry_then_drains_then_ends() {
     while registered(&backend).await > 0 {
         tokio::task::yield_now().await;
     }
-    // Old callers and new ones are served while they may not have heard of it.
+    // Old and new callers are served as long as they may not have noticed that it leaves.
     client.greet(GreetRequest::default()).await.unwrap();
     server.client().await.greet(GreetRequest::default()).await.unwrap();
-    assert_eq!(server.handle.stage(), Stage::Draining, "it leaves first");
+    assert_eq!(server.handle.stage(), Stage::Draining, "it deregisters first");
 
     server.handle.reached(Stage::Finishing).await;
     assert!(start.elapsed() >= drain, "{:?}", start.elapsed());
     let address = server.address;
     assert_eq!(server.ended().await.unwrap().aborted_connections, 0, "idle connections end before the limit");
-    assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn a_server_that_is_not_ready_is_not_registered_but_serves() {
 }
 
 #[tokio::test]
-async fn an_order_before_it_is_ready_stops_a_server_all_the_same() {
+async fn a_server_can_be_stopped_before_it_is_ready() {
     let backend = MemoryBackend::new();
     let server = Running::start(builder(&backend).ready(std::future::pending())).await;
     server.handle.stop();
@@ -118,22 +118,22 @@ async fn losing_the_registry_never_stops_a_server() {
     backend.restore();
     assert!(next().await.is_registered());
     let set = backend.list(&service()).await.unwrap();
-    assert_eq!(set.iter().next().unwrap().weight().value(), 7, "healed with what was asked for meanwhile");
+    assert_eq!(set.iter().next().unwrap().weight().value(), 7, "re-registered with the latest weight");
 
-    backend.interrupt_with(Error::new(ErrorKind::PermissionDenied, "not any more"));
+    backend.interrupt_with(Error::new(ErrorKind::PermissionDenied, "no longer allowed"));
     assert!(matches!(next().await, Status::Lost { error, .. } if error.kind() == ErrorKind::PermissionDenied));
     let call = server.slow_call(2 * SHORT).await;
     let start = Instant::now();
     server.handle.stop();
-    assert_eq!(server.ended().await.unwrap().aborted_connections, 0, "it stops in order");
-    assert!(start.elapsed() >= SHORT, "who knows it still hears nothing, but may");
+    assert_eq!(server.ended().await.unwrap().aborted_connections, 0, "it stops gracefully");
+    assert!(start.elapsed() >= SHORT, "it drains, since clients may still know it");
     call.await.unwrap().unwrap();
     assert!(matches!(next().await, Status::Deregistered { .. }));
     assert!(statuses.changed().await.is_none());
 }
 
 #[tokio::test]
-async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_last() {
+async fn statuses_cover_the_registration_from_before_its_first_write_to_its_end() {
     let backend = MemoryBackend::new();
     let kind = |status: &Status| match status {
         Status::Lost { error, .. } => Some(error.kind()),
@@ -150,12 +150,12 @@ async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_
     let task = tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
     let mut next = async || timeout(SOON, statuses.changed()).await.unwrap().unwrap();
     let status = next().await;
-    assert_eq!(kind(&status), Some(ErrorKind::ResourceExhausted), "what the registry answers");
+    assert_eq!(kind(&status), Some(ErrorKind::ResourceExhausted), "the registry's answer");
     assert!(matches!(status, Status::Lost { since: then, .. } if then == since));
     backend.restore();
     assert!(next().await.is_registered());
     handle.reached(Stage::Serving).await;
-    // Healing waits for the registry, so that neither of the two is missed.
+    // Re-registering waits for the registry, so that neither status is missed.
     backend.interrupt();
     backend.remove(&service(), "one");
     assert!(matches!(next().await, Status::Lost { .. }));
@@ -164,7 +164,7 @@ async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_
 
     let _other = Running::serving(named()).await;
     assert!(matches!(next().await, Status::Superseded { .. }));
-    assert_eq!(handle.stage(), Stage::Serving, "it serves on");
+    assert_eq!(handle.stage(), Stage::Serving, "it keeps serving");
     handle.stop();
     timeout(SOON, task).await.unwrap().unwrap().unwrap();
     assert!(matches!(handle.statuses().current(), Status::Superseded { .. }), "final");
@@ -172,14 +172,14 @@ async fn statuses_tell_how_the_registration_stands_from_before_the_first_to_the_
 }
 
 #[tokio::test]
-async fn a_registry_that_refuses_for_good_ends_the_server_with_its_error() {
+async fn a_permanent_refusal_by_the_registry_ends_the_server_with_its_error() {
     let server = Running::start(RegisteredServer::builder(FixedResolver::new([]), service()).drain_time(SHORT)).await;
     let error = server.ended().await.unwrap_err();
     assert_eq!((error.kind(), error.service()), (ErrorKind::Unsupported, Some(&service())));
 }
 
 #[tokio::test]
-async fn who_claims_an_id_takes_it_over_or_is_refused() {
+async fn a_claim_of_an_id_takes_over_or_is_refused() {
     let backend = MemoryBackend::new();
     let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
     let first = Running::serving(named()).await;
@@ -187,20 +187,20 @@ async fn who_claims_an_id_takes_it_over_or_is_refused() {
     let error = refused.ended().await.unwrap_err();
     assert_eq!((error.kind(), error.service()), (ErrorKind::Conflict, Some(&service())));
     let owner = async || backend.list(&service()).await.unwrap().iter().next().unwrap().address().socket_addr();
-    assert_eq!(owner().await, Some(first.address), "the refused one took nothing away when it ended");
+    assert_eq!(owner().await, Some(first.address), "the refused server removed nothing when it ended");
 
     let second = Running::serving(named()).await;
     assert_eq!(owner().await, Some(second.address));
     first.handle.stop();
     first.ended().await.unwrap();
-    assert_eq!(owner().await, Some(second.address), "nor did the superseded one");
+    assert_eq!(owner().await, Some(second.address), "nor did the superseded server");
     second.handle.stop();
     second.ended().await.unwrap();
     Running::serving(named().claim(Claim::IfAbsent)).await;
 }
 
 #[tokio::test]
-async fn a_server_that_is_refused_stops_in_order() {
+async fn a_refused_server_stops_gracefully() {
     let backend = MemoryBackend::new();
     let named = || builder(&backend).instance(|instance| instance.with_id("one".parse().unwrap()));
     let _first = Running::serving(named()).await;
@@ -210,7 +210,7 @@ async fn a_server_that_is_refused_stops_in_order() {
     let call = server.slow_call(3 * SHORT).await;
     ready.send(()).unwrap();
     assert_eq!(server.ended().await.unwrap_err().kind(), ErrorKind::Conflict);
-    call.await.unwrap().expect("what is in flight is finished");
+    call.await.unwrap().expect("the call in flight finishes");
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn weight_and_metadata_change_while_it_runs_and_before() {
     assert_eq!(handle.stage(), Stage::Stopped);
 }
 
-/// A registry that asks a server for its health before it writes of it.
+/// A registry that asks a server for its health before it writes its entry.
 struct Asking {
     backend: MemoryBackend,
     told: Arc<Mutex<Vec<(&'static str, ServingStatus)>>>,
@@ -286,7 +286,7 @@ async fn health(client: &mut HealthClient<Channel>, service: &str) -> Result<Ser
 }
 
 #[tokio::test]
-async fn health_is_told_before_the_registry_and_taken_back_first() {
+async fn health_is_reported_before_registering_and_withdrawn_before_deregistering() {
     let backend = MemoryBackend::new();
     let told = Arc::default();
     let asking = Asking { backend: backend.clone(), told: Arc::clone(&told) };
@@ -347,14 +347,14 @@ async fn b10_a_fleet_is_replaced_under_load_without_a_failed_call() {
         let old = fleet.remove(0);
         old.handle.stop();
         assert_eq!(old.ended().await.unwrap().aborted_connections, 0);
-        eventually("calls go on", || calls.load(Ordering::Relaxed) > 40 * step).await;
+        eventually("calls continue", || calls.load(Ordering::Relaxed) > 40 * step).await;
     }
     assert!(caller.try_join_next().is_none(), "no call fails");
 }
 
-/// The registry's address is really reached, whatever routes this machine has.
+/// Uses the registry's real address, whatever routes this machine has.
 #[tokio::test]
-async fn a_server_bound_to_all_addresses_is_reached_where_it_registered() {
+async fn a_server_bound_to_all_addresses_is_reachable_at_its_registered_address() {
     for bind in ["0.0.0.0:0", "[::]:0"] {
         let backend = MemoryBackend::new();
         let server = match builder(&backend).bind(bind.parse().unwrap()).await {

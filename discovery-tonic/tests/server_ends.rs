@@ -1,4 +1,4 @@
-//! The ends that a server comes to, over real sockets.
+//! How servers end, over real sockets.
 #![cfg(feature = "server")]
 
 mod support;
@@ -35,7 +35,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_prost::prost::Message;
 
 #[tokio::test]
-async fn what_is_in_flight_is_finished_within_the_limit() {
+async fn calls_in_flight_may_finish_within_the_limit() {
     let backend = MemoryBackend::new();
     let server = Running::serving(builder(&backend).shutdown_timeout(LONG)).await;
     let call = server.slow_call(3 * SHORT).await;
@@ -47,7 +47,7 @@ async fn what_is_in_flight_is_finished_within_the_limit() {
 }
 
 #[tokio::test]
-async fn what_outlasts_the_limit_is_cut() {
+async fn calls_that_outlast_the_limit_are_aborted() {
     let backend = MemoryBackend::new();
     let server = Running::serving(builder(&backend)).await;
     let call = server.slow_call(LONG).await;
@@ -59,7 +59,7 @@ async fn what_outlasts_the_limit_is_cut() {
 }
 
 #[tokio::test]
-async fn a_server_is_told_to_stop_at_once() {
+async fn a_server_can_be_stopped_at_once() {
     for stage in [Stage::Draining, Stage::Finishing] {
         let backend = MemoryBackend::new();
         let drain = if stage == Stage::Draining { LONG } else { Duration::ZERO };
@@ -75,23 +75,23 @@ async fn a_server_is_told_to_stop_at_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_dropped_cuts_its_callers_and_leaves() {
+async fn a_dropped_server_aborts_its_calls_and_deregisters() {
     let backend = MemoryBackend::new();
     let server = Running::serving(builder(&backend)).await;
     let call = server.slow_call(LONG).await;
     server.task.abort();
     timeout(SOON, server.handle.reached(Stage::Stopped)).await.unwrap();
-    assert_eq!(registered(&backend).await, 0, "it is done once it has left");
-    assert!(TcpStream::connect(server.address).await.is_err(), "and once nobody listens");
+    assert_eq!(registered(&backend).await, 0, "it has stopped only once it has deregistered");
+    assert!(TcpStream::connect(server.address).await.is_err(), "and once the port is closed");
     assert!(matches!(server.handle.statuses().current(), Status::Deregistered { .. }));
     assert!(timeout(SOON, call).await.unwrap().unwrap().is_err());
-    // The handle holds nothing that the server had.
+    // The handle keeps nothing of the server alive.
     let error = server.handle.update(|instance| instance).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
 }
 
 #[tokio::test]
-async fn a_server_that_ends_by_itself_leaves_and_says_so() {
+async fn a_server_that_ends_by_itself_deregisters_and_reports_it() {
     let backend = MemoryBackend::new();
     let server = builder(&backend).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let (fail, failed) = oneshot::channel::<()>();
@@ -99,19 +99,19 @@ async fn a_server_that_ends_by_itself_leaves_and_says_so() {
     let task = tokio::spawn(server.serve(|incoming, _| async move {
         let _incoming = incoming;
         failed.await.unwrap();
-        Err(io::Error::other("out of luck"))
+        Err(io::Error::other("a fault of the server"))
     }));
     handle.reached(Stage::Serving).await;
     fail.send(()).unwrap();
     let error = task.await.unwrap().unwrap_err();
     let report = error.report().to_string();
-    assert!(report.contains("ended by itself") && report.ends_with("out of luck"), "{report}");
+    assert!(report.contains("ended by itself") && report.ends_with("a fault of the server"), "{report}");
     assert_eq!(registered(&backend).await, 0);
 }
 
-/// A server that nobody serves, or whose closure panics, is done as well.
+/// A server that is dropped before it serves, or whose closure panics, has stopped as well.
 #[tokio::test]
-async fn handles_hear_of_the_end_of_a_server_that_never_served() {
+async fn handles_notice_the_end_of_a_server_that_never_served() {
     let backend = MemoryBackend::new();
     let bind = async || builder(&backend).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let dropped = bind().await;
@@ -125,23 +125,24 @@ async fn handles_hear_of_the_end_of_a_server_that_never_served() {
         timeout(SOON, handle.reached(Stage::Stopped)).await.unwrap();
         assert!(matches!(handle.statuses().current(), Status::Deregistered { .. }));
         assert_eq!(handle.update(|instance| instance).await.unwrap_err().kind(), ErrorKind::Closed);
-        assert!(TcpStream::connect(address).await.is_err(), "nobody listens");
+        assert!(TcpStream::connect(address).await.is_err(), "the port is closed");
     }
 }
 
-/// Tasks of this runtime, which the test's own are part of.
+/// The number of tasks of this runtime, including the test's own.
 fn tasks() -> usize {
     Handle::current().metrics().num_alive_tasks()
 }
 
-/// However it ends, no task and no connection of it is left, not even of a client that does not let go.
+/// However a server ends, no task and no connection of it is left, not even of a client that does
+/// not close its own.
 #[tokio::test]
-async fn whatever_ends_a_server_it_leaves_nothing() {
+async fn a_server_leaves_nothing_however_it_ends() {
     type End = fn(&Running);
     let ends: [(&str, End); 4] = [
-        ("in order", |server| server.handle.stop()),
+        ("gracefully", |server| server.handle.stop()),
         ("now", |server| server.handle.stop_now()),
-        ("in order, then now", |server| {
+        ("gracefully, then now", |server| {
             server.handle.stop();
             server.handle.stop_now();
         }),
@@ -166,16 +167,16 @@ async fn whatever_ends_a_server_it_leaves_nothing() {
         assert_eq!(registered(&backend).await, 0, "{name}");
         assert!(timeout(SOON, call).await.unwrap().unwrap().is_err(), "{name}");
         assert!(timeout(SOON, unary).await.unwrap().unwrap().is_err(), "{name}");
-        // Nothing but the server's half ends it: what was said to it, then the end.
+        // Only the server closes this connection: the client reads what was sent, then the end.
         let _ = timeout(SOON, idle.read_to_end(&mut Vec::new())).await.expect(name);
         drop(server);
         eventually(name, || tasks() <= before).await;
     }
 }
 
-/// What a server of another make leaves running when it ends by itself is cut.
+/// Connections that another kind of server leaves open when it ends by itself are aborted.
 #[tokio::test]
-async fn connections_of_a_server_that_ended_by_itself_are_cut() {
+async fn connections_of_a_server_that_ended_by_itself_are_aborted() {
     let backend = MemoryBackend::new();
     let before = tasks();
     let server = builder(&backend).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -183,16 +184,16 @@ async fn connections_of_a_server_that_ended_by_itself_are_cut() {
     let serve = server.serve(move |mut incoming, _| async move {
         let mut connection = incoming.next().await.unwrap()?;
         tokio::spawn(async move { connection.read_u8().await });
-        Err::<(), _>(io::Error::other("out of luck"))
+        Err::<(), _>(io::Error::other("a fault of the server"))
     });
     assert!(timeout(SOON, serve).await.unwrap().is_err());
     let _ = timeout(SOON, client.read_to_end(&mut Vec::new())).await.expect("its connection ends");
     eventually("no task is left", || tasks() <= before).await;
 }
 
-/// A connection that waits for its peer is cut, whatever it waits to do.
+/// A connection that waits for its peer is aborted, whether it reads or writes.
 #[tokio::test]
-async fn a_connection_is_cut_while_it_waits_to_read_or_to_write() {
+async fn a_connection_is_aborted_while_it_waits_to_read_or_to_write() {
     for waits in ["read", "write", "write_vectored"] {
         let backend = MemoryBackend::new();
         let server = builder(&backend).drain_time(Duration::ZERO).bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -225,9 +226,10 @@ async fn a_connection_is_cut_while_it_waits_to_read_or_to_write() {
     }
 }
 
-/// A client grants the server all it may send, and stops to read: what the server's connection waits for never comes.
+/// A client grants the server an unlimited window and stops reading, so that the server's
+/// connection waits for something that never comes.
 #[tokio::test]
-async fn a_client_that_does_not_read_is_cut() {
+async fn the_connection_of_a_client_that_does_not_read_is_aborted() {
     let backend = MemoryBackend::new();
     let server = Running::serving(builder(&backend)).await;
     let before = tasks();
@@ -263,9 +265,9 @@ async fn a_client_that_does_not_read_is_cut() {
     drop((response, connection));
 }
 
-/// Health checks never end by themselves: the channel lets go of its own, and the others are cut.
+/// Health checks do not end by themselves: the channel closes its own, and the others are aborted.
 #[tokio::test]
-async fn open_health_checks_do_not_keep_a_server_from_ending() {
+async fn open_health_checks_do_not_keep_a_server_from_stopping() {
     for foreign in [false, true] {
         let backend = MemoryBackend::new();
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -292,9 +294,9 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
         let start = Instant::now();
         handle.stop();
         let stopped = timeout(SOON, task).await.unwrap().unwrap().unwrap();
-        println!("ended {:?} after the order, {} cut", start.elapsed(), stopped.aborted_connections);
+        println!("ended {:?} after it was asked to stop, {} aborted", start.elapsed(), stopped.aborted_connections);
         match watching {
-            // The channel's may be among them.
+            // The channel's check may be among them.
             Some(mut answers) => {
                 assert!(stopped.aborted_connections >= 1);
                 while let Ok(Some(_)) = timeout(SOON, answers.message()).await.unwrap() {}
@@ -304,11 +306,11 @@ async fn open_health_checks_do_not_keep_a_server_from_ending() {
     }
 }
 
-/// A registry that registers, and hangs from then on.
+/// A registry that registers, then hangs.
 #[derive(Debug, Default)]
 struct Hanging {
     handle: OnceLock<ServerHandle>,
-    /// The server's stage when its registration was let go.
+    /// The server's stage when its registration was released.
     released: OnceLock<Stage>,
 }
 
@@ -338,10 +340,10 @@ impl RegistrationBackend for Hung {
     }
 }
 
-/// A backend that breaks its promise to answer does not keep a server that is aborted or told to stop now, nor does an update that is
-/// under way.
+/// A backend that breaks its promise to answer does not delay a server that is aborted or stopped
+/// at once, nor does an update under way.
 #[tokio::test]
-async fn a_registry_that_hangs_does_not_keep_a_server() {
+async fn a_registry_that_hangs_does_not_keep_a_server_from_stopping() {
     for end in ["abort", "by itself", "now"] {
         let registry = Arc::new(Hanging::default());
         let builder = RegisteredServer::builder(Hung(Arc::clone(&registry)), service());
@@ -381,11 +383,11 @@ async fn a_registry_that_hangs_does_not_keep_a_server() {
             handle.stop_now();
         }
         timeout(SOON, handle.reached(Stage::Stopped)).await.expect(end);
-        eventually("the registration is let go", || registry.released.get().is_some()).await;
+        eventually("the registration is released", || registry.released.get().is_some()).await;
     }
 }
 
-/// What a server's future is dropped in.
+/// Observes a server when its future is dropped.
 struct Dropped(ServerHandle, Arc<OnceLock<Stage>>);
 
 impl Drop for Dropped {
@@ -394,9 +396,9 @@ impl Drop for Dropped {
     }
 }
 
-/// Who waits for the last stage finds nothing left of the server.
+/// A caller that has waited for the last stage finds nothing left of the server.
 #[tokio::test]
-async fn a_server_that_is_aborted_is_done_last_of_all() {
+async fn an_aborted_server_reports_its_last_stage_after_everything_else() {
     let registry = Arc::new(Hanging::default());
     let dropped = Arc::new(OnceLock::new());
     let builder = RegisteredServer::builder(Hung(Arc::clone(&registry)), service());

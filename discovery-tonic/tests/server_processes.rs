@@ -1,4 +1,5 @@
-//! Servers as processes of their own: what signals do to them, and what they do where the system refuses.
+//! Servers in processes of their own: how they react to signals, and to a system that refuses
+//! resources.
 #![cfg(feature = "server")]
 
 mod support;
@@ -19,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// A server in a process of its own, and what it prints.
+/// A server in a process of its own, and its output.
 struct Process {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -45,7 +46,7 @@ impl Process {
         process
     }
 
-    /// Waits for a line that has this, and returns what comes after it.
+    /// Waits for a line that contains this, and returns the rest of the line.
     async fn says(&mut self, what: &str) -> String {
         let says = async {
             while let Some(line) = self.lines.next_line().await.unwrap() {
@@ -53,7 +54,7 @@ impl Process {
                     return rest.to_owned();
                 }
             }
-            panic!("it ended without saying {what:?}")
+            panic!("it ended without printing {what:?}")
         };
         timeout(SOON, says).await.expect(what)
     }
@@ -67,7 +68,7 @@ impl Process {
         assert!(kill.await.unwrap().success());
     }
 
-    /// Waits for its end in order, and returns how many connections it cut.
+    /// Waits until it has stopped gracefully, and returns how many connections it aborted.
     async fn cut(mut self) -> usize {
         let cut = self.says("cut ").await.parse().unwrap();
         assert!(timeout(SOON, self.child.wait()).await.unwrap().unwrap().success());
@@ -75,7 +76,7 @@ impl Process {
     }
 }
 
-/// What [`Process`] runs; no test unless it does.
+/// The server that [`Process`] runs. It is not a test otherwise.
 #[tokio::test]
 async fn a_server_as_a_process() {
     let Some(asked) = env::var_os(AS_SERVER) else { return };
@@ -91,7 +92,7 @@ async fn a_server_as_a_process() {
         if asked == STOPS {
             eventually("it is called", || greeter.calls() > 0).await;
             handle.stop();
-            println!("\ntold to stop");
+            println!("\nasked to stop");
         }
         handle.reached(Stage::Finishing).await;
         println!("\nFinishing");
@@ -101,23 +102,24 @@ async fn a_server_as_a_process() {
 }
 
 #[tokio::test]
-async fn a_first_signal_stops_a_server_in_order() {
-    // The last has told itself to stop before, and is not cut by a signal from someone who did not know.
+async fn a_first_signal_stops_a_server_gracefully() {
+    // The last server has begun to stop by itself before the signal, which must not abort its
+    // calls: the sender did not know.
     for (signal, asked) in [("TERM", SERVES), ("INT", SERVES), ("TERM", STOPS)] {
         let mut process = Process::start(asked).await;
         let call = running::slow_call(process.address, 5 * SHORT).await;
         if asked == STOPS {
-            process.says("told to stop").await;
+            process.says("asked to stop").await;
         }
         process.signal(signal).await;
         assert_eq!(process.cut().await, 0, "{signal}");
-        call.await.unwrap().expect("what is in flight is finished");
+        call.await.unwrap().expect("the call in flight finishes");
     }
 }
 
-/// As who signals a process and then its group.
+/// As when a process is signalled and then its group.
 #[tokio::test]
-async fn two_signals_of_one_moment_are_one() {
+async fn two_simultaneous_signals_count_as_one() {
     let process = Process::start(SERVES).await;
     let call = running::slow_call(process.address, Duration::from_secs(2)).await;
     let both = format!("kill -TERM {0}; kill -INT {0}", process.id());
@@ -140,9 +142,10 @@ async fn a_second_signal_stops_a_server_at_once() {
     }
 }
 
-/// Out of descriptors it waits, without being busy, serves whom it has, and takes others as soon as it can.
+/// Without free descriptors it waits without using the processor, keeps serving its clients, and
+/// accepts others as soon as it can.
 #[tokio::test]
-async fn a_server_that_may_open_nothing_more_goes_on() {
+async fn a_server_without_free_descriptors_continues() {
     let process = Process::start(SERVES).await;
     let mut client = GreeterClient::new(connect(process.address).await);
     client.greet(GreetRequest::default()).await.unwrap();
@@ -150,9 +153,9 @@ async fn a_server_that_may_open_nothing_more_goes_on() {
     for _ in 0..2 * DESCRIPTORS {
         crowd.push(TcpStream::connect(process.address).await.unwrap());
     }
-    // Whoever runs the tests may have left it some with higher numbers.
+    // The parent process may have left it some with higher numbers.
     let open = |number: usize| fs::symlink_metadata(format!("/proc/{}/fd/{number}", process.id())).is_ok();
-    eventually("it has opened all that it may", || (0..DESCRIPTORS).all(open)).await;
+    eventually("all descriptors are open", || (0..DESCRIPTORS).all(open)).await;
 
     let before = cpu_time(process.id());
     sleep(Duration::from_secs(1)).await;
@@ -169,10 +172,10 @@ async fn a_server_that_may_open_nothing_more_goes_on() {
     assert_eq!(process.cut().await, 0);
 }
 
-/// What a process has used of the processors, in the system's ticks of a hundredth.
+/// The processor time that a process has used, from the system's ticks of 10 ms.
 fn cpu_time(id: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
-    // The name, which may hold spaces, is in brackets.
+    // The name, which may contain spaces, is in parentheses.
     let fields: Vec<_> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
     Duration::from_millis(10 * ticks)
@@ -180,6 +183,6 @@ fn cpu_time(id: u32) -> Duration {
 
 const AS_SERVER: &str = "DISCOVERY_TEST_RUN_A_SERVER";
 const SERVES: &str = "serves";
-/// Tells itself to stop once it is called.
+/// Begins to stop once it is called.
 const STOPS: &str = "stops";
 const DESCRIPTORS: usize = 64;

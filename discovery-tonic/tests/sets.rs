@@ -1,4 +1,4 @@
-//! What changes of the set do to calls and connections (B4 to B7).
+//! How changes of the set affect calls and connections (B4 to B7).
 
 mod support;
 
@@ -20,7 +20,7 @@ use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use support::*;
 use tokio::{sync::watch, task::JoinSet};
 
-/// Callers that go on until they are told to stop, and say what they met.
+/// Callers that call until they are stopped, and record failures.
 struct Load {
     callers: JoinSet<()>,
     stop: Arc<AtomicBool>,
@@ -64,7 +64,7 @@ fn shown(channel: &BalancedChannel) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn b04_four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_instance() {
+async fn b04_scaling_from_four_to_eight_to_two_fails_no_call_and_calls_no_removed_instance() {
     let servers = servers(8).await;
     let backend = registry(servers[..4].iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -83,7 +83,7 @@ async fn b04_four_to_eight_to_two_under_load_fails_nothing_and_calls_no_removed_
     eventually("two endpoints", || shown(&channel) == 2).await;
     let removed: u64 = servers[2..].iter().map(|server| server.greeter.calls()).sum();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    // Calls begun before the change may arrive a moment later.
+    // Calls that began before the change may arrive a moment later.
     let later: u64 = servers[2..].iter().map(|server| server.greeter.calls()).sum();
     assert!(later - removed <= 16, "{} calls to removed instances", later - removed);
     let settled = later;
@@ -100,7 +100,7 @@ async fn b04_no_call_goes_to_an_instance_that_is_no_longer_shown() {
     let channel = channel(&backend);
     eventually("three endpoints ready", || ready(&channel) == 3).await;
     let gone = servers[0].address;
-    // On a busy machine some rounds take longer than a removed endpoint's connection is kept.
+    // On a busy machine some rounds last longer than the connection of a removed endpoint is kept.
     let mut long = 0;
     for round in 0..50 {
         let start = Instant::now();
@@ -118,8 +118,8 @@ async fn b04_no_call_goes_to_an_instance_that_is_no_longer_shown() {
     assert!(long < 50 && servers[0].accepted() <= 1 + long, "an entry that flaps costs no connection");
 }
 
-/// `fault_c7`: a server is removed while streams of it are open and calls go on. No stream breaks, and 100 ms later (250 on a busy machine) none
-/// of the calls goes there any more.
+/// `fault_c7`: a server is removed while streams to it are open and calls continue. No stream
+/// breaks, and after 100 ms (250 on a busy machine) no call goes there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fault_c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
     let servers = servers(2).await;
@@ -139,7 +139,7 @@ async fn fault_c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
             Ok::<_, tonic::Status>(messages)
         });
     }
-    eventually("all are open", || servers.iter().map(|server| server.greeter.calls()).sum::<u64>() == 40).await;
+    eventually("all streams are open", || servers.iter().map(|server| server.greeter.calls()).sum::<u64>() == 40).await;
     let load = Load::start(&channel, 4);
     let removed = &servers[0];
     eventually("it gets calls", || removed.greeter.calls() > 30).await;
@@ -158,7 +158,7 @@ async fn fault_c7_a_removed_server_ends_its_streams_and_gets_no_calls() {
     load.stop_without_failures().await;
 }
 
-/// `fault_c5`: where the set is empty, a call that asks to wait ends at its deadline, not later.
+/// `fault_c5`: if the set is empty, a call that asks to wait ends at its deadline, not later.
 #[tokio::test]
 async fn fault_c5_on_an_empty_set_a_call_that_waits_ends_at_its_deadline() {
     let channel = channel(&registry([]));
@@ -173,7 +173,7 @@ async fn fault_c5_on_an_empty_set_a_call_that_waits_ends_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn fault_c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limit() {
+async fn fault_c7_a_stream_of_a_removed_endpoint_may_finish_within_the_drain_limit() {
     let servers = servers(2).await;
     let backend = registry([servers[0].address]);
     let channel = builder(&backend).drain_timeout(Duration::from_secs(2)).build().unwrap();
@@ -186,18 +186,18 @@ async fn fault_c7_a_removed_endpoints_stream_ends_in_peace_within_the_drain_limi
     backend.remove(&service(), &servers[0].address.to_string());
 
     let mut messages = 0;
-    while short.message().await.expect("a stream shorter than the limit ends in peace").is_some() {
+    while short.message().await.expect("a stream that is shorter than the limit completes").is_some() {
         messages += 1;
     }
     assert_eq!(messages, 10);
     let status = loop {
         match long.message().await {
-            Ok(message) => assert!(message.is_some(), "a longer one is cut"),
+            Ok(message) => assert!(message.is_some(), "a longer stream is aborted"),
             Err(status) => break status,
         }
     };
     let cut = start.elapsed();
-    println!("cut after {cut:?}");
+    println!("aborted after {cut:?}");
     assert_eq!(status.code(), tonic::Code::Unavailable);
     assert!(cut > Duration::from_millis(1_900) && cut < Duration::from_secs(4), "{cut:?}");
     assert_eq!(greet(&channel, None).await.unwrap(), servers[1].address);
@@ -236,7 +236,7 @@ async fn b07_endpoints_are_connected_and_replaced_without_a_request() {
     backend.put(&service(), servers[1].instance());
     eventually("the second connected", || servers[1].accepted() == 1 && ready(&channel) == 2).await;
     servers.remove(0).stop().await;
-    eventually("the loss is seen", || ready(&channel) == 1).await;
+    eventually("the loss is noticed", || ready(&channel) == 1).await;
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn b06_a_mass_removal_is_held_while_the_endpoints_answer() {
         if one_by_one {
             // As after an outage: leases are revoked one after the other.
             backend.interrupt();
-            eventually("the outage is seen", || backend.watches(&service()) == 0).await;
+            eventually("the outage is noticed", || backend.watches(&service()) == 0).await;
             backend.restore();
             eventually("the outage is over", || backend.watches(&service()) == 1).await;
             for server in &servers {
@@ -272,15 +272,16 @@ async fn b06_a_mass_removal_is_held_while_the_endpoints_answer() {
         for server in &servers[..keeps] {
             backend.put(&service(), server.instance());
         }
-        eventually("what is not back is let go", || shown(&held) == keeps).await;
+        eventually("instances that are not back are released", || shown(&held) == keeps).await;
         let none_held = || held.endpoints().iter().all(|one| one.held_until.is_none());
-        eventually("what is back is not held", none_held).await;
+        eventually("instances that are back are not held", none_held).await;
     }
 }
 
-/// While the registry is out of reach the set cannot refill; it may as long again once it is back.
+/// While the registry is unreachable the set cannot refill. Once it is back, the hold is extended
+/// by the length of the outage.
 #[tokio::test]
-async fn b06_held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
+async fn b06_held_endpoints_serve_while_the_registry_is_unreachable_again() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let hold = Duration::from_secs(1);
@@ -298,12 +299,12 @@ async fn b06_held_endpoints_serve_while_the_registry_is_out_of_reach_again() {
     backend.restore();
     eventually("one is back", || channel.endpoints().iter().any(|one| one.held_until.is_none())).await;
     assert_eq!(shown(&channel), 3);
-    let took = eventually("the others are let go", || shown(&channel) == 1).await;
+    let took = eventually("the others are released", || shown(&channel) == 1).await;
     assert!(took > hold / 2, "{took:?}");
 }
 
 #[tokio::test]
-async fn a_held_endpoint_that_closes_is_let_go() {
+async fn a_held_endpoint_that_closes_is_released() {
     let mut servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = builder(&backend).hold_on_mass_removal(Some(Duration::from_secs(60))).build().unwrap();
@@ -315,7 +316,7 @@ async fn a_held_endpoint_that_closes_is_let_go() {
 }
 
 #[tokio::test]
-async fn fault_c14_traffic_goes_on_while_the_registry_is_out_of_reach() {
+async fn fault_c14_traffic_continues_while_the_registry_is_unreachable() {
     let servers = servers(2).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = channel(&backend);
@@ -330,7 +331,7 @@ async fn fault_c14_traffic_goes_on_while_the_registry_is_out_of_reach() {
 }
 
 #[tokio::test]
-async fn weights_share_the_calls_and_weight_zero_gets_none() {
+async fn calls_are_shared_by_weight_and_weight_zero_gets_none() {
     let servers = servers(3).await;
     let backend = registry([]);
     for (server, weight) in servers.iter().zip([100, 300, 0]) {
@@ -360,7 +361,7 @@ async fn weights_share_the_calls_and_weight_zero_gets_none() {
 }
 
 #[tokio::test]
-async fn round_robin_takes_turns() {
+async fn round_robin_uses_endpoints_in_turn() {
     let servers = servers(3).await;
     let backend = registry(servers.iter().map(|server| server.address));
     let channel = builder(&backend).policy(RoundRobin::new()).build().unwrap();
@@ -396,10 +397,10 @@ impl Source for Scripted {
     }
 }
 
-/// Four instances that were replaced by four others in one step received 549 of 1,545 calls, for up
-/// to 15 s.
+/// Regression: four instances were replaced by four others in one step, and still received 549 of
+/// 1,545 calls, for up to 15 s.
 #[tokio::test]
-async fn instances_that_are_replaced_are_not_held() {
+async fn replaced_instances_are_not_held() {
     let old = servers(4).await;
     let new = servers(4).await;
     for in_one_step in [true, false] {

@@ -1,5 +1,5 @@
-//! Healthy endpoints that are slow, or stuck on one connection: none is ejected, and no connection
-//! is replaced that serves (B8; figure F15).
+//! Healthy endpoints that are slow, or stuck on one connection: none is ejected, and no working
+//! connection is replaced (B8; figure F15).
 
 mod support;
 
@@ -22,7 +22,7 @@ use tokio::{
 };
 use tonic::{Request, transport::Server as Tonic};
 
-/// Servers, a channel, and how often somebody saw an endpoint that was ejected.
+/// Servers, a channel, and how often an endpoint was seen to be ejected.
 struct Fleet {
     servers: Vec<Server>,
     channel: BalancedChannel,
@@ -57,7 +57,7 @@ impl Fleet {
         Self { servers, channel, ejected, _tasks: tasks }
     }
 
-    /// One caller that calls again and again; returns how long each call took.
+    /// Calls repeatedly from one caller; returns how long each call took.
     async fn call(&self, delay: Duration, time: Duration) -> Vec<Duration> {
         let start = Instant::now();
         let mut took = Vec::new();
@@ -74,7 +74,8 @@ impl Fleet {
         self.servers.iter().map(Server::accepted).sum()
     }
 
-    /// Nothing was ejected, and nothing connected beyond a check of each endpoint.
+    /// Asserts that no endpoint was ejected, and that none was connected again except for one check
+    /// each.
     fn assert_unharmed(&self, what: &str) {
         let ejected = self.ejected.load(Ordering::Relaxed);
         let connections = self.connections();
@@ -91,7 +92,7 @@ fn taking(delay: Duration) -> GreetRequest {
 const QUICK: Duration = Duration::ZERO;
 
 #[tokio::test]
-async fn b08_long_polls_are_no_silence() {
+async fn b08_long_polls_are_not_silence() {
     let fleet = Fleet::start(4).await;
     let poll = Duration::from_secs(4);
     let time = Duration::from_secs(7);
@@ -99,9 +100,9 @@ async fn b08_long_polls_are_no_silence() {
     fleet.assert_unharmed("long polls of 4 s");
 }
 
-/// They begin one after the other, so that there are always some answers.
+/// The long polls begin one after the other, so that there are always some answers.
 #[tokio::test]
-async fn long_polls_beside_quick_calls_are_no_silence() {
+async fn long_polls_beside_quick_calls_are_not_silence() {
     let fleet = Fleet::start(4).await;
     let poll = Duration::from_secs(3);
     let time = Duration::from_secs(9);
@@ -115,12 +116,12 @@ async fn long_polls_beside_quick_calls_are_no_silence() {
     let (_, quick) = tokio::join!(polls, fleet.call(QUICK, time));
     fleet.assert_unharmed("long polls of 3 s beside quick calls");
     let slow = quick.iter().filter(|took| **took > Duration::from_millis(150)).count();
-    // A few do on a busy machine; where calls wait for endpoints it is one in twenty.
+    // On a busy machine a few wait. If calls had to wait for endpoints it would be one in twenty.
     assert!(slow * 50 <= quick.len(), "{slow} of {} quick calls waited", quick.len());
 }
 
 #[tokio::test]
-async fn one_caller_of_slow_calls_costs_one_check_an_endpoint() {
+async fn one_caller_of_slow_calls_costs_one_check_per_endpoint() {
     let fleet = Fleet::start(4).await;
     fleet.call(Duration::from_millis(1500), Duration::from_secs(9)).await;
     fleet.assert_unharmed("one caller of 1.5 s calls");
@@ -128,7 +129,7 @@ async fn one_caller_of_slow_calls_costs_one_check_an_endpoint() {
 }
 
 #[tokio::test]
-async fn streams_without_early_headers_are_no_silence() {
+async fn streams_without_early_headers_are_not_silence() {
     for quick in [false, true] {
         let fleet = Fleet::start(2).await;
         let streams = async {
@@ -137,7 +138,7 @@ async fn streams_without_early_headers_are_no_silence() {
                 let channel = fleet.channel.clone();
                 streams.spawn(async move {
                     for _ in 0..2 {
-                        // The greeter's unary call is as late with its headers.
+                        // The greeter's unary call sends its headers as late.
                         greet_with(&channel, None, taking(Duration::from_millis(2500))).await.unwrap();
                     }
                 });
@@ -154,14 +155,14 @@ async fn streams_without_early_headers_are_no_silence() {
 }
 
 #[tokio::test]
-async fn a_stalled_client_blames_nobody() {
+async fn a_stalled_client_ejects_no_endpoint() {
     let fleet = Fleet::start(4).await;
     for _ in 0..3 {
         let calls = fleet.call(Duration::from_millis(20), Duration::from_millis(500));
         let others = fleet.call(Duration::from_millis(50), Duration::from_millis(500));
         let stall = async {
             sleep(Duration::from_millis(60)).await;
-            // The whole runtime of this test.
+            // Blocks the whole runtime of this test.
             thread::sleep(Duration::from_millis(1500));
         };
         tokio::join!(calls, others, stall);
@@ -170,7 +171,7 @@ async fn a_stalled_client_blames_nobody() {
 }
 
 #[tokio::test]
-async fn b08_callers_that_give_up_blame_nobody() {
+async fn b08_callers_that_give_up_eject_no_endpoint() {
     let fleet = Fleet::start(4).await;
     let callers = (0..12).map(|number| {
         let channel = fleet.channel.clone();
@@ -186,14 +187,14 @@ async fn b08_callers_that_give_up_blame_nobody() {
     fleet.assert_unharmed("callers that give up after 600 ms on a method of 2 s");
 }
 
-/// The connection that takes the place of an old one, or of one that was lost, takes calls at once:
-/// the endpoint is known.
+/// A connection that replaces an old or lost one takes calls at once, because the endpoint is
+/// known.
 #[tokio::test]
 async fn a_successor_makes_no_call_wait() {
     let aging = |builder: discovery_tonic::ChannelBuilder| {
         builder.endpoint_settings(|_| EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap())
     };
-    // Alone, so that no other endpoint could take what would wait.
+    // A single endpoint, so that no other one could take the calls that would wait.
     let fleet = Fleet::of(servers(1).await, aging).await;
     let work = Duration::from_millis(150);
     fleet.call(QUICK, Duration::from_millis(100)).await;
@@ -215,9 +216,9 @@ async fn a_successor_makes_no_call_wait() {
     assert!(fleet.connections() >= 4 && waited * 50 <= took.len(), "{waited}");
 }
 
-/// A call that is expected to be slow is no reason even for a check.
+/// A call that is expected to be slow does not even cause a check.
 #[tokio::test]
-async fn calls_that_are_expected_to_be_slow_are_not_waited_for() {
+async fn calls_that_are_expected_to_be_slow_cause_no_check() {
     let [marked, unmarked] = [true, false].map(async |is_marked| {
         let fleet = Fleet::start(1).await;
         fleet.call(QUICK, Duration::from_millis(100)).await;
@@ -233,7 +234,7 @@ async fn calls_that_are_expected_to_be_slow_are_not_waited_for() {
     assert_eq!((marked, unmarked), (1, 2), "not even checked, unlike those without the mark");
 }
 
-/// Neither is one that is given up.
+/// Nor does one that is given up.
 #[tokio::test]
 async fn calls_that_are_expected_to_be_slow_may_be_given_up() {
     let fleet = Fleet::start(1).await;
@@ -248,7 +249,7 @@ async fn calls_that_are_expected_to_be_slow_may_be_given_up() {
     assert_eq!(fleet.connections(), 1);
 }
 
-/// A peer whose first connection takes requests and answers none, while those made later answer.
+/// A peer whose first connection accepts requests and answers none, while later connections answer.
 async fn stuck() -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -275,8 +276,8 @@ async fn stuck() -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     (address, accepted, tasks)
 }
 
-/// Of a stuck connection a new one takes the place, also where there is no other endpoint, and the
-/// calls on it go on.
+/// A new connection replaces a stuck one, even if there is no other endpoint, and the calls on the
+/// stuck one go on.
 #[tokio::test]
 async fn a_stuck_connection_is_replaced_by_one_that_answers() {
     tokio::join!(replaces_a_stuck_connection(0), replaces_a_stuck_connection(2));
@@ -287,7 +288,8 @@ async fn replaces_a_stuck_connection(others: usize) {
     let servers = servers(others).await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([address])));
     eventually("all ready", || ready(&channel) == 1 + others).await;
-    // `endpoints` counts calls on present connections alone, which the stuck one is until replaced.
+    // `endpoints` counts only calls on current connections, which include the stuck one until it is
+    // replaced.
     let at_stuck = || {
         let endpoints = channel.endpoints();
         endpoints.iter().find(|one| one.instance.address().socket_addr() == Some(address)).unwrap().in_flight
@@ -317,7 +319,7 @@ async fn replaces_a_stuck_connection(others: usize) {
     assert!(waiting.try_join_next().is_none(), "it keeps its calls");
 }
 
-/// A server that begins to answer late, with headers before its messages, is as healthy as any.
+/// A server that answers late, but sends headers before its messages, is healthy.
 #[tokio::test]
 async fn a_stream_with_headers_is_an_answer() {
     let fleet = Fleet::of(vec![Server::start_with("one", Tonic::builder()).await], |builder| builder).await;

@@ -1,4 +1,4 @@
-//! Streams that nobody reads: what they cost in memory, and what they cost the other calls of their
+//! Streams that are not read: what they cost in memory, and what they cost the other calls of their
 //! connection.
 
 mod support;
@@ -21,7 +21,7 @@ use tonic_prost::prost::Message;
 
 const AS_SERVER: &str = "UNREAD_SERVER";
 
-/// A server in a process of its own, so that what is measured is the client's.
+/// A server in a process of its own, so that only the client is measured.
 struct Flood {
     address: SocketAddr,
     _child: Child,
@@ -39,7 +39,7 @@ impl Flood {
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = loop {
-            let line = lines.next_line().await.unwrap().expect("it prints where it listens");
+            let line = lines.next_line().await.unwrap().expect("it prints its address");
             if let Some((_, address)) = line.split_once("listens at ") {
                 break address.parse().unwrap();
             }
@@ -48,8 +48,9 @@ impl Flood {
     }
 }
 
-/// What [`Flood`] runs; no test unless it does. It answers `Greet` with NOT_FOUND, and `GreetMany`
-/// with as many messages of `interval_ms` bytes as the client takes, as fast as it takes them.
+/// The server that [`Flood`] runs; not a test otherwise. It answers `Greet` with NOT_FOUND, and
+/// `GreetMany` with as many messages of `interval_ms` bytes as the client accepts, as fast as it
+/// accepts them.
 #[tokio::test]
 async fn a_server_as_a_process() {
     if env::var_os(AS_SERVER).is_none() {
@@ -93,7 +94,7 @@ async fn flood(mut stream: h2::SendStream<Bytes>, size: u32) -> Option<()> {
     }
 }
 
-/// A message with a payload of this size, as it travels.
+/// A message with a payload of this size, as it is sent.
 fn message(size: u32) -> Bytes {
     let message = GreetReply { payload: vec![0; size as usize], ..GreetReply::default() }.encode_to_vec();
     let length = u32::try_from(message.len()).unwrap().to_be_bytes();
@@ -120,7 +121,7 @@ async fn is_lost(channel: &BalancedChannel) -> bool {
     greet(channel, Some(Duration::from_millis(500))).await.is_err()
 }
 
-/// So many of 100 calls fail while the streams are not read.
+/// How many of 100 calls fail while the streams are not read.
 async fn bystanders_lost(channel: &BalancedChannel) -> usize {
     let mut lost = 0;
     for _ in 0..100 {
@@ -130,12 +131,12 @@ async fn bystanders_lost(channel: &BalancedChannel) -> usize {
     lost
 }
 
-/// With a window of 5 MiB for the connection, hyper's, 100 of 100 other calls were lost, and with
-/// small messages the connection ended. The same with 64 MiB.
+/// Regression: with hyper's window of 5 MiB for the connection, 100 of 100 other calls were lost,
+/// and with small messages the connection ended. The same happened with 64 MiB.
 #[tokio::test]
 async fn forty_unread_streams_cost_no_other_call() {
     let server = Flood::start().await;
-    // Small messages cost ten times their bytes, so that there are fewer.
+    // Small messages cost ten times their size, so use fewer streams.
     for (count, size, most_mib) in [(40, 15_000, 160), (40, 1_000, 200), (8, 20, 400)] {
         let channel = channel(&registry([server.address]));
         assert!(!is_lost(&channel).await);
@@ -145,13 +146,13 @@ async fn forty_unread_streams_cost_no_other_call() {
         let lost = bystanders_lost(&channel).await;
         let used = resident_kib().saturating_sub(before) / 1024;
         println!("{count} unread streams of {size} bytes: {used} MiB, {lost} of 100 bystanders lost");
-        assert_eq!((lost, channel.endpoints()[0].in_flight as usize), (0, count), "and all streams go on");
+        assert_eq!((lost, channel.endpoints()[0].in_flight as usize), (0, count), "and all streams continue");
         assert!(used < most_mib, "{used} MiB");
         drop(kept);
     }
 }
 
-/// A reader that paused for 3 s at messages of 25 bytes cost 10 of 10 other calls.
+/// Regression: a reader that paused for 3 s with messages of 25 bytes cost 10 of 10 other calls.
 #[tokio::test]
 async fn a_reader_that_pauses_finds_its_messages() {
     let server = Flood::start().await;

@@ -3,6 +3,10 @@
 //!
 //! A pick loads an immutable set. It takes no lock, reads no clock and involves no central task.
 
+// `policy` is the interface, which `power_of_two` and `round_robin` implement with the random
+// numbers of `rng` and the weighted sampling of `alias`. `balancer` publishes the set and picks
+// from it, `load` counts the requests of each candidate, and `wait_queue` has the calls that found
+// no capacity.
 mod alias;
 mod balancer;
 mod load;

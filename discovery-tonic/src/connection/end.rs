@@ -1,3 +1,5 @@
+//! How and why a connection ended, for the calls that were lost with it.
+
 use std::{
     error::Error as StdError,
     fmt, io,

@@ -1,3 +1,5 @@
+//! The byte stream below hyper, which keeps a failed write from hiding the peer's GOAWAY.
+
 use std::{
     future::Future,
     io, mem,

@@ -1,3 +1,5 @@
+//! One connection attempt: the user's hook, then the connector and the HTTP/2 handshake.
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::{

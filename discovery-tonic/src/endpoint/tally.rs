@@ -52,7 +52,7 @@ impl Tally {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Ends a row of failures.
+    /// Ends a series of consecutive failures.
     pub(crate) fn succeeded(&self) {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);

@@ -1,3 +1,5 @@
+//! How the pool publishes: the candidates, the availability and the table of endpoints.
+
 use std::{
     sync::{
         Arc,
@@ -12,7 +14,6 @@ use super::Pool;
 use super::{member::Member, outlier::orders::Access, slow_start};
 use crate::{connection::link::Health, endpoint::lane::Phase, published::availability::Availability};
 
-/// Publishes what calls read.
 impl Pool {
     pub(super) fn publish(&mut self) {
         let now = Instant::now();

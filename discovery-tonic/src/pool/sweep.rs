@@ -1,3 +1,5 @@
+//! How the pool examines its endpoints: the changed ones at once, all of them on each sweep.
+
 use std::sync::{Arc, Weak};
 
 use discovery_core::InstanceId;
@@ -16,7 +18,6 @@ use super::{
 };
 use crate::{endpoint::check::Checked, metrics::Event, published::availability::Availability, wakeups::SWEEP};
 
-/// Observes the endpoints, and acts on what outlier detection orders.
 impl Pool {
     /// Examines the endpoints that have changed; returns whether anything changed that calls must
     /// see.

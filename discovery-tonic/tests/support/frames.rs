@@ -1,4 +1,4 @@
-//! A peer whose frames are written by hand, for what no server's library does.
+//! A peer whose frames are written by hand, for behavior that no server library has.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -13,17 +13,17 @@ pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
 pub const PING: u8 = 6;
 pub const GO_AWAY: u8 = 7;
-/// Of SETTINGS and PING.
+/// A flag of SETTINGS and PING.
 pub const ACK: u8 = 1;
-/// Of HEADERS.
+/// A flag of HEADERS.
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
-/// The reason of a GOAWAY.
+/// An error code of GOAWAY.
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 pub struct Frames {
     read: OwnedReadHalf,
-    /// What was read of the next frame.
+    /// What has been read of the next frame.
     buffer: Vec<u8>,
     write: OwnedWriteHalf,
 }
@@ -40,7 +40,7 @@ impl Frames {
     pub async fn accept(listener: &TcpListener) -> Self {
         let (read, write) = loop {
             let (mut read, write) = listener.accept().await.unwrap().0.into_split();
-            // Of a client that is still there.
+            // Skip clients that have disconnected already.
             if read.read_exact(&mut [0; 24]).await.is_ok() {
                 break (read, write);
             }
@@ -56,7 +56,7 @@ impl Frames {
         self.write.write_all(&frame).await.unwrap();
     }
 
-    /// The next frame; `None` at the end. It may be dropped at any time.
+    /// Returns the next frame; `None` at the end. Dropped before completion, it loses nothing.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             if let Some((head, rest)) = self.buffer.split_first_chunk::<9>() {
@@ -76,10 +76,10 @@ impl Frames {
 
     /// Reads frames up to one of this kind.
     pub async fn until(&mut self, kind: u8, flag: u8) -> Frame {
-        self.find(kind, flag).await.expect("the frame comes")
+        self.find(kind, flag).await.expect("the frame arrives")
     }
 
-    /// The same where the peer may go.
+    /// Like [`until`](Self::until), but the peer may disconnect: then returns `None`.
     pub async fn find(&mut self, kind: u8, flag: u8) -> Option<Frame> {
         loop {
             let frame = self.next().await?;
@@ -89,7 +89,7 @@ impl Frames {
         }
     }
 
-    /// A response of headers alone.
+    /// Sends a response that consists of headers only.
     pub async fn answer(&mut self, stream: u32, grpc_status: &str) {
         // The static table's `:status: 200`, then a literal without indexing.
         let status = [&[grpc_status.len() as u8], grpc_status.as_bytes()].concat();
@@ -97,7 +97,7 @@ impl Frames {
         self.send(HEADERS, END_STREAM | END_HEADERS, stream, &block).await;
     }
 
-    /// No requests above this stream were processed, and none will be.
+    /// Sends a GOAWAY: no requests above this stream were or will be processed.
     pub async fn go_away(&mut self, last: u32) {
         self.go_away_because(last, 0, "").await;
     }

@@ -1,4 +1,5 @@
-//! Servers for the channel's tests: real tonic servers on real sockets, and listeners that misbehave in one way each.
+//! Servers for the channel's tests: real tonic servers on real sockets, and listeners that
+//! misbehave in one way each.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -78,19 +79,20 @@ impl Server {
         self.accepted.load(Ordering::Relaxed)
     }
 
-    /// GOAWAY, then the end once the calls in flight have ended.
+    /// Sends GOAWAY, and stops once the calls in flight have ended.
     pub async fn stop(mut self) {
         drop(self.stop.take());
         self.task.await.unwrap();
     }
 
-    /// GOAWAY alone.
+    /// Sends GOAWAY without waiting for the end.
     pub fn begin_stop(&mut self) {
         drop(self.stop.take());
     }
 }
 
-/// A server on a runtime of its own, which can go as a process goes that is killed: at once, with all its connections.
+/// A server on a runtime of its own, which can stop like a killed process: at once, with all its
+/// connections.
 pub struct Mortal {
     pub address: SocketAddr,
     pub greeter: Greeter,
@@ -103,11 +105,11 @@ impl Mortal {
         Self::start_at(name, "127.0.0.1:0".parse().unwrap())
     }
 
-    /// At an address that another one had.
+    /// Starts at an address, which may be that of a former server.
     pub fn start_at(name: &str, address: SocketAddr) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let start = Instant::now();
-        // The former one may need a moment to go.
+        // The former server may need a moment to release it.
         let listener = loop {
             match std::net::TcpListener::bind(address) {
                 Ok(listener) => break listener,
@@ -135,7 +137,7 @@ impl Mortal {
     }
 
     pub fn kill(&mut self) {
-        self.runtime.take().expect("it lives").shutdown_background();
+        self.runtime.take().expect("it is running").shutdown_background();
     }
 }
 
@@ -164,7 +166,7 @@ pub async fn refusing() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// Accepts connections and never says a word.
+/// Accepts connections and never sends anything.
 pub async fn silent() -> (SocketAddr, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -178,15 +180,15 @@ pub async fn silent() -> (SocketAddr, JoinSet<()>) {
     (address, tasks)
 }
 
-/// What a peer of raw h2 does with its n-th request.
+/// What a raw h2 peer does with its n-th request.
 pub type OnRequest = fn(usize, &mut h2::server::SendResponse<bytes::Bytes>);
 
-/// Shakes hands, then treats every request alike; counts the requests.
+/// Completes the handshake, then treats every request alike and counts them.
 pub async fn raw_h2(on_request: OnRequest) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     raw_h2_with(on_request).await
 }
 
-/// The same with what captures something.
+/// Like [`raw_h2`], with a closure that captures something.
 pub async fn raw_h2_with(
     on_request: impl Fn(usize, &mut h2::server::SendResponse<bytes::Bytes>) + Clone + Send + 'static,
 ) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
@@ -202,7 +204,7 @@ pub async fn raw_h2_with(
             let count = Arc::clone(&count);
             let on_request = on_request.clone();
             connections.spawn(async move {
-                // A client that goes in the middle of its handshake is no fault of the peer's.
+                // A client that disconnects during the handshake is not a failure of the peer.
                 let Ok(mut connection) = h2::server::handshake(socket).await else { return };
                 let mut kept = Vec::new();
                 while let Some(Ok((request, mut respond))) = connection.accept().await {
@@ -215,7 +217,7 @@ pub async fn raw_h2_with(
     (address, requests, tasks)
 }
 
-/// A connector over plain TCP, which is no default one and so is trusted with any origin.
+/// A connector over plain TCP. It is not the default one, so it is trusted with any origin.
 pub fn plain_tcp() -> impl Clone
 + Send
 + Sync
@@ -244,12 +246,12 @@ pub fn ready(channel: &BalancedChannel) -> usize {
     endpoints.iter().filter(|one| one.state == discovery_tonic::EndpointState::Ready).count()
 }
 
-/// Shakes hands and never answers.
+/// Completes the handshake and never answers.
 pub async fn hung() -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
     raw_h2(|_, _| {}).await
 }
 
-/// A registry in which somebody put these addresses.
+/// A registry with these addresses.
 pub fn registry(addresses: impl IntoIterator<Item = SocketAddr>) -> MemoryBackend {
     let backend = MemoryBackend::new();
     for address in addresses {
@@ -266,7 +268,7 @@ pub fn builder(backend: &MemoryBackend) -> ChannelBuilder {
     BalancedChannel::builder(backend.clone(), service())
 }
 
-/// One call; who answered, as the response's extension says.
+/// Makes one call; returns the address that served it, according to the response's extension.
 pub async fn greet(channel: &BalancedChannel, timeout: Option<Duration>) -> Result<SocketAddr, Status> {
     greet_with(channel, timeout, GreetRequest::default()).await.map(|(address, _)| address)
 }
@@ -281,7 +283,7 @@ pub async fn greet_with(
         request.set_timeout(timeout);
     }
     let response = GreeterClient::new(channel.clone()).greet(request).await?;
-    let served_by = response.extensions().get::<ServedBy>().expect("every response says who served it");
+    let served_by = response.extensions().get::<ServedBy>().expect("every response names the instance that served it");
     let address = served_by.instance().address().socket_addr().unwrap();
     Ok((address, response.into_inner()))
 }

@@ -1,4 +1,4 @@
-//! Servers that live in a registry.
+//! Servers that register.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -11,14 +11,14 @@ use tonic::{Status, transport::Channel};
 
 use super::service;
 
-/// What tests wait for in any case.
+/// What tests always wait for.
 pub const SHORT: Duration = Duration::from_millis(300);
-/// What should happen at once happens within this, also on a busy machine.
+/// What should happen at once happens within this, even on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
 /// What no test waits for.
 pub const LONG: Duration = Duration::from_secs(600);
 
-/// A server that runs, and what tests do to it.
+/// A running server, and what tests need of it.
 pub struct Running {
     pub address: SocketAddr,
     pub greeter: Greeter,
@@ -57,7 +57,7 @@ impl Running {
     }
 }
 
-/// A call that a server answers after this time; started once this returns.
+/// Makes a call that the server answers after this time. It has begun once this returns.
 pub async fn slow_call(address: SocketAddr, time: Duration) -> JoinHandle<Result<(), Status>> {
     let mut client = GreeterClient::new(connect(address).await);
     let interval_ms = time.as_millis().try_into().unwrap();

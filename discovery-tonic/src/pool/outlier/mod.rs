@@ -55,8 +55,8 @@ pub(crate) struct Outlier {
     /// The number of sweeps in which requests waited since the last answer. Accumulated, because
     /// impatient callers may each wait only briefly.
     silence: u32,
-    /// What the others had done by the sweep in which the silence, or the row of failures, began.
-    /// What they have done since is compared.
+    /// What the others had done by the sweep in which the silence, or the series of failures,
+    /// began. What they have done since is compared.
     before_silence: Option<Counts>,
     before_row: Option<Counts>,
     /// When the current interval of the failure percentage began, and what this endpoint and the
