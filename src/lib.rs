@@ -14,8 +14,13 @@
 //! | `full` | all of them | `protoc` and a C compiler at build time |
 //!
 //! Authors of backends depend on the crate `discovery-core`, which has what they need.
+//!
+//! Examples name the crate that defines an item. With this crate, `discovery_core::X` is
+//! `discovery::X`, `discovery_tonic::X` is `discovery::channel::X`, `discovery_tonic::server::X` is
+//! `discovery::server::X`, `discovery_memory::X` is `discovery::memory::X`, and
+//! `discovery_etcd::X` is `discovery::etcd::X`.
 #![cfg_attr(all(feature = "memory", feature = "server"), doc = "")]
-#![cfg_attr(all(feature = "memory", feature = "server"), doc = include_str!("../README.md"))]
+#![cfg_attr(all(feature = "memory", feature = "server"), doc = include_str!("front.md"))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod open;
@@ -57,3 +62,8 @@ pub mod channel {
         OutlierDetection, ResponseBody, Retry, RetryPolicy, ServedBy, Tried, WaitForReady, balance,
     };
 }
+
+/// Compiles the code blocks of the README.
+#[cfg(all(doctest, feature = "memory", feature = "server"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

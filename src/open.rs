@@ -14,6 +14,9 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// Returns immediately. If the registry cannot be reached, calls on the backend report that, and
 /// the backend keeps trying.
 ///
+/// Open a registry once per process and clone the [`Arc`] for each channel and server: each call
+/// creates a separate backend, with its own connection and lease.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), discovery::Error> {

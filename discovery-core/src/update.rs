@@ -75,6 +75,26 @@ pub(crate) type Place = Arc<OnceLock<Snapshot>>;
 /// A service's update stream: owned, endless, stopped when it is dropped.
 ///
 /// See [`Update`] for its laws.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery_core::Error> {
+/// use discovery_core::{FixedResolver, Instance, Resolver, Snapshot};
+/// use futures::StreamExt;
+///
+/// let resolver = FixedResolver::new([Instance::new("10.0.0.1:80".parse()?)]);
+/// let mut updates = resolver.watch(&"payments".parse()?)?;
+/// let mut set = Snapshot::default();
+/// while let Some(update) = updates.next().await {
+///     set = set.after(&update);
+///     if !set.is_empty() {
+///         break;
+///     }
+/// }
+/// assert_eq!(set.len(), 1);
+/// # Ok(())
+/// # }
+/// ```
 pub struct UpdateStream(BoxStream<'static, Update>);
 
 impl Change {

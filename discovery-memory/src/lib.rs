@@ -4,10 +4,44 @@
 //! conformance suite, and simulates faults on demand: outages, lost leases, crashed processes,
 //! unreadable entries.
 //!
-//! # A unit test of a service and its client
+//! # A unit test
+//!
+//! With `#[tokio::test]`, this is the body of a test of code that calls a service:
+//!
+//! ```
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::time::Duration;
+//!
+//! use discovery_memory::MemoryBackend;
+//! use discovery_tonic::{BalancedChannel, server::RegisteredServer};
+//! use greeter::{GreetRequest, Greeter, GreeterClient};
+//! use tonic::transport::Server;
+//!
+//! let backend = MemoryBackend::new();
+//! let router = Server::builder().add_service(Greeter::new("one").into_service());
+//! let server = RegisteredServer::builder(backend.clone(), "greeter".parse()?)
+//!     .bind("127.0.0.1:0".parse()?)
+//!     .await?;
+//! tokio::spawn(server.serve(|incoming, goaway| {
+//!     router.serve_with_incoming_shutdown(incoming, goaway)
+//! }));
+//!
+//! let channel = BalancedChannel::new(backend.clone(), "greeter".parse()?)?;
+//! channel.ready(Duration::from_secs(5)).await?;
+//! backend.interrupt(); // the registry is down; calls still work
+//! let reply = GreeterClient::new(channel).greet(GreetRequest::default()).await?;
+//! assert_eq!(reply.get_ref().server, "one");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # A test that takes no time
 //!
 //! Everything that a client goes through in production, in one thread, without a socket and without
-//! waiting. With `#[tokio::test(start_paused = true)]`, this is the body of a test:
+//! waiting: a paused clock needs pipes instead of sockets. With
+//! `#[tokio::test(start_paused = true)]`, this is the body of a test. It needs the crates
+//! `futures`, `http`, `hyper-util` (feature `tokio`) and `tower` (feature `util`).
 //!
 //! ```
 //! use std::{collections::HashMap, io, sync::Arc, time::Duration};

@@ -10,6 +10,7 @@ use std::{
 };
 
 use discovery_core::Backoff;
+use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings, RetryPolicy, Tried, WaitForReady};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use hyper_util::rt::TokioIo;
@@ -54,7 +55,25 @@ async fn b03_the_status_at_the_deadline_is_deadline_exceeded_whatever_the_server
     assert!(others.is_empty(), "{} of {}: {:?}", others.len(), statuses.len(), others[0]);
 }
 
-/// The same in the middle of a stream, or instead of an answer.
+/// A call that waits in vain gets the reason, with and without a set of endpoints.
+#[tokio::test]
+async fn a_call_that_waits_until_its_deadline_gives_the_reason() {
+    let empty = channel(&MemoryBackend::new());
+    let unreachable = channel(&registry([refusing().await]));
+    for (channel, reason) in [(empty, "it has had no instances"), (unreachable, "none of its 1 endpoints")] {
+        let mut request = Request::new(GreetRequest::default());
+        request.set_timeout(Duration::from_millis(500));
+        request.extensions_mut().insert(WaitForReady);
+        let status = GreeterClient::new(channel).greet(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let message = status.message();
+        assert!(message.starts_with("the deadline of the call has passed while it waited: "), "{message}");
+        assert!(message.contains(reason), "{message}");
+        assert!(Tried::from_status(&status).unwrap().instances().is_empty());
+    }
+}
+
+/// A status at the deadline, or a reset: in the middle of a stream, or instead of an answer.
 #[tokio::test]
 async fn a_reset_or_a_status_at_the_deadline_is_deadline_exceeded_too() {
     let resets = |_, respond: &mut h2::server::SendResponse<bytes::Bytes>| respond.send_reset(h2::Reason::CANCEL);

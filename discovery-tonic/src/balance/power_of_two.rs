@@ -1,7 +1,7 @@
 use super::{Candidates, Policy, Rng};
 
 /// Picks the less loaded of two random candidates, by requests in flight for their weight; the
-/// default policy.
+/// default policy. A stream counts as one request in flight until it ends.
 ///
 /// Source: Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, IEEE TPDS 12
 /// (2001). The candidates are sampled by weight: with equal weights they always differ, otherwise a

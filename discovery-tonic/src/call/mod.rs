@@ -146,7 +146,7 @@ impl Call {
                 let Some(end) = self.deadline else { return self.attempts(&shared, request, wait).await };
                 match timeout_at(end, self.attempts(&shared, request, wait)).await {
                     Ok(result) => result,
-                    Err(_) => Err(self.failed(&shared, status::deadline_exceeded(), None)),
+                    Err(_) => Err(self.out_of_time(&shared)),
                 }
             };
             shared.on_runtime(attempts).await
@@ -172,9 +172,8 @@ impl Call {
             let picked = match shared.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
-                    // Many callers look at the status alone, so its message includes the cause.
-                    let told = cause.as_ref().map(|cause| format!("{message}: {}", report(&**cause)));
-                    return Err(self.failed(shared, Status::unavailable(told.unwrap_or(message)), cause));
+                    let message = with_cause(message, cause.as_ref());
+                    return Err(self.failed(shared, Status::unavailable(message), cause));
                 }
             };
             left = left.map(|left| left.saturating_sub(begun.elapsed()));
@@ -315,15 +314,36 @@ impl Call {
     }
 
     /// Returns the status that the call ends with; at its deadline always `DEADLINE_EXCEEDED`.
-    fn failed(&mut self, shared: &Shared, mut status: Status, cause: Option<BoxError>) -> Status {
+    fn failed(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
+        let status = if self.is_over() { status::deadline_exceeded() } else { status };
+        self.end(shared, status, cause)
+    }
+
+    /// Returns the status of a call whose deadline passed while it waited or was repeated. If it
+    /// was sent to no instance, the status explains why there was none.
+    fn out_of_time(&mut self, shared: &Shared) -> Status {
+        if !self.tried.is_empty() {
+            return self.end(shared, status::deadline_exceeded(), None);
+        }
+        let (message, cause) = shared.published.availability.load().explain(&shared.published.service, None);
+        let message = with_cause(message, cause.as_ref());
+        self.end(shared, status::deadline_exceeded_while_waiting(&message), cause)
+    }
+
+    fn end(&mut self, shared: &Shared, status: Status, cause: Option<BoxError>) -> Status {
         shared.published.wakeups.metrics.count(Event::Failure);
         if let Some(replay) = &self.replay {
             replay.stop_keeping();
         }
-        if self.is_over() {
-            status = status::deadline_exceeded();
-        }
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
+    }
+}
+
+/// Many callers look at the status alone, so its message includes the cause.
+fn with_cause(message: String, cause: Option<&BoxError>) -> String {
+    match cause {
+        Some(cause) => format!("{message}: {}", report(&**cause)),
+        None => message,
     }
 }
 

@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 ///
 /// | The attempt | Without a policy | With a policy |
 /// |---|---|---|
+/// | found no endpoint | fails: `UNAVAILABLE` | the same; see [`WaitForReady`](crate::WaitForReady) |
 /// | was never sent, because its connection ended first | sent again at once | the same |
 /// | was not processed according to the peer: `REFUSED_STREAM`, or excluded by its GOAWAY | sent again at once, up to 3 times | the same, then treated as `UNAVAILABLE` |
 /// | lost its connection before the response began | fails with `UNAVAILABLE` | **repeated** if the policy has that code |

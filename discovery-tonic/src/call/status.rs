@@ -102,6 +102,11 @@ pub(crate) fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline of the call has passed")
 }
 
+/// Returns the status of a call that its deadline ended before there was an endpoint for it.
+pub(crate) fn deadline_exceeded_while_waiting(reason: &str) -> Status {
+    Status::deadline_exceeded(format!("the deadline of the call has passed while it waited: {reason}"))
+}
+
 /// Returns the status of a call whose attempt took too long, and that is not repeated.
 pub(crate) fn attempt_too_long() -> Status {
     Status::deadline_exceeded("no response arrived within the attempt timeout")
