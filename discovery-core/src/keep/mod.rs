@@ -38,7 +38,8 @@ pub trait RegistryExt: Registry {
     /// - A conflict with another owner, which `claim` decides, ends it as
     ///   [`Superseded`](Status::Superseded).
     /// - Before the first write, an [update](Registration::update) changes what the next attempt
-    ///   writes, and returns at once.
+    ///   writes, and returns at once. If it comes during an attempt that succeeds, it is written
+    ///   before the status becomes [`Registered`](Status::Registered).
     /// - [`deregister`](Registration::deregister) waits for the end of an attempt that is under
     ///   way. Dropping the registration ends the attempt, and everything else.
     ///
@@ -218,7 +219,8 @@ impl<R: Registry + Clone> Keeper<R> {
             *slot = Slot::Taken;
             self.wants.borrow().instance()
         });
-        self.status.set(registration.status());
+        // `Registered` is not reported before an attempt to write what is wanted now, so that an owner
+        // who awaits it finds the values of its last update.
         while let Some(next) = wanted.filter(|wanted| !Arc::ptr_eq(wanted, instance)) {
             let updated = tokio::select! {
                 biased;
