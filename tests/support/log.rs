@@ -1,10 +1,10 @@
 use std::{
     fmt::{self, Write},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
 };
 
 use tracing::{
-    Event, Level, Metadata, Subscriber,
+    Dispatch, Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     subscriber::DefaultGuard,
 };
@@ -32,6 +32,7 @@ struct Line(String);
 impl Log {
     /// Keeps everything at this level and above.
     pub fn down_to(level: Level) -> Self {
+        LazyLock::force(&OTHERS);
         let lines = Lines::default();
         let keep = Keep { lines: Arc::clone(&lines), most: level };
         Self { lines, _guard: tracing::subscriber::set_default(registry().with(keep)) }
@@ -71,3 +72,7 @@ impl Visit for Line {
         let _ = write!(self.0, " {field}={value:?}");
     }
 }
+
+/// Subscribers that get nothing. While a process has only one, tracing asks the thread that reaches
+/// a callsite first whether anybody listens, and takes its "no" for all threads.
+static OTHERS: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(registry())));

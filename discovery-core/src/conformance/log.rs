@@ -3,12 +3,12 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
-use tracing::{Event, Level, Subscriber, field::Field, subscriber::DefaultGuard};
+use tracing::{Dispatch, Event, Level, Subscriber, field::Field, subscriber::DefaultGuard};
 use tracing_subscriber::{
     layer::{Context, Layer, SubscriberExt},
     registry,
@@ -32,6 +32,7 @@ struct Search<'a> {
 
 impl Log {
     pub(super) fn mentioning(text: &'static str) -> Self {
+        LazyLock::force(&OTHERS);
         let lines = Arc::default();
         let mentions = Mentions { text, lines: Arc::clone(&lines) };
         Self { lines, _guard: tracing::subscriber::set_default(registry().with(mentions)) }
@@ -57,3 +58,8 @@ impl tracing::field::Visit for Search<'_> {
         self.found |= format!("{value:?}").contains(self.text);
     }
 }
+
+/// Subscribers that get nothing. While a process has only one, tracing asks the thread that reaches
+/// a callsite first whether anybody listens, and takes its "no" for all threads: a law would miss
+/// what another law's thread has logged first.
+static OTHERS: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(registry())));

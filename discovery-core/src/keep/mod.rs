@@ -219,8 +219,8 @@ impl<R: Registry + Clone> Keeper<R> {
             *slot = Slot::Taken;
             self.wants.borrow().instance()
         });
-        // `Registered` is not reported before an attempt to write what is wanted now, so that an owner
-        // who awaits it finds the values of its last update.
+        // `Registered` is not reported before an attempt to write what is wanted now, so that an
+        // owner who awaits it finds the values of its last update.
         while let Some(next) = wanted.filter(|wanted| !Arc::ptr_eq(wanted, instance)) {
             let updated = tokio::select! {
                 biased;
