@@ -7,7 +7,8 @@ use std::{
     ffi::OsString,
     fmt, fs,
     io::{Read, Write},
-    net::{TcpListener, TcpStream},
+    mem,
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -20,7 +21,7 @@ use std::{
 use tempfile::TempDir;
 
 use self::peers::Peers;
-use crate::{Authority, Flaw, Raw};
+use crate::{Authority, Flaw, Raw, port::Port};
 
 pub use self::{grpc_proxy::GrpcProxy, saved::Saved};
 
@@ -32,6 +33,8 @@ pub use self::{grpc_proxy::GrpcProxy, saved::Saved};
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
+    /// The ports of replaced members: nobody may answer there in their place.
+    former: Mutex<Vec<Ports>>,
     peers: Option<Peers>,
     authority: Option<Authority>,
     flags: Vec<String>,
@@ -58,11 +61,11 @@ struct Member {
 }
 
 /// The ports of a member.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Ports {
-    client: u16,
-    peer: u16,
-    metrics: u16,
+    client: Port,
+    peer: Port,
+    metrics: Port,
 }
 
 /// One running process; killed on drop.
@@ -183,7 +186,9 @@ impl Etcd {
         self.kill(place);
         let _ = fs::remove_dir_all(self.data(place));
         if elsewhere {
-            *self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner) = Ports::free(1).remove(0);
+            let mut ports = self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner);
+            let former = mem::replace(&mut *ports, Ports::reserve());
+            self.former.lock().unwrap_or_else(PoisonError::into_inner).push(former);
         }
         self.members[place].is_late.store(true, Ordering::Relaxed);
         raw.add_member(&format!("http://{}", self.peer(place))).await;
@@ -230,7 +235,7 @@ impl Etcd {
 
     /// Returns the value of one of a member's metrics; the name includes its labels.
     pub fn metric(&self, place: usize, name: &str) -> Option<f64> {
-        let text = http_get(self.ports(place).metrics, "/metrics")?;
+        let text = http_get(&self.ports(place).metrics, "/metrics")?;
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next()?.parse().ok()
     }
@@ -238,7 +243,7 @@ impl Etcd {
     /// Returns how many messages a member has received for a gRPC method, such as `LeaseKeepAlive`,
     /// since it started.
     pub fn requests(&self, place: usize, method: &str) -> u64 {
-        let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
+        let text = http_get(&self.ports(place).metrics, "/metrics").expect("the member answers");
         let method = format!("grpc_method=\"{method}\"");
         let is_meant = |line: &&str| line.starts_with("grpc_server_msg_received_total{") && line.contains(&method);
         let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
@@ -247,7 +252,7 @@ impl Etcd {
 
     /// Returns the sum of the lines of a metric that contain this text; 0 if there are none.
     pub fn sum(&self, place: usize, name: &str, text: &str) -> u64 {
-        let page = http_get(self.ports(place).metrics, "/metrics").unwrap_or_default();
+        let page = http_get(&self.ports(place).metrics, "/metrics").unwrap_or_default();
         let is_meant = |line: &&str| line.starts_with(name) && line.contains(text);
         let count = |line: &str| line.rsplit(' ').next()?.parse::<f64>().ok();
         page.lines().filter(is_meant).filter_map(count).sum::<f64>() as u64
@@ -263,13 +268,13 @@ impl Etcd {
 
     /// Returns a member's id, as its peers see it.
     fn id(&self, place: usize) -> String {
-        let text = http_get(self.ports(place).metrics, "/metrics").expect("the member answers");
+        let text = http_get(&self.ports(place).metrics, "/metrics").expect("the member answers");
         let id = text.lines().find_map(|line| line.strip_prefix(r#"etcd_server_id{server_id=""#)?.split('"').next());
         id.expect("etcd reports its id as a metric").to_owned()
     }
 
     fn ports(&self, place: usize) -> Ports {
-        *self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner)
+        self.members[place].ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn name(&self, place: usize) -> String {
@@ -330,7 +335,7 @@ impl Etcd {
                 if self.process(place).as_mut().is_none_or(|process| !process.is_running()) {
                     return false;
                 }
-                healthy += usize::from(is_healthy(self.ports(place).metrics));
+                healthy += usize::from(is_healthy(&self.ports(place).metrics));
             }
             if healthy == self.members.len() {
                 return true;
@@ -343,7 +348,7 @@ impl Etcd {
     async fn ready(&self, place: usize) {
         let start = Instant::now();
         let port = self.ports(place).metrics;
-        while !is_healthy(port) {
+        while !is_healthy(&port) {
             let runs = self.process(place).as_mut().is_some_and(Process::is_running);
             assert!(runs, "etcd exited during startup; set ETCD_LOG=1 to see its messages");
             assert!(start.elapsed() < START, "etcd did not answer within {START:?} of its start");
@@ -411,7 +416,7 @@ impl Setup {
 
     /// Starts the cluster and waits until all members answer.
     pub async fn start(self) -> Etcd {
-        // Another process may take a port between finding it free and using it.
+        // A process that is no test may take a port between finding it free and using it.
         for _ in 0..5 {
             let mut etcd = self.clone().prepare();
             if self.peers_through_proxies {
@@ -449,10 +454,13 @@ impl Setup {
                 .expect("the folder is there");
             flags.push(format!("--auth-token=jwt,sign-method=HS256,priv-key={},ttl=5m", path("jwt.key")));
         }
-        let member =
-            |ports| Member { ports: Mutex::new(ports), is_late: AtomicBool::new(false), process: Mutex::default() };
-        let members = Ports::free(self.members).into_iter().map(member).collect();
-        Etcd { members, peers: None, authority, flags, folder }
+        let member = || Member {
+            ports: Mutex::new(Ports::reserve()),
+            is_late: AtomicBool::new(false),
+            process: Mutex::default(),
+        };
+        let members = std::iter::repeat_with(member).take(self.members).collect();
+        Etcd { members, former: Mutex::default(), peers: None, authority, flags, folder }
     }
 }
 
@@ -470,10 +478,8 @@ impl Default for Setup {
 }
 
 impl Ports {
-    /// Returns the ports of this many members, all different and free a moment ago.
-    fn free(count: usize) -> Vec<Self> {
-        let ports = free_ports(3 * count);
-        ports.chunks(3).map(|ports| Self { client: ports[0], peer: ports[1], metrics: ports[2] }).collect()
+    fn reserve() -> Self {
+        Self { client: Port::reserve(), peer: Port::reserve(), metrics: Port::reserve() }
     }
 }
 
@@ -523,18 +529,13 @@ fn missing(error: &std::io::Error) -> ! {
     )
 }
 
-/// Returns ports that were free a moment ago, all different.
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
-}
-
-fn is_healthy(port: u16) -> bool {
+fn is_healthy(port: &Port) -> bool {
     http_get(port, "/health").is_some_and(|answer| answer.contains("true"))
 }
 
-fn http_get(port: u16, path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect_timeout(&([127, 0, 0, 1], port).into(), Duration::from_millis(200)).ok()?;
+fn http_get(port: &Port, path: &str) -> Option<String> {
+    let mut stream =
+        TcpStream::connect_timeout(&([127, 0, 0, 1], port.number()).into(), Duration::from_millis(200)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes()).ok()?;
     let mut answer = String::new();

@@ -11,6 +11,7 @@ mod follower;
 pub mod greeters;
 pub mod load;
 mod log;
+mod port;
 mod proxy;
 mod raw;
 pub mod scene;

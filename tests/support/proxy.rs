@@ -5,11 +5,13 @@ mod syn_hole;
 mod tests;
 
 use std::{
+    io,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -20,6 +22,7 @@ use tokio::{
 
 pub use self::{fault::Fault, syn_hole::SynHole};
 use self::{fault::Network, relay::Relay};
+use crate::port::Port;
 
 /// A TCP proxy that fails on demand: a bad network between a client and a server.
 ///
@@ -37,6 +40,7 @@ use self::{fault::Network, relay::Relay};
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
+    _port: Port,
     network: watch::Sender<Network>,
     accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -55,13 +59,14 @@ impl Proxy {
     }
 
     async fn start(target: String, header: Option<&str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("it is bound");
+        let port = Port::reserve();
+        let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
+        let listener = TcpListener::bind(address).await.expect("the port is free");
         let network = watch::Sender::new(Network::to(target));
         let accepted = Arc::new(AtomicUsize::new(0));
         let header = header.map(|name| format!("\r\n{name}: "));
         let task = tokio::spawn(run(listener, address, network.subscribe(), header, Arc::clone(&accepted)));
-        Self { address, network, accepted, task }
+        Self { address, _port: port, network, accepted, task }
     }
 
     /// Returns the address it listens on, `host:port`.
@@ -126,14 +131,18 @@ enum Door {
 
 impl Door {
     fn shut(&mut self, address: SocketAddr) {
-        // The listener must be closed before the port can be bound again.
+        // The listener must be closed before the port can be bound again. A process that another test
+        // is just starting has a copy of it for a moment, until it executes its program.
         *self = Self::Shut(None);
-        let bound = TcpSocket::new_v4().and_then(|socket| {
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            Ok(socket)
-        });
-        *self = Self::Shut(Some(bound.expect("the port was its own a moment ago")));
+        let start = Instant::now();
+        let socket = loop {
+            match bind(address) {
+                Ok(socket) => break socket,
+                Err(_) if start.elapsed() < Duration::from_secs(5) => std::thread::sleep(Duration::from_millis(1)),
+                Err(error) => panic!("{address} was its own a moment ago: {error}"),
+            }
+        };
+        *self = Self::Shut(Some(socket));
     }
 
     fn open(&mut self) {
@@ -142,6 +151,13 @@ impl Door {
             *self = Self::Open(socket.listen(1024).expect("the port is its own"));
         }
     }
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
 }
 
 async fn run(

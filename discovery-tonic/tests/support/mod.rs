@@ -13,7 +13,7 @@ pub mod frames;
 pub mod running;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -98,11 +98,16 @@ pub struct Mortal {
     pub greeter: Greeter,
     accepted: Arc<AtomicUsize>,
     runtime: Option<tokio::runtime::Runtime>,
+    /// Its address stays its own while it is down; `None` if that was a former server's.
+    reserved: Option<UdpSocket>,
 }
 
 impl Mortal {
     pub fn start(name: &str) -> Self {
-        Self::start_at(name, "127.0.0.1:0".parse().unwrap())
+        let (address, reserved) = reserve();
+        let mut server = Self::start_at(name, address);
+        server.reserved = Some(reserved);
+        server
     }
 
     /// Starts at an address, which may be that of a former server.
@@ -129,7 +134,7 @@ impl Mortal {
             });
             tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming).await.unwrap();
         });
-        Self { address, greeter, accepted, runtime: Some(runtime) }
+        Self { address, greeter, accepted, runtime: Some(runtime), reserved: None }
     }
 
     pub fn accepted(&self) -> usize {
@@ -163,7 +168,23 @@ pub async fn servers(count: usize) -> Vec<Server> {
 
 /// An address that refuses connections.
 pub async fn refusing() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    let (address, reserved) = reserve();
+    // For the rest of the process, so that no server of another test gets the port.
+    std::mem::forget(reserved);
+    address
+}
+
+/// Returns an address that other tests leave alone while the UDP socket of the same port is bound.
+/// Nothing else gets it by chance: Linux chooses ports from 32,768 on.
+fn reserve() -> (SocketAddr, UdpSocket) {
+    let reserve = || {
+        let address = SocketAddr::from(([127, 0, 0, 1], fastrand::u16(10_000..32_768)));
+        let reserved = UdpSocket::bind(address).ok()?;
+        // Something that is no test may listen there.
+        std::net::TcpListener::bind(address).ok()?;
+        Some((address, reserved))
+    };
+    std::iter::repeat_with(reserve).take(1000).flatten().next().expect("a free port")
 }
 
 /// Accepts connections and never sends anything.

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Etcd, Process, START, free_ports, http_get, missing, program};
+use super::{Etcd, Process, START, http_get, missing, program};
+use crate::port::Port;
 
 /// etcd's own gRPC proxy, running as a separate process in front of a cluster without TLS. Killed
 /// on drop.
@@ -15,7 +16,7 @@ use super::{Etcd, Process, START, free_ports, http_get, missing, program};
 #[derive(Debug)]
 pub struct GrpcProxy {
     /// The port it listens on. It needs no other port, because it serves health there too.
-    port: u16,
+    port: Port,
     endpoints: Vec<String>,
     process: Mutex<Option<Process>>,
 }
@@ -29,9 +30,9 @@ impl GrpcProxy {
     /// Starts a proxy in front of these members, `host:port`, and waits until it answers.
     pub async fn before_members(members: impl IntoIterator<Item = String>) -> Self {
         let endpoints: Vec<String> = members.into_iter().collect();
-        // Another process may take the port between finding it free and using it.
+        // A process that is no test may take the port between finding it free and using it.
         for _ in 0..5 {
-            let port = free_ports(1).remove(0);
+            let port = Port::reserve();
             let proxy = Self { port, endpoints: endpoints.clone(), process: Mutex::default() };
             proxy.run();
             if proxy.try_ready().await {
@@ -97,7 +98,7 @@ impl GrpcProxy {
             }
             // It asks the cluster for this. With authentication enabled the answer is that it is
             // unhealthy.
-            if http_get(self.port, "/health").is_some_and(|answer| answer.contains("health")) {
+            if http_get(&self.port, "/health").is_some_and(|answer| answer.contains("health")) {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,4 +1,4 @@
-use crate::{Fault, Proxy};
+use crate::{Fault, Proxy, port::Port};
 
 /// The network between the members of a cluster: peers reach each member through its own proxy.
 #[derive(Debug)]
@@ -6,7 +6,7 @@ pub(super) struct Peers(Vec<Proxy>);
 
 impl Peers {
     /// Puts a proxy in front of each of these peer ports.
-    pub(super) async fn before(ports: impl Iterator<Item = u16>) -> Self {
+    pub(super) async fn before(ports: impl Iterator<Item = Port>) -> Self {
         let mut proxies = Vec::new();
         for port in ports {
             // The header by which a member identifies itself, on streams and posts alike.
