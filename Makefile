@@ -29,12 +29,9 @@ help:
 setup:
 	scripts/install cc cargo cargo-clippy cargo-fmt protoc etcd etcdctl valgrind
 
-# --all-features, because a test whose features are off would be skipped silently. The second run
-# has the tests for builds without features.
 test:
 	scripts/install cc cargo protoc etcd etcdctl
-	cargo test --workspace --all-features --no-fail-fast
-	cargo test -p discovery-kit -p discovery-etcd --lib --no-default-features
+	scripts/test
 
 # One test at a time, so that each has the machine to itself; with output, because it shows the
 # seeds.
@@ -60,4 +57,4 @@ bench:
 
 generate:
 	scripts/install cc cargo protoc
-	BLESS=1 cargo test -p tests --test generated
+	BLESS=1 cargo test -p tests --test parallel generated::

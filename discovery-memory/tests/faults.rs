@@ -38,6 +38,16 @@ fn without_a_runtime_due_work_happens_at_the_next_call() {
     assert!(claimed.unwrap().status().is_registered(), "the lease of the killed process has ended");
 }
 
+/// On a runtime of one thread, where the writer runs only if the reader yields.
+#[tokio::test]
+async fn listing_until_an_instance_is_there_lets_it_be_registered() {
+    let backend = MemoryBackend::new();
+    let writer = backend.clone();
+    let registering = tokio::spawn(async move { writer.register(&payments(), instance(1)).await });
+    while backend.list(&payments()).await.unwrap().is_empty() {}
+    drop(registering.await.unwrap().unwrap());
+}
+
 #[tokio::test(start_paused = true)]
 async fn held_updates_keep_their_order_and_lists_do_not_wait() {
     let backend = MemoryBackend::new();

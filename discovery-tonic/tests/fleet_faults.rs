@@ -171,20 +171,6 @@ async fn a_server_as_a_process() {
     server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
 }
 
-/// `fault_c2`: one of four freezes for ten seconds, under four clients at the same time. At most
-/// five calls of each are slow, and it is used again within two seconds of waking (three on a busy
-/// machine).
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn fault_c2_a_frozen_server_is_avoided_and_used_again() {
-    let (one_by_one, steadily, dropping, _) = tokio::join!(
-        frozen_for_ten_seconds("one by one", one_by_one),
-        frozen_for_ten_seconds("200 a second", steadily),
-        frozen_for_ten_seconds("200 a second, dropped after 100 ms", dropping),
-        frozen_for_ten_seconds("with calls that give up late", giving_up_late),
-    );
-    assert!(one_by_one <= 5 && steadily <= 5 && dropping <= 5, "{one_by_one}, {steadily} and {dropping}");
-}
-
 /// Freezes one of four under a load that runs until a moment and returns how many calls it made and
 /// how many were slow.
 async fn frozen_for_ten_seconds(what: &str, load: impl AsyncFn(&BalancedChannel, Instant) -> (usize, usize)) -> usize {
@@ -426,12 +412,6 @@ async fn fault_c15_another_instance_at_the_same_address() {
     assert_eq!(new.accepted(), 1, "no reconnect storm");
 }
 
-/// `fault_c16`: ten servers get even shares; a slow one gets at most half of its share.
-#[tokio::test]
-async fn fault_c16_calls_are_spread_and_a_slow_server_gets_fewer() {
-    shares_of_ten(10_000).await;
-}
-
 #[tokio::test]
 #[ignore = "soak: 100,000 calls, twice"]
 async fn fault_c16_100_000_calls_are_spread_and_a_slow_server_gets_fewer() {
@@ -534,4 +514,29 @@ async fn a_server_that_ends_calls_at_their_deadlines_is_ejected() {
     println!("{late} of {calls} calls were late");
     // The calls until it is ejected, then its probes after 1, 2 and 4 s.
     assert!(calls > 200 && late <= 8, "{late} of {calls}");
+}
+
+/// Tests that measure time or shares. `scripts/test` runs them after all others.
+mod timed {
+    use super::*;
+
+    /// `fault_c2`: one of four freezes for ten seconds, under four clients at the same time. At most
+    /// five calls of each are slow, and it is used again within two seconds of waking (three on a busy
+    /// machine).
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn fault_c2_a_frozen_server_is_avoided_and_used_again() {
+        let (one_by_one, steadily, dropping, _) = tokio::join!(
+            frozen_for_ten_seconds("one by one", one_by_one),
+            frozen_for_ten_seconds("200 a second", steadily),
+            frozen_for_ten_seconds("200 a second, dropped after 100 ms", dropping),
+            frozen_for_ten_seconds("with calls that give up late", giving_up_late),
+        );
+        assert!(one_by_one <= 5 && steadily <= 5 && dropping <= 5, "{one_by_one}, {steadily} and {dropping}");
+    }
+
+    /// `fault_c16`: ten servers get even shares; a slow one gets at most half of its share.
+    #[tokio::test]
+    async fn fault_c16_calls_are_spread_and_a_slow_server_gets_fewer() {
+        shares_of_ten(10_000).await;
+    }
 }

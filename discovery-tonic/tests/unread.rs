@@ -131,27 +131,6 @@ async fn bystanders_lost(channel: &BalancedChannel) -> usize {
     lost
 }
 
-/// Regression: with hyper's window of 5 MiB for the connection, 100 of 100 other calls were lost,
-/// and with small messages the connection ended. The same happened with 64 MiB.
-#[tokio::test]
-async fn forty_unread_streams_cost_no_other_call() {
-    let server = Flood::start().await;
-    // Small messages cost ten times their size, so use fewer streams.
-    for (count, size, most_mib) in [(40, 15_000, 160), (40, 1_000, 200), (8, 20, 400)] {
-        let channel = channel(&registry([server.address]));
-        assert!(!is_lost(&channel).await);
-        let before = resident_kib();
-        let kept = streams(&channel, count, size).await;
-        sleep(Duration::from_secs(3)).await;
-        let lost = bystanders_lost(&channel).await;
-        let used = resident_kib().saturating_sub(before) / 1024;
-        println!("{count} unread streams of {size} bytes: {used} MiB, {lost} of 100 bystanders lost");
-        assert_eq!((lost, channel.endpoints()[0].in_flight as usize), (0, count), "and all streams continue");
-        assert!(used < most_mib, "{used} MiB");
-        drop(kept);
-    }
-}
-
 /// Regression: a reader that paused for 3 s with messages of 25 bytes cost 10 of 10 other calls.
 #[tokio::test]
 async fn a_reader_that_pauses_finds_its_messages() {
@@ -162,5 +141,31 @@ async fn a_reader_that_pauses_finds_its_messages() {
     assert!(!is_lost(&channel).await);
     for _ in 0..100_000 {
         assert_eq!(paused.message().await.unwrap().unwrap().payload.len(), 20);
+    }
+}
+
+/// Tests that measure time or shares. `scripts/test` runs them after all others.
+mod timed {
+    use super::*;
+
+    /// Regression: with hyper's window of 5 MiB for the connection, 100 of 100 other calls were lost,
+    /// and with small messages the connection ended. The same happened with 64 MiB.
+    #[tokio::test]
+    async fn forty_unread_streams_cost_no_other_call() {
+        let server = Flood::start().await;
+        // Small messages cost ten times their size, so use fewer streams.
+        for (count, size, most_mib) in [(40, 15_000, 160), (40, 1_000, 200), (8, 20, 400)] {
+            let channel = channel(&registry([server.address]));
+            assert!(!is_lost(&channel).await);
+            let before = resident_kib();
+            let kept = streams(&channel, count, size).await;
+            sleep(Duration::from_secs(3)).await;
+            let lost = bystanders_lost(&channel).await;
+            let used = resident_kib().saturating_sub(before) / 1024;
+            println!("{count} unread streams of {size} bytes: {used} MiB, {lost} of 100 bystanders lost");
+            assert_eq!((lost, channel.endpoints()[0].in_flight as usize), (0, count), "and all streams continue");
+            assert!(used < most_mib, "{used} MiB");
+            drop(kept);
+        }
     }
 }

@@ -64,8 +64,8 @@ impl Program {
     }
 }
 
-/// Returns the folder of the examples, built with the workspace's test settings so that nothing is
-/// compiled twice.
+/// Returns the folder of the examples. They are built with the tests, so that `make test` compiles
+/// nothing twice: `--examples` alone has other features.
 fn examples() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -73,7 +73,7 @@ fn examples() -> &'static Path {
         let test = std::env::current_exe().unwrap();
         let profile = test.ancestors().nth(2).unwrap();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--workspace", "--all-features", "--examples", "--quiet", "--target-dir"]);
+        build.args(["build", "--workspace", "--all-features", "--tests", "--examples", "--quiet", "--target-dir"]);
         build.arg(profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
         if profile.ends_with("release") {
             build.arg("--release");

@@ -1,0 +1,10 @@
+//! Tests that measure time or shares. `scripts/test` runs them after all others and fewer at a time,
+//! because on a busy machine they would measure the others.
+
+mod capacity;
+mod connections;
+mod corners;
+mod dead_endpoints;
+mod failing;
+mod retries;
+mod slow;
