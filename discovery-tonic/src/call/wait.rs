@@ -3,7 +3,10 @@
 use std::{future::poll_fn, time::Duration};
 
 use discovery_core::InstanceId;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, sleep_until},
+};
 
 use super::shared::Shared;
 use crate::{
@@ -27,6 +30,9 @@ impl Shared {
         deadline: Option<Instant>,
         tried: &[InstanceId],
     ) -> Result<Picked<Target>, (String, Option<BoxError>)> {
+        // Without this, a caller that repeats calls which fail at once would never yield, and its
+        // thread would run no other task, not even the one that might find an endpoint.
+        consume_budget().await;
         let mut picker = self.published.balancer.handle();
         let start = Instant::now();
         let half = deadline.map(|deadline| deadline.saturating_duration_since(start) / 2);
