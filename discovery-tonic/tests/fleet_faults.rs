@@ -520,9 +520,9 @@ async fn a_server_that_ends_calls_at_their_deadlines_is_ejected() {
 mod timed {
     use super::*;
 
-    /// `fault_c2`: one of four freezes for ten seconds, under four clients at the same time. At most
-    /// five calls of each are slow, and it is used again within two seconds of waking (three on a busy
-    /// machine).
+    /// `fault_c2`: one of four freezes for ten seconds, under four clients at the same time. At
+    /// most five calls of each are slow, and it is used again within two seconds of waking (three
+    /// on a busy machine).
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn fault_c2_a_frozen_server_is_avoided_and_used_again() {
         let (one_by_one, steadily, dropping, _) = tokio::join!(

@@ -148,8 +148,8 @@ async fn a_reader_that_pauses_finds_its_messages() {
 mod timed {
     use super::*;
 
-    /// Regression: with hyper's window of 5 MiB for the connection, 100 of 100 other calls were lost,
-    /// and with small messages the connection ended. The same happened with 64 MiB.
+    /// Regression: with hyper's window of 5 MiB for the connection, 100 of 100 other calls were
+    /// lost, and with small messages the connection ended. The same happened with 64 MiB.
     #[tokio::test]
     async fn forty_unread_streams_cost_no_other_call() {
         let server = Flood::start().await;

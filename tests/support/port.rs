@@ -7,9 +7,9 @@ use std::{
 
 /// A TCP port of 127.0.0.1 that belongs to a test, even while its server is down.
 ///
-/// Other tests leave it alone, because the UDP port of the same number is bound while a clone of this
-/// lives. Nothing else gets it by chance, because systems choose higher ports for connections and
-/// for servers that ask for any port.
+/// Other tests leave it alone, because the UDP port of the same number is bound while a clone of
+/// this lives. Nothing else gets it by chance, because systems choose higher ports for connections
+/// and for servers that ask for any port.
 #[derive(Clone, Debug)]
 pub(crate) struct Port {
     number: u16,

@@ -131,8 +131,8 @@ enum Door {
 
 impl Door {
     fn shut(&mut self, address: SocketAddr) {
-        // The listener must be closed before the port can be bound again. A process that another test
-        // is just starting has a copy of it for a moment, until it executes its program.
+        // The listener must be closed before the port can be bound again. A process that another
+        // test is just starting has a copy of it for a moment, until it executes its program.
         *self = Self::Shut(None);
         let start = Instant::now();
         let socket = loop {

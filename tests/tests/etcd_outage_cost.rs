@@ -27,9 +27,9 @@ fn used() -> Duration {
 mod timed {
     use super::*;
 
-    /// 1,000 registrations are dropped while etcd resets or refuses every connection. Cleaning up after
-    /// them costs at most 10 connections a second and 0.05 core, and so does keeping 1,000. When etcd
-    /// is back, the dropped ones are removed and the others are registered.
+    /// 1,000 registrations are dropped while etcd resets or refuses every connection. Cleaning up
+    /// after them costs at most 10 connections a second and 0.05 core, and so does keeping 1,000.
+    /// When etcd is back, the dropped ones are removed and the others are registered.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn registrations_cost_little_during_an_outage() {
         const COUNT: u16 = 1000;

@@ -28,23 +28,24 @@ async fn fault_c5_an_empty_set_fails_at_once_and_names_the_service() {
     }
 }
 
-/// Callers that repeat a call which fails at once, without a pause. A runtime of one thread must still
-/// run its other tasks, and must be able to shut down. Regression: a runtime that was dropped during
-/// such a call waited for it for ever, since nothing in the loop ever yielded.
+/// Callers that repeat a call which fails at once, without a pause. A runtime of one thread must
+/// still run its other tasks, and must be able to shut down. Regression: a runtime that was dropped
+/// during such a call waited for it forever, since nothing in the loop ever yielded.
 #[test]
 fn b11_calls_that_fail_at_once_leave_their_thread_to_other_tasks() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let scenes: [(&str, fn() -> MemoryBackend, Option<Duration>, bool); 4] = [
-        ("no instances", || registry([]), None, true),
-        ("no instances, and no time left", || registry([]), Some(Duration::ZERO), true),
-        ("an endpoint that refuses", || registry([futures::executor::block_on(refusing())]), None, true),
-        ("a channel whose runtime is gone", || registry([]), None, false),
+    let refuses = futures::executor::block_on(refusing());
+    let scenes = [
+        ("no instances", None, None, true),
+        ("no instances, and no time left", None, Some(Duration::ZERO), true),
+        ("an endpoint that refuses", Some(refuses), None, true),
+        ("a channel whose runtime is gone", None, None, false),
     ];
-    for (what, backend, time, outlives) in scenes {
+    for (what, endpoint, time, outlives) in scenes {
         let (ended, wait) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let own = runtime();
-            let channel = own.block_on(async { channel(&backend()) });
+            let channel = own.block_on(async { channel(&registry(endpoint)) });
             let others = if outlives { own } else { runtime() };
             let calls = async {
                 loop {

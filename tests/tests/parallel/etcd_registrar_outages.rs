@@ -217,10 +217,10 @@ async fn fault_b15_an_unconfirmed_close_leaves_no_task() {
 mod timed {
     use super::*;
 
-    /// `fault_b10` with 200 registrars: all are back within 5 s (15 s on a loaded machine, because all
-    /// of them run in this process), and the busiest second has at most three times the mean. The tests
-    /// of the backoff check how the attempts themselves spread, in tenths of that second; here they
-    /// would measure the machine.
+    /// `fault_b10` with 200 registrars: all are back within 5 s (15 s on a loaded machine, because
+    /// all of them run in this process), and the busiest second has at most three times the mean.
+    /// The tests of the backoff check how the attempts themselves spread, in tenths of that second;
+    /// here they would measure the machine.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn fault_b10_two_hundred_registrars_come_back_spread_out() {
         let etcd = Etcd::start().await;

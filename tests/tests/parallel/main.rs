@@ -1,5 +1,5 @@
-//! The tests that may run beside each other in one process, as modules of one binary: it compiles and
-//! links in a fraction of the time that a binary per file takes. The others, which count what a
+//! The tests that may run beside each other in one process, as modules of one binary: it compiles
+//! and links in a fraction of the time that a binary per file takes. The others, which count what a
 //! process holds, set its logger or start themselves again, have a binary each.
 
 mod etcd;

@@ -256,9 +256,9 @@ fn a_stalled_runtime_does_not_block_a_shared_connection() {
 mod timed {
     use super::*;
 
-    /// A member that accepts connections and stays silent does not delay the token of another member.
-    /// Handles that start with it are registered elsewhere after one request timeout, and their leases
-    /// survive a restart of the other member.
+    /// A member that accepts connections and stays silent does not delay the token of another
+    /// member. Handles that start with it are registered elsewhere after one request timeout, and
+    /// their leases survive a restart of the other member.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_silent_member_does_not_delay_the_token_of_another() {
         const TTL: Duration = Duration::from_secs(10);

@@ -234,9 +234,9 @@ async fn fault_b13_renewals_outlive_tokens_and_roles() {
 mod timed {
     use super::*;
 
-    /// `fault_a20`. The token has expired and the stream is cut: the token is refreshed and the watch
-    /// reopened within 1 s, with at most two `Authenticate` calls. If nothing is cut, the next check
-    /// refreshes the token, and no update is reported.
+    /// `fault_a20`. The token has expired and the stream is cut: the token is refreshed and the
+    /// watch reopened within 1 s, with at most two `Authenticate` calls. If nothing is cut, the
+    /// next check refreshes the token, and no update is reported.
     #[tokio::test]
     async fn fault_a20_an_expired_token_is_refreshed_for_a_watch() {
         let etcd = guarded(Etcd::setup().token_ttl(2)).await;
