@@ -204,7 +204,7 @@ impl World {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        let entries = self.ground.hand.entries().await.map(|(entries, _)| entries);
+        let entries = self.last_entries().await;
         let mut log = journal.open();
         if is_busy(&log) {
             log.failures.push("updates do not end".into());
@@ -218,6 +218,18 @@ impl World {
         end.registered = registered;
         end.closing = journal.now();
         end.entries = entries.unwrap_or_default();
+    }
+
+    /// Reads the entries once all is over. A busy machine may need several attempts.
+    async fn last_entries(&self) -> Option<BTreeMap<String, Stored>> {
+        let end = self.ground.journal.now() + SETTLE;
+        loop {
+            match self.ground.hand.entries().await {
+                Some((entries, _)) => return Some(entries),
+                None if self.ground.journal.now() < end => sleep(Duration::from_millis(20)).await,
+                None => return None,
+            }
+        }
     }
 
     /// Gives up everything and waits until nothing is left.
