@@ -5,7 +5,6 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod bystanders;
 mod calls;
 mod checks;
 mod deadlines;

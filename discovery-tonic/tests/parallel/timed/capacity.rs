@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::*;
 use discovery_tonic::BalancedChannel;
 use greeter::{GreetRequest, GreeterClient};
@@ -59,6 +60,7 @@ fn assert_fair(all: &[Seen], time: Duration) {
 /// Figure F14, scaled down. Regression: 64 callers got 1 to 946 calls each, and 20 calls failed.
 #[tokio::test]
 async fn b03_all_callers_get_their_share_of_few_streams() {
+    let _turn = turn().await;
     let time = Duration::from_secs(4);
     for (callers, limit) in [(64, 8), (8, 4)] {
         let server = few_streams(limit).await;
@@ -72,6 +74,7 @@ async fn b03_all_callers_get_their_share_of_few_streams() {
 /// The same, while other callers keep giving up at any point of their wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_give_up_take_nothing_from_those_that_wait() {
+    let _turn = turn().await;
     let time = Duration::from_secs(4);
     let server = few_streams(4).await;
     let channel = channel(&registry([server.address]));
@@ -98,6 +101,7 @@ async fn callers_that_give_up_take_nothing_from_those_that_wait() {
 /// A future that is kept but not polled, as in a stream of calls whose reader pauses.
 #[tokio::test]
 async fn a_call_that_is_not_polled_keeps_no_place_from_others() {
+    let _turn = turn().await;
     let server = few_streams(1).await;
     let channel = channel(&registry([server.address]));
     greet(&channel, None).await.unwrap();

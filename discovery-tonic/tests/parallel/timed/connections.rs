@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::{Server, builder, eventually, greet, greet_with, hung, ready, refusing, registry, service};
 use discovery_core::Backoff;
 use discovery_tonic::{EndpointSettings, EndpointState, balance::RoundRobin};
@@ -179,6 +180,7 @@ async fn an_unreachable_peer_costs_one_attempt_at_a_time_for_any_number_of_conne
 /// As with one connection, at most five calls are slow.
 #[tokio::test]
 async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
+    let _turn = turn().await;
     let (address, _requests, _hung) = hung().await;
     let servers = crate::support::servers(3).await;
     let backend = registry(servers.iter().map(|one| one.address).chain([address]));

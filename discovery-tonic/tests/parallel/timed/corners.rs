@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::{
     frames::{self, Frames},
     *,
@@ -286,6 +287,7 @@ fn failures(channel: &BalancedChannel, address: std::net::SocketAddr) -> u32 {
 /// would hang.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_call_hangs_while_connections_age() {
+    let _turn = turn().await;
     let aging = tonic::transport::Server::builder().max_connection_age(Duration::from_millis(50));
     let server = Server::start_with("a", aging).await;
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(2)).unwrap();

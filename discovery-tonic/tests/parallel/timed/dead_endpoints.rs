@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::*;
 use discovery_core::Weight;
 use discovery_memory::MemoryBackend;
@@ -20,6 +21,7 @@ const SLOW: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn fault_l1_one_of_four_refuses_and_no_call_fails() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let refusing = refusing().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([refusing])));
@@ -34,6 +36,7 @@ async fn fault_l1_one_of_four_refuses_and_no_call_fails() {
 
 #[tokio::test]
 async fn fault_c3_one_of_four_is_silent_and_no_call_is_slow() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let (silent, _tasks) = silent().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([silent])));
@@ -47,6 +50,7 @@ async fn fault_c3_one_of_four_is_silent_and_no_call_is_slow() {
 
 #[tokio::test]
 async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_only_probes() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
@@ -82,6 +86,7 @@ async fn fault_c3_one_of_four_hangs_and_at_most_five_calls_are_slow_then_only_pr
 
 #[tokio::test]
 async fn fault_l2_fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_hung_endpoint() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let (hung, requests, _tasks) = hung().await;
     let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
@@ -108,6 +113,7 @@ async fn fault_l2_fifty_callers_without_deadlines_lose_at_most_five_calls_to_a_h
 /// soon.
 #[tokio::test]
 async fn a_hung_endpoint_is_ejected_as_soon_if_callers_give_up() {
+    let _turn = turn().await;
     for callers in [1, 50] {
         let servers = servers(3).await;
         let (hung, requests, _tasks) = hung().await;
@@ -135,6 +141,7 @@ async fn a_hung_endpoint_is_ejected_as_soon_if_callers_give_up() {
 
 #[tokio::test]
 async fn b08_a_hung_endpoint_that_answers_again_is_used_again() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let (hung, _, tasks) = hung().await;
     let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
@@ -169,6 +176,7 @@ async fn b08_a_hung_endpoint_that_answers_again_is_used_again() {
 /// however short their deadlines are.
 #[tokio::test]
 async fn the_only_endpoint_is_not_suspected() {
+    let _turn = turn().await;
     let server = Server::start("one").await;
     let channel = channel(&registry([server.address]));
     let slow = || greeter::GreetRequest { delay_ms: 60_000, ..Default::default() };
@@ -187,6 +195,7 @@ async fn the_only_endpoint_is_not_suspected() {
 
 #[tokio::test]
 async fn b03_all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
+    let _turn = turn().await;
     let a = refusing().await;
     let b = refusing().await;
     let channel = channel(&registry([a, b]));
@@ -203,6 +212,7 @@ async fn b03_all_endpoints_refuse_and_calls_fail_at_once_with_the_reason() {
 
 #[tokio::test]
 async fn an_endpoint_that_fails_every_other_call_is_ejected_by_its_failure_percentage() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let every_other: OnRequest = |n, respond| answer(respond, if n % 2 == 0 { "14" } else { "0" });
     let (bad, requests, _tasks) = raw_h2(every_other).await;
@@ -234,6 +244,7 @@ async fn an_endpoint_that_fails_every_other_call_is_ejected_by_its_failure_perce
 /// dies.
 #[tokio::test]
 async fn b08_all_endpoints_are_used_if_fewer_than_half_are_left() {
+    let _turn = turn().await;
     let first = hung().await;
     let second = hung().await;
     let good = Server::start("good").await;
@@ -302,6 +313,7 @@ impl OneOut {
 /// B5: neither another weight, other metadata nor a new whole set changes the state of an endpoint.
 #[tokio::test]
 async fn b05_no_update_resets_the_state_of_an_endpoint() {
+    let _turn = turn().await;
     let one = OneOut::start().await;
     let known = one.ejected_until();
     let weight = Weight::new(300).unwrap();
@@ -321,6 +333,7 @@ async fn b05_no_update_resets_the_state_of_an_endpoint() {
 /// A failing endpoint does not get calls again by registering again, however long it was away.
 #[tokio::test]
 async fn b01_an_ejected_endpoint_stays_ejected_when_it_returns() {
+    let _turn = turn().await;
     let one = OneOut::start().await;
     let id = one.address.to_string();
     for away in [Duration::from_millis(100), Duration::from_millis(2500)] {

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::*;
 use discovery_tonic::{BalancedChannel, OutlierDetection, balance::RoundRobin};
 use greeter::{GreetRequest, Greeter, GreeterClient};
@@ -87,6 +88,7 @@ const WORK: Duration = Duration::from_millis(60);
 /// load decides, as nothing is ejected here.
 #[tokio::test]
 async fn failing_fast_attracts_no_calls() {
+    let _turn = turn().await;
     let scene = async |name: &str, answers: Answers, in_trailers: bool| {
         let servers = servers(3).await;
         let (failing, _) = answering(answers, in_trailers).await;
@@ -111,6 +113,7 @@ async fn failing_fast_attracts_no_calls() {
 /// A server that fails all calls is ejected, with any of the failing codes.
 #[tokio::test]
 async fn b08_an_endpoint_that_fails_all_calls_is_ejected() {
+    let _turn = turn().await;
     let scene = async |answers: Answers, in_trailers: bool| {
         let servers = servers(3).await;
         let (failing, count) = answering(answers, in_trailers).await;
@@ -144,6 +147,7 @@ async fn b08_an_endpoint_that_fails_all_calls_is_ejected() {
 /// not reflect a server's health either.
 #[tokio::test]
 async fn codes_that_are_not_failing_eject_no_endpoint() {
+    let _turn = turn().await;
     let scene = async |answers: Answers| {
         let servers = servers(2).await;
         let (first, _) = answering(answers, false).await;
@@ -170,6 +174,7 @@ async fn codes_that_are_not_failing_eject_no_endpoint() {
 /// health.
 #[tokio::test]
 async fn b08_poisonous_requests_eject_no_endpoint() {
+    let _turn = turn().await;
     let poisonous: Answers = |request| request.headers().contains_key("poison").then_some(Code::Internal);
     let backend = registry([]);
     for _ in 0..4 {
@@ -199,6 +204,7 @@ async fn b08_poisonous_requests_eject_no_endpoint() {
 /// The user chooses which codes count.
 #[tokio::test]
 async fn failing_codes_can_be_chosen() {
+    let _turn = turn().await;
     let servers = servers(3).await;
     let (failing, _) = answering(|_| Some(Code::ResourceExhausted), false).await;
     let backend = registry(servers.iter().map(|server| server.address).chain([failing]));

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::{
     Mortal, Server, answer, builder, eventually, greet, hung, instance, raw_h2, ready, registry, service,
 };
@@ -315,6 +316,7 @@ async fn a_stream_that_began_is_not_repeated() {
 
 #[tokio::test]
 async fn a_crash_under_load_fails_no_call_that_may_be_repeated() {
+    let _turn = turn().await;
     let mut servers: Vec<_> = ["1", "2", "3", "4"].map(Mortal::start).into();
     let registry = registry(servers.iter().map(|server| server.address));
     for (repeated, most) in [(true, 0), (false, CALLERS)] {

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::turn;
 use crate::support::*;
 use discovery_tonic::{BalancedChannel, EndpointSettings, ExpectSlow};
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
@@ -189,6 +190,7 @@ async fn b08_callers_that_give_up_eject_no_endpoint() {
 /// known.
 #[tokio::test]
 async fn a_successor_makes_no_call_wait() {
+    let _turn = turn().await;
     let aging = |builder: discovery_tonic::ChannelBuilder| {
         builder.endpoint_settings(|_| EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap())
     };

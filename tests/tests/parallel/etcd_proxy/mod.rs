@@ -8,7 +8,7 @@ mod authentication;
 mod facts;
 mod members;
 mod outages;
-mod own_entries;
+mod timed;
 mod watches;
 
 use std::{

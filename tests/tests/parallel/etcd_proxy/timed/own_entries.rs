@@ -10,7 +10,7 @@ use support::{
 };
 use tokio::time::sleep;
 
-use super::{StatusReceiver, start, through};
+use crate::etcd_proxy::{StatusReceiver, start, through};
 
 /// A change of an entry behind its owner's back.
 #[derive(Clone, Copy, Debug)]

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, error::Error as StdError, time::Duration};
 
+use super::turn;
 use crate::support::{
     frames::{self, Frames},
     *,
@@ -47,6 +48,7 @@ async fn calls(channel: &BalancedChannel, count: usize) -> Vec<Status> {
 /// Regression: statuses of 100 kB on 5 % of the calls made 642 of 1,900 others fail.
 #[tokio::test]
 async fn b11_large_headers_reach_their_callers_and_fail_no_other_call() {
+    let _turn = turn().await;
     for size in [17_000, 100_000, 1 << 20] {
         let (peer, _tasks) = with_large_statuses(size).await;
         let channel = channel(&registry([peer]));
@@ -59,6 +61,7 @@ async fn b11_large_headers_reach_their_callers_and_fail_no_other_call() {
 
 #[tokio::test]
 async fn headers_above_the_limit_fail_their_call_and_do_not_blame_the_endpoint() {
+    let _turn = turn().await;
     for (limit, size) in [(1 << 14, 17_000), (1 << 14, 60_000), (1 << 16, 100_000), (1 << 20, 1_200_000)] {
         let (peer, _tasks) = with_large_statuses(size).await;
         let settings = EndpointSettings::default().http2_max_header_list_size(limit).unwrap();
@@ -78,6 +81,7 @@ async fn headers_above_the_limit_fail_their_call_and_do_not_blame_the_endpoint()
 
 #[tokio::test]
 async fn an_https_origin_is_refused_over_plain_tcp() {
+    let _turn = turn().await;
     let server = Server::start("one").await;
     let settings = EndpointSettings::default().origin("https://greeter.internal").unwrap();
     let channel = builder(&registry([server.address])).endpoint_settings(move |_| settings.clone()).build().unwrap();
@@ -158,6 +162,7 @@ async fn abandon_a_hundred(channel: &BalancedChannel) {
 /// Regression: 1,024 late answers ended the connection with all its other calls.
 #[tokio::test]
 async fn b11_late_answers_to_abandoned_calls_end_no_connection() {
+    let _turn = turn().await;
     let (channel, innocent, mut connections) = with_late_answers().await;
     let tell = connections.recv().await.unwrap();
     for _ in 0..30 {
@@ -174,6 +179,7 @@ async fn b11_late_answers_to_abandoned_calls_end_no_connection() {
 /// it.
 #[tokio::test]
 async fn a_connection_of_many_abandoned_calls_is_replaced() {
+    let _turn = turn().await;
     let (channel, innocent, mut connections) = with_late_answers().await;
     let tell = connections.recv().await.unwrap();
     let mut hundreds = 0;
