@@ -487,6 +487,23 @@ impl Process {
     fn signal(&self, name: &str) {
         let status = Command::new("kill").args([format!("-{name}"), self.0.id().to_string()]).status();
         assert!(status.expect("`kill` is there").success(), "the process takes the signal {name}");
+        if name == "STOP" {
+            self.await_stop();
+        }
+    }
+
+    /// Waits until the process has stopped, where the system shows it. On a busy machine `kill`
+    /// returns earlier, and the process answers a few more requests.
+    fn await_stop(&self) {
+        let start = Instant::now();
+        while let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", self.0.id())) {
+            // `<pid> (<name>) <state> …`
+            if stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')) {
+                return;
+            }
+            assert!(start.elapsed() < START, "the process does not stop: {stat}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn is_running(&mut self) -> bool {
