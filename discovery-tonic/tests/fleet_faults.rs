@@ -371,12 +371,13 @@ async fn fault_c11_the_good_endpoints_are_not_flooded_if_most_fail() {
     let addresses = bad.iter().map(|peer| peer.0).chain(good.iter().map(|server| server.address));
     let channel = channel(&registry(addresses));
     eventually("all ready", || ready(&channel) == 5).await;
-    for _ in 0..2000 {
+    // With fewer calls, chance alone exceeds twice the share once in a hundred runs.
+    for _ in 0..6000 {
         let _ = greet(&channel, None).await;
     }
     let calls = good.each_ref().map(|server| server.greeter.calls());
-    println!("fault_c11: the good ones got {calls:?} of 2000 calls, 400 are a fair share");
-    assert!(calls.iter().all(|calls| (300..=800).contains(calls)), "{calls:?}");
+    println!("fault_c11: the good ones got {calls:?} of 6000 calls, 1200 are a fair share");
+    assert!(calls.iter().all(|calls| (900..=2400).contains(calls)), "{calls:?}");
 }
 
 /// `fault_c15`: a server is replaced at its address and registers under another id: one connection,
