@@ -8,6 +8,6 @@
 pub use crate::{
     recover::{Recovered, Recovery},
     registration::RegistrationBackend,
-    source::{BadEntry, Entry, Feed, Live, Source},
+    source::{BadEntry, DroppedLabels, Entry, Feed, Live, Source},
     status::StatusWriter,
 };

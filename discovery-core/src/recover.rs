@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::{
-    Backoff, Error, ErrorKind, InstanceId, Resolver, ServiceName, Snapshot, UpdateStream,
+    Backoff, Error, ErrorKind, InstanceId, Resolver, ServiceName, SkippedEntries, Snapshot, UpdateStream,
     backend::{Entry, Feed, Source},
     fold::Fold,
     reject::Rejects,
@@ -85,6 +85,11 @@ impl<S: Source> Recovered<S> {
     /// Returns how many bad entries were skipped so far, each counted once per revision.
     pub fn skipped(&self) -> u64 {
         self.0.rejects.skipped()
+    }
+
+    /// Returns how many labels were dropped so far, each counted once per revision of its entry.
+    pub fn dropped_labels(&self) -> u64 {
+        self.0.rejects.dropped_labels()
     }
 }
 
@@ -188,6 +193,10 @@ impl<S: Source> Resolver for Recovered<S> {
             let update = subscription.next().await;
             Some((update, (hub, subscription)))
         })))
+    }
+
+    fn skipped_entries(&self, service: &ServiceName) -> SkippedEntries {
+        self.0.rejects.of_service(service)
     }
 }
 

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
-use crate::{Error, ErrorKind, ServiceName, Snapshot, UpdateStream, View};
+use crate::{Error, ErrorKind, ServiceName, SkippedEntries, Snapshot, UpdateStream, View};
 
 /// Finds the instances that serve a service.
 ///
@@ -32,6 +32,16 @@ pub trait Resolver: Send + Sync + 'static {
     /// [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime; [`Closed`](ErrorKind::Closed)
     /// after the backend was closed.
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error>;
+
+    /// Returns which entries of a service are skipped now, as far as a `watch` or a `list` of this
+    /// resolver has read them.
+    ///
+    /// It asks nobody and never waits. A set that is empty without a cause in the registry is then
+    /// explained, for instance by entries in another layout. The default knows of none.
+    fn skipped_entries(&self, service: &ServiceName) -> SkippedEntries {
+        let _ = service;
+        SkippedEntries::default()
+    }
 }
 
 /// Convenience methods of every [`Resolver`].
@@ -92,6 +102,10 @@ impl<T: Resolver + ?Sized> Resolver for Arc<T> {
 
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         (**self).watch(service)
+    }
+
+    fn skipped_entries(&self, service: &ServiceName) -> SkippedEntries {
+        (**self).skipped_entries(service)
     }
 }
 

@@ -50,10 +50,13 @@ pub trait Source: fmt::Debug + Send + Sync + 'static {
 
 /// One entry of the registry, as the backend reads it.
 #[derive(Clone, Debug)]
-#[expect(clippy::exhaustive_enums, reason = "an entry can be read or not")]
+#[expect(clippy::exhaustive_enums, reason = "an entry can be read, in part, or not")]
 pub enum Entry {
     /// An entry that cannot be read. It is skipped, counted and logged, and the rest is served.
     Bad(BadEntry),
+    /// An entry that can be read but for some labels. The instance is served without them, and they
+    /// are counted and logged.
+    Partial(Instance, DroppedLabels),
     /// An entry that can be read.
     Valid(Instance),
 }
@@ -68,6 +71,19 @@ pub struct BadEntry {
     /// The registry's revision of this value, or a hash of it; the same revision is logged once.
     pub revision: u64,
     /// What is wrong with it.
+    pub error: Error,
+}
+
+/// The labels of an instance that are not allowed in its [`Metadata`](crate::Metadata).
+#[derive(Clone, Debug)]
+pub struct DroppedLabels {
+    /// The registry's key, for the log.
+    pub key: String,
+    /// The registry's revision of this value, or a hash of it; the same revision is logged once.
+    pub revision: u64,
+    /// How many there are.
+    pub labels: u64,
+    /// What is wrong with one of them.
     pub error: Error,
 }
 

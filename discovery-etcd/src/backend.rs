@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, UpdateStream,
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, SkippedEntries,
+    Snapshot, UpdateStream,
     backend::{Recovered, Recovery},
 };
 use tokio::{
@@ -135,6 +136,12 @@ impl EtcdBackend {
         self.resolver.skipped()
     }
 
+    /// Returns the number of labels dropped so far because [`Metadata`](discovery_core::Metadata)
+    /// does not allow them, each counted once per revision of its entry.
+    pub fn dropped_labels(&self) -> u64 {
+        self.resolver.dropped_labels()
+    }
+
     fn open(&self) -> Result<(), Error> {
         if *self.closed.borrow() { Err(closed_error()) } else { Ok(()) }
     }
@@ -185,6 +192,10 @@ impl Resolver for EtcdBackend {
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         self.open().map_err(|error| error.with_operation("watch").with_service(service))?;
         self.resolver.watch(service)
+    }
+
+    fn skipped_entries(&self, service: &ServiceName) -> SkippedEntries {
+        self.resolver.skipped_entries(service)
     }
 }
 

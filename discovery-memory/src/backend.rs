@@ -2,8 +2,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status,
-    UpdateStream,
+    Backoff, Claim, Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, SkippedEntries,
+    Snapshot, Status, UpdateStream,
     backend::{Recovered, Recovery, StatusWriter},
 };
 
@@ -144,5 +144,9 @@ impl Resolver for MemoryBackend {
 
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
         self.resolver.watch(service)
+    }
+
+    fn skipped_entries(&self, service: &ServiceName) -> SkippedEntries {
+        self.resolver.skipped_entries(service)
     }
 }
