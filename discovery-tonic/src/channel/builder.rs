@@ -291,6 +291,7 @@ impl ChannelBuilder {
         let updates = self.resolver.watch(&self.service)?;
         let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {
+            resolver: Arc::downgrade(&self.resolver),
             service: self.service,
             balancer: Balancer::of(self.policy),
             availability: ArcSwap::from_pointee(Availability::Waiting),

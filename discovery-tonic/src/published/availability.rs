@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, time::Duration};
 
-use discovery_core::{Error, ServiceName};
+use discovery_core::{Error, ServiceName, SkippedEntries};
 use tokio::time::Instant;
 
 use crate::error::{BoxError, SharedError};
@@ -31,6 +31,10 @@ pub(crate) enum Availability {
 #[derive(Debug)]
 struct NotConnected(SharedError);
 
+/// Why an entry is skipped, as the error of a call carries it.
+#[derive(Debug)]
+struct UnreadableEntry(Error);
+
 impl Availability {
     /// Whether an endpoint may become available soon.
     pub(crate) fn is_worth_waiting(&self) -> bool {
@@ -46,12 +50,21 @@ impl Availability {
     }
 
     /// Returns why a call fails, as a message with the service, the reason and since when, and as
-    /// an error if there is one.
-    pub(crate) fn explain(&self, service: &ServiceName, waited: Option<Duration>) -> (String, Option<BoxError>) {
+    /// an error if there is one. `skipped` is read if the service has no instances.
+    pub(crate) fn explain(
+        &self,
+        service: &ServiceName,
+        waited: Option<Duration>,
+        skipped: impl FnOnce() -> SkippedEntries,
+    ) -> (String, Option<BoxError>) {
         let ago = |since: &Instant| humanly(since.elapsed());
         let (reason, cause) = match self {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
-            Self::Empty { since } => (format!("it has had no instances for {}", ago(since)), None),
+            Self::Empty { since } => {
+                let skipped = skipped();
+                let reason = format!("it has had no instances for {}{}", ago(since), but_skipped(skipped.count()));
+                (reason, skipped.reason().cloned().map(|error| UnreadableEntry(error).into()))
+            }
             Self::Failing { since, endpoints, error } => {
                 let what = if error.is_some() { "been reachable" } else { "taken calls" };
                 let why =
@@ -81,6 +94,27 @@ impl fmt::Display for NotConnected {
 impl StdError for NotConnected {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         Some(&*self.0)
+    }
+}
+
+impl fmt::Display for UnreadableEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an entry cannot be read")
+    }
+}
+
+impl StdError for UnreadableEntry {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.0)
+    }
+}
+
+/// The part of a message about entries that are no instances.
+fn but_skipped(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        1 => "; 1 entry is skipped".to_owned(),
+        count => format!("; {count} entries are skipped"),
     }
 }
 

@@ -10,12 +10,16 @@ pub(crate) mod endpoints;
 pub(crate) mod overdue;
 pub(crate) mod target;
 
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
-use discovery_core::ServiceName;
+use discovery_core::{Resolver, ServiceName, SkippedEntries};
 
-use crate::{balance::Balancer, endpoint::Wakeups};
+use crate::{balance::Balancer, endpoint::Wakeups, error::BoxError};
 use availability::Availability;
 use endpoints::{EndpointRow, Endpoints};
 use overdue::Overdue;
@@ -25,6 +29,8 @@ use target::Target;
 #[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) service: ServiceName,
+    /// Knows why entries are skipped. The pool owns it.
+    pub(crate) resolver: Weak<dyn Resolver>,
     pub(crate) balancer: Balancer<Target>,
     pub(crate) availability: ArcSwap<Availability>,
     pub(crate) rows: ArcSwap<Vec<Arc<EndpointRow>>>,
@@ -33,6 +39,18 @@ pub(crate) struct Published {
 }
 
 impl Published {
+    /// Returns why a call fails that finds no endpoint, as a message and as an error if there is
+    /// one.
+    pub(crate) fn explain(&self, waited: Option<Duration>) -> (String, Option<BoxError>) {
+        self.availability.load().explain(&self.service, waited, || self.skipped_entries())
+    }
+
+    /// A resolver that panics here must not cost the call its error.
+    fn skipped_entries(&self) -> SkippedEntries {
+        let Some(resolver) = self.resolver.upgrade() else { return SkippedEntries::default() };
+        catch_unwind(AssertUnwindSafe(|| resolver.skipped_entries(&self.service))).unwrap_or_default()
+    }
+
     /// Returns all endpoints of the set.
     pub(crate) fn endpoints(&self) -> Endpoints {
         Endpoints(self.rows.load().iter().map(|row| row.status()).collect())

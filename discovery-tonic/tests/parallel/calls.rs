@@ -8,8 +8,8 @@ use std::{
 
 use crate::support::*;
 use discovery_core::{
-    Error, ErrorKind, Instance, ServiceName,
-    backend::{Entry, Feed, Recovered, Source},
+    Error, ErrorKind, Instance, Resolver, ServiceName, SkippedEntries, Snapshot, UpdateStream,
+    backend::{BadEntry, Entry, Feed, Recovered, Source},
 };
 use discovery_memory::MemoryBackend;
 use discovery_tonic::{BalancedChannel, EndpointSettings, ServedBy, Tried, WaitForReady};
@@ -26,6 +26,55 @@ async fn fault_c5_an_empty_set_fails_at_once_and_names_the_service() {
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("greeter") && status.message().contains("no instances"), "{status:?}");
     }
+}
+
+/// Entries that cannot be read, such as those in another layout.
+#[derive(Debug)]
+struct Unreadable(usize);
+
+#[async_trait::async_trait]
+impl Source for Unreadable {
+    async fn follow(&self, _: &ServiceName, feed: Feed) -> Result<(), Error> {
+        let error = Error::new(ErrorKind::InvalidInput, "it has no Addr");
+        let entry = |number: usize| BadEntry { key: number.to_string(), id: None, revision: 1, error: error.clone() };
+        let _live = feed.reset((0..self.0).map(entry).map(Entry::Bad));
+        std::future::pending().await
+    }
+}
+
+/// A resolver that panics when it is asked why.
+struct Speechless;
+
+#[async_trait::async_trait]
+impl Resolver for Speechless {
+    async fn list(&self, _: &ServiceName) -> Result<Snapshot, Error> {
+        Ok(Snapshot::default())
+    }
+
+    fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
+        MemoryBackend::new().watch(service)
+    }
+
+    fn skipped_entries(&self, _: &ServiceName) -> SkippedEntries {
+        panic!("a fault of the resolver")
+    }
+}
+
+#[tokio::test]
+async fn an_empty_set_of_skipped_entries_says_how_many_and_why() {
+    for (entries, said) in [(0, None), (1, Some("1 entry is skipped")), (3, Some("3 entries are skipped"))] {
+        let channel = BalancedChannel::new(Recovered::new(Unreadable(entries)), service()).unwrap();
+        let status = greet(&channel, None).await.unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(status.message().contains("skipped"), said.is_some(), "{status:?}");
+        if let Some(said) = said {
+            assert!(status.message().contains(said) && status.message().contains("it has no Addr"), "{status:?}");
+            let error = channel.ready(Duration::from_millis(10)).await.unwrap_err();
+            assert!(error.report().to_string().contains("it has no Addr"), "{error:?}");
+        }
+    }
+    let status = greet(&BalancedChannel::new(Speechless, service()).unwrap(), None).await.unwrap_err();
+    assert!(status.message().contains("no instances"), "a panic of the resolver costs no call its error: {status:?}");
 }
 
 /// Callers that repeat a call which fails at once, without a pause. A runtime of one thread must

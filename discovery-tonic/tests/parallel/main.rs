@@ -13,6 +13,7 @@ mod goaway;
 mod health;
 mod replays;
 mod server;
+mod server_authority;
 mod server_ends;
 mod sets;
 mod timed;

@@ -1,13 +1,16 @@
 //! A peer whose frames are written by hand, for behavior that no server library has.
 
+use std::net::SocketAddr;
+
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener,
+        TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
 };
 
+pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
 pub const SETTINGS: u8 = 4;
@@ -48,6 +51,24 @@ impl Frames {
         let mut frames = Self { read, buffer: Vec::new(), write };
         frames.send(SETTINGS, 0, 0, &[]).await;
         frames
+    }
+
+    /// Connects to a server as a client.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let (read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+        write.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+        let mut frames = Self { read, buffer: Vec::new(), write };
+        frames.send(SETTINGS, 0, 0, &[]).await;
+        frames
+    }
+
+    /// Sends HEADERS with these fields, none of which is compressed.
+    pub async fn send_headers(&mut self, flags: u8, stream: u32, fields: &[(&str, &str)]) {
+        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        // "Literal without indexing, new name" of HPACK, RFC 7541, section 6.2.2.
+        let block: Vec<u8> =
+            fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
+        self.send(HEADERS, flags | END_HEADERS, stream, &block).await;
     }
 
     pub async fn send(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
