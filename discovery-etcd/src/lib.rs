@@ -94,7 +94,9 @@ mod watcher;
 
 pub use backend::EtcdBackend;
 pub use config::{EtcdConfig, EtcdTls};
-pub use layout::{EtcdNaming, Layout};
+#[cfg(feature = "conformance")]
+pub use layout::check_layout;
+pub use layout::{Capabilities, Decoded, EtcdNaming, Layout, Plain, Tail, ToadOcr, Written};
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub use watch::fuzz_watch;

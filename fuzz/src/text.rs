@@ -1,7 +1,7 @@
 use std::{net::IpAddr, str};
 
-use discovery_core::{Address, Error, ErrorKind, Host, InstanceId, ServiceName};
-use discovery_etcd::{EtcdConfig, EtcdNaming, Layout};
+use discovery_core::{Address, Error, ErrorKind, Host, Instance, InstanceId, ServiceName};
+use discovery_etcd::{EtcdConfig, EtcdNaming, Layout, Tail, Written};
 
 /// An address is refused, or it survives printing and parsing and leads to no forbidden range.
 pub fn address(data: &[u8]) {
@@ -68,12 +68,16 @@ pub fn name(data: &[u8]) {
 pub fn key(data: &[u8]) {
     let Ok(tail) = str::from_utf8(data) else { return };
     let layout = EtcdNaming::default();
-    match layout.id(tail) {
-        None => assert!(tail.contains('/')),
-        Some(Ok(id)) => assert_eq!(layout.tail(&id), tail),
-        Some(Err(error)) => {
+    match layout.classify(tail) {
+        Tail::Other => assert!(tail.contains('/')),
+        Tail::Bad(error) => {
             assert!(!tail.contains('/'));
             assert_printable(&error);
+        }
+        named => {
+            let [id] = &named.into_ids()[..] else { panic!("a key has one instance") };
+            let instance = Instance::new("10.0.0.1:80".parse().expect("a valid address")).with_id(id.clone());
+            assert_eq!(written(&layout, &instance).tail, tail);
         }
     }
     if let Ok(service) = tail.parse::<ServiceName>() {
@@ -85,20 +89,24 @@ pub fn key(data: &[u8]) {
 /// A value is refused, or its instance survives encoding and decoding.
 pub fn value(data: &[u8]) {
     let layout = EtcdNaming::default();
-    let id: InstanceId = "a1".parse().expect("a valid id");
-    match layout.decode(id.clone(), data) {
-        Ok(instance) => {
-            assert_eq!(instance.id(), &id);
+    match layout.read("a1", data) {
+        Ok(read) => {
+            let [read] = &read[..] else { panic!("an entry has one instance") };
+            let instance = read.instance();
+            assert_eq!(instance.id().as_str(), "a1");
             assert!(data.len() <= 64 << 10 && instance.metadata().len() <= 64 && instance.weight().value() <= 10_000);
-            let written = layout.encode(&instance);
-            let again = layout.decode(id, &written);
-            // Escapes make the encoded form up to six times as long, so some are too long to be
-            // decoded.
-            assert!(written.len() > 64 << 10 || again.is_ok_and(|again| again == instance));
+            let value = written(&layout, instance).value;
+            let again = layout.read("a1", &value);
+            // Escapes make the written form much longer, so some are too long to be read.
+            assert!(value.len() > 64 << 10 || again.is_ok_and(|again| again[0].instance() == instance));
             address(instance.address().to_string().as_bytes());
         }
         Err(error) => assert_printable(&error),
     }
+}
+
+fn written(layout: &EtcdNaming, instance: &Instance) -> Written {
+    layout.write(&"s".parse().expect("a valid name"), instance)
 }
 
 /// A URL, or a configuration through serde, is refused or accepted, and never reveals the password.

@@ -5,6 +5,7 @@
 //! [`Etcd`], [`Fake`] and [`Proxy`].
 
 mod certificates;
+pub mod entry;
 mod etcd;
 mod fake;
 mod follower;

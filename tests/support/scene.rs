@@ -7,7 +7,7 @@ use std::time::Duration;
 use discovery_core::{
     Backoff, Instance, Registration, Registry, Resolver, ServiceName, Snapshot, Status, Update, UpdateStream,
 };
-use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
 use futures::StreamExt;
 use tokio::time::timeout;
 
@@ -84,12 +84,12 @@ pub fn key(one: &Instance) -> String {
 
 /// Puts an instance by hand, without a lease: it stays until it is deleted.
 pub async fn put(raw: &mut Raw, one: &Instance) {
-    raw.put(&key(one), EtcdNaming::default().encode(one)).await;
+    raw.put(&key(one), crate::entry::encode(one)).await;
 }
 
 /// Puts up to 128 instances by hand, in one transaction.
 pub async fn put_all(raw: &mut Raw, all: &[Instance]) {
-    raw.put_together(all.iter().map(|one| (key(one), EtcdNaming::default().encode(one)))).await;
+    raw.put_together(all.iter().map(|one| (key(one), crate::entry::encode(one)))).await;
 }
 
 /// Registers the instance with this number.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use discovery_core::{ErrorKind, InstanceId, Registry, Resolver, ServiceName, Snapshot, Update};
-use discovery_etcd::{EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::EtcdConfig;
 use futures::{FutureExt, StreamExt};
 use support::{
     Etcd, Log, Proxy,
@@ -76,7 +76,7 @@ async fn fault_d4_bad_entries_hide_no_others() {
         raw.put(&format!("payments/bad-{name}"), value.clone()).await;
     }
     for key in [&b"payments/bad-key-\xff"[..], b"payments/bad-key-\xfe", b"payments/", b"payments/bad key"] {
-        raw.put_at(key, EtcdNaming::default().encode(&instance(7))).await;
+        raw.put_at(key, support::entry::encode(&instance(7))).await;
     }
     let mut updates = backend.watch(&payments()).unwrap();
     let mut set = Snapshot::default();
@@ -107,7 +107,7 @@ async fn fault_d4_bad_entries_hide_no_others() {
     // back.
     raw.put("payments/odd-37", "?").await;
     until(&mut updates, &mut set, |set| set.len() == 3).await;
-    raw.put("payments/odd-37", EtcdNaming::default().encode(&instance(7))).await;
+    raw.put("payments/odd-37", support::entry::encode(&instance(7))).await;
     until(&mut updates, &mut set, |set| set.len() == 4).await;
     assert_eq!(backend.list(&payments()).await.unwrap(), set);
 }
@@ -122,7 +122,7 @@ async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
     let mut updates = backend.watch(&payments()).unwrap();
     let mut set = Snapshot::default();
     let mut raw = etcd.raw().await;
-    let good = EtcdNaming::default().encode(&instance(1));
+    let good = support::entry::encode(&instance(1));
     // Without this wait, the first values could be overwritten before they are read.
     assert!(matches!(updates.next().await, Some(Update::Reset(_))));
     let start = Instant::now();
@@ -149,12 +149,12 @@ async fn fault_d4_a_key_rewritten_badly_does_not_fill_the_log() {
 async fn fault_d5_huge_values_are_skipped_and_memory_is_bounded() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
-    let mut huge = EtcdNaming::default().encode(&instance(1));
+    let mut huge = support::entry::encode(&instance(1));
     huge.resize(1_400_000, b' ');
     for number in 0..100 {
         raw.put(&format!("payments/huge-{number}"), huge.clone()).await;
     }
-    let one = EtcdNaming::default().encode(&instance(1));
+    let one = support::entry::encode(&instance(1));
     raw.put("payments/one", one.clone()).await;
     let mut process = Process::start(&etcd);
     let first =
@@ -180,7 +180,7 @@ async fn fault_d5_huge_values_are_skipped_and_memory_is_bounded() {
 async fn fault_d6_a_service_of_too_many_entries_is_not_followed() {
     let etcd = Etcd::start().await;
     let mut raw = etcd.raw().await;
-    let value = EtcdNaming::default().encode(&instance(1));
+    let value = support::entry::encode(&instance(1));
     raw.put("payments/a", value.clone()).await;
     let mut process = Process::start(&etcd);
     process.until("the first set", |seen| seen.set == 1 && seen.listed == Some(1));
@@ -316,7 +316,7 @@ async fn fault_d9_only_whole_segments_are_a_service() {
     let etcd = Etcd::start().await;
     let backend = connect(&etcd);
     let mut raw = etcd.raw().await;
-    let value = EtcdNaming::default().encode(&instance(1));
+    let value = support::entry::encode(&instance(1));
     let others = [
         "foobar/1", "foo", "foo-/1", "foo./1", "foo0", "foo/x/y", "foo/x/", "foo//1", "foo//", "fo/1", "xfoo/1",
         "/foo/1",

@@ -100,7 +100,9 @@ async fn fill(client: &Client, entries: u32) -> Result<(), Failure> {
 }
 
 fn put(instance: &Instance) -> TxnOp {
-    TxnOp::put(format!("{SERVICE}/{}", instance.id()), EtcdNaming::default().encode(instance), None)
+    let service = SERVICE.parse().expect("a valid name");
+    let written = EtcdNaming::default().write(&service, instance);
+    TxnOp::put(format!("{SERVICE}/{}", written.tail), written.value, None)
 }
 
 /// Returns an instance whose key and value have about 150 bytes together.

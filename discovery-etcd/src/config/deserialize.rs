@@ -70,6 +70,7 @@ impl<'de> Visitor<'de> for Fields {
             None if has("user") || has("password") => config = config.credentials(user, password),
             None => {}
         }
+        config.choose_layout().map_err(A::Error::custom)?;
         Settings::check(&config).map_err(A::Error::custom)?;
         Ok(config)
     }

@@ -15,7 +15,7 @@ use super::{
 
 /// The names that [`EtcdConfig::set`] knows. They are the parameters of a URL; serde also has
 /// fields for the other parts of a URL: `members`, `password`, `prefix` and `user`.
-pub(super) const NAMES: [&str; 17] = [
+pub(super) const NAMES: [&str; 22] = [
     "allow_plaintext_credentials",
     "audit_interval",
     "backoff_max",
@@ -23,14 +23,19 @@ pub(super) const NAMES: [&str; 17] = [
     "ca_file",
     "cert_file",
     "connect_timeout",
+    "deeper_paths",
     "discover_members",
     "http2_keep_alive_interval",
     "keep_alive_timeout",
     "key_file",
+    "key_template",
+    "layout",
     "max_entries",
+    "metadata_as_object",
     "operation_timeout",
     "password_file",
     "request_timeout",
+    "separator",
     "server_name",
     "ttl",
 ];
@@ -40,13 +45,31 @@ impl EtcdConfig {
     /// value; its bounds are checked later, together with everything else.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<bool, Error> {
         let place = match name {
-            "allow_plaintext_credentials" | "discover_members" => {
+            "allow_plaintext_credentials" | "deeper_paths" | "discover_members" | "metadata_as_object" => {
                 let problem = || invalid(format!("invalid {name}: allowed are true and false"));
                 let value = value.parse().map_err(|_| problem())?;
                 match name {
+                    "deeper_paths" => self.layout_options.deeper_paths = Some(value),
                     "discover_members" => self.discover_members = value,
+                    "metadata_as_object" => self.layout_options.metadata_as_object = Some(value),
                     _ => self.allow_plaintext_credentials = value,
                 }
+                return Ok(true);
+            }
+            "key_template" => {
+                self.layout_options.key_template = Some(value.to_owned());
+                return Ok(true);
+            }
+            "layout" => {
+                self.layout_options.name = Some(value.to_owned());
+                return Ok(true);
+            }
+            "separator" => {
+                let mut chars = value.chars();
+                let (Some(separator), None) = (chars.next(), chars.next()) else {
+                    return Err(invalid(format!("invalid separator {}: allowed is one character", shown(value))));
+                };
+                self.separator = Some(separator);
                 return Ok(true);
             }
             "ca_file" | "cert_file" | "key_file" | "server_name" => {
@@ -88,7 +111,7 @@ impl EtcdConfig {
             "http2_keep_alive_interval" => &mut self.http2_keep_alive_interval,
             "keep_alive_timeout" => &mut self.keep_alive_timeout,
             "request_timeout" => &mut self.request_timeout,
-            "ttl" => &mut self.ttl,
+            "ttl" => self.ttl.get_or_insert_default(),
             _ => return Ok(false),
         };
         *place = duration(name, value)?;

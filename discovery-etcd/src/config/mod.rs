@@ -12,7 +12,7 @@ mod tls;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use discovery_core::Backoff;
+use discovery_core::{Backoff, Error};
 
 pub(crate) use credentials::Credentials;
 #[cfg(feature = "tls")]
@@ -22,7 +22,7 @@ pub use tls::EtcdTls;
 #[cfg(feature = "tls")]
 pub(crate) use tls::Pem;
 
-use crate::layout::{EtcdNaming, Layout};
+use crate::layout::{EtcdNaming, Layout, LayoutOptions, by_name};
 
 /// How to reach etcd and how to keep entries there.
 ///
@@ -35,8 +35,8 @@ use crate::layout::{EtcdNaming, Layout};
 /// The default port of a member is 2379. The path is the prefix of all keys. User and password are
 /// percent-encoded. The parameters have the names of the setters, including those of [`EtcdTls`];
 /// the exceptions are [`backoff`](Self::backoff), which is `backoff_min` and `backoff_max`, and
-/// [`layout`](Self::layout), which has none. Durations are written like `15s` or `500ms`. Unknown
-/// parameters are errors.
+/// [`layout`](Self::layout), which is a name and options. Durations are written like `15s` or
+/// `500ms`. Unknown parameters are errors.
 ///
 /// Through serde the fields have the same names. `members` is a list of strings, and `prefix`,
 /// `user` and `password` are fields too. A URL in a single string is also accepted.
@@ -85,7 +85,8 @@ pub struct EtcdConfig {
     pub(crate) allow_plaintext_credentials: bool,
     pub(crate) tls: Option<EtcdTls>,
     pub(crate) discover_members: bool,
-    pub(crate) ttl: Duration,
+    pub(crate) separator: Option<char>,
+    pub(crate) ttl: Option<Duration>,
     pub(crate) operation_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
@@ -96,6 +97,8 @@ pub struct EtcdConfig {
     pub(crate) audit_interval: Duration,
     pub(crate) max_entries: usize,
     pub(crate) layout: Arc<dyn Layout>,
+    /// What was set by name. [`choose_layout`](Self::choose_layout) makes a layout of it.
+    layout_options: LayoutOptions,
 }
 
 impl EtcdConfig {
@@ -109,7 +112,8 @@ impl EtcdConfig {
             allow_plaintext_credentials: false,
             tls: None,
             discover_members: false,
-            ttl: Duration::from_secs(15),
+            separator: None,
+            ttl: None,
             operation_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(5),
@@ -120,6 +124,7 @@ impl EtcdConfig {
             audit_interval: Duration::from_secs(600),
             max_entries: 20_000,
             layout: Arc::new(EtcdNaming::default()),
+            layout_options: LayoutOptions::default(),
         }
     }
 
@@ -130,6 +135,18 @@ impl EtcdConfig {
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// Sets the character between the prefix and the names of services: `/`, `.`, `-`, `_` or `~`;
+    /// default that of the [layout](Self::layout), `/`.
+    ///
+    /// With the prefix `prod` and the separator `.`, the keys of the service `orders` begin with
+    /// `prod.orders/`. Go clients of such a service need no authority of their own;
+    /// [`EtcdNaming`] explains why. Without a prefix it has no effect.
+    #[must_use]
+    pub fn separator(mut self, separator: char) -> Self {
+        self.separator = Some(separator);
         self
     }
 
@@ -194,7 +211,7 @@ impl EtcdConfig {
     }
 
     /// Sets how long entries outlive a process that died, in whole seconds from 1 s to 1 day;
-    /// default 15 s.
+    /// default that of the [layout](Self::layout), 15 s for [`EtcdNaming`].
     ///
     /// etcd grants at least 1.5 times its election timeout. The granted time is the one that
     /// applies, and is returned by [`granted_ttl`](crate::EtcdBackend::granted_ttl).
@@ -204,7 +221,7 @@ impl EtcdConfig {
     /// of the TTL, and at least one every 3.75 s.
     #[must_use]
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = ttl;
+        self.ttl = Some(ttl);
         self
     }
 
@@ -296,11 +313,24 @@ impl EtcdConfig {
 
     /// Sets how instances are written as keys and values; default [`EtcdNaming`].
     ///
-    /// A URL and serde cannot set it.
+    /// A URL and serde set it by name: `layout` is `etcd-naming`, with the options
+    /// `metadata_as_object` and `deeper_paths`; `plain`, with the option `key_template`; or
+    /// `toadocr`.
     #[must_use]
     pub fn layout(mut self, layout: impl Layout) -> Self {
         self.layout = Arc::new(layout);
         self
+    }
+}
+
+impl EtcdConfig {
+    /// Sets the layout that was chosen by name, once all options are known.
+    fn choose_layout(&mut self) -> Result<(), Error> {
+        let chosen = by_name(&self.layout_options).map_err(|error| error.with_operation("configure etcd"))?;
+        if let Some(layout) = chosen {
+            self.layout = layout;
+        }
+        Ok(())
     }
 }
 
@@ -317,6 +347,7 @@ impl fmt::Debug for EtcdConfig {
             .field("allow_plaintext_credentials", &self.allow_plaintext_credentials)
             .field("tls", &self.tls)
             .field("discover_members", &self.discover_members)
+            .field("separator", &self.separator)
             .field("ttl", &self.ttl)
             .field("operation_timeout", &self.operation_timeout)
             .field("connect_timeout", &self.connect_timeout)

@@ -60,6 +60,7 @@ impl FromStr for EtcdConfig {
             }
             seen.push(name);
         }
+        config.choose_layout()?;
         Settings::check(&config)?;
         Ok(config)
     }

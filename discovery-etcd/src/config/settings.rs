@@ -12,7 +12,7 @@ use crate::{audit_interval::AuditInterval, layout::Layout};
 pub(crate) struct Settings {
     /// At least one, without duplicates.
     pub(crate) members: Vec<Address>,
-    /// Empty, or ends in `/`.
+    /// Empty, or ends in the separator.
     pub(crate) prefix: String,
     pub(crate) credentials: Option<Credentials>,
     /// Whether credentials are sent in clear text, and therefore only to loopback addresses.
@@ -47,7 +47,8 @@ impl Settings {
                 ));
             }
         }
-        let ttl = config.ttl;
+        let capabilities = config.layout.capabilities();
+        let ttl = config.ttl.unwrap_or(capabilities.default_ttl());
         if !(TTL_MIN..=TTL_MAX).contains(&ttl) || ttl.subsec_nanos() != 0 {
             return Err(invalid(format!("invalid ttl {ttl:?}: allowed are whole seconds from 1 s to 1 day")));
         }
@@ -72,7 +73,7 @@ impl Settings {
         }
         Ok(Self {
             members,
-            prefix: prefix(&config.prefix)?,
+            prefix: prefix(&config.prefix, config.separator.unwrap_or(capabilities.default_separator()))?,
             credentials: config.credentials.clone(),
             is_loopback_only,
             tls: config.tls.clone(),
@@ -138,7 +139,10 @@ fn members(texts: &[String], has_tls: bool) -> Result<Vec<Address>, Error> {
     Ok(members)
 }
 
-fn prefix(text: &str) -> Result<String, Error> {
+fn prefix(text: &str, separator: char) -> Result<String, Error> {
+    if !SEPARATORS.contains(&separator) {
+        return Err(invalid(format!("invalid separator {separator:?}: allowed are / . - _ ~")));
+    }
     if text.is_empty() {
         return Ok(String::new());
     }
@@ -152,7 +156,7 @@ fn prefix(text: &str) -> Result<String, Error> {
             text.chars().take(64).collect::<String>()
         )));
     }
-    Ok(format!("{text}/"))
+    Ok(format!("{text}{separator}"))
 }
 
 pub(crate) fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
@@ -167,3 +171,6 @@ const AUDIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const MAX_ENTRIES: usize = 1_000_000;
 const MAX_MEMBERS: usize = 16;
 const MAX_PREFIX_BYTES: usize = 512;
+/// The characters that neither a segment of a path nor the authority of a Go client's target must
+/// escape, and `/`.
+const SEPARATORS: [char; 5] = ['/', '.', '-', '_', '~'];

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use discovery_core::{
-    Error, ErrorKind, Instance, Status,
+    Error, ErrorKind, Instance, ServiceName, Status,
     backend::{RegistrationBackend, StatusWriter},
 };
 use tokio::{
@@ -39,6 +39,7 @@ impl Drop for UnclaimedRegistration {
 /// A registration's link to the worker of its entry. It keeps the tasks of the handle alive.
 pub(super) struct RegistrationHandle {
     pub(super) registrar: Arc<Registrar>,
+    pub(super) service: ServiceName,
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) number: u64,
     pub(super) key: String,
@@ -59,7 +60,8 @@ impl RegistrationHandle {
 impl RegistrationBackend for RegistrationHandle {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let value = self.registrar.layout.encode(&instance);
+        let written = self.registrar.written(&self.service, &instance);
+        let value = written.map_err(|error| error.with_operation("update").with_key(&self.key))?.value;
         let gone = || match self.status.current() {
             Status::Superseded { .. } => entry::superseded(),
             Status::Deregistered { .. } => closed_error(),

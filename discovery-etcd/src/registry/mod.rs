@@ -33,7 +33,7 @@ use tokio::{
 use crate::{
     cluster::Cluster,
     config::Settings,
-    layout::Layout,
+    layout::{Layout, Written},
     lease::{Lease, LeaseKeeper},
     watch::closed_error,
     watcher::Watcher,
@@ -98,12 +98,12 @@ impl Registrar {
         if Handle::try_current().is_err() {
             return Err(Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here"));
         }
-        let key = format!("{}{}{}", self.prefix, self.layout.range(service), self.layout.tail(instance.id()));
+        let Written { tail, value } = self.written(service, &instance)?;
+        let key = format!("{}{}{tail}", self.prefix, self.layout.range(service));
         let place = Place { service: service.clone(), id: instance.id().clone(), key: key.clone() };
         let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
         let waiting = Error::new(ErrorKind::DeadlineExceeded, "etcd has not answered yet");
         let status = StatusWriter::new(Status::lost(waiting));
-        let value = self.layout.encode(&instance);
         let (reply, answer) = oneshot::channel();
         let command = Command::Claim { number, value, claim, status: status.clone(), reply };
         let commands = self.send(place, command)?;
@@ -111,6 +111,7 @@ impl Registrar {
         // the worker may have written.
         let handle = RegistrationHandle {
             registrar: Arc::clone(self),
+            service: service.clone(),
             commands,
             number,
             key: key.clone(),
@@ -131,6 +132,21 @@ impl Registrar {
             }
         }
         Ok(Registration::new(service.clone(), Arc::new(instance), &status, pending.keep()))
+    }
+
+    /// Returns what to write for an instance.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if the layout cannot express it.
+    fn written(&self, service: &ServiceName, instance: &Instance) -> Result<Written, Error> {
+        self.layout.capabilities().check(instance)?;
+        let written = self.layout.write(service, instance);
+        if self.layout.classify(&written.tail).into_ids() != [instance.id().clone()] {
+            let problem = format!("invalid instance: the layout has no key for the id {}", instance.id());
+            return Err(Error::new(ErrorKind::InvalidInput, problem));
+        }
+        Ok(written)
     }
 
     /// Sends a command to the worker of an entry, and starts a worker if there is none.

@@ -77,7 +77,7 @@ fn apply(set: &mut Set, range: &Range<'_>, step: Step) {
     let (upserts, removes) = range.changes(step);
     let changed = |entry: &Entry| match entry {
         Entry::Bad(entry) => entry.id.clone(),
-        Entry::Valid(instance) => Some(instance.id().clone()),
+        Entry::Partial(instance, _) | Entry::Valid(instance) => Some(instance.id().clone()),
     };
     assert!(!upserts.iter().filter_map(changed).any(|id| removes.contains(&id)), "no id is both upserted and removed");
     removes.iter().for_each(|id| drop(set.remove(id)));
@@ -87,7 +87,7 @@ fn apply(set: &mut Set, range: &Range<'_>, step: Step) {
 fn take(set: &mut Set, entry: Entry) {
     match entry {
         Entry::Bad(entry) => drop(entry.id.map(|id| set.remove(&id))),
-        Entry::Valid(instance) => drop(set.insert(instance.id().clone(), instance)),
+        Entry::Partial(instance, _) | Entry::Valid(instance) => drop(set.insert(instance.id().clone(), instance)),
     }
 }
 
@@ -160,7 +160,7 @@ impl Etcd {
             }
         }
         let mut set = Set::new();
-        rows.into_values().filter_map(|row| range.entry(row)).for_each(|entry| take(&mut set, entry));
+        rows.into_values().flat_map(|row| range.entries(&row)).for_each(|entry| take(&mut set, entry));
         set
     }
 }

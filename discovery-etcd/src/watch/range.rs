@@ -4,13 +4,13 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use discovery_core::{
     Error, ErrorKind, InstanceId, ServiceName,
-    backend::{BadEntry, Entry, Live},
+    backend::{BadEntry, DroppedLabels, Entry, Live},
 };
 
 use super::{cursor::Step, source::EtcdSource};
 use crate::{
     client::{Event, KeyValue},
-    layout::Layout,
+    layout::{Decoded, Layout, Tail},
     watcher::Keys,
 };
 
@@ -38,14 +38,13 @@ impl<'a> Range<'a> {
         Keys::Range { from: self.from.clone(), to: self.to.clone() }
     }
 
-    /// The id that a key belongs to: `None` if the key is not an entry of the service, an error if
-    /// its id is invalid.
-    pub(super) fn id(&self, key: &[u8]) -> Option<Result<InstanceId, Error>> {
-        let tail = key.strip_prefix(&*self.from)?;
+    /// What a key is.
+    pub(super) fn classify(&self, key: &[u8]) -> Tail {
+        let Some(tail) = key.strip_prefix(&*self.from) else { return Tail::Other };
         match std::str::from_utf8(tail) {
-            Ok(tail) => self.layout.id(tail),
-            Err(_) if self.layout.subtree(readable(tail)).is_some() => None,
-            Err(_) => Some(Err(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8"))),
+            Ok(tail) => self.layout.classify(tail),
+            Err(_) if self.layout.subtree(readable(tail)).is_some() => Tail::Other,
+            Err(_) => Tail::Bad(Error::new(ErrorKind::InvalidInput, "the key is not UTF-8")),
         }
     }
 
@@ -53,22 +52,31 @@ impl<'a> Range<'a> {
     pub(super) fn behind_subtree(&self, key: &[u8]) -> Option<Vec<u8>> {
         let subtree = self.layout.subtree(readable(key.strip_prefix(&*self.from)?))?;
         // A contradictory layout may cost time, but must not cost entries.
-        if self.id(key).is_some() {
+        if !matches!(self.classify(key), Tail::Other) {
             return None;
         }
         Some(end_of_prefix(&key[..self.from.len() + subtree.len()]))
     }
 
-    pub(super) fn entry(&self, row: KeyValue) -> Option<Entry> {
-        let id = self.id(&row.key)?;
-        let read = id.clone().and_then(|id| self.layout.decode(id, &row.value));
-        Some(read.map_or_else(
-            |error| {
-                let revision = row.revision.unsigned_abs();
-                Entry::Bad(BadEntry { key: name_of_key(&row.key), id: id.ok(), revision, error })
-            },
-            Entry::Valid,
-        ))
+    /// The instances of an entry, each bad if the entry is; none if the key is not an entry.
+    pub(super) fn entries(&self, row: &KeyValue) -> Vec<Entry> {
+        let tail = row.key.strip_prefix(&*self.from).and_then(|tail| std::str::from_utf8(tail).ok());
+        // Usually the entry is good, and its key need not be classified.
+        let error = match tail.map(|tail| self.layout.read(tail, &row.value)) {
+            Some(Ok(read)) => return read.into_iter().map(|one| entry(one, row)).collect(),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let (ids, error) = match (self.classify(&row.key), error) {
+            (Tail::Other, _) => return Vec::new(),
+            (Tail::Bad(error), _) => (vec![None], error),
+            (tail, Some(error)) => (tail.into_ids().into_iter().map(Some).collect(), error),
+            (_, None) => (vec![None], Error::new(ErrorKind::InvalidInput, "the key is not UTF-8")),
+        };
+        let revision = row.revision.unsigned_abs();
+        let key = name_of_key(&row.key);
+        let bad = |id| Entry::Bad(BadEntry { key: key.clone(), id, revision, error: error.clone() });
+        ids.into_iter().map(bad).collect()
     }
 
     /// By how many entries a step grows the range.
@@ -95,12 +103,22 @@ impl<'a> Range<'a> {
         let mut removes = Vec::new();
         for event in step {
             match event {
-                Event::Put { row, .. } => upserts.extend(self.entry(row)),
-                Event::Delete { key, .. } => removes.extend(self.id(&key).and_then(Result::ok)),
+                Event::Put { row, .. } => upserts.extend(self.entries(&row)),
+                Event::Delete { key, .. } => removes.extend(self.classify(&key).into_ids()),
                 Event::Unknown => unreachable!("the cursor rejects unknown events"),
             }
         }
         (upserts, removes)
+    }
+}
+
+fn entry(one: Decoded, row: &KeyValue) -> Entry {
+    match one.into_parts() {
+        (instance, None) => Entry::Valid(instance),
+        (instance, Some((labels, error))) => {
+            let revision = row.revision.unsigned_abs();
+            Entry::Partial(instance, DroppedLabels { key: name_of_key(&row.key), revision, labels, error })
+        }
     }
 }
 
@@ -163,7 +181,11 @@ mod tests {
         ] {
             let name = String::from_utf8_lossy(key);
             assert_eq!(range.behind_subtree(key).as_deref(), behind, "{name}");
-            assert_eq!(range.id(key).is_none(), behind.is_some() || key.starts_with(b"prod/other"), "{name}");
+            assert_eq!(
+                matches!(range.classify(key), Tail::Other),
+                behind.is_some() || key.starts_with(b"prod/other"),
+                "{name}"
+            );
         }
     }
 

@@ -214,11 +214,11 @@ pub(crate) fn states(steps: &[Step], service: &ServiceName) -> Vec<State> {
 pub(crate) fn id_of(service: &ServiceName, key: &str) -> Option<InstanceId> {
     let naming = EtcdNaming::default();
     let tail = key.strip_prefix(PREFIX)?.strip_prefix(&naming.range(service))?;
-    naming.id(tail)?.ok()
+    naming.classify(tail).into_ids().pop()
 }
 
 pub(crate) fn instance_of(id: &InstanceId, stored: &Stored) -> Option<Instance> {
-    EtcdNaming::default().decode(id.clone(), &stored.value).ok()
+    support::entry::decode(id, &stored.value).ok()
 }
 
 /// Returns the registration that wrote this instance, and the version.

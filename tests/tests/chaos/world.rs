@@ -10,7 +10,6 @@ use std::{
 };
 
 use discovery_core::{ServiceName, Snapshot};
-use discovery_etcd::{EtcdNaming, Layout};
 use support::{Etcd, Fault, GrpcProxy, Proxy};
 use tokio::{
     sync::{Mutex, RwLock, watch},
@@ -338,7 +337,7 @@ impl Ground {
         let key = |service: &ServiceName, id: &str| format!("{PREFIX}{service}/{id}");
         let value = |text: &str| {
             let instance = discovery_core::Instance::new(text.parse().expect("an address"));
-            Some(EtcdNaming::default().encode(&instance))
+            Some(support::entry::encode(&instance))
         };
         let changes = match act {
             Act::Compact { back } => {

@@ -35,7 +35,7 @@ async fn a_service_is_registered_watched_updated_and_deregistered() {
 
     let mut raw = etcd.raw().await;
     let (value, lease) = raw.entry("prod/payments/10.0.0.2:80").await.expect("the key that Go's resolver reads");
-    assert_eq!(String::from_utf8(value).unwrap(), r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":{"zone":"a"}}"#);
+    assert_eq!(String::from_utf8(value).unwrap(), r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":"{\"zone\":\"a\"}"}"#);
     assert_ne!(lease, 0);
 
     let heavy = Weight::new(300).unwrap();
@@ -44,7 +44,7 @@ async fn a_service_is_registered_watched_updated_and_deregistered() {
     assert!(seen.iter().all(|update| matches!(update, Update::Change(change) if change.removes().is_empty())));
     let (value, same_lease) = raw.entry("prod/payments/10.0.0.2:80").await.unwrap();
     let value = String::from_utf8(value).unwrap();
-    assert_eq!(value, r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":{"weight":300,"zone":"a"}}"#);
+    assert_eq!(value, r#"{"Op":0,"Addr":"10.0.0.2:80","Metadata":"{\"weight\":300,\"zone\":\"a\"}"}"#);
     assert_eq!(lease, same_lease, "an update needs no other lease");
 
     registration.deregister().await.unwrap();

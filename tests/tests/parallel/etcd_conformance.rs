@@ -10,7 +10,7 @@ use discovery_core::{
     Backoff, Error, Instance, InstanceId, ServiceName,
     conformance::{Capabilities, Harness, Process, Timings},
 };
-use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::{Decoded, EtcdBackend, EtcdConfig, EtcdNaming, Layout, Tail, Written};
 use support::{Etcd, Fault, GrpcProxy, Proxy};
 use tokio::runtime::{Builder, Runtime};
 
@@ -137,7 +137,7 @@ impl Harness for EtcdHarness {
     }
 
     async fn put_deeper(&self, service: &ServiceName) {
-        let value = EtcdNaming::default().encode(&Instance::new("10.9.9.9:80".parse().unwrap()));
+        let value = support::entry::encode(&Instance::new("10.9.9.9:80".parse().unwrap()));
         self.etcd.raw().await.put(&format!("{service}/deeper/10.9.9.9:80"), value).await;
     }
 
@@ -170,20 +170,16 @@ impl Layout for Explosive {
         self.0.range(service)
     }
 
-    fn tail(&self, id: &InstanceId) -> String {
-        self.0.tail(id)
+    fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
+        self.0.write(service, instance)
     }
 
-    fn id(&self, tail: &str) -> Option<Result<InstanceId, Error>> {
-        self.0.id(tail)
+    fn classify(&self, tail: &str) -> Tail {
+        self.0.classify(tail)
     }
 
-    fn encode(&self, instance: &Instance) -> Vec<u8> {
-        self.0.encode(instance)
-    }
-
-    fn decode(&self, id: InstanceId, value: &[u8]) -> Result<Instance, Error> {
+    fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
         assert!(value != EXPLOSIVE.as_bytes(), "this value makes the layout panic");
-        self.0.decode(id, value)
+        self.0.read(tail, value)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use discovery_core::{
     Claim, ErrorKind, InstanceId, Registration, Registry, Resolver, Snapshot, Status, Update, Weight,
 };
-use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
+use discovery_etcd::EtcdBackend;
 use futures::{StreamExt, future::join_all};
 use support::{
     Etcd, Fault, Proxy, Raw, eventually,
@@ -232,7 +232,7 @@ async fn fault_b7_the_later_of_two_registrars_owns_a_thousand_times() {
         }
         match raw.entry("payments/shared").await {
             Some((value, _)) => {
-                let read = EtcdNaming::default().decode(id.clone(), &value).unwrap();
+                let read = support::entry::decode(&id, &value).unwrap();
                 assert_eq!(read.weight().value(), round, "the later one owns");
             }
             None => lost += 1,

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use discovery_core::{ErrorKind, Resolver, Snapshot};
-use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
 use futures::{StreamExt, future::join, stream};
 use support::{
     Etcd, Fault, Proxy, eventually,
@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 /// Puts the same value at many keys, eight clients at a time.
 async fn fill(etcd: &Etcd, keys: &[String]) {
-    let value = EtcdNaming::default().encode(&instance(1));
+    let value = support::entry::encode(&instance(1));
     let lanes = keys.chunks(keys.len().div_ceil(8).max(1));
     let fill = |keys: &[String]| {
         let keys = keys.to_vec();
@@ -146,8 +146,8 @@ async fn a_list_is_one_state_while_entries_are_added() {
     // In descending order, so that pages of different revisions would show.
     let writes = async {
         for number in (0..600).rev() {
-            raw.put(&format!("payments/a{number:06}"), EtcdNaming::default().encode(&instance(2))).await;
-            raw.put(&format!("payments/z{number:06}"), EtcdNaming::default().encode(&instance(3))).await;
+            raw.put(&format!("payments/a{number:06}"), support::entry::encode(&instance(2))).await;
+            raw.put(&format!("payments/z{number:06}"), support::entry::encode(&instance(3))).await;
         }
     };
     let backend = usual(etcd.members());

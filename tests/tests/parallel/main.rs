@@ -5,6 +5,7 @@
 mod etcd;
 mod etcd_cluster_faults;
 mod etcd_conformance;
+mod etcd_layouts;
 mod etcd_members;
 mod etcd_proxy;
 mod etcd_registrar_faults;

@@ -20,6 +20,8 @@ pub(super) struct Reading<'a> {
     pub(super) from: Vec<u8>,
     pub(super) size: PageSize,
     subtrees: Subtrees,
+    /// How many keys are entries.
+    entry_keys: usize,
     /// Whether a page has arrived.
     pub(super) has_begun: bool,
 }
@@ -32,6 +34,7 @@ impl<'a> Reading<'a> {
             from: range.from.clone(),
             size,
             subtrees: Subtrees::default(),
+            entry_keys: 0,
             has_begun: false,
         }
     }
@@ -68,10 +71,13 @@ impl<'a> Reading<'a> {
             if place % ROWS_A_TURN == ROWS_A_TURN - 1 {
                 yield_now().await;
             }
-            match self.range.entry(row) {
-                Some(entry) => self.listed.entries.push(entry),
-                None => self.listed.deeper += 1,
+            let entries = self.range.entries(&row);
+            if entries.is_empty() {
+                self.listed.deeper += 1;
+            } else {
+                self.entry_keys += 1;
             }
+            self.listed.entries.extend(entries);
         }
         if self.listed.entries.len() > self.range.limit {
             return Ok(true);
@@ -81,7 +87,7 @@ impl<'a> Reading<'a> {
             None => true,
         };
         if is_over {
-            self.listed.deeper = self.listed.keys.saturating_sub(self.listed.entries.len());
+            self.listed.deeper = self.listed.keys.saturating_sub(self.entry_keys);
         }
         Ok(is_over)
     }

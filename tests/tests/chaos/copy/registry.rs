@@ -10,7 +10,6 @@ use discovery_core::{
     Claim, Error, ErrorKind, Instance, Registration, ServiceName, Status,
     backend::{RegistrationBackend, StatusWriter},
 };
-use discovery_etcd::{EtcdNaming, Layout};
 use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -50,7 +49,7 @@ impl CopyRegistry {
         claim: Claim,
     ) -> Result<Registration, Error> {
         let client = within(connect(&self.member)).await?;
-        let value = EtcdNaming::default().encode(&instance);
+        let value = support::entry::encode(&instance);
         let key = format!("{PREFIX}{service}/{}", instance.id());
         let status = StatusWriter::new(Status::registered());
         let (orders, ordered) = mpsc::unbounded_channel();
@@ -201,7 +200,7 @@ impl Keeper {
 impl RegistrationBackend for Hold {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.0.send(Order::Update(EtcdNaming::default().encode(&instance), reply));
+        let _ = self.0.send(Order::Update(support::entry::encode(&instance), reply));
         answer.await.unwrap_or_else(|_| Err(silent()))
     }
 

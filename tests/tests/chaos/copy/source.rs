@@ -86,12 +86,12 @@ impl Reader {
     fn id(&self, entry: &KeyValue) -> Option<InstanceId> {
         let tail = entry.key_str().ok()?.strip_prefix(&self.prefix)?;
         let tail = if self.bug == Some(Bug::PrefixWithoutSeparator) { tail.rsplit('/').next()? } else { tail };
-        EtcdNaming::default().id(tail)?.ok()
+        EtcdNaming::default().classify(tail).into_ids().pop()
     }
 
     fn read(&mut self, entry: &KeyValue) -> Option<Entry> {
         let id = self.id(entry)?;
-        Some(match EtcdNaming::default().decode(id.clone(), entry.value()) {
+        Some(match support::entry::decode(&id, entry.value()) {
             Ok(instance) => {
                 self.ids.insert(id, instance.address().clone());
                 Entry::Valid(instance)

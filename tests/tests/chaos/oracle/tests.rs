@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use discovery_core::{Change, Error, ErrorKind, Instance, ServiceName, Snapshot, Update};
-use discovery_etcd::{EtcdNaming, Layout};
 
 use super::check;
 use crate::{
@@ -126,7 +125,7 @@ impl Story {
     }
 
     fn put(&mut self, revision: i64, lease: i64, instance: &Instance) {
-        let value = EtcdNaming::default().encode(instance);
+        let value = support::entry::encode(instance);
         self.step(revision, vec![(format!("chaos/payments/{}", instance.id()), Some(Stored { value, lease }))]);
     }
 
@@ -307,7 +306,7 @@ stories! {
         let neighbour = instance(5, 2, 0);
         story.begin(2, 0, 5, second(4));
         story.log.lives[2].key = "chaos/payments-history/i5".into();
-        let value = EtcdNaming::default().encode(&neighbour);
+        let value = support::entry::encode(&neighbour);
         story.step(5, vec![("chaos/payments-history/i5".into(), Some(Stored { value, lease: 7 }))]);
         story.see_all();
         story.see(5, upsert(&neighbour));
@@ -479,7 +478,7 @@ fn a_wipe_resets_streams_and_is_final() {
         story.see_all();
         let begin = Step { revision: Revision { epoch: 1, number: 1 }, at: second(6), changes: Vec::new() };
         story.log.steps.push(begin);
-        let value = EtcdNaming::default().encode(&story.a_updated);
+        let value = support::entry::encode(&story.a_updated);
         let changes = vec![(key(1), Some(Stored { value, lease: 70 }))];
         story.log.steps.push(Step { revision: Revision { epoch: 1, number: 2 }, at: second(8), changes });
         story.log.lives[1].released = Some(second(5));

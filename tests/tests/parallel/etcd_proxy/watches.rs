@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use discovery_core::{Resolver, ServiceName, Snapshot};
-use discovery_etcd::{EtcdNaming, Layout};
 use support::{
     Follower, Raw,
     scene::{SOON, connect, follow, instance, payments, put, version},
@@ -24,7 +23,7 @@ async fn change(raw: &mut Raw, service: &ServiceName, round: u32) {
     if round % 4 == 3 {
         raw.delete(&key).await;
     } else {
-        raw.put(&key, EtcdNaming::default().encode(&one)).await;
+        raw.put(&key, support::entry::encode(&one)).await;
     }
 }
 

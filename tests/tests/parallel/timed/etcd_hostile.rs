@@ -15,7 +15,7 @@ use std::{
 use discovery_core::{
     Backoff, Error, ErrorKind, Instance, Resolver, ServiceName, Snapshot, Update, UpdateStream, Weight,
 };
-use discovery_etcd::{EtcdBackend, EtcdConfig, EtcdNaming, Layout};
+use discovery_etcd::{EtcdBackend, EtcdConfig};
 use etcd_client::proto::{PbEvent, PbKeyValue, PbRangeRequest, PbRangeResponse, PbWatchResponse};
 use futures::StreamExt;
 use support::{Etcd, Fake, Fault, Method, Proxy, eventually};
@@ -53,7 +53,7 @@ fn put(fake: &Fake, id: &str) {
 }
 
 fn entry(id: &str) -> (String, Option<Vec<u8>>) {
-    (format!("payments/{id}"), Some(EtcdNaming::default().encode(&instance(id))))
+    (format!("payments/{id}"), Some(support::entry::encode(&instance(id))))
 }
 
 fn ids(set: &Snapshot) -> String {
@@ -181,7 +181,7 @@ fn after_created(mut more: impl FnMut(PbWatchResponse) -> Vec<PbWatchResponse> +
 }
 
 fn put_event(key: &str, revision: i64) -> PbEvent {
-    let value = EtcdNaming::default().encode(&instance("x"));
+    let value = support::entry::encode(&instance("x"));
     let kv = PbKeyValue { key: key.into(), value, mod_revision: revision, version: 1, ..PbKeyValue::default() };
     PbEvent { r#type: 0, kv: Some(kv), prev_kv: None }
 }
@@ -538,7 +538,7 @@ async fn fault_a32_a_stuck_watch_is_found_by_a_change_in_place() {
     let (_backend, mut updates, mut set) = watching(config(fake.address()), &fake).await;
     let start = Instant::now();
     let heavy = instance("a").with_weight(Weight::new(300).unwrap());
-    fake.write([("payments/a", Some(EtcdNaming::default().encode(&heavy)))]);
+    fake.write([("payments/a", Some(support::entry::encode(&heavy)))]);
     let seen = until(&mut updates, &mut set, "ab", &["ab"]).await;
     println!("fault_a32: found {:?} after a change in place", start.elapsed());
     assert!(matches!(&seen[..], [Update::Reset(_)]) && set.get("a").unwrap().weight() == heavy.weight());
@@ -582,7 +582,7 @@ async fn fault_a32_a_watch_that_leaves_out_a_delete_and_goes_on_is_found() {
         assert!(start.elapsed() < 4 * SECOND, "not found in {:?}", start.elapsed());
         weight += 1;
         let one = instance("a").with_weight(Weight::new(weight).unwrap());
-        fake.write([("payments/a", Some(EtcdNaming::default().encode(&one)))]);
+        fake.write([("payments/a", Some(support::entry::encode(&one)))]);
         while let Ok(update) = timeout(SECOND / 20, updates.next()).await {
             set = set.after(&update.unwrap());
         }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use discovery_core::{Instance, Resolver, ServiceName, Snapshot, Weight};
-use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
+use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
 use support::{
     Etcd, Fake, Follower, Method, Raw, eventually,
@@ -21,7 +21,7 @@ fn service(number: usize) -> ServiceName {
 
 /// Returns the key and value of an instance of a service.
 fn entry(service: &ServiceName, one: &Instance) -> (String, Vec<u8>) {
-    (format!("{service}/{}", one.id()), EtcdNaming::default().encode(one))
+    (format!("{service}/{}", one.id()), support::entry::encode(one))
 }
 
 /// Puts one instance into each of this many services.

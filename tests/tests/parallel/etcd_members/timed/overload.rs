@@ -6,7 +6,7 @@ use std::{
 };
 
 use discovery_core::{Registration, Registry, Resolver};
-use discovery_etcd::{EtcdBackend, EtcdNaming, Layout};
+use discovery_etcd::EtcdBackend;
 use futures::future::join_all;
 use support::{
     Before, Etcd, Fake, Follower, Method, eventually,
@@ -111,7 +111,7 @@ async fn a_hanging_list_delays_no_other_list() {
     fake.before(|method| if method == Method::Page { Before::Never } else { Before::Serve });
     let one = |number: u16| {
         let instance = instance(number);
-        (format!("big/{}", instance.id()), Some(EtcdNaming::default().encode(&instance)))
+        (format!("big/{}", instance.id()), Some(support::entry::encode(&instance)))
     };
     fake.write((0..40).map(one));
     let backend = usual([fake.address()]);

@@ -15,6 +15,7 @@ use tokio::time::sleep;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn handles_spread_again_after_a_rolling_restart() {
     const HANDLES: u16 = 60;
+    const CHOICES: usize = 2;
     let etcd = Etcd::start_members(3).await;
     let audit = Duration::from_secs(8);
     let open = || EtcdBackend::new(config(etcd.members()).ttl(Duration::from_secs(10)).audit_interval(audit));
@@ -39,14 +40,19 @@ async fn handles_spread_again_after_a_rolling_restart() {
     println!("after a rolling restart {:?}", handles());
     let before: Vec<_> = followers.iter().map(|follower| (follower.losses(), follower.resets())).collect();
 
-    // The first choice may have been made during the restarts.
-    sleep(audit * 3 / 2).await;
-    // A handle that is just moving is connected to two members.
-    let is_settled = async || handles().iter().sum::<usize>() == usize::from(HANDLES);
-    eventually("none is left behind on a former member", SOON, is_settled).await;
-    let spread = handles();
-    println!("after an audit {spread:?}");
-    assert!(spread.iter().all(|handles| *handles <= 30), "{spread:?}");
+    // A single choice of 60 handles gives a member more than half of them once in 150 runs, by chance.
+    let mut spread = [0; 3];
+    for _ in 0..CHOICES {
+        // The first choice may have been made during the restarts.
+        sleep(audit * 3 / 2).await;
+        // A handle that is just moving is connected to two members.
+        let is_settled = async || handles().iter().sum::<usize>() == usize::from(HANDLES);
+        eventually("none is left behind on a former member", SOON, is_settled).await;
+        let chosen = handles();
+        println!("after an audit {chosen:?}");
+        spread = [0, 1, 2].map(|place| spread[place] + chosen[place]);
+    }
+    assert!(spread.iter().all(|handles| *handles <= CHOICES * 30), "{spread:?}");
     for (follower, before) in followers.iter().zip(before) {
         assert_eq!((follower.losses(), follower.resets()), before, "no watcher noticed");
         assert!(is_whole(follower) && follower.removed().is_empty());

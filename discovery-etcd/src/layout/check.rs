@@ -1,0 +1,227 @@
+//! Tests a layout against what it declares.
+
+use discovery_core::{Instance, InstanceId, ServiceName, Weight};
+
+use super::{Layout, Tail, Written};
+
+/// Tests a layout; for authors of one. Needs the feature `conformance`.
+///
+/// It checks that instances survive writing and reading as far as the layout
+/// [declares](Layout::capabilities) to express them, that ranges of services are disjoint, that
+/// tails are classified as they are written, and that nobody's keys and values make it panic or
+/// invent an instance.
+///
+/// ```
+/// # #[cfg(feature = "conformance")]
+/// discovery_etcd::check_layout(&discovery_etcd::EtcdNaming::default());
+/// ```
+///
+/// # Panics
+///
+/// If the layout breaks a rule; the message names the rule and the instance or the key.
+pub fn check_layout(layout: &dyn Layout) {
+    for service in SERVICES.map(service) {
+        check_ranges(layout, &service);
+        for instance in instances(layout) {
+            check_round_trip(layout, &service, &instance);
+        }
+    }
+    check_tolerance(layout);
+    check_subtrees(layout);
+}
+
+/// The range of one service holds no other one's keys, and it ends in a separator.
+fn check_ranges(layout: &dyn Layout, service: &ServiceName) {
+    let range = layout.range(service);
+    assert!(!range.is_empty() && range.is_ascii(), "the range of {service} must be ASCII and not empty: {range:?}");
+    for other in SERVICES.map(self::service) {
+        let other_range = layout.range(&other);
+        let is_own = *service == other;
+        assert!(
+            is_own || !other_range.starts_with(&range),
+            "the range of {service}, {range:?}, must not hold that of {other}, {other_range:?}"
+        );
+    }
+}
+
+fn check_round_trip(layout: &dyn Layout, service: &ServiceName, instance: &Instance) {
+    let Written { tail, value } = layout.write(service, instance);
+    let ids = layout.classify(&tail).into_ids();
+    assert_eq!(ids, [instance.id().clone()], "the tail {tail:?} must be classified as the instance written there");
+    assert!(layout.subtree(&tail).is_none(), "the entry {tail:?} must not be in a subtree without entries");
+    let read = layout.read(&tail, &value).unwrap_or_else(|error| panic!("cannot read what it wrote: {error:?}"));
+    assert_eq!(read.len(), 1, "one instance was written at {tail:?}");
+    assert_eq!(read[0].instance(), instance, "the instance read at {tail:?} must be the one written");
+    assert_eq!(read[0].dropped_labels(), 0, "no label that was written at {tail:?} may be dropped");
+
+    let lighter = instance.clone().with_weight(Weight::default()).with_metadata(Default::default());
+    let other_tail = layout.write(service, &lighter).tail;
+    assert_eq!(other_tail, tail, "a tail must depend on id and address alone, since updates are made in place");
+}
+
+/// Whatever is read, no instance may be invented and nothing may panic.
+fn check_tolerance(layout: &dyn Layout) {
+    for tail in TAILS {
+        let ids = layout.classify(tail).into_ids();
+        for value in VALUES {
+            let Ok(read) = layout.read(tail, value) else { continue };
+            for one in read {
+                assert!(
+                    ids.contains(one.instance().id()),
+                    "the instance {} was read at {tail:?}, which is classified as {ids:?}",
+                    one.instance().id()
+                );
+            }
+        }
+    }
+}
+
+fn check_subtrees(layout: &dyn Layout) {
+    for tail in TAILS {
+        let Some(subtree) = layout.subtree(tail) else { continue };
+        assert!(
+            !subtree.is_empty() && tail.starts_with(subtree),
+            "a subtree must begin its tail {tail:?}: {subtree:?}"
+        );
+        for rest in ["", "x", "/", "x/y"] {
+            let inside = format!("{subtree}{rest}");
+            assert!(matches!(layout.classify(&inside), Tail::Other), "{inside:?} is in a subtree without entries");
+            assert_eq!(layout.subtree(&inside), Some(subtree), "all of a subtree is the same subtree");
+        }
+    }
+}
+
+/// Instances that the layout declares to express.
+fn instances(layout: &dyn Layout) -> Vec<Instance> {
+    let capabilities = layout.capabilities();
+    let mut instances = Vec::new();
+    for address in ["10.0.0.1:80", "[2001:db8::7]:50051", "orders.internal:65535"] {
+        let plain = Instance::new(address.parse().expect("a valid address"));
+        if capabilities.has_ids() {
+            instances.extend(["a1", "host:1@x", "%25", "~"].map(|id| plain.clone().with_id(self::id(id))));
+        }
+        if capabilities.has_weights() {
+            instances.extend([0, 1, 10_000].map(|weight| {
+                let weight = Weight::new(weight).expect("a weight within bounds");
+                plain.clone().with_weight(weight)
+            }));
+        }
+        if capabilities.has_metadata() {
+            let metadata = [("zone", "eu-1"), ("Text", "<a> & \"b\"\n\u{2028}ü"), ("empty", "")];
+            let metadata = metadata.try_into().expect("metadata within bounds");
+            instances.push(plain.clone().with_metadata(metadata));
+        }
+        instances.push(plain);
+    }
+    instances
+}
+
+fn service(name: &str) -> ServiceName {
+    name.parse().expect("a valid name")
+}
+
+fn id(id: &str) -> InstanceId {
+    id.parse().expect("a valid id")
+}
+
+const SERVICES: [&str; 4] = ["order", "order-history", "orders", "toad.ocr.engine"];
+const TAILS: [&str; 13] =
+    ["", "/", "//", "a1", "a1/", "eu/a1", "/a1", "a b", "..", "\u{202e}", "10.0.0.1:80", "7587862/1", "%2F"];
+const VALUES: [&[u8]; 12] = [
+    b"",
+    b"null",
+    b"{}",
+    b"[]",
+    b"\xff\xfe",
+    b"10.0.0.1:80",
+    b"\"10.0.0.1:80\"",
+    b"http://10.0.0.1:80",
+    br#"{"Addr":"10.0.0.1:80"}"#,
+    br#"{"PSM":"order","IP":"10.0.0.1:80"}"#,
+    br#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":{"weight":"x"}}"#,
+    br#"{"id":"0","name":"order","version":"","metadata":null,"endpoints":["grpc://10.0.0.1:80"]}"#,
+];
+
+#[cfg(test)]
+mod tests {
+    use discovery_core::Error;
+
+    use super::*;
+    use crate::layout::{Capabilities, Decoded, EtcdNaming, Plain, ToadOcr};
+
+    #[test]
+    fn the_layouts_of_this_crate_keep_the_rules() {
+        check_layout(&EtcdNaming::default());
+        check_layout(&EtcdNaming::default().metadata_as_object());
+        check_layout(&EtcdNaming::default().deeper_paths());
+        check_layout(&ToadOcr::default());
+        check_layout(&Plain::new());
+        check_layout(&Plain::with_key("services/{service}/providers/{id}").unwrap());
+    }
+
+    /// A layout with one fault.
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    enum Faulty {
+        DeclaresTooMuch,
+        HasNoSeparator,
+        InventsIds,
+        MovesWithItsWeight,
+        SkipsEntries,
+    }
+
+    impl Layout for Faulty {
+        fn capabilities(&self) -> Capabilities {
+            match self {
+                Self::DeclaresTooMuch | Self::MovesWithItsWeight => Capabilities::default(),
+                _ => Plain::new().capabilities(),
+            }
+        }
+
+        fn range(&self, service: &ServiceName) -> String {
+            if *self == Self::HasNoSeparator { service.to_string() } else { Plain::new().range(service) }
+        }
+
+        fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
+            let mut written = match self {
+                Self::MovesWithItsWeight => EtcdNaming::default().write(service, instance),
+                _ => Plain::new().write(service, instance),
+            };
+            if *self == Self::MovesWithItsWeight && instance.weight() != Weight::default() {
+                written.tail = format!("{}~{}", written.tail, instance.weight());
+            }
+            written
+        }
+
+        fn classify(&self, tail: &str) -> Tail {
+            Plain::new().classify(tail)
+        }
+
+        fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
+            if *self == Self::SkipsEntries { tail.get(..1) } else { Plain::new().subtree(tail) }
+        }
+
+        fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
+            match self {
+                Self::InventsIds if tail == "eu/a1" => Plain::new().read("a1", value),
+                Self::MovesWithItsWeight => EtcdNaming::default().read(tail, value),
+                _ => Plain::new().read(tail, value),
+            }
+        }
+    }
+
+    #[test]
+    fn each_fault_is_found() {
+        use Faulty::{DeclaresTooMuch, HasNoSeparator, InventsIds, MovesWithItsWeight, SkipsEntries};
+        for (faulty, said) in [
+            (DeclaresTooMuch, "must be the one written"),
+            (HasNoSeparator, "must not hold that of"),
+            (InventsIds, "was read at"),
+            (MovesWithItsWeight, "must be classified as the instance"),
+            (SkipsEntries, "must not be in a subtree"),
+        ] {
+            let found = std::panic::catch_unwind(|| check_layout(&faulty)).unwrap_err();
+            let found = found.downcast_ref::<String>().cloned().unwrap_or_default();
+            assert!(found.contains(said), "{faulty:?}: {found}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Values of entries in etcd's own format.
+
+use discovery_core::{Error, Instance, InstanceId};
+use discovery_etcd::{EtcdNaming, Layout};
+
+/// Returns the value of an instance.
+pub fn encode(instance: &Instance) -> Vec<u8> {
+    let service = "any".parse().expect("a valid name");
+    EtcdNaming::default().write(&service, instance).value
+}
+
+/// Reads the value of an instance.
+pub fn decode(id: &InstanceId, value: &[u8]) -> Result<Instance, Error> {
+    let mut read = EtcdNaming::default().read(id.as_str(), value)?;
+    Ok(read.remove(0).instance().clone())
+}
