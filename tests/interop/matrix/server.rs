@@ -40,7 +40,7 @@ impl Default for ServerSetup {
 impl Server {
     /// Starts a server and waits until it is registered.
     pub(crate) async fn start(world: &World, side: Side, name: &str, setup: ServerSetup) -> Result<Self, Failure> {
-        let id = setup.id.or_else(|| (world.layout != Layout::Article).then(|| name.to_owned()));
+        let id = setup.id.or_else(|| (world.layout == Layout::Naming).then(|| name.to_owned()));
         let command = match side {
             Side::Go => {
                 let mut peer = world.peer("serve");

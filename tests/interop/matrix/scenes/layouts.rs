@@ -12,7 +12,7 @@ pub(super) async fn article(world: World) -> Result<(), Failure> {
     play(World { layout: Layout::Article, ..world }).await
 }
 
-/// The address alone as the value.
+/// The address alone as the value, and as the id.
 pub(super) async fn plain(world: World) -> Result<(), Failure> {
     play(World { layout: Layout::Plain, prefix: "prod", ..world }).await
 }
