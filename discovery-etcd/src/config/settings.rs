@@ -48,7 +48,7 @@ impl Settings {
             }
         }
         let capabilities = config.layout.capabilities();
-        let ttl = config.ttl.unwrap_or(capabilities.default_ttl());
+        let ttl = config.ttl.unwrap_or_else(|| capabilities.default_ttl());
         if !(TTL_MIN..=TTL_MAX).contains(&ttl) || ttl.subsec_nanos() != 0 {
             return Err(invalid(format!("invalid ttl {ttl:?}: allowed are whole seconds from 1 s to 1 day")));
         }
@@ -71,9 +71,10 @@ impl Settings {
             let given = config.max_entries;
             return Err(invalid(format!("invalid max_entries {given}: allowed are 1 to {MAX_ENTRIES}")));
         }
+        let separator = config.separator.unwrap_or_else(|| capabilities.default_separator());
         Ok(Self {
             members,
-            prefix: prefix(&config.prefix, config.separator.unwrap_or(capabilities.default_separator()))?,
+            prefix: prefix(&config.prefix, separator)?,
             credentials: config.credentials.clone(),
             is_loopback_only,
             tls: config.tls.clone(),

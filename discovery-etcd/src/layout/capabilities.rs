@@ -13,7 +13,8 @@ use discovery_core::{Error, ErrorKind, Instance, Weight};
 /// use std::time::Duration;
 /// use discovery_etcd::Capabilities;
 ///
-/// let capabilities = Capabilities::default().without_metadata().with_default_ttl(Duration::from_secs(5));
+/// let capabilities =
+///     Capabilities::default().without_metadata().with_default_ttl(Duration::from_secs(5));
 /// assert!(capabilities.has_weights() && !capabilities.has_metadata());
 /// ```
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

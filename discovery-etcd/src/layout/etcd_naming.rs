@@ -176,7 +176,7 @@ impl Layout for EtcdNaming {
     }
 }
 
-/// The path that an id stands for, if keys of deeper paths are read.
+/// The path of an id, if keys of deeper paths are read.
 fn path_of(id: &InstanceId) -> String {
     if id.as_str().contains(SLASH) { id.as_str().replace(SLASH, "/").replace(PERCENT, "%") } else { id.to_string() }
 }

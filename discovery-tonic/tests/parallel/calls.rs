@@ -61,14 +61,14 @@ impl Resolver for Speechless {
 }
 
 #[tokio::test]
-async fn an_empty_set_of_skipped_entries_says_how_many_and_why() {
-    for (entries, said) in [(0, None), (1, Some("1 entry is skipped")), (3, Some("3 entries are skipped"))] {
+async fn an_empty_set_is_explained_by_skipped_entries() {
+    for (entries, part) in [(0, None), (1, Some("1 entry is skipped")), (3, Some("3 entries are skipped"))] {
         let channel = BalancedChannel::new(Recovered::new(Unreadable(entries)), service()).unwrap();
         let status = greet(&channel, None).await.unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
-        assert_eq!(status.message().contains("skipped"), said.is_some(), "{status:?}");
-        if let Some(said) = said {
-            assert!(status.message().contains(said) && status.message().contains("it has no Addr"), "{status:?}");
+        assert_eq!(status.message().contains("skipped"), part.is_some(), "{status:?}");
+        if let Some(part) = part {
+            assert!(status.message().contains(part) && status.message().contains("it has no Addr"), "{status:?}");
             let error = channel.ready(Duration::from_millis(10)).await.unwrap_err();
             assert!(error.report().to_string().contains("it has no Addr"), "{error:?}");
         }

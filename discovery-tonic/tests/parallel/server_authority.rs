@@ -16,7 +16,7 @@ use crate::support::{
 ///
 /// When this test fails, http or h2 accepts it. Then Go clients can call servers below a prefix
 /// without `grpc.WithAuthority`: remove this test, and what `EtcdNaming`, the README and
-/// `docs/mixed-fleets.md` tell about the authority.
+/// `docs/mixed-fleets.md` explain about the authority.
 #[tokio::test]
 async fn an_escaped_slash_in_the_authority_is_refused_by_http_and_any_other_is_served() {
     const PROTOCOL_ERROR: u32 = 1;

@@ -40,7 +40,8 @@ async fn handles_spread_again_after_a_rolling_restart() {
     println!("after a rolling restart {:?}", handles());
     let before: Vec<_> = followers.iter().map(|follower| (follower.losses(), follower.resets())).collect();
 
-    // A single choice of 60 handles gives a member more than half of them once in 150 runs, by chance.
+    // A single choice of 60 handles gives a member more than half of them once in 150 runs, by
+    // chance.
     let mut spread = [0; 3];
     for _ in 0..CHOICES {
         // The first choice may have been made during the restarts.
