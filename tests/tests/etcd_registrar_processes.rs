@@ -153,34 +153,6 @@ async fn fault_b1_a_killed_process_is_gone_with_its_lease() {
     }
 }
 
-/// `fault_b3`. A registrar is frozen for longer than its TTL: on waking it reports that it was lost
-/// and registers again within 1 s (2 s on a loaded machine). Others see exactly one removal and one
-/// addition.
-#[tokio::test(flavor = "multi_thread")]
-async fn fault_b3_a_frozen_process_registers_again_on_waking() {
-    let etcd = Etcd::start().await;
-    let observer = connect(&etcd);
-    let processes = Process::start_many(&etcd, 4);
-    let mut updates = observer.watch(&payments()).unwrap();
-    assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.len() == 4));
-    processes.iter().for_each(|process| process.signal("STOP"));
-    let count = async || observer.list(&payments()).await.unwrap().len();
-    eventually("gone", TTL + Duration::from_secs(2), async || count().await == 0).await;
-    processes.iter().for_each(|process| process.signal("CONT"));
-    let took = eventually("back", Duration::from_secs(2), async || count().await == 4).await;
-    println!("fault_b3: 4 processes back {took:?} after waking");
-    for process in &processes {
-        process.says("lost");
-        // It may be lost again for another reason.
-        process.until("registered");
-    }
-    let mut story = Story::new();
-    follow(&mut updates, &mut story, TTL).await;
-    assert_eq!(story.len(), 4);
-    let weight = instance(0).weight().value();
-    assert!(story.values().all(|seen| *seen == [0, weight]), "one removal and one addition each: {story:?}");
-}
-
 /// Rounds of `fault_b8`, all at once: a process is frozen for longer than its TTL, another handle
 /// registers under its id, and the process is woken, in odd rounds at the very moment of the
 /// takeover. The sleeper must be superseded and change nothing. Returns in how many rounds it
@@ -295,4 +267,37 @@ async fn fault_d2_a_suspended_process_does_not_catch_up_on_timers() {
 #[ignore = "soak: a minute"]
 async fn fault_d2_a_process_suspended_for_a_minute_does_not_catch_up_on_timers() {
     suspended_for(Duration::from_secs(60)).await;
+}
+
+/// Tests that measure time. `scripts/test` runs them after all others.
+mod timed {
+    use super::*;
+
+    /// `fault_b3`. A registrar is frozen for longer than its TTL: on waking it reports that it was
+    /// lost and registers again within 1 s (2 s on a loaded machine). Others see exactly one
+    /// removal and one addition.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn fault_b3_a_frozen_process_registers_again_on_waking() {
+        let etcd = Etcd::start().await;
+        let observer = connect(&etcd);
+        let processes = Process::start_many(&etcd, 4);
+        let mut updates = observer.watch(&payments()).unwrap();
+        assert!(matches!(updates.next().await, Some(Update::Reset(set)) if set.len() == 4));
+        processes.iter().for_each(|process| process.signal("STOP"));
+        let count = async || observer.list(&payments()).await.unwrap().len();
+        eventually("gone", TTL + Duration::from_secs(2), async || count().await == 0).await;
+        processes.iter().for_each(|process| process.signal("CONT"));
+        let took = eventually("back", Duration::from_secs(2), async || count().await == 4).await;
+        println!("fault_b3: 4 processes back {took:?} after waking");
+        for process in &processes {
+            process.says("lost");
+            // It may be lost again for another reason.
+            process.until("registered");
+        }
+        let mut story = Story::new();
+        follow(&mut updates, &mut story, TTL).await;
+        assert_eq!(story.len(), 4);
+        let weight = instance(0).weight().value();
+        assert!(story.values().all(|seen| *seen == [0, weight]), "one removal and one addition each: {story:?}");
+    }
 }
