@@ -13,6 +13,8 @@
 //! payments/10.0.7.4:50051 → {"Op":0,"Addr":"10.0.7.4:50051","Metadata":null}
 //! ```
 //!
+//! [`Plain`] and [`ToadOcr`] are other layouts, and [`Layout`] is the trait for your own.
+//!
 //! ## Watching
 //!
 //! - A service is read by a linearizable list at one revision, and watched from that same revision

@@ -111,9 +111,13 @@ async fn own(file: Own, mut instance: Arc<Instance>, status: StatusWriter, mut a
     loop {
         let ask = tokio::select! {
             ask = asked.recv() => Some(ask),
-            () = sleep(file.files.ttl / 10) => None,
+            // A superseded owner must not return, not even once the file of the next one is old.
+            () = sleep(file.files.ttl / 10), if !matches!(status.current(), Status::Superseded { .. }) => None,
         };
         let kept = match &ask {
+            Some(Some(Ask::Update(..))) if matches!(status.current(), Status::Superseded { .. }) => {
+                Err(Error::new(ErrorKind::Conflict, "another owner took the id over"))
+            }
             Some(Some(Ask::Update(next, _))) => {
                 instance = Arc::clone(next);
                 if file.is_mine() { file.write(&instance, Claim::TakeOver) } else { file.keep(&instance) }
