@@ -28,8 +28,8 @@ mod open;
 #[doc(inline)]
 pub use discovery_core::{
     Address, Backend, Backoff, Change, Claim, Error, ErrorKind, FixedResolver, Host, Instance, InstanceId, Metadata,
-    Registration, Registry, RegistryExt, Resolver, ResolverExt, ServiceName, Snapshot, Status, StatusReceiver, Update,
-    UpdateStream, View, Weight,
+    Registration, Registry, RegistryExt, Resolver, ResolverExt, ServiceName, SkippedEntries, Snapshot, Status,
+    StatusReceiver, Update, UpdateStream, View, Weight,
 };
 pub use open::open;
 

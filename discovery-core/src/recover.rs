@@ -341,6 +341,8 @@ impl Sink for Once {
     }
 
     fn change(&self, _: Vec<Entry>, _: Vec<InstanceId>) {}
+
+    fn forget_bad(&self, _: Vec<String>) {}
 }
 
 /// The shortest delay after an attempt that found too many entries; the longest is twice that.

@@ -28,33 +28,35 @@ pub(crate) struct Rejects {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is bad in the registry now, as far as known.
-    standing: HashMap<ServiceName, HashMap<String, Standing>>,
-    log: Log,
+    services: HashMap<ServiceName, Standing>,
+    bad_log: Log,
+    labels_log: Log,
 }
 
-#[derive(Debug)]
+/// What is bad in a service now, as far as known.
+#[derive(Debug, Default)]
 struct Standing {
-    revision: u64,
-    /// The revision before that. A list that was read while the watch moved on may be one step
-    /// behind it; the next list then returns the newer revision again.
-    former: Option<u64>,
-    id: Option<InstanceId>,
-    loss: Loss,
+    /// Bad entries, by key.
+    bad: HashMap<String, Bad>,
+    /// The key of the newest of them, unless it is not known.
+    newest: Option<String>,
+    /// The entries with bad labels, by instance.
+    labels: HashMap<InstanceId, Seen>,
 }
 
-/// What is not served of an entry.
 #[derive(Debug)]
-enum Loss {
-    /// The whole entry, for this reason.
-    Entry(Error),
-    Labels,
+struct Bad {
+    seen: Seen,
+    id: Option<InstanceId>,
+    error: Error,
 }
 
-/// Something to count and to log.
-enum Flaw {
-    Entry(BadEntry),
-    Labels(InstanceId, DroppedLabels),
+/// The revision that was seen last, and the one before that. A list that was read while the watch
+/// moved on may be one step behind it; the next list then returns the newer revision again.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    revision: u64,
+    former: Option<u64>,
 }
 
 /// When each entry was last logged, even if it no longer exists.
@@ -68,10 +70,16 @@ struct Log {
 impl Rejects {
     /// Returns the instances of a whole state.
     pub(crate) fn of_state(&self, service: &ServiceName, entries: Vec<Entry>) -> Vec<Instance> {
-        let (instances, flaws) = split(entries);
-        let keys: HashSet<&str> = flaws.iter().map(Flaw::key).collect();
-        self.lock().retain(service, |key, _| keys.contains(key));
-        self.note(service, flaws);
+        let Split { instances, bad, partial } = split(entries);
+        {
+            let keys: HashSet<&str> = bad.iter().map(|entry| entry.key.as_str()).collect();
+            let ids: HashSet<&InstanceId> = partial.iter().map(|(id, _)| id).collect();
+            self.lock().change(service, |standing| {
+                standing.bad.retain(|key, _| keys.contains(key.as_str()));
+                standing.labels.retain(|id, _| ids.contains(id));
+            });
+        }
+        self.note(service, bad, partial);
         instances
     }
 
@@ -83,31 +91,44 @@ impl Rejects {
         entries: Vec<Entry>,
         mut removes: Vec<InstanceId>,
     ) -> (Vec<Instance>, Vec<InstanceId>) {
-        let (instances, flaws) = split(entries);
-        // Usually nothing is bad, and there is nothing to look for.
-        if self.lock().standing.contains_key(service) {
-            let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
-            self.lock().retain(service, |_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
-        }
-        for flaw in &flaws {
-            if let Flaw::Entry(bad) = flaw {
-                removes.extend(bad.id.clone());
+        let Split { instances, bad, partial } = split(entries);
+        let become_bad: Vec<InstanceId> = bad.iter().filter_map(|entry| entry.id.clone()).collect();
+        self.lock().change(service, |standing| {
+            if !standing.bad.is_empty() {
+                let mended: HashSet<&InstanceId> = removes.iter().chain(instances.iter().map(Instance::id)).collect();
+                standing.bad.retain(|_, entry| !entry.id.as_ref().is_some_and(|id| mended.contains(id)));
             }
-        }
-        self.note(service, flaws);
+            if !standing.labels.is_empty() {
+                let is_partial = |id: &InstanceId| partial.iter().any(|(partial, _)| partial == id);
+                let good = instances.iter().map(Instance::id).filter(|id| !is_partial(id));
+                for id in removes.iter().chain(&become_bad).chain(good) {
+                    standing.labels.remove(id);
+                }
+            }
+        });
+        removes.extend(become_bad);
+        self.note(service, bad, partial);
         (instances, removes)
+    }
+
+    /// Forgets bad entries that are gone, by key.
+    pub(crate) fn forget(&self, service: &ServiceName, keys: &[String]) {
+        self.lock().change(service, |standing| {
+            for key in keys {
+                standing.bad.remove(key);
+            }
+        });
     }
 
     /// Returns how many bad entries a service has now, as far as known.
     pub(crate) fn standing(&self, service: &ServiceName) -> usize {
-        self.lock().bad_entries(service).count()
+        self.lock().services.get(service).map_or(0, |standing| standing.bad.len())
     }
 
     /// Returns what a service has in bad entries now, as far as known.
     pub(crate) fn of_service(&self, service: &ServiceName) -> SkippedEntries {
-        let state = self.lock();
-        let newest = state.bad_entries(service).max_by_key(|(revision, _)| *revision);
-        SkippedEntries::new(state.bad_entries(service).count(), newest.map(|(_, error)| error.clone()))
+        let mut state = self.lock();
+        state.services.get_mut(service).map_or_else(SkippedEntries::default, Standing::report)
     }
 
     /// Returns how many bad entries were skipped so far.
@@ -120,35 +141,33 @@ impl Rejects {
         self.dropped_labels.load(Ordering::Relaxed)
     }
 
-    fn note(&self, service: &ServiceName, flaws: Vec<Flaw>) {
-        for flaw in flaws {
-            let revision = flaw.revision();
+    fn note(&self, service: &ServiceName, bad: Vec<BadEntry>, partial: Vec<(InstanceId, DroppedLabels)>) {
+        for BadEntry { key, id, revision, error } in bad {
             let mut state = self.lock();
-            let of_service = state.standing.entry(service.clone()).or_default();
-            let known = of_service.get(flaw.key());
-            if known.is_some_and(|known| known.revision == revision || known.former == Some(revision)) {
-                continue;
-            }
-            let former = known.map(|known| known.revision);
-            let standing = Standing { revision, former, id: flaw.id().cloned(), loss: flaw.loss() };
-            of_service.insert(flaw.key().to_owned(), standing);
-            let key = cut(flaw.key().escape_debug().to_string());
-            let is_logged = state.log.admits((service.clone(), flaw.key().to_owned()), Instant::now());
+            let standing = state.services.entry(service.clone()).or_default();
+            let Some(seen) = Seen::after(standing.bad.get(&key).map(|known| known.seen), revision) else { continue };
+            standing.bad.insert(key.clone(), Bad { seen, id, error: error.clone() });
+            standing.newest = Some(key.clone());
+            self.skipped.fetch_add(1, Ordering::Relaxed);
+            let shown = cut(key.escape_debug().to_string());
+            let is_logged = state.bad_log.admits((service.clone(), key), Instant::now());
             drop(state);
-            match flaw {
-                Flaw::Entry(BadEntry { error, .. }) => {
-                    self.skipped.fetch_add(1, Ordering::Relaxed);
-                    if is_logged {
-                        warn!(%service, key, revision, error = cut(error.report().to_string()), "bad entry skipped");
-                    }
-                }
-                Flaw::Labels(_, DroppedLabels { labels, error, .. }) => {
-                    self.dropped_labels.fetch_add(labels, Ordering::Relaxed);
-                    if is_logged {
-                        let error = cut(error.report().to_string());
-                        warn!(%service, key, revision, labels, error, "bad labels dropped");
-                    }
-                }
+            if is_logged {
+                warn!(%service, key = shown, revision, error = cut(error.report().to_string()), "bad entry skipped");
+            }
+        }
+        for (id, DroppedLabels { key, revision, labels, error }) in partial {
+            let mut state = self.lock();
+            let standing = state.services.entry(service.clone()).or_default();
+            let Some(seen) = Seen::after(standing.labels.get(&id).copied(), revision) else { continue };
+            standing.labels.insert(id, seen);
+            self.dropped_labels.fetch_add(labels, Ordering::Relaxed);
+            let shown = cut(key.escape_debug().to_string());
+            let is_logged = state.labels_log.admits((service.clone(), key), Instant::now());
+            drop(state);
+            if is_logged {
+                let error = cut(error.report().to_string());
+                warn!(%service, key = shown, revision, labels, error, "bad labels dropped");
             }
         }
     }
@@ -158,51 +177,36 @@ impl Rejects {
     }
 }
 
-impl Flaw {
-    fn key(&self) -> &str {
-        match self {
-            Self::Entry(bad) => &bad.key,
-            Self::Labels(_, dropped) => &dropped.key,
-        }
-    }
-
-    fn revision(&self) -> u64 {
-        match self {
-            Self::Entry(bad) => bad.revision,
-            Self::Labels(_, dropped) => dropped.revision,
-        }
-    }
-
-    fn id(&self) -> Option<&InstanceId> {
-        match self {
-            Self::Entry(bad) => bad.id.as_ref(),
-            Self::Labels(id, _) => Some(id),
-        }
-    }
-
-    fn loss(&self) -> Loss {
-        match self {
-            Self::Entry(bad) => Loss::Entry(bad.error.clone()),
-            Self::Labels(..) => Loss::Labels,
+impl State {
+    /// Changes what is known of a service, if anything is.
+    fn change(&mut self, service: &ServiceName, change: impl FnOnce(&mut Standing)) {
+        if let Some(standing) = self.services.get_mut(service) {
+            change(standing);
+            if standing.bad.is_empty() && standing.labels.is_empty() {
+                self.services.remove(service);
+            }
         }
     }
 }
 
-impl State {
-    /// The revisions of a service's bad entries, and what is wrong with them.
-    fn bad_entries(&self, service: &ServiceName) -> impl Iterator<Item = (u64, &Error)> {
-        self.standing.get(service).into_iter().flat_map(HashMap::values).filter_map(|standing| match &standing.loss {
-            Loss::Entry(error) => Some((standing.revision, error)),
-            Loss::Labels => None,
-        })
+impl Standing {
+    fn report(&mut self) -> SkippedEntries {
+        let is_known = self.newest.as_ref().is_some_and(|key| self.bad.contains_key(key));
+        if !is_known {
+            let newest = self.bad.iter().max_by_key(|(_, entry)| entry.seen.revision);
+            self.newest = newest.map(|(key, _)| key.clone());
+        }
+        let newest = self.newest.as_ref().and_then(|key| self.bad.get(key));
+        SkippedEntries::new(self.bad.len(), newest.map(|entry| entry.error.clone()))
     }
+}
 
-    fn retain(&mut self, service: &ServiceName, mut stands: impl FnMut(&str, &Standing) -> bool) {
-        if let Some(standing) = self.standing.get_mut(service) {
-            standing.retain(|key, entry| stands(key, entry));
-            if standing.is_empty() {
-                self.standing.remove(service);
-            }
+impl Seen {
+    /// Returns what is seen once this revision arrives, or `None` if it was seen before.
+    fn after(known: Option<Self>, revision: u64) -> Option<Self> {
+        match known {
+            Some(known) if known.revision == revision || known.former == Some(revision) => None,
+            known => Some(Self { revision, former: known.map(|known| known.revision) }),
         }
     }
 }
@@ -235,20 +239,28 @@ fn cut(mut text: String) -> String {
     text
 }
 
-fn split(entries: Vec<Entry>) -> (Vec<Instance>, Vec<Flaw>) {
-    let mut instances = Vec::with_capacity(entries.len());
-    let mut flaws = Vec::new();
+/// Entries, sorted by what is wrong with them.
+struct Split {
+    /// The instances that are served.
+    instances: Vec<Instance>,
+    bad: Vec<BadEntry>,
+    /// The labels that are not served, and whose they are.
+    partial: Vec<(InstanceId, DroppedLabels)>,
+}
+
+fn split(entries: Vec<Entry>) -> Split {
+    let mut split = Split { instances: Vec::with_capacity(entries.len()), bad: Vec::new(), partial: Vec::new() };
     for entry in entries {
         match entry {
-            Entry::Bad(entry) => flaws.push(Flaw::Entry(entry)),
+            Entry::Bad(entry) => split.bad.push(entry),
             Entry::Partial(instance, dropped) => {
-                flaws.push(Flaw::Labels(instance.id().clone(), dropped));
-                instances.push(instance);
+                split.partial.push((instance.id().clone(), dropped));
+                split.instances.push(instance);
             }
-            Entry::Valid(instance) => instances.push(instance),
+            Entry::Valid(instance) => split.instances.push(instance),
         }
     }
-    (instances, flaws)
+    split
 }
 
 /// How long an entry is not logged again, even if it is rewritten. A client that may write to the
@@ -288,7 +300,7 @@ mod tests {
         rejects.of_step(&service, vec![bad("a", 2)], Vec::new());
         assert_eq!(rejects.skipped(), 3, "bad again after it was good");
         rejects.of_state(&service, Vec::new());
-        assert!(rejects.lock().standing.is_empty(), "nothing is kept of removed entries");
+        assert!(rejects.lock().services.is_empty(), "nothing is kept of removed entries");
     }
 
     #[test]
@@ -307,6 +319,9 @@ mod tests {
         let (upserts, removes) = rejects.of_step(&service, vec![partial(2, 3)], Vec::new());
         assert_eq!((upserts, removes), (vec![one.clone()], Vec::new()), "bad labels remove nothing");
         assert_eq!((rejects.dropped_labels(), rejects.standing(&service)), (5, 0));
+        rejects.of_state(&service, vec![partial(1, 2)]);
+        rejects.of_state(&service, vec![partial(2, 3)]);
+        assert_eq!(rejects.dropped_labels(), 5, "a list read before the step, and one read after it");
         assert_eq!(rejects.of_service(&service).count(), 0, "the entry is not skipped");
         rejects.of_step(&service, vec![bad("a", 3)], Vec::new());
         let skipped = rejects.of_service(&service);
@@ -314,7 +329,20 @@ mod tests {
         rejects.of_step(&service, vec![partial(4, 1)], Vec::new());
         assert_eq!((rejects.dropped_labels(), rejects.of_service(&service).count()), (6, 0));
         rejects.of_step(&service, vec![Entry::Valid(one)], Vec::new());
-        assert!(rejects.lock().standing.is_empty(), "nothing is kept of entries that were mended");
+        assert!(rejects.lock().services.is_empty(), "nothing is kept of entries that were mended");
+    }
+
+    #[test]
+    fn a_bad_entry_without_an_id_stands_until_its_key_is_gone() {
+        let rejects = Rejects::default();
+        let service: ServiceName = "payments".parse().unwrap();
+        rejects.of_step(&service, vec![bad("a b", 1), bad("a/b", 2)], Vec::new());
+        assert_eq!(rejects.of_service(&service).count(), 2);
+        rejects.forget(&service, &["a/b".to_owned()]);
+        let skipped = rejects.of_service(&service);
+        assert_eq!((skipped.count(), skipped.reason().is_some()), (1, true), "the reason is that of the other one");
+        rejects.forget(&service, &["a b".to_owned()]);
+        assert!(rejects.lock().services.is_empty());
     }
 
     #[test]

@@ -261,6 +261,13 @@ impl Sink for Attempt {
         is_equal
     }
 
+    fn forget_bad(&self, keys: Vec<String>) {
+        self.step(|_, service| {
+            self.rejects.forget(service, &keys);
+            Progress::Live
+        });
+    }
+
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>) {
         self.step(|state, service| {
             let (upserts, removes) = self.rejects.of_step(service, upserts, removes);

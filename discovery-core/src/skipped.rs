@@ -3,7 +3,7 @@ use crate::Error;
 /// The entries of a service that the registry has and that are not served, because they cannot be
 /// read (W7).
 ///
-/// [`Resolver::skipped`](crate::Resolver::skipped_entries) returns it.
+/// [`Resolver::skipped_entries`](crate::Resolver::skipped_entries) returns it.
 #[derive(Clone, Debug, Default)]
 pub struct SkippedEntries {
     count: usize,

@@ -105,6 +105,7 @@ pub(crate) trait Sink: fmt::Debug + Send + Sync {
     fn replace(&self, entries: Vec<Entry>);
     fn compare(&self, entries: Vec<Entry>) -> bool;
     fn change(&self, upserts: Vec<Entry>, removes: Vec<InstanceId>);
+    fn forget_bad(&self, keys: Vec<String>);
 }
 
 impl Feed {
@@ -150,5 +151,11 @@ impl Live {
     /// Removing an instance that is not in the set, or setting an equal one, has no effect.
     pub fn change(&mut self, upserts: impl IntoIterator<Item = Entry>, removes: impl IntoIterator<Item = InstanceId>) {
         self.0.change(upserts.into_iter().collect(), removes.into_iter().collect());
+    }
+
+    /// Reports that bad entries without an id are gone, by [key](BadEntry::key), so that they are
+    /// [reported](crate::Resolver::skipped_entries) no longer.
+    pub fn forget_bad(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.0.forget_bad(keys.into_iter().collect());
     }
 }

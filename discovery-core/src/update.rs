@@ -28,7 +28,9 @@ use crate::{Error, Instance, InstanceId, Snapshot};
 /// - **W6** A slow consumer falls behind a bounded queue, then gets one `Reset`; it never delays
 ///   others or the backend.
 /// - **W7** A bad entry is skipped, counted, and logged once per revision, but at most once a
-///   minute; the rest is served. A bad value in place of a good one counts as its removal.
+///   minute; the rest is served. A bad value in place of a good one counts as its removal. An entry
+///   is bad only if it cannot be called, for want of a usable address, id or weight. A label that
+///   is not allowed is dropped and counted, and the instance stays.
 /// - **W8** All watchers of a service share one upstream watch; dropping the last one closes it at
 ///   once.
 /// - **W9** `order` never sees `order-history`; keys of deeper paths are not entries, not even bad

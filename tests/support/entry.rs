@@ -11,6 +11,6 @@ pub fn encode(instance: &Instance) -> Vec<u8> {
 
 /// Reads the value of an instance.
 pub fn decode(id: &InstanceId, value: &[u8]) -> Result<Instance, Error> {
-    let mut read = EtcdNaming::default().read(id.as_str(), value)?;
-    Ok(read.remove(0).instance().clone())
+    let read = EtcdNaming::default().read(id.as_str(), value)?;
+    read[0].instance().cloned().map_err(Clone::clone)
 }

@@ -59,9 +59,14 @@ impl Proxy {
     }
 
     async fn start(target: String, header: Option<&str>) -> Self {
-        let port = Port::reserve();
-        let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
-        let listener = TcpListener::bind(address).await.expect("the port is free");
+        let (port, listener) = loop {
+            let port = Port::reserve();
+            // A process that was killed may still hold a port that was reserved for it.
+            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port.number())).await {
+                break (port, listener);
+            }
+        };
+        let address = listener.local_addr().expect("it is bound");
         let network = watch::Sender::new(Network::to(target));
         let accepted = Arc::new(AtomicUsize::new(0));
         let header = header.map(|name| format!("\r\n{name}: "));

@@ -196,6 +196,14 @@ mod tests {
         let password = |config: EtcdConfig| config.credentials.unwrap().read_password().unwrap().reveal().to_owned();
         assert_eq!(password(config), password(same));
         assert!(read(json!({ "members": ["etcd.example"] })).is_ok(), "the other fields have defaults");
+        let fields = json!({
+            "members": ["h"], "prefix": "prod", "separator": ".", "layout": "plain", "key_template": "{service}/{id}",
+        });
+        let same = "etcd://h/prod?separator=.&layout=plain&key_template={service}/{id}".parse::<EtcdConfig>().unwrap();
+        assert_eq!(format!("{:?}", read(fields).unwrap()), format!("{same:?}"));
+        let fields = json!({ "members": ["h"], "metadata_as_object": true, "deeper_paths": true });
+        let same = "etcd://h?layout=etcd-naming&metadata_as_object=true&deeper_paths=true";
+        assert_eq!(format!("{:?}", read(fields).unwrap()), format!("{:?}", same.parse::<EtcdConfig>().unwrap()));
     }
 
     #[test]

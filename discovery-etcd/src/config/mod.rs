@@ -142,8 +142,12 @@ impl EtcdConfig {
     /// default that of the [layout](Self::layout), `/`.
     ///
     /// With the prefix `prod` and the separator `.`, the keys of the service `orders` begin with
-    /// `prod.orders/`. Go clients of such a service need no authority of their own;
-    /// [`EtcdNaming`] explains why. Without a prefix it has no effect.
+    /// `prod.orders/`. If the prefix has one segment, Go clients of such a service need no
+    /// authority of their own; [`EtcdNaming`] explains why. Without a prefix it has no effect.
+    ///
+    /// Names may contain `.`, `-` and `_`, so with these the service `eu.orders` of the prefix
+    /// `prod` and the service `orders` of the prefix `prod.eu` are the same, and a role for
+    /// `prod-` covers `prod-eu-`. Use them with prefixes that do not begin one another.
     #[must_use]
     pub fn separator(mut self, separator: char) -> Self {
         self.separator = Some(separator);

@@ -147,7 +147,11 @@ fn prefix(text: &str, separator: char) -> Result<String, Error> {
     if text.is_empty() {
         return Ok(String::new());
     }
-    let text = text.strip_suffix('/').unwrap_or(text);
+    let text = if separator == '/' { text.strip_suffix('/').unwrap_or(text) } else { text };
+    if text.ends_with(['/', separator]) {
+        let shown: String = text.chars().take(64).collect();
+        return Err(invalid(format!("invalid prefix {shown:?}: the separator {separator:?} follows it by itself")));
+    }
     let segments = text.strip_prefix('/').unwrap_or(text).split('/');
     let is_segment =
         |one: &str| !one.is_empty() && !matches!(one, "." | "..") && one.bytes().all(|byte| byte.is_ascii_graphic());

@@ -51,14 +51,16 @@ impl Capabilities {
         self
     }
 
-    /// Sets the TTL of configurations that set none; default 15 s.
+    /// Sets the TTL of configurations that set none, within the bounds of
+    /// [`EtcdConfig::ttl`](crate::EtcdConfig::ttl); default 15 s.
     #[must_use]
     pub fn with_default_ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Sets the character between prefix and service in configurations that set none; default `/`.
+    /// Sets the character between prefix and service in configurations that set none, one that
+    /// [`EtcdConfig::separator`](crate::EtcdConfig::separator) allows; default `/`.
     #[must_use]
     pub fn with_default_separator(mut self, separator: char) -> Self {
         self.separator = separator;

@@ -2,14 +2,16 @@
 
 use discovery_core::{Instance, InstanceId, ServiceName, Weight};
 
-use super::{Layout, Tail, Written};
+use super::{Capabilities, Layout, Tail, Written};
+use crate::config::{EtcdConfig, Settings};
 
 /// Tests a layout; for authors of one. Needs the feature `conformance`.
 ///
 /// It checks that instances survive writing and reading as far as the layout
 /// [declares](Layout::capabilities) to express them, that ranges of services are disjoint, that
-/// tails are classified as they are written, and that nobody's keys and values make it panic or
-/// invent an instance.
+/// tails are classified as they are written, that the defaults are allowed ones, and that nobody's
+/// keys and values make it panic or invent an instance. A layout may refuse ids, by classifying
+/// their tails otherwise, but not all of them.
 ///
 /// ```
 /// # #[cfg(feature = "conformance")]
@@ -20,14 +22,30 @@ use super::{Layout, Tail, Written};
 ///
 /// If the layout breaks a rule; the message names the rule and the instance or the key.
 pub fn check_layout(layout: &dyn Layout) {
+    check_defaults(layout.capabilities());
     for service in SERVICES.map(service) {
         check_ranges(layout, &service);
-        for instance in instances(layout) {
+        let is_accepted = |instance: &Instance| {
+            let tail = layout.write(&service, instance).tail;
+            layout.classify(&tail).into_ids() == [instance.id().clone()]
+        };
+        let accepted: Vec<Instance> = instances(layout).into_iter().filter(is_accepted).collect();
+        assert!(!accepted.is_empty(), "of no id is the tail classified as the instance written there");
+        for instance in accepted {
             check_round_trip(layout, &service, &instance);
         }
     }
     check_tolerance(layout);
     check_subtrees(layout);
+}
+
+/// A configuration without its own settings must be a valid one.
+fn check_defaults(capabilities: Capabilities) {
+    let config = EtcdConfig::new(["127.0.0.1"])
+        .prefix("prod")
+        .ttl(capabilities.default_ttl())
+        .separator(capabilities.default_separator());
+    assert!(Settings::check(&config).is_ok(), "the default TTL or separator is not allowed: {capabilities:?}");
 }
 
 /// The range of one service holds no other one's keys, and it ends in a separator.
@@ -46,17 +64,17 @@ fn check_ranges(layout: &dyn Layout, service: &ServiceName) {
 
 fn check_round_trip(layout: &dyn Layout, service: &ServiceName, instance: &Instance) {
     let Written { tail, value } = layout.write(service, instance);
-    let ids = layout.classify(&tail).into_ids();
-    assert_eq!(ids, [instance.id().clone()], "the tail {tail:?} must be classified as the instance written there");
     assert!(layout.subtree(&tail).is_none(), "the entry {tail:?} must not be in a subtree without entries");
     let read = layout.read(&tail, &value).unwrap_or_else(|error| panic!("cannot read what it wrote: {error:?}"));
     assert_eq!(read.len(), 1, "one instance was written at {tail:?}");
-    assert_eq!(read[0].instance(), instance, "the instance read at {tail:?} must be the one written");
+    let same = read[0].instance().unwrap_or_else(|error| panic!("cannot read what it wrote: {error:?}"));
+    assert_eq!(same, instance, "the instance read at {tail:?} must be the one written");
     assert_eq!(read[0].dropped_labels(), 0, "no label that was written at {tail:?} may be dropped");
 
-    let lighter = instance.clone().with_weight(Weight::default()).with_metadata(Default::default());
-    let other_tail = layout.write(service, &lighter).tail;
-    assert_eq!(other_tail, tail, "a tail must depend on id and address alone, since updates are made in place");
+    let address = "10.9.9.9:99".parse().expect("a valid address");
+    let other = Instance::new(address).with_id(instance.id().clone());
+    let other_tail = layout.write(service, &other).tail;
+    assert_eq!(other_tail, tail, "a tail must depend on the id alone, since a restarted process keeps its id");
 }
 
 /// Whatever is read, no instance may be invented and nothing may panic.
@@ -67,9 +85,9 @@ fn check_tolerance(layout: &dyn Layout) {
             let Ok(read) = layout.read(tail, value) else { continue };
             for one in read {
                 assert!(
-                    ids.contains(one.instance().id()),
+                    ids.contains(one.id()),
                     "the instance {} was read at {tail:?}, which is classified as {ids:?}",
-                    one.instance().id()
+                    one.id()
                 );
             }
         }
@@ -107,6 +125,10 @@ fn instances(layout: &dyn Layout) -> Vec<Instance> {
             }));
         }
         if capabilities.has_metadata() {
+            let most = "<".repeat(4_000);
+            let most = ["k1", "k2", "k3", "k4"].map(|key| (key, most.clone()));
+            let most = most.try_into().expect("metadata within bounds");
+            instances.push(plain.clone().with_metadata(most));
             let metadata = [("zone", "eu-1"), ("Text", "<a> & \"b\"\n\u{2028}ü"), ("empty", "")];
             let metadata = metadata.try_into().expect("metadata within bounds");
             instances.push(plain.clone().with_metadata(metadata));
@@ -147,7 +169,7 @@ mod tests {
     use discovery_core::Error;
 
     use super::*;
-    use crate::layout::{Capabilities, Decoded, EtcdNaming, Plain, ToadOcr};
+    use crate::layout::{Decoded, EtcdNaming, Plain, ToadOcr};
 
     #[test]
     fn the_layouts_of_this_crate_keep_the_rules() {
@@ -157,22 +179,25 @@ mod tests {
         check_layout(&ToadOcr::default());
         check_layout(&Plain::new());
         check_layout(&Plain::with_key("services/{service}/providers/{id}").unwrap());
+        check_layout(&std::sync::Arc::new(Plain::new()));
     }
 
     /// A layout with one fault.
     #[derive(Clone, Copy, Debug, Eq, PartialEq)]
     enum Faulty {
         DeclaresTooMuch,
+        HasAnOddDefault,
         HasNoSeparator,
         InventsIds,
-        MovesWithItsWeight,
+        MovesWithItsAddress,
         SkipsEntries,
     }
 
     impl Layout for Faulty {
         fn capabilities(&self) -> Capabilities {
             match self {
-                Self::DeclaresTooMuch | Self::MovesWithItsWeight => Capabilities::default(),
+                Self::DeclaresTooMuch | Self::MovesWithItsAddress => Capabilities::default(),
+                Self::HasAnOddDefault => Plain::new().capabilities().with_default_separator(':'),
                 _ => Plain::new().capabilities(),
             }
         }
@@ -183,16 +208,20 @@ mod tests {
 
         fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
             let mut written = match self {
-                Self::MovesWithItsWeight => EtcdNaming::default().write(service, instance),
+                Self::MovesWithItsAddress => EtcdNaming::default().write(service, instance),
                 _ => Plain::new().write(service, instance),
             };
-            if *self == Self::MovesWithItsWeight && instance.weight() != Weight::default() {
-                written.tail = format!("{}~{}", written.tail, instance.weight());
+            if *self == Self::MovesWithItsAddress {
+                written.tail = format!("{}@{}", written.tail, instance.address());
             }
             written
         }
 
         fn classify(&self, tail: &str) -> Tail {
+            let tail = match self {
+                Self::MovesWithItsAddress => tail.rsplit_once('@').map_or(tail, |(id, _)| id),
+                _ => tail,
+            };
             Plain::new().classify(tail)
         }
 
@@ -203,7 +232,9 @@ mod tests {
         fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
             match self {
                 Self::InventsIds if tail == "eu/a1" => Plain::new().read("a1", value),
-                Self::MovesWithItsWeight => EtcdNaming::default().read(tail, value),
+                Self::MovesWithItsAddress => {
+                    EtcdNaming::default().read(tail.rsplit_once('@').map_or(tail, |(id, _)| id), value)
+                }
                 _ => Plain::new().read(tail, value),
             }
         }
@@ -211,12 +242,13 @@ mod tests {
 
     #[test]
     fn each_fault_is_found() {
-        use Faulty::{DeclaresTooMuch, HasNoSeparator, InventsIds, MovesWithItsWeight, SkipsEntries};
+        use Faulty::{DeclaresTooMuch, HasAnOddDefault, HasNoSeparator, InventsIds, MovesWithItsAddress, SkipsEntries};
         for (faulty, said) in [
             (DeclaresTooMuch, "must be the one written"),
             (HasNoSeparator, "must not hold that of"),
             (InventsIds, "was read at"),
-            (MovesWithItsWeight, "must be classified as the instance"),
+            (HasAnOddDefault, "is not allowed"),
+            (MovesWithItsAddress, "must depend on the id alone"),
             (SkipsEntries, "must not be in a subtree"),
         ] {
             let found = std::panic::catch_unwind(|| check_layout(&faulty)).unwrap_err();

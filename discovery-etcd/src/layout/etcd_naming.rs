@@ -8,7 +8,7 @@ use serde_json::{Number, Value};
 
 use super::{
     Decoded, Layout, Tail, Written,
-    go_json::{GoFields, go_escaped, invalid},
+    go_json::{GoFields, excerpt, go_escaped, invalid},
 };
 
 /// The format of etcd's own Go client (`client/v3/naming`).
@@ -20,17 +20,17 @@ use super::{
 /// | key | `<prefix>/<service>/<id>` |
 /// | value | `{"Op":0,"Addr":"10.0.7.4:50051","Metadata":"{\"weight\":300,\"zone\":\"eu-1\"}"}` |
 /// | default TTL | 15 s |
-/// | id, weight, metadata | any |
+/// | id, weight, metadata | any; with [`deeper_paths`](Self::deeper_paths) not all ids |
 ///
 /// # Go clients
 ///
 /// A Go client resolves a service with the target `etcd:///<prefix>/<service>`. **Below a prefix it
 /// must also set an authority**, such as `grpc.WithAuthority("<service>")`. Without one, grpc-go
-/// sends the target as `:authority`, written `<prefix>%2F<service>`, and Rust servers refuse that:
-/// the crate `http` does not accept the `%`. The client sees `Internal` with `PROTOCOL_ERROR` for
-/// every call, and the server logs it at `debug` only, from the crate `h2`. With the
-/// [separator](crate::EtcdConfig::separator) `.` the target is `etcd:///<prefix>.<service>`, and
-/// needs no authority.
+/// sends the target as `:authority`, written `<prefix>%2F<service>` (with a `/` in old releases),
+/// and Rust servers refuse that: the crate `http` accepts neither. The client sees `Internal` with
+/// `PROTOCOL_ERROR` for every call, and the server logs it at `debug` only, from the crate `h2`.
+/// With the [separator](crate::EtcdConfig::separator) `.` and a prefix of one segment, the target
+/// is `etcd:///<prefix>.<service>`, and needs no authority.
 ///
 /// Names overlap in Go clients. A client of `order` also calls what is registered below a prefix
 /// `order/`. The naming library of etcd 3.5.0 to 3.5.9, and of 3.4.28 and later 3.4 releases, reads
@@ -63,9 +63,10 @@ use super::{
 /// Labels beyond the bounds of [`Metadata`] are dropped and
 /// [counted](crate::EtcdBackend::dropped_labels), and the instance is served without them.
 ///
-/// These are bad entries: a value above 64 KiB, an address that is missing or refused, and a weight
-/// that is not a number. Such a weight is not guessed, because a guess could send load to an
-/// instance that must not get any.
+/// These are bad entries: a key whose id is not allowed, a value above 128 KiB, one that is not
+/// JSON (Go would also read lone surrogates and more than 127 levels), an address that is missing
+/// or refused, and a weight that is not a number. Such a weight is not guessed, because a guess
+/// could send load to an instance that must not get any.
 ///
 /// Keys of deeper paths, such as `<prefix>/<service>/eu/a1`, are not entries. Go's library allows
 /// them; [`deeper_paths`](Self::deeper_paths) reads them.
@@ -105,8 +106,9 @@ impl EtcdNaming {
     /// Reads keys of deeper paths too, as Go's library does.
     ///
     /// In a URL and through serde it is `deeper_paths=true`. An id contains no `/`, so that of
-    /// `<service>/eu/a1` is `eu%2Fa1`. The service `eu` below the prefix `<service>` has the same
-    /// keys.
+    /// `<service>/eu/a1` is `eu%2Fa1`; a `%` in such a key becomes `%25`. A key of one segment that
+    /// contains `%2F` is then a bad entry. The service `eu` below the prefix `<service>` has the
+    /// same keys.
     #[must_use]
     pub fn deeper_paths(mut self) -> Self {
         self.depth = Depth::Any;
@@ -170,7 +172,7 @@ impl Layout for EtcdNaming {
         let (weight, labels) = of_metadata(read.metadata)?;
         let instance = Instance::new(address).with_id(id).with_weight(weight).with_metadata(labels.kept);
         Ok(vec![match labels.error {
-            Some(error) => Decoded::from(instance).with_dropped_labels(labels.dropped, error),
+            Some(error) => Decoded::without_labels(instance, labels.dropped, error),
             None => instance.into(),
         }])
     }
@@ -222,7 +224,13 @@ fn of_metadata(value: Value) -> Result<(Weight, Labels), Error> {
     let mut weight = Weight::default();
     let mut labels = Labels::default();
     let value = match &value {
-        Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object).unwrap_or(value),
+        Value::String(text) => match serde_json::from_str(text) {
+            Ok(Value::Object(entries)) => Value::Object(entries),
+            Err(error) if text.contains(QUOTED_WEIGHT) => {
+                return Err(invalid("its weight cannot be read").with_source(excerpt(&error.to_string())));
+            }
+            _ => value,
+        },
         _ => value,
     };
     match value {
@@ -266,6 +274,7 @@ fn of_weight(value: &Value) -> Result<Weight, Error> {
 
 const FIELDS: GoFields = GoFields { address: "Addr", metadata: Some("Metadata") };
 const WEIGHT: &str = "weight";
+const QUOTED_WEIGHT: &str = "\"weight\"";
 /// How a `/` and a `%` of a deeper path are written in an id.
 const SLASH: &str = "%2F";
 const PERCENT: &str = "%25";
@@ -284,7 +293,7 @@ mod tests {
     fn read(layout: EtcdNaming, tail: &str, value: &[u8]) -> Result<Instance, Error> {
         layout.read(tail, value).map(|mut read| {
             assert_eq!(read.len(), 1);
-            read.remove(0).instance().clone()
+            read.remove(0).instance().unwrap().clone()
         })
     }
 
@@ -328,6 +337,7 @@ mod tests {
                 7,
                 vec![("a", "1"), ("b", "true"), ("d", "[1]")],
             ),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":"{text"}"#, 100, vec![("metadata", "{text")]),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":-3}}"#, 0, vec![]),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":1e9}}"#, 10_000, vec![]),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":2.6}}"#, 3, vec![]),
@@ -357,7 +367,9 @@ mod tests {
             (r#"{"Addr":"169.254.169.254:80"}"#, "link-local"),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":"heavy"}}"#, "weight is not a number"),
             (r#"{"Addr":"127.0.0.1:2000","Metadata":{"weight":"NaN"}}"#, "weight is not a number"),
-            (&format!(r#"{{"Addr":"127.0.0.1:2000","x":"{}"}}"#, "x".repeat(65_536)), "at most 65536"),
+            (&format!(r#"{{"Addr":"127.0.0.1:2000","x":"{}"}}"#, "x".repeat(131_072)), "at most 131072"),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":"{\"weight\":0,\"x\":1e999}"}"#, "weight cannot be read"),
+            (r#"{"Addr":"127.0.0.1:2000","Metadata":"{\"weight\":0,}"}"#, "weight cannot be read"),
             (&"[".repeat(60_000), "not the expected JSON"),
             (&format!("\"{}\u{1b}\u{202e}\"", "x".repeat(60_000)), "not the expected JSON"),
             ("\"\u{202e}\"", r"\u{202e}"),
@@ -390,7 +402,11 @@ mod tests {
             let value = format!(r#"{{"Addr":"127.0.0.1:2000","Metadata":{metadata}}}"#);
             let read = EtcdNaming::default().read("a1", value.as_bytes()).unwrap();
             let shown: String = metadata.chars().take(60).collect();
-            assert_eq!((read[0].instance().metadata().len(), read[0].dropped_labels()), (kept, dropped), "{shown}");
+            assert_eq!(
+                (read[0].instance().unwrap().metadata().len(), read[0].dropped_labels()),
+                (kept, dropped),
+                "{shown}"
+            );
         }
     }
 

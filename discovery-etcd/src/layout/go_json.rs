@@ -104,6 +104,8 @@ pub(super) fn excerpt(text: &str) -> String {
     text.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect()
 }
 
-const MAX_VALUE_BYTES: usize = 64 << 10;
+/// More than any instance takes: its 16 KiB of metadata are escaped twice, which makes them up to
+/// seven times as long.
+const MAX_VALUE_BYTES: usize = 128 << 10;
 /// How many characters of a parser's error are kept.
 const MAX_SHOWN: usize = 200;

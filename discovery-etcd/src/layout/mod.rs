@@ -13,7 +13,7 @@ mod go_json;
 mod plain;
 mod toadocr;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use discovery_core::{Error, Instance, InstanceId, ServiceName};
 
@@ -36,6 +36,46 @@ pub use toadocr::ToadOcr;
 ///
 /// The registry is not trusted: [`classify`](Self::classify) and [`read`](Self::read) are called
 /// with anything that anybody may have written. They must neither panic nor take long.
+///
+/// ```
+/// use discovery_core::{Error, ErrorKind, Instance, ServiceName};
+/// use discovery_etcd::{Capabilities, Decoded, Layout, Tail, Written};
+///
+/// /// The address as the value, below `services/<service>/`.
+/// #[derive(Debug)]
+/// struct Addresses;
+///
+/// impl Layout for Addresses {
+///     fn capabilities(&self) -> Capabilities {
+///         Capabilities::default().without_weights().without_metadata()
+///     }
+///
+///     fn range(&self, service: &ServiceName) -> String {
+///         format!("services/{service}/")
+///     }
+///
+///     fn write(&self, _: &ServiceName, instance: &Instance) -> Written {
+///         Written { tail: instance.id().to_string(), value: instance.address().to_string().into()
+/// }
+///     }
+///
+///     fn classify(&self, tail: &str) -> Tail {
+///         match tail.contains('/') {
+///             true => Tail::Other,
+///             false => tail.parse().map_or_else(Tail::Bad, Tail::Instance),
+///         }
+///     }
+///
+///     fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
+///         let text = str::from_utf8(value)
+///             .map_err(|_| Error::new(ErrorKind::InvalidInput, "it is not UTF-8"))?;
+///         Ok(vec![Instance::new(text.parse()?).with_id(tail.parse()?).into()])
+///     }
+/// }
+///
+/// # #[cfg(feature = "conformance")]
+/// discovery_etcd::check_layout(&Addresses);
+/// ```
 #[cfg_attr(not(feature = "conformance"), doc = "", doc = "[`check_layout`]: https://docs.rs/discovery-etcd")]
 pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// Returns what this layout can express, and its defaults; default everything.
@@ -53,8 +93,9 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
 
     /// Returns the tail and the value to write for an instance.
     ///
-    /// The tail must depend on the instance's id and address alone, and
-    /// [`classify`](Self::classify) must return the id for it.
+    /// The tail must depend on the instance's id alone, no two tails may name the same id, and
+    /// [`classify`](Self::classify) must return the id for it. What is written must be
+    /// [read](Self::read) as the same instance; otherwise it is refused when it is registered.
     fn write(&self, service: &ServiceName, instance: &Instance) -> Written;
 
     /// Returns what a tail is: an entry, of which instances, or something else.
@@ -72,14 +113,16 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
         None
     }
 
-    /// Reads the instances of an entry, those that [`classify`](Self::classify) returns for its
-    /// tail.
+    /// Reads the instances of an entry, of those that [`classify`](Self::classify) returns for its
+    /// tail. An instance that is not returned is not served.
+    ///
+    /// It is called only with tails that [`classify`](Self::classify) as instances. Labels that
+    /// cannot be used are dropped and [reported](Decoded::without_labels) with the instance.
     ///
     /// # Errors
     ///
     /// [`InvalidInput`](discovery_core::ErrorKind::InvalidInput), with what is wrong with the
-    /// value, if an instance cannot be called: its address or its weight cannot be used. Labels
-    /// that cannot be used are dropped and reported with the instance.
+    /// value, if the entry cannot be read: its address or its weight cannot be used.
     fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error>;
 }
 
@@ -109,9 +152,15 @@ pub enum Tail {
 
 /// An instance as it was read; see [`Layout::read`].
 #[derive(Clone, Debug)]
-pub struct Decoded {
-    instance: Instance,
-    dropped: Option<(u64, Error)>,
+pub struct Decoded(pub(crate) Content);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// This instance cannot be called, for this reason. Others of the same entry may be.
+    Bad(InstanceId, Error),
+    Instance(Instance),
+    /// An instance without this many of its labels, and what is wrong with one of them.
+    Partial(Instance, u64, Error),
 }
 
 impl Tail {
@@ -126,30 +175,75 @@ impl Tail {
 }
 
 impl Decoded {
-    /// Adds the number of labels that were dropped, and what is wrong with one of them.
-    #[must_use]
-    pub fn with_dropped_labels(mut self, labels: u64, error: Error) -> Self {
-        self.dropped = (labels > 0).then_some((labels, error));
-        self
+    /// Reports one of several instances of an entry that cannot be called, and why. It is skipped
+    /// like a bad entry, and the others are served.
+    pub fn bad(id: InstanceId, error: Error) -> Self {
+        Self(Content::Bad(id, error))
     }
 
-    /// Returns the instance.
-    pub fn instance(&self) -> &Instance {
-        &self.instance
+    /// Reports an instance of which this many labels were dropped, and what is wrong with one of
+    /// them.
+    pub fn without_labels(instance: Instance, labels: u64, error: Error) -> Self {
+        Self(Content::Partial(instance, labels, error))
+    }
+
+    /// Returns the id.
+    pub fn id(&self) -> &InstanceId {
+        match &self.0 {
+            Content::Bad(id, _) => id,
+            Content::Instance(instance) | Content::Partial(instance, ..) => instance.id(),
+        }
+    }
+
+    /// Returns the instance, or why it cannot be called.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with its part of the entry.
+    pub fn instance(&self) -> Result<&Instance, &Error> {
+        match &self.0 {
+            Content::Bad(_, error) => Err(error),
+            Content::Instance(instance) | Content::Partial(instance, ..) => Ok(instance),
+        }
     }
 
     /// Returns the number of labels that were dropped.
     pub fn dropped_labels(&self) -> u64 {
-        self.dropped.as_ref().map_or(0, |(labels, _)| *labels)
-    }
-
-    pub(crate) fn into_parts(self) -> (Instance, Option<(u64, Error)>) {
-        (self.instance, self.dropped)
+        match &self.0 {
+            Content::Partial(_, labels, _) => *labels,
+            Content::Bad(..) | Content::Instance(_) => 0,
+        }
     }
 }
 
 impl From<Instance> for Decoded {
     fn from(instance: Instance) -> Self {
-        Self { instance, dropped: None }
+        Self(Content::Instance(instance))
+    }
+}
+
+impl<T: Layout + ?Sized> Layout for Arc<T> {
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn range(&self, service: &ServiceName) -> String {
+        (**self).range(service)
+    }
+
+    fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
+        (**self).write(service, instance)
+    }
+
+    fn classify(&self, tail: &str) -> Tail {
+        (**self).classify(tail)
+    }
+
+    fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
+        (**self).subtree(tail)
+    }
+
+    fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
+        (**self).read(tail, value)
     }
 }

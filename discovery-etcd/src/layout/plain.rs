@@ -25,6 +25,8 @@ use super::{
 /// it is registered. A reader accepts white space around the address, and one of the schemes
 /// `http`, `https`, `grpc` and `grpcs` before it, as go-kit writes it; the scheme is ignored.
 ///
+/// Parameters of a URL are form-encoded: in a template write `+` as `%2B`.
+///
 /// ```
 /// use discovery_etcd::{EtcdConfig, Plain};
 ///
@@ -185,8 +187,8 @@ mod tests {
         let read = |value: &[u8]| Plain::default().read("a1", value);
         for value in ["10.0.0.1:80", " 10.0.0.1:80\n", "http://10.0.0.1:80", "grpc://10.0.0.1:80/"] {
             let instances = read(value.as_bytes()).unwrap();
-            assert_eq!(instances[0].instance().address().to_string(), "10.0.0.1:80", "{value}");
-            assert_eq!(instances[0].instance().id().as_str(), "a1");
+            assert_eq!(instances[0].instance().unwrap().address().to_string(), "10.0.0.1:80", "{value}");
+            assert_eq!(instances[0].id().as_str(), "a1");
         }
         let huge = "1".repeat(70_000);
         for value in ["", "10.0.0.1", "http://10.0.0.1:80/path", "unix:/x", "ftp://10.0.0.1:80", "{}", &huge] {

@@ -112,8 +112,8 @@ mod tests {
         ] {
             let instances = read(value).unwrap();
             assert_eq!(instances.len(), 1);
-            assert_eq!(instances[0].instance().id().as_str(), "a1");
-            assert_eq!(instances[0].instance().address().to_string(), "127.0.0.1:1", "{value}");
+            assert_eq!(instances[0].id().as_str(), "a1");
+            assert_eq!(instances[0].instance().unwrap().address().to_string(), "127.0.0.1:1", "{value}");
         }
         for (value, said) in [
             ("", "not the expected JSON"),

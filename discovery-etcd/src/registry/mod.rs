@@ -146,6 +146,14 @@ impl Registrar {
             let problem = format!("invalid instance: the layout has no key for the id {}", instance.id());
             return Err(Error::new(ErrorKind::InvalidInput, problem));
         }
+        let read = self.layout.read(&written.tail, &written.value);
+        let read = read.map_err(|error| {
+            let problem = "invalid instance: no client could read what the layout writes for it";
+            Error::new(ErrorKind::InvalidInput, problem).with_source(error)
+        })?;
+        if !read.iter().any(|one| one.instance().is_ok_and(|read| read == instance)) {
+            return Err(Error::new(ErrorKind::InvalidInput, "invalid instance: the layout cannot express all of it"));
+        }
         Ok(written)
     }
 

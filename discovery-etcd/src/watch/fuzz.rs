@@ -7,7 +7,7 @@ use discovery_core::{Instance, InstanceId, backend::Entry};
 
 use super::{
     cursor::{Cursor, Step},
-    range::Range,
+    range::{Changes, Range},
 };
 use crate::{
     client::{Canceled, Event, KeyValue, Message},
@@ -74,7 +74,7 @@ fn follow(cursor: &mut Cursor, set: &mut Set, range: &Range<'_>, message: Messag
 
 /// Applies a step like the core does.
 fn apply(set: &mut Set, range: &Range<'_>, step: Step) {
-    let (upserts, removes) = range.changes(step);
+    let Changes { upserts, removes, .. } = range.changes(step);
     let changed = |entry: &Entry| match entry {
         Entry::Bad(entry) => entry.id.clone(),
         Entry::Partial(instance, _) | Entry::Valid(instance) => Some(instance.id().clone()),
@@ -160,7 +160,7 @@ impl Etcd {
             }
         }
         let mut set = Set::new();
-        rows.into_values().flat_map(|row| range.entries(&row)).for_each(|entry| take(&mut set, entry));
+        rows.into_values().flat_map(|row| range.read(&row).entries).for_each(|entry| take(&mut set, entry));
         set
     }
 }

@@ -10,7 +10,7 @@ use discovery_core::{
 use super::{cursor::Step, source::EtcdSource};
 use crate::{
     client::{Event, KeyValue},
-    layout::{Decoded, Layout, Tail},
+    layout::{Content, Decoded, Layout, Tail},
     watcher::Keys,
 };
 
@@ -49,34 +49,39 @@ impl<'a> Range<'a> {
     }
 
     /// The least key after the subtree of deeper paths that a key belongs to, if it belongs to one.
+    ///
+    /// A layout whose methods contradict one another may cost time here, but no entry of this key.
     pub(super) fn behind_subtree(&self, key: &[u8]) -> Option<Vec<u8>> {
-        let subtree = self.layout.subtree(readable(key.strip_prefix(&*self.from)?))?;
-        // A contradictory layout may cost time, but must not cost entries.
-        if !matches!(self.classify(key), Tail::Other) {
+        let tail = readable(key.strip_prefix(&*self.from)?);
+        let subtree = self.layout.subtree(tail)?;
+        let is_part = !subtree.is_empty() && tail.starts_with(subtree);
+        if !is_part || !matches!(self.classify(key), Tail::Other) {
             return None;
         }
         Some(end_of_prefix(&key[..self.from.len() + subtree.len()]))
     }
 
-    /// The instances of an entry, each bad if the entry is; none if the key is not an entry.
-    pub(super) fn entries(&self, row: &KeyValue) -> Vec<Entry> {
+    /// Reads an entry; without instances if the key is not an entry.
+    pub(super) fn read(&self, row: &KeyValue) -> Read {
+        let (ids, error) = match self.classify(&row.key) {
+            Tail::Other => return Read::default(),
+            Tail::Bad(error) => (Vec::new(), error),
+            tail => {
+                let ids = tail.into_ids();
+                match self.decode(row) {
+                    Ok(decoded) => return Read::of(decoded, ids, row),
+                    Err(error) => (ids, error),
+                }
+            }
+        };
+        let mut absent = ids.into_iter();
+        let bad = BadEntry { key: name_of_key(&row.key), id: absent.next(), revision: revision_of(row), error };
+        Read { entries: vec![Entry::Bad(bad)], absent: absent.collect() }
+    }
+
+    fn decode(&self, row: &KeyValue) -> Result<Vec<Decoded>, Error> {
         let tail = row.key.strip_prefix(&*self.from).and_then(|tail| std::str::from_utf8(tail).ok());
-        // Usually the entry is good, and its key need not be classified.
-        let error = match tail.map(|tail| self.layout.read(tail, &row.value)) {
-            Some(Ok(read)) => return read.into_iter().map(|one| entry(one, row)).collect(),
-            Some(Err(error)) => Some(error),
-            None => None,
-        };
-        let (ids, error) = match (self.classify(&row.key), error) {
-            (Tail::Other, _) => return Vec::new(),
-            (Tail::Bad(error), _) => (vec![None], error),
-            (tail, Some(error)) => (tail.into_ids().into_iter().map(Some).collect(), error),
-            (_, None) => (vec![None], Error::new(ErrorKind::InvalidInput, "the key is not UTF-8")),
-        };
-        let revision = row.revision.unsigned_abs();
-        let key = name_of_key(&row.key);
-        let bad = |id| Entry::Bad(BadEntry { key: key.clone(), id, revision, error: error.clone() });
-        ids.into_iter().map(bad).collect()
+        self.layout.read(tail.expect("a key that names instances is in the range and UTF-8"), &row.value)
     }
 
     /// By how many entries a step grows the range.
@@ -92,34 +97,77 @@ impl<'a> Range<'a> {
 
     /// Passes on all changes of one revision as one update.
     pub(super) fn apply(&self, step: Step, live: &mut Live) {
-        let (upserts, removes) = self.changes(step);
+        let Changes { upserts, removes, gone } = self.changes(step);
+        if !gone.is_empty() {
+            live.forget_bad(gone);
+        }
         if !upserts.is_empty() || !removes.is_empty() {
             live.change(upserts, removes);
         }
     }
 
-    pub(super) fn changes(&self, step: Step) -> (Vec<Entry>, Vec<InstanceId>) {
-        let mut upserts = Vec::new();
-        let mut removes = Vec::new();
+    pub(super) fn changes(&self, step: Step) -> Changes {
+        let mut changes = Changes::default();
         for event in step {
             match event {
-                Event::Put { row, .. } => upserts.extend(self.entries(&row)),
-                Event::Delete { key, .. } => removes.extend(self.classify(&key).into_ids()),
+                Event::Put { row, .. } => {
+                    let read = self.read(&row);
+                    changes.upserts.extend(read.entries);
+                    changes.removes.extend(read.absent);
+                }
+                Event::Delete { key, .. } => match self.classify(&key) {
+                    Tail::Bad(_) => changes.gone.push(name_of_key(&key)),
+                    tail => changes.removes.extend(tail.into_ids()),
+                },
                 Event::Unknown => unreachable!("the cursor rejects unknown events"),
             }
         }
-        (upserts, removes)
+        changes
+    }
+}
+
+/// What an entry holds.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) entries: Vec<Entry>,
+    /// The instances that the key names and that none of the entries is about.
+    absent: Vec<InstanceId>,
+}
+
+/// What one revision changes.
+#[derive(Default)]
+pub(super) struct Changes {
+    pub(super) upserts: Vec<Entry>,
+    pub(super) removes: Vec<InstanceId>,
+    /// The keys of bad entries without an id that are gone.
+    gone: Vec<String>,
+}
+
+impl Read {
+    fn of(decoded: Vec<Decoded>, ids: Vec<InstanceId>, row: &KeyValue) -> Self {
+        let is_read = |id: &InstanceId| decoded.iter().any(|one| one.id() == id);
+        let absent = ids.into_iter().filter(|id| !is_read(id)).collect();
+        Self { entries: decoded.into_iter().map(|one| entry(one, row)).collect(), absent }
     }
 }
 
 fn entry(one: Decoded, row: &KeyValue) -> Entry {
-    match one.into_parts() {
-        (instance, None) => Entry::Valid(instance),
-        (instance, Some((labels, error))) => {
-            let revision = row.revision.unsigned_abs();
-            Entry::Partial(instance, DroppedLabels { key: name_of_key(&row.key), revision, labels, error })
+    match one.0 {
+        Content::Instance(instance) => Entry::Valid(instance),
+        Content::Partial(instance, labels, error) => {
+            let key = name_of_key(&row.key);
+            Entry::Partial(instance, DroppedLabels { key, revision: revision_of(row), labels, error })
+        }
+        Content::Bad(id, error) => {
+            // Several instances of one key may be bad, and each is counted.
+            let key = format!("{} ({id})", name_of_key(&row.key));
+            Entry::Bad(BadEntry { key, id: Some(id), revision: revision_of(row), error })
         }
     }
+}
+
+fn revision_of(row: &KeyValue) -> u64 {
+    row.revision.unsigned_abs()
 }
 
 /// The longest prefix of a key that is valid UTF-8.

@@ -325,7 +325,7 @@ impl Call {
         if !self.tried.is_empty() {
             return self.end(shared, status::deadline_exceeded(), None);
         }
-        let (message, cause) = shared.published.explain(None);
+        let (message, cause) = shared.published.explain(&shared.published.availability.load(), None);
         let message = with_cause(message, cause.as_ref());
         self.end(shared, status::deadline_exceeded_while_waiting(&message), cause)
     }

@@ -65,7 +65,7 @@ impl Shared {
             let availability = self.published.availability.load_full();
             let waited = limit.is_some_and(|limit| Instant::now() >= limit);
             if waited || !(availability.may_change() && wait || availability.is_worth_waiting()) {
-                return Err(self.published.explain(waited.then_some(self.wait)));
+                return Err(self.published.explain(&availability, waited.then_some(self.wait)));
             }
             // The sweeps recheck connections, whose peers may allow more streams by now.
             self.published.wakeups.sweep();

@@ -155,7 +155,7 @@ impl BalancedChannel {
         };
         let limited = async { time::timeout(timeout, serving).await };
         self.shared.on_runtime(limited).await.map_err(|_| {
-            let (message, cause) = published.explain(Some(timeout));
+            let (message, cause) = published.explain(&published.availability.load(), Some(timeout));
             let error = Error::new(ErrorKind::DeadlineExceeded, message);
             match cause {
                 Some(cause) => error.with_source(cause),

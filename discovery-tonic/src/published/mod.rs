@@ -41,8 +41,8 @@ pub(crate) struct Published {
 impl Published {
     /// Returns why a call fails that finds no endpoint, as a message and as an error if there is
     /// one.
-    pub(crate) fn explain(&self, waited: Option<Duration>) -> (String, Option<BoxError>) {
-        self.availability.load().explain(&self.service, waited, || self.skipped_entries())
+    pub(crate) fn explain(&self, why: &Availability, waited: Option<Duration>) -> (String, Option<BoxError>) {
+        why.explain(&self.service, waited, || self.skipped_entries())
     }
 
     /// A resolver that panics here must not cost the call its error.

@@ -83,6 +83,45 @@ async fn what_a_layout_cannot_express_is_refused_and_nothing_is_written() {
     }
 }
 
+/// The text of labels is escaped twice, so a value may be much longer than its metadata.
+#[tokio::test]
+async fn the_largest_metadata_can_be_read_by_others() {
+    let etcd = Etcd::start().await;
+    let backend = open(&etcd, "");
+    for text in ["<", "\"", "\u{1}", "\\", "x"] {
+        let labels = ["a", "b", "c", "d"].map(|key| (key, text.repeat(4_095)));
+        let one = at("10.0.0.1:80").with_metadata(labels.try_into().unwrap());
+        let registration = backend.register(&payments(), one.clone()).await.unwrap();
+        let listed = backend.list(&payments()).await.unwrap();
+        assert_eq!(listed.iter().map(|one| (**one).clone()).collect::<Vec<_>>(), [one], "{text:?}");
+        registration.deregister().await.unwrap();
+    }
+    assert_eq!((backend.skipped(), backend.dropped_labels()), (0, 0));
+}
+
+#[test]
+fn a_separator_follows_the_prefix_once() {
+    for (url, said) in [
+        ("etcd://h/prod?separator=.", None),
+        ("etcd://h/prod/?separator=/", None),
+        ("etcd://h/a/b?separator=~", None),
+        ("etcd://h?separator=.", None),
+        ("etcd://h/prod.?separator=.", Some("follows it by itself")),
+        ("etcd://h/prod/?separator=.", Some("follows it by itself")),
+        ("etcd://h/prod?separator=:", Some("allowed are / . - _ ~")),
+        ("etcd://h?separator=:", Some("allowed are / . - _ ~")),
+        ("etcd://h/prod?separator=..", Some("allowed is one character")),
+        ("etcd://h/prod?separator=", Some("allowed is one character")),
+    ] {
+        let read = url.parse::<EtcdConfig>();
+        match (read, said) {
+            (Ok(_), None) => {}
+            (Err(error), Some(said)) => assert!(error.to_string().contains(said), "{url}: {error}"),
+            (read, _) => panic!("{url}: {read:?}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_keys_of_deeper_paths_are_read_on_request() {
     let etcd = Etcd::start().await;
@@ -105,6 +144,12 @@ async fn the_keys_of_deeper_paths_are_read_on_request() {
     raw.put("payments/eu/a2", value).await;
     eventually("the new one is seen", SOON, async || view.current().get("eu%2Fa2").is_some()).await;
     assert_eq!(deep.skipped(), 0);
+    // A bad key without an id is reported until it is gone.
+    let skipped = async || deep.skipped_entries(&payments()).count();
+    raw.put("payments/eu%2Fa3", value).await;
+    eventually("the bad key is reported", SOON, async || skipped().await == 1).await;
+    raw.delete("payments/eu%2Fa3").await;
+    eventually("it is no longer reported", SOON, async || skipped().await == 0).await;
 }
 
 /// W7: a label decides neither over the instance nor over the others.

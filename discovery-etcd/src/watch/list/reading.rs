@@ -71,7 +71,7 @@ impl<'a> Reading<'a> {
             if place % ROWS_A_TURN == ROWS_A_TURN - 1 {
                 yield_now().await;
             }
-            let entries = self.range.entries(&row);
+            let entries = self.range.read(&row).entries;
             if entries.is_empty() {
                 self.listed.deeper += 1;
             } else {
