@@ -57,6 +57,8 @@
 //!
 //! ## Registrations
 //!
+//! - All registrations of a handle share one lease, unless the layout makes it
+//!   [part of the entry](Capabilities::with_leases_in_entries). Each then has its own.
 //! - A registration is restored automatically after the loss of its lease, its key, the server or
 //!   the server's data. The lease identifies the owner of an entry, so restoring or removing an
 //!   entry never touches that of another owner.

@@ -105,7 +105,7 @@ pub fn value(data: &[u8]) {
 }
 
 fn written(layout: &EtcdNaming, instance: &Instance) -> Written {
-    layout.write(&"s".parse().expect("a valid name"), instance)
+    layout.write(&"s".parse().expect("a valid name"), instance, 0)
 }
 
 /// A URL, or a configuration through serde, is refused or accepted, and never reveals the password.

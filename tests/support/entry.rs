@@ -6,7 +6,7 @@ use discovery_etcd::{EtcdNaming, Layout};
 /// Returns the value of an instance.
 pub fn encode(instance: &Instance) -> Vec<u8> {
     let service = "any".parse().expect("a valid name");
-    EtcdNaming::default().write(&service, instance).value
+    EtcdNaming::default().write(&service, instance, 0).value
 }
 
 /// Reads the value of an instance.

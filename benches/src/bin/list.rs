@@ -101,7 +101,7 @@ async fn fill(client: &Client, entries: u32) -> Result<(), Failure> {
 
 fn put(instance: &Instance) -> TxnOp {
     let service = SERVICE.parse().expect("a valid name");
-    let written = EtcdNaming::default().write(&service, instance);
+    let written = EtcdNaming::default().write(&service, instance, 0);
     TxnOp::put(format!("{SERVICE}/{}", written.tail), written.value, None)
 }
 

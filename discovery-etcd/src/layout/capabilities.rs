@@ -22,6 +22,7 @@ pub struct Capabilities {
     weights: bool,
     metadata: bool,
     ids: bool,
+    leases: bool,
     ttl: Duration,
     separator: char,
 }
@@ -47,6 +48,18 @@ impl Capabilities {
     /// nothing. An id cannot show that two processes are the same one.
     #[must_use]
     pub fn without_ids(mut self) -> Self {
+        self.ids = false;
+        self
+    }
+
+    /// Declares that the id of the lease is part of the entry, in its key or its value.
+    ///
+    /// Each registration then has a lease of its own. When that is lost, the instance is written
+    /// again under another lease and another key. Implies [`without_ids`](Self::without_ids), and
+    /// nobody can take an entry over.
+    #[must_use]
+    pub fn with_leases_in_entries(mut self) -> Self {
+        self.leases = true;
         self.ids = false;
         self
     }
@@ -82,6 +95,11 @@ impl Capabilities {
         self.ids
     }
 
+    /// Returns whether the id of the lease is part of the entry.
+    pub fn has_leases_in_entries(self) -> bool {
+        self.leases
+    }
+
     /// Returns the TTL of configurations that set none.
     pub fn default_ttl(self) -> Duration {
         self.ttl
@@ -113,7 +131,7 @@ impl Capabilities {
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Self { weights: true, metadata: true, ids: true, ttl: Duration::from_secs(15), separator: '/' }
+        Self { weights: true, metadata: true, ids: true, leases: false, ttl: Duration::from_secs(15), separator: '/' }
     }
 }
 

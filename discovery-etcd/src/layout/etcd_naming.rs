@@ -121,7 +121,7 @@ impl Layout for EtcdNaming {
         format!("{service}/")
     }
 
-    fn write(&self, _: &ServiceName, instance: &Instance) -> Written {
+    fn write(&self, _: &ServiceName, instance: &Instance, _: i64) -> Written {
         let mut metadata: BTreeMap<&str, Value> =
             instance.metadata().iter().map(|(key, value)| (key, Value::from(value))).collect();
         if instance.weight() != Weight::default() {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     fn encode(layout: EtcdNaming, instance: &Instance) -> Vec<u8> {
-        layout.write(&"payments".parse().unwrap(), instance).value
+        layout.write(&"payments".parse().unwrap(), instance, 0).value
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
             assert_eq!(read.iter().map(InstanceId::as_str).collect::<Vec<_>>(), [id], "{tail}");
             assert_eq!(layout.subtree(tail), None);
             let instance = Instance::new("127.0.0.1:2000".parse().unwrap()).with_id(id.parse().unwrap());
-            assert_eq!(layout.write(&"payments".parse().unwrap(), &instance).tail, tail);
+            assert_eq!(layout.write(&"payments".parse().unwrap(), &instance, 0).tail, tail);
         }
         for tail in ["", "eu%2Fa1", "eu/a 1", &"a/".repeat(100)] {
             assert!(matches!(layout.classify(tail), Tail::Bad(_)), "{tail}");

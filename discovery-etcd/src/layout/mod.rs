@@ -54,7 +54,7 @@ pub use toadocr::ToadOcr;
 ///         format!("services/{service}/")
 ///     }
 ///
-///     fn write(&self, _: &ServiceName, instance: &Instance) -> Written {
+///     fn write(&self, _: &ServiceName, instance: &Instance, _: i64) -> Written {
 ///         Written { tail: instance.id().to_string(), value: instance.address().to_string().into()
 /// }
 ///     }
@@ -96,7 +96,12 @@ pub trait Layout: fmt::Debug + Send + Sync + 'static {
     /// The tail must depend on the instance's id alone, no two tails may name the same id, and
     /// [`classify`](Self::classify) must return the id for it. What is written must be
     /// [read](Self::read) as the same instance; otherwise it is refused when it is registered.
-    fn write(&self, service: &ServiceName, instance: &Instance) -> Written;
+    ///
+    /// `lease` is the id of the entry's lease if the layout
+    /// [declares](Capabilities::with_leases_in_entries) that it is part of the entry, and 0
+    /// otherwise. The tail of such a layout may depend on the lease alone, and readers then know
+    /// the instance by the id that [`classify`](Self::classify) returns.
+    fn write(&self, service: &ServiceName, instance: &Instance, lease: i64) -> Written;
 
     /// Returns what a tail is: an entry, of which instances, or something else.
     fn classify(&self, tail: &str) -> Tail;
@@ -231,8 +236,8 @@ impl<T: Layout + ?Sized> Layout for Arc<T> {
         (**self).range(service)
     }
 
-    fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
-        (**self).write(service, instance)
+    fn write(&self, service: &ServiceName, instance: &Instance, lease: i64) -> Written {
+        (**self).write(service, instance, lease)
     }
 
     fn classify(&self, tail: &str) -> Tail {

@@ -106,7 +106,7 @@ impl Layout for Plain {
         format!("{}{service}{}", self.before, self.after)
     }
 
-    fn write(&self, _: &ServiceName, instance: &Instance) -> Written {
+    fn write(&self, _: &ServiceName, instance: &Instance, _: i64) -> Written {
         Written { tail: instance.id().to_string(), value: instance.address().to_string().into_bytes() }
     }
 
@@ -159,7 +159,7 @@ mod tests {
             let layout = Plain::with_key(template).unwrap();
             assert_eq!(layout.range(&service), range);
             assert_eq!(layout.capabilities().has_ids(), has_ids);
-            let written = layout.write(&service, &instance);
+            let written = layout.write(&service, &instance, 0);
             assert_eq!(written, Written { tail: "10.0.0.1:80".to_owned(), value: b"10.0.0.1:80".to_vec() });
         }
         for template in [

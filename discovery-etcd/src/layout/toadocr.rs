@@ -59,7 +59,7 @@ impl Layout for ToadOcr {
         format!("{service}/")
     }
 
-    fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
+    fn write(&self, service: &ServiceName, instance: &Instance, _: i64) -> Written {
         let info = ServiceInfo { psm: service.as_str(), ip: &instance.address().to_string() };
         // Names and addresses have none of the characters that Go escapes in addition.
         let value = serde_json::to_vec(&info).expect("an object of text is JSON");
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn the_bytes_are_the_articles() {
         let instance = Instance::new("127.0.0.1:18886".parse().unwrap());
-        let written = ToadOcr::default().write(&"toad.ocr.engine".parse().unwrap(), &instance);
+        let written = ToadOcr::default().write(&"toad.ocr.engine".parse().unwrap(), &instance, 0);
         assert_eq!(written.tail, "127.0.0.1:18886");
         assert_eq!(String::from_utf8(written.value).unwrap(), r#"{"PSM":"toad.ocr.engine","IP":"127.0.0.1:18886"}"#);
     }

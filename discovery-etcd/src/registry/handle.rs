@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Registrar,
+    NO_LEASE, Registrar,
     entry::{self, Command},
     runtime_gone,
 };
@@ -60,7 +60,7 @@ impl RegistrationHandle {
 impl RegistrationBackend for RegistrationHandle {
     async fn update(&self, instance: Arc<Instance>) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        let written = self.registrar.written(&self.service, &instance);
+        let written = self.registrar.written(&self.service, &instance, NO_LEASE);
         let value = written.map_err(|error| error.with_operation("update").with_key(&self.key))?.value;
         let gone = || match self.status.current() {
             Status::Superseded { .. } => entry::superseded(),

@@ -3,12 +3,13 @@
 //! A [`Registrar`] sends each registration to the [`worker`] of its entry, and [`workers`] holds
 //! them by key. A worker does what its [`entry`] decides, which is free of I/O; [`decide`] holds
 //! the rules for when one owner may write over another. A [`handle`] is what the caller keeps of
-//! it.
+//! it. Registrations whose entry holds the lease have one of their own ([`own_lease`]).
 
 mod decide;
 mod entry;
 mod handle;
 mod in_flight;
+mod own_lease;
 mod unconfirmed;
 mod worker;
 mod workers;
@@ -26,7 +27,7 @@ use discovery_core::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 
@@ -55,6 +56,9 @@ pub(crate) struct Registrar {
     prefix: String,
     deadline: Duration,
     backoff: Backoff,
+    /// Whether the handle is closing. Registrations with leases of their own subscribe.
+    closing: watch::Sender<bool>,
+    ttl: Duration,
     /// The number of the latest registration. Numbers distinguish registrations of one entry.
     last_number: AtomicU64,
 }
@@ -81,6 +85,8 @@ impl Registrar {
             prefix: settings.prefix.clone(),
             deadline: settings.operation_timeout,
             backoff: settings.backoff,
+            closing: watch::Sender::new(false),
+            ttl: settings.ttl,
             last_number: AtomicU64::new(0),
         }
     }
@@ -98,15 +104,18 @@ impl Registrar {
         if Handle::try_current().is_err() {
             return Err(Error::new(ErrorKind::NoRuntime, "no tokio runtime is running here"));
         }
-        let Written { tail, value } = self.written(service, &instance)?;
+        if self.layout.capabilities().has_leases_in_entries() {
+            return own_lease::register(self, service, instance).await;
+        }
+        let Written { tail, value } = self.written(service, &instance, NO_LEASE)?;
         let key = format!("{}{}{tail}", self.prefix, self.layout.range(service));
-        let place = Place { service: service.clone(), id: instance.id().clone(), key: key.clone() };
-        let number = self.last_number.fetch_add(1, Ordering::Relaxed) + 1;
+        let place = Place { service: service.clone(), id: instance.id().clone(), key: key.clone(), lease: None };
+        let number = self.number();
         let waiting = Error::new(ErrorKind::DeadlineExceeded, "etcd has not answered yet");
         let status = StatusWriter::new(Status::lost(waiting));
         let (reply, answer) = oneshot::channel();
         let command = Command::Claim { number, value, claim, status: status.clone(), reply };
-        let commands = self.send(place, command)?;
+        let commands = self.send(place, &self.lease, command)?;
         // If this future is dropped before completion, or returns an error, `pending` releases what
         // the worker may have written.
         let handle = RegistrationHandle {
@@ -139,10 +148,17 @@ impl Registrar {
     /// # Errors
     ///
     /// `InvalidInput` if the layout cannot express it.
-    fn written(&self, service: &ServiceName, instance: &Instance) -> Result<Written, Error> {
-        self.layout.capabilities().check(instance)?;
-        let written = self.layout.write(service, instance);
-        if self.layout.classify(&written.tail).into_ids() != [instance.id().clone()] {
+    fn written(&self, service: &ServiceName, instance: &Instance, lease: i64) -> Result<Written, Error> {
+        let capabilities = self.layout.capabilities();
+        capabilities.check(instance)?;
+        let written = self.layout.write(service, instance, lease);
+        let ids = self.layout.classify(&written.tail).into_ids();
+        // With the lease in the key, readers know the instance by another id.
+        let known_as = match &ids[..] {
+            [id] if capabilities.has_leases_in_entries() => id.clone(),
+            _ => instance.id().clone(),
+        };
+        if ids != [known_as.clone()] {
             let problem = format!("invalid instance: the layout has no key for the id {}", instance.id());
             return Err(Error::new(ErrorKind::InvalidInput, problem));
         }
@@ -151,14 +167,24 @@ impl Registrar {
             let problem = "invalid instance: no client could read what the layout writes for it";
             Error::new(ErrorKind::InvalidInput, problem).with_source(error)
         })?;
-        if !read.iter().any(|one| one.instance().is_ok_and(|read| read == instance)) {
+        let instance = instance.clone().with_id(known_as);
+        if !read.iter().any(|one| one.instance().is_ok_and(|read| *read == instance)) {
             return Err(Error::new(ErrorKind::InvalidInput, "invalid instance: the layout cannot express all of it"));
         }
         Ok(written)
     }
 
+    fn number(&self) -> u64 {
+        self.last_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     /// Sends a command to the worker of an entry, and starts a worker if there is none.
-    fn send(&self, place: Place, command: Command) -> Result<mpsc::UnboundedSender<Command>, Error> {
+    fn send(
+        &self,
+        place: Place,
+        lease: &Arc<Lease>,
+        command: Command,
+    ) -> Result<mpsc::UnboundedSender<Command>, Error> {
         let mut workers = self.workers.lock();
         if workers.closed {
             return Err(closed_error());
@@ -176,10 +202,10 @@ impl Registrar {
         workers.by_key.insert(place.key.clone(), own.clone());
         drop(workers);
         let worker = Worker {
-            entry: Entry::new(place, Arc::clone(&self.lease), self.backoff),
+            entry: Entry::new(place, Arc::clone(lease), self.backoff),
             workers: Arc::clone(&self.workers),
             cluster: Arc::clone(&self.cluster),
-            lease: self.lease.watch(),
+            lease: lease.watch(),
             commands,
             watcher: self.watcher.clone(),
             watch: None,
@@ -200,8 +226,11 @@ impl Registrar {
         }
         self.lease.close();
         let mut lease = self.lease.watch();
+        self.closing.send_replace(true);
         let done = async {
             self.workers.emptied().await;
+            // Each holds a receiver until its lease is revoked.
+            self.closing.closed().await;
             // The keeper ends after it has revoked the lease.
             while !self.lease.is_over() {
                 if lease.changed().await.is_err() {
@@ -214,7 +243,11 @@ impl Registrar {
 
     /// The error of a removal that was not confirmed in time.
     fn too_late(&self, what: &'static str) -> Error {
-        let (remaining, is_shared) = self.lease.remaining();
+        self.too_late_under(&self.lease, what)
+    }
+
+    fn too_late_under(&self, lease: &Lease, what: &'static str) -> Error {
+        let (remaining, is_shared) = lease.remaining();
         let end = if is_shared {
             "the backend keeps trying to remove it; its lease is still renewed for other registrations".to_owned()
         } else {
@@ -233,6 +266,9 @@ impl Drop for Registrar {
         self.lease.close();
     }
 }
+
+/// What layouts get whose entries do not hold the lease.
+const NO_LEASE: i64 = 0;
 
 fn runtime_gone() -> Error {
     Error::new(ErrorKind::Internal, "the runtime that kept the registration was shut down")

@@ -170,8 +170,8 @@ impl Layout for Explosive {
         self.0.range(service)
     }
 
-    fn write(&self, service: &ServiceName, instance: &Instance) -> Written {
-        self.0.write(service, instance)
+    fn write(&self, service: &ServiceName, instance: &Instance, lease: i64) -> Written {
+        self.0.write(service, instance, lease)
     }
 
     fn classify(&self, tail: &str) -> Tail {

@@ -7,6 +7,7 @@ mod etcd_cluster_faults;
 mod etcd_conformance;
 mod etcd_layouts;
 mod etcd_members;
+mod etcd_own_leases;
 mod etcd_proxy;
 mod etcd_registrar_faults;
 mod etcd_registrar_outages;

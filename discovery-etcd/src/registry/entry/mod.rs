@@ -61,6 +61,8 @@ pub(super) struct Place {
     pub(super) service: ServiceName,
     pub(super) id: InstanceId,
     pub(super) key: String,
+    /// The only lease under which the entry may be written, if the key holds it.
+    pub(super) lease: Option<i64>,
 }
 
 /// What to do next about an entry.
@@ -119,6 +121,7 @@ impl Entry {
             Ownership::Vacant { .. } => return Ok(self.watch_for_late_write(lease)),
         };
         let id = match lease {
+            LeaseState::Held { id } if self.place.lease.is_some_and(|own| own != *id) => return Ok(Next::Wait(None)),
             LeaseState::Held { id } if self.dead != Some(*id) => *id,
             LeaseState::Held { .. } | LeaseState::Idle => return Ok(Next::Wait(None)),
             LeaseState::Lost { error } => {

@@ -10,7 +10,8 @@ type Answer = oneshot::Receiver<Result<(), Error>>;
 const KEY: &str = "payments/a";
 
 fn entry() -> Entry {
-    let place = Place { service: "payments".parse().unwrap(), id: "a".parse().unwrap(), key: KEY.to_owned() };
+    let place =
+        Place { service: "payments".parse().unwrap(), id: "a".parse().unwrap(), key: KEY.to_owned(), lease: None };
     Entry::new(place, Lease::new(), Backoff::default())
 }
 
