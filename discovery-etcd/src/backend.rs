@@ -126,7 +126,8 @@ impl EtcdBackend {
     }
 
     /// Returns the time that etcd granted the current lease for, which may be longer than
-    /// requested; `None` before the first registration.
+    /// requested; `None` before the first registration, and if each registration has a lease of its
+    /// own.
     pub fn granted_ttl(&self) -> Option<Duration> {
         self.registrar.granted_ttl()
     }

@@ -133,8 +133,8 @@ impl EtcdConfig {
     /// It is used as given, so a leading `/` is part of the keys. In a URL, write a second `/` for
     /// that.
     ///
-    /// A Go client of the service `order` also calls what is registered below the prefix `order`, so
-    /// give no service the name of a prefix while there are such clients.
+    /// A Go client of the service `order` also calls what is registered below the prefix `order`,
+    /// so give no service the name of a prefix while there are such clients.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();

@@ -1,5 +1,5 @@
-//! The single lease of a backend handle. It is granted for the first registration, renewed by one
-//! task on one stream, and revoked after the last registration has ended.
+//! A lease of a backend handle, for all its registrations or for one. It is granted for the first
+//! registration, renewed by one task on one stream, and revoked after the last one has ended.
 //!
 //! Registrations share a [`Lease`]; [`keeper`] is the task, and [`clock`] decides for it.
 
