@@ -9,6 +9,7 @@ use serde_json::{Number, Value};
 use super::{
     Decoded, Layout, Tail, Written,
     go_json::{GoFields, excerpt, go_escaped, invalid},
+    segment,
 };
 
 /// The format of etcd's own Go client (`client/v3/naming`).
@@ -156,7 +157,7 @@ impl Layout for EtcdNaming {
 
     fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
         match self.depth {
-            Depth::OneSegment => tail.find('/').map(|slash| &tail[..=slash]),
+            Depth::OneSegment => segment::subtree(tail),
             Depth::Any => None,
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! [`Layout`] is the trait, and [`Capabilities`] what a layout can express. Each implementation has
 //! a file: [`etcd_naming`], the default, [`toadocr`] and [`plain`]; [`go_json`] is JSON as Go reads
-//! it. [`by_name`] chooses a layout for a URL or a configuration file, and `check` tests one.
+//! it, and [`segment`] reads tails of one segment. [`by_name`] chooses a layout for a URL or a
+//! configuration file, and `check` tests one.
 
 mod by_name;
 mod capabilities;
@@ -11,6 +12,7 @@ mod check;
 mod etcd_naming;
 mod go_json;
 mod plain;
+mod segment;
 mod toadocr;
 
 use std::{fmt, sync::Arc};

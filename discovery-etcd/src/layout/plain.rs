@@ -5,6 +5,7 @@ use discovery_core::{Address, Error, Instance, ServiceName};
 use super::{
     Capabilities, Decoded, Layout, Tail, Written,
     go_json::{check_size, excerpt, invalid},
+    segment,
 };
 
 /// The address of an instance as plain text, under a key of your choice.
@@ -111,22 +112,15 @@ impl Layout for Plain {
     }
 
     fn classify(&self, tail: &str) -> Tail {
-        if tail.contains('/') {
-            return Tail::Other;
-        }
-        tail.parse().map_or_else(Tail::Bad, Tail::Instance)
+        segment::classify(tail)
     }
 
     fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
-        tail.find('/').map(|slash| &tail[..=slash])
+        segment::subtree(tail)
     }
 
     fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {
-        let id = match self.classify(tail) {
-            Tail::Instance(id) => id,
-            Tail::Bad(error) => return Err(error),
-            Tail::Instances(_) | Tail::Other => return Ok(Vec::new()),
-        };
+        let id = tail.parse()?;
         check_size(value)?;
         let text = std::str::from_utf8(value).map_err(|_| invalid("it is not UTF-8"))?.trim();
         let text = match text.split_once("://") {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use discovery_core::{Address, Error, Instance, ServiceName};
 use serde::Serialize;
 
-use super::{Capabilities, Decoded, Layout, Tail, Written, go_json::GoFields};
+use super::{Capabilities, Decoded, Layout, Tail, Written, go_json::GoFields, segment};
 
 /// The layout of ToadOCR's article on etcd and gRPC in Go.
 ///
@@ -67,14 +67,11 @@ impl Layout for ToadOcr {
     }
 
     fn classify(&self, tail: &str) -> Tail {
-        if tail.contains('/') {
-            return Tail::Other;
-        }
-        tail.parse().map_or_else(Tail::Bad, Tail::Instance)
+        segment::classify(tail)
     }
 
     fn subtree<'a>(&self, tail: &'a str) -> Option<&'a str> {
-        tail.find('/').map(|slash| &tail[..=slash])
+        segment::subtree(tail)
     }
 
     fn read(&self, tail: &str, value: &[u8]) -> Result<Vec<Decoded>, Error> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use discovery_core::{Error, ErrorKind, Instance, Registration, Registry, Resolver, ServiceName, Status, Weight};
 use discovery_etcd::{Capabilities, Decoded, EtcdBackend, Layout, Tail, Written, check_layout};
+use futures::future::join_all;
 use support::{
     Etcd, Raw, eventually,
     scene::{SOON, config, instance, payments},
@@ -127,8 +128,11 @@ async fn after_the_loss_of_its_lease_an_instance_has_another_key() {
         eventually("its status follows", SOON, async || one.status().is_registered()).await;
         assert_eq!(entries(&mut raw).await.len(), 2, "the former entry is gone, and the other one untouched");
     }
+    let many = join_all((10..40).map(|number| register(&backend, number))).await;
     backend.close().await.unwrap();
-    assert!(raw.keys().await.is_empty() && raw.leases().await.is_empty(), "closing waits for all leases");
+    assert_eq!(raw.leases().await.len(), 0, "closing waits for all leases");
+    assert!(raw.keys().await.is_empty());
+    assert!(many.iter().all(|one| matches!(one.status(), Status::Deregistered { .. })));
     assert!(matches!(one.status(), Status::Deregistered { .. }));
     assert_eq!(backend.register(&payments(), instance(3)).await.unwrap_err().kind(), ErrorKind::Closed);
 }

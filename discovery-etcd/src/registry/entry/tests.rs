@@ -67,6 +67,19 @@ fn registered(entry: &mut Entry, lease: &LeaseState) -> StatusWriter {
     status
 }
 
+/// Its key holds the lease, so under another one it would be an entry that no reader expects.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_holds_its_lease_is_written_under_no_other() {
+    let mut entry = entry();
+    let lease = held(&entry.lease);
+    entry.place.lease = Some(id_of(&lease));
+    let status = registered(&mut entry, &lease);
+    let next_lease = held(&entry.lease);
+    assert!(is_at_rest(&entry.next(&next_lease)), "{:?}", status.current());
+    entry.next(&lost());
+    assert!(is_at_rest(&entry.next(&next_lease)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_registration_is_written_and_removed() {
     let mut entry = entry();

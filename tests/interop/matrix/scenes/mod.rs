@@ -25,7 +25,7 @@ use crate::{
 /// One line of the matrix.
 pub(crate) struct Scene {
     pub(crate) name: &'static str,
-    /// Who calls whom.
+    /// Which servers are called, and by which clients.
     pub(crate) direction: String,
     pub(crate) play: Box<dyn FnOnce(World) -> BoxFuture<'static, Result<(), Failure>> + Send>,
 }
