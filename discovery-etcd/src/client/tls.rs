@@ -13,7 +13,7 @@ use rustls::{
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
-use tracing::{debug, info};
+use tracing::{info, warn};
 
 use crate::config::{EtcdTls, Pem, invalid};
 
@@ -32,6 +32,8 @@ struct State {
     /// The contents of the files at that reading, and when they were last compared.
     files: Files,
     compared: Instant,
+    /// Why the files cannot be used, as it was logged.
+    unusable: Option<String>,
 }
 
 /// The contents of the certificates and the key.
@@ -47,7 +49,7 @@ impl Tls {
     pub(super) fn load(config: &EtcdTls, handshake: Duration) -> Result<Self, Error> {
         let files = Files::read(config)?;
         let options = files.options(config, handshake)?;
-        let state = State { options, reading: 0, files, compared: Instant::now() };
+        let state = State { options, reading: 0, files, compared: Instant::now(), unusable: None };
         Ok(Self { config: config.clone(), handshake, state: Mutex::new(state) })
     }
 
@@ -86,9 +88,11 @@ impl Tls {
             Ok(())
         });
         // The files may be half written. The next comparison reads them again.
-        if let Err(error) = result {
-            debug!(error = %error.report(), "the TLS files cannot be used, the former ones stay in use");
+        let unusable = result.err().map(|error| error.report().to_string());
+        if let Some(error) = unusable.as_ref().filter(|_| unusable != state.unusable) {
+            warn!(error, "the TLS files cannot be used, the former ones stay in use");
         }
+        state.unusable = unusable;
         state
     }
 }

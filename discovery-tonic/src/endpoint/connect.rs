@@ -6,12 +6,12 @@ use tokio::{
     task::{JoinError, JoinHandle, spawn_blocking},
     time::timeout,
 };
-use tracing::{Instrument, Span, debug};
+use tracing::{Instrument, Span};
 
 use super::{Endpoint, config::DriverConfig};
 use crate::{
     connection::{Allowance, Connection, end::End, settings::EndpointSettings},
-    error::{BoxError, panic_text, report},
+    error::{BoxError, panic_text},
     metrics::Event,
 };
 
@@ -77,12 +77,11 @@ pub(super) async fn connect(
     };
     match &connected {
         Ok(_) => {
-            debug!(instance = %endpoint.id, "endpoint connected");
+            endpoint.attempt_succeeded();
             endpoint.wakeups.metrics.count(Event::Connect);
         }
         Err(error) => {
-            endpoint.count_failed_attempt();
-            debug!(instance = %endpoint.id, error = report(&**error), "connection attempt failed");
+            endpoint.attempt_failed(error);
             endpoint.wakeups.metrics.count(Event::ConnectFailure);
         }
     }

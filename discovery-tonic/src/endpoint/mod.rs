@@ -4,7 +4,8 @@
 //! - [`Endpoint`] is shared by calls, the pool and the drivers: it has the lanes and the tally.
 //! - A [`lane`] is the slot of one connection. Its [`driver`] connects (see [`connect`]) within the
 //!   [`connect_limit`], serves, reconnects and drains. [`retired`] keeps the connections whose
-//!   calls have not ended yet. [`config`] is the configuration of all drivers.
+//!   calls have not ended yet. [`config`] is the configuration of all drivers, and [`reachability`]
+//!   is what is logged while attempts fail.
 //! - A [`check`] is a second connection to a silent peer; [`checking`] is how the pool and the
 //!   driver use it.
 //! - The [`tally`] counts what calls report; the [`state`] is the public view.
@@ -16,6 +17,7 @@ mod connect;
 pub(crate) mod connect_limit;
 pub(crate) mod driver;
 pub(crate) mod lane;
+mod reachability;
 mod retired;
 pub(crate) mod state;
 pub(crate) mod tally;
@@ -27,7 +29,7 @@ use std::sync::{
 
 use discovery_core::{Address, Instance, InstanceId};
 use tonic::Code;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     balance::Load,
@@ -35,10 +37,11 @@ use crate::{
         end::End,
         link::{Health, Link},
     },
-    error::{SharedError, report},
+    error::{BoxError, SharedError, printable, report},
 };
 use check::Check;
 use lane::{Lane, Phase};
+use reachability::Reachability;
 use state::EndpointState;
 use tally::Tally;
 
@@ -62,6 +65,7 @@ pub(crate) struct Endpoint {
     /// How many connection attempts failed. If the address is a name, the next attempt begins at
     /// another of its IP addresses.
     failed_attempts: AtomicUsize,
+    reachability: Reachability,
     /// Why the last connection ended, if there was a reason; kept until another one ends for a
     /// reason.
     disconnect: Mutex<Option<SharedError>>,
@@ -89,6 +93,7 @@ impl Endpoint {
             draining: AtomicBool::new(false),
             complaints: AtomicU32::new(0),
             failed_attempts: AtomicUsize::new(0),
+            reachability: Reachability::default(),
             disconnect: Mutex::default(),
             is_dirty: AtomicBool::new(false),
             me: Weak::clone(me),
@@ -170,7 +175,7 @@ impl Endpoint {
         self.recheck();
         if let (Some(reason), Some(former)) = (end.reason(), former) {
             let text = report(&**reason);
-            let error: String = text.escape_debug().take(MAX_LOGGED).collect();
+            let error = shown(&text);
             let is_news = former.is_none_or(|former| report(&*former) != text);
             if end.is_go_away() && is_news {
                 warn!(instance = %self.id, error, "peer ended the connection");
@@ -186,9 +191,22 @@ impl Endpoint {
         self.complaints.load(Ordering::Relaxed)
     }
 
+    /// Records a connection attempt that succeeded.
+    pub(crate) fn attempt_succeeded(&self) {
+        if self.reachability.succeeded() {
+            info!(instance = %self.id, "endpoint reachable again");
+        }
+        debug!(instance = %self.id, "endpoint connected");
+    }
+
     /// Records a failed connection attempt.
-    pub(crate) fn count_failed_attempt(&self) {
+    pub(crate) fn attempt_failed(&self, error: &BoxError) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
+        let error = shown(&report(&**error));
+        if self.reachability.failed(&error) {
+            info!(instance = %self.id, error, "endpoint unreachable");
+        }
+        debug!(instance = %self.id, error, "connection attempt failed");
     }
 
     /// How many connection attempts failed.
@@ -318,6 +336,11 @@ impl Endpoint {
     pub(crate) fn clear_dirty(&self) {
         self.is_dirty.swap(false, Ordering::AcqRel);
     }
+}
+
+/// What is logged of a peer's reason.
+fn shown(text: &str) -> String {
+    printable(text).chars().take(MAX_LOGGED).collect()
 }
 
 /// How much of a peer's reason is logged, in characters.

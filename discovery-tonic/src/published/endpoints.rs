@@ -7,7 +7,7 @@ use tokio::time;
 
 use crate::{
     endpoint::{Endpoint, state::EndpointState},
-    error::report,
+    error::{printable, report},
 };
 
 /// The endpoints of a channel as last published: a slice, whose `Display` is a table for people.
@@ -105,10 +105,10 @@ impl fmt::Display for Endpoints {
             let failures = one.failures;
             write!(f, "\n{:id$}  {:address$}  {weight:>6}  {state:11}  {in_flight:>9}  {failures:>8}", row[0], row[1])?;
             if let Some(error) = &one.error {
-                write!(f, "  {}", report(&**error).escape_debug())?;
+                write!(f, "  {}", printable(&report(&**error)))?;
             }
             if let Some(disconnect) = &one.disconnect {
-                write!(f, "  last connection: {}", report(&**disconnect).escape_debug())?;
+                write!(f, "  last connection: {}", printable(&report(&**disconnect)))?;
             }
             for (what, until) in [("ejected", one.ejected_until), ("held", one.held_until)] {
                 if let Some(until) = until {
