@@ -10,6 +10,7 @@
 //! | `etcd-tls` | `etcd`, with TLS | `protoc` and a C compiler at build time |
 //! | `tonic` | `BalancedChannel` | |
 //! | `server` | `RegisteredServer`, and `tonic` | |
+//! | `tls` | `ChannelTls`, and `tonic` | a C compiler at build time |
 //! | `metrics` | channel metrics, through the `metrics` facade | |
 //! | `full` | all of them | `protoc` and a C compiler at build time |
 //!
@@ -57,9 +58,13 @@ pub use discovery_tonic::server::{self, RegisteredServer};
 #[cfg(feature = "tonic")]
 pub mod channel {
     #[doc(inline)]
+    #[cfg(feature = "tls")]
+    pub use discovery_tonic::ChannelTls;
+    #[doc(inline)]
     pub use discovery_tonic::{
         BalancedChannel, ChannelBuilder, EndpointSettings, EndpointState, EndpointStatus, Endpoints, ExpectSlow,
-        OutlierDetection, ResponseBody, Retry, RetryPolicy, ServedBy, Tried, WaitForReady, balance,
+        OutlierDetection, ResponseBody, Retry, RetryPolicy, ServedBy, TcpConnection, TcpConnector, Tried, WaitForReady,
+        balance,
     };
 }
 

@@ -63,6 +63,8 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
+//! | `endpoint unreachable` | info | `instance`, `error` of a failed attempt to connect, each reason once until an attempt succeeds |
+//! | `endpoint reachable again` | info | `instance` |
 //! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
 //! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
@@ -76,6 +78,8 @@
 //! | `connection replaced` | debug | `instance`, `reason`: its age, silence, or many abandoned calls |
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
+//! | `the TLS files changed, new connections use them` | info | |
+//! | `the TLS files cannot be used, the former ones stay in use` | warn | `error`, each once |
 //! | `endpoint reported its health` | debug | `instance`, `health` |
 //! | `the peer has no health service and counts as serving` | debug | |
 //!
@@ -125,7 +129,12 @@ pub use call::{
     served::{ServedBy, Tried},
 };
 pub use channel::{BalancedChannel, builder::ChannelBuilder};
-pub use connection::settings::EndpointSettings;
+#[cfg(feature = "tls")]
+pub use connection::tls::config::ChannelTls;
+pub use connection::{
+    settings::EndpointSettings,
+    tcp::{TcpConnection, TcpConnector},
+};
 pub use endpoint::state::EndpointState;
 pub use pool::outlier_detection::OutlierDetection;
 pub use published::endpoints::{EndpointStatus, Endpoints};

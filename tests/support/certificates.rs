@@ -36,6 +36,8 @@ pub enum Flaw {
     Expired,
     /// The certificate is good.
     None,
+    /// The certificate is valid from 2095.
+    NotYetValid,
     /// The certificate is for another host.
     OtherHost,
 }
@@ -70,6 +72,11 @@ impl Authority {
         self.sign("server", hosts, flaw)
     }
 
+    /// Signs a certificate for servers with these names.
+    pub fn server_named(&self, names: &[&str]) -> Certificate {
+        self.sign("server", names, Flaw::None)
+    }
+
     /// Signs a certificate for a client with this common name.
     pub fn client(&self, name: &str, flaw: Flaw) -> Certificate {
         self.sign(name, &[], flaw)
@@ -81,8 +88,10 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         // etcd is also a client of itself.
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        if flaw == Flaw::Expired {
-            params.not_after = date_time_ymd(2001, 1, 1);
+        match flaw {
+            Flaw::Expired => params.not_after = date_time_ymd(2001, 1, 1),
+            Flaw::NotYetValid => params.not_before = date_time_ymd(2095, 1, 1),
+            Flaw::None | Flaw::OtherHost => {}
         }
         let cert = params.signed_by(&key, &self.issuer).expect("a certificate").pem();
         Certificate::write(&self.folder, name, cert, key.serialize_pem())

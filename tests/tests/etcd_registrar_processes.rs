@@ -260,8 +260,8 @@ mod timed {
         }
     }
 
-    /// `fault_b8`. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds, the
-    /// first of which run here.
+    /// `fault_b8`. A registrar that slept through a takeover overwrites nothing: 0 of 100 rounds,
+    /// the first of which run here.
     #[tokio::test(flavor = "multi_thread")]
     async fn fault_b8_a_process_that_slept_through_a_takeover_leaves_the_entry_alone() {
         let etcd = Etcd::start().await;
@@ -270,8 +270,8 @@ mod timed {
         assert_eq!(overwritten, 0);
     }
 
-    /// `fault_d2`. A process is suspended: missed timers cause no burst, and the loss is known before
-    /// anything else is done.
+    /// `fault_d2`. A process is suspended: missed timers cause no burst, and the loss is known
+    /// before anything else is done.
     #[tokio::test(flavor = "multi_thread")]
     async fn fault_d2_a_suspended_process_does_not_catch_up_on_timers() {
         suspended_for(TTL * 5).await;

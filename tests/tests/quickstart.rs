@@ -119,6 +119,7 @@ async fn each_example_runs_to_its_end() {
         ("channel", "  ready  "),
         ("register", "registered again"),
         ("retry-and-health", "this is one"),
+        ("tls", "this is one"),
         ("unit-test", "passed"),
         ("watch", "1 instance, stale since None"),
     ] {

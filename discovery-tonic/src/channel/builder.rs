@@ -10,6 +10,8 @@ use tower::Service;
 use tracing::info_span;
 
 use super::BalancedChannel;
+#[cfg(feature = "tls")]
+use crate::connection::tls::{client::TlsClient, config::ChannelTls};
 use crate::{
     balance::{Balancer, Policy, PowerOfTwo},
     call::{
@@ -18,7 +20,7 @@ use crate::{
         user_agent::UserAgent,
     },
     connection::{
-        connector::Connector,
+        connector::{Connector, Transport},
         settings::{EndpointSettings, FAR},
     },
     endpoint::{
@@ -54,7 +56,9 @@ pub struct ChannelBuilder {
     resolver: Arc<dyn Resolver>,
     service: ServiceName,
     policy: Arc<dyn Policy>,
-    connector: Option<Connector>,
+    connector: Option<Transport>,
+    #[cfg(feature = "tls")]
+    tls: Option<ChannelTls>,
     endpoint_settings: Option<EndpointHook>,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
@@ -76,6 +80,8 @@ impl ChannelBuilder {
             service,
             policy: Arc::new(PowerOfTwo),
             connector: None,
+            #[cfg(feature = "tls")]
+            tls: None,
             endpoint_settings: None,
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30))
@@ -98,13 +104,15 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets how a connection to an endpoint's address is opened; default plain TCP, with
-    /// TCP_NODELAY and keepalive. The default connector refuses endpoints with an `https` origin,
-    /// so that nothing meant for TLS is sent in clear text.
+    /// Sets how a connection to an endpoint's address is opened; default
+    /// [`TcpConnector`](crate::TcpConnector). Without `tls` (feature `tls`), the default connector
+    /// refuses endpoints with an `https` origin, so that nothing meant for TLS is sent in clear
+    /// text.
     ///
-    /// A custom connector provides TLS (it must negotiate ALPN `h2`), unix sockets, or in-memory
-    /// connections for tests on a paused clock. It is called with `http://address` or, if
-    /// [`EndpointSettings::origin`] has that scheme, with `https://address`.
+    /// A custom connector provides unix sockets, in-memory connections for tests on a paused clock,
+    /// or a TLS library of your own (which must negotiate ALPN `h2`). It is called with
+    /// `http://address` or, if [`EndpointSettings::origin`] has that scheme and the channel adds no
+    /// TLS itself, with `https://address`.
     ///
     /// Each call may take the endpoint's [connect timeout](EndpointSettings::connect_timeout) in
     /// total. If the connector panics, that attempt fails. It should not block, since that occupies
@@ -116,7 +124,28 @@ impl ChannelBuilder {
         C::Error: Into<BoxError>,
         C::Future: Send + 'static,
     {
-        self.connector = Some(Connector::custom(connector));
+        self.connector = Some(Transport::custom(connector));
+        self
+    }
+
+    /// Uses TLS for all connections, on top of the connector's; default `None`, plain text.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use discovery_tonic::{BalancedChannel, ChannelTls};
+    ///
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .tls(ChannelTls::new().ca_file("ca.pem"))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: impl Into<Option<ChannelTls>>) -> Self {
+        self.tls = tls.into();
         self
     }
 
@@ -280,7 +309,8 @@ impl ChannelBuilder {
     /// # Errors
     ///
     /// Same errors as [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) if a
-    /// setting of the outlier detection is out of bounds.
+    /// setting of the outlier detection is out of bounds, or if the files of the TLS settings
+    /// cannot be used.
     pub fn build(self) -> Result<BalancedChannel, Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             let error =
@@ -288,6 +318,18 @@ impl ChannelBuilder {
             error.with_operation("connect").with_service(&self.service)
         })?;
         let outlier_detection = self.outlier_detection.validated()?;
+        let transport = self.connector.unwrap_or(Transport::Tcp);
+        #[cfg(not(feature = "tls"))]
+        let connector = Connector::plain(transport);
+        #[cfg(feature = "tls")]
+        let connector = match self.tls {
+            None => Connector::plain(transport),
+            Some(tls) => {
+                let tls = TlsClient::load(tls);
+                let tls = tls.map_err(|error| error.with_operation("connect").with_service(&self.service))?;
+                Connector::with_tls(transport, tls)
+            }
+        };
         let updates = self.resolver.watch(&self.service)?;
         let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {
@@ -301,7 +343,7 @@ impl ChannelBuilder {
         });
         let driver = DriverConfig {
             connects: ConnectLimit::new(self.max_concurrent_connects),
-            connector: self.connector.unwrap_or_else(Connector::plain_tcp),
+            connector,
             settings: self.endpoint_settings,
             backoff: self.backoff,
             drain: self.drain_timeout.min(FAR),

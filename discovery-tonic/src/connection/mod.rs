@@ -1,7 +1,8 @@
 //! One HTTP/2 connection of hyper's, and what the channel adds to it.
 //!
 //! - The [`connector`] opens the byte stream according to the endpoint's [`settings`], by default
-//!   over [`tcp`]; [`wire`] reads from it before it writes.
+//!   over [`tcp`], with `tls` on top of it if the channel has that; [`wire`] reads from it before
+//!   it writes.
 //! - [`Connection`] owns hyper's tasks. It sees the peer's SETTINGS, stream limit and GOAWAY before
 //!   a request does.
 //! - A [`link`] is what the others hold of a connection. Requests enter it with the connection's
@@ -19,7 +20,9 @@ pub(crate) mod replay_budget;
 pub(crate) mod request_body;
 pub(crate) mod request_stream;
 pub(crate) mod settings;
-mod tcp;
+pub(crate) mod tcp;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 pub(crate) mod wire;
 
 use std::{
@@ -47,7 +50,7 @@ use crate::{
     balance::{Load, WaitQueue},
     error::BoxError,
 };
-use connector::Connector;
+use connector::{Connected, Connector};
 use end::{End, Witness};
 use link::{Health, Link, Sender};
 use settings::EndpointSettings;
@@ -107,7 +110,7 @@ impl Connection {
         first_address: usize,
         ended: impl FnOnce(&End) + Send + 'static,
     ) -> Result<Self, BoxError> {
-        let io = connector.connect(address, settings, first_address).await?;
+        let Connected { io, origin } = connector.connect(address, settings, first_address).await?;
         let shake_hands = async {
             let executor = AbortableExecutor::default();
             let mut builder = Builder::new(executor.clone());
@@ -171,7 +174,7 @@ impl Connection {
                 }
             });
             Ok(Self {
-                link: Link { origin: settings.origin_of(address), sender, load, health: Health::Serving },
+                link: Link { origin, sender, load, health: Health::Serving },
                 age: settings.max_connection_age.map(jittered),
                 recheck,
                 executor,

@@ -1,10 +1,12 @@
 use std::{borrow::Cow, ops::RangeInclusive, time::Duration};
 
-use discovery_core::{Address, Error, ErrorKind};
+use discovery_core::{Error, ErrorKind};
 use http::{
     Uri,
-    uri::{Authority, PathAndQuery, Scheme},
+    uri::{PathAndQuery, Scheme},
 };
+#[cfg(feature = "tls")]
+use rustls::pki_types::ServerName;
 
 use super::origin::Origin;
 
@@ -28,6 +30,8 @@ use super::origin::Origin;
 #[derive(Clone, Debug)]
 pub struct EndpointSettings {
     pub(crate) origin: Option<Origin>,
+    #[cfg(feature = "tls")]
+    pub(crate) server_name: Option<ServerName<'static>>,
     pub(crate) connect_timeout: Duration,
     pub(crate) http2_keep_alive_interval: Option<Duration>,
     pub(crate) keep_alive_timeout: Duration,
@@ -38,10 +42,12 @@ pub struct EndpointSettings {
 }
 
 impl EndpointSettings {
-    /// Sets the scheme and the `:authority` of requests, such as `https://payments.internal`;
-    /// default `http` and the instance's address.
+    /// Sets the scheme and the `:authority` of requests, such as `https://payments.internal`. The
+    /// default is `http` and the instance's address; over TLS it is `https` and the
+    /// [name of the server](crate::ChannelTls#the-servers-name).
     ///
-    /// The connector is always given the instance's address, with this scheme.
+    /// A custom connector is always given the instance's address, with this scheme, or with `http`
+    /// if the channel adds the TLS.
     ///
     /// # Errors
     ///
@@ -72,12 +78,44 @@ impl EndpointSettings {
         Ok(self)
     }
 
+    /// Sets the name that the server's certificate must have, for a channel with
+    /// [TLS](crate::ChannelTls): a host name or an IP address; default that of the channel. See
+    /// [the server's name](crate::ChannelTls#the-servers-name).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use discovery_tonic::{BalancedChannel, EndpointSettings};
+    ///
+    /// // Each instance has a certificate for `<id>.orders.internal`.
+    /// # let resolver = FixedResolver::new([]);
+    /// let builder = BalancedChannel::builder(resolver, "orders".parse()?);
+    /// let builder = builder.endpoint_settings(|instance| {
+    ///     let name = format!("{}.orders.internal", instance.id());
+    ///     // The name of the channel stays in place for an id that is no host name.
+    ///     let settings = EndpointSettings::default().server_name(&name);
+    ///     settings.unwrap_or_default()
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if it is neither a host name nor an IP address.
+    #[cfg(feature = "tls")]
+    pub fn server_name(mut self, name: &str) -> Result<Self, Error> {
+        self.server_name = Some(super::tls::client::server_name(name)?);
+        Ok(self)
+    }
+
     /// Sets how long each step of connecting may take; default 1 s.
     ///
-    /// The steps are resolving a name, connecting to one of the resulting addresses, and waiting
-    /// for the peer's HTTP/2 SETTINGS. The default connector tries up to 16 addresses of a name,
-    /// each 250 ms after the previous one or as soon as that one fails. A custom connector has this
-    /// long for resolving and connecting together.
+    /// The steps are resolving a name, connecting to one of the resulting addresses, the TLS
+    /// handshake if there is one, and waiting for the peer's HTTP/2 SETTINGS. The default connector
+    /// tries up to 16 addresses of a name, each 250 ms after the previous one or as soon as that
+    /// one fails. A custom connector has this long for resolving and connecting together.
     ///
     /// # Errors
     ///
@@ -190,29 +228,14 @@ impl EndpointSettings {
         let slowed = |interval: Duration| interval.saturating_mul(factor).min(24 * HOUR);
         self.http2_keep_alive_interval = self.http2_keep_alive_interval.map(slowed);
     }
-
-    /// The origin of requests to an instance.
-    pub(crate) fn origin_of(&self, address: &Address) -> Origin {
-        let plain = || Origin { scheme: Scheme::HTTP, authority: authority(&address.without_trailing_dot()) };
-        self.origin.clone().unwrap_or_else(plain)
-    }
-
-    /// The URI that the connector is given.
-    pub(crate) fn target(&self, address: &Address) -> Uri {
-        let scheme = self.origin.as_ref().map_or(Scheme::HTTP, |origin| origin.scheme.clone());
-        let uri = Uri::builder().scheme(scheme).authority(authority(address)).path_and_query("/");
-        uri.build().expect("scheme, authority and path make a URI")
-    }
-}
-
-fn authority(address: &Address) -> Authority {
-    Authority::try_from(address.to_string()).expect("an address is a host and a port")
 }
 
 impl Default for EndpointSettings {
     fn default() -> Self {
         Self {
             origin: None,
+            #[cfg(feature = "tls")]
+            server_name: None,
             connect_timeout: Duration::from_secs(1),
             http2_keep_alive_interval: None,
             keep_alive_timeout: Duration::from_secs(20),
@@ -311,13 +334,5 @@ mod tests {
                 assert!(error.to_string().contains("allowed are"), "{error}");
             }
         }
-    }
-
-    #[test]
-    fn a_trailing_dot_is_used_only_for_resolving() {
-        let settings = EndpointSettings::default();
-        let address = "payments.default.svc.:80".parse().unwrap();
-        assert_eq!(settings.target(&address).authority().unwrap().as_str(), "payments.default.svc.:80");
-        assert_eq!(settings.origin_of(&address).authority.as_str(), "payments.default.svc:80");
     }
 }

@@ -1,59 +1,198 @@
-use std::{future::Future, iter, net::SocketAddr, time::Duration};
+//! The default connector: plain TCP.
+
+use std::{
+    fmt,
+    future::Future,
+    io, iter,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use discovery_core::{Address, Error, ErrorKind};
-use futures::stream::{FuturesUnordered, StreamExt};
-use hyper_util::client::legacy::connect::HttpConnector;
+use futures::{
+    future::BoxFuture,
+    stream::{FuturesUnordered, StreamExt},
+};
+use http::{Uri, uri::Scheme};
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use tokio::{
-    net::lookup_host,
+    net::{TcpStream, lookup_host},
     time::{sleep, timeout},
 };
 use tower::{Service, ServiceExt};
 
-use super::wire::Io;
 use crate::error::BoxError;
 
-/// Creates a connector for TCP with `TCP_NODELAY`, and with the keepalive and user timeout that
-/// distinguish a silent peer from a slow one.
-pub(super) fn connector() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(SILENCE));
-    tcp.set_keepalive_interval(Some(SILENCE / 4));
-    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    tcp.set_tcp_user_timeout(Some(SILENCE));
-    tcp
+/// The connector of a channel that has no other: plain TCP with `TCP_NODELAY`, and with the
+/// keepalive and user timeout (20 s each) that distinguish a silent peer from a slow one.
+///
+/// If the host is a name, up to 16 of its addresses are tried, each 250 ms after the previous one
+/// or as soon as that one fails (RFC 8305). It opens TCP connections for `http` and `https` URIs
+/// alike, to their port or to 80 or 443; what runs over TCP is up to its user.
+///
+/// It is public for connectors that wrap it, such as one for a proxy, or for a TLS library of your
+/// own:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), discovery_core::Error> {
+/// # use discovery_core::FixedResolver;
+/// use discovery_tonic::{BalancedChannel, TcpConnector};
+/// use http::Uri;
+/// use tower::ServiceExt;
+///
+/// // Reaches every instance through a local forwarder.
+/// let connector = TcpConnector::new()
+///     .map_request(|_: Uri| Uri::from_static("http://127.0.0.1:15001"));
+/// # let resolver = FixedResolver::new([]);
+/// let channel = BalancedChannel::builder(resolver, "orders".parse()?)
+///     .connector(connector)
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct TcpConnector {
+    tcp: HttpConnector,
+    connect_timeout: Duration,
 }
 
-/// Connects to an address. If it is a name, one of its addresses is used: they are tried in turn,
-/// after skipping `first` of them. The lookup and each connection may take `limit`.
+/// A TCP connection that a [`TcpConnector`] opened.
 ///
-/// Whether a peer that accepts the connection speaks HTTP/2 is known only later. A caller whose
-/// attempt failed passes another `first`, so that the next one begins at another address.
-pub(super) async fn connect(
-    tcp: &HttpConnector,
-    address: &Address,
-    first: usize,
-    limit: Duration,
-) -> Result<Box<dyn Io>, BoxError> {
-    let addresses = match address.socket_addr() {
-        Some(address) => vec![address],
-        None => {
-            let lookup = timeout(limit, lookup_host(address.to_string())).await;
-            let found = lookup.map_err(|_| too_slow(format!("{address} was not resolved"), limit))??;
-            let mut addresses = interleaved(found.collect());
-            let length = addresses.len().max(1);
-            addresses.rotate_left(first % length);
-            addresses
-        }
+/// It has hyper's traits [`Read`] and [`Write`]; `hyper_util::rt::TokioIo` adapts them to tokio's.
+pub struct TcpConnection(TokioIo<TcpStream>);
+
+impl TcpConnector {
+    /// Creates a connector whose steps may take 1 s each.
+    pub fn new() -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_keepalive(Some(SILENCE));
+        tcp.set_keepalive_interval(Some(SILENCE / 4));
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        tcp.set_tcp_user_timeout(Some(SILENCE));
+        Self { tcp, connect_timeout: Duration::from_secs(1) }
+    }
+
+    /// Sets how long each step may take: resolving a name, and connecting to one of its addresses.
+    ///
+    /// A channel limits a custom connector as a whole as well, by
+    /// [`EndpointSettings::connect_timeout`](crate::EndpointSettings::connect_timeout).
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Connects to an address. If it is a name, one of its addresses is used: they are tried in
+    /// turn, after skipping `first` of them.
+    ///
+    /// Whether a peer that accepts the connection speaks HTTP/2 is known only later. A caller whose
+    /// attempt failed passes another `first`, so that the next one begins at another address.
+    pub(super) async fn connect(&self, address: &Address, first: usize) -> Result<TcpConnection, BoxError> {
+        let limit = self.connect_timeout;
+        let addresses = match address.socket_addr() {
+            Some(address) => vec![address],
+            None => {
+                let lookup = timeout(limit, lookup_host(address.to_string())).await;
+                let found = lookup.map_err(|_| too_slow(format!("{address} was not resolved"), limit))??;
+                let mut addresses = interleaved(found.collect());
+                let length = addresses.len().max(1);
+                addresses.rotate_left(first % length);
+                addresses
+            }
+        };
+        race(addresses, |address| async move {
+            let uri = format!("http://{address}/").parse().expect("an address makes a URI");
+            let mut tcp = self.tcp.clone();
+            let connected = timeout(limit, async { tcp.ready().await?.call(uri).await }).await;
+            let io = connected.map_err(|_| too_slow(format!("no connection to {address}"), limit))??;
+            Ok(TcpConnection(io))
+        })
+        .await
+    }
+}
+
+impl Default for TcpConnector {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Service<Uri> for TcpConnector {
+    type Response = TcpConnection;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+    type Future = BoxFuture<'static, Result<TcpConnection, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect(&address(&uri)?, 0).await })
+    }
+}
+
+/// The address in a URI, whose port may be that of its scheme.
+fn address(uri: &Uri) -> Result<Address, Error> {
+    let invalid = || {
+        let message = "invalid URI to connect to: allowed are http and https, a host, and a port";
+        Error::new(ErrorKind::InvalidInput, message)
     };
-    race(addresses, |address| async move {
-        let uri = format!("http://{address}/").parse().expect("an address makes a URI");
-        let mut tcp = tcp.clone();
-        let connected = timeout(limit, async { tcp.ready().await?.call(uri).await }).await;
-        let io = connected.map_err(|_| too_slow(format!("no connection to {address}"), limit))??;
-        Ok(Box::new(io) as Box<dyn Io>)
-    })
-    .await
+    let default = match uri.scheme() {
+        Some(scheme) if *scheme == Scheme::HTTP => 80,
+        Some(scheme) if *scheme == Scheme::HTTPS => 443,
+        _ => return Err(invalid()),
+    };
+    let host = uri.host().ok_or_else(invalid)?;
+    format!("{host}:{}", uri.port_u16().unwrap_or(default)).parse()
+}
+
+impl Read for TcpConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl Write for TcpConnection {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
+impl fmt::Debug for TcpConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("TcpConnection").field(self.0.inner()).finish()
+    }
 }
 
 /// The first connection that succeeds. The next address is tried after a moment, or as soon as an
@@ -166,6 +305,22 @@ mod tests {
         let (connected, after, tried) = raced(&many).await;
         assert_eq!((connected, tried), (Some(MOST - 1), MOST));
         assert!(after < DELAY.as_millis() * MOST as u128, "{after}");
+    }
+
+    #[test]
+    fn the_address_is_that_of_the_uri_with_the_port_of_its_scheme() {
+        for (uri, expected) in [
+            ("http://h:1/path", Some("h:1")),
+            ("http://h", Some("h:80")),
+            ("https://10.0.0.1", Some("10.0.0.1:443")),
+            ("https://[::1]:7", Some("[::1]:7")),
+            ("ftp://h:1", None),
+            ("/path", None),
+            ("h:1", None),
+        ] {
+            let address = address(&uri.parse().unwrap()).ok().map(|address| address.to_string());
+            assert_eq!(address.as_deref(), expected, "{uri}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! and links in a fraction of the time that a binary per file takes. The others, which count what a
 //! process holds, set its logger or start themselves again, have a binary each.
 
+mod channel_logs;
+mod channel_tls;
 mod etcd;
 mod etcd_cluster_faults;
 mod etcd_conformance;
