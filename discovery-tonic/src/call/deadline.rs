@@ -14,6 +14,12 @@ pub(crate) fn from_headers(headers: &HeaderMap) -> Option<Instant> {
     Instant::now().checked_add(timeout)
 }
 
+/// Gives a call the channel's default timeout, and returns its deadline.
+pub(crate) fn set(headers: &mut HeaderMap, timeout: Duration) -> Instant {
+    headers.insert(NAME, print(timeout));
+    Instant::now() + timeout
+}
+
 /// Sets the header of a further attempt to the time that is left.
 pub(crate) fn rewrite(headers: &mut HeaderMap, deadline: Instant) {
     let left = deadline.saturating_duration_since(Instant::now());

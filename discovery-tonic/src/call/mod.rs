@@ -4,8 +4,8 @@
 //!
 //! - [`shared`] is what all calls of a channel share: the published set, the user agent, the
 //!   retries.
-//! - [`deadline`] reads the deadline of the call, [`user_agent`] adds the channel's name,
-//!   [`replay`] keeps a copy of the request.
+//! - [`request_limit`] limits how many there are at a time. [`deadline`] reads the deadline of the
+//!   call, [`user_agent`] adds the channel's name, [`replay`] keeps a copy of the request.
 //! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is
 //!   on its way to it. The rare cases go through [`Call::send_after`] instead: [`wait`] waits for
 //!   an endpoint if none is ready, and a loop makes one attempt after another.
@@ -19,6 +19,7 @@ mod attempt;
 mod deadline;
 mod first_attempt;
 mod replay;
+pub(crate) mod request_limit;
 pub(crate) mod response;
 pub(crate) mod retry;
 pub(crate) mod served;
@@ -43,6 +44,7 @@ use crate::{
 };
 use attempt::{Answer, Attempt};
 use replay::ReplayRequest;
+use request_limit::Place;
 use response::ResponseBody;
 use retry::{Failure, Repeats};
 use served::{ServedBy, Tried, with_tried};
@@ -61,6 +63,8 @@ pub(crate) struct Call {
     repeats: Option<Repeats>,
     /// The instances that the request was sent to.
     tried: Vec<InstanceId>,
+    /// `None` if the channel does not limit its calls.
+    place: Option<Place>,
 }
 
 /// What follows an attempt.
@@ -110,7 +114,20 @@ impl Call {
         shared: &Shared,
         mut request: Request<tonic::body::Body>,
     ) -> Result<(Self, Request<RequestBody>), Status> {
-        let deadline = deadline::from_headers(request.headers());
+        let place = match &shared.request_limit {
+            None => None,
+            Some(limit) => Some(limit.enter().ok_or_else(|| {
+                shared.published.wakeups.metrics.count(Event::Failure);
+                let most = limit.most();
+                let service = &shared.published.service;
+                let message = format!("{most} calls of {service} are in flight, the limit of the channel");
+                with_tried(Status::unavailable(message), Tried::new(Vec::new(), None))
+            })?),
+        };
+        let mut deadline = deadline::from_headers(request.headers());
+        if let (None, Some(timeout)) = (deadline, shared.timeout) {
+            deadline = Some(deadline::set(request.headers_mut(), timeout));
+        }
         shared.user_agent.append_to(request.headers_mut());
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
@@ -118,7 +135,7 @@ impl Call {
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let replay = ReplayRequest::from_request(&request, &shared.replay_budget);
-        Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new() }, request))
+        Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new(), place }, request))
     }
 
     /// Whether waiting for its answer shows nothing about the endpoint.
@@ -263,8 +280,8 @@ impl Call {
 
     /// Turns hyper's response into the caller's.
     ///
-    /// Consumes `extensions` and `tried` only on success. The request's `extensions` map is reused
-    /// for the response to save an allocation.
+    /// Consumes `extensions`, `tried` and `place` only on success. The request's `extensions` map
+    /// is reused for the response to save an allocation.
     fn respond(
         &mut self,
         shared: &Arc<Shared>,
@@ -282,7 +299,8 @@ impl Call {
         let before: Option<Arc<[InstanceId]>> = (!self.tried.is_empty()).then(|| mem::take(&mut self.tried).into());
         extensions.insert(ServedBy { instance: Arc::clone(attempt.instance()), before: before.clone() });
         *response.extensions_mut() = extensions;
-        response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before))
+        let place = self.place.take();
+        response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before, place))
     }
 
     /// Records that no answer arrived in time, neither within the attempt's limit nor before the

@@ -21,6 +21,7 @@ use tonic::{Code, Status};
 
 use super::{
     attempt::{Attempt, GRPC_STATUS},
+    request_limit::Place,
     served::{Tried, with_tried},
     shared::Shared,
     status,
@@ -32,6 +33,25 @@ use crate::{error::BoxError, published::overdue::Expire};
 /// Until it ends or is dropped, the call counts as in flight. The call's deadline ends it too, even
 /// if nobody polls it (within 200 ms then), with `DEADLINE_EXCEEDED`. A lost connection is
 /// `UNAVAILABLE`. The default is an empty body, for interceptors that answer a call themselves.
+///
+/// It is a type of its own so that no call needs another allocation. Code that accepts several
+/// kinds of channels, such as a client with a field that holds tonic's `Channel` or this one,
+/// erases the type:
+///
+/// ```
+/// # fn example(channel: discovery_tonic::BalancedChannel) {
+/// use greeter::GreeterClient;
+/// use tonic::body::Body;
+/// use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
+///
+/// type AnyChannel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
+///
+/// let erased = channel.map_response(|response| response.map(Body::from)).map_err(BoxError::from);
+/// let client: GreeterClient<AnyChannel> = GreeterClient::new(AnyChannel::new(erased));
+/// # }
+/// ```
+///
+/// Errors stay what they are: the client's `Status` still leads to [`Tried`](crate::Tried).
 #[derive(Default)]
 pub struct ResponseBody(State);
 
@@ -67,6 +87,8 @@ struct Live {
     attempt: Attempt,
     /// The instances that were tried before this one.
     before: Option<Arc<[InstanceId]>>,
+    /// Held until the response has ended.
+    _place: Option<Place>,
     /// The body was lost with its connection, and waits for the reason.
     lost: Option<(hyper::Error, BoxFuture<'static, ()>)>,
 }
@@ -80,8 +102,9 @@ impl ResponseBody {
         deadline: Option<Instant>,
         attempt: Attempt,
         before: Option<Arc<[InstanceId]>>,
+        place: Option<Place>,
     ) -> Self {
-        let live = Live { body, attempt, before, lost: None };
+        let live = Live { body, attempt, before, _place: place, lost: None };
         let Some(deadline) = deadline else { return Self(State::Endless(live)) };
         let limited = Arc::new(Limited { progress: Mutex::new(Progress::Live(live)), _shared: Arc::clone(shared) });
         let watched: Weak<Limited> = Arc::downgrade(&limited);
@@ -212,6 +235,12 @@ impl Body for ResponseBody {
                 Progress::Live(live) => live.body.size_hint(),
             },
         }
+    }
+}
+
+impl From<ResponseBody> for tonic::body::Body {
+    fn from(body: ResponseBody) -> Self {
+        Self::new(body)
     }
 }
 

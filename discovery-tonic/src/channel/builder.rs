@@ -15,6 +15,7 @@ use crate::connection::tls::{client::TlsClient, config::ChannelTls};
 use crate::{
     balance::{Balancer, Policy, PowerOfTwo},
     call::{
+        request_limit::RequestLimit,
         retry::{Retries, RetryPolicy},
         shared::Shared,
         user_agent::UserAgent,
@@ -62,6 +63,8 @@ pub struct ChannelBuilder {
     endpoint_settings: Option<EndpointHook>,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
+    timeout: Option<Duration>,
+    max_requests: Option<usize>,
     wait_timeout: Duration,
     retry: Option<RetryPolicy>,
     drain_timeout: Duration,
@@ -86,6 +89,8 @@ impl ChannelBuilder {
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30))
                 .expect("1 s to 30 s is a valid backoff"),
+            timeout: None,
+            max_requests: None,
             wait_timeout: Duration::from_secs(10),
             retry: None,
             drain_timeout: Duration::from_secs(30),
@@ -251,6 +256,46 @@ impl ChannelBuilder {
         self
     }
 
+    /// Sets the timeout of calls that have none; default `None`, no timeout. It is sent to the
+    /// server as `grpc-timeout`, as if the caller had set it.
+    ///
+    /// The timeout covers the whole call, with its waits, attempts and the response. That includes
+    /// streams: give those that last longer a timeout of their own
+    /// ([`tonic::Request::set_timeout`]), which always wins.
+    ///
+    /// Unlike a timeout of a tower layer, it ends the call with `DEADLINE_EXCEEDED`, the reason,
+    /// and [`Tried`](crate::Tried).
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use std::time::Duration;
+    /// use discovery_tonic::BalancedChannel;
+    ///
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .timeout(Duration::from_secs(2))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn timeout(mut self, timeout: impl Into<Option<Duration>>) -> Self {
+        self.timeout = timeout.into();
+        self
+    }
+
+    /// Limits the calls in flight on the whole channel, with all its clones; default `None`, no
+    /// limit. A call is in flight from its start until its response has ended, waits included.
+    ///
+    /// A further call fails at once with `UNAVAILABLE`, also if it asks to wait: this is the
+    /// circuit breaker `max_requests` of gRFC A32, which keeps callers from piling up in front of a
+    /// service that is too slow. [`EndpointSettings::concurrency_limit`] limits single endpoints.
+    pub fn max_requests(mut self, limit: impl Into<Option<usize>>) -> Self {
+        self.max_requests = limit.into();
+        self
+    }
+
     /// Sets how long a call without a deadline waits for an endpoint, over all its waits; default
     /// 10 s.
     pub fn wait_timeout(mut self, timeout: Duration) -> Self {
@@ -309,8 +354,7 @@ impl ChannelBuilder {
     /// # Errors
     ///
     /// Same errors as [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) if a
-    /// setting of the outlier detection is out of bounds, or if the files of the TLS settings
-    /// cannot be used.
+    /// setting is out of bounds, or if the files of the TLS settings cannot be used.
     pub fn build(self) -> Result<BalancedChannel, Error> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
             let error =
@@ -318,6 +362,12 @@ impl ChannelBuilder {
             error.with_operation("connect").with_service(&self.service)
         })?;
         let outlier_detection = self.outlier_detection.validated()?;
+        if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(invalid("invalid timeout 0ns: allowed are longer ones, and `None` for no timeout"));
+        }
+        if self.max_requests == Some(0) {
+            return Err(invalid("invalid max_requests 0: allowed are 1 and more, and `None` for no limit"));
+        }
         let transport = self.connector.unwrap_or(Transport::Tcp);
         #[cfg(not(feature = "tls"))]
         let connector = Connector::plain(transport);
@@ -363,6 +413,8 @@ impl ChannelBuilder {
         Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
+            timeout: self.timeout.map(|timeout| timeout.min(FAR)),
+            request_limit: self.max_requests.map(|limit| Arc::new(RequestLimit::new(limit))),
             wait: self.wait_timeout.min(FAR),
             retries: self.retry.map(Retries::new),
             replay_budget: Arc::default(),
@@ -379,6 +431,10 @@ impl fmt::Debug for ChannelBuilder {
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
+}
+
+fn invalid(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// In the format of the gRPC protocol: `grpc-` language `-` variant `/` version.

@@ -136,7 +136,8 @@ impl Connection {
                     () = sleep(SETTINGS_TICK) => {}
                 }
             }
-            let limit = streams(future.current_max_send_streams(), allowance.reserved);
+            let own = settings.concurrency_limit.unwrap_or(u32::MAX);
+            let limit = streams(future.current_max_send_streams(), allowance.reserved).min(own);
             let load = Load::with_waiters(limit, allowance.tickets, Arc::clone(waiters));
             let load = Arc::new(load);
             let recheck = Arc::new(Recheck::default());
@@ -159,7 +160,7 @@ impl Connection {
                         return Poll::Ready(Ok(()));
                     }
                     if rechecking.wanted.swap(false, Ordering::AcqRel) {
-                        watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved));
+                        watched.set_limit(streams(future.current_max_send_streams(), allowance.reserved).min(own));
                     }
                     Poll::Pending
                 })

@@ -32,6 +32,7 @@ pub struct EndpointSettings {
     pub(crate) origin: Option<Origin>,
     #[cfg(feature = "tls")]
     pub(crate) server_name: Option<ServerName<'static>>,
+    pub(crate) concurrency_limit: Option<u32>,
     pub(crate) connect_timeout: Duration,
     pub(crate) http2_keep_alive_interval: Option<Duration>,
     pub(crate) keep_alive_timeout: Duration,
@@ -122,6 +123,25 @@ impl EndpointSettings {
     /// [`InvalidInput`](ErrorKind::InvalidInput) outside 1 ms to 1 h.
     pub fn connect_timeout(mut self, timeout: Duration) -> Result<Self, Error> {
         self.connect_timeout = within("connect timeout", timeout, Duration::from_millis(1)..=HOUR)?;
+        Ok(self)
+    }
+
+    /// Limits the calls in flight on each connection of the endpoint; default `None`, what the peer
+    /// allows. A call is in flight until its response has ended.
+    ///
+    /// The lower of this and the peer's stream limit counts. Calls go to other endpoints first; if
+    /// all are full, they wait in order of arrival, within their deadlines. The name is that of
+    /// tonic's `Endpoint`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for 0, and for more than 4,294,967,295.
+    pub fn concurrency_limit(mut self, limit: impl Into<Option<usize>>) -> Result<Self, Error> {
+        let checked = |limit: usize| match u32::try_from(limit) {
+            Ok(limit) if limit > 0 => Ok(limit),
+            _ => Err(invalid(format!("invalid concurrency limit {limit}: allowed are 1 to {}", u32::MAX))),
+        };
+        self.concurrency_limit = limit.into().map(checked).transpose()?;
         Ok(self)
     }
 
@@ -236,6 +256,7 @@ impl Default for EndpointSettings {
             origin: None,
             #[cfg(feature = "tls")]
             server_name: None,
+            concurrency_limit: None,
             connect_timeout: Duration::from_secs(1),
             http2_keep_alive_interval: None,
             keep_alive_timeout: Duration::from_secs(20),
@@ -297,6 +318,17 @@ mod tests {
         ] {
             let error = EndpointSettings::default().origin(origin).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_concurrency_limit_allows_at_least_one_call() {
+        let limited = |limit: Option<usize>| EndpointSettings::default().concurrency_limit(limit);
+        assert_eq!(limited(Some(1)).unwrap().concurrency_limit, Some(1));
+        assert_eq!(limited(None).unwrap().concurrency_limit, None);
+        for limit in [0, usize::MAX] {
+            let error = limited(Some(limit)).unwrap_err();
+            assert!(error.to_string().contains("allowed are 1 to 4294967295"), "{error}");
         }
     }
 

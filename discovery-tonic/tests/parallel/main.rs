@@ -11,6 +11,7 @@ mod deadlines;
 mod endpoints;
 mod goaway;
 mod health;
+mod limits;
 mod replays;
 mod server;
 mod server_authority;
