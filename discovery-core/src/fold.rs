@@ -84,6 +84,11 @@ impl Fold {
         is_news.then_some(Update::Lost(error))
     }
 
+    /// Returns whether contact is lost.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// Returns the updates with which a new watcher starts (W1).
     pub(crate) fn catch_up(&self) -> impl Iterator<Item = Update> + use<> {
         let set = self.set.as_ref().map(|set| Update::Reset(set.shared()));

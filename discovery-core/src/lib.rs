@@ -24,6 +24,7 @@ mod fold;
 mod instance;
 mod keep;
 mod name;
+mod outage;
 mod recover;
 mod registration;
 mod registry;

@@ -17,10 +17,9 @@ use tokio::{
 use crate::{
     Backoff, Error, ErrorKind, InstanceId, Resolver, ServiceName, SkippedEntries, Snapshot, UpdateStream,
     backend::{Entry, Feed, Source},
-    fold::Fold,
     reject::Rejects,
     resolver::require_runtime,
-    share::{Attempt, Orphanage, Progress, Shared, Subscription, Watches},
+    share::{Attempt, Known, Orphanage, Progress, Shared, Subscription, Watches},
     source::Sink,
 };
 
@@ -31,6 +30,11 @@ use crate::{
 /// get one [`Lost`](crate::Update::Lost), and the next attempt follows after a [`Backoff`] with
 /// full jitter, for as long as anyone watches. Dropping the last stream ends the attempt at once. A
 /// panic of the source counts as an error.
+///
+/// An outage is logged once per service, however many streams there are: `registry lost` (`warn`,
+/// with `service` and `error`) when it begins, and `registry regained` (`info`, with `service` and
+/// how long the `outage` took) when it is over. Views and channels log neither, so a [`Resolver`]
+/// that does not use this type logs its outages itself.
 ///
 /// `list` runs an attempt of its own until the first set.
 #[derive(Debug)]
@@ -177,7 +181,7 @@ impl<S: Source> Resolver for Recovered<S> {
     }
 
     fn watch(&self, service: &ServiceName) -> Result<UpdateStream, Error> {
-        let subscription = Subscription::new(self.0.join(service, Fold::default())?);
+        let subscription = Subscription::new(self.0.join(service, Known::default())?);
         let first = (Arc::clone(&self.0), subscription);
         Ok(UpdateStream::new(stream::unfold(first, |(hub, mut subscription)| async move {
             // If the watch's runtime is gone, the runtime that polls this stream takes over the
@@ -185,8 +189,8 @@ impl<S: Source> Resolver for Recovered<S> {
             // so its task can be dropped.
             if subscription.shared().is_orphaned() && subscription.is_drained() {
                 let service = subscription.shared().service().clone();
-                let fold = subscription.shared().fold();
-                if let Ok(shared) = hub.join(&service, fold) {
+                let known = subscription.shared().known();
+                if let Ok(shared) = hub.join(&service, known) {
                     subscription = Subscription::resumed(shared);
                 }
             }
@@ -201,15 +205,15 @@ impl<S: Source> Resolver for Recovered<S> {
 }
 
 impl<S: Source> Hub<S> {
-    /// Joins the service's watch, or starts one that continues from `fold`.
-    fn join(&self, service: &ServiceName, fold: Fold) -> Result<Arc<Shared>, Error> {
+    /// Joins the service's watch, or starts one that continues from what is `known`.
+    fn join(&self, service: &ServiceName, known: Known) -> Result<Arc<Shared>, Error> {
         let runtime = require_runtime("watch")?;
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let running = watches.get(service).and_then(Weak::upgrade);
         let shared = match &running {
             Some(shared) if !shared.is_orphaned() => Arc::clone(shared),
             _ => {
-                let shared = Shared::new(service.clone(), fold, self.recovery.queue_capacity, &self.watches);
+                let shared = Shared::new(service.clone(), known, self.recovery.queue_capacity, &self.watches);
                 let orphanage = Orphanage(Arc::downgrade(&shared));
                 let source = Arc::clone(&self.source);
                 let rejects = Arc::clone(&self.rejects);

@@ -26,6 +26,8 @@ pub trait Resolver: Send + Sync + 'static {
     /// Watches the set as an owned, endless stream; dropping the stream ends the watch.
     ///
     /// Never waits. If the registry cannot be reached, the stream reports that and keeps trying.
+    /// The resolver also logs it, once per outage and service, because views and channels do not.
+    /// [`Recovered`](crate::backend::Recovered) does so.
     ///
     /// # Errors
     ///

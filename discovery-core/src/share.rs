@@ -14,6 +14,7 @@ use crate::{
     Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
     backend::Entry,
     fold::{Fold, TooMany},
+    outage::{Outage, log_lost, log_regained},
     reject::Rejects,
     source::Sink,
 };
@@ -34,9 +35,17 @@ pub(crate) struct Shared {
     watches: Weak<Watches>,
 }
 
+/// What a watch knows of its service, and another one can continue from.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    fold: Fold,
+    outage: Outage,
+}
+
 #[derive(Debug)]
 struct State {
     fold: Fold,
+    outage: Outage,
     sender: broadcast::Sender<Update>,
     /// The number of the current attempt, by which calls of earlier attempts are ignored.
     attempt: u64,
@@ -45,8 +54,9 @@ struct State {
 impl Shared {
     /// Creates a watch that continues from what an earlier one knew, with a queue of `queue`
     /// updates.
-    pub(crate) fn new(service: ServiceName, fold: Fold, queue: usize, watches: &Arc<Watches>) -> Arc<Self> {
-        let state = State { fold, sender: broadcast::Sender::new(queue), attempt: 0 };
+    pub(crate) fn new(service: ServiceName, known: Known, queue: usize, watches: &Arc<Watches>) -> Arc<Self> {
+        let Known { fold, outage } = known;
+        let state = State { fold, outage, sender: broadcast::Sender::new(queue), attempt: 0 };
         Arc::new(Self {
             service,
             state: Mutex::new(state),
@@ -69,8 +79,9 @@ impl Shared {
         self.orphaned.load(Ordering::Acquire)
     }
 
-    pub(crate) fn fold(&self) -> Fold {
-        self.lock().fold.clone()
+    pub(crate) fn known(&self) -> Known {
+        let state = self.lock();
+        Known { fold: state.fold.clone(), outage: state.outage }
     }
 
     /// Begins an attempt; from here on, whatever earlier ones send is ignored.
@@ -80,12 +91,17 @@ impl Shared {
         state.attempt
     }
 
-    /// Ends the attempt with this error.
+    /// Ends the attempt with this error, and logs it if an outage begins with it.
     pub(crate) fn lose(&self, error: Error) {
         let mut state = self.lock();
         state.attempt += 1;
-        let update = state.fold.lose(error);
+        let update = state.fold.lose(error.clone());
         state.publish(update);
+        let is_first = state.outage.begin();
+        drop(state);
+        if is_first {
+            log_lost(&self.service, &error);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,7 +145,8 @@ impl Drop for Orphanage {
                 Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").with_operation("watch");
             let mut state = shared.lock();
             state.attempt += 1;
-            // Published even if it is no news, because it wakes the streams.
+            // Published even if it is no news, because it wakes the streams. It is not logged: most
+            // runtimes shut down because their program ends.
             let update = state.fold.lose(error.clone()).unwrap_or(Update::Lost(error));
             state.publish(Some(update));
         }
@@ -234,6 +251,11 @@ impl Attempt {
                 state.attempt += 1;
             }
             self.progress.send_if_modified(|former| std::mem::replace(former, progress) != progress);
+            let ended = if state.fold.is_lost() { None } else { state.outage.end() };
+            drop(state);
+            if let Some(outage) = ended {
+                log_regained(&shared.service, outage);
+            }
         }
     }
 }

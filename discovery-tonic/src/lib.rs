@@ -69,8 +69,7 @@
 //! | `held endpoint released` | info | `instance` |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
 //! | `control task panicked, restarting` | error | `panic` |
-//! | `registry lost` | warn | `error`, once per outage |
-//! | `registry regained` | info | |
+//! | `resolver failed, watching again` | error | `error`: it panicked, or its updates ended |
 //! | `peer ended the connection` | warn | `instance`, `error` of its GOAWAY, each once |
 //! | `endpoint connected`, `connection ended` | debug | `instance` |
 //! | `connection lost` | debug | `instance`, `error` |
@@ -82,6 +81,10 @@
 //! | `the TLS files cannot be used, the former ones stay in use` | warn | `error`, each once |
 //! | `endpoint reported its health` | debug | `instance`, `health` |
 //! | `the peer has no health service and counts as serving` | debug | |
+//!
+//! An outage of the registry is logged by the resolver, once for all channels and views of a
+//! service: `registry lost` (warn) and `registry regained` (info), by
+//! [`Recovered`](discovery_core::backend::Recovered), which the backends are made of.
 //!
 //! With the Cargo feature `metrics`, the channel reports to the global recorder of the `metrics`
 //! crate. Install the recorder before building the channel, which looks its handles up once. All

@@ -62,7 +62,11 @@ impl Resolver for Faulty {
 /// has ended".
 #[tokio::test]
 async fn b11_a_resolver_that_panics_or_ends_is_watched_again() {
+    LazyLock::force(&OTHERS);
+    let message = "resolver failed, watching again";
     for fault in [Fault::Ends, Fault::Panics, Fault::PanicsTwice] {
+        let panicked = Arc::new(AtomicBool::new(false));
+        let _guard = tracing::subscriber::set_default(PanicsAt { message, panicked: Arc::clone(&panicked) });
         let one = Server::start("one").await;
         let two = Server::start("two").await;
         let backend = registry([one.address]);
@@ -78,6 +82,7 @@ async fn b11_a_resolver_that_panics_or_ends_is_watched_again() {
         backend.remove(&service(), &one.address.to_string());
         eventually("updates continue", || channel.endpoints().len() == 1).await;
         assert!(watches.load(Ordering::Relaxed) >= 2, "{fault:?}");
+        assert!(panicked.load(Ordering::Relaxed), "the fault is logged");
     }
 }
 
@@ -204,7 +209,7 @@ impl Visit for Message {
 
 impl Subscriber for PanicsAt {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target().starts_with("discovery_tonic")
+        ["discovery_core", "discovery_tonic"].iter().any(|target| metadata.target().starts_with(target))
     }
 
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {

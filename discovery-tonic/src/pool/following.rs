@@ -9,18 +9,22 @@ use std::{
 use discovery_core::{Backoff, Delays, Error, ErrorKind, Resolver, ServiceName, Update, UpdateStream};
 use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep_until};
+use tracing::error;
 
 use crate::error::panic_text;
 
 /// The updates of a service, without end.
 ///
 /// If the resolver's stream panics, or ends contrary to its contract, the set stays as last known
-/// and the service is watched again after a backoff.
+/// and the service is watched again after a backoff. Such a fault is logged here; outages of the
+/// registry are logged by the resolver, once for all that follow the service.
 pub(crate) struct Following {
     resolver: Arc<dyn Resolver>,
     service: ServiceName,
     state: State,
     delays: Delays,
+    /// It has failed, which is logged, and has delivered nothing since.
+    is_failing: bool,
 }
 
 enum State {
@@ -31,7 +35,7 @@ enum State {
 impl Following {
     pub(crate) fn new(resolver: Arc<dyn Resolver>, service: ServiceName, updates: UpdateStream) -> Self {
         let state = State::Watching { updates, since: Instant::now() };
-        Self { resolver, service, state, delays: Backoff::default().delays() }
+        Self { resolver, service, state, delays: Backoff::default().delays(), is_failing: false }
     }
 
     /// Waits for the next update. Dropped before completion, it loses none.
@@ -39,7 +43,10 @@ impl Following {
         loop {
             match &mut self.state {
                 State::Watching { updates, .. } => match AssertUnwindSafe(updates.next()).catch_unwind().await {
-                    Ok(Some(update)) => return update,
+                    Ok(Some(update)) => {
+                        self.is_failing = false;
+                        return update;
+                    }
                     Ok(None) => return self.lose(ended()),
                     Err(panic) => return self.lose(panicked(&*panic)),
                 },
@@ -72,6 +79,11 @@ impl Following {
 
     fn lose(&mut self, error: Error) -> Update {
         self.restart();
+        if !mem::replace(&mut self.is_failing, true) {
+            // The subscriber may panic as well, and the update must not be lost with it.
+            let log = || error!(error = %error.report(), "resolver failed, watching again");
+            let _ = catch_unwind(AssertUnwindSafe(log));
+        }
         Update::Lost(error)
     }
 }

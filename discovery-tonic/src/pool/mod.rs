@@ -34,7 +34,7 @@ use std::{
 use discovery_core::{Change, Error, Instance, InstanceId, Snapshot, Update};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{Instrument, Span, error, info, warn};
+use tracing::{Instrument, Span, error, warn};
 
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive, tally::Tally},
@@ -184,10 +184,6 @@ impl Pool {
         self.updated.get_or_insert_with(Instant::now);
         let change = match update {
             Update::Lost(error) => {
-                // Once per outage: the error may change its kind while it lasts.
-                if self.lost.is_none() {
-                    warn!(error = %error.report(), "registry lost");
-                }
                 self.mass_removal.lose(
                     Instant::now(),
                     self.config.hold.unwrap_or_default(),
@@ -203,16 +199,12 @@ impl Pool {
                 known.map(|member| Arc::clone(member.instance())).collect::<Snapshot>().diff(&set)
             }
         };
-        let lost = self.lost.take();
-        if let Some((since, _)) = &lost {
+        if let Some((since, _)) = self.lost.take() {
             let now = Instant::now();
-            self.hold_on(now - *since);
+            self.hold_on(now - since);
             self.mass_removal.regain(now);
         }
         self.change(&change);
-        if lost.is_some() {
-            info!("registry regained");
-        }
     }
 
     fn change(&mut self, change: &Change) {
