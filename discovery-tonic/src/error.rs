@@ -29,6 +29,14 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// Returns a message that includes the cause of the error.
+pub(crate) fn with_cause(message: String, cause: Option<&BoxError>) -> String {
+    match cause {
+        Some(cause) => format!("{message}: {}", report(&**cause)),
+        None => message,
+    }
+}
+
 /// Returns the message of a panic.
 pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());

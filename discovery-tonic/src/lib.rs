@@ -53,7 +53,8 @@
 //!
 //! # Observability
 //!
-//! [`BalancedChannel::endpoints`] returns the state of each endpoint, and prints as a table.
+//! [`BalancedChannel::endpoints`] returns the state of each endpoint, and prints as a table that
+//! ends with the state of the registry. [`BalancedChannel::status`] is for programs.
 //!
 //! The channel emits `tracing` events about its endpoints, in a span `channel` with the field
 //! `service`. Single calls are not logged.
@@ -140,4 +141,7 @@ pub use connection::{
 };
 pub use endpoint::state::EndpointState;
 pub use pool::outlier_detection::OutlierDetection;
-pub use published::endpoints::{EndpointStatus, Endpoints};
+pub use published::{
+    endpoints::{EndpointStatus, Endpoints},
+    status::{ChannelStatus, RegistryState},
+};

@@ -39,7 +39,7 @@ use tonic::{Code, Status};
 
 use crate::{
     connection::{end::h2_error, request_body::RequestBody},
-    error::{BoxError, report},
+    error::{BoxError, with_cause},
     metrics::Event,
 };
 use attempt::{Answer, Attempt};
@@ -189,6 +189,7 @@ impl Call {
             let picked = match shared.wait_for_endpoint(wait_for_ready, limit, self.deadline, &self.tried).await {
                 Ok(picked) => picked,
                 Err((message, cause)) => {
+                    // Many callers look at the status alone, so its message includes the cause.
                     let message = with_cause(message, cause.as_ref());
                     return Err(self.failed(shared, Status::unavailable(message), cause));
                 }
@@ -354,14 +355,6 @@ impl Call {
             replay.stop_keeping();
         }
         with_tried(status, Tried::new(mem::take(&mut self.tried), cause))
-    }
-}
-
-/// Many callers look at the status alone, so its message includes the cause.
-fn with_cause(message: String, cause: Option<&BoxError>) -> String {
-    match cause {
-        Some(cause) => format!("{message}: {}", report(&**cause)),
-        None => message,
     }
 }
 

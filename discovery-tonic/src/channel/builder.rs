@@ -387,7 +387,7 @@ impl ChannelBuilder {
             service: self.service,
             balancer: Balancer::of(self.policy),
             availability: ArcSwap::from_pointee(Availability::Waiting),
-            rows: ArcSwap::default(),
+            overview: ArcSwap::default(),
             overdue: Overdue::default(),
             wakeups,
         });

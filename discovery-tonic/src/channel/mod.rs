@@ -24,7 +24,7 @@ use tower::Service;
 use crate::{
     balance::BalancerHandle,
     call::{Call, response::ResponseBody, shared::Shared},
-    published::{availability::Availability, endpoints::Endpoints, target::Target},
+    published::{availability::Availability, endpoints::Endpoints, status::ChannelStatus, target::Target},
 };
 use builder::ChannelBuilder;
 
@@ -180,6 +180,31 @@ impl BalancedChannel {
     pub fn endpoints(&self) -> Endpoints {
         self.shared.published.endpoints()
     }
+
+    /// Returns the state of the channel for programs: where it stands with the registry, and how
+    /// many endpoints take calls. It is cheap, and asks nobody.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use discovery_memory::MemoryBackend;
+    /// use discovery_tonic::{BalancedChannel, RegistryState};
+    ///
+    /// let channel = BalancedChannel::new(MemoryBackend::new(), "payments".parse()?)?;
+    /// // The first set has not arrived.
+    /// let status = channel.status();
+    /// assert!(matches!(status.registry, RegistryState::Waiting));
+    /// assert_eq!((status.endpoints, status.ready), (0, 0));
+    ///
+    /// // Whether calls are likely to succeed, for a health check of this process.
+    /// let is_healthy = channel.status().ready > 0;
+    /// # assert!(!is_healthy);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn status(&self) -> ChannelStatus {
+        self.shared.published.status()
+    }
 }
 
 impl Service<Request<tonic::body::Body>> for BalancedChannel {
@@ -210,6 +235,6 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
 impl fmt::Debug for BalancedChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoints = self.endpoints();
-        f.debug_struct("BalancedChannel").field("service", self.service()).field("endpoints", &endpoints.0).finish()
+        f.debug_struct("BalancedChannel").field("service", self.service()).field("endpoints", &&*endpoints).finish()
     }
 }

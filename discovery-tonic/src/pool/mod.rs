@@ -39,7 +39,7 @@ use tracing::{Instrument, Span, error, warn};
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive, tally::Tally},
     error::panic_text,
-    published::{Published, availability::Availability},
+    published::{Published, availability::Availability, overview::Overview, status::RegistryState},
 };
 use departed::{Departed, REMEMBER};
 use fleet::Fleet;
@@ -385,7 +385,11 @@ impl Drop for Pool {
         } else {
             "the runtime that it was built on has shut down"
         };
-        self.published.availability.store(Arc::new(Availability::Gone { reason }));
+        let availability = Arc::new(Availability::Gone { reason });
+        self.published.availability.store(Arc::clone(&availability));
+        let rows = self.published.overview.load().rows.clone();
+        let overview = Overview { rows, ready: 0, registry: RegistryState::Stopped { reason }, availability };
+        self.published.overview.store(Arc::new(overview));
         self.published.wakeups.published.notify_waiters();
         self.published.wakeups.metrics.end();
     }

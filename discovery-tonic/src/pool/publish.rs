@@ -1,4 +1,4 @@
-//! How the pool publishes: the candidates, the availability and the table of endpoints.
+//! How the pool publishes: the candidates, the availability and the overview.
 
 use std::{
     sync::{
@@ -12,7 +12,11 @@ use tokio::time::Instant;
 
 use super::Pool;
 use super::{member::Member, outlier::orders::Access, slow_start};
-use crate::{connection::link::Health, endpoint::lane::Phase, published::availability::Availability};
+use crate::{
+    connection::link::Health,
+    endpoint::lane::Phase,
+    published::{availability::Availability, overview::Overview, status::RegistryState},
+};
 
 impl Pool {
     pub(super) fn publish(&mut self) {
@@ -40,12 +44,13 @@ impl Pool {
         for (member, weight) in takers.into_iter().zip(weights) {
             candidates.extend_from_slice(member.candidates(weight));
         }
-        let availability = self.availability(ready > 0);
+        let availability = Arc::new(self.availability(ready > 0));
         let rows = self.members.values_mut().map(|member| Arc::clone(member.row())).collect();
         // The order matters: once the rows no longer show an endpoint, no pick may find it (B4).
         self.published.balancer.publish_shared(candidates);
-        self.published.availability.store(Arc::new(availability));
-        self.published.rows.store(Arc::new(rows));
+        self.published.availability.store(Arc::clone(&availability));
+        let overview = Overview { rows, ready, registry: self.registry(), availability };
+        self.published.overview.store(Arc::new(overview));
         self.published.wakeups.published.notify_waiters();
         self.call_waiters();
         let metrics = &self.published.wakeups.metrics;
@@ -68,6 +73,14 @@ impl Pool {
     /// Whether all weights are zero. They count as equal then.
     pub(super) fn is_all_zero(&self) -> bool {
         self.members.values().all(|member| member.instance().weight().value() == 0)
+    }
+
+    fn registry(&self) -> RegistryState {
+        match (&self.lost, self.size) {
+            (Some((since, error)), _) => RegistryState::Lost { since: since.into_std(), error: error.clone() },
+            (None, Some(_)) => RegistryState::InContact,
+            (None, None) => RegistryState::Waiting,
+        }
     }
 
     fn availability(&mut self, serving: bool) -> Availability {

@@ -57,29 +57,39 @@ impl Availability {
         waited: Option<Duration>,
         skipped: impl FnOnce() -> SkippedEntries,
     ) -> (String, Option<BoxError>) {
-        let ago = |since: &Instant| humanly(since.elapsed());
         let (reason, cause) = match self {
             Self::Connecting => ("its endpoints are still connecting".to_owned(), None),
             Self::Empty { since } => {
                 let skipped = skipped();
-                let reason = format!("it has had no instances for {}{}", ago(since), but_skipped(skipped.count()));
+                let reason = lasting(since, "it has no instances", "it has had no instances");
+                let reason = match skipped_count(skipped.count()) {
+                    Some(skipped) => format!("{reason}; {skipped}"),
+                    None => reason,
+                };
                 (reason, skipped.reason().cloned().map(|error| UnreadableEntry(error).into()))
             }
             Self::Failing { since, endpoints, error } => {
-                let what = if error.is_some() { "been reachable" } else { "taken calls" };
-                let why =
-                    if error.is_some() { "" } else { ": they report NOT_SERVING, are ejected, or are reconnecting" };
-                let reason = format!("none of its {endpoints} endpoints has {what} for {}{why}", ago(since));
+                let (now, past, why) = match error {
+                    Some(_) => ("is reachable", "has been reachable", ""),
+                    None => (
+                        "takes calls",
+                        "has taken calls",
+                        ": they report NOT_SERVING, are ejected, or are reconnecting",
+                    ),
+                };
+                let none = format!("none of its {endpoints} endpoints");
+                let reason = format!("{}{why}", lasting(since, &format!("{none} {now}"), &format!("{none} {past}")));
                 (reason, error.clone().map(|error| NotConnected(error).into()))
             }
             Self::Gone { reason } => ((*reason).to_owned(), None),
             Self::Lost { since, error } => {
-                let reason = format!("the registry has been unreachable for {}", ago(since));
+                let reason = lasting(since, "the registry is unreachable", "the registry has been unreachable");
                 (reason, Some(error.clone().into()))
             }
             Self::Serving => ("all its endpoints are busy".to_owned(), None),
             Self::Waiting => ("the registry has not answered yet".to_owned(), None),
         };
+        let waited = waited.filter(|waited| !waited.is_zero());
         let waited = waited.map(|waited| format!(" within {}", humanly(waited))).unwrap_or_default();
         (format!("no endpoint of {service}{waited}: {reason}"), cause)
     }
@@ -109,16 +119,90 @@ impl StdError for UnreadableEntry {
     }
 }
 
-/// The part of a message about entries that are no instances.
-fn but_skipped(count: usize) -> String {
+/// Returns how many entries of the service are skipped, and why the newest one is; `None` if none
+/// is.
+pub(super) fn skipped_note(skipped: &SkippedEntries) -> Option<String> {
+    let count = skipped_count(skipped.count())?;
+    Some(match skipped.reason() {
+        Some(error) => format!("{count}; the newest one cannot be read: {}", error.report()),
+        None => count,
+    })
+}
+
+fn skipped_count(count: usize) -> Option<String> {
     match count {
-        0 => String::new(),
-        1 => "; 1 entry is skipped".to_owned(),
-        count => format!("; {count} entries are skipped"),
+        0 => None,
+        1 => Some("1 entry is skipped".to_owned()),
+        count => Some(format!("{count} entries are skipped")),
     }
 }
 
-/// Formats a duration to the millisecond.
-fn humanly(duration: Duration) -> String {
-    format!("{:?}", Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
+/// Words a state that began at `since`: with how long it has lasted, unless it has just begun.
+fn lasting(since: &Instant, now: &str, past: &str) -> String {
+    match since.elapsed() {
+        lasted if lasted < LASTING => now.to_owned(),
+        lasted => format!("{past} for {}", humanly(lasted)),
+    }
+}
+
+/// Formats a duration to the millisecond, and one that is shorter as it is.
+pub(super) fn humanly(duration: Duration) -> String {
+    match u64::try_from(duration.as_millis()).unwrap_or(u64::MAX) {
+        0 => format!("{duration:?}"),
+        millis => format!("{:?}", Duration::from_millis(millis)),
+    }
+}
+
+/// How long a state must last for its length to be worth a mention.
+const LASTING: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use discovery_core::ErrorKind;
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reason_states_how_long_it_has_lasted_once_that_is_a_second() {
+        let service: ServiceName = "payments".parse().unwrap();
+        let since = Instant::now();
+        let refused: SharedError = std::sync::Arc::new(std::io::Error::other("connection refused"));
+        let why = "they report NOT_SERVING, are ejected, or are reconnecting";
+        let cases = [
+            (
+                Availability::Empty { since },
+                "it has no instances".to_owned(),
+                "it has had no instances for 2.5s".to_owned(),
+            ),
+            (
+                Availability::Failing { since, endpoints: 3, error: Some(refused) },
+                "none of its 3 endpoints is reachable".to_owned(),
+                "none of its 3 endpoints has been reachable for 2.5s".to_owned(),
+            ),
+            (
+                Availability::Failing { since, endpoints: 3, error: None },
+                format!("none of its 3 endpoints takes calls: {why}"),
+                format!("none of its 3 endpoints has taken calls for 2.5s: {why}"),
+            ),
+            (
+                Availability::Lost { since, error: Error::new(ErrorKind::Unavailable, "no member answers") },
+                "the registry is unreachable".to_owned(),
+                "the registry has been unreachable for 2.5s".to_owned(),
+            ),
+        ];
+        let explain = |one: &Availability, waited| one.explain(&service, waited, SkippedEntries::default).0;
+        for (availability, now, _) in &cases {
+            assert_eq!(explain(availability, None), format!("no endpoint of payments: {now}"));
+        }
+        advance(Duration::from_micros(2_500_900)).await;
+        for (availability, _, past) in &cases {
+            assert_eq!(explain(availability, None), format!("no endpoint of payments: {past}"));
+        }
+        let waited = |waited| explain(&Availability::Connecting, Some(waited));
+        let reason = "its endpoints are still connecting";
+        assert_eq!(waited(Duration::ZERO), format!("no endpoint of payments: {reason}"));
+        assert_eq!(waited(Duration::from_micros(300)), format!("no endpoint of payments within 300µs: {reason}"));
+        assert_eq!(waited(Duration::from_micros(1_300)), format!("no endpoint of payments within 1ms: {reason}"));
+    }
 }

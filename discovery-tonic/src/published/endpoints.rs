@@ -5,6 +5,7 @@ use std::{error::Error, fmt, ops::Deref, sync::Arc, time::Instant};
 use discovery_core::Instance;
 use tokio::time;
 
+use super::status::RegistryState;
 use crate::{
     endpoint::{Endpoint, state::EndpointState},
     error::{printable, report},
@@ -12,14 +13,23 @@ use crate::{
 
 /// The endpoints of a channel as last published: a slice, whose `Display` is a table for people.
 ///
+/// The table ends with the state of the registry. A table without endpoints states why there are
+/// none.
+///
 /// ```text
 /// INSTANCE   ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES
 /// greeter-1  10.0.7.4:50051     100  ready                3         0
 /// greeter-2  10.0.7.5:50051     100  backing off          0         5  connection refused
 /// greeter-3  10.0.7.6:50051     100  ready                1         5  ejected for 3.2s
+/// registry: in contact
 /// ```
 #[derive(Clone, Debug)]
-pub struct Endpoints(pub(crate) Vec<EndpointStatus>);
+pub struct Endpoints {
+    rows: Vec<EndpointStatus>,
+    /// Why there are no rows, or what else is to be known of the set.
+    note: Option<String>,
+    registry: RegistryState,
+}
 
 /// One endpoint of a channel, as [`BalancedChannel::endpoints`](crate::BalancedChannel::endpoints)
 /// returns it.
@@ -72,11 +82,22 @@ impl EndpointRow {
     }
 }
 
+impl Endpoints {
+    pub(super) fn new(rows: Vec<EndpointStatus>, note: Option<String>, registry: RegistryState) -> Self {
+        Self { rows, note, registry }
+    }
+
+    /// Returns where the channel stands with the registry.
+    pub fn registry(&self) -> &RegistryState {
+        &self.registry
+    }
+}
+
 impl Deref for Endpoints {
     type Target = [EndpointStatus];
 
     fn deref(&self) -> &[EndpointStatus] {
-        &self.0
+        &self.rows
     }
 }
 
@@ -85,7 +106,7 @@ impl IntoIterator for Endpoints {
     type IntoIter = std::vec::IntoIter<EndpointStatus>;
 
     fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
+        self.rows.into_iter()
     }
 }
 
@@ -116,7 +137,10 @@ impl fmt::Display for Endpoints {
                 }
             }
         }
-        Ok(())
+        if let Some(note) = &self.note {
+            write!(f, "\n{note}")?;
+        }
+        write!(f, "\nregistry: {}", self.registry)
     }
 }
 
@@ -145,14 +169,20 @@ mod tests {
         out.error = Some(Arc::new(std::io::Error::other("connection\nrefused")));
         out.disconnect = Some(Arc::new(std::io::Error::other("too_many_pings")));
         out.ejected_until = Some(Instant::now() + Duration::from_secs(60));
-        let printed = Endpoints(vec![endpoint("one", EndpointState::Ready), out]).to_string();
+        let rows = vec![endpoint("one", EndpointState::Ready), out];
+        let printed = Endpoints::new(rows, None, RegistryState::InContact).to_string();
         let lines: Vec<_> = printed.lines().collect();
         assert_eq!(lines[0], "INSTANCE     ADDRESS         WEIGHT  STATE        IN FLIGHT  FAILURES");
         assert_eq!(lines[1], "one          10.0.7.4:50051     100  ready                3        12");
         assert!(lines[2].starts_with(
             "a-long-name  10.0.7.4:50051     100  backing off          3        12  connection\\nrefused  last connection: too_many_pings  ejected for "
         ));
-        assert!(lines[2].ends_with('s') && lines.len() == 3, "{printed}");
-        assert_eq!(Endpoints(Vec::new()).to_string().lines().count(), 1, "only the header");
+        assert!(lines[2].ends_with('s') && lines.len() == 4, "{printed}");
+        assert_eq!(lines[3], "registry: in contact");
+
+        let note = Some("no endpoint of payments: it has no instances".to_owned());
+        let printed = Endpoints::new(Vec::new(), note, RegistryState::Waiting).to_string();
+        let lines: Vec<_> = printed.lines().skip(1).collect();
+        assert_eq!(lines, ["no endpoint of payments: it has no instances", "registry: has not answered yet"]);
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! The picker reads [`target`]s, one for each connection that takes requests. A call that finds
 //! none reads the [`availability`], which shows whether to wait and why to fail. People read the
-//! [`endpoints`]. Responses that may become [`overdue`] go the other way: calls hand them in, and
+//! [`endpoints`], programs the [`status`], which both come from the [`overview`]. Responses that may become [`overdue`] go the other way: calls hand them in, and
 //! the pool ends them.
 
 pub(crate) mod availability;
 pub(crate) mod endpoints;
 pub(crate) mod overdue;
+pub(crate) mod overview;
+pub(crate) mod status;
 pub(crate) mod target;
 
 use std::{
@@ -19,10 +21,16 @@ use std::{
 use arc_swap::ArcSwap;
 use discovery_core::{Resolver, ServiceName, SkippedEntries};
 
-use crate::{balance::Balancer, endpoint::Wakeups, error::BoxError};
-use availability::Availability;
-use endpoints::{EndpointRow, Endpoints};
+use crate::{
+    balance::Balancer,
+    endpoint::Wakeups,
+    error::{BoxError, with_cause},
+};
+use availability::{Availability, skipped_note};
+use endpoints::Endpoints;
 use overdue::Overdue;
+use overview::Overview;
+use status::ChannelStatus;
 use target::Target;
 
 /// What the pool publishes and calls read.
@@ -33,7 +41,7 @@ pub(crate) struct Published {
     pub(crate) resolver: Weak<dyn Resolver>,
     pub(crate) balancer: Balancer<Target>,
     pub(crate) availability: ArcSwap<Availability>,
-    pub(crate) rows: ArcSwap<Vec<Arc<EndpointRow>>>,
+    pub(crate) overview: ArcSwap<Overview>,
     pub(crate) overdue: Overdue,
     pub(crate) wakeups: Arc<Wakeups>,
 }
@@ -53,6 +61,20 @@ impl Published {
 
     /// Returns all endpoints of the set.
     pub(crate) fn endpoints(&self) -> Endpoints {
-        Endpoints(self.rows.load().iter().map(|row| row.status()).collect())
+        let overview = self.overview.load_full();
+        let rows: Vec<_> = overview.rows.iter().map(|row| row.status()).collect();
+        let note = if rows.is_empty() {
+            let (message, cause) = self.explain(&overview.availability, None);
+            Some(with_cause(message, cause.as_ref()))
+        } else {
+            skipped_note(&self.skipped_entries())
+        };
+        Endpoints::new(rows, note, overview.registry.clone())
+    }
+
+    /// Returns the state of the channel.
+    pub(crate) fn status(&self) -> ChannelStatus {
+        let overview = self.overview.load();
+        ChannelStatus { registry: overview.registry.clone(), endpoints: overview.rows.len(), ready: overview.ready }
     }
 }

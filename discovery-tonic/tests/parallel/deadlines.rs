@@ -58,7 +58,7 @@ async fn b03_the_status_at_the_deadline_is_deadline_exceeded_whatever_the_server
 async fn a_call_that_waits_until_its_deadline_gives_the_reason() {
     let empty = channel(&MemoryBackend::new());
     let unreachable = channel(&registry([refusing().await]));
-    for (channel, reason) in [(empty, "it has had no instances"), (unreachable, "none of its 1 endpoints")] {
+    for (channel, reason) in [(empty, "it has no instances"), (unreachable, "none of its 1 endpoints")] {
         let mut request = Request::new(GreetRequest::default());
         request.set_timeout(Duration::from_millis(500));
         request.extensions_mut().insert(WaitForReady);

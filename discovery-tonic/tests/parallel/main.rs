@@ -17,4 +17,5 @@ mod server;
 mod server_authority;
 mod server_ends;
 mod sets;
+mod status;
 mod timed;
