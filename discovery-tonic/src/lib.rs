@@ -90,7 +90,8 @@
 //! With the Cargo feature `metrics`, the channel reports to the global recorder of the `metrics`
 //! crate. Install the recorder before building the channel, which looks its handles up once. All
 //! metrics have the label `service`. The channels of a process to the same service add up, and a
-//! channel that is dropped subtracts its part from the gauges.
+//! channel that is dropped subtracts its part from the gauges; `seconds_since_contact` is an
+//! exception.
 //!
 //! | Metric | Kind | What it measures |
 //! |---|---|---|
@@ -104,11 +105,23 @@
 //! | `discovery_channel_endpoints` | gauge | endpoints of the set, including held ones |
 //! | `discovery_channel_endpoints_ready` | gauge | endpoints of the set that take calls |
 //! | `discovery_channel_stale` | gauge | channels whose registry is unreachable, so that the set stays as last known: 0 or 1 each |
+//! | `discovery_channel_seconds_since_contact` | gauge | time since contact with the registry was lost, updated once a second; 0 while there is contact |
+//! | `discovery_channel_attempt_seconds` | histogram | time from sending an attempt until its response headers, or until it failed; its label `outcome` is `ok`, `failed` or `cancelled` |
 //! | `discovery_channel_publish_seconds` | histogram | time from an update of the set until calls can use it |
+//! | `discovery_registration_up` | gauge | registrations of a `RegisteredServer` that are confirmed (feature `server`): 0 or 1 each |
+//! | `discovery_endpoint_attempts_total`, `discovery_endpoint_failures_total` | counter | attempts at an endpoint, and those of them that failed |
+//! | `discovery_endpoint_in_flight`, `discovery_endpoint_ready` | gauge | attempts at an endpoint whose responses have not ended; channels in which it takes calls |
 //!
 //! A call that the server answers with an error status counts as failed too; a response that breaks
-//! off later does not. The histogram starts when the channel receives the update, so it includes
-//! neither the registry's own delay nor the time to connect a new endpoint.
+//! off later does not. The same holds for attempts, and `failed` includes those that the peer did
+//! not process and those without an answer in time. An attempt is `cancelled` if its caller drops
+//! the call before the headers arrive. `publish_seconds` starts when the channel receives the
+//! update, so it includes neither the registry's own delay nor the time to connect a new endpoint.
+//!
+//! Seconds do not add up: the channels of a service that have lost contact write
+//! `seconds_since_contact`, the last one wins, and those in contact write nothing. The metrics of
+//! single endpoints are off by default (`ChannelBuilder::endpoint_metrics`), and have the label
+//! `instance` too.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

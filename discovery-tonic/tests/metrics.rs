@@ -4,7 +4,7 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -13,13 +13,18 @@ use std::{
 };
 
 use discovery_core::Backoff;
-use discovery_tonic::RetryPolicy;
+#[cfg(feature = "server")]
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{RetryPolicy, balance::RoundRobin};
+use greeter::{GreetManyRequest, GreeterClient};
 use metrics::{Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use support::{Server, answer, builder, eventually, greet, instance, raw_h2, refusing, registry, service};
+#[cfg(feature = "server")]
+use support::running::Running;
+use support::{Server, answer, builder, eventually, greet, hung, instance, raw_h2, refusing, registry, service};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A recorder that keeps the values by name.
+/// A recorder that keeps the values by name, followed by the labels other than `service`.
 #[derive(Clone, Default)]
 struct Seen {
     counters: Arc<Mutex<BTreeMap<String, Arc<AtomicU64>>>>,
@@ -64,15 +69,16 @@ impl Recorder for Seen {
 }
 
 fn slot(values: &Mutex<BTreeMap<String, Arc<AtomicU64>>>, key: &Key) -> Arc<AtomicU64> {
-    let labels: Vec<_> = key.labels().map(|label| (label.key(), label.value())).collect();
-    assert_eq!(labels, [("service", "greeter")]);
-    Arc::clone(values.lock().unwrap().entry(key.name().to_owned()).or_default())
+    let mut labels = key.labels().map(|label| (label.key(), label.value()));
+    assert_eq!(labels.next(), Some(("service", "greeter")));
+    let others: String = labels.map(|(key, value)| format!(" {key}={value}")).collect();
+    Arc::clone(values.lock().unwrap().entry(format!("{}{others}", key.name())).or_default())
 }
 
 impl Seen {
     fn describe(&self, name: &KeyName, unit: Option<Unit>, what: &str) {
         assert!(!what.is_empty());
-        let of_seconds = name.as_str().ends_with("_seconds");
+        let of_seconds = name.as_str().contains("_seconds");
         assert_eq!(unit, Some(if of_seconds { Unit::Seconds } else { Unit::Count }), "{name:?}");
         self.described.lock().unwrap().insert(name.as_str().to_owned(), what.to_owned());
     }
@@ -84,6 +90,34 @@ impl Seen {
     fn level(&self, name: &str) -> f64 {
         f64::from_bits(self.gauges.lock().unwrap()[&format!("discovery_channel_{name}")].load(Ordering::Relaxed))
     }
+
+    /// Checks that what is described is used, and returns how much that is.
+    fn described_and_used(&self) -> usize {
+        let described = self.described.lock().unwrap();
+        let counters = self.counters.lock().unwrap();
+        let gauges = self.gauges.lock().unwrap();
+        let names = counters.keys().chain(gauges.keys()).map(|key| key.split(' ').next().unwrap());
+        assert!(described.keys().eq(names.collect::<BTreeSet<_>>()));
+        described.len()
+    }
+
+    /// Attempts and failures at an endpoint, those in flight, and whether it is ready.
+    fn endpoint(&self, instance: &str) -> [f64; 4] {
+        let key = |name: &str| format!("discovery_endpoint_{name} instance={instance}");
+        let count = |name| self.counters.lock().unwrap().get(&key(name)).map_or(0, |one| one.load(Ordering::Relaxed));
+        let level = |name| self.gauges.lock().unwrap().get(&key(name)).map_or(0, |one| one.load(Ordering::Relaxed));
+        [
+            count("attempts_total") as f64,
+            count("failures_total") as f64,
+            f64::from_bits(level("in_flight")),
+            f64::from_bits(level("ready")),
+        ]
+    }
+}
+
+/// How many attempts were measured: cancelled, failed, and answered.
+fn attempts(seen: &Seen) -> [u64; 3] {
+    ["cancelled", "failed", "ok"].map(|outcome| seen.count(&format!("attempt_seconds outcome={outcome}")))
 }
 
 #[tokio::test]
@@ -112,6 +146,7 @@ async fn calls_connections_and_the_set_are_counted() {
         assert_eq!(seen.count(name), wanted, "{name}");
     }
     assert_eq!((seen.level("endpoints"), seen.level("stale")), (1.0, 0.0));
+    assert_eq!(attempts(&seen), [0, 0, 3]);
     assert!(seen.count("publish_seconds") >= 1);
 
     backend.interrupt();
@@ -135,6 +170,7 @@ async fn calls_connections_and_the_set_are_counted() {
     let repeats = seen.count("repeats_total");
     assert!(repeats > 0);
     assert_eq!(picks, calls + repeats, "each attempt is a pick");
+    assert_eq!(attempts(&seen), [0, repeats, seen.count("picks_total") - repeats]);
     eventually("one is ejected", || seen.level("endpoints_ready") == 1.0).await;
 
     backend.remove(&service(), &server.address.to_string());
@@ -175,11 +211,7 @@ async fn the_gauges_of_channels_add_up_and_end_with_them() {
 async fn each_metric_is_described() {
     let seen = Seen::default();
     let _channel = metrics::with_local_recorder(&seen, || builder(&registry([])).build()).unwrap();
-    let counters = seen.counters.lock().unwrap();
-    let gauges = seen.gauges.lock().unwrap();
-    let described = seen.described.lock().unwrap();
-    assert!(described.keys().eq(counters.keys().chain(gauges.keys()).collect::<std::collections::BTreeSet<_>>()));
-    assert_eq!(described.len(), 11);
+    assert_eq!(seen.described_and_used(), 13);
 }
 
 /// A channel whose runtime has ended fails all calls, and its gauges show it.
@@ -199,4 +231,124 @@ async fn a_channel_without_its_runtime_counts_no_endpoint_as_ready() {
     greet(&channel, Some(SOON)).await.unwrap_err();
     drop(channel);
     assert_eq!((seen.level("endpoints"), seen.level("endpoints_ready"), seen.level("stale")), (0.0, 0.0, 0.0));
+}
+
+#[tokio::test]
+async fn each_attempt_is_measured_once() {
+    let (silent, requests, _peer) = hung().await;
+    let seen = Seen::default();
+    let backend = registry([silent]);
+    let builder = builder(&backend).outlier_detection(None);
+    let channel = metrics::with_local_recorder(&seen, || builder.build()).unwrap();
+    channel.ready(SOON).await.unwrap();
+    greet(&channel, Some(Duration::from_millis(50))).await.unwrap_err();
+    assert_eq!(attempts(&seen), [0, 1, 0], "its deadline passed");
+    tokio::time::timeout(Duration::from_millis(50), greet(&channel, None)).await.unwrap_err();
+    assert_eq!(attempts(&seen), [1, 1, 0], "its caller gave it up");
+    assert_eq!((requests.load(Ordering::Relaxed), seen.count("picks_total")), (2, 2));
+}
+
+/// On a paused clock, so without a socket.
+#[tokio::test(start_paused = true)]
+async fn the_time_since_contact_counts_while_contact_is_lost() {
+    let backend = registry([]);
+    let seen = Seen::default();
+    let open = || metrics::with_local_recorder(&seen, || builder(&backend).build()).unwrap();
+    let channel = open();
+    let since = || seen.level("seconds_since_contact");
+    let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
+    pass(5).await;
+    assert_eq!((since(), seen.level("stale")), (0.0, 0.0));
+
+    backend.interrupt();
+    pass(30).await;
+    assert!((28.0..=30.0).contains(&since()), "{}", since());
+    // A channel that is in contact does not reset what others report.
+    let other_backend = registry([]);
+    let other = metrics::with_local_recorder(&seen, || builder(&other_backend).build()).unwrap();
+    pass(30).await;
+    assert!((58.0..=60.0).contains(&since()), "{}", since());
+    drop(other);
+    assert!((58.0..=60.0).contains(&since()), "{}", since());
+
+    backend.restore();
+    pass(30).await;
+    assert_eq!((since(), seen.level("stale")), (0.0, 0.0));
+    backend.interrupt();
+    pass(30).await;
+    assert!((28.0..=30.0).contains(&since()), "{}", since());
+    drop(channel);
+    assert_eq!(since(), 0.0);
+    pass(30).await;
+    assert_eq!(since(), 0.0);
+}
+
+#[tokio::test]
+async fn endpoints_have_series_on_request() {
+    let server = Server::start("one").await;
+    let (bad, _requests, _peer) = raw_h2(|_, respond| answer(respond, "13")).await;
+    let seen = Seen::default();
+    // The pool looks up the series of an endpoint when it is added.
+    let _guard = metrics::set_default_local_recorder(&seen);
+    let backend = registry([server.address, bad]);
+    let silent = builder(&backend).build().unwrap();
+    eventually("both are ready", || seen.level("endpoints_ready") == 2.0).await;
+    greet(&silent, Some(SOON)).await.ok();
+    assert_eq!(seen.described_and_used(), 13, "none without the request");
+    drop(silent);
+
+    let channel = builder(&backend).policy(RoundRobin::new()).endpoint_metrics(true).build().unwrap();
+    eventually("both are ready", || seen.level("endpoints_ready") == 2.0).await;
+    let [one, two] = [server.address, bad].map(|address| address.to_string());
+    assert_eq!((seen.endpoint(&one), seen.endpoint(&two)), ([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]));
+    assert_eq!(seen.described_and_used(), 17);
+    for _ in 0..4 {
+        greet(&channel, Some(SOON)).await.ok();
+    }
+    assert_eq!((seen.endpoint(&one), seen.endpoint(&two)), ([2.0, 0.0, 0.0, 1.0], [2.0, 2.0, 0.0, 1.0]));
+
+    backend.remove(&service(), &two);
+    eventually("it left", || seen.endpoint(&two) == [2.0, 2.0, 0.0, 0.0]).await;
+    let request = GreetManyRequest { count: 2, interval_ms: 60_000, ..GreetManyRequest::default() };
+    let mut stream = GreeterClient::new(channel.clone()).greet_many(request).await.unwrap().into_inner();
+    stream.message().await.unwrap().unwrap();
+    assert_eq!(seen.endpoint(&one), [3.0, 0.0, 1.0, 1.0]);
+    backend.remove(&service(), &one);
+    eventually("it drains", || seen.endpoint(&one) == [3.0, 0.0, 1.0, 0.0]).await;
+    drop(stream);
+    assert_eq!(seen.endpoint(&one), [3.0, 0.0, 0.0, 0.0]);
+
+    backend.put(&service(), server.instance());
+    eventually("it is back", || seen.endpoint(&one) == [3.0, 0.0, 0.0, 1.0]).await;
+    drop(channel);
+    eventually("the channel is gone", || seen.endpoint(&one) == [3.0, 0.0, 0.0, 0.0]).await;
+}
+
+#[cfg(feature = "server")]
+#[tokio::test]
+async fn a_registration_is_up_while_it_is_confirmed() {
+    let seen = Seen::default();
+    let _guard = metrics::set_default_local_recorder(&seen);
+    let backend = MemoryBackend::with_ttl(Duration::from_secs(1));
+    let up = || {
+        let gauges = seen.gauges.lock().unwrap();
+        gauges.get("discovery_registration_up").map(|bits| f64::from_bits(bits.load(Ordering::Relaxed)))
+    };
+    backend.interrupt();
+    let server = Running::start(support::running::builder(&backend)).await;
+    assert_eq!(up(), Some(0.0));
+    backend.restore();
+    eventually("it is registered", || up() == Some(1.0)).await;
+    let other = Running::serving(support::running::builder(&backend)).await;
+    assert_eq!(up(), Some(2.0));
+    backend.interrupt();
+    eventually("both are lost", || up() == Some(0.0)).await;
+    backend.restore();
+    eventually("both are registered again", || up() == Some(2.0)).await;
+    server.handle.stop();
+    server.ended().await.unwrap();
+    assert_eq!(up(), Some(1.0));
+    other.task.abort();
+    eventually("a server that is dropped counts no more", || up() == Some(0.0)).await;
+    assert!(seen.described.lock().unwrap().contains_key("discovery_registration_up"));
 }

@@ -17,6 +17,7 @@ use crate::{
     },
     endpoint::Endpoint,
     error::BoxError,
+    metrics::{Outcome, attempt::Timer},
     published::target::Target,
     wakeups::SWEEP,
 };
@@ -31,6 +32,7 @@ pub(crate) struct Attempt {
     deadline: Option<Instant>,
     tick: u32,
     evidence: Evidence,
+    timer: Timer,
 }
 
 /// What the end of an attempt will show about its endpoint.
@@ -73,7 +75,8 @@ impl Attempt {
             evidence = Evidence::Waiting { since: Some(Instant::now()) };
         }
         let tick = picked.endpoint.wakeups.tick();
-        (Self { picked, deadline, tick, evidence }, answer)
+        let timer = Timer::start(&picked.endpoint.metrics);
+        (Self { picked, deadline, tick, evidence, timer }, answer)
     }
 
     pub(crate) fn instance(&self) -> &Arc<Instance> {
@@ -124,12 +127,19 @@ impl Attempt {
 
     /// Counts the attempt as refused or ended by the peer, which is a kind of answer.
     pub(crate) fn reject(mut self, code: Code) {
+        self.record(Outcome::Failed);
         self.answered_with(code);
     }
 
     /// Ends the attempt without counting it against the endpoint.
     pub(crate) fn discard(mut self) {
+        self.record(Outcome::Failed);
         self.evidence = Evidence::Taken;
+    }
+
+    /// Ends the attempt, which was not answered in time.
+    pub(crate) fn expire(mut self) {
+        self.record(Outcome::Failed);
     }
 
     /// Counts the response as abandoned by its caller before its end.
@@ -154,6 +164,12 @@ impl Attempt {
         } else if code != Code::Ok {
             endpoint.tally.succeeded();
         }
+    }
+
+    /// Records for the metrics how the attempt turned out. Only the first outcome counts.
+    fn record(&mut self, outcome: Outcome) {
+        let endpoint = &self.picked.endpoint;
+        self.timer.stop(&endpoint.wakeups.metrics, &endpoint.metrics, outcome);
     }
 
     /// Counts how a response that had begun has ended.
@@ -188,9 +204,11 @@ impl Attempt {
             None => status::from_http(response.status()),
         };
         let Some(status) = failed else {
+            self.record(Outcome::Ok);
             self.answered_with(Code::Ok);
             return Ok(self);
         };
+        self.record(Outcome::Failed);
         // A call that ended at its deadline counts as unanswered.
         if !self.is_given_up(&status) {
             self.answered_with(status.code());
@@ -216,6 +234,8 @@ impl StdError for LostConnection {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
+        self.record(Outcome::Cancelled);
+        self.picked.endpoint.metrics.ended();
         match self.evidence {
             Evidence::Taken => {}
             Evidence::Slow => self.abandon(),

@@ -308,7 +308,7 @@ impl Call {
     /// call's deadline.
     pub(crate) fn expire(&mut self, shared: &Shared, attempt: Attempt) -> Next {
         self.tried.push(attempt.instance().id().clone());
-        drop(attempt);
+        attempt.expire();
         let status = if self.is_over() { status::deadline_exceeded() } else { status::attempt_too_long() };
         self.repeat(shared, status, None, true)
     }

@@ -74,6 +74,7 @@ pub struct ChannelBuilder {
     max_concurrent_connects: usize,
     slow_start: Option<Duration>,
     health_check: Option<String>,
+    endpoint_metrics: bool,
 }
 
 impl ChannelBuilder {
@@ -100,6 +101,7 @@ impl ChannelBuilder {
             max_concurrent_connects: 100,
             slow_start: None,
             health_check: None,
+            endpoint_metrics: false,
         }
     }
 
@@ -349,6 +351,34 @@ impl ChannelBuilder {
         self
     }
 
+    /// Sets whether each endpoint has metrics of its own, labelled with the `service` and the
+    /// `instance`; default `false`. The [front page](crate#observability) lists them.
+    ///
+    /// They cost four series for each instance that was ever in the set, so they suit services
+    /// whose instances keep their ids. The `metrics` crate cannot remove a series: once an endpoint
+    /// has left, its gauges are 0 and its counters stay. An exporter's idle timeout removes them,
+    /// but also any other series that does not change for that long, and those that the channel
+    /// still holds do not come back.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use discovery_tonic::BalancedChannel;
+    ///
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .endpoint_metrics(true)
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "metrics")]
+    pub fn endpoint_metrics(mut self, enabled: bool) -> Self {
+        self.endpoint_metrics = enabled;
+        self
+    }
+
     /// Builds the channel, which starts at once to follow the service and to connect.
     ///
     /// # Errors
@@ -406,6 +436,7 @@ impl ChannelBuilder {
             slow_start: self.slow_start.unwrap_or_default().min(FAR),
             hold: self.hold_on_mass_removal.map(|hold| hold.min(FAR)),
             outlier_detection,
+            endpoint_metrics: self.endpoint_metrics,
         };
         let span = info_span!(parent: None, "channel", service = %published.service);
         let following = Following::new(self.resolver, published.service.clone(), updates);

@@ -38,6 +38,7 @@ use crate::{
         link::{Health, Link},
     },
     error::{BoxError, SharedError, printable, report},
+    metrics::endpoint::EndpointMetrics,
 };
 use check::Check;
 use lane::{Lane, Phase};
@@ -56,6 +57,7 @@ pub(crate) struct Endpoint {
     instance: Mutex<Arc<Instance>>,
     pub(crate) wakeups: Arc<Wakeups>,
     pub(crate) tally: Arc<Tally>,
+    pub(crate) metrics: EndpointMetrics,
     lanes: Box<[Lane]>,
     check: Mutex<Check>,
     draining: AtomicBool,
@@ -81,6 +83,7 @@ impl Endpoint {
         instance: Arc<Instance>,
         connections: usize,
         tally: Arc<Tally>,
+        metrics: EndpointMetrics,
         wakeups: Arc<Wakeups>,
     ) -> Arc<Self> {
         Arc::new_cyclic(|me| Self {
@@ -88,6 +91,7 @@ impl Endpoint {
             address: instance.address().clone(),
             instance: Mutex::new(instance),
             tally,
+            metrics,
             lanes: (0..connections).map(|_| Lane::new()).collect(),
             check: Mutex::default(),
             draining: AtomicBool::new(false),

@@ -39,6 +39,7 @@ use tracing::{Instrument, Span, error, warn};
 use crate::{
     endpoint::{Endpoint, config::DriverConfig, driver::drive, tally::Tally},
     error::panic_text,
+    metrics::{REPORT, endpoint::EndpointMetrics},
     published::{Published, availability::Availability, overview::Overview, status::RegistryState},
 };
 use departed::{Departed, REMEMBER};
@@ -71,6 +72,8 @@ pub(crate) struct Pool {
     size: Option<usize>,
     lost: Option<(Instant, Error)>,
     next_sweep: Instant,
+    /// When the metrics learn next how long contact has been lost, if it is.
+    next_report: Instant,
     /// Nothing is published before this.
     next_publish: Instant,
     failing_since: Option<Instant>,
@@ -91,6 +94,8 @@ pub(crate) struct PoolConfig {
     pub(crate) hold: Option<Duration>,
     pub(crate) outlier_detection: OutlierDetection,
     pub(crate) slow_start: Duration,
+    /// Whether each endpoint has metrics of its own.
+    pub(crate) endpoint_metrics: bool,
 }
 
 impl Pool {
@@ -109,6 +114,7 @@ impl Pool {
             size: None,
             lost: None,
             next_sweep: Instant::now(),
+            next_report: Instant::now(),
             next_publish: Instant::now(),
             failing_since: None,
             empty_since: None,
@@ -169,6 +175,7 @@ impl Pool {
                     consecutive += 1;
                 }
                 () = sleep_until(self.next_sweep), if sweeping => stale |= self.sweep(),
+                () = sleep_until(self.next_report), if REPORT.is_some() && self.lost.is_some() => self.report_outage(),
                 // Last of the work, so that everything that has happened is published together.
                 () = until(self.next_publish), if stale => {
                     self.publish();
@@ -177,6 +184,14 @@ impl Pool {
                 }
                 () = std::future::ready(()), if consecutive >= MOST_IN_A_ROW => consecutive = 0,
             }
+        }
+    }
+
+    /// Reports how long contact with the registry has been lost.
+    fn report_outage(&mut self) {
+        if let (Some((since, _)), Some(pause)) = (&self.lost, REPORT) {
+            self.published.wakeups.metrics.lost_for(since.elapsed());
+            self.next_report = Instant::now() + pause;
         }
     }
 
@@ -266,7 +281,11 @@ impl Pool {
     fn drive(&self, instance: &Arc<Instance>, tally: Arc<Tally>, after: Duration) -> Arc<Endpoint> {
         let driver = Arc::clone(&self.config.driver);
         let wakeups = Arc::clone(&self.published.wakeups);
-        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, tally, wakeups);
+        let metrics = match self.config.endpoint_metrics {
+            true => EndpointMetrics::new(&self.published.service, instance.id()),
+            false => EndpointMetrics::default(),
+        };
+        let endpoint = Endpoint::new(Arc::clone(instance), driver.connections, tally, metrics, wakeups);
         let driven = Arc::clone(&endpoint);
         let run = async move {
             if !after.is_zero() {
@@ -294,6 +313,7 @@ impl Pool {
         let backoff = self.config.driver.backoff;
         let wait = backoff.min().saturating_mul(1 << panics.min(16)).min(backoff.max());
         let tally = Arc::clone(&former.endpoint.tally);
+        former.endpoint.metrics.set_ready(false);
         let mut member = Member::new(&instance, self.drive(&instance, tally, wait));
         member.panics = panics;
         member.outlier = former.outlier.with_new_connections();
@@ -331,6 +351,7 @@ impl Pool {
     fn remove(&mut self, id: &InstanceId) {
         if let Some(mut member) = self.members.remove(id) {
             member.hold(None);
+            member.endpoint.metrics.set_ready(false);
             member.endpoint.drain(true);
             // An endpoint that has not begun to connect has nothing to finish or to take back.
             if !member.endpoint.is_idle() {
@@ -392,6 +413,8 @@ impl Drop for Pool {
         self.published.overview.store(Arc::new(overview));
         self.published.wakeups.published.notify_waiters();
         self.published.wakeups.metrics.end();
+        // The overview keeps the endpoints.
+        self.members.values().for_each(|member| member.endpoint.metrics.set_ready(false));
     }
 }
 

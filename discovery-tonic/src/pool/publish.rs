@@ -27,7 +27,8 @@ impl Pool {
         let (out, mut takers): (Vec<_>, Vec<_>) = takers.partition(|member| member.outlier.ejected_until().is_some());
         // Panic mode: if more are ejected than left, use all, since the endpoints are unlikely to
         // be the cause.
-        if takers.len() < out.len() {
+        let is_panicking = takers.len() < out.len();
+        if is_panicking {
             out.iter().for_each(|member| member.admit(Access::Open));
             takers.extend(out);
         }
@@ -54,7 +55,14 @@ impl Pool {
         self.published.wakeups.published.notify_waiters();
         self.call_waiters();
         let metrics = &self.published.wakeups.metrics;
-        metrics.set(self.members.len(), ready, self.lost.is_some());
+        metrics.set(self.members.len(), ready, self.lost.as_ref().map(|(since, _)| since.elapsed()));
+        if self.config.endpoint_metrics {
+            for member in self.members.values() {
+                let is_out = !is_panicking && member.outlier.ejected_until().is_some();
+                let is_ready = is_taker(member, all_zero) && member.lanes() > 0 && !is_out;
+                member.endpoint.metrics.set_ready(is_ready);
+            }
+        }
         if let Some(since) = self.updated.take() {
             metrics.published(since.elapsed());
         }

@@ -2,8 +2,8 @@
 //!
 //! The picker reads [`target`]s, one for each connection that takes requests. A call that finds
 //! none reads the [`availability`], which shows whether to wait and why to fail. People read the
-//! [`endpoints`], programs the [`status`], which both come from the [`overview`]. Responses that may become [`overdue`] go the other way: calls hand them in, and
-//! the pool ends them.
+//! [`endpoints`] and programs the [`status`], both of which come from the [`overview`]. Responses
+//! that may become [`overdue`] go the other way: calls hand them in, and the pool ends them.
 
 pub(crate) mod availability;
 pub(crate) mod endpoints;

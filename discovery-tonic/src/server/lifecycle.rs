@@ -21,6 +21,7 @@ use tracing::{info, warn};
 use super::{
     config::ServerConfig,
     handle::{Entry, ServerHandle, Stage, left},
+    registration_metric::RegistrationMetric,
     shutdown::ShutdownKind,
 };
 
@@ -30,6 +31,7 @@ pub(super) struct Lifecycle {
     /// Handles hold only a weak reference, so that the entry is dropped with the server.
     entry: Arc<Mutex<Entry>>,
     was_registered: AtomicBool,
+    metric: RegistrationMetric,
     pub(super) handle: ServerHandle,
 }
 
@@ -37,7 +39,8 @@ impl Lifecycle {
     pub(super) fn new(config: ServerConfig, instance: Instance) -> Self {
         let entry = Arc::new(Mutex::new(Entry::Planned(instance)));
         let handle = ServerHandle::new(config.service.clone(), Arc::downgrade(&entry));
-        Self { config, entry, was_registered: AtomicBool::new(false), handle }
+        let metric = RegistrationMetric::new(&config.service);
+        Self { config, entry, was_registered: AtomicBool::new(false), metric, handle }
     }
 
     /// Registers and waits for the request to stop, then leaves the registry and gives clients time
@@ -85,6 +88,7 @@ impl Lifecycle {
         let mut status = statuses.current();
         loop {
             self.handle.status.set(status.clone());
+            self.metric.set(status.is_registered());
             match status {
                 _ if self.was_registered.load(Ordering::Relaxed) => {}
                 Status::Lost { error, .. } if error.is_retryable() => {}
@@ -138,6 +142,7 @@ impl Lifecycle {
     async fn leave(&self) -> Option<bool> {
         let entry = mem::replace(&mut *self.entry.lock().await, Entry::Left);
         let Entry::Registered(registration) = entry else { return None };
+        self.metric.set(false);
         let was_registered = self.was_registered.load(Ordering::Relaxed) || registration.status().is_registered();
         // Also if it is not registered yet: an attempt in progress may write the entry, which would
         // outlive a process that ends before the entry is removed again.

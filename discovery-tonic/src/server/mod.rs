@@ -66,6 +66,7 @@ mod health;
 mod incoming;
 mod lifecycle;
 mod registered;
+mod registration_metric;
 mod shutdown;
 
 pub use builder::ServerBuilder;
