@@ -11,6 +11,8 @@ use tokio::time::Instant;
 pub(super) struct LeaseClock {
     granted: Duration,
     confirmed: Instant,
+    /// When the latest renewal was sent, whether it was answered or not.
+    asked: Instant,
 }
 
 /// The state of the renewal stream.
@@ -42,13 +44,19 @@ pub(super) enum Due {
 impl LeaseClock {
     /// A lease that was granted for this long, by the answer to a request sent at `sent`.
     pub(super) fn new(granted: Duration, sent: Instant) -> Self {
-        Self { granted, confirmed: sent }
+        Self { granted, confirmed: sent, asked: sent }
     }
 
     /// Records the answer to a renewal that was sent at `sent`.
     pub(super) fn confirm(&mut self, granted: Duration, sent: Instant) {
         self.granted = granted;
         self.confirmed = self.confirmed.max(sent);
+        self.ask(sent);
+    }
+
+    /// Records that a renewal was sent, which etcd may receive without its answer arriving.
+    pub(super) fn ask(&mut self, sent: Instant) {
+        self.asked = self.asked.max(sent);
     }
 
     pub(super) fn granted(&self) -> Duration {
@@ -58,6 +66,12 @@ impl LeaseClock {
     /// The earliest time at which etcd may end the lease.
     pub(super) fn ends(&self) -> Instant {
         self.confirmed + self.granted
+    }
+
+    /// The latest time at which etcd ends the lease if it is not renewed again and etcd is up, but
+    /// for the time that the last renewal took to arrive.
+    pub(super) fn ends_latest(&self) -> Instant {
+        self.asked + self.granted
     }
 
     pub(super) fn due(&self, link: Link, now: Instant) -> Due {

@@ -56,7 +56,11 @@ impl LeaseKeeper {
                 delays.reset();
             }
             match over {
-                Over::Vacant => self.revoke(id).await,
+                Over::Vacant => {
+                    if self.revoke(id).await {
+                        self.lease.inner().clock = None;
+                    }
+                }
                 Over::Lost(error) => {
                     let registrations = self.lease.inner().users;
                     debug!(registrations, error = %error.report(), "lease lost");
@@ -154,7 +158,10 @@ impl LeaseKeeper {
                         stream = Some(moved);
                         Ok(())
                     }
-                    None => current.ask().await,
+                    None => {
+                        self.asks(&mut clock, Instant::now());
+                        current.ask().await
+                    }
                 },
                 (Due::Switch, Some(_)) => Err(self.switch(&mut stream)),
                 (Due::Wait(until), Some(current)) => tokio::select! {
@@ -196,6 +203,7 @@ impl LeaseKeeper {
         clock: &mut LeaseClock,
     ) -> Result<Stream, Failure> {
         let sent = Instant::now();
+        self.asks(clock, sent);
         // The limit is passed on: if the call were cancelled from outside, it could not report that
         // its connection is dead.
         let renewals = asking.member().renew(id, until.saturating_duration_since(sent)).await;
@@ -229,12 +237,18 @@ impl LeaseKeeper {
         self.lease.inner().clock = Some(*clock);
     }
 
-    /// Revokes a lease that nobody needs. If that fails, it expires by itself.
-    async fn revoke(&self, id: i64) {
-        if let Err(failure) = self.cluster.run(|member| async move { member.revoke(id).await }).await {
-            debug!(error = %failure.error.report(), "lease not revoked, it will expire");
-        }
-        self.lease.inner().clock = None;
+    fn asks(&self, clock: &mut LeaseClock, sent: Instant) {
+        clock.ask(sent);
+        self.lease.inner().clock = Some(*clock);
+    }
+
+    /// Revokes a lease that nobody needs, and returns whether etcd confirmed it. If not, the lease
+    /// expires by itself.
+    async fn revoke(&self, id: i64) -> bool {
+        let revoked = self.cluster.run(|member| async move { member.revoke(id).await }).await;
+        revoked
+            .inspect_err(|failure| debug!(error = %failure.error.report(), "lease not revoked, it will expire"))
+            .is_ok()
     }
 
     /// Waits, or returns early once the lease has no user.

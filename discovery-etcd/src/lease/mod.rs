@@ -1,9 +1,11 @@
 //! A lease of a backend handle, for all its registrations or for one. It is granted for the first
 //! registration, renewed by one task on one stream, and revoked after the last one has ended.
 //!
-//! Registrations share a [`Lease`]; [`keeper`] is the task, and [`clock`] decides for it.
+//! Registrations share a [`Lease`]; [`keeper`] is the task, and [`clock`] decides for it. Its
+//! [`end`] is what a caller learns whose entry could not be removed.
 
 mod clock;
+mod end;
 mod keeper;
 
 use std::{
@@ -20,6 +22,7 @@ use tokio::{
 };
 
 use clock::LeaseClock;
+use end::LeaseEnd;
 pub(crate) use keeper::LeaseKeeper;
 
 /// The lease as registrations see it.
@@ -48,6 +51,8 @@ struct LeaseInner {
     users: usize,
     /// The latest lease ids of this handle, the newest last. Entries under them are its own.
     ids: VecDeque<i64>,
+    /// That of the current lease or, while there is none, of the one before, unless etcd has
+    /// confirmed its end.
     clock: Option<LeaseClock>,
     /// A lease that etcd did not know when an entry was written under it.
     gone: Option<i64>,
@@ -97,14 +102,14 @@ impl Lease {
         self.inner().clock.map(|clock| clock.granted())
     }
 
-    /// Returns how soon the lease will have ended if it is no longer renewed, and whether it is
-    /// still renewed for other users.
-    pub(crate) fn remaining(&self) -> (Duration, bool) {
+    /// Returns when etcd ends the entries of a user that has left.
+    pub(crate) fn end(&self) -> LeaseEnd {
         let inner = self.inner();
-        let ends = inner.clock.map(|clock| clock.ends().saturating_duration_since(Instant::now()));
-        // etcd counts from when it received the renewal, and checks for expired leases twice a
-        // second.
-        (ends.unwrap_or_default() + Duration::from_secs(1), inner.users > 0)
+        match inner.clock {
+            Some(_) if inner.users > 0 && matches!(*self.state.borrow(), LeaseState::Held { .. }) => LeaseEnd::Renewed,
+            Some(clock) => LeaseEnd::of(&clock, Instant::now()),
+            None => LeaseEnd::NoLease,
+        }
     }
 
     /// Ends the task once the last user has left.

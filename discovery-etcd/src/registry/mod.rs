@@ -247,16 +247,7 @@ impl Registrar {
     }
 
     fn too_late_under(&self, lease: &Lease, what: &'static str) -> Error {
-        let (remaining, is_shared) = lease.remaining();
-        let end = if is_shared {
-            "the backend keeps trying to remove it; its lease is still renewed for other registrations".to_owned()
-        } else {
-            format!(
-                "the lease is no longer renewed and ends in at most {}",
-                humantime::format_duration(whole(remaining))
-            )
-        };
-        let message = format!("{what} within {:?}: {end}", self.deadline);
+        let message = format!("{what} within {:?}: {}", self.deadline, lease.end());
         Error::new(ErrorKind::DeadlineExceeded, message)
     }
 }
@@ -272,8 +263,4 @@ const NO_LEASE: i64 = 0;
 
 fn runtime_gone() -> Error {
     Error::new(ErrorKind::Internal, "the runtime that kept the registration was shut down")
-}
-
-fn whole(duration: Duration) -> Duration {
-    Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
 }

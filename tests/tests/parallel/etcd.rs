@@ -286,6 +286,47 @@ async fn deregistering_without_etcd_reports_when_the_lease_ends() {
     println!("{error}; it was gone after {took:?}");
 }
 
+/// Regression: minutes after etcd was gone, the message stated that the lease "ends in at most 1s".
+#[tokio::test]
+async fn deregistering_long_after_etcd_was_lost_does_not_state_that_the_lease_is_about_to_end() {
+    let etcd = Etcd::start().await;
+    let proxy = Proxy::to(etcd.address()).await;
+    let settings = config([proxy.address()]).operation_timeout(Duration::from_millis(700));
+    let backend = EtcdBackend::new(settings).unwrap();
+    let registration = register(&backend, 1).await;
+    let other = register(&backend, 2).await;
+    proxy.set(Fault::BlackHole);
+    until_lost(&registration, SOON).await;
+    // Renewals that were sent before may have arrived.
+    sleep(TTL + Duration::from_secs(1)).await;
+    let deregistered = [registration.deregister().await, other.deregister().await];
+    // The lease has no user any more, and revoking it has failed, too.
+    sleep(TTL).await;
+    let closed = backend.close().await;
+    for error in deregistered.into_iter().chain([closed]).filter_map(Result::err) {
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        let message = error.to_string();
+        assert!(!message.contains("ends in at most") && !message.contains("renewed"), "{message}");
+        assert!(message.contains("the lease was due to end "), "{message}");
+        assert!(message.contains(" after it has a leader again"), "{message}");
+    }
+}
+
+/// Regression: if etcd refuses connections, the attempt to revoke the lease fails at once. Its end
+/// was then unknown, and stated as "at most 1s".
+#[tokio::test]
+async fn deregistering_while_etcd_refuses_connections_reports_when_the_lease_ends() {
+    let etcd = Etcd::start().await;
+    let settings = config(etcd.members()).ttl(Duration::from_secs(60)).operation_timeout(Duration::from_secs(3));
+    let backend = EtcdBackend::new(settings).unwrap();
+    let registration = register(&backend, 1).await;
+    etcd.kill(0);
+    let error = registration.deregister().await.unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("ends in at most 5"), "{message}");
+    assert!(message.contains("or, if etcd is down, 1m 1s after it has a leader again"), "{message}");
+}
+
 /// Tests that measure time or shares. `scripts/test` runs them after all others.
 mod timed {
     use super::*;
