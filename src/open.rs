@@ -1,6 +1,6 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
-use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance};
+use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance, ServiceName};
 
 /// Opens the backend that a URL names.
 ///
@@ -10,6 +10,7 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// | `etcd://host/prefix?ca_file=/etc/etcd/ca.pem` | etcd over TLS; `cert_file` and `key_file` are for client certificates | `etcd-tls` |
 /// | `memory:` | a registry in this process, a new one for each call | `memory` |
 /// | `fixed://host:80,host:81` | exactly these instances, for every service; it accepts no registrations | |
+/// | `fixed://?orders=host:80,host:81&ingest=host:82` | exactly these instances of each service; one that is not named has none | |
 ///
 /// Returns immediately. If the registry cannot be reached, calls on the backend report that, and
 /// the backend keeps trying.
@@ -75,18 +76,60 @@ fn memory(_: &str) -> Result<Arc<dyn Backend>, Error> {
 }
 
 fn fixed(rest: &str) -> Result<Arc<dyn Backend>, Error> {
-    const ALLOWED: &str =
-        "a fixed: URL is a list of addresses and nothing else; allowed is fixed://host:port,host:port";
-    let list = rest.strip_prefix("//").filter(|list| !list.is_empty()).ok_or_else(|| invalid(ALLOWED))?;
+    let list =
+        rest.strip_prefix("//").filter(|list| !list.is_empty()).ok_or_else(|| fixed_error("it has no addresses"))?;
+    let (list, parameters) = match list.split_once('?') {
+        Some((list, parameters)) => (list, Some(parameters)),
+        None => (list, None),
+    };
     // An address is quoted in the error about it, so text that could hold a secret is rejected
     // first.
-    if list.contains(['@', '/', '?', '#']) {
-        return Err(invalid(ALLOWED));
+    let is_more = |text: &str| text.contains(['@', '/', '?', '#']);
+    if is_more(list) || parameters.is_some_and(is_more) {
+        return Err(fixed_error("it has a user, a path, a fragment or a second ?"));
     }
-    let instances: Vec<Instance> =
-        list.split(',').map(|text| text.parse::<Address>().map(Instance::new)).collect::<Result<_, _>>()?;
+    let resolver = match parameters {
+        None => FixedResolver::new(instances(list)?),
+        Some(_) if !list.is_empty() => return Err(fixed_error("it has a list for all services and parameters too")),
+        Some(parameters) => FixedResolver::by_service(sets(parameters)?),
+    };
     require_runtime()?;
-    Ok(Arc::new(FixedResolver::new(instances)))
+    Ok(Arc::new(resolver))
+}
+
+fn instances(list: &str) -> Result<Vec<Instance>, Error> {
+    list.split(',').map(|text| text.parse::<Address>().map(Instance::new)).collect()
+}
+
+/// Parses a set per service. Neither a service name nor an address has characters that would need
+/// percent-encoding.
+///
+/// No part is quoted in an error, since parameters of other URLs may be passwords.
+fn sets(parameters: &str) -> Result<BTreeMap<ServiceName, Vec<Instance>>, Error> {
+    let mut sets = BTreeMap::new();
+    for (number, parameter) in (1..).zip(parameters.split('&')) {
+        let invalid = |problem: &str| fixed_error(&format!("parameter {number} {problem}"));
+        let (service, list) = parameter.split_once('=').ok_or_else(|| invalid("has no ="))?;
+        let service: ServiceName = service.parse().map_err(|_| {
+            invalid("is not named after a service, whose name is 1 to 253 bytes of A-Z a-z 0-9 . _ -, except \".\" and \"..\"")
+        })?;
+        if list.is_empty() {
+            return Err(invalid("has no addresses; leave a service without instances out"));
+        }
+        let instances = instances(list)
+            .map_err(|_| invalid("has an address that is invalid or refused, such as a link-local one"))?;
+        if sets.insert(service, instances).is_some() {
+            return Err(invalid("names a service that an earlier one names"));
+        }
+    }
+    Ok(sets)
+}
+
+fn fixed_error(problem: &str) -> Error {
+    let message = format!(
+        "invalid fixed: URL: {problem}; allowed are fixed://host:port,host:port for all services, and fixed://?service=host:port,host:port&service=host:port for each its own"
+    );
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// Required for every scheme, so that code that works with one of them works with all.
@@ -143,11 +186,27 @@ mod tests {
             ("consul://h:1", "the scheme consul:// is unknown"),
             ("ETCD://h:1", "the scheme ETCD:// is unknown"),
             ("fixed", "the URL has no scheme"),
-            ("fixed:", "allowed is fixed://host:port,host:port"),
-            ("fixed://", "allowed is fixed://host:port,host:port"),
-            ("fixed:h:1", "allowed is fixed://host:port,host:port"),
-            ("fixed://h:1/path", "allowed is fixed://host:port,host:port"),
-            ("fixed://h:1?weight=3", "allowed is fixed://host:port,host:port"),
+            ("fixed:", "allowed are fixed://host:port,host:port"),
+            ("fixed://", "allowed are fixed://host:port,host:port"),
+            ("fixed:h:1", "allowed are fixed://host:port,host:port"),
+            ("fixed:?orders=h:1", "allowed are fixed://host:port,host:port"),
+            ("fixed://h:1/path", "it has a user, a path"),
+            ("fixed://h:1?weight=3", "a list for all services and parameters too"),
+            ("fixed://h:1?", "a list for all services and parameters too"),
+            ("fixed://?", "parameter 1 has no ="),
+            ("fixed://?orders", "parameter 1 has no ="),
+            ("fixed://?orders=h:1&", "parameter 2 has no ="),
+            ("fixed://?=h:1", "parameter 1 is not named after a service"),
+            ("fixed://?orders=h:1&in%67est=h:2", "parameter 2 is not named after a service"),
+            ("fixed://?orders=", "parameter 1 has no addresses"),
+            ("fixed://?orders=h:1,", "parameter 1 has an address that is invalid"),
+            ("fixed://?orders=h:1&ingest=h", "parameter 2 has an address that is invalid"),
+            ("fixed://?orders=169.254.169.254:80", "such as a link-local one"),
+            ("fixed://?orders=h:1=h:2", "parameter 1 has an address that is invalid"),
+            ("fixed://?orders=h:1&ingest=h:2&orders=h:3", "parameter 3 names a service that an earlier one names"),
+            ("fixed://?orders=h:1?ingest=h:2", "a second ?"),
+            ("fixed://?orders=h:1#ingest=h:2", "a fragment"),
+            ("fixed:///?orders=h:1", "a path"),
             ("fixed://h", "invalid address \"h\": it has no port"),
             ("fixed://h:1,", "invalid address \"\""),
             ("fixed://h:1,h:0", "invalid address \"h:0\": the port"),
@@ -171,6 +230,11 @@ mod tests {
             "consul://root:hunter2@h:2379",
             "fixed://root:hunter2@h:1",
             "fixed://h:1?password=hunter2",
+            "fixed://?password=hunter2",
+            "fixed://?password=a&hunter2",
+            "fixed://?password=a:1&hunter2=",
+            "fixed://?hunter2=a:1&hunter2=b:2",
+            "fixed://?orders=root:hunter2@h:1",
             "memory://root:hunter2@h:1",
             "etcd://root:hunter2@h:1,,/?ttl=soon",
             "etcd://root:hunter2@",
@@ -208,6 +272,21 @@ mod tests {
 
         let error = backend.register(&service(), Instance::new("10.0.0.3:80".parse().unwrap())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[tokio::test]
+    async fn fixed_resolves_the_list_of_each_service_and_no_other() {
+        let backend = open("fixed://?orders=10.0.0.2:80,[2001:db8::1]:80&in.gest_2-x=h:3").unwrap();
+        for (service, expected) in [
+            ("orders", vec!["10.0.0.2:80", "[2001:db8::1]:80"]),
+            ("in.gest_2-x", vec!["h:3"]),
+            ("payments", vec![]),
+            ("Orders", vec![]),
+        ] {
+            let set = backend.list(&service.parse().unwrap()).await.unwrap();
+            let addresses: Vec<String> = set.iter().map(|one| one.address().to_string()).collect();
+            assert_eq!(addresses, expected, "{service}");
+        }
     }
 
     #[cfg(feature = "memory")]
