@@ -5,6 +5,7 @@
 //! ([`Shared`]); what calls read is published by the pool, which the builder starts.
 
 pub(crate) mod builder;
+mod from_uris;
 
 use std::{
     fmt,
@@ -116,6 +117,41 @@ impl BalancedChannel {
     /// Returns a builder of a channel over the instances of a service.
     pub fn builder(resolver: impl Resolver, service: ServiceName) -> ChannelBuilder {
         ChannelBuilder::new(resolver, service)
+    }
+
+    /// Returns a builder of a channel over a fixed set of servers, in place of tonic's
+    /// `Channel::balance_list`: no registry is needed, and none is asked.
+    ///
+    /// Allowed are `http://host` and `http://host:port`; the default port is 80. The URIs are the
+    /// instances of one service, which takes its name in logs, metrics and errors from the host of
+    /// the first URI, such as `payments.internal` or `10.0.0.1`. In an IPv6 address the name has
+    /// `-` in place of `:`. For another name, use [`builder`](Self::builder) with a
+    /// [`FixedResolver`](discovery_core::FixedResolver).
+    ///
+    /// A host that is a DNS name is one endpoint, however many addresses it has. Each attempt to
+    /// connect resolves it again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// use discovery_tonic::BalancedChannel;
+    ///
+    /// let uris = ["http://10.0.0.1:50051", "http://10.0.0.2:50051"];
+    /// let channel = BalancedChannel::from_uris(uris)?.connections_per_endpoint(2).build()?;
+    /// assert_eq!(channel.service().as_str(), "10.0.0.1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if there is no URI, or if one has another scheme,
+    /// user info, a path, a query or a fragment, or a host or port that an
+    /// [`Address`](discovery_core::Address) refuses; [`Unsupported`](ErrorKind::Unsupported) for
+    /// `https`.
+    pub fn from_uris<U: AsRef<str>>(uris: impl IntoIterator<Item = U>) -> Result<ChannelBuilder, Error> {
+        let (resolver, service) = from_uris::resolver(uris)?;
+        Ok(ChannelBuilder::new(resolver, service))
     }
 
     fn from_shared(shared: Shared) -> Self {

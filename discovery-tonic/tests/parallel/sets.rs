@@ -370,6 +370,19 @@ async fn round_robin_uses_endpoints_in_turn() {
     assert!(servers.iter().all(|server| server.greeter.calls() == 10));
 }
 
+#[tokio::test]
+async fn a_channel_over_uris_balances_over_them_without_a_registry() {
+    let servers = servers(2).await;
+    let uris = servers.iter().map(|server| format!("http://{}", server.address));
+    let channel = BalancedChannel::from_uris(uris).unwrap().policy(RoundRobin::new()).build().unwrap();
+    assert_eq!(channel.service().as_str(), "127.0.0.1");
+    eventually("ready", || ready(&channel) == 2).await;
+    for _ in 0..10 {
+        greet(&channel, None).await.unwrap();
+    }
+    assert!(servers.iter().all(|server| server.greeter.calls() == 5));
+}
+
 /// A registry whose set is written as a whole, in one step.
 #[derive(Clone, Debug)]
 struct Scripted(watch::Sender<Vec<Instance>>);
