@@ -68,6 +68,7 @@
 //! | `endpoint reachable again` | info | `instance` |
 //! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
 //! | `held endpoint released` | info | `instance` |
+//! | `attempt hook panicked` | error | `panic`, once per channel |
 //! | `endpoint driver panicked, reconnecting` | error | `instance`, `panic` |
 //! | `control task panicked, restarting` | error | `panic` |
 //! | `resolver failed, watching again` | error | `error`: it panicked, or its updates ended |
@@ -141,6 +142,7 @@ mod wakeups;
 
 pub use call::{
     ExpectSlow, WaitForReady,
+    observer::{AttemptOutcome, AttemptReport},
     response::ResponseBody,
     retry::{Retry, RetryPolicy},
     served::{ServedBy, Tried},

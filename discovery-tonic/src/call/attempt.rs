@@ -8,7 +8,10 @@ use hyper::{body::Incoming, client::conn::TrySendError};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::status;
+use super::{
+    observer::{AttemptOutcome, Observed},
+    status,
+};
 use crate::{
     balance::Picked,
     connection::{
@@ -33,6 +36,7 @@ pub(crate) struct Attempt {
     tick: u32,
     evidence: Evidence,
     timer: Timer,
+    observed: Observed,
 }
 
 /// What the end of an attempt will show about its endpoint.
@@ -63,6 +67,7 @@ impl Attempt {
         mut request: Request<RequestBody>,
         deadline: Option<Instant>,
         expects_slow: bool,
+        observed: Observed,
     ) -> (Self, impl Future<Output = Answer> + use<>) {
         picked.origin.apply_to(&mut request);
         let answer = picked.sender.send(request);
@@ -76,7 +81,7 @@ impl Attempt {
         }
         let tick = picked.endpoint.wakeups.tick();
         let timer = Timer::start(&picked.endpoint.metrics);
-        (Self { picked, deadline, tick, evidence, timer }, answer)
+        (Self { picked, deadline, tick, evidence, timer, observed }, answer)
     }
 
     pub(crate) fn instance(&self) -> &Arc<Instance> {
@@ -120,26 +125,26 @@ impl Attempt {
     }
 
     /// Counts the attempt as lost without an answer.
-    pub(crate) fn fail(self) {
+    pub(crate) fn fail(self, code: Code) {
         self.endpoint().lost(self.picked.load());
-        self.discard();
+        self.discard(code);
     }
 
     /// Counts the attempt as refused or ended by the peer, which is a kind of answer.
     pub(crate) fn reject(mut self, code: Code) {
-        self.record(Outcome::Failed);
+        self.record(AttemptOutcome::Failed(code));
         self.answered_with(code);
     }
 
     /// Ends the attempt without counting it against the endpoint.
-    pub(crate) fn discard(mut self) {
-        self.record(Outcome::Failed);
+    pub(crate) fn discard(mut self, code: Code) {
+        self.record(AttemptOutcome::Failed(code));
         self.evidence = Evidence::Taken;
     }
 
     /// Ends the attempt, which was not answered in time.
     pub(crate) fn expire(mut self) {
-        self.record(Outcome::Failed);
+        self.record(AttemptOutcome::Failed(Code::DeadlineExceeded));
     }
 
     /// Counts the response as abandoned by its caller before its end.
@@ -166,10 +171,17 @@ impl Attempt {
         }
     }
 
-    /// Records for the metrics how the attempt turned out. Only the first outcome counts.
-    fn record(&mut self, outcome: Outcome) {
+    /// Records how the attempt turned out, for the metrics and for the user's hook. Only the first
+    /// outcome counts.
+    fn record(&mut self, outcome: AttemptOutcome) {
         let endpoint = &self.picked.endpoint;
-        self.timer.stop(&endpoint.wakeups.metrics, &endpoint.metrics, outcome);
+        let counted = match outcome {
+            AttemptOutcome::Responded => Outcome::Ok,
+            AttemptOutcome::Failed(_) => Outcome::Failed,
+            AttemptOutcome::Cancelled => Outcome::Cancelled,
+        };
+        self.timer.stop(&endpoint.wakeups.metrics, &endpoint.metrics, counted);
+        self.observed.end(&self.picked.instance, outcome);
     }
 
     /// Counts how a response that had begun has ended.
@@ -204,11 +216,11 @@ impl Attempt {
             None => status::from_http(response.status()),
         };
         let Some(status) = failed else {
-            self.record(Outcome::Ok);
+            self.record(AttemptOutcome::Responded);
             self.answered_with(Code::Ok);
             return Ok(self);
         };
-        self.record(Outcome::Failed);
+        self.record(AttemptOutcome::Failed(status.code()));
         // A call that ended at its deadline counts as unanswered.
         if !self.is_given_up(&status) {
             self.answered_with(status.code());
@@ -234,7 +246,7 @@ impl StdError for LostConnection {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.record(Outcome::Cancelled);
+        self.record(AttemptOutcome::Cancelled);
         self.picked.endpoint.metrics.ended();
         match self.evidence {
             Evidence::Taken => {}

@@ -58,7 +58,8 @@ impl Call {
     ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
         shared.published.wakeups.sweep();
         shared.published.wakeups.metrics.count(Event::Pick);
-        let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow());
+        let observed = self.observe(&shared);
+        let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow(), observed);
         Box::pin(FirstAttempt::new(answer, attempt, self, shared))
     }
 }

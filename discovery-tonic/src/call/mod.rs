@@ -9,7 +9,8 @@
 //! - [`first_attempt`] is the future of nearly all calls: an endpoint was ready, and the request is
 //!   on its way to it. The rare cases go through [`Call::send_after`] instead: [`wait`] waits for
 //!   an endpoint if none is ready, and a loop makes one attempt after another.
-//! - [`attempt`] is one request at one endpoint, and what its end shows about that endpoint.
+//! - [`attempt`] is one request at one endpoint, and what its end shows about that endpoint. The
+//!   user's hook, the [`observer`], sees each.
 //! - [`Call::on_outcome`] decides what follows: [`status`] classifies whether the request was
 //!   processed, and [`retry`] decides whether the policy repeats it.
 //! - [`response`] is the body that the caller reads, which holds the attempt until its end;
@@ -18,6 +19,7 @@
 mod attempt;
 mod deadline;
 mod first_attempt;
+pub(crate) mod observer;
 mod replay;
 pub(crate) mod request_limit;
 pub(crate) mod response;
@@ -43,6 +45,7 @@ use crate::{
     metrics::Event,
 };
 use attempt::{Answer, Attempt};
+use observer::Observed;
 use replay::ReplayRequest;
 use request_limit::Place;
 use response::ResponseBody;
@@ -143,6 +146,11 @@ impl Call {
         self.extensions.get::<ExpectSlow>().is_some()
     }
 
+    /// Returns what the hook of the channel sees of an attempt that begins now.
+    fn observe(&self, shared: &Shared) -> Observed {
+        Observed::begin(shared.attempt_hook.as_ref(), self.tried.len() + 1)
+    }
+
     /// Returns when an attempt that starts now must be answered.
     pub(crate) fn attempt_end(&self, shared: &Shared) -> Option<Instant> {
         let is_repeatable = self.replay.as_ref().is_some_and(ReplayRequest::is_whole);
@@ -198,7 +206,8 @@ impl Call {
             if let Some(deadline) = self.deadline {
                 deadline::rewrite(request.headers_mut(), deadline);
             }
-            let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow());
+            let observed = self.observe(shared);
+            let (attempt, answer) = Attempt::send(picked, request, self.deadline, self.expects_slow(), observed);
             // Recorded before awaiting: at the deadline this future is dropped, and the error must
             // still name the instance.
             self.tried.push(attempt.instance().id().clone());
@@ -230,7 +239,7 @@ impl Call {
         // hyper handed the request back, so it was never sent.
         if let Some(request) = error.take_message() {
             attempt.close_connection();
-            attempt.discard();
+            attempt.discard(Code::Unavailable);
             shared.published.wakeups.metrics.count(Event::Retry);
             return Next::Again(request, Duration::ZERO);
         }
@@ -250,7 +259,7 @@ impl Call {
         if let Some(request) = again.and_then(|replay| replay.request(self.repeats.as_ref())) {
             if outcome == Outcome::Unsent || h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.close_connection();
-                attempt.discard();
+                attempt.discard(Code::Unavailable);
             } else {
                 attempt.reject(Code::Unavailable);
             }
@@ -262,8 +271,8 @@ impl Call {
         let cause = attempt.cause(error);
         match (of_peer, is_reset) {
             (true, true) => attempt.reject(code),
-            (true, false) => attempt.fail(),
-            (false, _) => attempt.discard(),
+            (true, false) => attempt.fail(code),
+            (false, _) => attempt.discard(code),
         }
         self.repeat(shared, Status::new(code, message), Some(cause), false)
     }

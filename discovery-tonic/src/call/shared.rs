@@ -8,13 +8,15 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-use super::{request_limit::RequestLimit, retry::Retries, user_agent::UserAgent};
+use super::{observer::AttemptHook, request_limit::RequestLimit, retry::Retries, user_agent::UserAgent};
 use crate::{connection::replay_budget::ReplayBudget, published::Published};
 
 /// What the clones of a channel and its calls share.
 pub(crate) struct Shared {
     pub(crate) published: Arc<Published>,
     pub(crate) user_agent: UserAgent,
+    /// The hook that sees each attempt, if there is one.
+    pub(crate) attempt_hook: Option<Arc<AttemptHook>>,
     /// How long a call without a deadline of its own may take.
     pub(crate) timeout: Option<Duration>,
     /// The limit of calls in flight, if there is one.

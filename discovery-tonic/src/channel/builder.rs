@@ -15,6 +15,7 @@ use crate::connection::tls::{client::TlsClient, config::ChannelTls};
 use crate::{
     balance::{Balancer, Policy, PowerOfTwo},
     call::{
+        observer::{AttemptHook, AttemptReport},
         request_limit::RequestLimit,
         retry::{Retries, RetryPolicy},
         shared::Shared,
@@ -63,6 +64,7 @@ pub struct ChannelBuilder {
     endpoint_settings: Option<EndpointHook>,
     user_agent: Option<HeaderValue>,
     backoff: Backoff,
+    attempt_hook: Option<Arc<AttemptHook>>,
     timeout: Option<Duration>,
     max_requests: Option<usize>,
     wait_timeout: Duration,
@@ -90,6 +92,7 @@ impl ChannelBuilder {
             user_agent: None,
             backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(30))
                 .expect("1 s to 30 s is a valid backoff"),
+            attempt_hook: None,
             timeout: None,
             max_requests: None,
             wait_timeout: Duration::from_secs(10),
@@ -325,6 +328,36 @@ impl ChannelBuilder {
         self
     }
 
+    /// Sets a hook that is called with each attempt once its outcome is known: with the headers of
+    /// the response, or without them. Default none.
+    ///
+    /// It is for spans, logs and statistics by instance; it changes nothing. It runs in the task of
+    /// the caller, where its span is the current one, and delays the call, so it must not block. A
+    /// panic of the hook is logged once, and does not affect the call.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), discovery_core::Error> {
+    /// # use discovery_core::FixedResolver;
+    /// use discovery_tonic::{AttemptOutcome, BalancedChannel};
+    ///
+    /// # let resolver = FixedResolver::new([]);
+    /// let channel = BalancedChannel::builder(resolver, "payments".parse()?)
+    ///     .on_attempt(|attempt| {
+    ///         if let AttemptOutcome::Failed(code) = attempt.outcome {
+    ///             let id = attempt.instance.id();
+    ///             println!("attempt {} at {id}: {code:?} after {:?}", attempt.number, attempt.elapsed);
+    ///         }
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_attempt(mut self, hook: impl Fn(&AttemptReport<'_>) + Send + Sync + 'static) -> Self {
+        self.attempt_hook = Some(AttemptHook::new(hook));
+        self
+    }
+
     /// Sets how long the calls of a removed endpoint may continue before its connection is cut;
     /// default 30 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
@@ -444,6 +477,7 @@ impl ChannelBuilder {
         Ok(BalancedChannel::from_shared(Shared {
             published,
             user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
+            attempt_hook: self.attempt_hook,
             timeout: self.timeout.map(|timeout| timeout.min(FAR)),
             request_limit: self.max_requests.map(|limit| Arc::new(RequestLimit::new(limit))),
             wait: self.wait_timeout.min(FAR),
