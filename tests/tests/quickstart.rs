@@ -114,6 +114,7 @@ async fn quickstart_on_etcd() {
 #[tokio::test]
 async fn each_example_runs_to_its_end() {
     for (example, line) in [
+        ("attempt-spans", "Attempt.greeter.v1.Greeter/Greet of "),
         ("axum-gateway", "hello Ann, this is one"),
         ("backend", "address: payments.internal:50051"),
         ("channel", "  ready  "),
