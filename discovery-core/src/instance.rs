@@ -11,7 +11,7 @@ use crate::{Address, Error, ErrorKind, InstanceId, name::excerpt};
 ///
 /// let instance = Instance::new("10.0.7.4:50051".parse()?)
 ///     .with_weight(Weight::new(300)?)
-///     .with_metadata([("zone", "eu-1a")].try_into()?);
+///     .with_labels([("zone", "eu-1a"), ("version", "2.1")])?;
 /// assert_eq!(instance.id().as_str(), "10.0.7.4:50051");
 /// assert_eq!(instance.metadata().get("zone"), Some("eu-1a"));
 /// # Ok::<(), discovery_core::Error>(())
@@ -39,6 +39,20 @@ pub struct Weight(u16);
 /// without space; a value has at most 4 KiB of any text. The key `weight` is refused, because the
 /// weight is a field of the [`Instance`] and registries shared with Go programs keep it in the
 /// metadata.
+///
+/// It is made of pairs, and each is checked:
+///
+/// ```
+/// use std::collections::BTreeMap;
+/// use discovery_core::{ErrorKind, Metadata};
+///
+/// let metadata = Metadata::try_from([("zone", "eu-1a"), ("version", "2.1")])?;
+/// assert_eq!(metadata.get("zone"), Some("eu-1a"));
+/// let labels = BTreeMap::from([("zone".to_owned(), "eu-1a".to_owned())]);
+/// assert_eq!(Metadata::try_from(labels)?.len(), 1);
+/// assert_eq!(Metadata::try_from([("a key", "")]).unwrap_err().kind(), ErrorKind::InvalidInput);
+/// # Ok::<(), discovery_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq, Serialize, Deserialize)]
 #[serde(into = "BTreeMap<String, String>", try_from = "BTreeMap<String, String>")]
 pub struct Metadata(BTreeMap<String, String>);
@@ -65,11 +79,42 @@ impl Instance {
         self
     }
 
-    /// Sets the metadata; default none.
+    /// Sets the metadata; default none. From pairs of keys and values it is made by
+    /// [`with_labels`](Self::with_labels) or `Metadata::try_from`, because not all are allowed.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
         self
+    }
+
+    /// Adds labels to the metadata, as pairs of a key and a value. One replaces the former value of
+    /// its key.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`] if a label is not allowed or a bound of [`Metadata`] would be
+    /// exceeded.
+    ///
+    /// ```
+    /// use discovery_core::Instance;
+    ///
+    /// let version = String::from("2.1");
+    /// let instance = Instance::new("10.0.7.4:50051".parse()?)
+    ///     .with_labels([("zone", "eu-1a")])?
+    ///     .with_labels(vec![("version".to_owned(), version)])?;
+    /// assert_eq!(instance.metadata().len(), 2);
+    /// assert!(instance.with_labels([("a key", "with a space")]).is_err());
+    /// # Ok::<(), discovery_core::Error>(())
+    /// ```
+    pub fn with_labels<K, V>(mut self, labels: impl IntoIterator<Item = (K, V)>) -> Result<Self, Error>
+    where
+        K: Into<String>,
+        V: Into<String>,
+    {
+        for (key, value) in labels {
+            self.metadata.insert(key, value)?;
+        }
+        Ok(self)
     }
 
     /// Returns the id, which identifies the instance within its service.
@@ -271,6 +316,20 @@ mod tests {
         metadata.insert("k2", "x".repeat(4096)).unwrap();
         assert!(metadata.insert("k3", "x".repeat(4096)).unwrap_err().to_string().contains("in all"));
         assert_eq!(metadata.get("k3"), Some("ü\n\u{1b}"));
+    }
+
+    #[test]
+    fn labels_are_added_to_the_metadata_and_replace_their_former_values() {
+        let one = Instance::new("10.0.0.1:80".parse().unwrap());
+        let one = one.with_labels([("zone", "eu"), ("version", "1")]).unwrap();
+        let one = one.with_labels([("version".to_owned(), "2")]).unwrap();
+        assert_eq!(one.metadata().iter().collect::<Vec<_>>(), [("version", "2"), ("zone", "eu")]);
+        let error = one.clone().with_labels([("weight", "1")]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        let none: [(&str, &str); 0] = [];
+        assert_eq!(one.clone().with_labels(none).unwrap(), one);
+        let many = (0..65).map(|number| (format!("k{number}"), "v"));
+        assert!(one.with_labels(many).unwrap_err().to_string().contains("64 entries"));
     }
 
     #[test]
