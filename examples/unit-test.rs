@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let router = Server::builder().add_service(Greeter::new("one").into_service());
     let server = RegisteredServer::builder(backend.clone(), "greeter".parse()?).bind("127.0.0.1:0".parse()?).await?;
     tokio::spawn(server.serve(|incoming, goaway| router.serve_with_incoming_shutdown(incoming, goaway)));
-    channel.ready(std::time::Duration::from_secs(5)).await?;
+    channel.wait_until_ready(std::time::Duration::from_secs(5)).await?;
     assert_eq!(greeting(channel.clone(), "Ann").await?, "hello Ann, this is one");
 
     // The registry is down: calls still work. `backend.restore()` brings it back.

@@ -24,7 +24,7 @@ use crate::{Error, ErrorKind, ServiceName, Snapshot, Update, UpdateStream};
 ///
 /// let resolver = FixedResolver::new([Instance::new("10.0.0.1:80".parse()?)]);
 /// let view = resolver.view(&"payments".parse()?)?;
-/// view.ready(Duration::from_secs(1)).await?;
+/// view.wait_until_ready(Duration::from_secs(1)).await?;
 /// assert_eq!(view.current().len(), 1);
 /// assert!(view.stale_since().is_none());
 /// # Ok(())
@@ -83,23 +83,23 @@ impl View {
         self.state.load().lost.as_ref().map(|(_, error)| error.clone())
     }
 
-    /// Waits for the first set, at most `limit`.
+    /// Waits for the first set, for at most `timeout`.
     ///
     /// # Errors
     ///
-    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) after `limit`. Its source is the reason
+    /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the timeout. Its source is the reason
     /// why contact with the registry is lost, if it is.
     ///
     /// # Cancel safety
     ///
     /// Dropped before completion, it has no effect.
-    pub async fn ready(&self, limit: Duration) -> Result<(), Error> {
+    pub async fn wait_until_ready(&self, timeout: Duration) -> Result<(), Error> {
         let mut version = self.version.clone();
         let first = version.wait_for(|_| self.state.load().snapshot.is_some());
-        if let Ok(Ok(_)) = tokio::time::timeout(limit, first).await {
+        if let Ok(Ok(_)) = tokio::time::timeout(timeout, first).await {
             return Ok(());
         }
-        let error = Error::new(ErrorKind::DeadlineExceeded, format!("no set within {limit:?}"));
+        let error = Error::new(ErrorKind::DeadlineExceeded, format!("no set within {timeout:?}"));
         let error = error.with_operation("resolve").with_service(&self.service);
         Err(match self.lost() {
             Some(lost) => error.with_source(lost),

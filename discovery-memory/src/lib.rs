@@ -28,7 +28,7 @@
 //! }));
 //!
 //! let channel = BalancedChannel::new(backend.clone(), "greeter".parse()?)?;
-//! channel.ready(Duration::from_secs(5)).await?;
+//! channel.wait_until_ready(Duration::from_secs(5)).await?;
 //! backend.interrupt(); // the registry is down; calls still work
 //! let reply = GreeterClient::new(channel).greet(GreetRequest::default()).await?;
 //! assert_eq!(reply.get_ref().server, "one");

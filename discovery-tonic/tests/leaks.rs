@@ -106,7 +106,7 @@ async fn a_channel_whose_runtime_is_killed_leaves_nothing() {
             let _entered = runtime.enter();
             channel(&backend)
         };
-        channel.ready(SOON).await.unwrap();
+        channel.wait_until_ready(SOON).await.unwrap();
         let calls = calls(&channel, &servers, 12).await;
         assert!(before.peers.iter().map(connections).sum::<usize>() > 0 && tasks() > before.tasks);
         runtime.shutdown_background();
@@ -144,7 +144,7 @@ async fn responses_dropped_half_read_leave_nothing() {
     let backend = registry([server.address]);
     let before = Before::of([server.address]);
     let channel = channel(&backend);
-    channel.ready(SOON).await.unwrap();
+    channel.wait_until_ready(SOON).await.unwrap();
     greet(&channel, Some(SOON)).await.unwrap();
     let idle = tasks();
     for _ in 0..50 {

@@ -240,7 +240,7 @@ async fn each_attempt_is_measured_once() {
     let backend = registry([silent]);
     let builder = builder(&backend).outlier_detection(None);
     let channel = metrics::with_local_recorder(&seen, || builder.build()).unwrap();
-    channel.ready(SOON).await.unwrap();
+    channel.wait_until_ready(SOON).await.unwrap();
     greet(&channel, Some(Duration::from_millis(50))).await.unwrap_err();
     assert_eq!(attempts(&seen), [0, 1, 0], "its deadline passed");
     tokio::time::timeout(Duration::from_millis(50), greet(&channel, None)).await.unwrap_err();

@@ -246,7 +246,7 @@ async fn b11_a_panic_in_the_control_task_is_contained() {
         let mut server = Mortal::start("one");
         let backend = registry([server.address, refusing().await]);
         let channel = channel(&backend);
-        channel.ready(Duration::from_secs(5)).await.unwrap();
+        channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
         greet(&channel, Some(Duration::from_secs(5))).await.unwrap();
         backend.interrupt();
         eventually("the outage is noticed", || backend.watches(&service()) == 0).await;

@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let (answers, mut answered) = mpsc::channel(1024);
     tokio::spawn(async move {
-        while let Err(error) = channel.ready(Duration::from_secs(5)).await {
+        while let Err(error) = channel.wait_until_ready(Duration::from_secs(5)).await {
             println!("nobody to call: {}", error.report());
         }
         for _ in 0..callers {

@@ -57,7 +57,7 @@ async fn main() -> Result<()> {
 
     // All that a client does: a channel over a resolver, and any generated client on it.
     let channel = BalancedChannel::new(place.open()?.backend, service)?;
-    channel.ready(Duration::from_secs(10)).await?;
+    channel.wait_until_ready(Duration::from_secs(10)).await?;
     until("all four are connected", || ready(&channel) == 4).await?;
 
     println!("\nAll four serve.");

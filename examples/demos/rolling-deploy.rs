@@ -60,7 +60,7 @@ async fn main() -> Result<()> {
     }
 
     let channel = BalancedChannel::new(backend, service)?;
-    channel.ready(Duration::from_secs(10)).await?;
+    channel.wait_until_ready(Duration::from_secs(10)).await?;
     let drain = humantime::format_duration(drain);
     println!("{size} servers, each replaced {rounds} times, with {drain} to drain, under {rate} calls a second\n");
     println!("   time   calls  failed  slowest  endpoints that are ready");

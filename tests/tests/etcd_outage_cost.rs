@@ -60,7 +60,7 @@ mod timed {
             let start = Instant::now();
             let observer = usual(etcd.members());
             let view = observer.view(&payments()).unwrap();
-            view.ready(SOON).await.unwrap();
+            view.wait_until_ready(SOON).await.unwrap();
             eventually("only the kept registrations are left", SOON * 3, async || view.current().len() == kept).await;
             let all = async || registrations.iter().all(|one| one.status().is_registered());
             eventually("registered", SOON, all).await;

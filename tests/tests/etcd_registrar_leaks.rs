@@ -56,7 +56,7 @@ async fn reconnects(proxy: &Proxy, registration: &Registration, view: &View) {
         // The watch and the renewals are restored, too.
         sleep(Duration::from_millis(30)).await;
     };
-    view.ready(SOON).await.unwrap();
+    view.wait_until_ready(SOON).await.unwrap();
     connected(0).await;
     for _ in 0..100 {
         let before = proxy.accepted();

@@ -135,7 +135,7 @@ async fn roll(fleet: &Fleet, rounds: usize, per_second: u32) -> (Outcome, Outcom
     let resolver = fleet.resolver();
     let ours = BalancedChannel::new(Arc::clone(&resolver), service()).unwrap();
     eventually("all are known", SOON, async || ours.endpoints().len() == SERVERS).await;
-    ours.ready(SOON).await.unwrap();
+    ours.wait_until_ready(SOON).await.unwrap();
     let tonics = tonic_channel(&resolver, &service()).await;
     let ours = Load::start(0, per_second, unary_and_streaming(ours));
     // A tenth of the load, for comparison only.

@@ -63,7 +63,7 @@ impl Ours {
             views.push(backend.view(&entries::service(number).parse()?)?);
         }
         for view in &views {
-            view.ready(LIMIT).await?;
+            view.wait_until_ready(LIMIT).await?;
             if view.current().len() != entries::INSTANCES {
                 return Err(format!("{view:?} does not have the instances that were put").into());
             }

@@ -30,7 +30,8 @@ pub struct ServedBy {
 ///
 /// It never travels on: a status that a server passes to its own caller carries neither this value
 /// nor its text. If a response began, its [`ServedBy`] names the instance; a status that the server
-/// ends that response with later carries no `Tried`.
+/// ends that response with later carries no `Tried`. Nor does the error of a timeout that wraps the
+/// channel or the call, such as tower's: use a [deadline](crate::BalancedChannel#deadlines).
 ///
 /// ```
 /// # fn example(status: tonic::Status) {

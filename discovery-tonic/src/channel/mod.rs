@@ -82,16 +82,28 @@ use builder::ChannelBuilder;
 ///   stream ends, the set stays as last known and the service is watched again. If the control task
 ///   panics, it restarts.
 ///
+/// # Deadlines
+///
+/// Give each call a deadline with `Request::set_timeout`, or all of them with the channel's default
+/// timeout. Do not wrap the channel into `tower::timeout::Timeout`, nor the call into
+/// `tokio::time::timeout`: those drop the call, and what it knows goes with it. The error is then
+/// that of the wrapper, whose code is `UNKNOWN`, with neither the reason nor the instances
+/// ([`Tried`](crate::Tried)); the server does not know the deadline; and no retry fits into it.
+///
 /// ```no_run
 /// # use std::{error::Error, sync::Arc};
 /// # use discovery_core::Backend;
 /// # async fn example(backend: Arc<dyn Backend>) -> Result<(), Box<dyn Error>> {
+/// use std::time::Duration;
 /// use discovery_tonic::BalancedChannel;
 /// use greeter::{GreeterClient, GreetRequest};
+/// use tonic::Request;
 ///
 /// let channel = BalancedChannel::new(backend, "greeter".parse()?)?;
 /// let mut greeter = GreeterClient::new(channel);
-/// greeter.greet(GreetRequest::default()).await?;
+/// let mut request = Request::new(GreetRequest::default());
+/// request.set_timeout(Duration::from_secs(2));
+/// greeter.greet(request).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -167,6 +179,8 @@ impl BalancedChannel {
     /// Waits until a request could be sent, for at most `timeout`. One endpoint is enough; others
     /// may still be connecting.
     ///
+    /// `tower::ServiceExt::ready` returns at once instead: the channel takes requests at any time.
+    ///
     /// # Errors
     ///
     /// [`DeadlineExceeded`](ErrorKind::DeadlineExceeded) at the timeout, with the reason why no
@@ -175,7 +189,7 @@ impl BalancedChannel {
     /// # Cancel safety
     ///
     /// Dropped before completion, it has no effect: it only waits.
-    pub async fn ready(&self, timeout: Duration) -> Result<(), Error> {
+    pub async fn wait_until_ready(&self, timeout: Duration) -> Result<(), Error> {
         let published = &self.shared.published;
         let serving = async {
             loop {

@@ -60,6 +60,16 @@ impl Resolver for Speechless {
     }
 }
 
+/// The methods of the channel hide none of tower's.
+#[tokio::test]
+async fn tower_service_ext_can_be_used_with_a_channel() {
+    use tower::ServiceExt;
+    let mut channel = channel(&MemoryBackend::new());
+    channel.ready().await.unwrap();
+    let request = http::Request::new(tonic::body::Body::empty());
+    assert_eq!(channel.oneshot(request).await.unwrap_err().code(), Code::Unavailable);
+}
+
 #[tokio::test]
 async fn an_empty_set_is_explained_by_skipped_entries() {
     for (entries, part) in [(0, None), (1, Some("1 entry is skipped")), (3, Some("3 entries are skipped"))] {
@@ -69,7 +79,7 @@ async fn an_empty_set_is_explained_by_skipped_entries() {
         assert_eq!(status.message().contains("skipped"), part.is_some(), "{status:?}");
         if let Some(part) = part {
             assert!(status.message().contains(part) && status.message().contains("it has no Addr"), "{status:?}");
-            let error = channel.ready(Duration::from_millis(10)).await.unwrap_err();
+            let error = channel.wait_until_ready(Duration::from_millis(10)).await.unwrap_err();
             assert!(error.report().to_string().contains("it has no Addr"), "{error:?}");
         }
     }
@@ -162,7 +172,7 @@ async fn a_registry_that_is_lost_from_the_start_fails_calls_with_the_reason() {
     let tried = Tried::from_status(&status).unwrap();
     let cause = std::error::Error::source(tried).unwrap();
     assert!(cause.to_string().contains("not for you"), "{cause}");
-    let error = channel.ready(Duration::from_millis(50)).await.unwrap_err();
+    let error = channel.wait_until_ready(Duration::from_millis(50)).await.unwrap_err();
     assert_eq!(error.report().to_string().matches("not for you").count(), 1, "{}", error.report());
 }
 
@@ -354,7 +364,7 @@ async fn fault_c8_rolling_graceful_restarts_lose_no_call() {
         backend.put(&service(), server.instance());
         servers.push_back(server);
     }
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let mut callers = JoinSet::new();
     let end = Instant::now() + Duration::from_secs(6);
     for _ in 0..32 {

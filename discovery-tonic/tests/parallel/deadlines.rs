@@ -71,6 +71,25 @@ async fn a_call_that_waits_until_its_deadline_gives_the_reason() {
     }
 }
 
+/// What the documentation states of timeouts that wrap the channel.
+#[tokio::test]
+async fn a_deadline_names_the_instance_and_a_timeout_around_the_channel_does_not() {
+    let (silent, _requests, _peer) = hung().await;
+    let channel = channel(&registry([silent]));
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
+    let limit = Duration::from_millis(50);
+    let wrapped = tower::timeout::Timeout::new(channel.clone(), limit);
+    let status = GreeterClient::new(wrapped).greet(GreetRequest::default()).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::Unknown, "request timed out"));
+    assert!(Tried::from_status(&status).is_none());
+
+    let mut request = Request::new(GreetRequest::default());
+    request.set_timeout(limit);
+    let status = GreeterClient::new(channel).greet(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(Tried::from_status(&status).unwrap().instances().len(), 1);
+}
+
 /// A status at the deadline, or a reset: in the middle of a stream, or instead of an answer.
 #[tokio::test]
 async fn a_reset_or_a_status_at_the_deadline_is_deadline_exceeded_too() {
@@ -78,7 +97,7 @@ async fn a_reset_or_a_status_at_the_deadline_is_deadline_exceeded_too() {
     for is_stream in [false, true] {
         let (peer, _tasks) = late_peer(Duration::from_millis(60), is_stream, resets).await;
         let channel = channel(&registry([peer]));
-        channel.ready(Duration::from_secs(5)).await.unwrap();
+        channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
         let status = ended(&channel, Duration::from_millis(50)).await;
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         assert!(Tried::from_status(&status).is_some());
@@ -153,8 +172,8 @@ fn calls_may_be_polled_outside_a_runtime() {
         (server, channels.0, channels.1)
     });
     futures::executor::block_on(async {
-        channel.ready(Duration::from_secs(5)).await.unwrap();
-        empty.ready(Duration::from_millis(20)).await.unwrap_err();
+        channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
+        empty.wait_until_ready(Duration::from_millis(20)).await.unwrap_err();
         for timeout in [None, Some(Duration::from_secs(5))] {
             assert_eq!(greet(&channel, timeout).await.unwrap(), server.address);
         }
@@ -185,7 +204,7 @@ async fn a_response_that_begins_on_a_former_connection_ends_at_its_deadline() {
     let (peer, _tasks) = late_peer(Duration::from_secs(60), true, |_, _| {}).await;
     let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap();
     let channel = builder(&registry([peer])).endpoint_settings(move |_| settings.clone()).build().unwrap();
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let kept = GreeterClient::new(channel.clone()).greet_many(many(Duration::from_secs(2))).await.unwrap();
     sleep(Duration::from_millis(2_400)).await;
     let mut stream = kept.into_inner();
@@ -271,7 +290,7 @@ async fn a_call_whose_write_fails_ends_soon() {
         Ok::<_, io::Error>(TokioIo::new(OneWay { stream, fails: false }))
     });
     let channel = builder(&registry([server.address])).connector(connector).build().unwrap();
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let start = Instant::now();
     let status = greet(&channel, None).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");

@@ -134,7 +134,7 @@ async fn pings_slow_down_if_a_peer_complains() {
     let settings = EndpointSettings::default().http2_keep_alive_interval(Duration::from_millis(50)).unwrap();
     let backend = registry([with_ping_enforcement().await]);
     let channel = builder(&backend).endpoint_settings(move |_| settings.clone()).build().unwrap();
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let mut ended = 0;
     loop {
         let mut one = match stream(&channel).await {

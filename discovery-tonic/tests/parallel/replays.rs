@@ -157,7 +157,7 @@ async fn restarts_without_a_drain_lose_neither_large_calls_nor_streams() {
     for n in 0..3 {
         running.push(start(backend.clone(), n).await);
     }
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let mut callers = JoinSet::new();
     for n in 0..16 {
         let channel = channel.clone();

@@ -330,7 +330,7 @@ async fn b10_a_fleet_is_replaced_under_load_without_a_failed_call() {
     for _ in 0..3 {
         fleet.push(Running::serving(builder(&backend)).await);
     }
-    channel.ready(SOON).await.unwrap();
+    channel.wait_until_ready(SOON).await.unwrap();
     let calls = Arc::new(AtomicUsize::new(0));
     let called = Arc::clone(&calls);
     let mut caller = JoinSet::new();

@@ -66,7 +66,7 @@ async fn b04_scaling_from_four_to_eight_to_two_fails_no_call_and_calls_no_remove
     let servers = servers(8).await;
     let backend = registry(servers[..4].iter().map(|server| server.address));
     let channel = channel(&backend);
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     let load = Load::start(&channel, 16);
     tokio::time::sleep(Duration::from_millis(300)).await;
 

@@ -99,7 +99,7 @@ impl Fleet {
 impl Calls {
     async fn start(channel: BalancedChannel) -> Self {
         eventually("four endpoints", Duration::from_secs(10), async || channel.endpoints().len() == 4).await;
-        channel.ready(Duration::from_secs(10)).await.unwrap();
+        channel.wait_until_ready(Duration::from_secs(10)).await.unwrap();
         let stop = Arc::<AtomicBool>::default();
         let calls = Arc::<AtomicUsize>::default();
         let failures = Arc::default();

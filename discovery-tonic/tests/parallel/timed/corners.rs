@@ -184,7 +184,7 @@ async fn a_panic_of_the_connector_or_the_hook_is_a_failed_attempt() {
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(10)).unwrap();
     let channel = builder(&registry([server.address])).connector(connect).endpoint_settings(settings).backoff(backoff);
     let channel = channel.build().unwrap();
-    channel.ready(Duration::from_secs(5)).await.unwrap();
+    channel.wait_until_ready(Duration::from_secs(5)).await.unwrap();
     assert_eq!(greet(&channel, None).await.unwrap(), server.address);
 }
 
