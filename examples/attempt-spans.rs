@@ -47,7 +47,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Records an attempt that has ended as a span, with attributes named as in gRFC A72.
+/// Records an attempt that has ended as a span. `previous-rpc-attempts` is a name of gRFC A72.
 fn record(tracer: &SdkTracer, attempt: &AttemptReport<'_>) {
     let end = SystemTime::now();
     let mut span = tracer

@@ -62,9 +62,9 @@ pub mod channel {
     pub use discovery_tonic::ChannelTls;
     #[doc(inline)]
     pub use discovery_tonic::{
-        AttemptOutcome, AttemptReport, BalancedChannel, ChannelBuilder, EndpointSettings, EndpointState,
-        EndpointStatus, Endpoints, ExpectSlow, OutlierDetection, ResponseBody, Retry, RetryPolicy, ServedBy,
-        TcpConnection, TcpConnector, Tried, WaitForReady, balance,
+        AttemptOutcome, AttemptReport, BalancedChannel, ChannelBuilder, ChannelStatus, EndpointSettings, EndpointState,
+        EndpointStatus, Endpoints, ExpectSlow, OutlierDetection, RegistryState, ResponseBody, Retry, RetryPolicy,
+        ServedBy, TcpConnection, TcpConnector, Tried, WaitForReady, balance,
     };
 }
 

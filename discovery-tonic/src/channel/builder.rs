@@ -346,7 +346,7 @@ impl ChannelBuilder {
     ///     .on_attempt(|attempt| {
     ///         if let AttemptOutcome::Failed(code) = attempt.outcome {
     ///             let id = attempt.instance.id();
-    ///             println!("attempt {} at {id}: {code:?} after {:?}", attempt.number, attempt.elapsed);
+    ///             println!("attempt {} at {id}: {code:?}", attempt.number);
     ///         }
     ///     })
     ///     .build()?;

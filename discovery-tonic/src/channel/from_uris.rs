@@ -2,21 +2,43 @@
 
 use discovery_core::{Address, Error, ErrorKind, FixedResolver, Host, Instance, ServiceName};
 
-/// Returns a resolver of these URIs, and the name of the service that they are instances of.
-pub(super) fn resolver<U: AsRef<str>>(
-    uris: impl IntoIterator<Item = U>,
-) -> Result<(FixedResolver, ServiceName), Error> {
+/// What a list of URIs names.
+#[derive(Debug)]
+pub(super) struct Servers {
+    pub(super) resolver: FixedResolver,
+    /// The service that they are instances of.
+    pub(super) service: ServiceName,
+    pub(super) scheme: UriScheme,
+}
+
+/// The scheme of all URIs of a list.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum UriScheme {
+    Http,
+    #[cfg(feature = "tls")]
+    Https,
+}
+
+/// Parses a list of URIs.
+pub(super) fn servers<U: AsRef<str>>(uris: impl IntoIterator<Item = U>) -> Result<Servers, Error> {
     let mut instances = Vec::new();
+    let mut common = None;
     for (number, uri) in (1..).zip(uris) {
-        instances.push(Instance::new(address(uri.as_ref(), number)?));
+        let (scheme, address) = parse(uri.as_ref(), number)?;
+        if *common.get_or_insert(scheme) != scheme {
+            return Err(invalid(format!("URI {number} has another scheme than the first; one channel has one scheme")));
+        }
+        instances.push(Instance::new(address));
     }
-    let first = instances.first().ok_or_else(|| invalid("there are no URIs; at least one is required".to_owned()))?;
+    let nothing = || invalid("there are no URIs; at least one is required".to_owned());
+    let first = instances.first().ok_or_else(nothing)?;
     let service = name(first.address());
-    Ok((FixedResolver::new(instances), service))
+    let scheme = common.ok_or_else(nothing)?;
+    Ok(Servers { resolver: FixedResolver::new(instances), service, scheme })
 }
 
 /// A URI is quoted in no error before it is known to have no user info, which may hold a password.
-fn address(uri: &str, number: usize) -> Result<Address, Error> {
+fn parse(uri: &str, number: usize) -> Result<(UriScheme, Address), Error> {
     let refused = |problem: &str| invalid(format!("URI {number} {problem}; {ALLOWED}"));
     let (scheme, rest) = uri.split_once("://").ok_or_else(|| refused("has no scheme"))?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -26,21 +48,30 @@ fn address(uri: &str, number: usize) -> Result<Address, Error> {
     if rest.contains(['/', '?', '#']) {
         return Err(refused("has a path, a query or a fragment, which is not allowed"));
     }
-    let port = match scheme.to_ascii_lowercase().as_str() {
-        "http" => 80,
-        "https" => https_port(number)?,
+    let scheme = match scheme.to_ascii_lowercase().as_str() {
+        "http" => UriScheme::Http,
+        #[cfg(feature = "tls")]
+        "https" => UriScheme::Https,
+        #[cfg(not(feature = "tls"))]
+        "https" => return Err(without_tls(number)),
         _ => return Err(refused("has an unknown scheme")),
+    };
+    let port = match scheme {
+        UriScheme::Http => 80,
+        #[cfg(feature = "tls")]
+        UriScheme::Https => 443,
     };
     // The colons of an IPv6 address are in brackets.
     let after_host = rest.rsplit_once(']').map_or(rest, |(_, after)| after);
     let address = if after_host.contains(':') { rest.parse() } else { format!("{rest}:{port}").parse() };
-    address.map_err(|error| refused("has an invalid host or port").with_source(error))
+    let address = address.map_err(|error| refused("has an invalid host or port").with_source(error))?;
+    Ok((scheme, address))
 }
 
-/// Returns the default port of `https`, once a channel has TLS of its own.
-fn https_port(number: usize) -> Result<u16, Error> {
+#[cfg(not(feature = "tls"))]
+fn without_tls(number: usize) -> Error {
     let message = format!("URI {number} has the scheme https, and TLS needs the Cargo feature `tls`; {ALLOWED}");
-    Err(Error::new(ErrorKind::Unsupported, message).with_operation("connect"))
+    Error::new(ErrorKind::Unsupported, message).with_operation("connect")
 }
 
 /// Names the service after the host of an address. A host is a service name, except for the colons
@@ -57,7 +88,7 @@ fn invalid(message: String) -> Error {
     Error::new(ErrorKind::InvalidInput, message).with_operation("connect")
 }
 
-const ALLOWED: &str = "allowed is http://host or http://host:port, and nothing after it";
+const ALLOWED: &str = "allowed is http://host or http://host:port, or https, and nothing after it";
 
 #[cfg(test)]
 mod tests {
@@ -82,7 +113,8 @@ mod tests {
             (vec!["http://[::1]:50051"], vec!["[::1]:50051"], "--1"),
             (vec!["http://h:1", "http://h:1"], vec!["h:1"], "h"),
         ] {
-            let (resolver, service) = resolver(&uris).unwrap();
+            let Servers { resolver, service, scheme } = servers(&uris).unwrap();
+            assert_eq!(scheme, UriScheme::Http);
             assert_eq!(
                 (addresses(&resolver, &service), service.as_str()),
                 (expected.iter().map(ToString::to_string).collect(), name),
@@ -118,7 +150,7 @@ mod tests {
             ("http://h?password=hunter2", "a path, a query"),
             ("http://h#hunter2", "a fragment"),
         ] {
-            let error = resolver(["http://h", uri]).unwrap_err();
+            let error = servers(["http://h", uri]).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{uri}: {error}");
             let text = format!("{error} {error:?}");
             assert!(
@@ -127,8 +159,22 @@ mod tests {
             );
             assert!(!text.contains("hunter"), "{uri}: {text}");
         }
-        assert_eq!(resolver([""; 0]).unwrap_err().kind(), ErrorKind::InvalidInput);
-        let error = resolver(["https://h"]).unwrap_err();
+        assert_eq!(servers([""; 0]).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+    #[cfg(feature = "tls")]
+    #[test]
+    fn https_is_the_scheme_of_all_uris_or_of_none() {
+        let Servers { resolver, service, scheme } = servers(["https://h", "HTTPS://g:1"]).unwrap();
+        assert_eq!((addresses(&resolver, &service), scheme), (vec!["g:1".into(), "h:443".into()], UriScheme::Https));
+        let error = servers(["https://h", "http://g"]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("URI 2 has another scheme"), "{error}");
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn https_that_is_not_compiled_in_names_its_feature() {
+        let error = servers(["https://h"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains("the Cargo feature `tls`"), "{error}");
     }

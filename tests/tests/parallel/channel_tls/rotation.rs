@@ -75,7 +75,7 @@ async fn certificates_are_rotated_under_load_without_a_failed_call() {
         .endpoint_settings(move |_| settings.clone())
         .build()
         .unwrap();
-    channel.ready(SOON).await.unwrap();
+    channel.wait_until_ready(SOON).await.unwrap();
     let load = Load::start(0, 200, unary_and_streaming(channel.clone()));
 
     // Both sides trust both authorities before anyone presents a certificate of the new one.
