@@ -7,7 +7,12 @@ use socket2::SockRef;
 use tokio::{net::TcpListener, sync::Mutex};
 use tonic_health::server::HealthReporter;
 
-use super::{RegisteredServer, advertise, config::ServerConfig, health::Health};
+use super::{
+    RegisteredServer, advertise,
+    config::{ServerConfig, Services},
+    health::Health,
+    readiness::NotServing,
+};
 
 /// Builds a [`RegisteredServer`].
 ///
@@ -40,10 +45,12 @@ impl ServerBuilder {
     pub(super) fn new(registry: impl Registry, service: ServiceName) -> Self {
         let config = ServerConfig {
             registry: Arc::new(registry),
-            service,
+            services: Services::new(service),
             claim: Claim::default(),
+            if_supported: false,
             ready: Mutex::new(Box::pin(std::future::ready(()))),
             health: None,
+            not_serving: NotServing::default(),
             stop_on_signals: false,
             drain_time: Duration::from_secs(5),
             shutdown_timeout: Duration::from_secs(10),
@@ -93,6 +100,75 @@ impl ServerBuilder {
         self
     }
 
+    /// Registers the server under another service too, as the same instance: the same id, address,
+    /// weight and metadata. A service that is named twice counts once.
+    ///
+    /// All services are registered, updated and left together. The server has reached
+    /// [`Stage::Serving`](super::Stage::Serving) once all entries are written. Before that, a final
+    /// error of one, such as a [`Conflict`](ErrorKind::Conflict), stops the server and removes the
+    /// others.
+    ///
+    /// ```
+    /// # use discovery_core::{Backend, Error};
+    /// # fn example(backend: std::sync::Arc<dyn Backend>) -> Result<(), Error> {
+    /// use discovery_tonic::server::RegisteredServer;
+    ///
+    /// let builder = RegisteredServer::builder(backend, "orders".parse()?).also("ingest".parse()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn also(mut self, service: ServiceName) -> Self {
+        self.config.services.add(service);
+        self
+    }
+
+    /// Lets the server serve without being registered if the backend does not support
+    /// registrations, so that the same program runs on a fixed set, such as
+    /// [`FixedResolver`](discovery_core::FixedResolver); default off, which ends the server with
+    /// [`Unsupported`](ErrorKind::Unsupported).
+    ///
+    /// Such a server logs `serving without registering`, reaches
+    /// [`Stage::Serving`](super::Stage::Serving), and its status stays
+    /// [`Lost`](discovery_core::Status::Lost) with that error. [`ServerHandle::update`] fails with
+    /// `Unsupported`, since nobody would see the change. Other errors have the same effect as
+    /// without this setting.
+    ///
+    /// It stops without a [drain time](Self::drain_time): clients with a fixed set do not notice
+    /// that a server leaves, so waiting would not help them. They notice its GOAWAY, and those that
+    /// check health notice NOT_SERVING.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use discovery_core::FixedResolver;
+    /// use discovery_tonic::server::{RegisteredServer, Stage};
+    /// use greeter::Greeter;
+    /// use tonic::transport::Server;
+    ///
+    /// // Or what `discovery::open` returns for a URL.
+    /// let backend = FixedResolver::new([]);
+    /// let server = RegisteredServer::builder(backend, "greeter".parse()?)
+    ///     .register_if_supported()
+    ///     .bind("127.0.0.1:0".parse()?)
+    ///     .await?;
+    /// let handle = server.handle();
+    /// let greeter = Server::builder().add_service(Greeter::new("one").into_service());
+    /// let running = tokio::spawn(
+    ///     server.serve(|incoming, goaway| greeter.serve_with_incoming_shutdown(incoming, goaway)),
+    /// );
+    /// handle.reached(Stage::Serving).await;
+    /// handle.stop();
+    /// running.await??;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`ServerHandle::update`]: super::ServerHandle::update
+    pub fn register_if_supported(mut self) -> Self {
+        self.config.if_supported = true;
+        self
+    }
+
     /// Sets a future to wait for before registering, for example until caches are warm or a health
     /// check has passed; default none.
     ///
@@ -117,6 +193,50 @@ impl ServerBuilder {
         self
     }
 
+    /// Sets what becomes of the registrations while the server reports that it is not serving;
+    /// default [`NotServing::Stay`]. Any other value needs a
+    /// [`health_reporter`](Self::health_reporter), whose statuses are followed within the process.
+    ///
+    /// The server counts as not serving while it as a whole (the empty name) or one of the gRPC
+    /// services named to `health_reporter` has a status other than SERVING, or none. This begins
+    /// with the server's own report of SERVING, just before it registers, and ends when it is asked
+    /// to stop.
+    ///
+    /// Each change of the entries is awaited before the next. Of changes of the health in the
+    /// meantime only the last counts. While the registry is unreachable the server keeps trying, so
+    /// in the end the registry has what the health is by then.
+    ///
+    /// With [`NotServing::Leave`]:
+    ///
+    /// - The status is [`Lost`](discovery_core::Status::Lost) with
+    ///   [`Unavailable`](ErrorKind::Unavailable) while the server has left. A server that is not
+    ///   serving from the beginning is not registered, and stays in
+    ///   [`Stage::Starting`](super::Stage::Starting).
+    /// - A server that returns does not take its id over from an owner who has it since, whatever
+    ///   the [`claim`](Self::claim): its status is then
+    ///   [`Superseded`](discovery_core::Status::Superseded). If its own entry could not be removed,
+    ///   it waits until that is gone, at most until its lease ends.
+    /// - If all instances leave, their clients have none. With [`NotServing::ZeroWeight`] they
+    ///   share the calls instead.
+    ///
+    /// ```
+    /// # use discovery_core::{Backend, Error};
+    /// # fn example(backend: std::sync::Arc<dyn Backend>) -> Result<(), Error> {
+    /// use discovery_tonic::server::{NotServing, RegisteredServer};
+    ///
+    /// let (reporter, checks) = tonic_health::server::health_reporter();
+    /// // Set the status later through `reporter`, for example while a database is unreachable.
+    /// let builder = RegisteredServer::builder(backend, "greeter".parse()?)
+    ///     .health_reporter(reporter.clone(), ["greeter.v1.Greeter"])
+    ///     .when_not_serving(NotServing::ZeroWeight);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn when_not_serving(mut self, reaction: NotServing) -> Self {
+        self.config.not_serving = reaction;
+        self
+    }
+
     /// Stops the server on Ctrl-C and, where it exists, SIGTERM: gracefully on the first signal, at
     /// once on the second.
     ///
@@ -130,7 +250,7 @@ impl ServerBuilder {
     }
 
     /// Sets how long the server keeps serving after it has left the registry, so that clients
-    /// notice first; default 5 s.
+    /// notice first; default 5 s. A server that was never registered does not wait.
     pub fn drain_time(mut self, time: Duration) -> Self {
         self.config.drain_time = time;
         self
@@ -150,14 +270,16 @@ impl ServerBuilder {
     ///
     /// - [`Unavailable`](ErrorKind::Unavailable) if the address cannot be bound, or if it is the
     ///   unspecified address and there is no default route.
-    /// - [`InvalidInput`](ErrorKind::InvalidInput) if the address may not be registered.
+    /// - [`InvalidInput`](ErrorKind::InvalidInput) if the address may not be registered, or if
+    ///   [`when_not_serving`](Self::when_not_serving) is set without a
+    ///   [`health_reporter`](Self::health_reporter).
     /// - [`NoRuntime`](ErrorKind::NoRuntime) outside a tokio runtime.
     ///
     /// # Cancel safety
     ///
     /// Dropped before completion, it leaves no listener behind.
     pub async fn bind(self, address: SocketAddr) -> Result<RegisteredServer, Error> {
-        self.check_runtime()?;
+        self.check()?;
         let listener = TcpListener::bind(address).await;
         let listener = listener.map_err(|error| self.error(format!("cannot listen at {address}"), error))?;
         self.listen(listener)
@@ -169,17 +291,22 @@ impl ServerBuilder {
     ///
     /// Same errors as [`bind`](Self::bind).
     pub fn listen_on(self, listener: std::net::TcpListener) -> Result<RegisteredServer, Error> {
-        self.check_runtime()?;
+        self.check()?;
         let listener = listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener));
         let listener = listener.map_err(|error| self.error("cannot listen".to_owned(), error))?;
         self.listen(listener)
     }
 
-    fn check_runtime(&self) -> Result<(), Error> {
-        tokio::runtime::Handle::try_current().map(drop).map_err(|_| {
-            let error = Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here");
-            error.with_operation("listen").with_service(&self.config.service)
-        })
+    fn check(&self) -> Result<(), Error> {
+        let checked = if tokio::runtime::Handle::try_current().is_err() {
+            Err(Error::new(ErrorKind::NoRuntime, "a server needs a tokio runtime, and none is running here"))
+        } else if self.config.not_serving != NotServing::Stay && self.config.health.is_none() {
+            let message = "`when_not_serving` follows the statuses of a `health_reporter`, and none is set";
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        } else {
+            Ok(())
+        };
+        checked.map_err(|error| error.with_operation("listen").with_service(self.config.services.first()))
     }
 
     fn listen(self, listener: TcpListener) -> Result<RegisteredServer, Error> {
@@ -187,7 +314,8 @@ impl ServerBuilder {
         // `only_v6` fails for an IPv4 socket, for which the answer does not matter.
         let takes_ipv4 = SockRef::from(&listener).only_v6().is_ok_and(|only| !only);
         let address = self.advertise.clone().map_or_else(|| advertise::address(bound, takes_ipv4), Ok);
-        let address = address.map_err(|error| error.with_operation("listen").with_service(&self.config.service))?;
+        let address =
+            address.map_err(|error| error.with_operation("listen").with_service(self.config.services.first()))?;
         Ok(RegisteredServer::new(self.config, listener, (self.describe)(Instance::new(address))))
     }
 
@@ -195,7 +323,7 @@ impl ServerBuilder {
         Error::new(ErrorKind::Unavailable, message)
             .with_source(cause)
             .with_operation("listen")
-            .with_service(&self.config.service)
+            .with_service(self.config.services.first())
     }
 }
 
@@ -203,7 +331,7 @@ impl fmt::Debug for ServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("ServerBuilder");
         shown
-            .field("service", &self.config.service)
+            .field("services", &self.config.services)
             .field("drain_time", &self.config.drain_time)
             .field("shutdown_timeout", &self.config.shutdown_timeout);
         shown.finish_non_exhaustive()

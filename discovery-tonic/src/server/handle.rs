@@ -2,12 +2,13 @@
 
 use std::sync::Weak;
 
-use discovery_core::{
-    Error, ErrorKind, Instance, Registration, ServiceName, Status, StatusReceiver, backend::StatusWriter,
-};
+use discovery_core::{Error, Instance, ServiceName, Status, StatusReceiver, backend::StatusWriter};
 use tokio::sync::{Mutex, watch};
 
-use super::shutdown::{Shutdown, ShutdownKind};
+use super::{
+    entries::{Entries, left, not_registered},
+    shutdown::{Shutdown, ShutdownKind},
+};
 
 /// A handle to a server. It is cheap to clone, and does not keep the server running.
 ///
@@ -46,7 +47,7 @@ use super::shutdown::{Shutdown, ShutdownKind};
 #[derive(Clone, Debug)]
 pub struct ServerHandle {
     service: ServiceName,
-    entry: Weak<Mutex<Entry>>,
+    entries: Weak<Mutex<Entries>>,
     pub(super) shutdown: Shutdown,
     pub(super) stage: watch::Sender<Stage>,
     pub(super) status: StatusWriter,
@@ -67,9 +68,11 @@ pub struct ServerHandle {
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Stage {
-    /// It accepts connections, and is not in the registry yet.
+    /// It accepts connections, and is not in the registry yet, or not under all of its services.
     Starting,
-    /// It has registered. If the registration is lost, it is being restored.
+    /// It has registered, or found that the backend does not support that
+    /// ([`register_if_supported`](super::ServerBuilder::register_if_supported)). If a registration
+    /// is lost, it is being restored.
     Serving,
     /// It leaves the registry, and keeps serving while clients notice.
     Draining,
@@ -79,22 +82,12 @@ pub enum Stage {
     Stopped,
 }
 
-/// What a server has in the registry.
-#[derive(Debug)]
-pub(super) enum Entry {
-    /// Not registered yet; will be registered like this.
-    Planned(Instance),
-    Registered(Registration),
-    /// It has left the registry.
-    Left,
-}
-
 impl ServerHandle {
-    pub(super) fn new(service: ServiceName, entry: Weak<Mutex<Entry>>) -> Self {
-        let status = Status::lost(Error::new(ErrorKind::Unavailable, "the server has not registered yet"));
+    /// `service` is named by errors that concern all services.
+    pub(super) fn new(service: ServiceName, entries: Weak<Mutex<Entries>>) -> Self {
+        let status = StatusWriter::new(Status::lost(not_registered()));
         let stage = watch::Sender::new(Stage::Starting);
-        let status = StatusWriter::new(status);
-        Self { service, entry, shutdown: Shutdown::new(), stage, status }
+        Self { service, entries, shutdown: Shutdown::new(), stage, status }
     }
 
     /// Asks the server to stop gracefully, as described for the [module](super). Further requests
@@ -127,8 +120,20 @@ impl ServerHandle {
 
     /// Follows the status of the registration: first [`Lost`](Status::Lost) since the server was
     /// built, with the registry's last error if there was one; once it is written, that of the
-    /// [`Registration`]; finally [`Deregistered`](Status::Deregistered) or
-    /// [`Superseded`](Status::Superseded).
+    /// [`Registration`](discovery_core::Registration); finally
+    /// [`Deregistered`](Status::Deregistered) or [`Superseded`](Status::Superseded).
+    ///
+    /// A server that is registered under [several services](super::ServerBuilder::also) has the
+    /// status of the worst of these registrations:
+    ///
+    /// 1. `Superseded` once one is, finally: the server will not be registered under all again.
+    /// 2. `Deregistered` once the server has left, or once the backend was closed.
+    /// 3. `Lost` while one is, since the first of them was. The error is that of a lost one, and if
+    ///    possible one that is not retryable.
+    /// 4. `Registered` while all are, since the last of them was.
+    ///
+    /// While the server has left the registry because it is
+    /// [not serving](super::ServerBuilder::when_not_serving), the status is `Lost`.
     ///
     /// A server whose registration is lost or superseded keeps serving. To stop it instead:
     ///
@@ -151,48 +156,46 @@ impl ServerHandle {
         self.status.statuses()
     }
 
-    /// Changes weight and metadata while the server runs, without removing the entry.
+    /// Changes weight and metadata while the server runs, without removing the entry; under several
+    /// services all entries, at the same time.
     ///
-    /// Before the server is registered, this changes what will be registered. While the
-    /// registration is lost, it fails with a retryable error, but the change is written as soon as
-    /// the registration is restored.
+    /// Before the server is registered, and while it has left because it is
+    /// [not serving](super::ServerBuilder::when_not_serving), this changes what will be registered.
+    /// While a registration is lost, it fails with a retryable error, but the change is written as
+    /// soon as the registration is restored. `change` gets the instance as it is wanted, so its
+    /// weight is not the 0 of a server that is not serving. The update waits for another one, and
+    /// for changes of the entries that follow the health.
     ///
     /// # Errors
     ///
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for another id or address;
-    /// [`Closed`](ErrorKind::Closed) once the server leaves the registry; otherwise the same errors
-    /// as [`Registration::update`].
+    /// - [`InvalidInput`](discovery_core::ErrorKind::InvalidInput) for another id or address.
+    /// - [`Closed`](discovery_core::ErrorKind::Closed) once the server leaves the registry.
+    /// - [`Unsupported`](discovery_core::ErrorKind::Unsupported) if it serves without being
+    ///   registered.
+    /// - Otherwise the same errors as
+    ///   [`Registration::update`](discovery_core::Registration::update).
+    ///
+    /// Under several services it is the error of the first that has one, in the order of the
+    /// builder, and the entries of the others may have been changed. Repeat the update to make all
+    /// entries the same again: after an error that is not retryable, it starts from the former
+    /// values. Only a service under which the server is superseded is left out.
     ///
     /// # Cancel safety
     ///
-    /// Same as [`Registration::update`].
+    /// Dropped before completion, the change continues in the background, and a later update starts
+    /// from it.
     pub async fn update(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
         self.change(change).await.map_err(|error| error.with_operation("update").with_service(&self.service))
     }
 
     async fn change(&self, change: impl FnOnce(Instance) -> Instance + Send) -> Result<(), Error> {
-        let entry = self.entry.upgrade().ok_or_else(left)?;
-        match &mut *entry.lock().await {
-            Entry::Planned(instance) => {
-                let after = change(instance.clone());
-                if (after.id(), after.address()) != (instance.id(), instance.address()) {
-                    let message = "an update may change only weight and metadata";
-                    return Err(Error::new(ErrorKind::InvalidInput, message));
-                }
-                *instance = after;
-                Ok(())
-            }
-            Entry::Registered(registration) => tokio::select! {
-                biased;
-                // The update must not keep the server from leaving, nor write once it leaves.
-                () = self.shutdown.given(ShutdownKind::Stop) => Err(left()),
-                result = registration.update(change) => result,
-            },
-            Entry::Left => Err(left()),
+        let entries = self.entries.upgrade().ok_or_else(left)?;
+        let mut entries = entries.lock().await;
+        tokio::select! {
+            biased;
+            // The update must not keep the server from leaving, nor write once it leaves.
+            () = self.shutdown.given(ShutdownKind::Stop) => Err(left()),
+            result = entries.update(change) => result,
         }
     }
-}
-
-pub(super) fn left() -> Error {
-    Error::new(ErrorKind::Closed, "the server has left the registry")
 }

@@ -19,4 +19,12 @@ impl Health {
             self.reporter.set_service_status(service, status).await;
         }
     }
+
+    pub(super) fn reporter(&self) -> &HealthReporter {
+        &self.reporter
+    }
+
+    pub(super) fn services(&self) -> &[String] {
+        &self.services
+    }
 }

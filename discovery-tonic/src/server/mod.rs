@@ -37,16 +37,35 @@
 //! serving, and if it starts without the registry, it registers as soon as the registry can be
 //! reached.
 //!
+//! # Several services, health, and fixed sets
+//!
+//! - A server that implements several services registers under each
+//!   ([`also`](ServerBuilder::also)). They are registered, updated, reported and left together.
+//! - The registration can follow the server's health
+//!   ([`when_not_serving`](ServerBuilder::when_not_serving)): an instance that reports NOT_SERVING
+//!   leaves the registry or gets weight 0, and clients that do not check health notice too.
+//! - On a backend that supports no registrations, such as a fixed set in development, the same
+//!   server serves without one ([`register_if_supported`](ServerBuilder::register_if_supported)).
+//!
 //! # Logs
 //!
-//! The `tracing` events of a server have the field `service`: `server stage` with each [`Stage`]
-//! after `Starting` (info), and the warnings `not registered yet` and `deregistering not confirmed`
-//! with the `error`. If the system refuses to accept connections, the warning
-//! `cannot accept connections` is logged once.
+//! The `tracing` events of a server have the field `service`, with the names of several services
+//! separated by commas if the event concerns all:
+//!
+//! | Event | Level | Fields |
+//! |---|---|---|
+//! | `server stage` | info | `stage`: each [`Stage`] after `Starting` |
+//! | `serving without registering` | info | `error` of the backend |
+//! | `not registered yet` | warn | `error`; for each service |
+//! | `deregistering not confirmed` | warn | `error`; for each service |
+//! | `registration does not follow health` | warn | `error`, once until it does |
+//! | `readiness changed` | debug | `is_serving` |
+//! | `cannot accept connections` | warn | `error` of the system, once; without `service` |
 //!
 //! # How long it takes to stop
 //!
-//! Usually little more than the drain time. At most, from the request to the end: the time that the
+//! Usually little more than the drain time; less if the server was not registered, or had left
+//! already because it was not serving. At most, from the request to the end: the time that the
 //! backend takes to deregister (with etcd its deadline, 10 s by default), the drain time (5 s), the
 //! shutdown timeout (10 s), and a second for what was cut. That is 26 s by default, so a Kubernetes
 //! pod with the usual `terminationGracePeriodSeconds` of 30 ends by itself, if its `preStop` hook,
@@ -61,16 +80,20 @@
 mod advertise;
 mod builder;
 mod config;
+mod entries;
 mod handle;
 mod health;
 mod incoming;
 mod lifecycle;
+mod readiness;
 mod registered;
 mod registration_metric;
 mod shutdown;
+mod standing;
 
 pub use builder::ServerBuilder;
 pub use handle::{ServerHandle, Stage};
 pub use incoming::{Accepted, Incoming};
+pub use readiness::NotServing;
 pub use registered::{RegisteredServer, Stopped};
 pub use shutdown::GoAway;

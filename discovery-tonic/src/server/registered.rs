@@ -126,7 +126,7 @@ impl RegisteredServer {
         E: Into<BoxError>,
     {
         let shutdown = self.life.handle.shutdown.clone();
-        let service = self.life.config.service.clone();
+        let service = self.life.config.services.first().clone();
         let on_signals = self.life.config.stop_on_signals;
         let signals = async { if on_signals { shutdown.follow_signals().await } else { std::future::pending().await } };
         let result = tokio::select! {
@@ -198,7 +198,7 @@ fn by_itself(cause: Option<BoxError>) -> Error {
 impl fmt::Debug for RegisteredServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("RegisteredServer");
-        shown.field("service", &self.life.config.service).field("instance", &self.instance).finish_non_exhaustive()
+        shown.field("services", &self.life.config.services).field("instance", &self.instance).finish_non_exhaustive()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use discovery_core::{Error, Resolver};
+use discovery_core::{Error, Instance, Resolver, Weight};
 use discovery_memory::MemoryBackend;
 use discovery_tonic::server::{RegisteredServer, ServerBuilder, ServerHandle, Stage, Stopped};
 use greeter::{GreetManyRequest, Greeter, GreeterClient};
@@ -80,4 +80,25 @@ pub fn builder(backend: &MemoryBackend) -> ServerBuilder {
 
 pub async fn registered(backend: &MemoryBackend) -> usize {
     backend.list(&service()).await.unwrap().len()
+}
+
+/// Returns the weights under which a service is registered.
+pub async fn weights(backend: &MemoryBackend, service: &str) -> Vec<u16> {
+    let set = backend.list(&service.parse().unwrap()).await.unwrap();
+    set.iter().map(|instance| instance.weight().value()).collect()
+}
+
+/// Waits until a service is registered with these weights.
+pub async fn until_weights(backend: &MemoryBackend, service: &str, expected: &[u16]) {
+    let reached = async {
+        while weights(backend, service).await != expected {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let reached = timeout(SOON, reached).await;
+    reached.unwrap_or_else(|_| panic!("the weights of {service} never became {expected:?}"));
+}
+
+pub fn weight(weight: u16) -> impl FnOnce(Instance) -> Instance + Send {
+    move |instance| instance.with_weight(Weight::new(weight).unwrap())
 }
