@@ -215,7 +215,7 @@ impl ServerBuilder {
     /// - A server that returns does not take its id over from an owner who has it since, whatever
     ///   the [`claim`](Self::claim): its status is then
     ///   [`Superseded`](discovery_core::Status::Superseded). If its own entry could not be removed,
-    ///   it waits until that is gone, at most until its lease ends.
+    ///   it registers soon after that entry is gone, which its lease ensures.
     /// - If all instances leave, their clients have none. With [`NotServing::ZeroWeight`] they
     ///   share the calls instead.
     ///

@@ -34,7 +34,7 @@ async fn next(statuses: &mut StatusReceiver) -> Status {
 #[tokio::test]
 async fn two_services_are_registered_drained_and_reported_together() {
     let backend = MemoryBackend::new();
-    let drain = Duration::from_secs(1);
+    let drain = Duration::from_secs(3);
     let server =
         Running::serving(builder(&backend).also(ingest()).also(service()).drain_time(drain).shutdown_timeout(LONG))
             .await;
@@ -212,6 +212,21 @@ async fn an_update_changes_all_services_and_may_be_repeated_after_an_error_of_on
     choosy.refuse(None);
     server.handle.update(more).await.unwrap();
     assert_eq!(both().await, (vec![8], vec![8]), "the repeated update starts from the former values");
+}
+
+#[tokio::test]
+async fn an_update_is_confirmed_by_the_registry_also_if_it_is_repeated() {
+    let backend = MemoryBackend::new();
+    let server = Running::serving(builder(&backend).also(ingest())).await;
+    backend.interrupt();
+    for _ in 0..2 {
+        let error = server.handle.update(weight(7)).await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+    }
+    backend.restore();
+    until_weights(&backend, "greeter", &[7]).await;
+    until_weights(&backend, "ingest", &[7]).await;
+    server.handle.update(weight(7)).await.unwrap();
 }
 
 #[tokio::test]
