@@ -7,11 +7,12 @@ use std::{
 
 use discovery_core::{Claim, Error, ErrorKind, Instance, Resolver, Status, StatusReceiver, Weight};
 use discovery_etcd::{EtcdBackend, EtcdConfig};
-use discovery_tonic::server::{RegisteredServer, ServerBuilder, ServerHandle, Stage, Stopped};
+use discovery_tonic::server::{NotServing, RegisteredServer, ServerBuilder, ServerHandle, Stage, Stopped};
 use greeter::{GreetRequest, Greeter, GreeterClient};
 use support::{Etcd, Fault, Proxy, eventually};
 use tokio::{runtime::Runtime, task::JoinHandle, time::timeout};
 use tonic::transport::{Channel, Server};
+use tonic_health::ServingStatus;
 
 struct Running {
     address: SocketAddr,
@@ -54,7 +55,11 @@ fn builder(backend: &EtcdBackend) -> ServerBuilder {
 }
 
 async fn weights(backend: &EtcdBackend) -> Vec<u16> {
-    let set = backend.list(&"greeter".parse().unwrap()).await.unwrap();
+    weights_of(backend, "greeter").await
+}
+
+async fn weights_of(backend: &EtcdBackend, service: &str) -> Vec<u16> {
+    let set = backend.list(&service.parse().unwrap()).await.unwrap();
     set.iter().map(|instance| instance.weight().value()).collect()
 }
 
@@ -169,6 +174,47 @@ async fn a_server_ends_if_the_backend_is_closed_before_it_is_registered() {
     assert_ne!(server.handle.stage(), Stage::Serving);
     let error = server.ended().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed, "{}", error.report());
+}
+
+/// A server under two services leaves and returns with its health, also if it changes while etcd is
+/// frozen: what is registered once etcd answers is what the health is by then.
+#[tokio::test]
+async fn registrations_under_two_services_follow_the_health_through_a_freeze_of_etcd() {
+    let etcd = Etcd::start().await;
+    let backend = backend(&etcd);
+    let (reporter, _checks) = tonic_health::server::health_reporter();
+    let following = builder(&backend)
+        .also("ingest".parse().unwrap())
+        .health_reporter(reporter.clone(), [""; 0])
+        .when_not_serving(NotServing::Leave);
+    let server = Running::start(following).await;
+    timeout(SOON, server.handle.reached(Stage::Serving)).await.unwrap();
+    let report = async |status| reporter.set_service_status("", status).await;
+    let registered = async |expected: &[u16]| {
+        let both = async || weights(&backend).await == expected && weights_of(&backend, "ingest").await == expected;
+        eventually("both services are registered accordingly", SOON, both).await;
+    };
+    registered(&[100]).await;
+    for _ in 0..3 {
+        report(ServingStatus::NotServing).await;
+        registered(&[]).await;
+        report(ServingStatus::Serving).await;
+        registered(&[100]).await;
+    }
+    for at_the_end in [ServingStatus::Serving, ServingStatus::NotServing, ServingStatus::Serving] {
+        etcd.pause(0);
+        report(ServingStatus::NotServing).await;
+        // Longer than the removal, which is not confirmed.
+        tokio::time::sleep(DEADLINE + DEADLINE / 2).await;
+        report(at_the_end).await;
+        etcd.resume(0);
+        registered(if at_the_end == ServingStatus::Serving { &[100] } else { &[] }).await;
+    }
+    let is_registered = async || server.handle.statuses().current().is_registered();
+    eventually("its status follows", SOON, is_registered).await;
+    server.handle.stop();
+    server.ended().await.unwrap();
+    registered(&[]).await;
 }
 
 fn runtime() -> Runtime {
