@@ -43,7 +43,7 @@ async fn two_services_are_registered_drained_and_reported_together() {
     assert!(statuses.current().is_registered());
     for service in [service(), ingest()] {
         let channel = BalancedChannel::new(backend.clone(), service).unwrap();
-        channel.ready(SOON).await.unwrap();
+        channel.wait_until_ready(SOON).await.unwrap();
         assert_eq!(greet(&channel, None).await.unwrap(), server.address);
     }
 

@@ -51,7 +51,7 @@ async fn a_server_on_a_fixed_set_serves_without_registering_and_stops_without_dr
 
         let resolver = FixedResolver::by_service([(service(), [Instance::new(server.address.try_into().unwrap())])]);
         let channel = BalancedChannel::new(resolver, service()).unwrap();
-        channel.ready(SOON).await.unwrap();
+        channel.wait_until_ready(SOON).await.unwrap();
         assert_eq!(greet(&channel, None).await.unwrap(), server.address);
         server.handle.stop();
         assert_eq!(server.ended().await.unwrap().aborted_connections, 0);
