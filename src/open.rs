@@ -15,6 +15,9 @@ use discovery_core::{Address, Backend, Error, ErrorKind, FixedResolver, Instance
 /// Returns immediately. If the registry cannot be reached, calls on the backend report that, and
 /// the backend keeps trying.
 ///
+/// So one variable decides between a registry in production and fixed addresses in development. A
+/// server runs on either with `ServerBuilder::register_if_supported`.
+///
 /// Open a registry once per process and clone the [`Arc`] for each channel and server: each call
 /// creates a separate backend, with its own connection and lease.
 ///

@@ -182,6 +182,9 @@ impl ServerBuilder {
     /// whole and for the given gRPC services, such as `greeter.v1.Greeter`: SERVING from just
     /// before the server registers until it is asked to stop, NOT_SERVING otherwise.
     ///
+    /// Meanwhile the program may set other statuses, which the registration can follow
+    /// ([`when_not_serving`](Self::when_not_serving)).
+    ///
     /// The service that answers the checks is the other half of
     /// [`tonic_health::server::health_reporter`], in the crate `tonic-health`.
     pub fn health_reporter<S: Into<String>>(
