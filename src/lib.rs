@@ -63,8 +63,8 @@ pub mod channel {
     #[doc(inline)]
     pub use discovery_tonic::{
         AttemptOutcome, AttemptReport, BalancedChannel, ChannelBuilder, ChannelStatus, EndpointSettings, EndpointState,
-        EndpointStatus, Endpoints, ExpectSlow, OutlierDetection, RegistryState, ResponseBody, Retry, RetryPolicy,
-        ServedBy, TcpConnection, TcpConnector, Tried, WaitForReady, balance,
+        EndpointStatus, Endpoints, ExpectSlow, HttpChannel, OutlierDetection, RegistryState, ResponseBody, Retry,
+        RetryPolicy, ServedBy, TcpConnection, TcpConnector, Tried, WaitForReady, balance,
     };
 }
 

@@ -147,7 +147,7 @@ pub use call::{
     retry::{Retry, RetryPolicy},
     served::{ServedBy, Tried},
 };
-pub use channel::{BalancedChannel, builder::ChannelBuilder};
+pub use channel::{BalancedChannel, builder::ChannelBuilder, http::HttpChannel};
 #[cfg(feature = "tls")]
 pub use connection::tls::config::ChannelTls;
 pub use connection::{

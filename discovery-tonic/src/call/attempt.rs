@@ -49,6 +49,8 @@ enum Evidence {
     Slow,
     /// Nothing more: the attempt was answered or has been counted.
     Taken,
+    /// Nothing more, and neither will the end of its response: it began with a failure.
+    Failed,
 }
 
 /// The error of a call that was lost with its connection. Its source is the reason why the
@@ -186,6 +188,9 @@ impl Attempt {
 
     /// Counts how a response that had begun has ended.
     pub(crate) fn ended_with(&self, code: Code) {
+        if self.evidence == Evidence::Failed {
+            return;
+        }
         let endpoint = self.endpoint();
         if endpoint.tally.is_failing(code) {
             endpoint.failed(code, self.picked.load());
@@ -199,6 +204,24 @@ impl Attempt {
     fn is_given_up(&self, status: &Status) -> bool {
         matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded)
             && self.deadline.is_some_and(|deadline| Instant::now() + SWEEP >= deadline)
+    }
+
+    /// Counts what the headers of an ordinary HTTP response show about the endpoint.
+    pub(crate) fn finish_http(mut self, response: &Response<Incoming>) -> Self {
+        match status::of_server_error(response.status()) {
+            None => {
+                self.record(AttemptOutcome::Responded);
+                self.answered_with(Code::Ok);
+                self.endpoint().tally.succeeded();
+            }
+            Some(code) => {
+                self.record(AttemptOutcome::Failed(code));
+                self.answered_with(code);
+                // The body describes the failure; that it arrives is no success.
+                self.evidence = Evidence::Failed;
+            }
+        }
+        self
     }
 
     /// Counts what the response's headers show about the endpoint, and returns the status of a call
@@ -249,7 +272,7 @@ impl Drop for Attempt {
         self.record(AttemptOutcome::Cancelled);
         self.picked.endpoint.metrics.ended();
         match self.evidence {
-            Evidence::Taken => {}
+            Evidence::Failed | Evidence::Taken => {}
             Evidence::Slow => self.abandon(),
             Evidence::Waiting { since } => {
                 // An impatient caller counts only if it waited over a sweep, or for `SHORT` if the

@@ -56,6 +56,7 @@ use status::Outcome;
 
 /// The state of a call beyond a single attempt: what is needed to retry it.
 pub(crate) struct Call {
+    protocol: Protocol,
     /// The copy to send again; `None` if the channel's budget is used up.
     replay: Option<ReplayRequest>,
     /// The extensions of the request; the response reuses the map.
@@ -68,6 +69,14 @@ pub(crate) struct Call {
     tried: Vec<InstanceId>,
     /// `None` if the channel does not limit its calls.
     place: Option<Place>,
+}
+
+/// What the requests of a call are.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Protocol {
+    Grpc,
+    /// Ordinary HTTP: every response is a success for the caller.
+    Http,
 }
 
 /// What follows an attempt.
@@ -116,6 +125,7 @@ impl Call {
     pub(crate) fn new(
         shared: &Shared,
         mut request: Request<tonic::body::Body>,
+        protocol: Protocol,
     ) -> Result<(Self, Request<RequestBody>), Status> {
         let place = match &shared.request_limit {
             None => None,
@@ -127,18 +137,24 @@ impl Call {
                 with_tried(Status::unavailable(message), Tried::new(Vec::new(), None))
             })?),
         };
-        let mut deadline = deadline::from_headers(request.headers());
-        if let (None, Some(timeout)) = (deadline, shared.timeout) {
-            deadline = Some(deadline::set(request.headers_mut(), timeout));
-        }
-        shared.user_agent.append_to(request.headers_mut());
+        let deadline = match protocol {
+            Protocol::Grpc => {
+                let deadline = deadline::from_headers(request.headers());
+                shared.user_agent.append_to(request.headers_mut());
+                match (deadline, shared.timeout) {
+                    (None, Some(timeout)) => Some(deadline::set(request.headers_mut(), timeout)),
+                    _ => deadline,
+                }
+            }
+            Protocol::Http => shared.timeout.map(|timeout| Instant::now() + timeout),
+        };
         *request.version_mut() = Version::HTTP_2;
         let extensions = mem::take(request.extensions_mut());
         let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts, RequestBody::new(body)?);
         let replay = ReplayRequest::from_request(&request, &shared.replay_budget);
-        Ok((Self { replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new(), place }, request))
+        Ok((Self { protocol, replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new(), place }, request))
     }
 
     /// Whether waiting for its answer shows nothing about the endpoint.
@@ -203,7 +219,7 @@ impl Call {
                 }
             };
             left = left.map(|left| left.saturating_sub(begun.elapsed()));
-            if let Some(deadline) = self.deadline {
+            if let (Protocol::Grpc, Some(deadline)) = (self.protocol, self.deadline) {
                 deadline::rewrite(request.headers_mut(), deadline);
             }
             let observed = self.observe(shared);
@@ -278,7 +294,11 @@ impl Call {
     }
 
     fn on_response(&mut self, shared: &Arc<Shared>, attempt: Attempt, response: Response<Incoming>) -> Next {
-        match attempt.finish(&response) {
+        let finished = match self.protocol {
+            Protocol::Grpc => attempt.finish(&response),
+            Protocol::Http => return Next::End(Ok(self.respond(shared, attempt.finish_http(&response), response))),
+        };
+        match finished {
             Ok(attempt) => Next::End(Ok(self.respond(shared, attempt, response))),
             Err((status, attempt)) => {
                 self.tried.push(attempt.instance().id().clone());

@@ -97,6 +97,17 @@ pub(crate) fn from_http(status: StatusCode) -> Option<Status> {
     Some(Status::new(code, format!("the response has no grpc-status, and HTTP status {}", status.as_u16())))
 }
 
+/// Returns the code by which an HTTP response counts for its endpoint; `None` if the server did not
+/// fail.
+pub(crate) fn of_server_error(status: StatusCode) -> Option<Code> {
+    Some(match status {
+        StatusCode::INTERNAL_SERVER_ERROR => Code::Internal,
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => Code::Unavailable,
+        status if status.as_u16() >= 500 => Code::Unknown,
+        _ => return None,
+    })
+}
+
 /// Returns the status of a call that its deadline ended.
 pub(crate) fn deadline_exceeded() -> Status {
     Status::deadline_exceeded("the deadline of the call has passed")

@@ -6,6 +6,7 @@
 
 pub(crate) mod builder;
 mod from_uris;
+pub(crate) mod http;
 
 use std::{
     fmt,
@@ -16,15 +17,16 @@ use std::{
     time::Duration,
 };
 
+use ::http::{Request, Response};
 use discovery_core::{Error, ErrorKind, Resolver, ServiceName};
-use http::{Request, Response};
+use futures::future::BoxFuture;
 use tokio::time;
 use tonic::Status;
 use tower::Service;
 
 use crate::{
     balance::BalancerHandle,
-    call::{Call, response::ResponseBody, shared::Shared},
+    call::{Call, Protocol, response::ResponseBody, shared::Shared},
     published::{availability::Availability, endpoints::Endpoints, status::ChannelStatus, target::Target},
 };
 use builder::ChannelBuilder;
@@ -174,6 +176,25 @@ impl BalancedChannel {
         })
     }
 
+    #[inline]
+    fn send(
+        &mut self,
+        request: Request<tonic::body::Body>,
+        protocol: Protocol,
+    ) -> BoxFuture<'static, Result<Response<ResponseBody>, Status>> {
+        let shared = Arc::clone(&self.shared);
+        let (call, request) = match Call::new(&shared, request, protocol) {
+            Ok(call) => call,
+            Err(status) => return Box::pin(std::future::ready(Err(status))),
+        };
+        // If calls are waiting, join the queue: picking here would overtake them.
+        let has_line = shared.published.wakeups.waiters.has_line();
+        match if has_line { None } else { self.picker.pick(true) } {
+            Some(picked) => call.begin(shared, request, picked),
+            None => call.send_after(shared, request, Duration::ZERO),
+        }
+    }
+
     fn from_shared(shared: Shared) -> Self {
         let picker = shared.published.balancer.handle();
         Self { shared: Arc::new(shared), picker }
@@ -276,17 +297,7 @@ impl Service<Request<tonic::body::Body>> for BalancedChannel {
     }
 
     fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
-        let shared = Arc::clone(&self.shared);
-        let (call, request) = match Call::new(&shared, request) {
-            Ok(call) => call,
-            Err(status) => return Box::pin(std::future::ready(Err(status))),
-        };
-        // If calls are waiting, join the queue: picking here would overtake them.
-        let has_line = shared.published.wakeups.waiters.has_line();
-        match if has_line { None } else { self.picker.pick(true) } {
-            Some(picked) => call.begin(shared, request, picked),
-            None => call.send_after(shared, request, Duration::ZERO),
-        }
+        self.send(request, Protocol::Grpc)
     }
 }
 

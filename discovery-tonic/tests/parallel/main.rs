@@ -12,6 +12,7 @@ mod deadlines;
 mod endpoints;
 mod goaway;
 mod health;
+mod http;
 mod limits;
 mod replays;
 mod server;
