@@ -103,7 +103,7 @@ impl Seen {
 
     /// Attempts and failures at an endpoint, those in flight, and whether it is ready.
     fn endpoint(&self, instance: &str) -> [f64; 4] {
-        let key = |name: &str| format!("discovery_endpoint_{name} instance={instance}");
+        let key = |name: &str| format!("discovery_endpoint_{name} instance_id={instance}");
         let count = |name| self.counters.lock().unwrap().get(&key(name)).map_or(0, |one| one.load(Ordering::Relaxed));
         let level = |name| self.gauges.lock().unwrap().get(&key(name)).map_or(0, |one| one.load(Ordering::Relaxed));
         [
@@ -351,4 +351,30 @@ async fn a_registration_is_up_while_it_is_confirmed() {
     other.task.abort();
     eventually("a server that is dropped counts no more", || up() == Some(0.0)).await;
     assert!(seen.described.lock().unwrap().contains_key("discovery_registration_up"));
+}
+
+/// The dashboard asks for nothing that a channel or a server does not report, and leaves nothing
+/// out.
+#[cfg(feature = "server")]
+#[tokio::test]
+async fn the_dashboard_shows_every_metric() {
+    let seen = Seen::default();
+    let _guard = metrics::set_default_local_recorder(&seen);
+    let server = Server::start("one").await;
+    let channel = builder(&registry([server.address])).endpoint_metrics(true).build().unwrap();
+    eventually("it is ready", || seen.level("endpoints_ready") == 1.0).await;
+    let _running = Running::serving(support::running::builder(&MemoryBackend::new())).await;
+    drop(channel);
+
+    let dashboard = include_str!("../../docs/grafana/discovery.json");
+    let words = dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let asked: BTreeSet<&str> = words
+        .filter(|word| word.starts_with("discovery_"))
+        .map(|word| word.trim_end_matches("_bucket").trim_end_matches("_count"))
+        .collect();
+    let described = seen.described.lock().unwrap();
+    let reported: BTreeSet<&str> = described.keys().map(String::as_str).collect();
+    // As a number of channels, which adds nothing to the seconds.
+    let left_out = BTreeSet::from(["discovery_channel_stale"]);
+    assert_eq!(&asked | &left_out, reported);
 }

@@ -384,8 +384,8 @@ impl ChannelBuilder {
         self
     }
 
-    /// Sets whether each endpoint has metrics of its own, labelled with the `service` and the
-    /// `instance`; default `false`. The [front page](crate#observability) lists them.
+    /// Sets whether each endpoint has metrics of its own, labelled with `service` and
+    /// `instance_id`; default `false`. The [front page](crate#observability) lists them.
     ///
     /// They cost four series for each instance that was ever in the set, so they suit services
     /// whose instances keep their ids. The `metrics` crate cannot remove a series: once an endpoint

@@ -31,7 +31,7 @@ struct Handles {
 impl EndpointMetrics {
     /// Looks up the series of an endpoint.
     pub(crate) fn new(service: &ServiceName, instance: &InstanceId) -> Self {
-        let labels = [("service", service.to_string()), ("instance", instance.to_string())];
+        let labels = [("service", service.to_string()), ("instance_id", instance.to_string())];
         let counter = |(name, what): (&'static str, &'static str)| {
             ::metrics::describe_counter!(name, Unit::Count, what);
             ::metrics::counter!(name, &labels)
