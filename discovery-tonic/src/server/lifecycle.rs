@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use discovery_core::{Backoff, Delays, Error, ErrorKind, Instance, Status};
+use discovery_core::{Address, Backoff, Delays, Error, ErrorKind, Instance, InstanceId, Status};
 use tokio::{
     sync::{Mutex, Notify, watch},
     time::{Instant, sleep},
@@ -24,6 +24,8 @@ use super::{
 /// The state of a server besides its connections.
 pub(super) struct Lifecycle {
     pub(super) config: ServerConfig,
+    id: InstanceId,
+    address: Address,
     /// Handles hold only a weak reference, so that the entries are dropped with the server.
     entries: Arc<Mutex<Entries>>,
     standings: watch::Receiver<Vec<Standing>>,
@@ -37,12 +39,14 @@ pub(super) struct Lifecycle {
 
 impl Lifecycle {
     pub(super) fn new(config: ServerConfig, instance: Instance) -> Self {
+        let id = instance.id().clone();
+        let address = instance.address().clone();
         let entries = Entries::new(&config, instance);
         let standings = entries.standings();
         let entries = Arc::new(Mutex::new(entries));
         let handle = ServerHandle::new(config.services.first().clone(), Arc::downgrade(&entries));
         let metrics = config.services.iter().map(RegistrationMetric::new).collect();
-        Self { config, entries, standings, blocked: Notify::new(), metrics, handle }
+        Self { config, id, address, entries, standings, blocked: Notify::new(), metrics, handle }
     }
 
     /// Registers and waits for the request to stop, then leaves the registry and gives clients time
@@ -217,7 +221,7 @@ impl Lifecycle {
     }
 
     pub(super) fn enter(&self, stage: Stage) {
-        info!(service = %self.config.services, ?stage, "server stage");
+        info!(service = %self.config.services, id = %self.id, address = %self.address, ?stage, "server stage");
         self.handle.stage.send_replace(stage);
     }
 

@@ -54,7 +54,7 @@
 //!
 //! | Event | Level | Fields |
 //! |---|---|---|
-//! | `server stage` | info | `stage`: each [`Stage`] after `Starting` |
+//! | `server stage` | info | `id`, `address`, `stage`: each [`Stage`] after `Starting` |
 //! | `serving without registering` | info | `error` of the backend |
 //! | `not registered yet` | warn | `error`; for each service |
 //! | `deregistering not confirmed` | warn | `error`; for each service |
