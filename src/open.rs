@@ -161,6 +161,7 @@ fn missing(feature: &'static str) -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
+#[cfg(feature = "memory")]
 fn invalid(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidInput, message)
 }
