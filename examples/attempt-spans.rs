@@ -4,7 +4,7 @@
 //! cargo run --example attempt-spans --features memory,server
 //! ```
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use discovery::{
     BalancedChannel, Instance, MemoryBackend, RegisteredServer,
@@ -49,7 +49,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Records an attempt that has ended as a span. `previous-rpc-attempts` is a name of gRFC A72.
 fn record(tracer: &SdkTracer, attempt: &AttemptReport<'_>) {
-    let end = SystemTime::now();
+    let end = opentelemetry::time::now();
     let mut span = tracer
         .span_builder("Attempt.greeter.v1.Greeter/Greet")
         .with_kind(SpanKind::Client)
