@@ -48,6 +48,8 @@ pub(super) struct Task {
     moving: Option<Pending<Option<Opened>>>,
     life: Option<Pending<SignOfLife>>,
     next_life: Instant,
+    /// The least number of a watch whose key the next sign of life reads.
+    next_read: u64,
     audit: Option<Pending<Audit>>,
     next_audit: Instant,
     /// What each watch knew at the last check for watches that are level with their stream.
@@ -130,6 +132,7 @@ impl Task {
             moving: None,
             life: None,
             next_life: now,
+            next_read: 0,
             audit: None,
             next_audit: now,
             known: HashMap::new(),
@@ -239,10 +242,10 @@ impl Task {
     /// Reads something small that the handle may read, to see whether the member is alive.
     fn begin_sign_of_life(&mut self, main: u64) {
         let Some(stream) = self.streams.get(&main) else { return };
-        // Picked at random, so that each watch learns eventually that its permission was withdrawn.
-        let numbers: Vec<u64> = self.watches.keys().copied().collect();
-        let Some(number) = fastrand::choice(numbers) else { return };
-        let Some(carried) = self.watches.get(&number) else { return };
+        // In turns, so that each watch learns after one round that its permission was withdrawn.
+        let following = self.watches.range(self.next_read..).next();
+        let Some((&number, carried)) = following.or_else(|| self.watches.first_key_value()) else { return };
+        self.next_read = number + 1;
         let key = carried.keys().from().to_vec();
         let known = self.watches.values().map(|carried| carried.shared.known()).max().unwrap_or(0);
         let connection = stream.connection.clone();
