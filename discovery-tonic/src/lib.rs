@@ -33,7 +33,7 @@
 //!
 //! The documentation of [`BalancedChannel`] lists what it promises. It repeats a call that may have
 //! been processed only if a [`RetryPolicy`] allows it. It resolves host names only through its
-//! connector. It has no TLS of its own; use a connector that has.
+//! connector. TLS needs the Cargo feature `tls` (`ChannelTls`), or a connector that has it.
 //!
 //! The channel drives hyper's HTTP/2 connections itself instead of wrapping tonic's channel,
 //! because tonic's channel hides what a balancer must know: that a connection ended, that a request
@@ -64,7 +64,7 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
-//! | `endpoint unreachable` | info | `instance`, `error` of a failed attempt to connect, each reason once until an attempt succeeds |
+//! | `endpoint unreachable` | info | `instance`, `error` of a failed attempt to connect, each of up to four reasons once until an attempt succeeds; not while it is connected otherwise |
 //! | `endpoint reachable again` | info | `instance` |
 //! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
 //! | `held endpoint released` | info | `instance` |
@@ -80,7 +80,7 @@
 //! | `silent endpoint checked` | debug | `instance`, `is_alive`: whether it shook hands |
 //! | `silent connection replaced` | debug | `instance` |
 //! | `the TLS files changed, new connections use them` | info | |
-//! | `the TLS files cannot be used, the former ones stay in use` | warn | `error`, each once |
+//! | `the TLS files cannot be used, the former ones stay in use` | warn | `error`, once until it changes |
 //! | `endpoint reported its health` | debug | `instance`, `health` |
 //! | `the peer has no health service and counts as serving` | debug | |
 //!
@@ -113,16 +113,17 @@
 //! | `discovery_endpoint_attempts_total`, `discovery_endpoint_failures_total` | counter | attempts at an endpoint, and those of them that failed |
 //! | `discovery_endpoint_in_flight`, `discovery_endpoint_ready` | gauge | attempts at an endpoint whose responses have not ended; channels in which it takes calls |
 //!
-//! A call that the server answers with an error status counts as failed too; a response that breaks
-//! off later does not. The same holds for attempts, and `failed` includes those that the peer did
-//! not process and those without an answer in time. An attempt is `cancelled` if its caller drops
-//! the call before the headers arrive. `publish_seconds` starts when the channel receives the
-//! update, so it includes neither the registry's own delay nor the time to connect a new endpoint.
+//! A call that the server answers with an error status counts as failed too, unless it is a plain
+//! HTTP response; a response that breaks off later does not. The same holds for attempts, and
+//! `failed` includes those that the peer did not process and those without an answer in time. An
+//! attempt is `cancelled` if its caller drops the call before the headers arrive. `publish_seconds`
+//! starts when the channel receives the update, so it includes neither the registry's own delay nor
+//! the time to connect a new endpoint.
 //!
 //! Seconds do not add up: the channels of a service that have lost contact write
 //! `seconds_since_contact`, the last one wins, and those in contact write nothing. The metrics of
 //! single endpoints are off by default (`ChannelBuilder::endpoint_metrics`), and have the label
-//! `instance` too.
+//! `instance_id` too.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -1,7 +1,6 @@
 //! Turns certificates and keys into the options of etcd-client, after checking them with rustls.
 
 use std::{
-    fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -15,7 +14,7 @@ use rustls::{
 };
 use tracing::{info, warn};
 
-use crate::config::{EtcdTls, Pem, invalid};
+use crate::config::{EtcdTls, Pem, file, invalid};
 
 /// The TLS settings for all members.
 pub(super) struct Tls {
@@ -144,7 +143,7 @@ impl Files {
 fn content(pem: &Pem, name: &str) -> Result<Vec<u8>, Error> {
     match pem {
         Pem::File(path) => {
-            let read = fs::read(path);
+            let read = file::read(path);
             read.map_err(|error| bad(pem, name, "it cannot be read").with_source(error))
         }
         Pem::Text(text) => Ok(text.clone()),

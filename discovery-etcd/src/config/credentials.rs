@@ -1,10 +1,10 @@
 //! The user, and a password that never appears in `Debug` or in an error.
 
-use std::{fmt, fs, path::PathBuf};
+use std::{fmt, path::PathBuf};
 
 use discovery_core::Error;
 
-use super::settings::invalid;
+use super::{file, settings::invalid};
 
 /// The user as which the handle authenticates.
 #[derive(Clone, Debug)]
@@ -65,7 +65,9 @@ impl Credentials {
         };
         // The path is not shown: it may be the password itself, given in the wrong place.
         let problem = |what: &str| invalid(format!("invalid password_file: it {what}"));
-        let text = fs::read_to_string(path).map_err(|error| problem("cannot be read").with_source(error))?;
+        let content = file::read(path).map_err(|error| problem("cannot be read").with_source(error))?;
+        // Without the source, which shows a part of the content.
+        let text = String::from_utf8(content).map_err(|_| problem("holds no text in UTF-8"))?;
         let password = text.trim_end_matches(['\r', '\n']);
         if password.is_empty() {
             return Err(problem("holds no password"));

@@ -1,11 +1,13 @@
 //! The configuration of a handle: setters, a URL or serde's fields, checked in one step.
 //!
 //! [`parse`] reads a URL and [`deserialize`] reads fields; both set them by name ([`fields`]).
-//! [`settings`] then checks the result, whether it was read or set in code.
+//! [`settings`] then checks the result, whether it was read or set in code. [`file`] reads the
+//! files that it names.
 
 mod credentials;
 mod deserialize;
 mod fields;
+pub(crate) mod file;
 mod parse;
 mod settings;
 mod tls;

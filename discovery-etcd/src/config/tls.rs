@@ -18,7 +18,7 @@ use super::settings::invalid;
 /// [`EtcdBackend::new`](crate::EtcdBackend::new) reads the files and fails if it cannot use them.
 /// Afterwards calls read them again, at most once a second. Once a file has changed, calls use a
 /// new connection that is made with the new files; if those cannot be used, the former ones stay in
-/// use. Reading blocks the thread briefly.
+/// use. Reading blocks the thread briefly. Each must be a regular file of at most 1 MiB.
 ///
 /// This needs the Cargo feature `tls`. Without it the options can be set, but checking the
 /// configuration fails with [`Unsupported`](ErrorKind::Unsupported).

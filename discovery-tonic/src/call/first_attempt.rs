@@ -51,7 +51,7 @@ type Rest = BoxFuture<'static, Result<Response<ResponseBody>, Status>>;
 impl Call {
     /// Sends the request to the picked target, and continues from there.
     pub(crate) fn begin(
-        self,
+        mut self,
         shared: Arc<Shared>,
         request: Request<RequestBody>,
         picked: Picked<Target>,

@@ -62,6 +62,8 @@ pub(crate) struct Call {
     /// The extensions of the request; the response reuses the map.
     extensions: Extensions,
     pub(crate) deadline: Option<Instant>,
+    /// How many attempts have begun.
+    attempts: u32,
     refusals: u32,
     /// `None` if no policy repeats the call.
     repeats: Option<Repeats>,
@@ -152,9 +154,26 @@ impl Call {
         let extensions = mem::take(request.extensions_mut());
         let repeats = shared.retries.as_ref().and_then(|retries| retries.begin(&extensions));
         let (parts, body) = request.into_parts();
-        let request = Request::from_parts(parts, RequestBody::new(body)?);
+        let body = RequestBody::new(body).map_err(|status| {
+            shared.published.wakeups.metrics.count(Event::Failure);
+            with_tried(status, Tried::new(Vec::new(), None))
+        })?;
+        let request = Request::from_parts(parts, body);
         let replay = ReplayRequest::from_request(&request, &shared.replay_budget);
-        Ok((Self { protocol, replay, extensions, deadline, refusals: 0, repeats, tried: Vec::new(), place }, request))
+        Ok((
+            Self {
+                protocol,
+                replay,
+                extensions,
+                deadline,
+                attempts: 0,
+                refusals: 0,
+                repeats,
+                tried: Vec::new(),
+                place,
+            },
+            request,
+        ))
     }
 
     /// Whether waiting for its answer shows nothing about the endpoint.
@@ -163,8 +182,9 @@ impl Call {
     }
 
     /// Returns what the hook of the channel sees of an attempt that begins now.
-    fn observe(&self, shared: &Shared) -> Observed {
-        Observed::begin(shared.attempt_hook.as_ref(), self.tried.len() + 1)
+    fn observe(&mut self, shared: &Shared) -> Observed {
+        self.attempts += 1;
+        Observed::begin(shared.attempt_hook.as_ref(), self.attempts)
     }
 
     /// Returns when an attempt that starts now must be answered.
@@ -272,7 +292,8 @@ impl Call {
             Outcome::Unsent => self.replay.as_ref().is_some_and(ReplayRequest::has_message),
         };
         let again = self.replay.as_ref().filter(|_| unprocessed);
-        if let Some(request) = again.and_then(|replay| replay.request(self.repeats.as_ref())) {
+        let counted = self.repeats.as_ref().filter(|_| self.protocol == Protocol::Grpc);
+        if let Some(request) = again.and_then(|replay| replay.request(counted)) {
             if outcome == Outcome::Unsent || h2_error(&error).is_some_and(h2::Error::is_go_away) {
                 attempt.close_connection();
                 attempt.discard(Code::Unavailable);
@@ -330,7 +351,8 @@ impl Call {
         extensions.insert(ServedBy { instance: Arc::clone(attempt.instance()), before: before.clone() });
         *response.extensions_mut() = extensions;
         let place = self.place.take();
-        response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before, place))
+        let is_http = self.protocol == Protocol::Http;
+        response.map(|body| ResponseBody::new(shared, body, self.deadline, attempt, before, place, is_http))
     }
 
     /// Records that no answer arrived in time, neither within the attempt's limit nor before the
@@ -352,7 +374,7 @@ impl Call {
         if let (Some(retries), Some(repeats), Some(replay)) = (&shared.retries, &mut self.repeats, replay) {
             let failure = if slow { Failure::Slow } else { Failure::Status(&status) };
             if let Some(wait) = retries.next(repeats, failure, self.deadline)
-                && let Some(request) = replay.request(Some(repeats))
+                && let Some(request) = replay.request((self.protocol == Protocol::Grpc).then_some(&*repeats))
             {
                 shared.published.wakeups.metrics.count(Event::Repeat);
                 return Next::Again(request, wait);

@@ -22,10 +22,11 @@ use crate::error::panic_text;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct AttemptReport<'a> {
-    /// The instance that the request was sent to.
+    /// The instance that was picked. If its connection ended at the same moment, the request may
+    /// not have been sent.
     pub instance: &'a Instance,
     /// Which attempt of the call it was; the first is 1.
-    pub number: usize,
+    pub number: u32,
     /// The time from handing the request to the connection until the outcome.
     pub elapsed: Duration,
     /// How the attempt turned out.
@@ -60,7 +61,7 @@ pub(crate) struct Observed(Option<Box<Attempted>>);
 #[derive(Debug)]
 struct Attempted {
     hook: Arc<AttemptHook>,
-    number: usize,
+    number: u32,
     begun: Instant,
 }
 
@@ -75,14 +76,15 @@ impl AttemptHook {
         if let Err(panic) = reported
             && !self.has_panicked.swap(true, Ordering::Relaxed)
         {
-            error!(panic = panic_text(&*panic), "attempt hook panicked");
+            // The subscriber may panic as well.
+            let _ = catch_unwind(AssertUnwindSafe(|| error!(panic = panic_text(&*panic), "attempt hook panicked")));
         }
     }
 }
 
 impl Observed {
     /// An attempt that begins now.
-    pub(super) fn begin(hook: Option<&Arc<AttemptHook>>, number: usize) -> Self {
+    pub(super) fn begin(hook: Option<&Arc<AttemptHook>>, number: u32) -> Self {
         Self(hook.map(|hook| Box::new(Attempted { hook: Arc::clone(hook), number, begun: Instant::now() })))
     }
 

@@ -89,6 +89,8 @@ struct Live {
     before: Option<Arc<[InstanceId]>>,
     /// Held until the response has ended.
     _place: Option<Place>,
+    /// It may end with a frame of data. A response of gRPC ends with its trailers.
+    is_http: bool,
     /// The body was lost with its connection, and waits for the reason.
     lost: Option<(hyper::Error, BoxFuture<'static, ()>)>,
 }
@@ -103,8 +105,12 @@ impl ResponseBody {
         attempt: Attempt,
         before: Option<Arc<[InstanceId]>>,
         place: Option<Place>,
+        is_http: bool,
     ) -> Self {
-        let live = Live { body, attempt, before, _place: place, lost: None };
+        if is_http && body.is_end_stream() {
+            return Self(State::Ended);
+        }
+        let live = Live { body, attempt, before, _place: place, is_http, lost: None };
         let Some(deadline) = deadline else { return Self(State::Endless(live)) };
         let limited = Arc::new(Limited { progress: Mutex::new(Progress::Live(live)), _shared: Arc::clone(shared) });
         let watched: Weak<Limited> = Arc::downgrade(&limited);
@@ -141,7 +147,7 @@ impl Limited {
         } else {
             ready!(polled)
         };
-        if is_last(&polled) {
+        if is_last(&polled) || live.has_ended_with_data() {
             *progress = Progress::Ended;
         }
         Poll::Ready(polled)
@@ -181,6 +187,18 @@ impl Live {
         })
     }
 
+    /// Whether the frame of data that was read last ended the response.
+    fn has_ended_with_data(&self) -> bool {
+        self.is_http && self.body.is_end_stream()
+    }
+
+    /// Counts the response as abandoned, unless only its end was not read.
+    fn abandon(&self) {
+        if !self.body.is_end_stream() {
+            self.attempt.abandon();
+        }
+    }
+
     fn tried(&self, cause: Option<BoxError>) -> Tried {
         let mut instances = self.before.as_deref().unwrap_or_default().to_vec();
         instances.push(self.attempt.instance().id().clone());
@@ -205,7 +223,7 @@ impl Body for ResponseBody {
             State::Ended => Poll::Ready(None),
             State::Endless(live) => {
                 let polled = ready!(live.poll_frame(context));
-                if is_last(&polled) {
+                if is_last(&polled) || live.has_ended_with_data() {
                     self.0 = State::Ended;
                 }
                 Poll::Ready(polled)
@@ -248,10 +266,10 @@ impl Drop for ResponseBody {
     fn drop(&mut self) {
         match &self.0 {
             State::Ended => {}
-            State::Endless(live) => live.attempt.abandon(),
+            State::Endless(live) => live.abandon(),
             State::Limited { shared, .. } => {
                 if let Progress::Live(live) = &*shared.lock() {
-                    live.attempt.abandon();
+                    live.abandon();
                 }
             }
         }

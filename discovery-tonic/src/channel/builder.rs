@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName};
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Uri, uri::Scheme};
 use hyper::rt::{Read, Write};
 use tower::Service;
 use tracing::info_span;
@@ -59,6 +59,7 @@ pub struct ChannelBuilder {
     service: ServiceName,
     policy: Arc<dyn Policy>,
     connector: Option<Transport>,
+    scheme: Scheme,
     #[cfg(feature = "tls")]
     tls: Option<ChannelTls>,
     endpoint_settings: Option<EndpointHook>,
@@ -86,6 +87,7 @@ impl ChannelBuilder {
             service,
             policy: Arc::new(PowerOfTwo),
             connector: None,
+            scheme: Scheme::HTTP,
             #[cfg(feature = "tls")]
             tls: None,
             endpoint_settings: None,
@@ -106,6 +108,11 @@ impl ChannelBuilder {
             health_check: None,
             endpoint_metrics: false,
         }
+    }
+
+    pub(super) fn scheme(mut self, scheme: Scheme) -> Self {
+        self.scheme = scheme;
+        self
     }
 
     /// Sets how endpoints are picked; default [`PowerOfTwo`].
@@ -426,22 +433,31 @@ impl ChannelBuilder {
         })?;
         let outlier_detection = self.outlier_detection.validated()?;
         if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(invalid("invalid timeout 0ns: allowed are longer ones, and `None` for no timeout"));
+            let error = invalid("invalid timeout 0ns: allowed are longer ones, and `None` for no timeout");
+            return Err(error.with_operation("connect").with_service(&self.service));
         }
         if self.max_requests == Some(0) {
-            return Err(invalid("invalid max_requests 0: allowed are 1 and more, and `None` for no limit"));
+            let error = invalid("invalid max_requests 0: allowed are 1 and more, and `None` for no limit");
+            return Err(error.with_operation("connect").with_service(&self.service));
         }
         let transport = self.connector.unwrap_or(Transport::Tcp);
-        #[cfg(not(feature = "tls"))]
-        let connector = Connector::plain(transport);
         #[cfg(feature = "tls")]
-        let connector = match self.tls {
-            None => Connector::plain(transport),
-            Some(tls) => {
-                let tls = TlsClient::load(tls);
-                let tls = tls.map_err(|error| error.with_operation("connect").with_service(&self.service))?;
-                Connector::with_tls(transport, tls)
+        let tls = self.tls.map(TlsClient::load).transpose();
+        #[cfg(feature = "tls")]
+        let tls = tls.map_err(|error| error.with_operation("connect").with_service(&self.service))?;
+        #[cfg(not(feature = "tls"))]
+        let tls: Option<std::convert::Infallible> = None;
+        let connector = match tls {
+            #[cfg(feature = "tls")]
+            Some(tls) => Connector::with_tls(transport, tls),
+            #[cfg(not(feature = "tls"))]
+            Some(never) => match never {},
+            // Nothing meant for TLS is sent in clear text.
+            None if self.scheme == Scheme::HTTPS && matches!(transport, Transport::Tcp) => {
+                let message = "https URIs without TLS: allowed are `tls` (feature `tls`) and a connector with TLS";
+                return Err(invalid(message).with_operation("connect").with_service(&self.service));
             }
+            None => Connector::plain(transport, self.scheme),
         };
         let updates = self.resolver.watch(&self.service)?;
         let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));

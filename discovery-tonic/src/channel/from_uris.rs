@@ -1,6 +1,7 @@
 //! Parses the URIs of [`BalancedChannel::from_uris`](super::BalancedChannel::from_uris).
 
 use discovery_core::{Address, Error, ErrorKind, FixedResolver, Host, Instance, ServiceName};
+use http::uri::Scheme;
 
 /// What a list of URIs names.
 #[derive(Debug)]
@@ -8,15 +9,7 @@ pub(super) struct Servers {
     pub(super) resolver: FixedResolver,
     /// The service that they are instances of.
     pub(super) service: ServiceName,
-    pub(super) scheme: UriScheme,
-}
-
-/// The scheme of all URIs of a list.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum UriScheme {
-    Http,
-    #[cfg(feature = "tls")]
-    Https,
+    pub(super) scheme: Scheme,
 }
 
 /// Parses a list of URIs.
@@ -25,7 +18,7 @@ pub(super) fn servers<U: AsRef<str>>(uris: impl IntoIterator<Item = U>) -> Resul
     let mut common = None;
     for (number, uri) in (1..).zip(uris) {
         let (scheme, address) = parse(uri.as_ref(), number)?;
-        if *common.get_or_insert(scheme) != scheme {
+        if *common.get_or_insert_with(|| scheme.clone()) != scheme {
             return Err(invalid(format!("URI {number} has another scheme than the first; one channel has one scheme")));
         }
         instances.push(Instance::new(address));
@@ -38,7 +31,7 @@ pub(super) fn servers<U: AsRef<str>>(uris: impl IntoIterator<Item = U>) -> Resul
 }
 
 /// A URI is quoted in no error before it is known to have no user info, which may hold a password.
-fn parse(uri: &str, number: usize) -> Result<(UriScheme, Address), Error> {
+fn parse(uri: &str, number: usize) -> Result<(Scheme, Address), Error> {
     let refused = |problem: &str| invalid(format!("URI {number} {problem}; {ALLOWED}"));
     let (scheme, rest) = uri.split_once("://").ok_or_else(|| refused("has no scheme"))?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
@@ -48,30 +41,16 @@ fn parse(uri: &str, number: usize) -> Result<(UriScheme, Address), Error> {
     if rest.contains(['/', '?', '#']) {
         return Err(refused("has a path, a query or a fragment, which is not allowed"));
     }
-    let scheme = match scheme.to_ascii_lowercase().as_str() {
-        "http" => UriScheme::Http,
-        #[cfg(feature = "tls")]
-        "https" => UriScheme::Https,
-        #[cfg(not(feature = "tls"))]
-        "https" => return Err(without_tls(number)),
+    let (scheme, port) = match scheme.to_ascii_lowercase().as_str() {
+        "http" => (Scheme::HTTP, 80),
+        "https" => (Scheme::HTTPS, 443),
         _ => return Err(refused("has an unknown scheme")),
-    };
-    let port = match scheme {
-        UriScheme::Http => 80,
-        #[cfg(feature = "tls")]
-        UriScheme::Https => 443,
     };
     // The colons of an IPv6 address are in brackets.
     let after_host = rest.rsplit_once(']').map_or(rest, |(_, after)| after);
     let address = if after_host.contains(':') { rest.parse() } else { format!("{rest}:{port}").parse() };
     let address = address.map_err(|error| refused("has an invalid host or port").with_source(error))?;
     Ok((scheme, address))
-}
-
-#[cfg(not(feature = "tls"))]
-fn without_tls(number: usize) -> Error {
-    let message = format!("URI {number} has the scheme https, and TLS needs the Cargo feature `tls`; {ALLOWED}");
-    Error::new(ErrorKind::Unsupported, message).with_operation("connect")
 }
 
 /// Names the service after the host of an address. A host is a service name, except for the colons
@@ -114,7 +93,7 @@ mod tests {
             (vec!["http://h:1", "http://h:1"], vec!["h:1"], "h"),
         ] {
             let Servers { resolver, service, scheme } = servers(&uris).unwrap();
-            assert_eq!(scheme, UriScheme::Http);
+            assert_eq!(scheme, Scheme::HTTP);
             assert_eq!(
                 (addresses(&resolver, &service), service.as_str()),
                 (expected.iter().map(ToString::to_string).collect(), name),
@@ -161,21 +140,12 @@ mod tests {
         }
         assert_eq!(servers([""; 0]).unwrap_err().kind(), ErrorKind::InvalidInput);
     }
-    #[cfg(feature = "tls")]
     #[test]
     fn https_is_the_scheme_of_all_uris_or_of_none() {
         let Servers { resolver, service, scheme } = servers(["https://h", "HTTPS://g:1"]).unwrap();
-        assert_eq!((addresses(&resolver, &service), scheme), (vec!["g:1".into(), "h:443".into()], UriScheme::Https));
+        assert_eq!((addresses(&resolver, &service), scheme), (vec!["g:1".into(), "h:443".into()], Scheme::HTTPS));
         let error = servers(["https://h", "http://g"]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains("URI 2 has another scheme"), "{error}");
-    }
-
-    #[cfg(not(feature = "tls"))]
-    #[test]
-    fn https_that_is_not_compiled_in_names_its_feature() {
-        let error = servers(["https://h"]).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
-        assert!(error.to_string().contains("the Cargo feature `tls`"), "{error}");
     }
 }

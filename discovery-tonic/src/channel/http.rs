@@ -1,13 +1,13 @@
 //! Ordinary HTTP requests over a channel.
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     pin::Pin,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, header::HOST};
 use http_body::Body;
 use tonic::Status;
 use tower::Service;
@@ -37,11 +37,12 @@ use crate::{
 ///   includes the response body. No header is added.
 /// - A request that provably was not processed is sent again, as in gRPC. A
 ///   [`RetryPolicy`](crate::RetryPolicy) also repeats requests that were lost with their
-///   connection, whatever their method, but no response.
+///   connection, or not answered within its attempt timeout, whatever their method; but it repeats
+///   no response.
 ///
-/// Scheme and authority of the request are replaced by those of the endpoint. The servers must
-/// speak HTTP/2: without TLS with prior knowledge, as axum and hyper do, over TLS by ALPN. HTTP/1,
-/// `CONNECT` and upgrades are not supported.
+/// Scheme and authority of the request are replaced by those of the endpoint, and a `host` header
+/// is removed. The servers must speak HTTP/2: without TLS with prior knowledge, as axum and hyper
+/// do, over TLS by ALPN. HTTP/1, `CONNECT` and upgrades are not supported.
 ///
 /// ```no_run
 /// # use std::{error::Error, sync::Arc};
@@ -86,7 +87,13 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if request.method() == Method::CONNECT {
+            let status = Status::invalid_argument("CONNECT is not supported by a channel for HTTP requests");
+            return Box::pin(ready(Err(status)));
+        }
+        // It must not differ from `:authority` (RFC 9113, section 8.3.1).
+        request.headers_mut().remove(HOST);
         self.0.send(request.map(tonic::body::Body::new), Protocol::Http)
     }
 }

@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "tls")]
+use ::http::uri::Scheme;
 use ::http::{Request, Response};
 use discovery_core::{Error, ErrorKind, Resolver, ServiceName};
 use futures::future::BoxFuture;
@@ -30,7 +32,7 @@ use crate::{
     published::{availability::Availability, endpoints::Endpoints, status::ChannelStatus, target::Target},
 };
 use builder::ChannelBuilder;
-use from_uris::{Servers, UriScheme};
+use from_uris::Servers;
 
 /// A channel for any generated tonic client that spreads requests over the live instances of a
 /// service.
@@ -137,9 +139,10 @@ impl BalancedChannel {
     /// Returns a builder of a channel over a fixed set of servers, in place of tonic's
     /// `Channel::balance_list`: no registry is needed, and none is asked.
     ///
-    /// Allowed are `http://host` and `http://host:port`; the default port is 80. With the feature
-    /// `tls` all URIs may have the scheme `https`, with the default port 443: the channel then uses
-    /// TLS with the defaults of `ChannelTls`, unless the builder gets another. The URIs are the
+    /// Allowed are `http://host` and `http://host:port`; the default port is 80. All URIs may have
+    /// the scheme `https` instead, with the default port 443: with the feature `tls` the channel
+    /// then uses `ChannelTls::new()` unless the builder gets another, and without it the builder
+    /// needs a connector with TLS. The URIs are the
     /// instances of one service, which takes its name in logs, metrics and errors from the host of
     /// the first URI, such as `payments.internal` or `10.0.0.1`. In an IPv6 address the name has
     /// `-` in place of `:`. For another name, use [`builder`](Self::builder) with a
@@ -164,16 +167,16 @@ impl BalancedChannel {
     ///
     /// [`InvalidInput`](ErrorKind::InvalidInput) if there is no URI, or if one has another scheme,
     /// user info, a path, a query or a fragment, or a host or port that an
-    /// [`Address`](discovery_core::Address) refuses; [`Unsupported`](ErrorKind::Unsupported) for
-    /// `https` without the feature `tls`.
+    /// [`Address`](discovery_core::Address) refuses.
     pub fn from_uris<U: AsRef<str>>(uris: impl IntoIterator<Item = U>) -> Result<ChannelBuilder, Error> {
         let Servers { resolver, service, scheme } = from_uris::servers(uris)?;
         let builder = ChannelBuilder::new(resolver, service);
-        Ok(match scheme {
-            UriScheme::Http => builder,
-            #[cfg(feature = "tls")]
-            UriScheme::Https => builder.tls(crate::connection::tls::config::ChannelTls::new()),
-        })
+        #[cfg(feature = "tls")]
+        let builder = match scheme == Scheme::HTTPS {
+            true => builder.tls(crate::connection::tls::config::ChannelTls::new()),
+            false => builder,
+        };
+        Ok(builder.scheme(scheme))
     }
 
     #[inline]

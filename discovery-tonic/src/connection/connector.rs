@@ -17,6 +17,8 @@ use crate::error::BoxError;
 #[derive(Debug)]
 pub(crate) struct Connector {
     transport: Transport,
+    /// The scheme of requests to endpoints without an origin of their own; over TLS always https.
+    scheme: Scheme,
     #[cfg(feature = "tls")]
     tls: Option<std::sync::Arc<TlsClient>>,
 }
@@ -36,9 +38,10 @@ pub(super) struct Connected {
 
 impl Connector {
     /// A connector without TLS of its own.
-    pub(crate) fn plain(transport: Transport) -> Self {
+    pub(crate) fn plain(transport: Transport, scheme: Scheme) -> Self {
         Self {
             transport,
+            scheme,
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -47,7 +50,7 @@ impl Connector {
     /// A connector with TLS on top of what carries the bytes.
     #[cfg(feature = "tls")]
     pub(crate) fn with_tls(transport: Transport, tls: TlsClient) -> Self {
-        Self { transport, tls: Some(std::sync::Arc::new(tls)) }
+        Self { transport, scheme: Scheme::HTTPS, tls: Some(std::sync::Arc::new(tls)) }
     }
 
     /// Connects to an instance's address. If it is a name, `first` selects which of its addresses
@@ -62,7 +65,7 @@ impl Connector {
         if let Some(tls) = &self.tls {
             return self.connect_with_tls(tls, address, settings, first).await;
         }
-        let origin = settings.origin.clone().unwrap_or_else(|| Origin::of(Scheme::HTTP, address));
+        let origin = settings.origin.clone().unwrap_or_else(|| Origin::of(self.scheme.clone(), address));
         if matches!(self.transport, Transport::Tcp) && origin.scheme == Scheme::HTTPS {
             let message = "an https origin over plain TCP: give the channel's builder `tls`, or a connector with TLS";
             return Err(Error::new(ErrorKind::InvalidInput, message).into());

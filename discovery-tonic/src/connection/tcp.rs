@@ -33,6 +33,10 @@ use crate::error::BoxError;
 /// or as soon as that one fails (RFC 8305). It opens TCP connections for `http` and `https` URIs
 /// alike, to their port or to 80 or 443; what runs over TCP is up to its user.
 ///
+/// Like an [`Address`](discovery_core::Address), the URI may not name a link-local, multicast or
+/// unspecified address. Its errors are those of the system, or
+/// [`discovery_core::Error`]s of the kinds `InvalidInput` (the URI) and `DeadlineExceeded`.
+///
 /// It is public for connectors that wrap it, such as one for a proxy, or for a TLS library of your
 /// own:
 ///
@@ -149,8 +153,15 @@ fn address(uri: &Uri) -> Result<Address, Error> {
         Some(scheme) if *scheme == Scheme::HTTPS => 443,
         _ => return Err(invalid()),
     };
-    let host = uri.host().ok_or_else(invalid)?;
-    format!("{host}:{}", uri.port_u16().unwrap_or(default)).parse()
+    let authority = uri.authority().ok_or_else(invalid)?;
+    let host = authority.host();
+    // The parser of URIs ignores a port that is too large or not a number.
+    let port = match authority.port_u16() {
+        Some(port) => port,
+        None if authority.as_str().ends_with(host) => default,
+        None => return Err(invalid()),
+    };
+    format!("{host}:{port}").parse()
 }
 
 impl Read for TcpConnection {
@@ -314,6 +325,11 @@ mod tests {
             ("http://h", Some("h:80")),
             ("https://10.0.0.1", Some("10.0.0.1:443")),
             ("https://[::1]:7", Some("[::1]:7")),
+            ("https://h:99999", None),
+            ("http://h:port", None),
+            ("http://h:", None),
+            ("http://h:0", None),
+            ("http://169.254.169.254", None),
             ("ftp://h:1", None),
             ("/path", None),
             ("h:1", None),

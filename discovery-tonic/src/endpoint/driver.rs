@@ -23,7 +23,7 @@ use crate::{
         Connection, health_check,
         link::{Health, Link},
     },
-    error::BoxError,
+    error::{BoxError, SharedError},
 };
 
 /// The driver of one lane.
@@ -94,7 +94,7 @@ impl Driver {
     async fn run(mut self) {
         let config = Arc::clone(&self.config);
         let mut delays = config.backoff.delays();
-        let mut first = true;
+        let mut failed: Option<SharedError> = None;
         loop {
             if self.number > 0 {
                 self.enter(Phase::Idle);
@@ -103,9 +103,9 @@ impl Driver {
             let permit = tokio::select! {
                 biased;
                 () = self.drained() => return self.finish(config.drain).await,
-                permit = config.connects.acquire(first) => permit,
+                permit = config.connects.acquire(failed.is_none()) => permit,
             };
-            self.enter(Phase::Connecting { first });
+            self.enter(Phase::Connecting { failed: failed.clone() });
             let begun = Instant::now();
             // Boxed, like `serve` below, so that the driver of a waiting endpoint is small.
             let connected = connect(&self.endpoint, &config, &mut self.hook, None).boxed().await;
@@ -117,7 +117,7 @@ impl Driver {
                     }
                     ServeEnd::Closed { good: true } => {
                         delays.reset();
-                        first = true;
+                        failed = None;
                         continue;
                     }
                     ServeEnd::Closed { good: false } => {
@@ -126,10 +126,11 @@ impl Driver {
                 },
                 Err(error) => error,
             };
-            first = false;
+            let error = SharedError::from(error);
+            failed = Some(Arc::clone(&error));
             let until = Instant::now() + delays.next_delay();
             self.lane().stay();
-            self.enter(Phase::BackingOff { error: error.into() });
+            self.enter(Phase::BackingOff { error });
             // A re-registered instance is probably reachable, so retry early, but no sooner than
             // the minimum backoff after the last attempt began.
             let earliest = until.min(begun + config.backoff.min());
@@ -254,7 +255,7 @@ impl Driver {
                     if let Some(successor) = self.checked_successor() {
                         return ConnectionEnd::Renewed(successor);
                     }
-                    self.enter(Phase::Connecting { first: true });
+                    self.enter(Phase::Connecting { failed: None });
                     let good = connection.load().has_answered() || since.elapsed() >= GOOD;
                     return ConnectionEnd::Ended(ServeEnd::Closed { good });
                 }

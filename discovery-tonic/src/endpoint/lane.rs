@@ -27,10 +27,10 @@ pub(crate) enum Phase {
     BackingOff {
         error: SharedError,
     },
-    /// `first`: no attempt has failed since the endpoint was new, or since its last good
-    /// connection.
+    /// `failed` is why the attempt before failed; `None` if none has failed since the endpoint was
+    /// new, or since its last good connection.
     Connecting {
-        first: bool,
+        failed: Option<SharedError>,
     },
     /// It will not connect again.
     Ended,

@@ -207,7 +207,10 @@ impl Endpoint {
     pub(crate) fn attempt_failed(&self, error: &BoxError) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
         let error = shown(&report(&**error));
-        if self.reachability.failed(&error) {
+        // A connected endpoint may have failed to open another connection, and one that leaves may
+        // have stopped listening.
+        let is_unreachable = self.links().is_empty() && !self.is_draining();
+        if is_unreachable && self.reachability.failed(&error) {
             info!(instance = %self.id, error, "endpoint unreachable");
         }
         debug!(instance = %self.id, error, "connection attempt failed");
@@ -224,10 +227,11 @@ impl Endpoint {
         self.disconnect.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the last connection attempt of its first lane failed, while it backs off.
+    /// Why the last connection attempt of its first lane failed, until one succeeds.
     pub(crate) fn error(&self) -> Option<SharedError> {
         match &*self.lanes[0].lock() {
             Phase::BackingOff { error } => Some(Arc::clone(error)),
+            Phase::Connecting { failed } => failed.clone(),
             _ => None,
         }
     }
@@ -238,7 +242,7 @@ impl Endpoint {
         if let Some(best) = self.links().into_iter().max_by_key(|link| link.health == Health::Serving) {
             return Phase::Ready(best);
         }
-        let coming = |phase: &Phase| matches!(phase, Phase::Connecting { first: true });
+        let coming = |phase: &Phase| matches!(phase, Phase::Connecting { failed: None });
         self.lanes.iter().map(Lane::phase).find(coming).unwrap_or_else(|| self.lanes[0].phase())
     }
 
@@ -303,7 +307,7 @@ impl Endpoint {
     pub(crate) fn enter(&self, number: usize, phase: Phase) {
         let is_news = {
             let mut former = self.lanes[number].lock();
-            let is_first = matches!((&*former, &phase), (Phase::Idle, Phase::Connecting { first: true }));
+            let is_first = matches!((&*former, &phase), (Phase::Idle, Phase::Connecting { failed: None }));
             let is_last = matches!(phase, Phase::Ended);
             *former = phase;
             !is_first && !is_last

@@ -110,12 +110,12 @@ impl Pool {
         let mut last = None;
         for member in self.members.values() {
             match member.endpoint.phase() {
-                Phase::Connecting { first: true } | Phase::Idle => return Availability::Connecting,
+                Phase::Connecting { failed: None } | Phase::Idle => return Availability::Connecting,
                 // The connection was just lost, and the driver is about to connect again.
                 Phase::Ready(link) if link.load.is_closed() => return Availability::Connecting,
                 Phase::Ready(link) if link.health == Health::Unknown => return Availability::Connecting,
-                Phase::BackingOff { error, .. } => last = Some(error),
-                Phase::Connecting { first: false } | Phase::Ended | Phase::Ready(_) => {}
+                Phase::BackingOff { error } | Phase::Connecting { failed: Some(error) } => last = Some(error),
+                Phase::Ended | Phase::Ready(_) => {}
             }
         }
         let since = *self.failing_since.get_or_insert(now);

@@ -45,7 +45,7 @@ pub struct EndpointStatus {
     pub in_flight: u32,
     /// The consecutive calls that were lost with their connection or answered with `UNAVAILABLE`.
     pub failures: u32,
-    /// Why the last attempt to connect failed; `None` once the next attempt begins.
+    /// Why the last attempt to connect failed; `None` once one succeeds.
     pub error: Option<Arc<dyn Error + Send + Sync>>,
     /// Why its last connection ended, if there was a reason: the GOAWAY of the peer, or an error of
     /// the network. It is kept until another connection ends with a reason.

@@ -10,7 +10,7 @@ use discovery_tonic::{AttemptOutcome, BalancedChannel, ChannelBuilder};
 use greeter::GreetRequest;
 use tonic::Code;
 
-type Seen = Arc<Mutex<Vec<(String, usize, AttemptOutcome, Duration)>>>;
+type Seen = Arc<Mutex<Vec<(String, u32, AttemptOutcome, Duration)>>>;
 
 fn observed(builder: ChannelBuilder) -> (BalancedChannel, Seen) {
     let seen = Seen::default();
@@ -55,7 +55,7 @@ async fn a_repeated_call_reports_every_attempt() {
     let (channel, seen) = observed(builder(&registry([refusing])));
     let status = greet_with(&channel, None, GreetRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    let numbers: Vec<usize> = seen.lock().unwrap().iter().map(|(_, number, _, _)| *number).collect();
+    let numbers: Vec<u32> = seen.lock().unwrap().iter().map(|(_, number, _, _)| *number).collect();
     // A refused request is sent again three times.
     assert_eq!(numbers, [1, 2, 3, 4]);
     let all_failed =

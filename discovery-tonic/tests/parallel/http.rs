@@ -2,16 +2,22 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use crate::support::*;
 use bytes::Bytes;
 use discovery_core::Backoff;
-use discovery_tonic::{BalancedChannel, HttpChannel, OutlierDetection, ServedBy, Tried, balance::RoundRobin};
+use discovery_tonic::{
+    BalancedChannel, HttpChannel, OutlierDetection, RetryPolicy, ServedBy, Tried, WaitForReady, balance::RoundRobin,
+};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::{net::TcpListener, task::JoinSet};
 use tonic::Code;
 use tower::ServiceExt;
@@ -35,6 +41,10 @@ async fn serve(status: StatusCode) -> (SocketAddr, Requests, JoinSet<()>) {
                 let mut connection = h2::server::handshake(socket).await.unwrap();
                 let mut answers = JoinSet::new();
                 while let Some(Ok((request, respond))) = connection.accept().await {
+                    if request.headers().contains_key("lose-first") && seen.lock().unwrap().is_empty() {
+                        seen.lock().unwrap().push(request.map(|_| Bytes::new()));
+                        return;
+                    }
                     answers.spawn(answer_one(request, respond, status, Arc::clone(&seen)));
                 }
             });
@@ -66,6 +76,30 @@ async fn answer_one(
     }
 }
 
+/// A server that answers with this status and no body, and counts its connections.
+async fn counting(status: StatusCode) -> (SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&accepted);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+            connections.spawn(async move {
+                let mut connection = h2::server::handshake(socket).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    let response = Response::builder().status(status).body(()).unwrap();
+                    let _ = respond.send_response(response, true);
+                }
+            });
+        }
+    });
+    (address, accepted, tasks)
+}
+
 fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).body(Full::default()).unwrap()
 }
@@ -87,6 +121,7 @@ async fn requests_and_responses_pass_untouched() {
             .method(Method::PUT)
             .uri(format!("https://elsewhere.test/items/{number}?a=b"))
             .header("x-trace", "7")
+            .header("host", "elsewhere.test")
             .body(Full::new(Bytes::from_static(b"content")))
             .unwrap();
         let response = http.clone().oneshot(request).await.unwrap();
@@ -157,5 +192,64 @@ async fn a_refused_request_is_sent_again() {
     }
     assert_eq!(requests.lock().unwrap().len(), 40);
     assert!(requests.lock().unwrap().iter().all(|request| request.body() == "once"));
-    assert!(refused.load(std::sync::atomic::Ordering::Relaxed) > 0, "the refusing peer was picked");
+    assert!(refused.load(Ordering::Relaxed) > 0, "the refusing peer was picked");
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_as_the_first_one() {
+    let (one, requests, _tasks) = serve(StatusCode::OK).await;
+    let often = Backoff::new(Duration::from_millis(10), Duration::from_millis(50)).unwrap();
+    let (_, http) = ready(builder(&registry([one])).backoff(often).retry(RetryPolicy::new(3).unwrap()), 1).await;
+    let mut request = Request::post("/").header("lose-first", "1").body(Full::new(Bytes::from_static(b"x"))).unwrap();
+    request.extensions_mut().insert(WaitForReady);
+    assert_eq!(http.oneshot(request).await.unwrap().status(), StatusCode::OK);
+    let requests = requests.lock().unwrap();
+    assert_eq!(requests.len(), 2);
+    let names = |number: usize| requests[number].headers().keys().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(names(0), ["lose-first"]);
+    assert_eq!(names(0), names(1));
+}
+
+/// A response that has ended takes no place, and is not abandoned by a caller that drops it.
+/// Regression: a gateway lost its connections after every 8,192 responses.
+#[tokio::test]
+async fn a_response_ends_with_its_last_data_or_without_any() {
+    let (empty, _, _tasks) = raw_h2(|_, respond| {
+        let response = Response::builder().status(StatusCode::NO_CONTENT).body(()).unwrap();
+        respond.send_response(response, true).unwrap();
+    })
+    .await;
+    let (full, _, _others) = serve(StatusCode::OK).await;
+    for peer in [empty, full] {
+        let (channel, http) = ready(builder(&registry([peer])).max_requests(1), 1).await;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            let mut response = http.clone().oneshot(get("/")).await.unwrap();
+            while !response.body().is_end_stream() {
+                let _ = response.body_mut().frame().await.unwrap().unwrap();
+            }
+            held.push(response);
+            eventually("none is in flight", || channel.endpoints()[0].in_flight == 0).await;
+        }
+    }
+    let (empty, accepted, _tasks) = counting(StatusCode::NO_CONTENT).await;
+    let (_, http) = ready(builder(&registry([empty])), 1).await;
+    for _ in 0..9_000 {
+        let response = http.clone().oneshot(get("/")).await.unwrap();
+        assert!(response.body().is_end_stream());
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(accepted.load(Ordering::Relaxed), 1, "connections");
+}
+
+#[tokio::test]
+async fn connect_is_refused_and_a_body_that_fails_is_named() {
+    let (one, requests, _tasks) = serve(StatusCode::OK).await;
+    let (_, http) = ready(builder(&registry([one])), 1).await;
+    let connect = Request::builder().method(Method::CONNECT).uri("h:1").body(Full::<Bytes>::default()).unwrap();
+    assert_eq!(http.clone().oneshot(connect).await.unwrap_err().code(), Code::InvalidArgument);
+    let failing = StreamBody::new(futures::stream::iter([Err::<Frame<Bytes>, _>(std::io::Error::other("no file"))]));
+    let status = http.oneshot(Request::post("/").body(failing).unwrap()).await.unwrap_err();
+    assert!(Tried::from_status(&status).unwrap().instances().is_empty(), "{status:?}");
+    assert!(requests.lock().unwrap().is_empty());
 }

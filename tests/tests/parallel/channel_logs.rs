@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use discovery_core::{Backoff, FixedResolver, Instance};
-use discovery_tonic::BalancedChannel;
+use discovery_memory::MemoryBackend;
+use discovery_tonic::{BalancedChannel, EndpointState};
 use greeter::Greeter;
 use support::{Log, eventually, scene::SOON};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 use tracing::Level;
@@ -34,4 +35,22 @@ async fn an_unreachable_endpoint_is_logged_once_and_so_is_its_return() {
     eventually("it is reachable", SOON, async || log.with("endpoint reachable again").len() == 1).await;
     assert_eq!(log.with("endpoint unreachable").len(), 1);
     serving.abort();
+}
+
+/// An instance that has left is not reported, although its last attempt fails.
+#[tokio::test]
+async fn an_instance_that_has_left_is_not_logged_as_unreachable() {
+    let log = Log::down_to(Level::DEBUG);
+    // It accepts connections and is silent.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let backend = MemoryBackend::new();
+    let service = "greeter".parse().unwrap();
+    let instance = Instance::new(silent.local_addr().unwrap().try_into().unwrap());
+    backend.put(&service, instance.clone());
+    let channel = BalancedChannel::new(backend.clone(), service.clone()).unwrap();
+    let connecting = async || channel.endpoints().iter().any(|one| one.state == EndpointState::Connecting);
+    eventually("it is connecting", SOON, connecting).await;
+    backend.remove(&service, instance.id().as_str());
+    eventually("the attempt failed", SOON, async || !log.with("connection attempt failed").is_empty()).await;
+    assert!(log.with("endpoint unreachable").is_empty());
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex, OnceLock},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use rustls::{
     },
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tokio::task::spawn_blocking;
+use tokio::sync::oneshot;
 use tokio_rustls::TlsConnector;
 use tracing::{Span, info, warn};
 
@@ -97,9 +98,7 @@ impl TlsClient {
         io: Box<dyn Io>,
         name: ServerName<'static>,
     ) -> Result<Box<dyn Io>, BoxError> {
-        let refreshing = Arc::clone(self);
-        let span = Span::current();
-        spawn_blocking(move || span.in_scope(|| refreshing.refresh())).await?;
+        self.refresh().await;
         let credentials = self.credentials.load_full();
         let seen = Arc::new(OnceLock::new());
         let mut config = credentials.config.clone();
@@ -110,7 +109,10 @@ impl TlsClient {
         let presented = credentials.presented.clone();
         let stream = connected.map_err(|error| match bad_certificate(&error) {
             Some(reason) => refused(&name, reason, seen.get()),
-            None => TlsStream::explain(error, presented.as_deref()).into(),
+            None => {
+                let cause = TlsStream::explain(error, presented.as_deref());
+                Error::new(ErrorKind::Unavailable, "the TLS handshake failed").with_source(cause).into()
+            }
         })?;
         if stream.get_ref().1.alpn_protocol() != Some(H2) {
             let message = "the server did not agree to HTTP/2 in the TLS handshake (ALPN h2)";
@@ -120,7 +122,24 @@ impl TlsClient {
     }
 
     /// Reads the files again, unless that was done less than a second ago or is being done now.
-    fn refresh(&self) {
+    async fn refresh(self: &Arc<Self>) {
+        if self.files.try_lock().map_or(true, |files| files.read.elapsed() < REREAD) {
+            return;
+        }
+        let refreshed = Arc::clone(self);
+        let span = Span::current();
+        let (done, ended) = oneshot::channel();
+        // A thread of its own rather than one of the runtime's: if the file system hangs, the
+        // runtime could not shut down.
+        thread::spawn(move || {
+            span.in_scope(|| refreshed.read_again());
+            let _ = done.send(());
+        });
+        // An error means that the thread panicked, and the former files stay in use.
+        let _ = ended.await;
+    }
+
+    fn read_again(&self) {
         let Ok(mut files) = self.files.try_lock() else { return };
         if files.read.elapsed() < REREAD {
             return;

@@ -9,7 +9,9 @@ use std::{fmt, path::PathBuf};
 /// [`ChannelBuilder::build`](crate::ChannelBuilder::build) reads the files, and fails if it cannot
 /// use them. Before a connection is made, they are read again if a second has passed. Once they
 /// have changed, new connections use them; existing connections stay. If the new files cannot be
-/// used, for example because they are half written, the former ones stay in use, which is logged.
+/// used, for example because they are half written, the former ones stay in use, which is logged. A
+/// file of several authorities that was cut between two of them can be used, so replace files by
+/// renaming. Each must be a regular file of at most 1 MiB.
 /// [`EndpointSettings::max_connection_age`](crate::EndpointSettings::max_connection_age) replaces
 /// existing connections too, without failing a call. The system's authorities are read once.
 ///

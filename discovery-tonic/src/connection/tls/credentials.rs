@@ -94,7 +94,8 @@ fn certificates(pem: &Pem, role: &str, content: &[u8]) -> Result<Vec<Certificate
     // Without the source: the file may be a key by mistake.
     match CertificateDer::pem_slice_iter(content).collect::<Result<Vec<_>, _>>() {
         Ok(found) if !found.is_empty() => Ok(found),
-        _ => Err(unusable(pem, role, "it holds no certificate in PEM")),
+        Ok(_) => Err(unusable(pem, role, "it holds no certificate in PEM")),
+        Err(_) => Err(unusable(pem, role, "a part of it is no certificate in PEM")),
     }
 }
 

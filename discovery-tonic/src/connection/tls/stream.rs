@@ -43,9 +43,14 @@ impl TlsStream {
     /// Adds which certificate was presented to the error of a server that refused it.
     pub(super) fn explain(error: io::Error, presented: Option<&Presented>) -> io::Error {
         let alert = error.get_ref().and_then(|error| error.downcast_ref()).and_then(alert);
-        match alert.filter(is_refusal) {
-            Some(_) => Refused::error("the server refused the channel's TLS", presented, Some(&error)),
-            None => error,
+        if alert.is_some_and(|alert| is_refusal(&alert)) {
+            return Refused::error("the server refused the channel's TLS", presented, Some(&error));
+        }
+        match error.get_ref().and_then(|error| error.downcast_ref()) {
+            Some(rustls::Error::InvalidMessage(_)) => {
+                io::Error::new(error.kind(), format!("the server does not seem to speak TLS: {error}"))
+            }
+            _ => error,
         }
     }
 

@@ -1,6 +1,11 @@
 //! The files: what is checked when a channel is built, and when they are read again.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use discovery_core::{ErrorKind, FixedResolver};
 use discovery_tonic::{BalancedChannel, ChannelTls, EndpointSettings};
@@ -17,9 +22,17 @@ async fn unusable_files_are_refused_when_the_channel_is_built() {
     let own = authority.client("own", Flaw::None);
     let other = Authority::in_folder(other_folder.path()).client("own", Flaw::None);
     let missing = folder.path().join("missing.pem");
+    let fifo = fifo(folder.path());
+    let huge = folder.path().join("huge.pem");
+    fs::write(&huge, vec![b'x'; (1 << 20) + 1]).unwrap();
+    let broken = format!("{}-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n", authority.pem());
     let ca = || trusting(authority.pem());
     for (tls, expected) in [
         (ChannelTls::new().ca_file(&missing), "missing.pem\": it cannot be read"),
+        (ChannelTls::new().ca_file(&fifo), "it is not a regular file"),
+        (ChannelTls::new().ca_file(folder.path()), "it is not a regular file"),
+        (ChannelTls::new().ca_file(&huge), "it has more than 1 MiB"),
+        (ChannelTls::new().ca(broken), "a part of it is no certificate in PEM"),
         (ChannelTls::new().ca(own.key.clone()), "authority (in memory): it holds no certificate in PEM"),
         (ChannelTls::new().ca_file(authority.pem()), "authority (not a path): the path of a file is expected"),
         (ca().identity_files(&missing, &own.key_file), "certificate \""),
@@ -71,4 +84,28 @@ async fn files_that_cannot_be_used_leave_the_former_ones_in_use() {
     let former = connections();
     eventually("the good certificate is presented", SOON, async || connections() > former).await;
     greet(&channel).await.unwrap();
+}
+
+/// A file that never ends, such as a FIFO, keeps nothing waiting.
+#[tokio::test]
+async fn a_file_that_becomes_a_fifo_hangs_nothing() {
+    let log = Log::down_to(Level::DEBUG);
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::in_folder(folder.path());
+    let server = TlsServer::start(&authority.server(Flaw::None), None).await;
+    let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap();
+    let tls = ChannelTls::new().ca_file(authority.file());
+    let channel = server.channel().tls(tls).endpoint_settings(move |_| settings.clone()).build().unwrap();
+    greet(&channel).await.unwrap();
+    fs::rename(fifo(folder.path()), authority.file()).unwrap();
+    let former = log.with("endpoint connected").len();
+    let connected = async || log.with("endpoint connected").len() >= former + 3;
+    eventually("the former authorities are used", SOON, connected).await;
+    greet(&channel).await.unwrap();
+}
+
+fn fifo(folder: &Path) -> PathBuf {
+    let path = folder.join("fifo.pem");
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
 }

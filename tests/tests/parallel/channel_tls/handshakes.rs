@@ -214,3 +214,21 @@ async fn tls_runs_on_top_of_a_custom_connector() {
     greet(&channel).await.unwrap();
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
+
+/// Nothing meant for TLS is sent in clear text: without TLS, https URIs need a connector that has
+/// it.
+#[tokio::test]
+async fn https_uris_are_never_called_in_clear_text() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("https://{}", listener.local_addr().unwrap());
+    let error = BalancedChannel::from_uris([&uri]).unwrap().tls(None).build().unwrap_err();
+    assert!(error.to_string().contains("https URIs without TLS: allowed are"), "{error}");
+
+    let (sender, mut targets) = tokio::sync::mpsc::unbounded_channel();
+    let connector = TcpConnector::new().map_request(move |target: Uri| {
+        let _ = sender.send(target.clone());
+        target
+    });
+    let _channel = BalancedChannel::from_uris([&uri]).unwrap().tls(None).connector(connector).build().unwrap();
+    assert_eq!(targets.recv().await.unwrap(), format!("{uri}/").parse::<Uri>().unwrap());
+}
