@@ -321,13 +321,17 @@ impl Endpoint {
         }
     }
 
-    /// Records the health that the peer reports. Such a report is an answer, too.
+    /// Records the health that the peer reports. Such a report is an answer, too. Only a change to
+    /// SERVING ends a series of failures: each new connection repeats what is known.
     pub(crate) fn tell(&self, number: usize, health: Health) {
-        if let Phase::Ready(link) = &mut *self.lanes[number].lock() {
-            link.health = health;
-        }
+        let former = match &mut *self.lanes[number].lock() {
+            Phase::Ready(link) => std::mem::replace(&mut link.health, health),
+            _ => health,
+        };
         if health == Health::Serving {
-            self.tally.succeeded();
+            if former != Health::Serving {
+                self.tally.succeeded();
+            }
             self.tally.answered();
         }
         self.mark_dirty();

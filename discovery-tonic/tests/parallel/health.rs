@@ -4,17 +4,17 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use crate::support::{OnRequest, Server, builder, eventually, greet, greet_with, hung, raw_h2, ready, registry};
-use discovery_tonic::{BalancedChannel, EndpointState};
-use greeter::{GreetRequest, Greeter};
+use discovery_tonic::{BalancedChannel, EndpointSettings, EndpointState};
+use greeter::{GreetRequest, Greeter, GreeterServer};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -89,6 +89,33 @@ async fn fault_c12_a_server_without_a_health_check_counts_as_serving() {
     let channel = builder(&registry([server.address])).health_check("").build().unwrap();
     assert_eq!(greet(&channel, Some(SOON)).await.unwrap(), server.address);
     assert_eq!(ready(&channel), 1);
+}
+
+/// A server whose calls fail may still report SERVING, and does so on every new connection.
+#[tokio::test]
+async fn replaced_connections_do_not_end_a_series_of_failures() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (_reporter, checks) = tonic_health::server::health_reporter();
+    let failing = GreeterServer::with_interceptor(Greeter::new("failing"), |_| Err(Status::unavailable("no database")));
+    let router = tonic::transport::Server::builder().add_service(checks).add_service(failing);
+    let task = tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
+    let settings = EndpointSettings::default().max_connection_age(Duration::from_secs(1)).unwrap();
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    let channel = builder(&registry([address])).health_check("").endpoint_settings(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        settings.clone()
+    });
+    let channel = channel.build().unwrap();
+    for _ in 0..3 {
+        greet(&channel, Some(SOON)).await.unwrap_err();
+    }
+    assert_eq!(channel.endpoints()[0].failures, 3);
+    // With the third connection, the second has been up for a second.
+    eventually("connections are replaced", || attempts.load(Ordering::Relaxed) >= 3).await;
+    assert_eq!(channel.endpoints()[0].failures, 3);
+    task.abort();
 }
 
 #[tokio::test]
