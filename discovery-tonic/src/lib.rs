@@ -64,7 +64,8 @@
 //! | `endpoint ejected` | info | `instance`, `cause`, `failures` in a row, `waiting` requests, `ejected_for` |
 //! | `endpoint ejected again` | debug | `instance`, `cause`, `ejected_for` |
 //! | `endpoint restored` | info | `instance` |
-//! | `endpoint unreachable` | info | `instance`, `error` of a failed attempt to connect, each of up to four reasons once until an attempt succeeds; not while it is connected otherwise |
+//! | `endpoint unreachable` | info | `instance`, `error` of a failed attempt to connect, each of up to four reasons once until an attempt succeeds |
+//! | `no further connection to the endpoint` | info | `instance`, `error`; it is connected, and another connection could not be made |
 //! | `endpoint reachable again` | info | `instance` |
 //! | `most instances vanished at once, holding the connected ones` | warn | `endpoints`, how many |
 //! | `held endpoint released` | info | `instance` |

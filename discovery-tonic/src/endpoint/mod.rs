@@ -207,11 +207,14 @@ impl Endpoint {
     pub(crate) fn attempt_failed(&self, error: &BoxError) {
         self.failed_attempts.fetch_add(1, Ordering::Relaxed);
         let error = shown(&report(&**error));
-        // A connected endpoint may have failed to open another connection, and one that leaves may
-        // have stopped listening.
-        let is_unreachable = self.links().is_empty() && !self.is_draining();
-        if is_unreachable && self.reachability.failed(&error) {
-            info!(instance = %self.id, error, "endpoint unreachable");
+        let is_connected = !self.links().is_empty();
+        // One that leaves may have stopped listening.
+        if !self.is_draining() && self.reachability.failed(&error, is_connected) {
+            if is_connected {
+                info!(instance = %self.id, error, "no further connection to the endpoint");
+            } else {
+                info!(instance = %self.id, error, "endpoint unreachable");
+            }
         }
         debug!(instance = %self.id, error, "connection attempt failed");
     }
@@ -227,12 +230,14 @@ impl Endpoint {
         self.disconnect.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the last connection attempt of its first lane failed, until one succeeds.
+    /// Why the last connection attempt of its first lane failed, until one succeeds; while it is
+    /// connected, why another connection could not be made.
     pub(crate) fn error(&self) -> Option<SharedError> {
         match &*self.lanes[0].lock() {
             Phase::BackingOff { error } => Some(Arc::clone(error)),
             Phase::Connecting { failed } => failed.clone(),
-            _ => None,
+            Phase::Ready(_) => self.reachability.error().map(|reason| Arc::from(BoxError::from(reason))),
+            Phase::Ended | Phase::Idle => None,
         }
     }
 

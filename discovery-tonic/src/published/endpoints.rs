@@ -45,7 +45,9 @@ pub struct EndpointStatus {
     pub in_flight: u32,
     /// The consecutive calls that were lost with their connection or answered with `UNAVAILABLE`.
     pub failures: u32,
-    /// Why the last attempt to connect failed; `None` once one succeeds.
+    /// Why the last attempt to connect failed; `None` once one succeeds. While the endpoint is
+    /// connected, this is why another connection could not be made, such as one that replaces a
+    /// connection of its maximum age.
     pub error: Option<Arc<dyn Error + Send + Sync>>,
     /// Why its last connection ended, if there was a reason: the GOAWAY of the peer, or an error of
     /// the network. It is kept until another connection ends with a reason.
@@ -126,7 +128,11 @@ impl fmt::Display for Endpoints {
             let failures = one.failures;
             write!(f, "\n{:id$}  {:address$}  {weight:>6}  {state:11}  {in_flight:>9}  {failures:>8}", row[0], row[1])?;
             if let Some(error) = &one.error {
-                write!(f, "  {}", printable(&report(&**error)))?;
+                let what = match one.state {
+                    EndpointState::NotServing | EndpointState::Ready => "cannot connect again: ",
+                    EndpointState::BackingOff | EndpointState::Connecting | EndpointState::Idle => "",
+                };
+                write!(f, "  {what}{}", printable(&report(&**error)))?;
             }
             if let Some(disconnect) = &one.disconnect {
                 write!(f, "  last connection: {}", printable(&report(&**disconnect)))?;
@@ -179,6 +185,14 @@ mod tests {
         ));
         assert!(lines[2].ends_with('s') && lines.len() == 4, "{printed}");
         assert_eq!(lines[3], "registry: in contact");
+
+        let mut expired = endpoint("one", EndpointState::Ready);
+        expired.error = Some(Arc::new(std::io::Error::other("it has expired")));
+        let printed = Endpoints::new(vec![expired], None, RegistryState::InContact).to_string();
+        assert!(
+            printed.contains("  ready                3        12  cannot connect again: it has expired\n"),
+            "{printed}"
+        );
 
         let note = Some("no endpoint of payments: it has no instances".to_owned());
         let printed = Endpoints::new(Vec::new(), note, RegistryState::Waiting).to_string();
