@@ -25,7 +25,7 @@ help:
 	@echo "make lint      formatting, clippy, rustdoc, each crate and feature alone, dependencies, prose, packages"
 	@echo "make docs      build the documentation of the whole API, with feature badges if there is a nightly toolchain"
 	@echo "make bench     run the benchmarks and print their table"
-	@echo "make generate  rewrite the greeter's generated code from its .proto file"
+	@echo "make generate  rewrite the generated code of the examples from their .proto files"
 
 # Everything at once; the other commands install what they need themselves.
 setup:

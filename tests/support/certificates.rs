@@ -82,6 +82,11 @@ impl Authority {
         self.sign(name, &[], flaw)
     }
 
+    /// Signs a certificate for a program that is a server of this name, and a client.
+    pub fn program(&self, name: &str, flaw: Flaw) -> Certificate {
+        self.sign(name, &[name], flaw)
+    }
+
     fn sign(&self, name: &str, hosts: &[&str], flaw: Flaw) -> Certificate {
         let key = KeyPair::generate().expect("a key");
         let mut params = params(name, hosts);
