@@ -13,6 +13,7 @@ pub mod greeters;
 pub mod load;
 mod log;
 mod port;
+mod programs;
 mod proxy;
 mod raw;
 pub mod scene;
@@ -22,6 +23,7 @@ pub use etcd::{Etcd, GrpcProxy, Saved, Setup};
 pub use fake::{Before, Fake, Method};
 pub use follower::{Follower, Told};
 pub use log::Log;
+pub use programs::programs;
 pub use proxy::{Fault, Proxy, SynHole};
 pub use raw::Raw;
 

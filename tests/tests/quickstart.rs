@@ -1,12 +1,11 @@
 //! The examples as a user runs them: programs that are started, read and stopped.
 
 use std::{
-    path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
     time::Duration,
 };
 
+use support::programs;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdout},
@@ -23,7 +22,7 @@ struct Program {
 
 impl Program {
     fn start(example: &str, arguments: &[&str]) -> Self {
-        let mut command = tokio::process::Command::new(examples().join(example));
+        let mut command = tokio::process::Command::new(programs().join("examples").join(example));
         let mut child = command.args(arguments).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let name = [&[example], arguments].concat().join(" ");
@@ -62,25 +61,6 @@ impl Program {
         assert!(good, "{} did not end well:\n{}", self.name, self.printed.join("\n"));
         self.printed
     }
-}
-
-/// Returns the folder of the examples. They are built with the tests, so that `make test` compiles
-/// nothing twice: `--examples` alone has other features.
-fn examples() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        // <target>/<profile>/deps/<this test>
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--workspace", "--all-features", "--tests", "--examples", "--quiet", "--target-dir"]);
-        build.arg(profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "the examples do not build");
-        profile.join("examples")
-    })
 }
 
 /// Asserts that the quickstart, which checks its own counts, has run to its end and printed them.

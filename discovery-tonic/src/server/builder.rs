@@ -172,7 +172,10 @@ impl ServerBuilder {
     /// Sets a future to wait for before registering, for example until caches are warm or a health
     /// check has passed; default none.
     ///
-    /// Connections are accepted meanwhile, so a check may call the server itself.
+    /// Connections are accepted meanwhile, so a check may call the server itself. A server that
+    /// calls others waits here until its own channels are ready
+    /// ([`wait_until_ready`](crate::BalancedChannel::wait_until_ready)): otherwise its first calls
+    /// may come before it knows whom to call.
     pub fn ready(mut self, ready: impl Future<Output = ()> + Send + 'static) -> Self {
         self.config.ready = Mutex::new(Box::pin(ready));
         self

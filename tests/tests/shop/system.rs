@@ -3,16 +3,13 @@
 use std::{
     fs::{self, File},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use support::{Authority, Etcd, Flaw, eventually, load::Call};
+use support::{Authority, Etcd, Flaw, eventually, load::Call, programs};
 use tempfile::TempDir;
 use tokio::{process::Child, time::timeout};
 use tonic::Status;
@@ -197,28 +194,6 @@ impl Gateway {
         let page = self.get("/metrics").await;
         page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
     }
-}
-
-/// Returns the folder of the programs. They are built together with the tests, so that `make test`
-/// compiles nothing twice: alone, they would have other features.
-pub(crate) fn programs() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        // <target>/<profile>/deps/<this test>
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--workspace", "--all-features", "--tests", "--quiet", "--target-dir"]);
-        build.arg(profile.parent().unwrap()).current_dir(env!("CARGO_MANIFEST_DIR"));
-        for program in PROGRAMS {
-            build.args(["--bin", program]);
-        }
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success(), "the shop does not build");
-        profile.to_owned()
-    })
 }
 
 pub(crate) const PROGRAMS: [&str; 4] = ["orders", "inventory", "gateway", "worker"];

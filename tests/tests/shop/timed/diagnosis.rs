@@ -83,7 +83,7 @@ impl Scene {
 
     /// Asserts that no other instance was logged as faulty.
     fn blames_only(&self, culprit: &str) {
-        for message in ["endpoint ejected", "endpoint unreachable"] {
+        for message in ["endpoint ejected", "endpoint unreachable", "no further connection to the endpoint"] {
             for line in self.gateway.program.logged(&[message]) {
                 assert!(line.contains(&format!("instance={culprit} ")), "{line}");
             }
@@ -115,10 +115,11 @@ async fn one_server_hung() {
     scene.is_well().await;
     scene.orders[1].signal("STOP");
     // Accepts connections, which its system does, but never answers: not even in a TLS handshake.
-    scene.logs(&["endpoint unreachable", "service=orders", "instance=orders-2 ", "no TLS handshake within 1s"]).await;
+    let further = "no further connection to the endpoint";
+    scene.logs(&[further, "service=orders", "instance=orders-2 ", "no TLS handshake within 1s"]).await;
     scene.logs(&["endpoint ejected", "service=orders", "instance=orders-2 ", "cause=Unreachable"]).await;
     scene.lists("orders", "orders-2 ", &["ejected for "]).await;
-    scene.measures("discovery_endpoint_ready{service=\"orders\",instance=\"orders-2\"}", |ready| ready == 0.0).await;
+    scene.measures("discovery_endpoint_ready{service=\"orders\",instance_id=\"orders-2\"}", |ready| ready == 0.0).await;
     scene.measures("discovery_channel_ejections_total{service=\"orders\"}", |ejections| ejections > 0.0).await;
     scene.blames_only("orders-2");
 }
@@ -129,14 +130,14 @@ async fn one_server_hung() {
 async fn one_server_unavailable() {
     let mut scene = Scene::open("14", Flaw::None, USUAL).await;
     scene.is_well().await;
-    let failures = "discovery_endpoint_failures_total{service=\"orders\",instance=\"orders-2\"}";
+    let failures = "discovery_endpoint_failures_total{service=\"orders\",instance_id=\"orders-2\"}";
     scene.measures(failures, |count| count > 1.0).await;
     let has_failed = |row: &str| row.starts_with("orders-2 ") && !row.ends_with(" 0");
     let listed = async || scene.gateway.table("orders").await.lines().any(has_failed);
     scene.shows("orders-2 with failures in the table", listed).await;
     scene.logs(&["endpoint ejected", "service=orders", "instance=orders-2 ", "cause=Failing"]).await;
     scene.lists("orders", "orders-2 ", &["ejected for "]).await;
-    scene.measures("discovery_endpoint_ready{service=\"orders\",instance=\"orders-2\"}", |ready| ready == 0.0).await;
+    scene.measures("discovery_endpoint_ready{service=\"orders\",instance_id=\"orders-2\"}", |ready| ready == 0.0).await;
     scene.blames_only("orders-2");
 }
 
@@ -147,7 +148,7 @@ async fn one_server_with_internal_errors() {
     let mut scene = Scene::open("13", Flaw::None, USUAL).await;
     scene.is_well().await;
     scene.logs(&["call failed", "code=Internal", "the database is down", "sent to orders-2"]).await;
-    let failures = "discovery_endpoint_failures_total{service=\"orders\",instance=\"orders-2\"}";
+    let failures = "discovery_endpoint_failures_total{service=\"orders\",instance_id=\"orders-2\"}";
     scene.measures(failures, |count| count > 1.0).await;
     scene.blames_only("none");
 }
@@ -159,7 +160,7 @@ async fn a_server_certificate_expired() {
     scene.logs(&["endpoint unreachable", "service=inventory", "instance=inventory-2 ", reason]).await;
     scene.lists("inventory", "inventory-2 ", &["backing off", reason]).await;
     scene
-        .measures("discovery_endpoint_ready{service=\"inventory\",instance=\"inventory-2\"}", |ready| ready == 0.0)
+        .measures("discovery_endpoint_ready{service=\"inventory\",instance_id=\"inventory-2\"}", |ready| ready == 0.0)
         .await;
     scene.measures("discovery_channel_connect_failures_total{service=\"inventory\"}", |count| count > 0.0).await;
     scene.blames_only("inventory-2");
@@ -172,7 +173,7 @@ async fn the_client_certificate_expired() {
     scene.shop.issue("gateway", &scene.shop.authority, Flaw::Expired);
     for service in ["orders", "inventory"] {
         let reason = "(CN=gateway; names gateway; expired on Jan  1 00:00:00 2001";
-        scene.logs(&["endpoint unreachable", &format!("service={service}"), reason]).await;
+        scene.logs(&["no further connection to the endpoint", &format!("service={service}"), reason]).await;
         scene.lists(service, service, &["ready", "cannot connect again: ", reason]).await;
         let failures = format!("discovery_channel_connect_failures_total{{service=\"{service}\"}}");
         scene.measures(&failures, |count| count > 0.0).await;

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use support::{Authority, Etcd, Flaw, eventually, load::Load};
+use support::{Authority, Etcd, Flaw, eventually, load::Load, programs};
 use tokio::time::{Instant, sleep};
 
 use crate::{
     http::http,
-    system::{Gateway, LIMIT, PROGRAMS, Program, Shop, programs},
+    system::{Gateway, LIMIT, PROGRAMS, Program, Shop},
 };
 
 /// The servers and clients of a running shop.
