@@ -20,6 +20,7 @@ mod generated {
     include!("shop.v1.rs");
 }
 mod log;
+mod metrics;
 mod settings;
 mod stop;
 mod tls;
@@ -33,6 +34,7 @@ pub use generated::{
     orders_server::{Orders, OrdersServer},
 };
 pub use log::{log_failure, log_to_stderr};
+pub use metrics::{record_metrics, serve_metrics};
 pub use settings::Settings;
 pub use stop::stop_signal;
 pub use tls::server;

@@ -23,6 +23,8 @@ pub struct Settings {
     pub tls: Option<PathBuf>,
     /// `SHOP_LISTEN`: where the program listens; default a free port of 127.0.0.1.
     pub listen: SocketAddr,
+    /// `SHOP_METRICS`: where a server has `/metrics`; default nowhere.
+    pub metrics: Option<SocketAddr>,
     /// `SHOP_INSTANCE`: the id of a server in the registry and in metrics; default its address.
     pub instance: Option<InstanceId>,
     /// `SHOP_DRAIN`: how long a server serves on after it has left the registry; default 5 s.
@@ -46,6 +48,7 @@ impl Settings {
                 .ok_or("SHOP_REGISTRY is missing: set it to a URL such as etcd://127.0.0.1:2379/shop")?,
             tls: variable("SHOP_TLS")?,
             listen: variable("SHOP_LISTEN")?.unwrap_or(FREE_PORT),
+            metrics: variable("SHOP_METRICS")?,
             instance: variable("SHOP_INSTANCE")?,
             drain: duration("SHOP_DRAIN")?.unwrap_or(Duration::from_secs(5)),
             connection_age: duration("SHOP_CONNECTION_AGE")?.unwrap_or(Duration::from_secs(3600)),

@@ -1,7 +1,5 @@
 //! The gateway: HTTP for browsers, gRPC to the services; and what an operator looks at.
 
-use std::time::Duration;
-
 use axum::{
     Router,
     extract::{Path, State},
@@ -9,7 +7,7 @@ use axum::{
     routing::{get, post},
 };
 use discovery::BalancedChannel;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use shop::{BoxError, InventoryClient, OrdersClient, PlaceRequest, Settings, StockRequest};
 use tokio::net::TcpListener;
 use tonic::{Code, Status};
@@ -28,11 +26,7 @@ type Failure = (StatusCode, String);
 async fn main() -> Result<(), BoxError> {
     shop::log_to_stderr()?;
     let settings = Settings::from_env()?;
-    // Before the channels are built, which look up their metrics once.
-    let metrics = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &[0.001, 0.01, 0.1, 1.0])?
-        .install_recorder()?;
-    tokio::spawn(tidy(metrics.clone()));
+    let metrics = shop::record_metrics()?; // before the channels are built
     let backend = discovery::open(&settings.registry)?;
     let gateway = Gateway {
         orders: shop::channel(&settings, backend.clone(), "orders")?,
@@ -89,12 +83,4 @@ fn failure(status: Status) -> Failure {
         _ => StatusCode::BAD_GATEWAY,
     };
     (code, format!("{}\n", status.message()))
-}
-
-/// Keeps the memory of the metrics bounded while nobody reads them.
-async fn tidy(metrics: PrometheusHandle) {
-    loop {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        metrics.run_upkeep();
-    }
 }

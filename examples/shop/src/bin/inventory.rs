@@ -23,6 +23,10 @@ impl Inventory for Shelves {
 async fn main() -> Result<(), BoxError> {
     shop::log_to_stderr()?;
     let settings = Settings::from_env()?;
+    let metrics = shop::record_metrics()?; // before the server is built
+    if let Some(address) = settings.metrics {
+        shop::serve_metrics(metrics, address).await?;
+    }
     let backend = discovery::open(&settings.registry)?;
     let (reporter, checks) = tonic_health::server::health_reporter();
     let server = RegisteredServer::builder(backend, "inventory".parse()?)

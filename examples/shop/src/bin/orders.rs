@@ -26,6 +26,10 @@ impl Orders for Desk {
 async fn main() -> Result<(), BoxError> {
     shop::log_to_stderr()?;
     let settings = Settings::from_env()?;
+    let metrics = shop::record_metrics()?; // before the server is built
+    if let Some(address) = settings.metrics {
+        shop::serve_metrics(metrics, address).await?;
+    }
     let fault = std::env::var("SHOP_FAULT").ok().map(|code| code.parse::<i32>()).transpose()?.map(Code::from);
     // One backend per process, for its channels and its registration.
     let backend = discovery::open(&settings.registry)?;
