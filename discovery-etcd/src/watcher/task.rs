@@ -455,9 +455,11 @@ impl Task {
                 self.act(acts, None);
                 return self.end(number, Some(&failure));
             }
-            // Another token may be accepted.
+            // Another token may be accepted. Asked at once, before a token that lives shorter than the
+            // interval expires as well.
             Err(failure) if failure.reason == Reason::Token && self.refused == 0 => {
                 self.refused += 1;
+                self.next_life = Instant::now();
                 return;
             }
             // The member answers, if only that it is overloaded. The audits detect lasting
