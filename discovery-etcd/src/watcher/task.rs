@@ -455,8 +455,8 @@ impl Task {
                 self.act(acts, None);
                 return self.end(number, Some(&failure));
             }
-            // Another token may be accepted. Asked at once, before a token that lives shorter than the
-            // interval expires as well.
+            // Another token may be accepted. Asked at once, before a token that lives shorter than
+            // the interval expires as well.
             Err(failure) if failure.reason == Reason::Token && self.refused == 0 => {
                 self.refused += 1;
                 self.next_life = Instant::now();
