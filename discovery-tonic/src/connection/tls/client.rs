@@ -2,7 +2,7 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, TryLockError},
     thread,
     time::{Duration, Instant},
 };
@@ -123,7 +123,7 @@ impl TlsClient {
 
     /// Reads the files again, unless that was done less than a second ago or is being done now.
     async fn refresh(self: &Arc<Self>) {
-        if self.files.try_lock().map_or(true, |files| files.read.elapsed() < REREAD) {
+        if self.files().is_none_or(|files| files.read.elapsed() < REREAD) {
             return;
         }
         let refreshed = Arc::clone(self);
@@ -139,8 +139,18 @@ impl TlsClient {
         let _ = ended.await;
     }
 
+    /// Returns the files, unless they are being read now. A subscriber that panicked while they
+    /// were locked has changed nothing about them.
+    fn files(&self) -> Option<MutexGuard<'_, Files>> {
+        match self.files.try_lock() {
+            Ok(files) => Some(files),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     fn read_again(&self) {
-        let Ok(mut files) = self.files.try_lock() else { return };
+        let Some(mut files) = self.files() else { return };
         if files.read.elapsed() < REREAD {
             return;
         }
