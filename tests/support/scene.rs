@@ -19,6 +19,9 @@ pub const TTL: Duration = Duration::from_secs(2);
 /// Longer than anything that works takes.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// The longest pause of [`config`].
+pub const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// Returns a configuration for tests: short times, with nothing turned off.
 pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
     EtcdConfig::new(members)
@@ -26,7 +29,7 @@ pub fn config(members: impl IntoIterator<Item = String>) -> EtcdConfig {
         .request_timeout(Duration::from_secs(1))
         .operation_timeout(Duration::from_secs(5))
         .connect_timeout(Duration::from_millis(500))
-        .backoff(Backoff::new(Duration::from_millis(50), Duration::from_millis(500)).expect("a valid backoff"))
+        .backoff(Backoff::new(Duration::from_millis(50), LONGEST_PAUSE).expect("a valid backoff"))
         .http2_keep_alive_interval(Duration::from_secs(1))
         .keep_alive_timeout(Duration::from_millis(500))
 }

@@ -11,8 +11,8 @@ use futures::{StreamExt, future::join_all};
 use support::{
     Etcd, Fault, Proxy, Raw, eventually,
     scene::{
-        SOON, TTL, config, connect, connect_to, count, instance, key, payments, register, until, until_lost,
-        until_registered, until_superseded,
+        LONGEST_PAUSE, SOON, TTL, config, connect, connect_to, count, instance, key, payments, register, until,
+        until_lost, until_registered, until_superseded,
     },
 };
 use tokio::time::{sleep, timeout};
@@ -73,18 +73,41 @@ async fn fault_b2_a_deregistration_is_seen_at_once() {
 #[tokio::test]
 async fn fault_b4_a_lease_that_is_revoked_from_outside_is_replaced() {
     let etcd = Etcd::start().await;
+    let mut raw = etcd.raw().await;
+    worst("fault_b4", async || {
+        let backend = connect_for_long(&etcd);
+        let registration = register(&backend, 1).await;
+        let took = replaced(&mut raw, SECOND).await;
+        until_registered(&registration, SECOND).await;
+        eventually("one lease is left", SECOND, async || raw.leases().await.len() == 1).await;
+        registration.deregister().await.unwrap();
+        backend.close().await.unwrap();
+        eventually("no lease is left", SECOND, async || raw.leases().await.is_empty()).await;
+        took
+    })
+    .await;
+}
+
+/// `fault_b4`, ten times in a row: each time the instance is registered under another lease. Two
+/// pauses grow to the longest of the backoff, one before the entry is put again and one before a
+/// lease is granted, so that whoever keeps revoking does not keep etcd busy.
+#[tokio::test]
+async fn fault_b4_a_lease_that_is_revoked_again_and_again_is_replaced() {
+    let etcd = Etcd::start().await;
     let backend = connect_for_long(&etcd);
     let mut raw = etcd.raw().await;
     let registration = register(&backend, 1).await;
-    worst("fault_b4", async || {
-        let (_, lease) = raw.entry(KEY).await.unwrap();
-        raw.revoke(lease).await;
-        let is_back = async || raw.entry(KEY).await.is_some_and(|(_, other)| ![0, lease].contains(&other));
-        eventually("under another lease", SECOND, is_back).await
-    })
-    .await;
+    worst("fault_b4", async || replaced(&mut raw, SECOND + LONGEST_PAUSE * 2).await).await;
     until_registered(&registration, SECOND).await;
     eventually("one lease is left", SECOND, async || raw.leases().await.len() == 1).await;
+}
+
+/// Revokes the lease of the entry and waits until it is under another one.
+async fn replaced(raw: &mut Raw, bound: Duration) -> Duration {
+    let (_, lease) = raw.entry(KEY).await.unwrap();
+    raw.revoke(lease).await;
+    let is_back = async || raw.entry(KEY).await.is_some_and(|(_, other)| ![0, lease].contains(&other));
+    eventually("under another lease", bound, is_back).await
 }
 
 /// `fault_b5`. The key is deleted while its lease lives: it is put again within 1 s, under the same
