@@ -13,6 +13,7 @@
 
 pub(crate) mod connector;
 pub(crate) mod end;
+pub(crate) mod executor;
 pub(crate) mod health_check;
 pub(crate) mod link;
 pub(crate) mod origin;
@@ -29,7 +30,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -41,7 +42,7 @@ use futures::task::AtomicWaker;
 use hyper::client::conn::http2::Builder;
 use hyper_util::rt::TokioTimer;
 use tokio::{
-    task::{AbortHandle, JoinHandle},
+    task::JoinHandle,
     time::{sleep, timeout},
 };
 use tracing::Span;
@@ -52,6 +53,7 @@ use crate::{
 };
 use connector::{Connected, Connector};
 use end::{End, Witness};
+use executor::Executor;
 use link::{Health, Link, Sender};
 use settings::EndpointSettings;
 use wire::ReadFirstIo;
@@ -61,13 +63,13 @@ use wire::ReadFirstIo;
 ///
 /// Two tasks serve it, as with any connection of hyper's: one for the socket, and one that hands
 /// requests to it. Dropping this value ends the second. The first ends once its streams have ended,
-/// or immediately if the [`AbortableExecutor`] aborts it.
+/// or immediately if the [`Executor`] aborts it.
 #[derive(Debug)]
 pub(crate) struct Connection {
     link: Link,
     age: Option<Duration>,
     recheck: Arc<Recheck>,
-    executor: AbortableExecutor,
+    executor: Executor,
     task: JoinHandle<()>,
 }
 
@@ -79,10 +81,6 @@ pub(crate) struct Allowance {
     /// The requests that it takes before its first answer.
     pub(crate) tickets: u32,
 }
-
-/// Runs hyper's tasks of one connection, and can abort it at once with all its requests.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct AbortableExecutor(Arc<OnceLock<AbortHandle>>);
 
 /// Wakes the connection's task to look for what hyper does not report: a GOAWAY while streams are
 /// open, or another stream limit.
@@ -112,7 +110,7 @@ impl Connection {
     ) -> Result<Self, BoxError> {
         let Connected { io, origin } = connector.connect(address, settings, first_address).await?;
         let shake_hands = async {
-            let executor = AbortableExecutor::default();
+            let executor = Executor::default();
             let mut builder = Builder::new(executor.clone());
             builder
                 .timer(TokioTimer::new())
@@ -218,7 +216,7 @@ impl Connection {
         &self.link.load
     }
 
-    pub(crate) fn executor(&self) -> AbortableExecutor {
+    pub(crate) fn executor(&self) -> Executor {
         self.executor.clone()
     }
 }
@@ -227,27 +225,6 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.recheck.shut.store(true, Ordering::Release);
         self.recheck.waker.wake();
-    }
-}
-
-impl AbortableExecutor {
-    pub(crate) fn abort(&self) {
-        if let Some(socket) = self.0.get() {
-            socket.abort();
-        }
-    }
-}
-
-/// Spawns hyper's tasks. The first one holds the socket; the others, one per request, end with it.
-impl<F> hyper::rt::Executor<F> for AbortableExecutor
-where
-    F: Future<Output: Send> + Send + 'static,
-{
-    fn execute(&self, future: F) {
-        // Boxed, because hyper's future is large and tokio moves it several times, which costs
-        // 2,500 instructions per call.
-        let task = tokio::spawn(Box::pin(future));
-        self.0.get_or_init(|| task.abort_handle());
     }
 }
 

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use crate::{
     balance::Load,
-    connection::{AbortableExecutor, Connection},
+    connection::{Connection, executor::Executor},
 };
 
 /// The connections of a lane that may have requests in flight; the current one is last.
@@ -13,7 +13,7 @@ pub(super) struct Connections(Vec<RetiredConnection>);
 
 /// What is needed to end a connection.
 struct RetiredConnection {
-    executor: AbortableExecutor,
+    executor: Executor,
     load: Arc<Load>,
     /// When its remaining requests are aborted; `None` while it may live on.
     until: Option<Instant>,
