@@ -13,9 +13,11 @@ use std::{
 };
 
 use super::turn;
-use crate::support::{Server, builder, eventually, greet, greet_with, hung, ready, refusing, registry, service};
+use crate::support::{
+    Server, builder, eventually, greet, greet_with, hung, instance, ready, refusing, registry, service,
+};
 use discovery_core::Backoff;
-use discovery_tonic::{EndpointSettings, EndpointState, balance::RoundRobin};
+use discovery_tonic::{EndpointSettings, EndpointState, Tried, balance::RoundRobin};
 use futures::future::join_all;
 use greeter::{GreetManyRequest, GreetRequest, GreeterClient};
 use http::Uri;
@@ -25,7 +27,7 @@ use tokio::{
     net::TcpStream,
     time::sleep,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -181,15 +183,19 @@ async fn an_unreachable_peer_costs_one_attempt_at_a_time_for_any_number_of_conne
 #[tokio::test]
 async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
     let _turn = turn().await;
-    let (address, _requests, _hung) = hung().await;
+    let (address, _requests, _tasks) = hung().await;
     let servers = crate::support::servers(3).await;
     let backend = registry(servers.iter().map(|one| one.address).chain([address]));
     let channel = builder(&backend).connections_per_endpoint(4).build().unwrap();
     eventually("all ready", || ready(&channel) == 4).await;
     let calls = (0..500).map(|_| greet(&channel, Some(Duration::from_millis(1500))));
-    let slow = join_all(calls).await.iter().filter(|call| call.is_err()).count();
+    let ended = join_all(calls).await;
+    // On a busy machine, calls of the others may reach their deadline too.
+    let hung = [instance(address).id().clone()];
+    let at_hung = |status: &Status| *Tried::from_status(status).unwrap().instances() == hung;
+    let slow = ended.iter().filter(|call| call.as_ref().is_err_and(at_hung)).count();
     println!("{slow} slow calls");
-    assert!(slow <= 5, "{slow}");
+    assert!((1..=5).contains(&slow), "{slow}");
 }
 
 #[tokio::test]
