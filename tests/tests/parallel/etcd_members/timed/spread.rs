@@ -37,8 +37,7 @@ async fn handles_spread_again_after_a_rolling_restart() {
         etcd.restart(place).await;
         eventually("all are there", SOON, all).await;
     }
-    // Until all have resumed: a watcher whose watch broke with the last member may do that later, and
-    // gets a new set.
+    // A watcher whose watch broke with the last member may resume later, and gets a new set.
     put(&mut etcd.raw().await, &instance(HANDLES)).await;
     let has_resumed = |follower: &Follower| !follower.is_lost() && follower.set().len() == usize::from(HANDLES) + 1;
     let all = async || followers.iter().all(has_resumed);

@@ -1,42 +1,29 @@
-//! The settings of a [`BalancedChannel`], and how its parts are put together.
+//! The settings of a channel. [`build`](mod@build) puts its parts together.
+
+mod build;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use arc_swap::ArcSwap;
 use discovery_core::{Backoff, Error, ErrorKind, Instance, Resolver, ServiceName};
 use http::{HeaderValue, Uri, uri::Scheme};
 use hyper::rt::{Read, Write};
 use tower::Service;
-use tracing::info_span;
 
-use super::BalancedChannel;
 #[cfg(feature = "tls")]
-use crate::connection::tls::{client::TlsClient, config::ChannelTls};
+use crate::connection::tls::config::ChannelTls;
 use crate::{
-    balance::{Balancer, Policy, PowerOfTwo},
+    balance::{Policy, PowerOfTwo},
     call::{
         observer::{AttemptHook, AttemptReport},
-        request_limit::RequestLimit,
-        retry::{Retries, RetryPolicy},
-        shared::Shared,
-        user_agent::UserAgent,
+        retry::RetryPolicy,
     },
-    connection::{
-        connector::{Connector, Transport},
-        settings::{EndpointSettings, FAR},
-    },
-    endpoint::{
-        Wakeups,
-        config::{DriverConfig, EndpointHook},
-        connect_limit::ConnectLimit,
-    },
+    connection::{connector::Transport, settings::EndpointSettings},
+    endpoint::config::EndpointHook,
     error::BoxError,
-    metrics::Metrics,
-    pool::{Pool, PoolConfig, following::Following, outlier_detection::OutlierDetection},
-    published::{Published, availability::Availability, overdue::Overdue},
+    pool::outlier_detection::OutlierDetection,
 };
 
-/// Builds a [`BalancedChannel`].
+/// Builds a [`BalancedChannel`](crate::BalancedChannel).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -418,91 +405,6 @@ impl ChannelBuilder {
         self.endpoint_metrics = enabled;
         self
     }
-
-    /// Builds the channel, which starts at once to follow the service and to connect.
-    ///
-    /// # Errors
-    ///
-    /// Same errors as [`BalancedChannel::new`], and [`InvalidInput`](ErrorKind::InvalidInput) if a
-    /// setting is out of bounds, or if the files of the TLS settings cannot be used.
-    pub fn build(self) -> Result<BalancedChannel, Error> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
-            let error =
-                Error::new(ErrorKind::NoRuntime, "a balanced channel needs a tokio runtime, and none is running here");
-            error.with_operation("connect").with_service(&self.service)
-        })?;
-        let outlier_detection = self.outlier_detection.validated()?;
-        if self.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            let error = invalid("invalid timeout 0ns: allowed are longer ones, and `None` for no timeout");
-            return Err(error.with_operation("connect").with_service(&self.service));
-        }
-        if self.max_requests == Some(0) {
-            let error = invalid("invalid max_requests 0: allowed are 1 and more, and `None` for no limit");
-            return Err(error.with_operation("connect").with_service(&self.service));
-        }
-        let transport = self.connector.unwrap_or(Transport::Tcp);
-        #[cfg(feature = "tls")]
-        let tls = self.tls.map(TlsClient::load).transpose();
-        #[cfg(feature = "tls")]
-        let tls = tls.map_err(|error| error.with_operation("connect").with_service(&self.service))?;
-        #[cfg(not(feature = "tls"))]
-        let tls: Option<std::convert::Infallible> = None;
-        let connector = match tls {
-            #[cfg(feature = "tls")]
-            Some(tls) => Connector::with_tls(transport, tls),
-            #[cfg(not(feature = "tls"))]
-            Some(never) => match never {},
-            // Nothing meant for TLS is sent in clear text.
-            None if self.scheme == Scheme::HTTPS && matches!(transport, Transport::Tcp) => {
-                let message = "https URIs without TLS: allowed are `tls` (feature `tls`) and a connector with TLS";
-                return Err(invalid(message).with_operation("connect").with_service(&self.service));
-            }
-            None => Connector::plain(transport, self.scheme),
-        };
-        let updates = self.resolver.watch(&self.service)?;
-        let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
-        let published = Arc::new(Published {
-            resolver: Arc::downgrade(&self.resolver),
-            service: self.service,
-            balancer: Balancer::of(self.policy),
-            availability: ArcSwap::from_pointee(Availability::Waiting),
-            overview: ArcSwap::default(),
-            overdue: Overdue::default(),
-            wakeups,
-        });
-        let driver = DriverConfig {
-            connects: ConnectLimit::new(self.max_concurrent_connects),
-            connector,
-            settings: self.endpoint_settings,
-            backoff: self.backoff,
-            drain: self.drain_timeout.min(FAR),
-            health: self.health_check,
-            connections: self.connections_per_endpoint,
-            tickets: DriverConfig::tickets(self.connections_per_endpoint, outlier_detection.finds_hung()),
-        };
-        let config = PoolConfig {
-            driver: Arc::new(driver),
-            slow_start: self.slow_start.unwrap_or_default().min(FAR),
-            hold: self.hold_on_mass_removal.map(|hold| hold.min(FAR)),
-            outlier_detection,
-            endpoint_metrics: self.endpoint_metrics,
-        };
-        let span = info_span!(parent: None, "channel", service = %published.service);
-        let following = Following::new(self.resolver, published.service.clone(), updates);
-        let task = runtime.spawn(Pool::new(Arc::clone(&published), config).run(following, span));
-        Ok(BalancedChannel::from_shared(Shared {
-            published,
-            user_agent: UserAgent(self.user_agent.unwrap_or(HeaderValue::from_static(AGENT))),
-            attempt_hook: self.attempt_hook,
-            timeout: self.timeout.map(|timeout| timeout.min(FAR)),
-            request_limit: self.max_requests.map(|limit| Arc::new(RequestLimit::new(limit))),
-            wait: self.wait_timeout.min(FAR),
-            retries: self.retry.map(Retries::new),
-            replay_budget: Arc::default(),
-            task: task.abort_handle(),
-            runtime,
-        }))
-    }
 }
 
 impl fmt::Debug for ChannelBuilder {
@@ -512,10 +414,6 @@ impl fmt::Debug for ChannelBuilder {
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
-}
-
-fn invalid(message: &'static str) -> Error {
-    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// In the format of the gRPC protocol: `grpc-` language `-` variant `/` version.
