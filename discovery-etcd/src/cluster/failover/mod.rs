@@ -96,13 +96,17 @@ impl Failover {
     }
 
     /// The member for a stream, even if none is well. Other callers may use it meanwhile.
+    ///
+    /// Of those whose rest is over, the one that failed first: a lease must be renewed in time, and
+    /// a random choice may take the same silent member again and again.
     pub(super) fn preferred(&self, now: Instant) -> usize {
         if self.is_well(self.current) {
             return self.current;
         }
         let is_rested = |place: &usize| self.rest(*place).is_some_and(|until| until <= now);
+        let failed_at = |place: &usize| self.health[*place].failed.as_ref().map(|(at, _)| *at);
         let well = at_random(self.places().filter(|place| self.is_well(*place)));
-        let rested = || at_random(self.places().filter(is_rested));
+        let rested = || self.places().filter(is_rested).min_by_key(failed_at);
         let earliest = || self.places().min_by_key(|place| self.rest(*place));
         well.or_else(rested).or_else(earliest).unwrap_or(self.current)
     }

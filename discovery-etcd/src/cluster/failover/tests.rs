@@ -38,6 +38,27 @@ async fn calls_stay_with_a_member_until_it_fails() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn streams_try_all_members_in_turns_while_all_fail() {
+    let mut failover = failover(3);
+    let start = Instant::now();
+    for place in 0..3 {
+        fails(&mut failover, place, Reason::Member, start);
+    }
+    // Each attempt takes so long that all others have rested.
+    let tried: Vec<usize> = (1..10)
+        .map(|attempt| {
+            let now = start + Duration::from_secs(15) * attempt;
+            let place = failover.preferred(now);
+            fails(&mut failover, place, Reason::TimedOut, now);
+            place
+        })
+        .collect();
+    for three in tried.windows(3) {
+        assert!((0..3).all(|place| three.contains(&place)), "{tried:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_caller_at_a_time_tries_a_member_that_failed() {
     let mut failover = failover(1);
     let now = Instant::now();
