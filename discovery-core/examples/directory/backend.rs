@@ -4,6 +4,9 @@
 //! A file appears and changes by a rename, so that no reader sees half of one. Its owner touches
 //! it, and a file that was not touched for a TTL counts as gone.
 //!
+//! Whoever takes a file over leaves a note for its former owner, `<root>/superseded/<token>`.
+//! Without it, an owner whose successor left before the next heartbeat would put its file back.
+//!
 //! It has limits: states have no order, and ownership is checked before the rename rather than with
 //! it, so two owners that act at the same moment may both believe that they won until the next
 //! heartbeat. Its file operations are short and blocking.
@@ -43,7 +46,10 @@ pub(crate) struct Directory {
 impl Directory {
     /// Creates an empty registry in `root`, or keeps the one that is there.
     pub(crate) fn create(root: &Path) -> Result<(), Error> {
-        fs::create_dir_all(root.join(SERVICES)).and_then(|()| fs::create_dir_all(root.join(TEMPORARY))).map_err(failed)
+        [SERVICES, SUPERSEDED, TEMPORARY]
+            .iter()
+            .try_for_each(|folder| fs::create_dir_all(root.join(folder)))
+            .map_err(failed)
     }
 
     /// Opens a handle on the registry in `root`, whether or not it can be reached now.
@@ -249,7 +255,17 @@ struct Own {
 
 impl Own {
     fn is_mine(&self) -> bool {
-        fs::read_to_string(&self.path).is_ok_and(|text| text.lines().next() == Some(self.token.to_string().as_str()))
+        self.owner() == Some(self.token)
+    }
+
+    /// The token of the file's owner, if there is a file.
+    fn owner(&self) -> Option<u64> {
+        fs::read_to_string(&self.path).ok()?.lines().next()?.parse().ok()
+    }
+
+    /// Where an owner finds out that it was superseded.
+    fn note_for(&self, token: u64) -> PathBuf {
+        self.files.root.join(SUPERSEDED).join(token.to_string())
     }
 
     fn write(&self, instance: &Instance, claim: Claim) -> Result<(), Error> {
@@ -264,7 +280,12 @@ impl Own {
         fs::write(&temporary, format!("{}\n{json}", self.token)).map_err(failed)?;
         let placed = match claim {
             Claim::IfAbsent => fs::hard_link(&temporary, &self.path).and_then(|()| fs::remove_file(&temporary)),
-            _ => fs::rename(&temporary, &self.path),
+            _ => {
+                if let Some(former) = self.owner().filter(|owner| *owner != self.token) {
+                    fs::write(self.note_for(former), "").map_err(failed)?;
+                }
+                fs::rename(&temporary, &self.path)
+            }
         };
         placed.map_err(|error| {
             // The rename may have succeeded already.
@@ -278,6 +299,9 @@ impl Own {
     fn keep(&self, instance: &Instance) -> Result<(), Error> {
         match self.is_mine() {
             true => File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now())).map_err(failed),
+            false if self.note_for(self.token).exists() => {
+                Err(Error::new(ErrorKind::Conflict, "another owner took the id over"))
+            }
             false => self.write(instance, Claim::IfAbsent),
         }
     }
@@ -285,6 +309,7 @@ impl Own {
     /// Removes the file if it belongs to this owner.
     fn remove(&self) -> Result<(), Error> {
         fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
+        found(fs::remove_file(self.note_for(self.token)))?;
         if self.is_mine() { found(fs::remove_file(&self.path)).map(|_| ()) } else { Ok(()) }
     }
 }
@@ -320,5 +345,6 @@ fn failed(error: io::Error) -> Error {
 }
 
 const SERVICES: &str = "services";
+const SUPERSEDED: &str = "superseded";
 const TEMPORARY: &str = "temporary";
 const POLL: Duration = Duration::from_millis(20);

@@ -67,6 +67,7 @@ mutants! {
     r02_an_entry_removed_by_hand_is_not_restored: NeverHeals breaks "R2",
     r02_the_status_is_always_registered: StatusLies breaks "R2",
     r03_a_claim_takes_over: ClaimTakesOver breaks "R3",
+    r03_a_former_owner_returns: FormerOwnerReturns breaks "R3",
     r03_healing_takes_over: HealingTakesOver breaks "R3",
     r03_a_superseded_registration_deletes: SupersededDeletes breaks "R3",
     r03_a_superseded_registration_overwrites: SupersededOverwrites breaks "R3",

@@ -34,6 +34,7 @@ pub(crate) enum Mutation {
     DropLeaves,
     EndsOnPanic,
     EndsWithHandle,
+    FormerOwnerReturns,
     FreshArcs,
     Gap,
     HealingTakesOver,
@@ -135,6 +136,7 @@ impl Registry for Mutant {
             | Mutation::DeregisterLies
             | Mutation::DeregistersLater
             | Mutation::DropLeaves
+            | Mutation::FormerOwnerReturns
             | Mutation::HealingTakesOver
             | Mutation::NeverHeals
             | Mutation::RefusedUpdateIsWrittenLater

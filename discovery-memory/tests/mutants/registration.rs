@@ -85,6 +85,13 @@ impl Broken {
             *self.inner() = again.ok();
             return;
         }
+        if self.mutation == Mutation::FormerOwnerReturns && superseded {
+            let again = self.memory.register_with(&self.service, (*instance).clone(), Claim::IfAbsent).await;
+            if again.is_ok() {
+                *self.inner() = again.ok();
+                return;
+            }
+        }
         let refused = self.refused.lock().unwrap().clone();
         if let Some(refused) = refused.filter(|_| now.is_registered()) {
             let Some(inner) = self.inner().take() else { return };
