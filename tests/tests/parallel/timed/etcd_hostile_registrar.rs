@@ -31,12 +31,12 @@ async fn register(backend: &EtcdBackend) -> Result<Registration, Error> {
 /// The methods that are counted at the server for one registration.
 const METHODS: [Method; 5] = [Method::Grant, Method::KeepAlive, Method::Write, Method::Range, Method::Watch];
 
-fn in_a_second(fake: &Fake, since: Instant) -> [usize; METHODS.len()] {
-    let within = |at: &Instant| (since..since + SECOND).contains(at);
+fn within(fake: &Fake, since: Instant, time: Duration) -> [usize; METHODS.len()] {
+    let within = |at: &Instant| (since..since + time).contains(at);
     METHODS.map(|method| fake.asked(method).iter().filter(|at| within(at)).count())
 }
 
-/// Registers while the server misbehaves for two seconds. Then it is honest, and a registration
+/// Registers while the server misbehaves for four seconds. Then it is honest, and a registration
 /// must hold and end gracefully. Returns the result of the first registration and whether its
 /// status was ever other than registered.
 async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, bool) {
@@ -46,13 +46,13 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let start = Instant::now();
     let first = timeout(3 * SECOND, register(&backend)).await.expect("`register` ends within its deadline");
     let mut was_lost = false;
-    while start.elapsed() < 2 * SECOND {
+    while start.elapsed() < 4 * SECOND {
         let status = first.as_ref().map(Registration::status);
         was_lost |= status.is_ok_and(|status| !status.is_registered());
         sleep(SECOND / 100).await;
     }
-    let early = in_a_second(&fake, start);
-    let late = in_a_second(&fake, start + SECOND);
+    let early = within(&fake, start, SECOND);
+    let late = within(&fake, start + SECOND, 3 * SECOND);
     fake.be_honest();
     let start = Instant::now();
     let error = first.as_ref().map(drop).map_err(Clone::clone);
@@ -66,7 +66,7 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     let settled = async || registration.status().is_registered() && fake.keys().len() == 1 && fake.leases().len() == 1;
     eventually("registered under one lease", SOON, settled).await;
     println!(
-        "fault_a26: {METHODS:?}: {early:?} in the first second, {late:?} in the next; well after {:?}",
+        "fault_a26: {METHODS:?}: {early:?} in the first second, {late:?} in the next three; well after {:?}",
         start.elapsed()
     );
     // Longer than a lease lives without renewal.
@@ -77,12 +77,14 @@ async fn register_while(misbehaving: impl FnOnce(&Fake)) -> (Result<(), Error>, 
     eventually("no lease is left", SOON, async || fake.leases().is_empty()).await;
     // One attempt to heal may write twice: the first write is refused if the entry of the former
     // lease still exists.
-    let within = |counts: &[usize], most| {
+    let are_few = |counts: &[usize], most| {
         let most_of = |method: &Method| if *method == Method::Write { 2 * most } else { most };
         METHODS.iter().zip(counts).all(|(method, count)| *count <= most_of(method))
     };
-    assert!(within(&early, 10), "{early:?}");
-    assert!(within(&late, 6), "no backoff: {late:?}");
+    assert!(are_few(&early, 10), "{early:?}");
+    // Random pauses of up to 500 ms make twelve attempts on average. More than twenty are expected
+    // once in thousands of runs.
+    assert!(are_few(&late, 20), "no backoff: {late:?}");
     (error, was_lost)
 }
 
