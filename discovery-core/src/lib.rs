@@ -25,6 +25,7 @@ mod instance;
 mod keep;
 mod name;
 mod outage;
+mod queue;
 mod recover;
 mod registration;
 mod registry;

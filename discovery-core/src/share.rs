@@ -2,19 +2,21 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use tokio::{sync::broadcast, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
     backend::Entry,
     fold::{Fold, TooMany},
     outage::{Outage, log_lost, log_regained},
+    queue::{Position, Queue, Taken},
     reject::Rejects,
     source::Sink,
 };
@@ -29,6 +31,8 @@ pub(crate) struct Shared {
     /// Publishing, joining and catching up happen under this lock, so that no stream misses or
     /// repeats an update.
     state: Mutex<State>,
+    /// Notified after each update.
+    news: Notify,
     task: OnceLock<AbortHandle>,
     /// Set once the runtime that ran the task has shut down.
     orphaned: AtomicBool,
@@ -46,7 +50,7 @@ pub(crate) struct Known {
 struct State {
     fold: Fold,
     outage: Outage,
-    sender: broadcast::Sender<Update>,
+    queue: Queue<Update>,
     /// The number of the current attempt, by which calls of earlier attempts are ignored.
     attempt: u64,
 }
@@ -56,10 +60,11 @@ impl Shared {
     /// updates.
     pub(crate) fn new(service: ServiceName, known: Known, queue: usize, watches: &Arc<Watches>) -> Arc<Self> {
         let Known { fold, outage } = known;
-        let state = State { fold, outage, sender: broadcast::Sender::new(queue), attempt: 0 };
+        let state = State { fold, outage, queue: Queue::new(queue), attempt: 0 };
         Arc::new(Self {
             service,
             state: Mutex::new(state),
+            news: Notify::new(),
             task: OnceLock::new(),
             orphaned: AtomicBool::new(false),
             watches: Arc::downgrade(watches),
@@ -93,15 +98,28 @@ impl Shared {
 
     /// Ends the attempt with this error, and logs it if an outage begins with it.
     pub(crate) fn lose(&self, error: Error) {
-        let mut state = self.lock();
-        state.attempt += 1;
-        let update = state.fold.lose(error.clone());
-        state.publish(update);
-        let is_first = state.outage.begin();
-        drop(state);
+        let is_first = self.change(|state| {
+            state.attempt += 1;
+            let update = state.fold.lose(error.clone());
+            state.publish(update);
+            state.outage.begin()
+        });
         if is_first {
             log_lost(&self.service, &error);
         }
+    }
+
+    /// Changes the state, then wakes the streams if there is an update.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let end = state.queue.end();
+        let result = change(&mut state);
+        let is_news = state.queue.end() != end;
+        drop(state);
+        if is_news {
+            self.news.notify_waiters();
+        }
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -125,10 +143,9 @@ impl Drop for Shared {
 }
 
 impl State {
-    fn publish(&self, update: Option<Update>) {
+    fn publish(&mut self, update: Option<Update>) {
         if let Some(update) = update {
-            // There is no receiver while the last stream is being dropped.
-            let _ = self.sender.send(update);
+            self.queue.push(update);
         }
     }
 }
@@ -143,12 +160,13 @@ impl Drop for Orphanage {
             shared.orphaned.store(true, Ordering::Release);
             let error =
                 Error::new(ErrorKind::Internal, "the runtime that ran the watch was shut down").with_operation("watch");
-            let mut state = shared.lock();
-            state.attempt += 1;
-            // Published even if it is no news, because it wakes the streams. It is not logged: most
-            // runtimes shut down because their program ends.
-            let update = state.fold.lose(error.clone()).unwrap_or(Update::Lost(error));
-            state.publish(Some(update));
+            shared.change(|state| {
+                state.attempt += 1;
+                // Published even if it is no news, because it wakes the streams. It is not logged:
+                // most runtimes shut down because their program ends.
+                let update = state.fold.lose(error.clone()).unwrap_or(Update::Lost(error));
+                state.publish(Some(update));
+            });
         }
     }
 }
@@ -158,21 +176,21 @@ impl Drop for Orphanage {
 pub(crate) struct Subscription {
     shared: Arc<Shared>,
     missed: VecDeque<Update>,
-    receiver: broadcast::Receiver<Update>,
+    position: Position,
 }
 
 impl Subscription {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        let state = shared.lock();
+        let mut state = shared.lock();
         let missed = state.fold.catch_up().collect();
-        let receiver = state.sender.subscribe();
+        let position = state.queue.join();
         drop(state);
-        Self { shared, missed, receiver }
+        Self { shared, missed, position }
     }
 
     /// Returns whether every update that was published so far has been taken.
     pub(crate) fn is_drained(&self) -> bool {
-        self.missed.is_empty() && self.receiver.is_empty()
+        self.missed.is_empty() && self.shared.lock().queue.is_drained(&self.position)
     }
 
     /// Joins for a stream that has followed the former watch. While contact is still lost, the
@@ -190,18 +208,34 @@ impl Subscription {
     }
 
     /// Returns the next update. A stream that fell behind the queue gets the current set instead of
-    /// what it missed (W6).
+    /// what it missed (W6). Cancel safe.
     pub(crate) async fn next(&mut self) -> Update {
         loop {
             if let Some(update) = self.missed.pop_front() {
                 return update;
             }
-            match self.receiver.recv().await {
-                Ok(update) => return update,
-                Err(broadcast::error::RecvError::Lagged(_)) => *self = Self::new(Arc::clone(&self.shared)),
-                Err(broadcast::error::RecvError::Closed) => unreachable!("the shared watch holds a sender"),
+            let taken = {
+                let mut news = pin!(self.shared.news.notified());
+                // Enabled before the queue is read, so that no update is missed in between.
+                news.as_mut().enable();
+                let taken = self.shared.lock().queue.take(&mut self.position);
+                if matches!(taken, Taken::Nothing) {
+                    news.await;
+                }
+                taken
+            };
+            match taken {
+                Taken::Behind => *self = Self::new(Arc::clone(&self.shared)),
+                Taken::Item(update) => return update,
+                Taken::Nothing => {}
             }
         }
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.lock().queue.leave(&self.position);
     }
 }
 
@@ -242,20 +276,21 @@ impl Attempt {
 
     fn step(&self, step: impl FnOnce(&mut State, &ServiceName) -> Progress) {
         let Some(shared) = self.shared.upgrade() else { return };
-        let mut state = shared.lock();
-        if state.attempt == self.number {
-            let progress = step(&mut state, &shared.service);
+        let ended = shared.change(|state| {
+            if state.attempt != self.number {
+                return None;
+            }
+            let progress = step(state, &shared.service);
             if progress == Progress::Full {
                 // The next step would be applied over a gap, so no more of this attempt is
                 // accepted.
                 state.attempt += 1;
             }
             self.progress.send_if_modified(|former| std::mem::replace(former, progress) != progress);
-            let ended = if state.fold.is_lost() { None } else { state.outage.end() };
-            drop(state);
-            if let Some(outage) = ended {
-                log_regained(&shared.service, outage);
-            }
+            if state.fold.is_lost() { None } else { state.outage.end() }
+        });
+        if let Some(outage) = ended {
+            log_regained(&shared.service, outage);
         }
     }
 }

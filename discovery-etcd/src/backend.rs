@@ -91,9 +91,7 @@ impl EtcdBackend {
         let recovery = Recovery::default()
             .backoff(settings.backoff)
             .first_set_timeout(settings.operation_timeout)
-            .max_entries(settings.max_entries)
-            // The queue is allocated for each watched service, and a handle may watch thousands.
-            .queue_capacity(32);
+            .max_entries(settings.max_entries);
         if settings.discover_members {
             runtime.spawn(MemberList::new(&cluster, &settings.members).run());
         }
