@@ -127,7 +127,8 @@ impl EtcdSource {
         loop {
             watch.count(state.tally.count());
             let done = match watch.next().await {
-                News::Message(message) => state.take(range, message).await,
+                // Boxed, because few of perhaps thousands of watches get a message at a time.
+                News::Message(message) => Box::pin(state.take(range, message)).await,
                 News::Moved { cluster } => state.moved(cluster),
                 News::Audited(audited) => state.audited(&audited, &watch),
                 News::Ended(ended) => return ended,
