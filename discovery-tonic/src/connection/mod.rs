@@ -3,8 +3,8 @@
 //! - The [`connector`] opens the byte stream according to the endpoint's [`settings`], by default
 //!   over [`tcp`], with `tls` on top of it if the channel has that; [`wire`] reads from it before
 //!   it writes.
-//! - [`Connection`] owns hyper's tasks. It sees the peer's SETTINGS, stream limit and GOAWAY before
-//!   a request does.
+//! - [`Connection`] owns hyper's tasks, which the [`executor`] runs. It sees the peer's SETTINGS,
+//!   stream limit and GOAWAY before a request does.
 //! - A [`link`] is what the others hold of a connection. Requests enter it with the connection's
 //!   [`origin`] and a [`request_body`] that can be sent again; a streaming one is a
 //!   [`request_stream`], within the [`replay_budget`]. The [`end`] is why the connection takes no
