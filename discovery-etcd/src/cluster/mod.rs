@@ -174,8 +174,9 @@ impl Cluster {
     /// The member to open a stream on, even if all members failed recently. Other callers may use
     /// it meanwhile.
     pub(crate) fn choose(&self) -> Asking<'_> {
-        let state = self.lock();
-        let member = Arc::clone(&state.members[state.failover.preferred(Instant::now())]);
+        let mut state = self.lock();
+        let place = state.failover.preferred(Instant::now());
+        let member = Arc::clone(&state.members[place]);
         Asking::new(self, member, Purpose::Answer, None)
     }
 

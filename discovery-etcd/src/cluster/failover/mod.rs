@@ -24,6 +24,8 @@ pub(super) struct Health {
     state: State,
     /// When it last failed, and how.
     failed: Option<(Instant, Failure)>,
+    /// When it was last chosen for a stream while no member was well.
+    chosen: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -39,7 +41,12 @@ enum State {
 
 impl Health {
     pub(super) fn new(backoff: Backoff) -> Self {
-        Self { delays: RetryDelays::new(backoff), state: State::Well, failed: None }
+        Self { delays: RetryDelays::new(backoff), state: State::Well, failed: None, chosen: None }
+    }
+
+    /// When it last failed or was chosen for a stream, whichever was later.
+    fn used(&self) -> Option<Instant> {
+        self.chosen.max(self.failed.as_ref().map(|(at, _)| *at))
     }
 }
 
@@ -97,18 +104,21 @@ impl Failover {
 
     /// The member for a stream, even if none is well. Other callers may use it meanwhile.
     ///
-    /// Of those whose rest is over, the one that failed first: a lease must be renewed in time, and
-    /// a random choice may take the same silent member again and again.
-    pub(super) fn preferred(&self, now: Instant) -> usize {
+    /// Of those whose rest is over, the one that was left alone the longest: a lease must be
+    /// renewed in time, and a random choice may take the same silent member again and again.
+    pub(super) fn preferred(&mut self, now: Instant) -> usize {
         if self.is_well(self.current) {
             return self.current;
         }
+        if let Some(place) = at_random(self.places().filter(|place| self.is_well(*place))) {
+            return place;
+        }
         let is_rested = |place: &usize| self.rest(*place).is_some_and(|until| until <= now);
-        let failed_at = |place: &usize| self.health[*place].failed.as_ref().map(|(at, _)| *at);
-        let well = at_random(self.places().filter(|place| self.is_well(*place)));
-        let rested = || self.places().filter(is_rested).min_by_key(failed_at);
+        let rested = self.places().filter(is_rested).min_by_key(|place| self.health[*place].used());
         let earliest = || self.places().min_by_key(|place| self.rest(*place));
-        well.or_else(rested).or_else(earliest).unwrap_or(self.current)
+        let place = rested.or_else(earliest).unwrap_or(self.current);
+        self.health[place].chosen = Some(now);
+        place
     }
 
     /// When the next member may be tried; `None` while one is well.

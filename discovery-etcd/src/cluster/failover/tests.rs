@@ -58,6 +58,19 @@ async fn streams_try_all_members_in_turns_while_all_fail() {
     }
 }
 
+/// The renewals and the watches of a handle open their streams at the same time.
+#[tokio::test(start_paused = true)]
+async fn streams_that_open_at_the_same_time_try_different_members() {
+    let mut failover = failover(3);
+    let start = Instant::now();
+    for place in 0..3 {
+        fails(&mut failover, place, Reason::Member, start);
+    }
+    let later = start + Duration::from_secs(15);
+    let tried = [0, 1, 2].map(|millis| failover.preferred(later + Duration::from_millis(millis)));
+    assert!((0..3).all(|place| tried.contains(&place)), "{tried:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_caller_at_a_time_tries_a_member_that_failed() {
     let mut failover = failover(1);
