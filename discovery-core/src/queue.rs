@@ -1,7 +1,8 @@
 //! What has been published and is still to be taken, by readers that each go at their own pace.
 //!
 //! Unlike tokio's `broadcast`, whose ring takes its memory in advance, this queue takes memory only
-//! while a reader is behind. A process may watch a thousand services, and most of them rest.
+//! for readers that will still take something. A process may watch a thousand services, and most of
+//! them rest.
 
 use std::collections::VecDeque;
 
@@ -12,6 +13,7 @@ pub(crate) struct Queue<T> {
     /// The position of the first item.
     first: u64,
     capacity: usize,
+    /// Those that are not behind.
     readers: usize,
 }
 
@@ -55,8 +57,9 @@ impl<T: Clone> Queue<T> {
 
     /// Removes a reader.
     pub(crate) fn leave(&mut self, position: &Position) {
+        // A reader that is behind was removed already.
+        let Some(next) = self.index(position) else { return };
         self.readers -= 1;
-        let next = self.index(position).unwrap_or(0);
         for item in self.items.iter_mut().skip(next) {
             item.readers -= 1;
         }
@@ -65,12 +68,13 @@ impl<T: Clone> Queue<T> {
 
     /// Publishes an item. If the queue is full, the oldest item makes room.
     pub(crate) fn push(&mut self, value: T) {
-        if self.readers == 0 || self.items.len() == self.capacity {
-            self.items.pop_front();
-            self.first += 1;
+        if self.items.len() == self.capacity {
+            self.drop_oldest();
         }
         if self.readers > 0 {
             self.items.push_back(Item { value, readers: self.readers });
+        } else {
+            self.first += 1;
         }
     }
 
@@ -94,6 +98,18 @@ impl<T: Clone> Queue<T> {
     fn index(&self, position: &Position) -> Option<usize> {
         let index = position.0.checked_sub(self.first)?;
         Some(usize::try_from(index).expect("a position is at most one past the items"))
+    }
+
+    /// Drops the oldest item. Its readers are behind then, so they take no other item either, and
+    /// nothing is kept for them.
+    fn drop_oldest(&mut self) {
+        let Some(dropped) = self.items.pop_front() else { return };
+        self.first += 1;
+        self.readers -= dropped.readers;
+        for item in &mut self.items {
+            item.readers -= dropped.readers;
+        }
+        self.forget();
     }
 
     /// Drops the items that all readers have taken, and the memory with the last one.
@@ -147,10 +163,10 @@ mod tests {
             queue.push(item);
             assert_eq!(queue.take(&mut quick), Taken::Item(item), "the slow one does not matter");
         }
+        assert_eq!(queue.items.capacity(), 0, "nothing is kept for the slow one");
         assert_eq!(queue.take(&mut slow), Taken::Behind);
         assert_eq!(queue.take(&mut slow), Taken::Behind);
         queue.leave(&slow);
-        assert_eq!(queue.items.capacity(), 0, "only the slow one was behind");
         let mut again = queue.join();
         queue.push(3);
         assert_eq!(all(&mut queue, &mut again), [3]);
@@ -216,8 +232,9 @@ mod tests {
                     Step::Leave(_) | Step::Take(_) => {}
                 }
                 prop_assert_eq!(queue.end(), u64::from(published));
-                let behind = readers.iter().map(|(_, next)| (published - next) as usize).max().unwrap_or(0);
-                prop_assert_eq!(queue.items.len(), behind.min(capacity));
+                let left = readers.iter().map(|(_, next)| (published - next) as usize);
+                let kept = left.filter(|left| *left <= capacity).max().unwrap_or(0);
+                prop_assert_eq!(queue.items.len(), kept);
             }
         }
     }

@@ -16,7 +16,8 @@ use crate::{Error, Instance, Registration, Resolver, ServiceName};
 ///   deregistered.
 /// - **R3** One owner per (service, id). Registering takes over, because a restarted process has
 ///   its old id, or is refused on request ([`Claim::IfAbsent`]). Automatic re-registration never
-///   takes over. A superseded registration can neither overwrite nor delete.
+///   takes over. A superseded registration can neither overwrite nor delete, and does not return
+///   when its successor has left.
 /// - **R4** `deregister` returns once the entry is gone or, within its deadline, an error that
 ///   states by when it will be. Dropping the registration requests the same. The entry of a killed
 ///   process is gone when its lease ends.

@@ -9,7 +9,10 @@ use std::{
     },
 };
 
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, coop::consume_budget},
+};
 
 use crate::{
     Error, ErrorKind, Instance, InstanceId, ServiceName, Update,
@@ -28,7 +31,7 @@ pub(crate) type Watches = Mutex<HashMap<ServiceName, Weak<Shared>>>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     service: ServiceName,
-    /// Publishing, joining and catching up happen under this lock, so that no stream misses or
+    /// Publishing, joining, taking and leaving happen under this lock, so that no stream misses or
     /// repeats an update.
     state: Mutex<State>,
     /// Notified after each update.
@@ -214,21 +217,24 @@ impl Subscription {
             if let Some(update) = self.missed.pop_front() {
                 return update;
             }
-            let taken = {
-                let mut news = pin!(self.shared.news.notified());
-                // Enabled before the queue is read, so that no update is missed in between.
-                news.as_mut().enable();
-                let taken = self.shared.lock().queue.take(&mut self.position);
-                if matches!(taken, Taken::Nothing) {
-                    news.await;
-                }
-                taken
-            };
+            // A consumer in a loop lets other tasks of its thread run now and then.
+            consume_budget().await;
+            let taken = self.shared.lock().queue.take(&mut self.position);
             match taken {
                 Taken::Behind => *self = Self::new(Arc::clone(&self.shared)),
                 Taken::Item(update) => return update,
-                Taken::Nothing => {}
+                Taken::Nothing => self.wait().await,
             }
+        }
+    }
+
+    /// Waits until there may be something to take. Cancel safe.
+    async fn wait(&self) {
+        let mut news = pin!(self.shared.news.notified());
+        // Enabled before looking again, so that no update is missed in between.
+        news.as_mut().enable();
+        if self.shared.lock().queue.is_drained(&self.position) {
+            news.await;
         }
     }
 }

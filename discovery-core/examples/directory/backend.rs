@@ -9,7 +9,8 @@
 //!
 //! It has limits: states have no order, and ownership is checked before the rename rather than with
 //! it, so two owners that act at the same moment may both believe that they won until the next
-//! heartbeat. Its file operations are short and blocking.
+//! heartbeat. A note for an owner that was killed stays. Its file operations are short and
+//! blocking.
 
 use std::{
     fs::{self, File},
@@ -263,6 +264,12 @@ impl Own {
         fs::read_to_string(&self.path).ok()?.lines().next()?.parse().ok()
     }
 
+    /// Tells the owner of the file that it is superseded, unless it is this one.
+    fn leave_note(&self) -> io::Result<()> {
+        let former = self.owner().filter(|owner| *owner != self.token);
+        former.map_or(Ok(()), |former| fs::write(self.note_for(former), ""))
+    }
+
     /// Where an owner finds out that it was superseded.
     fn note_for(&self, token: u64) -> PathBuf {
         self.files.root.join(SUPERSEDED).join(token.to_string())
@@ -273,6 +280,7 @@ impl Own {
         let json = serde_json::to_string(instance).map_err(io::Error::from).map_err(failed)?;
         let directory = self.path.parent().expect("an instance's path has its service's directory");
         if claim == Claim::IfAbsent && !self.files.is_alive(&self.path) {
+            self.leave_note().map_err(failed)?;
             found(fs::remove_file(&self.path))?;
         }
         fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
@@ -280,12 +288,7 @@ impl Own {
         fs::write(&temporary, format!("{}\n{json}", self.token)).map_err(failed)?;
         let placed = match claim {
             Claim::IfAbsent => fs::hard_link(&temporary, &self.path).and_then(|()| fs::remove_file(&temporary)),
-            _ => {
-                if let Some(former) = self.owner().filter(|owner| *owner != self.token) {
-                    fs::write(self.note_for(former), "").map_err(failed)?;
-                }
-                fs::rename(&temporary, &self.path)
-            }
+            _ => self.leave_note().and_then(|()| fs::rename(&temporary, &self.path)),
         };
         placed.map_err(|error| {
             // The rename may have succeeded already.
@@ -309,8 +312,10 @@ impl Own {
     /// Removes the file if it belongs to this owner.
     fn remove(&self) -> Result<(), Error> {
         fs::metadata(self.files.root.join(SERVICES)).map_err(failed)?;
-        found(fs::remove_file(self.note_for(self.token)))?;
-        if self.is_mine() { found(fs::remove_file(&self.path)).map(|_| ()) } else { Ok(()) }
+        if self.is_mine() {
+            found(fs::remove_file(&self.path))?;
+        }
+        found(fs::remove_file(self.note_for(self.token))).map(|_| ())
     }
 }
 
