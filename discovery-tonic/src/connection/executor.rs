@@ -19,7 +19,8 @@ pub(crate) struct Executor(Arc<Tasks>);
 
 #[derive(Default)]
 struct Tasks {
-    /// The task of the first future, which holds the socket. The others end with it.
+    /// The task of the first future, which holds the socket. The other futures end with it. If it
+    /// runs another future later, the connection is over, and nothing is lost by aborting it.
     socket: OnceLock<AbortHandle>,
     /// The tasks without a future. They end once this is dropped.
     idle: Mutex<Vec<Idle>>,
@@ -202,7 +203,7 @@ mod tests {
         assert_eq!(tasks(), 1, "hyper ends the others by itself");
     }
 
-    /// A channel may be used after the runtime that served its connection.
+    /// While a runtime shuts down, a future may be executed after an idle task has ended.
     #[test]
     fn a_task_that_ended_with_its_runtime_is_passed_over() {
         let runtime = || Builder::new_current_thread().enable_all().build().unwrap();

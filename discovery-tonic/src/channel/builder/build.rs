@@ -34,8 +34,8 @@ impl ChannelBuilder {
     /// setting is out of bounds, or if the files of the TLS settings cannot be used.
     pub fn build(mut self) -> Result<BalancedChannel, Error> {
         let runtime = self.check().map_err(|error| self.explain(error))?;
+        let outlier_detection = std::mem::take(&mut self.outlier_detection).validated()?;
         let connector = self.take_connector().map_err(|error| self.explain(error))?;
-        let outlier_detection = self.outlier_detection.validated()?;
         let updates = self.resolver.watch(&self.service)?;
         let wakeups = Arc::new(Wakeups::new(Metrics::new(&self.service)));
         let published = Arc::new(Published {

@@ -188,12 +188,14 @@ async fn a_hung_endpoint_of_many_connections_costs_no_more_calls() {
     let backend = registry(servers.iter().map(|one| one.address).chain([address]));
     let channel = builder(&backend).connections_per_endpoint(4).build().unwrap();
     eventually("all ready", || ready(&channel) == 4).await;
-    let calls = (0..500).map(|_| greet(&channel, Some(Duration::from_millis(1500))));
-    let ended = join_all(calls).await;
-    // On a busy machine, calls of the others may reach their deadline too.
     let hung = [instance(address).id().clone()];
-    let at_hung = |status: &Status| *Tried::from_status(status).unwrap().instances() == hung;
-    let slow = ended.iter().filter(|call| call.as_ref().is_err_and(at_hung)).count();
+    let at_hung = |status: &Status| Tried::from_status(status).is_some_and(|tried| *tried.instances() == hung);
+    let mut slow = 0;
+    // Not all 500 at once, because that alone may take a busy machine longer than the deadline.
+    for _ in 0..5 {
+        let calls = (0..100).map(|_| greet(&channel, Some(Duration::from_millis(1500))));
+        slow += join_all(calls).await.iter().filter(|call| call.as_ref().is_err_and(at_hung)).count();
+    }
     println!("{slow} slow calls");
     assert!((1..=5).contains(&slow), "{slow}");
 }

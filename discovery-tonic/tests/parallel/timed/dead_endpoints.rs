@@ -13,7 +13,9 @@ use super::turn;
 use crate::support::*;
 use discovery_core::Weight;
 use discovery_memory::MemoryBackend;
-use discovery_tonic::{BalancedChannel, EndpointStatus, OutlierDetection, balance::RoundRobin};
+use discovery_tonic::{
+    AttemptOutcome, AttemptReport, BalancedChannel, EndpointStatus, OutlierDetection, balance::RoundRobin,
+};
 use tokio::{task::JoinSet, time::sleep};
 
 /// Calls that take longer are slow.
@@ -117,7 +119,15 @@ async fn a_hung_endpoint_is_ejected_as_soon_if_callers_give_up() {
     for callers in [1, 50] {
         let servers = servers(3).await;
         let (hung, requests, _tasks) = hung().await;
-        let channel = channel(&registry(servers.iter().map(|server| server.address).chain([hung])));
+        // Calls that a busy machine did not let the others answer in time.
+        let elsewhere = Arc::new(AtomicUsize::new(0));
+        let late = Arc::clone(&elsewhere);
+        let count_late = move |report: &AttemptReport<'_>| {
+            let is_hung = report.instance.address().socket_addr() == Some(hung);
+            late.fetch_add(usize::from(!is_hung && report.outcome == AttemptOutcome::Cancelled), Ordering::Relaxed);
+        };
+        let backend = registry(servers.iter().map(|server| server.address).chain([hung]));
+        let channel = builder(&backend).on_attempt(count_late).build().unwrap();
         let mut calling = JoinSet::new();
         for _ in 0..callers {
             let channel = channel.clone();
@@ -133,9 +143,12 @@ async fn a_hung_endpoint_is_ejected_as_soon_if_callers_give_up() {
         }
         let dropped: usize = calling.join_all().await.into_iter().sum();
         let reached = requests.load(Ordering::Relaxed);
-        println!("{callers} callers dropped {dropped} calls in 3 s; {reached} requests reached the hung peer");
+        let elsewhere = elsewhere.load(Ordering::Relaxed);
+        println!(
+            "{callers} callers dropped {dropped} calls in 3 s, {elsewhere} of them elsewhere; {reached} requests reached the hung peer"
+        );
         assert!(reached <= 7, "{reached} requests, of which at most two are probes");
-        assert!(dropped <= 7, "{dropped}");
+        assert!(dropped <= 7 + elsewhere, "{dropped}");
     }
 }
 
