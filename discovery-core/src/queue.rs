@@ -38,6 +38,13 @@ pub(crate) enum Taken<T> {
     Nothing,
 }
 
+impl Position {
+    /// Whether a reader has taken everything, given the [end](Queue::end) of its queue.
+    pub(crate) fn is_at(&self, end: u64) -> bool {
+        self.0 == end
+    }
+}
+
 impl<T: Clone> Queue<T> {
     /// Creates a queue that holds at most `capacity` items for readers that are behind.
     pub(crate) fn new(capacity: usize) -> Self {
@@ -87,11 +94,6 @@ impl<T: Clone> Queue<T> {
         position.0 += 1;
         self.forget();
         Taken::Item(value)
-    }
-
-    /// Whether a reader has taken everything.
-    pub(crate) fn is_drained(&self, position: &Position) -> bool {
-        position.0 == self.end()
     }
 
     /// The index of a reader's next item; `None` if it was dropped.
@@ -148,7 +150,7 @@ mod tests {
         let mut second = queue.join();
         queue.push(2);
         assert_eq!(all(&mut queue, &mut first), [1, 2]);
-        assert!(queue.is_drained(&first) && !queue.is_drained(&second));
+        assert!(first.is_at(queue.end()) && !second.is_at(queue.end()));
         assert_eq!(all(&mut queue, &mut second), [2]);
         assert_eq!(queue.take(&mut second), Taken::Nothing);
         assert_eq!(queue.items.capacity(), 0, "nobody is behind");

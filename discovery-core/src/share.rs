@@ -5,7 +5,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -34,6 +34,8 @@ pub(crate) struct Shared {
     /// Publishing, joining, taking and leaving happen under this lock, so that no stream misses or
     /// repeats an update.
     state: Mutex<State>,
+    /// The end of the queue, by which a stream sees without the lock whether there is an update.
+    end: AtomicU64,
     /// Notified after each update.
     news: Notify,
     task: OnceLock<AbortHandle>,
@@ -67,6 +69,7 @@ impl Shared {
         Arc::new(Self {
             service,
             state: Mutex::new(state),
+            end: AtomicU64::new(0),
             news: Notify::new(),
             task: OnceLock::new(),
             orphaned: AtomicBool::new(false),
@@ -115,9 +118,9 @@ impl Shared {
     /// Changes the state, then wakes the streams if there is an update.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
-        let end = state.queue.end();
         let result = change(&mut state);
-        let is_news = state.queue.end() != end;
+        let end = state.queue.end();
+        let is_news = self.end.swap(end, Ordering::SeqCst) != end;
         drop(state);
         if is_news {
             self.news.notify_waiters();
@@ -193,7 +196,7 @@ impl Subscription {
 
     /// Returns whether every update that was published so far has been taken.
     pub(crate) fn is_drained(&self) -> bool {
-        self.missed.is_empty() && self.shared.lock().queue.is_drained(&self.position)
+        self.missed.is_empty() && !self.has_news()
     }
 
     /// Joins for a stream that has followed the former watch. While contact is still lost, the
@@ -217,25 +220,33 @@ impl Subscription {
             if let Some(update) = self.missed.pop_front() {
                 return update;
             }
+            if !self.has_news() {
+                self.wait().await;
+                continue;
+            }
             // A consumer in a loop lets other tasks of its thread run now and then.
             consume_budget().await;
             let taken = self.shared.lock().queue.take(&mut self.position);
             match taken {
                 Taken::Behind => *self = Self::new(Arc::clone(&self.shared)),
                 Taken::Item(update) => return update,
-                Taken::Nothing => self.wait().await,
+                Taken::Nothing => {}
             }
         }
     }
 
-    /// Waits until there may be something to take. Cancel safe.
+    /// Waits until there is something to take. Cancel safe.
     async fn wait(&self) {
         let mut news = pin!(self.shared.news.notified());
         // Enabled before looking again, so that no update is missed in between.
         news.as_mut().enable();
-        if self.shared.lock().queue.is_drained(&self.position) {
+        if !self.has_news() {
             news.await;
         }
+    }
+
+    fn has_news(&self) -> bool {
+        !self.position.is_at(self.shared.end.load(Ordering::SeqCst))
     }
 }
 
