@@ -96,6 +96,12 @@ impl<T: Clone> Queue<T> {
         Taken::Item(value)
     }
 
+    /// How many items are kept.
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> usize {
+        self.items.len()
+    }
+
     /// The index of a reader's next item; `None` if it was dropped.
     fn index(&self, position: &Position) -> Option<usize> {
         let index = position.0.checked_sub(self.first)?;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -237,9 +236,8 @@ impl Subscription {
 
     /// Waits until there is something to take. Cancel safe.
     async fn wait(&self) {
-        let mut news = pin!(self.shared.news.notified());
-        // Enabled before looking again, so that no update is missed in between.
-        news.as_mut().enable();
+        // Made before looking again, so that no update is missed in between.
+        let news = self.shared.news.notified();
         if !self.has_news() {
             news.await;
         }
@@ -352,5 +350,23 @@ impl Sink for Attempt {
             }
             Progress::Live
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_kept_for_a_stream_that_was_dropped() {
+        let watches = Arc::default();
+        let shared = Shared::new("payments".parse().unwrap(), Known::default(), 8, &watches);
+        let mut stays = Subscription::new(Arc::clone(&shared));
+        let leaves = Subscription::new(Arc::clone(&shared));
+        shared.lose(Error::new(ErrorKind::Unavailable, "not now"));
+        assert!(matches!(stays.next().await, Update::Lost(_)));
+        assert_eq!(shared.lock().queue.kept(), 1);
+        drop(leaves);
+        assert_eq!(shared.lock().queue.kept(), 0);
     }
 }

@@ -115,6 +115,16 @@ mod tests {
         Handle::current().metrics().num_alive_tasks()
     }
 
+    /// Waits until at most this many tasks are left.
+    async fn until_left(most: usize) {
+        let fewer = async {
+            while tasks() > most {
+                yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(5), fewer).await.expect("the others end");
+    }
+
     /// Runs a future, and waits until its task rests or has ended.
     async fn finish(executor: &Executor, future: impl Future<Output = ()> + Send + 'static) {
         let (sender, finished) = channel::<()>();
@@ -150,15 +160,11 @@ mod tests {
         }
         assert_eq!(tasks(), 100);
         drop(open);
-        while tasks() > MOST_IDLE {
-            yield_now().await;
-        }
+        until_left(MOST_IDLE).await;
         finish(&executor, yield_now()).await;
         assert_eq!(tasks(), MOST_IDLE);
         drop(executor);
-        while tasks() > 0 {
-            yield_now().await;
-        }
+        until_left(0).await;
     }
 
     #[tokio::test]
@@ -170,9 +176,7 @@ mod tests {
         yield_now().await;
         assert_eq!(tasks(), 1, "a request goes on without its connection's owner");
         drop(sender);
-        while tasks() > 0 {
-            yield_now().await;
-        }
+        until_left(0).await;
     }
 
     #[tokio::test]
